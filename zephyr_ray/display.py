@@ -1,0 +1,100 @@
+"""The live table of a run: each stage waiting, cached, running, done or failed."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from zephyr_ray.plan import Step
+from zephyr_ray.stage import Progress
+
+COLOURS = {"waiting": "dim", "cached": "cyan", "running": "bold yellow", "done": "green"}
+QUIET_SECONDS = 15
+"""Between two progress lines where there is no terminal to redraw."""
+
+
+class Display:
+    """A table that redraws itself on a terminal, and plain lines elsewhere (logs, Ray jobs)."""
+
+    def __init__(self, steps: list[Step]):
+        self.console = Console(file=sys.stderr)
+        self._rows = {s.name: ["waiting", s.stage.kind, ""] for s in steps}
+        self._progress: dict[str, Progress] = {}
+        self._live = Live(
+            console=self.console, get_renderable=self._table, refresh_per_second=4, transient=False
+        )
+        self._said = 0.0
+
+    def __enter__(self) -> "Display":
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def set(self, name: str, state: str, note: str = "", progress: Progress | None = None) -> None:
+        self._rows[name][0], self._rows[name][2] = state, note
+        if progress:
+            self._progress[name] = progress
+        if not self.console.is_terminal:
+            self._line(f"{name}: {state} {note}")
+
+    def tick(self, name: str) -> None:
+        """Called about twice a second while a stage runs."""
+        if not self.console.is_terminal and time.monotonic() - self._said > QUIET_SECONDS:
+            self._line(f"{name}: running {_figures(self._progress[name])}")
+
+    def _line(self, text: str) -> None:
+        self._said = time.monotonic()
+        self.console.print(f"{time.strftime('%H:%M:%S')} {text.rstrip()}", highlight=False)
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("stage", "kind", "state", "", ""):
+            table.add_column(heading, no_wrap=heading != "")
+        for name, (state, kind, note) in self._rows.items():
+            progress = self._progress.get(name)
+            running = state == "running" and progress is not None
+            table.add_row(
+                name,
+                Text(kind, style="dim"),
+                Text(state, style=COLOURS.get(state, "red")),
+                ProgressBar(total=progress.total or None, completed=progress.done, width=24)
+                if running and progress
+                else "",
+                _figures(progress) if running and progress else note,
+            )
+        return table
+
+
+def _figures(progress: Progress) -> str:
+    """Done of total, rate and time left."""
+    text = f"{progress.done}/{progress.total or '?'} {progress.unit}"
+    seconds = time.monotonic() - progress.started
+    fresh = progress.done - progress.resumed
+    if fresh > 0 and seconds > 1:
+        rate = fresh / seconds
+        text += f" · {rate:.1f}/s" if rate >= 1 else f" · {seconds / fresh:.1f} s each"
+        if progress.total > progress.done:
+            text += f" · {duration((progress.total - progress.done) / rate)} left"
+    else:
+        text += f" · {duration(seconds)} so far"
+    return text + (f" · {progress.note}" if progress.note else "")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

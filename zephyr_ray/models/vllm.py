@@ -1,0 +1,120 @@
+"""A vLLM engine in this process, stepped for all conversations in flight at once.
+
+Requests join and leave between steps, so batching is continuous across rows and turns. The engine
+runs in process (`LLMEngine`), because `AsyncLLM` starts a second process and takes 40 s to do it.
+"""
+
+import asyncio
+import itertools
+import os
+from typing import Any
+
+from zephyr_ray.chat import ChatFormat
+from zephyr_ray.errors import Permanent
+from zephyr_ray.models.contract import Message, Reply, Sampling
+from zephyr_ray.models.weights import resolve
+
+KV_CACHE_BYTES = 1 << 30
+"""KV cache of one CPU engine, 1 GiB; a GPU engine sizes its own from free memory."""
+
+
+class VllmEngine:
+    """One model on this process's device. `weights` is anything `weights.resolve` takes.
+
+    `seed` is the engine's: a seed per request costs a draw over the whole vocabulary each, and on
+    a CPU breaks requests whose prompt is prefilled in pieces.
+    """
+
+    def __init__(self, weights: str, context: int, gpu: bool, seed: int):
+        folder = resolve(weights)
+        settings: dict[str, Any] = {}
+        if not gpu:
+            _cpu_environment()
+            settings = {
+                "enforce_eager": True,
+                "kv_cache_memory_bytes": KV_CACHE_BYTES,
+                "distributed_executor_backend": "uni",
+            }
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        from transformers import AutoConfig, AutoTokenizer
+        from vllm import EngineArgs, LLMEngine
+
+        longest = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", context)
+        self.context = min(context, longest)
+        self.format = ChatFormat.of(AutoTokenizer.from_pretrained(folder))
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=str(folder),
+                dtype="bfloat16",
+                max_model_len=self.context,
+                seed=seed,
+                disable_log_stats=True,
+                **settings,
+            )
+        )
+        self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._numbers = itertools.count()
+        self._pump: asyncio.Task[None] | None = None
+
+    async def answer(self, messages: list[Message], sampling: Sampling) -> Reply:
+        from vllm import SamplingParams
+
+        prompt = self.format.prompt(messages)
+        if len(prompt) + sampling.max_tokens > self.context:
+            raise Permanent(
+                f"prompt of {len(prompt)} tokens and answer of up to {sampling.max_tokens} do not "
+                f"fit the context of {self.context}"
+            )
+        number = str(next(self._numbers))
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        self._engine.add_request(
+            number,
+            {"prompt_token_ids": prompt},
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                stop_token_ids=[self.format.stop_token_id],
+            ),
+        )
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._step_until_idle())
+        try:
+            output = (await future).outputs[0]
+        except asyncio.CancelledError:
+            self._waiting.pop(number, None)
+            self._engine.abort_request([number])
+            raise
+        return Reply(
+            output.text, output.finish_reason or "length", len(prompt), len(output.token_ids)
+        )
+
+    async def _step_until_idle(self) -> None:
+        try:
+            while self._engine.has_unfinished_requests():
+                for output in self._engine.step():
+                    if output.finished and output.request_id in self._waiting:
+                        self._waiting.pop(output.request_id).set_result(output)
+                # Answered rows ask their next turn here, before the next step.
+                await asyncio.sleep(0)
+        except Exception as error:
+            for future in self._waiting.values():
+                future.set_exception(EngineDead(str(error)))
+            self._waiting.clear()
+            raise
+
+
+class EngineDead(Exception):
+    """The engine cannot go on; its process must be replaced."""
+
+
+def _cpu_environment() -> None:
+    """Before torch is imported: one thread an engine; more make one-process rates unstable."""
+    os.environ.update(
+        OMP_NUM_THREADS="1",
+        OMP_WAIT_POLICY="PASSIVE",
+        TORCHDYNAMO_DISABLE="1",
+    )

@@ -1,0 +1,283 @@
+"""The pipeline: reads a recipe, plans it, and walks its stages, making what is missing.
+
+    python -m zephyr_ray.pipeline [RECIPE] [--set stage.setting=value] [--until STAGE] [--plan]
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from zephyr_ray import __version__, recipe as recipes
+from zephyr_ray.display import Display, duration
+from zephyr_ray.errors import Permanent
+from zephyr_ray.judge.pairwise import Pairwise
+from zephyr_ray.plan import Step, lineage, make_plan, remember, stages_read, start_model
+from zephyr_ray.preflight import check_files, preflight
+from zephyr_ray.recipe import FILE, Recipe, Stage, marked
+from zephyr_ray.report.page import Report
+from zephyr_ray.stage import Work, log
+from zephyr_ray.store import Artifact, Store, content_key
+from zephyr_ray.text.cleaning import Clean
+from zephyr_ray.text.completions import Completions
+from zephyr_ray.text.dialogues import SelfRefine
+from zephyr_ray.text.feedback import Feedback
+from zephyr_ray.text.preferences import Chosen, Preferences
+from zephyr_ray.text.prompts import Prompts, SelfInstruct
+from zephyr_ray.tracking import StageRun, Tracking
+from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.sft import Sft
+
+STAGES: tuple[type[Stage], ...] = (
+    Prompts, SelfInstruct, SelfRefine, Clean, Sft, Completions, Feedback, Preferences, Chosen,
+    Dpo, Pairwise, Report,
+)  # fmt: skip
+KINDS = {stage.kind: stage for stage in STAGES}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 done; 2 something to mend, said in one line; 1 a fault; 130 interrupted."""
+    parser = argparse.ArgumentParser("zephyr_ray.pipeline", description="Run a recipe.")
+    parser.add_argument("recipe", nargs="?", type=Path, help="a recipe file (default: quickstart)")
+    parser.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE")
+    parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    parser.add_argument("--plan", action="store_true", help="show what would run, and why")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    log.setLevel(logging.INFO)
+    try:
+        recipe = recipes.load(options.recipe or default_recipe(), KINDS, options.set)
+        store = Store(recipe.storage)
+        if options.plan:
+            check_files(recipe)
+            print_plan(recipe, make_plan(recipe, store, options.until))
+        else:
+            run(recipe, store, options.until)
+        return 0
+    except Permanent as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; what is finished is kept, run again to go on", file=sys.stderr)
+        return 130
+
+
+def default_recipe() -> Path:
+    """configs/quickstart.yaml: inside an installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs" / "quickstart.yaml"
+    return inside if inside.exists() else package.parent / "configs" / "quickstart.yaml"
+
+
+def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
+    """Makes every artifact of the recipe that is not there, up to `until`."""
+    store.prepare()
+    with store.exclusive(recipe.name):
+        check_files(recipe)
+        steps = make_plan(recipe, store, until)
+        preflight(recipe, store, steps)
+        if any(step.artifact is None for step in steps):
+            _walk(recipe, store, steps)
+        else:
+            Console(stderr=True).print(f"All {len(steps)} stages are there already.")
+        for step in steps:
+            _link(recipe, store, step)
+    _say_where(recipe, store, steps)
+
+
+def _walk(recipe: Recipe, store: Store, steps: list[Step]) -> None:
+    keys = {step.name: step.key for step in steps}
+    tracking = Tracking.open(
+        store.storage,
+        recipe.name,
+        content_key({"recipe": recipe.name, "stages": keys}),
+        {"recipe": recipe.name, "seed": recipe.seed, "version": __version__},
+    )
+    status = "FAILED"
+    try:
+        with Display(steps) as display:
+            for step in steps:
+                if step.artifact:
+                    display.set(step.name, "cached", _summary(step.artifact))
+                    tracking.cached(step.name, step.key, step.artifact.manifest, step.artifact.folder)
+                    continue
+                _connect()
+                settings = {"kind": step.stage.kind, **step.stage.model_dump(mode="json")}
+                stage_run = tracking.stage(step.name, step.stage.kind, step.key, settings)
+                try:
+                    step.artifact = _make(recipe, store, steps, step, stage_run, display)
+                except BaseException as error:
+                    message = f"{error}" or type(error).__name__
+                    stage_run.fail(message)
+                    display.set(step.name, "failed", message.splitlines()[0][:200])
+                    raise
+                stage_run.finish(step.artifact.manifest, step.artifact.folder)
+                remember(recipe, store, step)
+                _link(recipe, store, step)
+                display.set(step.name, "done", _summary(step.artifact))
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracking.finish(status)
+
+
+def _make(
+    recipe: Recipe,
+    store: Store,
+    steps: list[Step],
+    step: Step,
+    stage_run: StageRun,
+    display: Display,
+) -> Artifact:
+    """Runs one stage in its folder and makes the folder an artifact."""
+    stage = step.stage
+    artifacts = {s.name: s.artifact for s in steps if s.artifact}
+    reads = lineage(recipe, stage) if stage.makes == "report" else stages_read(recipe, stage)
+    models = {
+        ref: start_model(recipe, ref, artifacts)
+        for what, ref in recipe.reads(stage)
+        if what in ("weights", "model", "judge")
+    }
+    work = Work(
+        name=step.name,
+        folder=store.folder(stage.kind, step.key),
+        seed=getattr(stage, "seed", recipe.seed),
+        inputs={name: artifacts[name] for name in reads},
+        models=models,
+        files={f: recipe.file(v) for f, _, values in marked(stage, FILE) for v in values},
+        log_metrics=stage_run.log_metrics,
+    )
+    work.scratch.mkdir(parents=True, exist_ok=True)
+    display.set(step.name, "running", progress=work.progress)
+    clock = _Clock(work.scratch / "clock.json", lambda: display.tick(step.name))
+    with clock:
+        stage.run(work)
+    work.clean()
+    return store.commit(
+        stage.kind,
+        step.key,
+        {
+            "name": step.name,
+            "version": stage.version,
+            "recipe": recipe.name,
+            "settings": stage.model_dump(mode="json"),
+            "reads": {name: artifacts[name].key for name in stages_read(recipe, stage)},
+            "counts": work.counts,
+            "metrics": {},
+            "examples": work.examples,
+            "seconds": round(clock.seconds, 1),
+            "attempts": clock.attempts,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "zephyr_ray": __version__,
+        },
+    )
+
+
+class _Clock:
+    """Wall time of a stage over all its attempts, kept on disk so that a kill loses a second."""
+
+    def __init__(self, path: Path, tick: Any):
+        self._path, self._tick, self._stop = path, tick, threading.Event()
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, ValueError):
+            before = {"seconds": 0.0, "attempts": 0}
+        self._before, self.attempts = before["seconds"], before["attempts"] + 1
+        self._began = time.monotonic()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    def _follow(self) -> None:
+        while not self._stop.wait(0.5):
+            self._path.write_text(json.dumps({"seconds": self.seconds, "attempts": self.attempts}))
+            self._tick()
+
+    def __enter__(self) -> "_Clock":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def _connect() -> None:
+    """Joins the cluster this process was started for, else starts one on this machine."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init(include_dashboard=False, object_store_memory=512 * 1024**2, **quiet)
+    from ray.data import DataContext
+
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+
+
+def _link(recipe: Recipe, store: Store, step: Step) -> None:
+    """The names a person opens: report.html, models/<stage>, data/<stage>."""
+    if step.artifact is None:
+        return
+    view, target = store.storage / recipe.name, step.artifact.folder
+    if step.stage.makes == "report":
+        store.link(view / "report.html", target / "report.html")
+    elif step.stage.makes == "weights":
+        store.link(view / "models" / step.name, step.artifact.model)
+    else:
+        store.link(view / "data" / step.name, target)
+
+
+def _summary(artifact: Artifact) -> str:
+    manifest = artifact.manifest
+    counts = manifest["counts"]
+    shown = [f"{counts['rows']:.0f} rows"] if "rows" in counts else []
+    shown += [f"{counts['steps']:.0f} steps"] if "steps" in counts else []
+    dropped = sum(v for k, v in counts.items() if k.startswith(("dropped/", "failed/")))
+    shown += [f"{dropped:.0f} dropped"] if dropped else []
+    return " · ".join([*shown, duration(manifest["seconds"])])
+
+
+def print_plan(recipe: Recipe, steps: list[Step]) -> None:
+    table = Table(title=f"{recipe.name}: {len(steps)} stages", box=None, title_justify="left")
+    for heading in ("stage", "kind", "state", "rows", "why"):
+        table.add_column(heading)
+    for step in steps:
+        state = "[cyan]cached[/]" if step.artifact else "[yellow]to do[/]"
+        rows = "?" if step.rows is None else f"{step.rows:.0f}"
+        table.add_row(step.name, step.stage.kind, state, rows, step.why)
+    Console().print(table)
+
+
+def _say_where(recipe: Recipe, store: Store, steps: list[Step]) -> None:
+    view = store.storage / recipe.name
+    shown = os.path.relpath(view)
+    lines = [("open", f"{shown}/")]
+    if any(step.stage.makes == "report" for step in steps):
+        lines.append(("report", f"{shown}/report.html"))
+    if any(step.stage.makes == "weights" for step in steps):
+        lines.append(("chat", f"zephyr chat {shown}"))
+    lines.append(("MLflow", "make mlflow"))
+    print("\n".join(f"{name:8}{text}" for name, text in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

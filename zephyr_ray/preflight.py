@@ -1,0 +1,144 @@
+"""What a user can get wrong, found before any model is loaded: files, keys, weights, memory, disk."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.models import constraints
+from zephyr_ray.models.openai import api_key
+from zephyr_ray.models.vllm import KV_CACHE_BYTES
+from zephyr_ray.models.weights import resolve
+from zephyr_ray.plan import Step, digest, model_spec, weights_place
+from zephyr_ray.recipe import FILE, Reads, Recipe, Stage, marked
+from zephyr_ray.store import Store, read_jsonl
+
+WORKER_BYTES = 1.5e9
+"""Resident memory of one worker or engine before its model: torch and friends, measured."""
+TEXT_BYTES = 100e6
+"""Disk kept free for text and logs."""
+
+
+def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
+    """Everything a user can get wrong, checked before any model is loaded. Raises Permanent."""
+    todo = [step for step in steps if step.artifact is None]
+    disk = TEXT_BYTES
+    for step in todo:
+        for what, ref in recipe.reads(step.stage):
+            if what not in ("weights", "model", "judge"):
+                continue
+            spec = model_spec(recipe, ref)
+            if spec.engine == "openai":
+                api_key(spec)
+            for weights in filter(None, (spec.weights, spec.relevance)):
+                if weights not in recipe.stages:
+                    resolve(weights_place(recipe, weights))
+            if spec.demonstrations:
+                _check_demonstrations(recipe.file(spec.demonstrations))
+        parameters = _parameters(recipe, step.stage)
+        memory = _memory(recipe, step.stage, parameters)
+        _check_memory(step.name, memory)
+        if step.stage.makes == "weights":
+            # fp32 weights, and two checkpoints of weights and two Adam moments while it trains.
+            disk += 4 * parameters + TEXT_BYTES
+            transient = 2 * 16 * parameters
+            _check_disk(store, step.name, disk + transient)
+    _check_disk(store, "the run", disk)
+
+
+def check_files(recipe: Recipe) -> None:
+    """Seeds and other files of every stage, cached or not."""
+    for name, stage in recipe.stages.items():
+        files = {f: recipe.file(v) for f, _, values in marked(stage, FILE) for v in values}
+        for path in files.values():
+            digest(path)
+        try:
+            stage.check(files)
+        except Permanent as error:
+            raise Permanent(f"stage '{name}': {error}") from None
+
+
+def _check_demonstrations(path: Path) -> None:
+    for number, row in enumerate(read_jsonl(path), 1):
+        for field in ("instruction", "answer"):
+            if not isinstance(row.get(field), str):
+                raise Permanent(f'{path} row {number}: needs an "{field}", a text')
+        try:
+            constraints.validate(row.get("constraint") or {})
+        except Permanent as error:
+            raise Permanent(f"{path} row {number}: {error}") from None
+
+
+def _parameters(recipe: Recipe, stage: Stage) -> int:
+    """Parameters of the model a stage trains or the largest it starts; 0 where there is none."""
+    sizes = [0]
+    for what, ref in recipe.reads(stage):
+        if what in ("weights", "model", "judge"):
+            weights = model_spec(recipe, ref).weights
+            while weights in recipe.stages:
+                [(_, _, [start])] = [
+                    m for m in marked(recipe.stages[weights], Reads) if m[1].what == "weights"
+                ]
+                weights = model_spec(recipe, start).weights
+            if weights:
+                sizes.append(count_parameters(resolve(weights_place(recipe, weights))))
+    return max(sizes)
+
+
+def count_parameters(folder: Path) -> int:
+    """From the headers of the safetensors files; no weight is read."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                size = 1
+                for n in tensor["shape"]:
+                    size *= n
+                total += size
+    return total
+
+
+def _memory(recipe: Recipe, stage: Stage, parameters: int) -> float:
+    """Bytes of this machine's memory the stage needs, roughly; 0 for work on GPUs."""
+    settings = stage.model_dump()
+    if stage.makes == "weights":
+        workers = settings["workers"]
+        if settings["gpus_per_worker"]:
+            return 0.0
+        # fp32 weights and gradients on every worker (ZeRO-3 shares them), two Adam moments in all.
+        copies = 1 if settings["zero"] == 3 else workers
+        reference = 4 * parameters * copies if stage.kind == "dpo" else 0
+        return (8 * copies + 8) * parameters + reference + workers * WORKER_BYTES
+    most = 0.0
+    for what, ref in recipe.reads(stage):
+        if what in ("model", "judge"):
+            spec = model_spec(recipe, ref)
+            if spec.engine == "vllm" and not spec.gpus:
+                one = 2 * parameters + KV_CACHE_BYTES + WORKER_BYTES
+                most = max(most, spec.actors * one)
+    return most
+
+
+def _check_memory(name: str, needed: float) -> None:
+    if os.environ.get("RAY_ADDRESS"):
+        return  # the work runs on a cluster, not on this machine
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise Permanent(
+            f"stage '{name}' needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
+            "free; use fewer workers or actors, zero: 3, or a smaller model"
+        )
+
+
+def _check_disk(store: Store, name: str, needed: float) -> None:
+    free = shutil.disk_usage(store.storage).free
+    if needed > free:
+        raise Permanent(
+            f"{name} needs about {needed / 1e9:.1f} GB of disk below {store.storage}, "
+            f"{free / 1e9:.1f} GB are free; free some, or choose another with --set storage=FOLDER"
+        )

@@ -1,0 +1,315 @@
+"""The recipe file: named models and an ordered list of stages, typed and checked before any work.
+
+A stage kind is a `Stage` subclass whose fields are its settings. What a field points at is said in
+its annotation, so that checking, hashing and planning need no code per kind:
+
+    prompts: Annotated[str, Reads("prompts")]      an earlier stage that makes prompts
+    model:   Annotated[str, Reads("weights")]      a model of the recipe, or a stage that trains one
+    seeds:   Annotated[str, FILE]                  a file, beside the recipe
+    workers: Annotated[int, OPERATIONAL] = 1       how the work runs, not what comes out
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zephyr_ray.errors import Permanent
+
+if TYPE_CHECKING:
+    from zephyr_ray.stage import Work
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Marks a field that names what the stage reads.
+
+    `what` is an artifact type ("prompts", "dialogues", …), "weights" (something to train or to
+    start from), "model" (someone who answers) or "judge" (someone who compares answers).
+    """
+
+    what: str
+
+
+FILE = "file"
+OPERATIONAL = "operational"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+T = TypeVar("T", bound=Strict)
+
+
+class ModelSpec(Strict):
+    """One model of the recipe: who answers, and how answers are drawn from it."""
+
+    weights: str | None = None
+    """A packaged name, a hub id, a folder, or the name of a stage that trains a model."""
+    engine: Literal["vllm", "openai", "rules"] = "vllm"
+    temperature: float = Field(0.7, ge=0)
+    """The paper samples for evaluation at temperature 0.7, top-p 0.95 (arXiv 2310.16944)."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    demonstrations: Annotated[str | None, FILE] = None
+    """JSONL of worked examples, shown before a prompt that carries the same kind of constraint."""
+    model: str | None = None
+    base_url: Annotated[str | None, OPERATIONAL] = None
+    api_key_env: Annotated[str | None, OPERATIONAL] = None
+    """The name of the environment variable that holds the key, never the key."""
+    relevance: str | None = None
+    """`rules` only: weights of a sentence encoder; an answer must be on topic to pass."""
+    relevance_min: float = 0.3
+    """Cosine similarity of prompt and answer from which an answer counts as on topic."""
+    actors: Annotated[int, OPERATIONAL] = Field(1, ge=1)
+    gpus: Annotated[float, OPERATIONAL] = Field(0, ge=0)
+    """GPUs of one actor."""
+    concurrency: Annotated[int, OPERATIONAL] = Field(64, ge=1)
+    """Rows in flight on one actor."""
+    context: int = Field(2048, ge=16)
+    """Tokens of prompt and answer together; a longer conversation is a failed row."""
+
+
+class Stage(Strict):
+    """One stage: its settings, and `run`, which makes its artifact."""
+
+    kind: ClassVar[str]
+    makes: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised when the same settings come to mean another result."""
+
+    def run(self, work: Work) -> None:
+        raise NotImplementedError
+
+    def check(self, files: dict[str, Path]) -> None:
+        """Raises Permanent when a FILE setting (by field name) holds what `run` cannot use."""
+
+    def expected(self, rows: dict[str, int]) -> int | None:
+        """Rows this stage will make (or steps it will take), from the rows of what it reads."""
+        return next(iter(rows.values()), None)
+
+
+def marked(spec: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, list[str]]]:
+    """The fields that carry a mark, as (field, mark, values); absent values are left out."""
+    found = []
+    for name, field in type(spec).model_fields.items():
+        # An optional field keeps its Annotated metadata on the field or inside the union.
+        marks = [*field.metadata, *(m for a in get_args(field.annotation) for m in get_args(a)[1:])]
+        for m in marks:
+            if m == mark or (isinstance(mark, type) and isinstance(m, mark)):
+                value = getattr(spec, name)
+                values = value if isinstance(value, list) else [value]
+                found.append((name, m, [str(v) for v in values if v is not None]))
+    return found
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole, checked recipe. `folder` is where its file lies; FILE settings are relative to it."""
+
+    name: str
+    storage: Path
+    folder: Path
+    seed: int
+    models: dict[str, ModelSpec]
+    stages: dict[str, Stage]
+
+    def file(self, value: str) -> Path:
+        return self.folder / value
+
+    def reads(self, stage: Stage) -> list[tuple[str, str]]:
+        """What a stage reads, as (artifact type, name of a stage or of a model)."""
+        return [(m.what, v) for _, m, values in marked(stage, Reads) for v in values]
+
+
+def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None = None) -> Recipe:
+    """Reads and checks a recipe file. Everything wrong is one Permanent line."""
+    raw = _read_yaml(path)
+    for text in overrides or []:
+        _override(raw, text)
+    unknown = sorted(set(raw) - {"name", "storage", "seed", "models", "stages"})
+    if unknown:
+        raise Permanent(
+            f"{path}: unknown setting '{unknown[0]}'; a recipe has name, storage, seed, models, "
+            "stages"
+        )
+    name, seed = str(raw.get("name", path.stem)), raw.get("seed", 0)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name == "store":
+        raise Permanent(f"{path}: name '{name}' must be lower-case letters, digits, '.', '_', '-'")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise Permanent(f"{path}: seed must be a whole number, not {seed!r}")
+    storage = str(raw.get("storage", "runs"))
+    if "://" in storage:
+        raise Permanent(
+            f"{path}: storage '{storage}' is a URL; storage is a folder (on a cluster, one that "
+            "every node mounts)"
+        )
+    models = {
+        str(n): _typed(ModelSpec, spec, f"{path}: model '{n}'")
+        for n, spec in _mapping(raw.get("models", {}), f"{path}: models").items()
+    }
+    stages = {}
+    for stage_name, settings in _mapping(raw.get("stages"), f"{path}: stages").items():
+        where = f"{path}: stage '{stage_name}'"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(stage_name)):
+            raise Permanent(f"{where}: a stage name is letters, digits, '.', '_', '-'")
+        settings = dict(_mapping(settings, where))
+        kind = settings.pop("kind", None)
+        if kind not in kinds:
+            raise Permanent(f"{where}: unknown kind '{kind}'{_near(str(kind), kinds)}")
+        if "seed" in kinds[kind].model_fields:
+            settings.setdefault("seed", seed)
+        stages[str(stage_name)] = _typed(kinds[kind], settings, where)
+    if not stages:
+        raise Permanent(f"{path}: no stages; nothing to do")
+    recipe = Recipe(name, Path(storage), path.parent, seed, models, stages)
+    _check_references(recipe, path)
+    return recipe
+
+
+def _check_references(recipe: Recipe, path: Path) -> None:
+    """Every name a stage reads must be defined, be of the right type, and come earlier."""
+    order = list(recipe.stages)
+    both = sorted(set(order) & set(recipe.models))
+    if both:
+        raise Permanent(f"{path}: '{both[0]}' is both a model and a stage; rename one")
+    for name, stage in recipe.stages.items():
+        for what, ref in recipe.reads(stage):
+            where = f"{path}: stage '{name}' reads '{ref}'"
+            if ref in recipe.models and what in ("weights", "model", "judge"):
+                _check_model(recipe, what, ref, where)
+                source = recipe.models[ref].weights
+                if source not in recipe.stages:
+                    continue
+                if recipe.stages[source].makes != "weights":
+                    raise Permanent(f"{path}: model '{ref}': stage '{source}' trains no model")
+                ref, what = source, "weights"
+            if ref not in recipe.stages:
+                known = recipe.models if what in ("model", "judge") else {}
+                raise Permanent(
+                    f"{where}, which is neither a stage nor a model of this recipe"
+                    + _near(ref, [*known, *order])
+                )
+            if what == "judge":
+                raise Permanent(f"{where}, but a judge is an entry under models:")
+            made = recipe.stages[ref].makes
+            if what != "any" and made != ("weights" if what == "model" else what):
+                raise Permanent(f"{where}, which makes {made}; it needs {what}")
+            if order.index(ref) >= order.index(name):
+                cycle = _path_between(recipe, ref, name)
+                if cycle:
+                    raise Permanent(f"{path}: a cycle: {' → '.join([name, *cycle])}")
+                raise Permanent(f"{where}, which comes later; move '{ref}' above '{name}'")
+
+
+def _check_model(recipe: Recipe, what: str, name: str, where: str) -> None:
+    spec = recipe.models[name]
+    if spec.engine == "vllm" and not spec.weights:
+        raise Permanent(f"{where}: model '{name}' needs weights: (a packaged name, hub id, folder)")
+    if spec.engine == "openai" and not (spec.model and spec.base_url):
+        raise Permanent(f"{where}: model '{name}' needs model: and base_url:")
+    if what == "weights" and spec.engine != "vllm":
+        raise Permanent(f"{where}: model '{name}' has no weights to train (engine {spec.engine})")
+    if what == "model" and spec.engine == "rules":
+        raise Permanent(f"{where}: '{name}' is a rules judge; it cannot answer prompts")
+
+
+def _path_between(recipe: Recipe, start: str, goal: str) -> list[str] | None:
+    """The chain of reads from `start` to `goal`, if there is one."""
+    seen: set[str] = set()
+
+    def walk(name: str) -> list[str] | None:
+        if name == goal:
+            return [name]
+        if name in seen or name not in recipe.stages:
+            return None
+        seen.add(name)
+        for _, ref in recipe.reads(recipe.stages[name]):
+            ref = recipe.models[ref].weights or ref if ref in recipe.models else ref
+            rest = walk(ref)
+            if rest:
+                return [name, *rest]
+        return None
+
+    return walk(start)
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    """Applies one `stage.setting=value`, `models.name.setting=value` or `seed=value`."""
+    target, equals, value = text.partition("=")
+    path = target.strip().split(".")
+    if not equals or not all(path):
+        raise Permanent(f"--set {text}: write stage.setting=value")
+    place: Any = raw
+    if path[0] in (raw.get("stages") or {}):
+        path = ["stages", *path]
+    for part in path[:-1]:
+        if not isinstance(place, dict) or not isinstance(place.get(part), dict):
+            raise Permanent(f"--set {text}: the recipe has no '{part}'")
+        place = place[part]
+    try:
+        place[path[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise Permanent(f"--set {text}: cannot read the value '{value}'") from None
+
+
+def _near(name: str, known: Any) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Permanent(f"{where}: expected 'name: value' lines, found {type(value).__name__}")
+    return value
+
+
+def _typed(cls: type[T], settings: Any, where: str) -> T:
+    try:
+        return cls(**_mapping(settings, where))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"])
+        if first["type"] == "extra_forbidden":
+            message = f"unknown setting '{place}'{_near(place, cls.model_fields)}"
+        elif first["type"] == "missing":
+            message = f"setting '{place}' is missing"
+        else:
+            message = f"setting '{place}': {first['msg']} (got {first['input']!r})"
+        raise Permanent(f"{where}: {message}") from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys; a stage lost that way would be silent."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key}' stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise Permanent(f"cannot read the recipe {path}: {reason}") from None
+    try:
+        return _mapping(yaml.load(text, _UniqueKeys), str(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise Permanent(f"{path}{line}: {getattr(error, 'problem', error)}") from None

@@ -1,0 +1,214 @@
+"""Artifacts on storage, under content keys, whole when their manifest is there.
+
+    <storage>/store/<kind>-<key>/manifest.json     written last
+    <storage>/store/<kind>-<key>/…                 rows.jsonl, model/, report.html, …
+    <storage>/<recipe name>/{data,models}/<stage>  links a person opens
+
+A folder without a manifest is unfinished work: its journals and checkpoints are what a restart
+goes on from. Keys hash what goes in (kind, version, settings, keys of what is read), never what
+comes out, because generation is not deterministic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zephyr_ray.errors import Permanent
+
+MANIFEST = "manifest.json"
+ROWS = "rows.jsonl"
+
+
+def content_key(parts: dict[str, Any]) -> str:
+    """16 hex digits (64 bits) of SHA-256 over canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSONL file; a malformed line is a Permanent that names it."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise Permanent(f"{path} line {number}: not a line of JSON") from None
+            if not isinstance(row, dict):
+                raise Permanent(f"{path} line {number}: expected a JSON object")
+            yield row
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small file so that a reader or a kill never meets half of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+class Journal:
+    """Finished rows or steps of a running stage, one JSON line each, appended as they happen.
+
+    Each writer has a file of its own in `folder`, so that actors on several nodes never share one.
+    A line cut short by a kill is not a finished row and is passed over.
+    """
+
+    def __init__(self, folder: Path, writer: str | None = None):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / f"{writer}.jsonl").open("ab", buffering=0) if writer else None
+        self._read: dict[Path, int] = {}
+
+    def append(self, entry: dict[str, Any]) -> None:
+        assert self._file is not None
+        # The leading line break ends a line that an earlier kill may have left half written.
+        self._file.write(b"\n" + json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """Entries that have appeared since the last call, from all writers."""
+        for path in sorted(self.folder.glob("*.jsonl")):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._read[path] = self._read.get(path, 0) + len(line)
+                    try:
+                        entry = json.loads(line)
+                    except ValueError:
+                        continue
+                    yield entry
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A whole artifact: its folder and its manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return str(self.manifest["key"])
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    def rows(self) -> list[dict[str, Any]]:
+        return list(read_jsonl(self.folder / ROWS))
+
+
+class Store:
+    """The artifacts below one storage folder."""
+
+    def __init__(self, storage: Path):
+        self.storage = storage.absolute()
+        self.root = self.storage / "store"
+
+    def prepare(self) -> None:
+        """Makes the folder and proves that it can be written."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise Permanent(
+                f"storage folder {self.storage} cannot be written ({error.strerror}); "
+                "choose another with --set storage=FOLDER"
+            ) from None
+
+    def folder(self, kind: str, key: str) -> Path:
+        return self.root / f"{kind}-{key}"
+
+    def find(self, kind: str, key: str, verify: bool = True) -> Artifact | None:
+        """The whole artifact under this key, or None. Damage is a Permanent, never a rerun."""
+        folder = self.folder(kind, key)
+        path = folder / MANIFEST
+        if not path.exists():
+            return None
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            artifact, files = Artifact(folder, manifest), manifest["files"].items()
+        except (ValueError, KeyError, AttributeError):
+            raise _corrupted(folder, f"{MANIFEST} cannot be read") from None
+        for name, entry in files if verify else ():
+            file = folder / name
+            if not file.is_file():
+                raise _corrupted(folder, f"{name} is missing")
+            if file.stat().st_size != entry["bytes"] or file_digest(file) != entry["sha256"]:
+                raise _corrupted(folder, f"{name} does not match the hash in its manifest")
+        return artifact
+
+    def commit(self, kind: str, key: str, manifest: dict[str, Any]) -> Artifact:
+        """Makes the folder an artifact: hashes every file, then writes the manifest."""
+        folder = self.folder(kind, key)
+        files = {
+            str(path.relative_to(folder)): {
+                "bytes": path.stat().st_size,
+                "sha256": file_digest(path),
+            }
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
+        }
+        manifest = {**manifest, "kind": kind, "key": key, "files": files}
+        write_whole(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        return Artifact(folder, manifest)
+
+    @contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """One pipeline per recipe name and storage; the lock ends with its process."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.root / f".{name}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise Permanent(
+                f"another run of '{name}' is working in {self.storage}; wait for it, or stop it"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def link(self, view: Path, target: Path) -> None:
+        """A relative link at `view`, so that the storage folder can be moved as a whole."""
+        view.parent.mkdir(parents=True, exist_ok=True)
+        part = view.with_name(f".{view.name}.{os.getpid()}")
+        part.unlink(missing_ok=True)
+        part.symlink_to(os.path.relpath(target, view.parent))
+        part.replace(view)
+
+
+def write_rows(folder: Path, rows: Iterable[dict[str, Any]], name: str = ROWS) -> int:
+    count = 0
+    with (folder / name).open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _corrupted(folder: Path, what: str) -> Permanent:
+    return Permanent(
+        f"artifact {folder.name} is corrupted: {what}; restore it, or delete {folder} "
+        "to have it made again"
+    )

@@ -1,0 +1,84 @@
+"""Answers of a pool of models to the same prompts: what a judge compares."""
+
+import random
+from functools import partial
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from zephyr_ray.models.contract import Ask, user
+from zephyr_ray.recipe import Reads, Stage
+from zephyr_ray.stage import Work
+from zephyr_ray.rows import run_rows
+
+PRINCIPLES = {
+    "helpfulness": "Give the most useful answer you can, and follow the request to the letter.",
+    "harmlessness": "Answer kindly, and leave out whatever could hurt somebody.",
+    "honesty": "Say what you think is so, and say plainly what you do not know.",
+    "truthfulness": "State only facts that are true, and never invent one.",
+    "verbalised calibration": "Answer, and say in words how sure you are of it.",
+}
+"""The kinds of principle are UltraFeedback's (arXiv 2310.01377); the sentences are ours."""
+
+
+class Completions(Stage):
+    """`per_prompt` answers to every prompt, from members of a pool drawn without replacement.
+
+    A pool smaller than `per_prompt` goes round again. With `principles`, each answer is drawn under
+    a random principle as its system prompt, which training never sees.
+    """
+
+    kind = "completions"
+    makes = "completions"
+
+    models: Annotated[list[str], Reads("model")] = Field(min_length=1)
+    prompts: Annotated[str, Reads("prompts")]
+    per_prompt: int | None = Field(None, ge=1)
+    """By default one of each model."""
+    principles: bool = False
+    max_tokens: int = Field(512, ge=1)
+    seed: int = 0
+
+    def run(self, work: Work) -> None:
+        rng = random.Random(self.seed)
+        prompts = work.inputs[self.prompts].rows()
+        requests = []
+        for row in prompts:
+            pool = rng.sample(self.models, len(self.models))
+            for number in range(self.per_prompt or len(pool)):
+                system = rng.choice(list(PRINCIPLES.values())) if self.principles else None
+                requests.append(
+                    {
+                        **row,
+                        "id": f"{row['id']}/{number}",
+                        "member": pool[number % len(pool)],
+                        "system": system,
+                    }
+                )
+        program = partial(complete, max_tokens=self.max_tokens)
+        answers = run_rows(work, requests, program, [work.models[m] for m in self.models])
+        of_prompt: dict[str, list[dict[str, Any]]] = {}
+        for answer in answers:
+            of_prompt.setdefault(answer.pop("id").rpartition("/")[0], []).append(answer)
+            if answer["finish_reason"] == "length":
+                work.counts["truncated"] = work.counts.get("truncated", 0) + 1
+        work.counts["answers"] = len(answers)
+        work.write_rows(
+            {**row, "completions": of_prompt[row["id"]]} for row in prompts if row["id"] in of_prompt
+        )
+
+    def expected(self, rows: dict[str, int]) -> int | None:
+        return rows.get(self.prompts)
+
+
+async def complete(row: dict[str, Any], ask: Ask, *, max_tokens: int) -> dict[str, Any]:
+    system = [{"role": "system", "content": row["system"]}] if row["system"] else []
+    reply = await ask([*system, user(row["prompt"])], max_tokens=max_tokens)
+    return {
+        "id": row["id"],
+        "model": row["member"],
+        "system": row["system"],
+        "text": reply.text,
+        "finish_reason": reply.finish_reason,
+        "tokens": reply.completion_tokens,
+    }

@@ -1,0 +1,53 @@
+"""AI feedback: a judge scores every completion from 1 to 10 and says why."""
+
+from typing import Annotated, Any
+
+from zephyr_ray.models.judging import Judge
+from zephyr_ray.recipe import Reads, Stage
+from zephyr_ray.stage import Work
+from zephyr_ray.rows import run_rows
+
+
+class Feedback(Stage):
+    kind = "feedback"
+    makes = "feedback"
+
+    judge: Annotated[str, Reads("judge")]
+    completions: Annotated[str, Reads("completions")]
+    seed: int = 0
+
+    def run(self, work: Work) -> None:
+        prompts = work.inputs[self.completions].rows()
+        requests = [
+            {**row, "id": f"{row['id']}/{number}", "completions": [completion]}
+            for row in prompts
+            for number, completion in enumerate(row["completions"])
+        ]
+        rated = run_rows(work, requests, rate, [work.models[self.judge]], judge=True)
+        by_id = {row["id"]: row for row in rated}
+        work.counts["unparsable"] = sum(row["score"] is None for row in rated)
+        work.counts["answers"] = len(rated)
+        scores = [row["score"] for row in rated if row["score"] is not None]
+        work.counts["score_mean"] = round(sum(scores) / len(scores), 3) if scores else 0.0
+        work.write_rows(
+            {
+                **row,
+                "completions": [
+                    completion | _verdict(by_id[f"{row['id']}/{number}"])
+                    for number, completion in enumerate(row["completions"])
+                    if f"{row['id']}/{number}" in by_id
+                ],
+            }
+            for row in prompts
+        )
+
+    def expected(self, rows: dict[str, int]) -> int | None:
+        return rows.get(self.completions)
+
+
+async def rate(row: dict[str, Any], judge: Judge) -> dict[str, Any]:
+    return {"id": row["id"], **await judge.score(row, row["completions"][0])}
+
+
+def _verdict(rated: dict[str, Any]) -> dict[str, Any]:
+    return {name: rated[name] for name in ("score", "reason", "checks")}

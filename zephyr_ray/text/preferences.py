@@ -1,0 +1,110 @@
+"""Zephyr's binarisation: scored completions become (chosen, rejected) pairs."""
+
+import random
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.models.contract import assistant, user
+from zephyr_ray.recipe import Reads, Stage
+from zephyr_ray.stage import Work
+
+
+class Preferences(Stage):
+    """chosen = the highest score; rejected = by default a random one of the others (the paper:
+    more diverse and harder than the worst). Never two equal texts."""
+
+    kind = "preferences"
+    makes = "pairs"
+
+    feedback: Annotated[str, Reads("feedback")]
+    rejected: Literal["random", "lowest", "all"] = "random"
+    ties: Literal["drop", "keep"] = "drop"
+    """Whether an answer that scores as high as the chosen one may be rejected."""
+    min_margin: float = Field(0.0, ge=0)
+    min_chosen: float = Field(1.0, ge=1, le=10)
+    """The chosen answer scores at least this."""
+    seed: int = 0
+
+    def run(self, work: Work) -> None:
+        rng = random.Random(self.seed)
+        pairs: list[dict[str, Any]] = []
+        for row in work.inputs[self.feedback].rows():
+            made = list(self._pairs(row, rng, work))
+            pairs += made
+        if not pairs:
+            raise Permanent(
+                f"stage '{work.name}': no pair is left of {work.counts}; loosen min_chosen, "
+                "min_margin or ties, or give it more completions"
+            )
+        margins = [pair["score_chosen"] - pair["score_rejected"] for pair in pairs]
+        work.counts["margin_mean"] = round(sum(margins) / len(margins), 3)
+        work.write_rows(pairs)
+
+    def _pairs(
+        self, row: dict[str, Any], rng: random.Random, work: Work
+    ) -> Iterator[dict[str, Any]]:
+        scored = [c for c in row["completions"] if c["score"] is not None]
+        if len(scored) < 2:
+            return work.drop("fewer than two scored answers", row["id"])
+        # Ties for the highest are broken at random, so that no model is favoured by its place.
+        rng.shuffle(scored)
+        chosen = max(scored, key=lambda c: c["score"])
+        if chosen["score"] < self.min_chosen:
+            return work.drop("no answer good enough to choose", row["id"])
+        others = [c for c in scored if c["text"] != chosen["text"]]
+        if not others:
+            return work.drop("all answers are the same", row["id"])
+        others = [c for c in others if self._far_enough(chosen["score"] - c["score"])]
+        if not others:
+            return work.drop("tie or margin too small", row["id"])
+        if self.rejected == "random":
+            others = [rng.choice(others)]
+        elif self.rejected == "lowest":
+            others = [min(others, key=lambda c: c["score"])]
+        for number, rejected in enumerate(others):
+            yield _pair(row, number, chosen, rejected)
+
+    def _far_enough(self, margin: float) -> bool:
+        return margin >= self.min_margin and (margin > 0 or self.ties == "keep")
+
+
+def _pair(
+    row: dict[str, Any], number: int, chosen: dict[str, Any], rejected: dict[str, Any]
+) -> dict[str, Any]:
+    question = user(row["prompt"])
+    return {
+        "id": f"{row['id']}/{number}",
+        "prompt": row["prompt"],
+        "instruction": row["instruction"],
+        "constraint": row["constraint"],
+        "chosen": [question, assistant(chosen["text"])],
+        "rejected": [question, assistant(rejected["text"])],
+        "score_chosen": chosen["score"],
+        "score_rejected": rejected["score"],
+        "model_chosen": chosen["model"],
+        "model_rejected": rejected["model"],
+    }
+
+
+class Chosen(Stage):
+    """The chosen answers of pairs as dialogues: what plain SFT learns from the same data, which
+    is the control that says how much of a gain is DPO's."""
+
+    kind = "chosen"
+    makes = "dialogues"
+
+    pairs: Annotated[str, Reads("pairs")]
+
+    def run(self, work: Work) -> None:
+        seen: set[str] = set()
+        rows = []
+        for pair in work.inputs[self.pairs].rows():
+            if str(pair["chosen"]) in seen:
+                work.drop("duplicate", pair["id"])
+                continue
+            seen.add(str(pair["chosen"]))
+            rows.append({"id": pair["id"], "messages": pair["chosen"]})
+        work.write_rows(rows)

@@ -1,0 +1,302 @@
+"""MLflow, used by the driver only: one parent run a pipeline, one nested run a stage.
+
+By default SQLite in `<storage>/mlflow.db` and artifacts in `<storage>/mlartifacts`;
+`MLFLOW_TRACKING_URI` names another place. Opening must work, or nothing starts. After that MLflow
+is a notebook and never a reason to stop: what fails is warned about once, and metrics wait for the
+next try.
+"""
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zephyr_ray.errors import Permanent
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+log = logging.getLogger("zephyr_ray")
+
+ARTIFACTS = ("metrics.jsonl", "report.html", "mask.html")
+SAMPLES = 20
+FLUSH_SECONDS, FLUSH_ENTRIES, PATIENCE_SECONDS = 2.0, 100, 30.0
+PARAM_LENGTH, TAG_LENGTH, NAME_LENGTH, BATCH = 6000, 5000, 250, 100
+"""Limits of mlflow.utils.validation; an older server allows tags of 5,000 characters only."""
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # MLflow's own 7 retries of 120 s would hold the whole pipeline for a server that is away.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+class Tracking:
+    """The parent run of one pipeline. Only `open` raises."""
+
+    def __init__(self, client: "MlflowClient", experiment_id: str, run_id: str):
+        self.client, self.experiment_id, self.run_id = client, experiment_id, run_id
+        self._warned = False
+
+    @classmethod
+    def open(
+        cls, storage: Path, recipe_name: str, recipe_key: str, params: dict[str, Any]
+    ) -> "Tracking":
+        """Goes on in the parent run of this recipe key, or makes it; Permanent if that fails."""
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage.absolute()}/mlflow.db"
+        try:
+            client = _connect(uri)
+            experiment_id = _experiment(client, uri, storage, recipe_name)
+            run_id = _find_run(client, experiment_id, f"tags.`zephyr.recipe_key` = '{recipe_key}'")
+            if run_id is None:
+                tags = {"zephyr.recipe_key": recipe_key}
+                run = client.create_run(experiment_id, tags=tags, run_name=recipe_name)
+                run_id = run.info.run_id
+            client.update_run(run_id, status="RUNNING")
+            _log_params(client, run_id, params)
+        except Exception as error:  # whatever the driver of this database or server raises
+            raise Permanent(
+                f"MLflow at {_public(uri)} cannot be used ({_reason(error)}); start or repair it, "
+                "or correct MLFLOW_TRACKING_URI (without it, MLflow is a file in the storage "
+                "folder)"
+            ) from None
+        return cls(client, experiment_id, run_id)
+
+    def stage(self, name: str, kind: str, key: str, params: dict[str, Any]) -> "StageRun":
+        """The nested run of this stage key, found or made."""
+        return StageRun(self, name, kind, key, params)
+
+    def cached(
+        self,
+        name: str,
+        key: str,
+        manifest: dict[str, Any] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Notes that the stage was reused.
+
+        With the artifact given, a nested run that a kill left open after the artifact was whole
+        is completed.
+        """
+        with self.patient():
+            self.client.set_tag(self.run_id, f"zephyr.cached.{name}", key)
+            open_run = _find_run(
+                self.client,
+                self.experiment_id,
+                f"tags.`zephyr.key` = '{key}' AND tags.`mlflow.parentRunId` = '{self.run_id}' "
+                "AND attributes.status != 'FINISHED'",
+            )
+            if open_run and manifest and folder:
+                self.stage(name, manifest["kind"], key, {}).finish(manifest, folder)
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """`status`: FINISHED, FAILED or KILLED."""
+        with self.patient():
+            self.client.set_terminated(self.run_id, status)
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """What fails inside is warned about once and left."""
+        try:
+            yield
+        except Exception as error:
+            if not self._warned:
+                log.warning("MLflow: %s; the pipeline goes on without it", _reason(error))
+            self._warned = True
+
+
+class StageRun:
+    """The nested run of one stage; its methods never raise."""
+
+    def __init__(self, tracking: Tracking, name: str, kind: str, key: str, params: dict[str, Any]):
+        self._tracking, self._client = tracking, tracking.client
+        self._name, self._kind, self._key, self._params = name, kind, key, params
+        self._run_id: str | None = None
+        self._buffer: list[Metric] = []
+        self._flush_at = 0.0
+        self._step = 0
+        with tracking.patient():
+            self._client.update_run(self.run_id, status="RUNNING")
+
+    @property
+    def run_id(self) -> str:
+        """Found or made at the first use that MLflow answers."""
+        if self._run_id is None:
+            parent = self._tracking.run_id
+            run_id = _find_run(
+                self._client,
+                self._tracking.experiment_id,
+                f"tags.`zephyr.key` = '{self._key}' AND tags.`mlflow.parentRunId` = '{parent}'",
+            )
+            if run_id is None:
+                tags = {
+                    "mlflow.parentRunId": parent,
+                    "zephyr.key": self._key,
+                    "zephyr.kind": self._kind,
+                    "zephyr.stage": self._name,
+                }
+                run = self._client.create_run(
+                    self._tracking.experiment_id, tags=tags, run_name=self._name
+                )
+                run_id = run.info.run_id
+            self._run_id = run_id
+            _log_params(self._client, run_id, {"kind": self._kind, **self._params})
+        return self._run_id
+
+    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
+        """Keeps one step's numbers; they are sent every two seconds or hundred numbers."""
+        self._buffer += _metrics(metrics, step)
+        self._step = max(self._step, step)
+        late = time.monotonic() - self._flush_at
+        if late > FLUSH_SECONDS or (late > 0 and len(self._buffer) >= FLUSH_ENTRIES):
+            self._flush()
+
+    def finish(self, manifest: dict[str, Any], folder: Path, status: str = "FINISHED") -> None:
+        """Logs what the artifact says; done twice, it changes nothing."""
+        self._flush()
+        figures = {**manifest.get("metrics", {}), **manifest.get("counts", {})}
+        figures["seconds"] = manifest.get("seconds")
+        with self._tracking.patient():
+            model_id = self._model(manifest, folder) if (folder / "model").is_dir() else None
+            for batch in _batches(_metrics(figures, self._step, model_id)):
+                self._client.log_batch(self.run_id, metrics=batch)
+            text = json.dumps(manifest, indent=1, ensure_ascii=False)
+            self._client.log_text(self.run_id, text, "manifest.json")
+            for path in (folder / name for name in ARTIFACTS):
+                if path.is_file():
+                    self._client.log_artifact(self.run_id, str(path))
+            if (folder / "report.html").is_file():
+                self._client.log_artifact(self._tracking.run_id, str(folder / "report.html"))
+            if (folder / "rows.jsonl").is_file():
+                with (folder / "rows.jsonl").open(encoding="utf-8") as file:
+                    first = "".join(line for line, _ in zip(file, range(SAMPLES), strict=False))
+                self._client.log_text(self.run_id, first, "samples.jsonl")
+        with self._tracking.patient():
+            self._client.set_terminated(self.run_id, status)
+
+    def fail(self, message: str) -> None:
+        self._flush()
+        with self._tracking.patient():
+            self._client.set_tag(self.run_id, "zephyr.error", message[:TAG_LENGTH])
+            self._client.set_terminated(self.run_id, "FAILED")
+
+    def _flush(self) -> None:
+        self._flush_at = time.monotonic() + PATIENCE_SECONDS
+        with self._tracking.patient():
+            for batch in _batches(self._buffer):
+                self._client.log_batch(self.run_id, metrics=batch)
+                self._buffer = self._buffer[len(batch) :]
+            self._flush_at = time.monotonic()
+
+    def _model(self, manifest: dict[str, Any], folder: Path) -> str:
+        """The logged model of this run: an entry that says where the weights lie, not a copy.
+
+        The steps of `mlflow.create_external_model`, which would use the global tracking URI.
+        """
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+        found = self._client.search_logged_models(
+            [self._tracking.experiment_id], f"source_run_id = '{self.run_id}'", max_results=1
+        )
+        if found:
+            return str(found[0].model_id)
+        model = self._client.create_logged_model(
+            self._tracking.experiment_id,
+            name=re.sub(r"[^\w-]", "_", self._name),
+            source_run_id=self.run_id,
+            tags={
+                "mlflow.model.isExternal": "true",
+                "zephyr.key": self._key,
+                "zephyr.weights": str(folder / "model"),
+            },
+            params={
+                _name(k): str(v)[:PARAM_LENGTH] for k, v in manifest.get("settings", {}).items()
+            },
+            model_type=self._kind,
+        )
+        self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        return str(model.model_id)
+
+
+def _connect(uri: str) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    if "sql" in uri.partition("://")[0]:
+        # MLflow tries a database that does not answer ten times, for 100 seconds.
+        from sqlalchemy import create_engine, inspect
+
+        engine = create_engine(uri)
+        inspect(engine).get_table_names()
+        engine.dispose()
+    return MlflowClient(uri)
+
+
+def _experiment(client: "MlflowClient", uri: str, storage: Path, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        # A server keeps artifacts itself; beside a database they go to the storage folder.
+        served = uri.startswith("http")
+        location = None if served else (storage.absolute() / "mlartifacts").as_uri()
+        return str(client.create_experiment(name, artifact_location=location))
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
+
+
+def _find_run(client: "MlflowClient", experiment_id: str, query: str) -> str | None:
+    runs = client.search_runs([experiment_id], query, max_results=1)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def _log_params(client: "MlflowClient", run_id: str, params: dict[str, Any]) -> None:
+    """MLflow refuses to change a parameter: a resumed run keeps its first ones."""
+    from mlflow.entities import Param
+
+    known = client.get_run(run_id).data.params
+    cut = {_name(k): str(v)[:PARAM_LENGTH] for k, v in params.items()}
+    new = [Param(k, v) for k, v in cut.items() if k not in known]
+    for batch in _batches(new):
+        client.log_batch(run_id, params=batch)
+
+
+def _metrics(figures: dict[str, Any], step: int, model_id: str | None = None) -> "list[Metric]":
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [
+        Metric(_name(name), float(value), now, step, model_id=model_id)
+        for name, value in figures.items()
+        if isinstance(value, int | float)
+    ]
+
+
+def _batches(items: list[Any]) -> Iterator[list[Any]]:
+    yield from (items[i : i + BATCH] for i in range(0, len(items), BATCH))
+
+
+def _name(name: str) -> str:
+    """A name MLflow takes: letters, digits and `_-. :/`, and no path that climbs or doubles."""
+    parts = re.sub(r"[^A-Za-z0-9_\-. :/]", "_", str(name)).split("/")
+    return "/".join(p for p in parts if p.strip(". "))[:NAME_LENGTH] or "_"
+
+
+def _public(text: str) -> str:
+    """Without the user and password a URI may carry."""
+    return re.sub(r"//[^@/\s]*@", "//", text)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {_public(lines[0])[:200]}"

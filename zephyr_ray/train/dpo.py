@@ -1,0 +1,135 @@
+"""Direct preference optimisation against the frozen start model: dDPO, Zephyr's second half."""
+
+import logging
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from zephyr_ray.chat import ChatFormat, Messages
+from zephyr_ray.errors import Permanent
+from zephyr_ray.recipe import Reads
+from zephyr_ray.stage import Work
+from zephyr_ray.train.reference import with_reference
+from zephyr_ray.train.settings import TrainingSettings
+from zephyr_ray.train.workers import Job, LeanCheckpoints, load_chat, train
+
+log = logging.getLogger("zephyr_ray")
+
+
+class Dpo(TrainingSettings):
+    """Defaults are the paper's (arXiv 2310.16944): three epochs, linear, 5e-7, batch 32, β 0.1."""
+
+    kind: ClassVar[str] = "dpo"
+
+    data: Annotated[str, Reads("pairs")]
+    beta: float = Field(0.1, gt=0)
+    learning_rate: float = Field(5e-7, gt=0)
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "linear"
+    epochs: float = Field(3, gt=0)
+    global_batch: int = Field(32, ge=1)
+    max_length: int = Field(1024, ge=16)
+    """Of prompt and answer together; longer answers are cut."""
+    nll_weight: float = Field(0.0, ge=0)
+    """Weight of the chosen answer's mean negative log-likelihood a token, beside the DPO loss."""
+
+    def run(self, work: Work) -> None:
+        self.batches()
+        weights = work.models[self.model].weights
+        lengths = self._prepare(work, load_chat(weights))
+        arguments = {"beta": self.beta, "precompute_ref_log_probs": True}
+        order = self.order(lengths)
+        job = Job(self, weights, work.folder, order, classes, arguments, with_reference)
+        work.counts["steps"] = job.steps
+        train(work, job)
+
+    def _prepare(self, work: Work, chat: ChatFormat) -> list[int]:
+        """Writes scratch/data and counts what is in it; lengths of its longer sides."""
+        from datasets import Dataset
+
+        work.counts["truncated"] = 0
+        rows = work.inputs[self.data].rows()
+        kept = list(self._tokens(work, chat, rows))
+        if not kept:
+            raise Permanent(f"stage '{work.name}': no pair of '{self.data}' is left to train on")
+        Dataset.from_list(kept).save_to_disk(str(work.scratch / "data"))
+        work.counts |= {
+            "rows": len(kept),
+            "tokens": sum(sum(row["lengths"]) for row in kept),
+            "trained_tokens": sum(len(row["chosen_ids"] + row["rejected_ids"]) for row in kept),
+        }
+        ansi, page = chat.proof(rows[0]["chosen"])
+        log.info("%s: trained tokens of a chosen answer are green\n%s", work.name, ansi)
+        (work.folder / "mask.html").write_text(page, encoding="utf-8")
+        return [max(row["lengths"]) for row in kept]
+
+    def _tokens(
+        self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]
+    ) -> Iterator[dict[str, list[int]]]:
+        for row in rows:
+            try:
+                prompt, chosen = answer(chat, row["chosen"])
+                other, rejected = answer(chat, row["rejected"])
+            except Permanent as error:
+                raise Permanent(f"row '{row['id']}' of '{self.data}': {error}") from None
+            if prompt != other:
+                raise Permanent(f"row '{row['id']}' of '{self.data}': two different prompts")
+            room = self.max_length - len(prompt)
+            if room <= 0:
+                work.drop("prompt_fills_max_length", row["id"])
+                continue
+            work.counts["truncated"] += len(chosen) > room or len(rejected) > room
+            chosen, rejected = chosen[:room], rejected[:room]
+            if chosen == rejected:
+                work.drop("same_answers", row["id"])
+                continue
+            yield {
+                "prompt_ids": prompt,
+                "chosen_ids": chosen,
+                "rejected_ids": rejected,
+                "lengths": [len(prompt) + len(chosen), len(prompt) + len(rejected)],
+            }
+
+
+def answer(chat: ChatFormat, messages: Messages) -> tuple[list[int], list[int]]:
+    """Tokens of what is asked, and of the last answer up to and with its end token."""
+    if messages[-1]["role"] != "assistant":
+        raise Permanent("a pair must end with an assistant message")
+    ids, trained = chat.render(messages)
+    prompt = chat.prompt(messages[:-1])
+    end = len(ids) - trained[::-1].index(True)
+    if ids[: len(prompt)] != prompt:
+        raise Permanent("the chat template writes a prompt differently once it is answered")
+    return prompt, ids[len(prompt) : end]
+
+
+def classes() -> tuple[type, type]:
+    """TRL's arguments and trainer, for rows that are tokens and carry the reference's scores."""
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    class Trainer(LeanCheckpoints, DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+        def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+            seen: list[Any] = []
+
+            def recorded(**kwargs: Any) -> Any:
+                seen.append(model(**kwargs))
+                return seen[-1]
+
+            loss = super()._compute_loss(recorded, inputs, return_outputs)
+            if not self.job.settings.nll_weight:
+                return loss
+            # Not TRL's "sft" term: that is a mean over the tokens of one forward pass, so that its
+            # weight on a pair would depend on the number of workers. Here every pair counts alike.
+            lengths = inputs["completion_mask"][:, 1:].sum(dim=1).chunk(2)[0]
+            nll = -(seen[0].log_probs.sum(dim=1).chunk(2)[0] / lengths)
+            self._metrics["train"]["nll"].append(self.accelerator.gather(nll).mean().item())
+            return loss + self.job.settings.nll_weight * nll.mean()
+
+    return DPOConfig, Trainer

@@ -1,0 +1,110 @@
+"""Supervised fine-tuning on dialogues: dSFT, the first half of Zephyr's recipe."""
+
+import logging
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from zephyr_ray.chat import ChatFormat
+from zephyr_ray.errors import Permanent
+from zephyr_ray.recipe import Reads
+from zephyr_ray.stage import Work
+from zephyr_ray.train.settings import TrainingSettings
+from zephyr_ray.train.workers import Job, LeanCheckpoints, load_chat, train
+
+log = logging.getLogger("zephyr_ray")
+
+IGNORED = -100
+"""The label of a token that is not trained."""
+
+
+class Sft(TrainingSettings):
+    """Defaults are the paper's (arXiv 2310.16944): one epoch, cosine, 2e-5, batch 512 × 2048."""
+
+    kind: ClassVar[str] = "sft"
+
+    data: Annotated[str, Reads("dialogues")]
+    learning_rate: float = Field(2e-5, gt=0)
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    epochs: float = Field(1, gt=0)
+    global_batch: int = Field(512, ge=1)
+    max_length: int = Field(2048, ge=16)
+    packing: bool = True
+    """Several dialogues in one sequence of max_length, which do not see each other."""
+
+    def run(self, work: Work) -> None:
+        self.batches()
+        weights = work.models[self.model].weights
+        chat = load_chat(weights)
+        rows = work.inputs[self.data].rows()
+        lengths = self._prepare(work, chat, rows)
+        # Rows are packed already. Padding-free: those of a forward pass lie one after the other,
+        # each with its own positions, so that no worker computes padding.
+        arguments = {
+            "packing": False,
+            "padding_free": True,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+        }
+        job = Job(self, weights, work.folder, self.order(lengths), classes, arguments)
+        work.counts["steps"] = job.steps
+        steps = train(work, job)
+        tail = steps[-max(1, len(steps) // 10) :]
+        work.counts["train/loss_final"] = sum(row["loss"] for row in tail) / len(tail)
+
+    def _prepare(self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]) -> list[int]:
+        """Writes scratch/data, counts what is in it and shows the mask; lengths of its rows."""
+        from datasets import Dataset, Features, Sequence, Value
+
+        kept = list(self._tokens(work, chat, rows))
+        if not kept:
+            raise Permanent(
+                f"stage '{work.name}': no dialogue of '{self.data}' is left to train on"
+            )
+        features = Features({name: Sequence(Value("int32")) for name in ("input_ids", "labels")})
+        data = Dataset.from_list(kept, features=features)
+        if self.packing:
+            from trl.data_utils import pack_dataset
+
+            data = pack_dataset(data.shuffle(seed=self.seed), self.max_length, "bfd")
+        data.save_to_disk(str(work.scratch / "data"))
+        lengths = [len(ids) for ids in data["input_ids"]]
+        work.counts |= {
+            "rows": len(kept),
+            "sequences": len(lengths),
+            "tokens": sum(lengths),
+            "trained_tokens": sum(label != IGNORED for row in kept for label in row["labels"]),
+        }
+        ansi, page = chat.proof(rows[0]["messages"])
+        log.info("%s: trained tokens are green\n%s", work.name, ansi)
+        (work.folder / "mask.html").write_text(page, encoding="utf-8")
+        return lengths
+
+    def _tokens(
+        self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]
+    ) -> Iterator[dict[str, list[int]]]:
+        work.counts["truncated"] = 0
+        for row in rows:
+            try:
+                ids, trained = chat.render(row["messages"])
+            except Permanent as error:
+                raise Permanent(f"row '{row['id']}' of '{self.data}': {error}") from None
+            if len(ids) > self.max_length:
+                work.counts["truncated"] += 1
+                ids, trained = ids[: self.max_length], trained[: self.max_length]
+                if not any(trained):
+                    work.drop("truncated_to_nothing", row["id"])
+                    continue
+            labels = [token if on else IGNORED for token, on in zip(ids, trained, strict=True)]
+            yield {"input_ids": ids, "labels": labels}
+
+
+def classes() -> tuple[type, type]:
+    """TRL's arguments and trainer; the rows are already tokens and labels."""
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    class Trainer(LeanCheckpoints, SFTTrainer):
+        pass
+
+    return SFTConfig, Trainer
