@@ -238,8 +238,8 @@ class _Foreign(ChatFormat):
 
 def pad_token_id(tokenizer: Any) -> int:
     """A padding token that is never an end token: else the model would not learn to stop."""
-    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
     vocabulary = tokenizer.get_vocab()
+    ends = {tokenizer.eos_token_id, vocabulary.get("<|im_end|>")}
     for token in (tokenizer.pad_token, *PADS, tokenizer.unk_token):
         if token in vocabulary and vocabulary[token] not in ends:
             return int(vocabulary[token])

@@ -1,6 +1,6 @@
 """The live table of a run: each stage waiting, cached, running, done or failed."""
 
-import sys
+import logging
 import time
 from types import TracebackType
 
@@ -13,25 +13,30 @@ from rich.text import Text
 from zephyr_ray.plan import Step
 from zephyr_ray.stage import Progress
 
+CONSOLE = Console(stderr=True)
 COLOURS = {"waiting": "dim", "cached": "cyan", "running": "bold yellow", "done": "green"}
 QUIET_SECONDS = 15
 """Between two progress lines where there is no terminal to redraw."""
+
+
+class ConsoleHandler(logging.Handler):
+    """Log records above the table, colours kept."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        CONSOLE.print(Text.from_ansi(self.format(record)))
 
 
 class Display:
     """A table that redraws itself on a terminal, and plain lines elsewhere (logs, Ray jobs)."""
 
     def __init__(self, steps: list[Step]):
-        self.console = Console(file=sys.stderr)
         self._rows = {s.name: ["waiting", s.stage.kind, ""] for s in steps}
         self._progress: dict[str, Progress] = {}
-        self._live = Live(
-            console=self.console, get_renderable=self._table, refresh_per_second=4, transient=False
-        )
+        self._live = Live(console=CONSOLE, get_renderable=self._table, refresh_per_second=4)
         self._said = 0.0
 
     def __enter__(self) -> "Display":
-        if self.console.is_terminal:
+        if CONSOLE.is_terminal:
             self._live.start()
         return self
 
@@ -41,24 +46,24 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.console.is_terminal:
+        if CONSOLE.is_terminal:
             self._live.stop()
 
     def set(self, name: str, state: str, note: str = "", progress: Progress | None = None) -> None:
         self._rows[name][0], self._rows[name][2] = state, note
         if progress:
             self._progress[name] = progress
-        if not self.console.is_terminal:
+        if not CONSOLE.is_terminal:
             self._line(f"{name}: {state} {note}")
 
     def tick(self, name: str) -> None:
         """Called about twice a second while a stage runs."""
-        if not self.console.is_terminal and time.monotonic() - self._said > QUIET_SECONDS:
+        if not CONSOLE.is_terminal and time.monotonic() - self._said > QUIET_SECONDS:
             self._line(f"{name}: running {_figures(self._progress[name])}")
 
     def _line(self, text: str) -> None:
         self._said = time.monotonic()
-        self.console.print(f"{time.strftime('%H:%M:%S')} {text.rstrip()}", highlight=False)
+        CONSOLE.print(f"{time.strftime('%H:%M:%S')} {text.rstrip()}", highlight=False, markup=False)
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
@@ -74,7 +79,7 @@ class Display:
                 ProgressBar(total=progress.total or None, completed=progress.done, width=24)
                 if running and progress
                 else "",
-                _figures(progress) if running and progress else note,
+                _figures(progress) if running and progress else Text(note),
             )
         return table
 

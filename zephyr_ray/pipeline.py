@@ -1,6 +1,6 @@
 """The pipeline: reads a recipe, plans it, and walks its stages, making what is missing.
 
-    python -m zephyr_ray.pipeline [RECIPE] [--set stage.setting=value] [--until STAGE] [--plan]
+python -m zephyr_ray.pipeline [RECIPE] [--set stage.setting=value] [--until STAGE] [--plan]
 """
 
 import argparse
@@ -16,9 +16,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from zephyr_ray import __version__, recipe as recipes
-from zephyr_ray.display import Display, duration
+from zephyr_ray import __version__
+from zephyr_ray import recipe as recipes
+from zephyr_ray.display import CONSOLE, ConsoleHandler, Display, duration
 from zephyr_ray.errors import Permanent
 from zephyr_ray.judge.pairwise import Pairwise
 from zephyr_ray.plan import Step, lineage, make_plan, remember, stages_read, start_model
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument("--plan", action="store_true", help="show what would run, and why")
     options = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", handlers=[ConsoleHandler()])
     log.setLevel(logging.INFO)
     try:
         recipe = recipes.load(options.recipe or default_recipe(), KINDS, options.set)
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
             run(recipe, store, options.until)
         return 0
     except Permanent as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; what is finished is kept, run again to go on", file=sys.stderr)
@@ -88,7 +90,7 @@ def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
         if any(step.artifact is None for step in steps):
             _walk(recipe, store, steps)
         else:
-            Console(stderr=True).print(f"All {len(steps)} stages are there already.")
+            CONSOLE.print(f"All {len(steps)} stages are there already.")
         for step in steps:
             _link(recipe, store, step)
     _say_where(recipe, store, steps)
@@ -108,7 +110,9 @@ def _walk(recipe: Recipe, store: Store, steps: list[Step]) -> None:
             for step in steps:
                 if step.artifact:
                     display.set(step.name, "cached", _summary(step.artifact))
-                    tracking.cached(step.name, step.key, step.artifact.manifest, step.artifact.folder)
+                    tracking.cached(
+                        step.name, step.key, step.artifact.manifest, step.artifact.folder
+                    )
                     continue
                 _connect()
                 settings = {"kind": step.stage.kind, **step.stage.model_dump(mode="json")}
@@ -163,7 +167,6 @@ def _make(
     clock = _Clock(work.scratch / "clock.json", lambda: display.tick(step.name))
     with clock:
         stage.run(work)
-    work.clean()
     return store.commit(
         stage.kind,
         step.key,
@@ -221,16 +224,14 @@ def _connect() -> None:
 
     if ray.is_initialized():
         return
-    quiet: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
         ray.init(include_dashboard=False, object_store_memory=512 * 1024**2, **quiet)
     from ray.data import DataContext
 
-    DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    DataContext.get_current().enable_progress_bars = False  # the table shows rows, not blocks
 
 
 def _link(recipe: Recipe, store: Store, step: Step) -> None:
@@ -263,7 +264,7 @@ def print_plan(recipe: Recipe, steps: list[Step]) -> None:
     for step in steps:
         state = "[cyan]cached[/]" if step.artifact else "[yellow]to do[/]"
         rows = "?" if step.rows is None else f"{step.rows:.0f}"
-        table.add_row(step.name, step.stage.kind, state, rows, step.why)
+        table.add_row(step.name, step.stage.kind, state, rows, Text(step.why))
     Console().print(table)
 
 

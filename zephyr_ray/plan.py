@@ -1,4 +1,4 @@
-"""What a run will do before it starts: content keys, what is there already, why the rest must run."""
+"""What a run will do before it starts: content keys, what is there, why the rest must run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zephyr_ray.models import constraints
 from zephyr_ray.models.weights import fingerprint
 from zephyr_ray.recipe import FILE, OPERATIONAL, ModelSpec, Reads, Recipe, Stage, marked
 from zephyr_ray.stage import Model
-from zephyr_ray.store import Artifact, Store, content_key, file_digest, read_jsonl
+from zephyr_ray.store import SCRATCH, Artifact, Store, content_key, file_digest, read_jsonl
 
 
 @dataclass
@@ -32,7 +32,9 @@ class Step:
 def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[Step]:
     """The steps in order, up to `until`. Verifies cached artifacts; starts nothing."""
     if until is not None and until not in recipe.stages:
-        raise Permanent(f"--until {until}: the recipe has no such stage: {', '.join(recipe.stages)}")
+        raise Permanent(
+            f"--until {until}: the recipe has no such stage: {', '.join(recipe.stages)}"
+        )
     steps: dict[str, Step] = {}
     for name, stage in recipe.stages.items():
         identity = _identity(recipe, stage, {n: s.key for n, s in steps.items()})
@@ -90,7 +92,11 @@ def start_model(recipe: Recipe, ref: str, artifacts: dict[str, Artifact]) -> Mod
             sentence = constraints.KINDS[row["constraint"]["kind"]].phrasings[0]
             prompt = f"{row['instruction']} {sentence.format(**row['constraint'])}"
             shown.append({**row, "prompt": prompt})
-    location = str(artifacts[weights].model) if weights in artifacts else weights_place(recipe, weights)
+    if spec.relevance:
+        spec = spec.model_copy(update={"relevance": weights_place(recipe, spec.relevance)})
+    location = (
+        str(artifacts[weights].model) if weights in artifacts else weights_place(recipe, weights)
+    )
     return Model(ref, spec, location, shown)
 
 
@@ -140,9 +146,10 @@ def _read_identity(recipe: Recipe, ref: str, what: str, keys: dict[str, str]) ->
 
 
 def digest(path: Path) -> str:
-    if not path.is_file():
-        raise Permanent(f"{path}: no such file")
-    return file_digest(path)
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise Permanent(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _why(
@@ -155,7 +162,7 @@ def _why(
     steps: dict[str, Step],
 ) -> str:
     """Why a stage must run, for a person."""
-    if (store.folder(stage.kind, key) / "scratch").exists():
+    if (store.folder(stage.kind, key) / SCRATCH).exists():
         return "was interrupted: goes on"
     changed = [r for r in stages_read(recipe, stage) if r in steps and not steps[r].artifact]
     if changed:
@@ -172,7 +179,9 @@ def _why(
     old, new = before["settings"], identity["settings"]
     names = [n for n in sorted({*old, *new}) if old.get(n) != new.get(n)]
     said = [
-        f"{n} was {old.get(n)}, is {new.get(n)}" if _short(old.get(n), new.get(n)) else f"{n} changed"
+        f"{n} was {old.get(n)}, is {new.get(n)}"
+        if _short(old.get(n), new.get(n))
+        else f"{n} changed"
         for n in names
     ]
     return "; ".join(said) or "its artifact was deleted"

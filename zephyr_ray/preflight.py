@@ -1,4 +1,4 @@
-"""What a user can get wrong, found before any model is loaded: files, keys, weights, memory, disk."""
+"""What a user can get wrong, found before any model is loaded: files, keys, memory, disk."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from zephyr_ray.models.vllm import KV_CACHE_BYTES
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.plan import Step, digest, model_spec, weights_place
 from zephyr_ray.recipe import FILE, Reads, Recipe, Stage, marked
-from zephyr_ray.store import Store, read_jsonl
+from zephyr_ray.store import Store, numbered_jsonl
 
 WORKER_BYTES = 1.5e9
 """Resident memory of one worker or engine before its model: torch and friends, measured."""
@@ -60,14 +60,14 @@ def check_files(recipe: Recipe) -> None:
 
 
 def _check_demonstrations(path: Path) -> None:
-    for number, row in enumerate(read_jsonl(path), 1):
+    for number, row in numbered_jsonl(path):
         for field in ("instruction", "answer"):
             if not isinstance(row.get(field), str):
-                raise Permanent(f'{path} row {number}: needs an "{field}", a text')
+                raise Permanent(f'{path} line {number}: needs an "{field}", a text')
         try:
             constraints.validate(row.get("constraint") or {})
         except Permanent as error:
-            raise Permanent(f"{path} row {number}: {error}") from None
+            raise Permanent(f"{path} line {number}: {error}") from None
 
 
 def _parameters(recipe: Recipe, stage: Stage) -> int:
@@ -91,7 +91,10 @@ def count_parameters(folder: Path) -> int:
     total = 0
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            try:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            except (ValueError, OverflowError, MemoryError):
+                raise Permanent(f"{path}: not a safetensors file, or cut short") from None
         for name, tensor in header.items():
             if name != "__metadata__":
                 size = 1

@@ -1,5 +1,7 @@
 """The recipe file: named models and an ordered list of stages, typed and checked before any work.
 
+A recipe may build on another one beside it (`extends: quickstart.yaml`) and add or replace lines.
+
 A stage kind is a `Stage` subclass whose fields are its settings. What a field points at is said in
 its annotation, so that checking, hashing and planning need no code per kind:
 
@@ -110,7 +112,7 @@ def marked(spec: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, list[s
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole, checked recipe. `folder` is where its file lies; FILE settings are relative to it."""
+    """A whole, checked recipe. `folder` is where its file lies; FILE settings start there."""
 
     name: str
     storage: Path
@@ -130,13 +132,15 @@ class Recipe:
 def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None = None) -> Recipe:
     """Reads and checks a recipe file. Everything wrong is one Permanent line."""
     raw = _read_yaml(path)
+    if "extends" in raw:
+        raw = _extend(_read_yaml(path.parent / str(raw.pop("extends"))), raw)
     for text in overrides or []:
         _override(raw, text)
-    unknown = sorted(set(raw) - {"name", "storage", "seed", "models", "stages"})
+    unknown = sorted(map(str, set(raw) - {"name", "storage", "seed", "models", "stages"}))
     if unknown:
         raise Permanent(
-            f"{path}: unknown setting '{unknown[0]}'; a recipe has name, storage, seed, models, "
-            "stages"
+            f"{path}: unknown setting '{unknown[0]}'; a recipe has extends, name, storage, seed, "
+            "models, stages"
         )
     name, seed = str(raw.get("name", path.stem)), raw.get("seed", 0)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name == "store":
@@ -159,9 +163,13 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(stage_name)):
             raise Permanent(f"{where}: a stage name is letters, digits, '.', '_', '-'")
         settings = dict(_mapping(settings, where))
-        kind = settings.pop("kind", None)
+        if "kind" not in settings:
+            raise Permanent(
+                f"{where}: setting 'kind' is missing; known: {', '.join(sorted(kinds))}"
+            )
+        kind = str(settings.pop("kind"))
         if kind not in kinds:
-            raise Permanent(f"{where}: unknown kind '{kind}'{_near(str(kind), kinds)}")
+            raise Permanent(f"{where}: unknown kind '{kind}'{_near(kind, kinds)}")
         if "seed" in kinds[kind].model_fields:
             settings.setdefault("seed", seed)
         stages[str(stage_name)] = _typed(kinds[kind], settings, where)
@@ -190,7 +198,11 @@ def _check_references(recipe: Recipe, path: Path) -> None:
                     raise Permanent(f"{path}: model '{ref}': stage '{source}' trains no model")
                 ref, what = source, "weights"
             if ref not in recipe.stages:
-                known = recipe.models if what in ("model", "judge") else {}
+                known = recipe.models if what in ("weights", "model", "judge") else {}
+                if ref in recipe.models:
+                    raise Permanent(
+                        f"{where}, which is a model; it needs a stage that makes {what}"
+                    )
                 raise Permanent(
                     f"{where}, which is neither a stage nor a model of this recipe"
                     + _near(ref, [*known, *order])
@@ -239,6 +251,14 @@ def _path_between(recipe: Recipe, start: str, goal: str) -> list[str] | None:
     return walk(start)
 
 
+def _extend(base: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
+    """A recipe on top of one beside it; a stage it has again takes its place among its own."""
+    stages = raw.get("stages") or {}
+    kept = {name: stage for name, stage in (base.get("stages") or {}).items() if name not in stages}
+    models = {**(base.get("models") or {}), **(raw.get("models") or {})}
+    return {**base, **raw, "models": models, "stages": {**kept, **stages}}
+
+
 def _override(raw: dict[str, Any], text: str) -> None:
     """Applies one `stage.setting=value`, `models.name.setting=value` or `seed=value`."""
     target, equals, value = text.partition("=")
@@ -254,7 +274,7 @@ def _override(raw: dict[str, Any], text: str) -> None:
         place = place[part]
     try:
         place[path[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise Permanent(f"--set {text}: cannot read the value '{value}'") from None
 
 
@@ -267,13 +287,14 @@ def _near(name: str, known: Any) -> str:
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Permanent(f"{where}: expected 'name: value' lines, found {type(value).__name__}")
+        found = "nothing" if value is None else type(value).__name__
+        raise Permanent(f"{where}: expected 'name: value' lines, found {found}")
     return value
 
 
 def _typed(cls: type[T], settings: Any, where: str) -> T:
     try:
-        return cls(**_mapping(settings, where))
+        return cls.model_validate(_mapping(settings, where))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"])
@@ -292,7 +313,9 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = str(self.construct_object(key_node, deep=True))
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"'{key}' stands twice", key_node.start_mark
@@ -312,4 +335,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise Permanent(f"{path}{line}: {getattr(error, 'problem', error)}") from None
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise Permanent(f"{path}{line}: {problem}") from None
+    except ValueError as error:  # a date that is none, for one
+        raise Permanent(f"{path}: {error}") from None

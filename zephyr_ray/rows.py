@@ -39,7 +39,9 @@ ENGINE_DEATHS = 3
 """Restarts of one actor after which the stage gives up."""
 
 
-def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model], judge: bool = False) -> list[Row]:
+def run_rows(
+    work: Work, rows: list[Row], program: Program, models: list[Model], judge: bool = False
+) -> list[Row]:
     """The program's results, in the order of `rows`; failed rows are counted and left out.
 
     Each row has an "id"; a row answered by one model of several names it in "member". With
@@ -55,7 +57,8 @@ def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model],
     for row_id in [i for i, error in failed.items() if error.startswith(TEMPORARY)]:
         del failed[row_id]
     progress = work.progress
-    progress.resumed += len(results) + len(failed)
+    # A stage may come here more than once: rows of its earlier passes are not resumed ones.
+    progress.resumed += len(results) + len(failed) - progress.done
     progress.total = max(progress.total, len(rows))
     by_engine: dict[str, list[Model]] = {}
     for model in models:
@@ -64,9 +67,7 @@ def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model],
     for members in by_engine.values():
         names = {m.name for m in members}
         left = [
-            r
-            for r in rows
-            if r.get("member", first) in names and r["id"] not in results | failed
+            r for r in rows if r.get("member", first) in names and r["id"] not in results | failed
         ]
         if left:
             _execute(work, journal, left, program, members, judge, results, failed)
@@ -220,9 +221,7 @@ class RowActor:
                 self._journal.append({"id": row["id"], "error": str(error)})
             except Exception as error:
                 log.warning("row %s failed", row["id"], exc_info=True)
-                self._journal.append(
-                    {"id": row["id"], "error": f"{type(error).__name__}: {error}"}
-                )
+                self._journal.append({"id": row["id"], "error": f"{type(error).__name__}: {error}"})
 
     def _stop(self, message: str) -> None:
         self._stopped = True
@@ -232,7 +231,9 @@ class RowActor:
         if isinstance(self._engine, RulesJudge):
             return self._engine
         assert self._engine is not None
-        model = self._members[row["member"]] if "member" in row else next(iter(self._members.values()))
+        model = (
+            self._members[row["member"]] if "member" in row else next(iter(self._members.values()))
+        )
         ask = RowAsk(self._engine, model, row)
         return ModelJudge(ask) if self._judge else ask
 

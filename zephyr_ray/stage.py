@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_ray.recipe import ModelSpec
-from zephyr_ray.store import Artifact, Journal, write_rows
+from zephyr_ray.store import SCRATCH, Artifact, Journal, write_rows
 
 log = logging.getLogger("zephyr_ray")
 
@@ -27,7 +26,7 @@ class Model:
     spec: ModelSpec
     weights: str
     demonstrations: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of the demonstrations file, each with its "prompt" made of instruction and constraint."""
+    """Rows of the demonstrations file, each with a "prompt" made of instruction and constraint."""
 
 
 @dataclass
@@ -63,8 +62,8 @@ class Work:
 
     @property
     def scratch(self) -> Path:
-        """Durable while the stage runs (journals, checkpoints), removed before the manifest."""
-        return self.folder / "scratch"
+        """Durable while the stage runs (journals, checkpoints), removed after the manifest."""
+        return self.folder / SCRATCH
 
     def journal(self, name: str, writer: str | None = None) -> Journal:
         return Journal(self.scratch / name, writer)
@@ -78,6 +77,3 @@ class Work:
         kept = self.examples.setdefault(f"dropped/{rule}", [])
         if len(kept) < 3:
             kept.append(example)
-
-    def clean(self) -> None:
-        shutil.rmtree(self.scratch, ignore_errors=True)

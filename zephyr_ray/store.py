@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from typing import Any
 from zephyr_ray.errors import Permanent
 
 MANIFEST = "manifest.json"
+SCRATCH = "scratch"
+"""Journals and checkpoints of unfinished work; no part of the artifact."""
 ROWS = "rows.jsonl"
 
 
@@ -39,6 +42,11 @@ def file_digest(path: Path) -> str:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a JSONL file; a malformed line is a Permanent that names it."""
+    return (row for _, row in numbered_jsonl(path))
+
+
+def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a JSONL file, each with the number of its line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -49,7 +57,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 raise Permanent(f"{path} line {number}: not a line of JSON") from None
             if not isinstance(row, dict):
                 raise Permanent(f"{path} line {number}: expected a JSON object")
-            yield row
+            yield number, row
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -146,19 +154,20 @@ class Store:
             return None
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            artifact, files = Artifact(folder, manifest), manifest["files"].items()
-        except (ValueError, KeyError, AttributeError):
+            files = [(n, e["bytes"], e["sha256"]) for n, e in manifest["files"].items()]
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise _corrupted(folder, f"{MANIFEST} cannot be read") from None
-        for name, entry in files if verify else ():
+        for name, size, sha256 in files if verify else ():
             file = folder / name
             if not file.is_file():
                 raise _corrupted(folder, f"{name} is missing")
-            if file.stat().st_size != entry["bytes"] or file_digest(file) != entry["sha256"]:
+            if file.stat().st_size != size or file_digest(file) != sha256:
                 raise _corrupted(folder, f"{name} does not match the hash in its manifest")
-        return artifact
+        return Artifact(folder, manifest)
 
     def commit(self, kind: str, key: str, manifest: dict[str, Any]) -> Artifact:
-        """Makes the folder an artifact: hashes every file, then writes the manifest."""
+        """Makes the folder an artifact: hashes every file, then writes the manifest. Scratch goes
+        last: without a manifest it is all that a restart has."""
         folder = self.folder(kind, key)
         files = {
             str(path.relative_to(folder)): {
@@ -166,10 +175,13 @@ class Store:
                 "sha256": file_digest(path),
             }
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != MANIFEST
+            if path.is_file()
+            and path.name != MANIFEST
+            and path.relative_to(folder).parts[0] != SCRATCH
         }
         manifest = {**manifest, "kind": kind, "key": key, "files": files}
         write_whole(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         return Artifact(folder, manifest)
 
     @contextmanager

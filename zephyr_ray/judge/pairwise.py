@@ -10,9 +10,9 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.judge.statistics import bootstrap, length_bias, paired_difference
 from zephyr_ray.models.judging import Judge
 from zephyr_ray.recipe import Reads, Stage
+from zephyr_ray.rows import run_rows
 from zephyr_ray.stage import Work
 from zephyr_ray.store import write_whole
-from zephyr_ray.rows import run_rows
 
 
 class Pairwise(Stage):
@@ -35,7 +35,8 @@ class Pairwise(Stage):
     seed: int = 0
 
     def run(self, work: Work) -> None:
-        stages = list(dict.fromkeys([self.baseline, *self.answers]))
+        control = [self.control] if self.control else []
+        stages = list(dict.fromkeys([self.baseline, *self.answers, *control]))
         answers: dict[str, dict[str, dict[str, Any]]] = {}
         names: dict[str, str] = {}
         prompts: dict[str, dict[str, Any]] = {}
@@ -68,7 +69,7 @@ class Pairwise(Stage):
         by_model: dict[str, list[dict[str, Any]]] = {model: [] for model in answers}
         for row in judged:
             by_model[row["model"]].append(row)
-        result = {
+        result: dict[str, Any] = {
             "baseline": baseline,
             "judge": self.judge,
             "control": names[self.control] if self.control else None,

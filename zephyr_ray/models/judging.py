@@ -38,6 +38,7 @@ class ModelJudge:
                 )
             ],
             max_tokens=SCORE_TOKENS,
+            shown=False,
         )
         score, reason = read_score(reply.text)
         return {"score": score, "reason": reason, "checks": {}}
@@ -77,12 +78,14 @@ class ModelJudge:
                 )
             ],
             max_tokens=RANK_TOKENS,
+            shown=False,
         )
 
 
 def read_score(text: str) -> tuple[float | None, str]:
     """(score 1-10 or None, rationale) from a judge's words."""
-    for found in re.findall(r"\{[^{}]*\}", text):
+    # First brace to last brace first: a rationale may have braces in it.
+    for found in re.findall(r"(?s)\{.*\}", text) + re.findall(r"\{[^{}]*\}", text):
         value = _literal(found)
         if isinstance(value, dict) and "score" in value:
             score = value["score"]

@@ -47,7 +47,9 @@ class RulesJudge:
         a, b = await self.score(row, first), await self.score(row, second)
         passed, other = sum(a["checks"].values()), sum(b["checks"].values())
         verdict = 1.0 if passed > other else 0.0 if passed < other else 0.5
-        reason = f"passes {passed} of {len(a['checks'])} checks, the baseline {other}: {a['reason']}"
+        reason = (
+            f"passes {passed} of {len(a['checks'])} checks, the baseline {other}: {a['reason']}"
+        )
         return {"verdict": verdict, "reason": reason, "scores": [a, b]}
 
 

@@ -9,17 +9,28 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.models import constraints
 from zephyr_ray.models.judging import Judge
 from zephyr_ray.recipe import Reads, Stage
-from zephyr_ray.stage import Work
 from zephyr_ray.rows import run_rows
+from zephyr_ray.stage import Work
 
 UNHELPFUL = re.compile(
     r"\b(?:i|as an? (?:ai|language model|chatbot|assistant)[^.!?]{0,40})\b[^.!?]{0,30}?"
-    r"(?:do not|don't|cannot|can't|am unable to) (?:have|feel|hold|experience|form|offer)?"
-    r"[^.!?]{0,20}?\b(?:personal (?:experience|opinion|emotion|feeling|belief|preference)s?"
+    r"(?:(?:do not|don['’]t|cannot|can['’]t|am (?:unable|not able) to) "
+    r"(?:have|possess|feel|hold|experience|form|offer|express)|have no)\b[^.!?]{0,20}?"
+    r"\b(?:personal (?:experience|opinion|emotion|feeling|belief|preference)s?"
     r"|emotions|feelings|opinions)\b",
     re.IGNORECASE,
 )
 """An assistant that says it has no experiences, emotions or opinions of its own."""
+
+
+SENTENCE_START = re.compile(
+    r"(?:\A|(?<=[a-z]{2}[.!?][ \n])(?<!etc\.[ \n])(?<!vs\.[ \n])(?<!approx\.[ \n]))"
+    r"[a-z](?=[a-z'’-]*[,.!?:;]*(?:\s|\Z))"
+)
+"""A small letter after the end of a sentence, in a word of small letters only (no iPhone, no URL).
+
+One letter before the full stop is an abbreviation ("e.g. this").
+"""
 
 
 class Clean(Stage):
@@ -120,5 +131,6 @@ def true_case(text: str) -> str:
     """
     if text == text.lower() or text == text.upper():
         return text
-    text = re.sub(r"(?<![\w'’.])i(?=['’](?:m|ve|ll|d)\b|\s+[a-z])", "I", text)
-    return re.sub(r"(?:\A|(?<=[a-z][.!?] )|(?<=[a-z]{2}[.!?]\n))[a-z]", lambda m: m[0].upper(), text)
+    # "i in", "i is": a counter in code.
+    text = re.sub(r"(?<![\w'’.])i(?=['’](?:m|ve|ll|d)\b|\s+(?!(?:in|is)\b)[a-z])", "I", text)
+    return SENTENCE_START.sub(lambda found: found[0].upper(), text)

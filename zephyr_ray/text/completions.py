@@ -8,8 +8,8 @@ from pydantic import Field
 
 from zephyr_ray.models.contract import Ask, user
 from zephyr_ray.recipe import Reads, Stage
-from zephyr_ray.stage import Work
 from zephyr_ray.rows import run_rows
+from zephyr_ray.stage import Work
 
 PRINCIPLES = {
     "helpfulness": "Give the most useful answer you can, and follow the request to the letter.",
@@ -64,7 +64,9 @@ class Completions(Stage):
                 work.counts["truncated"] = work.counts.get("truncated", 0) + 1
         work.counts["answers"] = len(answers)
         work.write_rows(
-            {**row, "completions": of_prompt[row["id"]]} for row in prompts if row["id"] in of_prompt
+            {**row, "completions": of_prompt[row["id"]]}
+            for row in prompts
+            if row["id"] in of_prompt
         )
 
     def expected(self, rows: dict[str, int]) -> int | None:

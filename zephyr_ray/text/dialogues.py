@@ -1,4 +1,4 @@
-"""Zephyr's distilled dialogues: respond, refine the instruction, respond again (UltraChat's way)."""
+"""Distilled dialogues: respond, refine the instruction, respond again (as UltraChat was made)."""
 
 from functools import partial
 from typing import Annotated, Any
@@ -7,8 +7,8 @@ from pydantic import Field
 
 from zephyr_ray.models.contract import Ask, Message, assistant, user
 from zephyr_ray.recipe import Reads, Stage
-from zephyr_ray.stage import Work
 from zephyr_ray.rows import run_rows
+from zephyr_ray.stage import Work
 
 REFINED_TOKENS = 48
 
@@ -32,6 +32,9 @@ class SelfRefine(Stage):
         work.counts["answers"] = sum(len(row["finish"]) for row in rows)
         work.counts["truncated"] = sum(f == "length" for row in rows for f in row["finish"])
         work.write_rows(rows)
+
+    def expected(self, rows: dict[str, int]) -> int | None:
+        return rows.get(self.prompts)
 
 
 async def self_refine(

@@ -13,9 +13,9 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask, user
 from zephyr_ray.recipe import FILE, Reads, Stage
-from zephyr_ray.stage import Work
-from zephyr_ray.store import read_jsonl
 from zephyr_ray.rows import run_rows
+from zephyr_ray.stage import Work
+from zephyr_ray.store import numbered_jsonl
 from zephyr_ray.text.similarity import Kept, diversity
 
 IN_CONTEXT, MACHINE_MADE = 8, 2
@@ -45,11 +45,11 @@ class Tasks(Stage):
     seed: int = 0
 
     def check(self, files: dict[str, Path]) -> None:
-        read_tasks(files["seeds"])
+        list(read_tasks(files["seeds"]))
 
     def _row(self, number: int, task: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         """A prompt row; a task without a constraint of its own is given one at random."""
-        instruction, constraint = task["instruction"], task.get("constraint")
+        instruction, constraint = task["instruction"].strip(), task.get("constraint")
         sentence = ""
         if constraint:
             sentence = constraints.phrase(rng, constraint)
@@ -59,7 +59,7 @@ class Tasks(Stage):
             "id": f"p{number:05d}",
             "instruction": instruction,
             "constraint": constraint or None,
-            "prompt": f"{instruction} {sentence}".strip(),
+            "prompt": f"{instruction} {sentence}".rstrip(),
             "source": task.get("id", "generated"),
         }
 
@@ -107,10 +107,11 @@ class SelfInstruct(Tasks):
             missing = self.count - len(tasks)
             if missing <= 0:
                 break
-            fresh = [{"id": f"r{len(requests) + i:05d}"} for i in range(max(8, missing // YIELD))]
-            for request in fresh:
-                request["seed"] = rng.random()
-            requests += fresh
+            start = len(requests)
+            requests += [
+                {"id": f"r{start + i:05d}", "seed": rng.random()}
+                for i in range(max(8, missing // YIELD))
+            ]
             rows = run_rows(work, requests, program, [work.models[self.model]])
             for row in rows:
                 if row["id"] in results:
@@ -197,15 +198,15 @@ def read_list(text: str, complete: bool) -> list[str]:
 def read_tasks(path: Path) -> Iterator[dict[str, Any]]:
     """Rows `{"instruction": str, "constraint": {…} or absent}`; what is wrong names its line."""
     number = 0
-    for number, row in enumerate(read_jsonl(path), 1):
+    for number, row in numbered_jsonl(path):
         instruction = row.get("instruction")
         if not isinstance(instruction, str) or not instruction.strip():
-            raise Permanent(f"{path} task {number}: needs an \"instruction\", a text")
+            raise Permanent(f'{path} line {number}: needs an "instruction", a text')
         if row.get("constraint"):
             try:
                 constraints.validate(row["constraint"])
             except Permanent as error:
-                raise Permanent(f"{path} task {number}: {error}") from None
+                raise Permanent(f"{path} line {number}: {error}") from None
         yield row
     if number == 0:
         raise Permanent(f"{path} is empty; it needs one JSON object per line")

@@ -56,5 +56,5 @@ def diversity(texts: list[str]) -> dict[str, float]:
     first = Counter(t[0] for t in tokens if t)
     total = sum(first.values())
     figures["openings"] = float(len(first))
-    figures["openings_bits"] = -sum(c / total * math.log2(c / total) for c in first.values())
+    figures["openings_bits"] = sum(c / total * math.log2(total / c) for c in first.values())
     return {name: round(value, 4) for name, value in figures.items()}

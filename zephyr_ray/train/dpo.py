@@ -39,9 +39,7 @@ class Dpo(TrainingSettings):
         lengths = self._prepare(work, load_chat(weights))
         arguments = {"beta": self.beta, "precompute_ref_log_probs": True}
         order = self.order(lengths)
-        job = Job(self, weights, work.folder, order, classes, arguments, with_reference)
-        work.counts["steps"] = job.steps
-        train(work, job)
+        train(work, Job(self, weights, work.folder, order, classes, arguments, with_reference))
 
     def _prepare(self, work: Work, chat: ChatFormat) -> list[int]:
         """Writes scratch/data and counts what is in it; lengths of its longer sides."""

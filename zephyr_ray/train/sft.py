@@ -47,10 +47,7 @@ class Sft(TrainingSettings):
             "dataset_kwargs": {"skip_prepare_dataset": True},
         }
         job = Job(self, weights, work.folder, self.order(lengths), classes, arguments)
-        work.counts["steps"] = job.steps
-        steps = train(work, job)
-        tail = steps[-max(1, len(steps) // 10) :]
-        work.counts["train/loss_final"] = sum(row["loss"] for row in tail) / len(tail)
+        train(work, job)
 
     def _prepare(self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]) -> list[int]:
         """Writes scratch/data, counts what is in it and shows the mask; lengths of its rows."""

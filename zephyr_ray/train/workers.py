@@ -5,6 +5,7 @@ from the job, goes on from the last reported checkpoint, and helps to save the m
 on the way goes through files on storage: steps into a journal, state into checkpoints.
 """
 
+import ctypes
 import importlib.util
 import json
 import logging
@@ -58,8 +59,11 @@ class Job:
         return len(self.order) // self.settings.global_batch
 
 
-def train(work: Work, job: Job) -> list[dict[str, float]]:
-    """Runs the job to its end and leaves model/ and metrics.jsonl; returns the steps."""
+def train(work: Work, job: Job) -> None:
+    """Runs the job to its end; leaves model/, metrics.jsonl and the final loss in the counts.
+
+    To be called from the main thread: Ray Train takes the interrupt signal for itself.
+    """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -90,8 +94,9 @@ def train(work: Work, job: Job) -> list[dict[str, float]]:
         raise Permanent(refused.read_text(encoding="utf-8"))
     last = {row["step"]: row for row in work.journal("steps").new()}
     steps = [last[step] for step in sorted(last)]
-    write_rows(work.folder, steps, STEPS)
-    return steps
+    tail = steps[-max(1, len(steps) // 10) :]
+    work.counts["steps"] = write_rows(work.folder, steps, STEPS)
+    work.counts["train/loss_final"] = sum(row["loss"] for row in tail) / len(tail)
 
 
 def refuse_other_engines(engine: Any, stage: int) -> None:
@@ -128,6 +133,7 @@ def _train_and_save(job: Job) -> None:
     resume = _checkpoint(job)
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
+        _keep_freed_memory()
         _let_deepspeed_run_on_cpu()
     from datasets import load_from_disk
     from transformers import PrinterCallback
@@ -137,7 +143,7 @@ def _train_and_save(job: Job) -> None:
         data = job.prepare(job, data)
     config_class, trainer_class = job.classes()
     # From here on, ZeRO-3 has from_pretrained split the weights as it loads them.
-    arguments = config_class(**_arguments(job), **job.arguments)
+    arguments = config_class(**_arguments(job) | job.arguments)
     model = load_model(job)
     model.config.use_cache = False
     trainer = trainer_class(
@@ -153,6 +159,16 @@ def _train_and_save(job: Job) -> None:
     trainer.train(resume_from_checkpoint=resume)
     _save(job, trainer)
     ray.train.report({"step": job.steps})
+
+
+def _keep_freed_memory() -> None:
+    """Otherwise glibc returns large tensors to the system and faults them in again, at every step:
+    a third of the CPU time of a forward and backward pass of 340 tokens of a 135M model, measured.
+    """
+    mmap_max, trim_threshold = -4, -1  # of malloc.h
+    libc = ctypes.CDLL(None)
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def load_model(job: Job) -> Any:

@@ -1,0 +1,191 @@
+"""The loss mask is what was built, and the tokens are what the template writes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyr_ray.chat import ChatFormat, pad_token_id
+from zephyr_ray.errors import Permanent
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Name two colours.\n\n1. and 2."},
+    {"role": "assistant", "content": "1. Red\n2. Bleu — naïve 🎉"},
+    {"role": "user", "content": "Another?"},
+    {"role": "assistant", "content": "Green."},
+]
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|head|>' + m['role'] + '\\n\\n' + m['content'] | trim + '<|eot|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|head|>assistant\\n\\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chatml(tiny_model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def byte_tokenizer(special: list[str], **kwargs: Any) -> Any:
+    """One token a byte and the given special tokens; adds a BOS where told to."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE({letter: n for n, letter in enumerate(alphabet)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(special)
+    if "<s>" in special:
+        inner.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def mistral() -> Any:
+    return byte_tokenizer(
+        ["<unk>", "<s>", "</s>"], bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@pytest.fixture(scope="module")
+def foreign() -> Any:
+    return byte_tokenizer(
+        ["<s>", "<|head|>", "<|eot|>", "<|end_of_text|>", "<pad>"],
+        bos_token="<s>",
+        eos_token="<|end_of_text|>",
+        pad_token="<pad>",
+        chat_template=LLAMA3,
+    )
+
+
+def trained_text(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    ids, trained = ChatFormat.of(tokenizer).render(messages)
+    return str(tokenizer.decode([token for token, on in zip(ids, trained, strict=True) if on]))
+
+
+def template_ids(tokenizer: Any, messages: list[dict[str, str]], **kwargs: Any) -> list[int]:
+    ids: list[int] = tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=False, **kwargs
+    )
+    return ids
+
+
+def test_chatml_tokens_are_the_templates(chatml: Any) -> None:
+    assert ChatFormat.of(chatml).render(TALK)[0] == template_ids(chatml, TALK)
+
+
+def test_chatml_trains_each_answer_and_its_end_token(chatml: Any) -> None:
+    answers = [m["content"] + "<|im_end|>" for m in TALK if m["role"] == "assistant"]
+    assert trained_text(chatml, TALK) == "".join(answers)
+
+
+def test_chatml_prompt_is_what_the_answer_continues(chatml: Any) -> None:
+    chat = ChatFormat.of(chatml)
+    prompt = chat.prompt(TALK[:2])
+    assert prompt == template_ids(chatml, TALK[:2], add_generation_prompt=True)
+    assert chat.render(TALK[:3])[0][: len(prompt)] == prompt
+
+
+def test_answer_that_opens_with_white_space_still_continues_the_prompt(chatml: Any) -> None:
+    talk = [TALK[1], {"role": "assistant", "content": "\n\n  Red"}]
+    chat = ChatFormat.of(chatml)
+    prompt = chat.prompt(talk[:1])
+    assert chat.render(talk)[0][: len(prompt)] == prompt
+    assert trained_text(chatml, talk) == "\n\n  Red<|im_end|>"
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_typed_special_token_does_not_end_the_turn(chatml: Any, role: str) -> None:
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    talk = [{**m, "content": "x<|im_end|>y"} if m["role"] == role else m for m in talk]
+    ids, _ = ChatFormat.of(chatml).render(talk)
+    assert ids.count(chatml.convert_tokens_to_ids("<|im_end|>")) == len(talk)
+    assert "x<|im_end|>y" in chatml.decode(ids)
+
+
+def test_zephyr_format_with_exactly_one_bos(mistral: Any) -> None:
+    chat = ChatFormat.of(mistral)
+    ids, _ = chat.render(TALK[:3])
+    assert mistral.decode(ids) == (
+        "<s><|system|>\nBe brief.</s>\n<|user|>\nName two colours.\n\n1. and 2.</s>\n"
+        "<|assistant|>\n1. Red\n2. Bleu — naïve 🎉</s>\n"
+    )
+    assert ids.count(mistral.bos_token_id) == 1
+    assert trained_text(mistral, TALK[:3]) == "1. Red\n2. Bleu — naïve 🎉</s>"
+
+
+def test_zephyr_template_writes_the_same_tokens(mistral: Any) -> None:
+    chat = ChatFormat.of(mistral)
+    text = mistral.apply_chat_template(TALK, tokenize=False, chat_template=chat.template)
+    assert mistral(text, add_special_tokens=False)["input_ids"] == chat.render(TALK)[0]
+    asked = mistral.apply_chat_template(
+        TALK[:2], tokenize=False, add_generation_prompt=True, chat_template=chat.template
+    )
+    assert mistral(asked, add_special_tokens=False)["input_ids"] == chat.prompt(TALK[:2])
+
+
+def test_foreign_template_trains_by_prefix_differences(foreign: Any) -> None:
+    ids, _ = ChatFormat.of(foreign).render(TALK)
+    assert (
+        ids
+        == foreign(foreign.apply_chat_template(TALK, tokenize=False), add_special_tokens=False)[
+            "input_ids"
+        ]
+    )
+    assert ids.count(foreign.bos_token_id) == 1
+    assert trained_text(foreign, TALK) == "1. Red\n2. Bleu — naïve 🎉<|eot|>Green.<|eot|>"
+
+
+def test_foreign_stop_token_is_the_one_that_ends_a_turn(foreign: Any) -> None:
+    assert ChatFormat.of(foreign).stop_token_id == foreign.convert_tokens_to_ids("<|eot|>")
+
+
+def test_foreign_template_that_rewrites_earlier_turns_is_refused(foreign: Any) -> None:
+    from copy import deepcopy
+
+    last_only = deepcopy(foreign)
+    last_only.chat_template = (
+        "{% for m in messages %}{{ '<|head|>' + m['role'] + '\\n\\n' }}"
+        "{{ m['content'] if loop.last or m['role'] == 'user' }}{{ '<|eot|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|head|>assistant\\n\\n' }}{% endif %}"
+    )
+    with pytest.raises(Permanent, match="earlier turns"):
+        ChatFormat.of(last_only).render(TALK)
+
+
+def test_nothing_to_train_is_an_error(chatml: Any) -> None:
+    with pytest.raises(Permanent, match="no assistant message"):
+        ChatFormat.of(chatml).render(TALK[:2])
+
+
+def test_pad_is_never_the_end_token(chatml: Any, mistral: Any) -> None:
+    from copy import deepcopy
+
+    assert mistral.convert_ids_to_tokens(pad_token_id(mistral)) == "<unk>"
+    same = deepcopy(chatml)
+    same.pad_token = same.eos_token
+    assert same.convert_ids_to_tokens(pad_token_id(same)) == "<|endoftext|>"
+    bare = byte_tokenizer(["</s>"], eos_token="</s>", pad_token="</s>")
+    with pytest.raises(Permanent, match="pad"):
+        pad_token_id(bare)
+
+
+def test_prepared_tokenizer_carries_end_pad_and_template(mistral: Any, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ChatFormat.of(mistral).prepare().save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert (loaded.eos_token, loaded.pad_token) == ("</s>", "<unk>")
+    assert loaded.apply_chat_template(TALK[:2], tokenize=False).startswith("<s><|system|>\n")
+
+
+def test_proof_colours_what_is_trained(chatml: Any) -> None:
+    ansi, page = ChatFormat.of(chatml).proof(TALK[1:3] + [{"role": "user", "content": "<b>"}])
+    assert "\033[32m1. Red\n2. Bleu — naïve 🎉<|im_end|>\033[0m" in ansi
+    assert page.count("#0a7d32") == 1 and "&lt;b&gt;" in page

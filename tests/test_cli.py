@@ -1,0 +1,85 @@
+"""The `zephyr` command: talking to the model of a run, and what it says when it cannot."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zephyr_ray import cli
+
+
+def add_model(run: Path, name: str, created: str, model: Path | None = None) -> None:
+    """What a finished run leaves: an artifact in the store, and a link to its model."""
+    artifact = run.parent / "store" / f"sft-{name}"
+    if model:
+        shutil.copytree(model, artifact / "model")
+    else:
+        (artifact / "model").mkdir(parents=True)
+    (artifact / "manifest.json").write_text(json.dumps({"created": created}))
+    (run / "models").mkdir(parents=True, exist_ok=True)
+    (run / "models" / name).symlink_to(f"../../store/sft-{name}/model")
+
+
+def test_the_newest_model_of_a_run_is_taken(tmp_path: Path) -> None:
+    run = tmp_path / "demo"
+    add_model(run, "sft", "2026-01-02T00:00:00+00:00")
+    add_model(run, "dpo", "2026-01-01T00:00:00+00:00")
+    assert cli.find_model(run, None) == tmp_path / "store" / "sft-sft" / "model"
+    assert cli.find_model(run, "dpo") == tmp_path / "store" / "sft-dpo" / "model"
+
+
+def test_an_unknown_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00")
+    assert cli.main(["chat", str(tmp_path / "demo"), "--model", "dpo"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"error: {tmp_path / 'demo'} has no model 'dpo'; it has sft\n"
+
+
+def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["chat", str(tmp_path / "nothing")]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: {tmp_path / 'nothing'} has no models/")
+    assert said.err.count("\n") == 1
+
+
+def test_a_damaged_manifest_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00")
+    (tmp_path / "store" / "sft-sft" / "manifest.json").unlink()
+    assert cli.main(["chat", str(tmp_path / "demo")]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1
+
+
+def test_plan_and_run_take_the_pipelines_arguments(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "seeds.jsonl").write_text('{"instruction": "Name a blue thing."}\n')
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text("stages:\n  prompts: {kind: prompts, seeds: seeds.jsonl, count: 1}\n")
+    storage = f"storage={tmp_path / 'runs'}"
+    assert cli.main(["plan", str(recipe), "--set", storage]) == 0
+    assert "to do" in capsys.readouterr().out
+    assert cli.main(["run", str(recipe), "--set", storage, "--until", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/store/prompts-*"))
+
+
+def test_chat_answers_what_is_piped_in(tmp_path: Path, tiny_model: Path) -> None:
+    """Two questions are answered, and one too long for the model does not end the talk."""
+    add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00", tiny_model)
+    questions = ["Hello.", "long " * 400, "", "Still there?"]
+    done = subprocess.run(
+        [sys.executable, "-m", "zephyr_ray.cli", "chat", str(tmp_path / "demo")],
+        input="\n".join(questions) + "\n",
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("starting anew") == 1
+    answers = [text for text in done.stdout.split("\n") if text.strip()]
+    assert len(answers) >= 2

@@ -1,0 +1,178 @@
+"""The pipeline as a Ray job on a cluster that was started by `ray start`."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+DASHBOARD_SECONDS = 180
+
+RECIPE = """
+name: job
+models:
+  base: {{weights: {weights}, temperature: 1.0, top_p: 1, concurrency: 8}}
+stages:
+  prompts: {{kind: prompts, seeds: seeds.jsonl, count: 6}}
+  answers: {{kind: completions, models: [base], prompts: prompts, max_tokens: 8}}
+"""
+
+
+@dataclass
+class Cluster:
+    dashboard: str
+    folder: str
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def environment(folder: str) -> dict[str, str]:
+    """Of programs that find the cluster below `folder` the way Ray finds one on a machine."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")} | {
+        "RAY_TMPDIR": folder,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """`ray start --head --block` in its own process group, ended with the module."""
+    # Ray puts sockets below its folder, and their names must be short.
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="zr") as folder:
+        gcs, dashboard = free_ports(2)
+        log = Path(folder, "start.log")
+        command = [
+            *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
+            *("--node-ip-address=127.0.0.1", f"--port={gcs}"),
+            *("--include-dashboard=true", "--dashboard-host=127.0.0.1"),
+            *(f"--dashboard-port={dashboard}", "--num-cpus=4"),
+            f"--object-store-memory={256 * 1024**2}",
+        ]
+        with log.open("wb") as output:
+            head = subprocess.Popen(
+                command,
+                env=environment(folder),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            url = f"http://127.0.0.1:{dashboard}"
+            deadline = time.monotonic() + DASHBOARD_SECONDS
+            while not _answers(f"{url}/api/jobs/"):
+                assert head.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.5)
+            yield Cluster(url, folder)
+        finally:
+            head.send_signal(signal.SIGTERM)
+            try:
+                head.wait(60)
+            finally:
+                _end_group(head.pid)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def _end_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_model: Path) -> Path:
+    tasks = [f"Name {n} things that are blue." for n in range(1, 9)]
+    (tmp_path / "seeds.jsonl").write_text(
+        "".join(json.dumps({"instruction": task}) + "\n" for task in tasks)
+    )
+    path = tmp_path / "job.yaml"
+    path.write_text(RECIPE.format(weights=tiny_model))
+    return path
+
+
+def manifests(storage: Path) -> dict[str, dict]:
+    found = [json.loads(path.read_text()) for path in storage.glob("store/*/manifest.json")]
+    return {manifest["name"]: manifest for manifest in found}
+
+
+def test_a_submitted_job_makes_its_artifacts_on_the_cluster(
+    cluster: Cluster, recipe: Path, tmp_path: Path
+) -> None:
+    storage = tmp_path / "runs"
+    done = subprocess.run(
+        [
+            *(str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--"),
+            *(sys.executable, "-m", "zephyr_ray.pipeline", str(recipe)),
+            *("--set", f"storage={storage}"),
+        ],
+        env=environment(cluster.folder),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout
+    # The pipeline's own lines come back to who submitted it.
+    assert "answers: done" in done.stdout
+    made = manifests(storage)
+    assert {name: m["counts"]["rows"] for name, m in made.items()} == {"prompts": 6, "answers": 6}
+    assert (storage / "job" / "data" / "answers" / "rows.jsonl").is_file()
+    assert _actors(cluster) == {"ALIVE": 0, "ever": 1}
+
+
+def _actors(cluster: Cluster) -> dict[str, int]:
+    """Row actors the cluster knows: the work was done there, and nothing is left running."""
+    with urllib.request.urlopen(
+        f"{cluster.dashboard}/api/v0/actors?limit=1000&detail=1", timeout=30
+    ) as response:
+        answer = json.loads(response.read())
+    rows = [a for a in answer["data"]["result"]["result"] if "RowActor" in json.dumps(a)]
+    return {"ALIVE": sum(a["state"] == "ALIVE" for a in rows), "ever": len(rows)}
+
+
+def test_without_an_address_a_run_keeps_to_a_cluster_of_its_own(
+    cluster: Cluster, recipe: Path, tmp_path: Path
+) -> None:
+    """A cluster that happens to run on the machine is not taken, nor does it break the run."""
+    before = _actors(cluster)["ever"]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "zephyr_ray.pipeline", str(recipe), "--until", "prompts"),
+            *("--set", f"storage={tmp_path / 'own'}"),
+        ],
+        env=environment(cluster.folder),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(manifests(tmp_path / "own")) == {"prompts"}
+    assert _actors(cluster)["ever"] == before

@@ -1,0 +1,212 @@
+"""Judges: what is read from a model's words, both orders, and the rules judge by hand."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyr_ray.models.contract import Message, Reply
+from zephyr_ray.models.judging import ModelJudge, read_ranking, read_score
+from zephyr_ray.models.rules import RulesJudge
+from zephyr_ray.recipe import ModelSpec
+
+ONE = "[{'model': 'model_1', 'rank': 1}, {'model': 'model_2', 'rank': 2}]"
+TWO = "[{'model': 'model_1', 'rank': 2}, {'model': 'model_2', 'rank': 1}]"
+ROW = {"prompt": "Say hello.", "instruction": "Say hello.", "constraint": None}
+
+
+class Scripted:
+    """Answers in the given order and keeps what it was asked."""
+
+    def __init__(self, *answers: str):
+        self.left, self.asked = list(answers), []  # type: list[str], list[str]
+
+    async def __call__(
+        self, messages: list[Message], *, max_tokens: int, shown: bool = True
+    ) -> Reply:
+        assert not shown, "a judge's question is not the row's task"
+        self.asked.append(messages[-1]["content"])
+        return Reply(self.left.pop(0), "stop")
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ('{"rationale": "good", "score": 8}', 8),
+        ("{'rationale': 'good', 'score': 8}", 8),
+        ('Sure!\n```json\n{"score": 8, "rationale": "good"}\n```\nBye.', 8),
+        ('{"score": 10}', 10),
+        ('{"score": 1}', 1),
+        ('{"score": 7.5}', 7.5),
+        ('{"rationale": "it writes {x} and }", "score": 6}', 6),
+        ('First {not this} then {"score": 3}', 3),
+        ('{"score": 0}', None),
+        ('{"score": 11}', None),
+        ('{"score": -1}', None),
+        ('{"score": true}', None),
+        ('{"score": null}', None),
+        ('{"score": NaN}', None),
+        ('{"score": "10/10"}', None),
+        ('{"score": [8]}', None),
+        ("10/10", None),
+        ("Score: 8", None),
+        ('{"score": 8', None),
+        ("", None),
+    ],
+)
+def test_score_is_read_as_data(text: str, score: float | None) -> None:
+    assert read_score(text)[0] == score
+
+
+def test_the_rationale_comes_with_the_score() -> None:
+    assert read_score('{"rationale": "short and right", "score": 8}')[1] == "short and right"
+    assert read_score("no idea")[1] == "unparsable: 'no idea'"
+
+
+@pytest.mark.parametrize(
+    ("text", "winner"),
+    [
+        (ONE, 0),
+        (TWO, 1),
+        (ONE.replace("'", '"'), 0),
+        (f"I think:\n```python\n{TWO}\n```\nbecause it is kind.", 1),
+        ("[{'rank': 2, 'model': 'model_2'}, {'rank': 1, 'model': 'model_1'}]", 0),
+        ("[{'model': 'model_1', 'rank': '2'}, {'model': 'model_2', 'rank': '1'}]", 1),
+        (ONE.replace("2}", "1}"), None),
+        (ONE.replace(": 1}", ": 0}"), None),
+        (ONE.replace(": 2}", ": 11}"), None),
+        (ONE.replace(": 1}", ": True}"), None),
+        (ONE.replace("model_2", "model_1"), None),
+        (ONE.replace("model_2", "model_3"), None),
+        (ONE[:-1] + ", {'model': 'model_3', 'rank': 3}]", None),
+        ("[{'model': 'model_1', 'rank': 1}]", None),
+        ("['model_1', 'model_2']", None),
+        ("[]", None),
+        ("model_1 is better", None),
+        (ONE[:-1], None),
+        ("", None),
+    ],
+)
+def test_ranking_is_read_as_data(text: str, winner: int | None) -> None:
+    assert read_ranking(text) == winner
+
+
+def test_code_in_an_answer_is_never_run(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    code = f"__import__('pathlib').Path({str(trap)!r}).touch()"
+    for text in (code, f"{{'score': {code}}}", f"{{{code}: 1, 'score': 5}}"):
+        assert read_score(text)[0] is None
+    for text in (
+        f"[{code}]",
+        f"[{{'model': 'model_1', 'rank': {code}}}]",
+        f"[{code} for _ in [1]]",
+    ):
+        assert read_ranking(text) is None
+    for bomb in ("[9**9**9**9]", "['a' * 10**12]", "[" * 5000 + "]" * 5000, "[" + "(" * 5000 + "]"):
+        assert read_ranking(bomb) is None
+    assert not trap.exists()
+
+
+def compare(first: str, second: str, *answers: str) -> tuple[dict[str, Any], Scripted]:
+    ask = Scripted(*answers)
+    verdict = asyncio.run(ModelJudge(ask).compare(ROW, {"text": first}, {"text": second}))
+    return verdict, ask
+
+
+def test_both_orders_are_asked() -> None:
+    verdict, ask = compare("Hello!", "Go away.", ONE, TWO)
+    assert verdict["verdict"] == 1.0
+    straight, swapped = ask.asked
+    assert straight.index("Hello!") < straight.index("Go away.")
+    assert swapped.index("Go away.") < swapped.index("Hello!")
+    assert "Say hello." in straight
+
+
+def test_the_second_wins_in_both_orders() -> None:
+    assert compare("Hello!", "Go away.", TWO, ONE)[0]["verdict"] == 0.0
+
+
+@pytest.mark.parametrize("same", [ONE, TWO])
+def test_a_verdict_that_flips_with_the_order_is_a_tie(same: str) -> None:
+    verdict, _ = compare("Hello!", "Go away.", same, same)
+    assert (verdict["verdict"], verdict["flip"]) == (0.5, True)
+
+
+@pytest.mark.parametrize("answers", [(ONE, "both"), ("both", ONE), ("both", "both")])
+def test_an_unparsable_verdict_is_none_and_no_loss(answers: tuple[str, str]) -> None:
+    verdict, _ = compare("Hello!", "Go away.", *answers)
+    assert verdict["verdict"] is None
+    assert "both" in verdict["reason"]
+
+
+def test_identical_answers_tie_without_a_question() -> None:
+    verdict, ask = compare("Hello!", "Hello!")
+    assert (verdict["verdict"], ask.asked) == (0.5, [])
+
+
+def test_a_model_scores_one_answer() -> None:
+    ask = Scripted('{"rationale": "polite", "score": 9}')
+    score = asyncio.run(ModelJudge(ask).score(ROW, {"text": "Hello!"}))
+    assert score == {"score": 9.0, "reason": "polite", "checks": {}}
+    assert "Say hello." in ask.asked[0] and "Hello!" in ask.asked[0]
+
+
+RULES = RulesJudge(ModelSpec(engine="rules"))
+LIST = {
+    "instruction": "Name pets.",
+    "prompt": "Name pets. Give 2 bullets.",
+    "constraint": {"kind": "bullets", "n": 2},
+}
+LOOP = "* a cat is here\n" * 3
+
+
+def rated(text: str, finish: str = "stop", row: dict[str, Any] = LIST) -> dict[str, Any]:
+    return asyncio.run(RULES.score(row, {"text": text, "finish_reason": finish}))
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "score", "failed"),
+    [
+        ("* cat\n* dog", "stop", 10.0, set()),  # 3 of 3
+        ("* cat", "stop", 7.0, {"constraint"}),  # 1 + 9 × 2/3
+        ("* cat\n* dog", "length", 7.0, {"ended"}),
+        ("* cat", "length", 4.0, {"constraint", "ended"}),
+        (LOOP, "length", 1.0, {"constraint", "ended", "no_loop"}),
+        ("  ", "stop", 4.0, {"constraint", "no_loop"}),
+    ],
+)
+def test_rules_score_the_share_of_checks(
+    text: str, finish: str, score: float, failed: set[str]
+) -> None:
+    result = rated(text, finish)
+    assert result["score"] == score
+    assert {name for name, held in result["checks"].items() if not held} == failed
+    assert set(result["checks"]) == {"constraint", "ended", "no_loop"}
+
+
+def test_rules_without_a_constraint_check_the_rest() -> None:
+    result = rated("Hello!", row=ROW)
+    assert result == {"score": 10.0, "reason": "", "checks": {"ended": True, "no_loop": True}}
+
+
+def test_rules_say_why() -> None:
+    assert rated("* cat", "length")["reason"] == (
+        "bullets: 2 bullets asked for, 1 found; was cut off at the token limit"
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"),
+    [("* cat\n* dog", "* cat", 1.0), ("* cat", "* cat\n* dog", 0.0), ("* cat", "cats!", 0.5)],
+)
+def test_rules_prefer_the_answer_that_passes_more(first: str, second: str, verdict: float) -> None:
+    result = asyncio.run(
+        RULES.compare(
+            LIST,
+            {"text": first, "finish_reason": "stop"},
+            {"text": second, "finish_reason": "stop"},
+        )
+    )
+    assert result["verdict"] == verdict
+    assert [s["score"] for s in result["scores"]] == [rated(first)["score"], rated(second)["score"]]

@@ -1,0 +1,331 @@
+"""What must run again and why, and what a machine is asked for before anything runs."""
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import psutil
+import pytest
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.pipeline import KINDS
+from zephyr_ray.plan import Step, lineage, make_plan, model_spec, remember, start_model
+from zephyr_ray.preflight import check_files, count_parameters, preflight
+from zephyr_ray.recipe import Recipe, load
+from zephyr_ray.store import Store, write_rows
+
+RECIPE = """\
+name: small
+models:
+  base: {weights: tiny}
+  student: {weights: sft, temperature: 0.9}
+  judge: {engine: rules}
+stages:
+  prompts: {kind: prompts, seeds: seeds.jsonl}
+  heldout: {kind: prompts, seeds: seeds.jsonl, count: 1}
+  dialogues: {kind: self_refine, model: base, prompts: prompts}
+  sft: {kind: sft, model: base, data: dialogues}
+  completions: {kind: completions, models: [base, student], prompts: prompts}
+  feedback: {kind: feedback, judge: judge, completions: completions}
+  pairs: {kind: preferences, feedback: feedback}
+  dpo: {kind: dpo, model: sft, data: pairs}
+"""
+STAGES = ["prompts", "heldout", "dialogues", "sft", "completions", "feedback", "pairs", "dpo"]
+TEXT_OF_BASE = {"dialogues", "sft", "completions", "feedback", "pairs", "dpo"}
+
+
+def safetensors(path: Path, **shapes: list[int]) -> None:
+    """A file as the format says it: length of the header, header, values."""
+    tensors = {n: {"dtype": "F32", "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}
+    header = json.dumps({"__metadata__": {"format": "pt"}, **tensors}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "seeds.jsonl").write_text('{"instruction": "Name a colour."}\n')
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text("{}")
+    safetensors(tmp_path / "tiny" / "model.safetensors", a=[3, 4], b=[5])
+    return tmp_path
+
+
+def read(folder: Path, *overrides: str) -> Recipe:
+    return load(folder / "recipe.yaml", KINDS, [f"storage={folder / 'runs'}", *overrides])
+
+
+def plan(folder: Path, *overrides: str, until: str | None = None) -> dict[str, Step]:
+    store = Store(folder / "runs")
+    store.prepare()
+    return {step.name: step for step in make_plan(read(folder, *overrides), store, until)}
+
+
+def make_all(folder: Path, *overrides: str) -> None:
+    """Leaves an artifact of two rows for every stage that has none, as the pipeline would."""
+    store, recipe = Store(folder / "runs"), read(folder, *overrides)
+    for step in plan(folder, *overrides).values():
+        if step.artifact is None:
+            place = store.folder(step.stage.kind, step.key)
+            place.mkdir()
+            write_rows(place, [{"id": "a"}, {"id": "b"}])
+            store.commit(step.stage.kind, step.key, {"counts": {"rows": 2}})
+        remember(recipe, store, step)
+
+
+def to_do(folder: Path, *overrides: str) -> set[str]:
+    return {name for name, step in plan(folder, *overrides).items() if step.artifact is None}
+
+
+def why(folder: Path, stage: str, *overrides: str) -> str:
+    return plan(folder, *overrides)[stage].why
+
+
+def test_everything_is_to_do_once(folder: Path) -> None:
+    steps = plan(folder)
+    assert list(steps) == STAGES
+    assert to_do(folder) == set(STAGES)
+    assert steps["prompts"].why == "not made yet"
+    assert steps["sft"].why == "reads dialogues, to do"
+    make_all(folder)
+    assert to_do(folder) == set()
+    assert {step.why for step in plan(folder).values()} == {""}
+    assert {step.rows for step in plan(folder).values()} == {2}
+
+
+@pytest.mark.parametrize(
+    ("override", "again"),
+    [
+        ("dpo.beta=0.5", {"dpo"}),
+        ("pairs.rejected=lowest", {"pairs", "dpo"}),
+        ("pairs.seed=3", {"pairs", "dpo"}),
+        ("heldout.count=2", {"heldout"}),
+        ("sft.epochs=2", {"sft", "completions", "feedback", "pairs", "dpo"}),
+        ("dialogues.turns=3", {"dialogues", "sft", "completions", "feedback", "pairs", "dpo"}),
+        ("models.judge.relevance_min=0.5", {"feedback", "pairs", "dpo"}),
+        ("models.student.temperature=0.1", {"completions", "feedback", "pairs", "dpo"}),
+        # How answers are drawn is nothing to training, unless the drawn answers are trained on.
+        ("models.base.temperature=0.1", TEXT_OF_BASE),
+    ],
+)
+def test_a_setting_replans_its_stage_and_what_depends_on_it(
+    override: str, again: set[str], folder: Path
+) -> None:
+    make_all(folder)
+    assert to_do(folder, override) == again
+    assert to_do(folder) == set()
+
+
+def test_temperature_is_not_in_the_key_of_training(folder: Path) -> None:
+    teacher = ["models.teacher={weights: tiny}", "dialogues.model=teacher"]
+    before, after = plan(folder, *teacher), plan(folder, *teacher, "models.base.temperature=0.1")
+    changed = {name for name in STAGES if before[name].key != after[name].key}
+    assert changed == {"completions", "feedback", "pairs", "dpo"}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "sft.workers=2",
+        "sft.zero=2",
+        "sft.micro_batch=1",
+        "dpo.checkpoint_every=7",
+        "models.base.actors=4",
+        "models.base.concurrency=3",
+        "models.student.gpus=1",
+    ],
+)
+def test_how_the_work_runs_is_in_no_key(override: str, folder: Path) -> None:
+    make_all(folder)
+    assert to_do(folder, override) == set()
+
+
+def test_where_recipe_and_storage_lie_is_in_no_key(folder: Path, tmp_path: Path) -> None:
+    before = {name: step.key for name, step in plan(folder).items()}
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder, moved, ignore=shutil.ignore_patterns("elsewhere"))
+    assert {name: step.key for name, step in plan(moved).items()} == before
+
+
+def test_the_content_of_the_seeds_file_is_in_the_keys(folder: Path) -> None:
+    make_all(folder)
+    with (folder / "seeds.jsonl").open("a") as file:
+        file.write('{"instruction": "Name a fruit."}\n')
+    assert to_do(folder) == set(STAGES)
+    assert why(folder, "prompts") == "seeds changed"
+
+
+def test_the_content_of_the_weights_is_in_the_keys(folder: Path) -> None:
+    make_all(folder)
+    safetensors(folder / "tiny" / "model.safetensors", a=[3, 4], b=[6])
+    assert to_do(folder) == TEXT_OF_BASE
+
+
+def test_what_stands_in_a_demonstrations_file_is_in_the_keys(folder: Path) -> None:
+    (folder / "shown.jsonl").write_text("")
+    shown = "models.student.demonstrations=shown.jsonl"
+    make_all(folder, shown)
+    assert to_do(folder, shown) == set()
+    (folder / "shown.jsonl").write_text("\n")
+    assert to_do(folder, shown) == {"completions", "feedback", "pairs", "dpo"}
+
+
+def test_why_says_what_changed(folder: Path) -> None:
+    make_all(folder)
+    assert why(folder, "dpo", "dpo.beta=0.5") == "beta was 0.1, is 0.5"
+    both = why(folder, "pairs", "pairs.rejected=all", "pairs.min_margin=1")
+    assert both == "min_margin was 0.0, is 1.0; rejected was random, is all"
+    assert why(folder, "dpo", "pairs.rejected=all") == "reads pairs, to do"
+    assert why(folder, "feedback", "models.judge.relevance_min=0.5") == "judge changed"
+
+
+def test_why_says_new_kind_interrupted_or_deleted(folder: Path) -> None:
+    make_all(folder)
+    store, step = Store(folder / "runs"), plan(folder)["heldout"]
+    place = store.folder("prompts", step.key)
+    shutil.rmtree(place)
+    assert why(folder, "heldout") == "its artifact was deleted"
+    (place / "scratch").mkdir(parents=True)
+    assert why(folder, "heldout") == "was interrupted: goes on"
+    kind = "heldout={kind: self_instruct, model: base, seeds: seeds.jsonl, count: 1}"
+    assert why(folder, "heldout", kind) == "kind was prompts"
+
+
+def test_until_ends_the_plan(folder: Path) -> None:
+    assert list(plan(folder, until="dialogues")) == STAGES[:3]
+    with pytest.raises(Permanent, match="--until nothing: the recipe has no such stage: prompts, "):
+        plan(folder, until="nothing")
+
+
+def test_expected_rows_are_those_of_the_prompts_whatever_trains_the_model(folder: Path) -> None:
+    make_all(folder)
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(
+        text + "  more: {kind: self_refine, model: student, prompts: prompts}\n"
+    )
+    store = Store(folder / "runs")
+    step = plan(folder)["sft"]
+    store.commit("sft", step.key, {"counts": {"rows": 77}})
+    assert plan(folder)["more"].rows == 2
+
+
+def test_lineage_is_everything_that_leads_to_a_stage(folder: Path) -> None:
+    recipe = read(folder)
+    assert lineage(recipe, recipe.stages["sft"]) == ["prompts", "dialogues"]
+    assert lineage(recipe, recipe.stages["dpo"]) == [
+        name for name in STAGES if name not in ("heldout", "dpo")
+    ]
+    assert lineage(recipe, recipe.stages["prompts"]) == []
+
+
+def test_a_trained_stage_answers_as_the_model_it_came_from(folder: Path) -> None:
+    recipe = read(folder, "models.base.temperature=0.3", "models.base.context=64")
+    spec = model_spec(recipe, "dpo")
+    assert (spec.temperature, spec.context, spec.weights) == (0.3, 64, "dpo")
+    assert model_spec(recipe, "student").temperature == 0.9
+
+
+def test_a_model_is_started_from_its_folder_beside_the_recipe(folder: Path) -> None:
+    (folder / "shown.jsonl").write_text(
+        '{"instruction": "Name pets.", "constraint": {"kind": "bullets", "n": 2}, "answer": "* cat"}\n'
+    )
+    recipe = read(folder, "models.base.demonstrations=shown.jsonl", "models.judge.relevance=tiny")
+    model = start_model(recipe, "base", {})
+    assert Path(model.weights) == folder / "tiny"
+    assert model.demonstrations[0]["prompt"].startswith("Name pets. Answer with exactly 2 bullet")
+    # The judge's encoder is found by an actor whose working folder is another one.
+    assert start_model(recipe, "judge", {}).spec.relevance == str(folder / "tiny")
+
+
+def test_parameters_are_counted_from_the_headers(folder: Path) -> None:
+    safetensors(folder / "tiny" / "more.safetensors", c=[2, 3, 4], scale=[])
+    assert count_parameters(folder / "tiny") == 12 + 5 + 24 + 1
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"\xff" * 20, (9).to_bytes(8, "little") + b'{"a'])
+def test_a_broken_weights_file_is_one_line(content: bytes, folder: Path) -> None:
+    (folder / "tiny" / "model.safetensors").write_bytes(content)
+    with pytest.raises(Permanent, match="model.safetensors: not a safetensors file"):
+        count_parameters(folder / "tiny")
+
+
+def check(folder: Path, *overrides: str) -> None:
+    steps = list(plan(folder, *overrides).values())
+    preflight(read(folder, *overrides), Store(folder / "runs"), steps)
+
+
+def test_enough_of_everything_is_no_error(folder: Path) -> None:
+    check(folder)
+
+
+def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Memory = namedtuple("Memory", "available")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(int(2e9)))
+    with pytest.raises(Permanent, match="stage 'dialogues' needs about 2.6 GB of memory, 2.0 GB"):
+        check(folder)  # 1 GiB of KV cache and 1.5 GB of libraries
+    make_all(folder)
+    check(folder)  # nothing to do needs nothing
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    check(folder, "dialogues.turns=3")  # the cluster's memory is not this machine's
+
+
+def test_memory_of_training_grows_with_model_and_workers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Memory = namedtuple("Memory", "available")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(int(20e9)))
+    safetensors(folder / "tiny" / "model.safetensors", a=[1_000_000_000])
+    make_all(folder)
+    # A billion parameters, fp32: weights, gradients and two moments 16 GB, libraries 1.5 GB.
+    check(folder, "sft.epochs=2", "sft.zero=3", "sft.workers=1")
+    with pytest.raises(Permanent, match="stage 'sft' needs about 27.0 GB"):
+        # Two whole copies of weights and gradients: 2 × 8 + 8, and 2 × 1.5.
+        check(folder, "sft.epochs=2", "sft.zero=2", "sft.workers=2")
+
+
+def test_too_little_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Usage = namedtuple("Usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(50_000_000))
+    with pytest.raises(Permanent, match=r"GB of disk below .*runs, 0.1 GB are free.*--set storage"):
+        check(folder)
+
+
+def test_a_missing_key_is_named_before_anything_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = (
+        "models.base={engine: openai, model: m, base_url: 'http://127.0.0.1:1/v1', "
+        "api_key_env: ZEPHYR_TEST_KEY}"
+    )
+    overrides = ["sft.model=student2", "models.student2={weights: tiny}", endpoint]
+    monkeypatch.delenv("ZEPHYR_TEST_KEY", raising=False)
+    with pytest.raises(Permanent, match="variable ZEPHYR_TEST_KEY .* is not set"):
+        check(folder, *overrides)
+    monkeypatch.setenv("ZEPHYR_TEST_KEY", "secret")
+    check(folder, *overrides)
+    identities = json.dumps([step.identity for step in plan(folder, *overrides).values()])
+    assert "secret" not in identities and "ZEPHYR_TEST_KEY" not in identities
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"answer": "a", "constraint": {"kind": "json"}}', 'line 2: needs an "instruction"'),
+        ('{"instruction": "i", "constraint": {"kind": "json"}}', 'line 2: needs an "answer"'),
+        ('{"instruction": "i", "answer": "a"}', "line 2: constraint {} has no kind"),
+        ("nothing", "line 2: not a line of JSON"),
+    ],
+)
+def test_wrong_demonstrations_name_their_line(line: str, says: str, folder: Path) -> None:
+    (folder / "shown.jsonl").write_text(f"\n{line}\n")
+    with pytest.raises(Permanent, match=says):
+        check(folder, "models.base.demonstrations=shown.jsonl")
+
+
+def test_files_of_cached_stages_are_checked_too(folder: Path) -> None:
+    recipe = read(folder)
+    check_files(recipe)
+    (folder / "seeds.jsonl").write_text("{}\n")
+    with pytest.raises(Permanent, match="stage 'prompts': .*line 1: needs"):
+        check_files(recipe)

@@ -1,0 +1,341 @@
+"""Bad input: every mistake a recipe can hold is one clear line, before any work."""
+
+from pathlib import Path
+
+import pytest
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.pipeline import KINDS, main
+from zephyr_ray.recipe import Recipe, load
+from zephyr_ray.store import Store
+from zephyr_ray.text.dialogues import SelfRefine
+from zephyr_ray.text.preferences import Preferences
+from zephyr_ray.text.prompts import Prompts
+
+GOOD = """\
+seed: 7
+models:
+  base: {weights: smollm2-135m-instruct}
+  judge: {engine: rules}
+stages:
+  prompts: {kind: prompts, seeds: seeds.jsonl}
+  dialogues: {kind: self_refine, model: base, prompts: prompts}
+  sft: {kind: sft, model: base, data: dialogues}
+  answers: {kind: completions, models: [sft], prompts: prompts}
+  feedback: {kind: feedback, judge: judge, completions: answers}
+  pairs: {kind: preferences, feedback: feedback}
+"""
+
+# What is written in place of what, and what the one line must say.
+MISTAKES = {
+    "unknown kind": ("kind: self_refine", "kind: self_refin", "'dialogues'.*did you mean 'self_r"),
+    "no kind": ("{kind: prompts, seeds", "{seeds", "'prompts'.*'kind' is missing"),
+    "a list as kind": ("kind: prompts", "kind: [prompts]", "'prompts'.*unknown kind"),
+    "misspelt setting": (
+        "base, prompts: prompts}",
+        "base, prompts: prompts, turn: 2}",
+        "'dialogues': unknown setting 'turn'; did you mean 'turns'",
+    ),
+    "missing setting": (", seeds: seeds.jsonl", "", "'prompts': setting 'seeds' is missing"),
+    "wrong type": ("seeds.jsonl}", "seeds.jsonl, count: many}", "'count'.*got 'many'"),
+    "out of range": ("seeds.jsonl}", "seeds.jsonl, count: 0}", "'count'.*got 0"),
+    "number as a name": ("seeds.jsonl}", "seeds.jsonl, 3: 4}", "'prompts'.*'3'"),
+    "missing artifact": (
+        "data: dialogues",
+        "data: dialogue",
+        "'sft' reads 'dialogue', which is nei",
+    ),
+    "undefined model": (
+        "model: base, data",
+        "model: bass, data",
+        "'sft' reads 'bass'.*did you mean 'base'",
+    ),
+    "undefined judge": ("judge: judge", "judge: jude", "'feedback' reads 'jude'.*mean 'judge'"),
+    "model where text is read": (
+        "data: dialogues",
+        "data: base",
+        "'base', which is a model; it nee",
+    ),
+    "wrong artifact": (
+        "data: dialogues",
+        "data: prompts",
+        "'prompts', which makes prompts; it nee",
+    ),
+    "stage as judge": ("judge: judge", "judge: sft", "'sft', but a judge is an entry under models"),
+    "judge as model": ("models: [sft]", "models: [judge]", "'judge' is a rules judge"),
+    "judge as weights": ("model: base, data", "model: judge, data", "no weights to train"),
+    "model without weights": (
+        "base: {weights: smollm2-135m-instruct}",
+        "base: {}",
+        "needs weights:",
+    ),
+    "endpoint without url": (
+        "base: {weights: smollm2-135m-instruct}",
+        "base: {engine: openai, model: m}",
+        "needs model: and base_url:",
+    ),
+    "model of no training": ("smollm2-135m-instruct", "prompts", "stage 'prompts' trains no model"),
+    "name of both": ("judge: {engine: rules}", "sft: {engine: rules}", "'sft' is both a model and"),
+    "model setting": ("{engine: rules}", "{engine: rule}", "model 'judge': setting 'engine'"),
+    "unknown top setting": ("seed: 7", "sed: 7", "unknown setting 'sed'"),
+    "bad seed": ("seed: 7", "seed: yes", "seed must be a whole number"),
+    "bad name": ("seed: 7", "name: A B", "name 'A B' must be"),
+    "storage url": ("seed: 7", "storage: s3://bucket/x", "'s3://bucket/x' is a URL"),
+    "bad yaml": ("[sft]", "[sft", "line 9"),
+    "a tab": ("  judge:", "\tjudge:", "line 4"),
+    "no such date": ("seed: 7", "seed: 2024-13-45", "month"),
+    "key twice in stages": ("  pairs:", "  sft:", "line 11: 'sft' stands twice"),
+    "key twice in a stage": (
+        "kind: preferences",
+        "kind: preferences, kind: sft",
+        "line 11: 'kind' s",
+    ),
+    "models no mapping": ("  base: {weights: smollm2-135m-instruct}\n", "  - base\n", "line 4"),
+    "stage no mapping": ("{kind: preferences, feedback: feedback}", "3", "'pairs'.*found int"),
+    "stage name": ("  pairs:", "  my pairs:", "'my pairs': a stage name is"),
+}
+
+
+def write(folder: Path, text: str = GOOD) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    (folder / "seeds.jsonl").write_text('{"instruction": "Name a colour of the sky."}\n')
+    return path
+
+
+def loaded(folder: Path, *overrides: str, text: str = GOOD) -> Recipe:
+    return load(write(folder, text), KINDS, list(overrides))
+
+
+def refusal(folder: Path, text: str = GOOD, *overrides: str) -> str:
+    with pytest.raises(Permanent) as caught:
+        loaded(folder, *overrides, text=text)
+    return str(caught.value)
+
+
+def refused_by_main(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line on stderr of a run that ends with exit code 2."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_that_names_it(
+    mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new, says = MISTAKES[mistake]
+    assert GOOD.count(old) == 1, "the mistake must be made in one place"
+    text = GOOD.replace(old, new)
+    with pytest.raises(Permanent, match=says) as caught:
+        loaded(tmp_path, text=text)
+    line = refused_by_main(capsys, write(tmp_path, text))
+    assert line == f"error: {caught.value}"
+
+
+def test_the_recipe_without_a_mistake_is_taken(tmp_path: Path) -> None:
+    recipe = loaded(tmp_path)
+    assert list(recipe.stages) == ["prompts", "dialogues", "sft", "answers", "feedback", "pairs"]
+    assert recipe.name == "recipe"
+    assert recipe.file("seeds.jsonl") == tmp_path / "seeds.jsonl"
+
+
+def test_reading_a_later_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = GOOD.splitlines(keepends=True)
+    later = "".join([*lines[:6], *lines[7:], lines[6]])  # dialogues come last
+    assert "'sft' reads 'dialogues', which comes later; move 'dialogues' above 'sft'" in refusal(
+        tmp_path, later
+    )
+    assert "comes later" in refused_by_main(capsys, write(tmp_path, later))
+
+
+def test_a_cycle_is_shown_with_its_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = GOOD.replace("model: base, prompts", "model: sft, prompts")
+    assert "a cycle: dialogues → sft → dialogues" in refusal(tmp_path, text)
+    assert "a cycle" in refused_by_main(capsys, write(tmp_path, text))
+
+
+def test_a_cycle_through_a_model(tmp_path: Path) -> None:
+    text = GOOD.replace("smollm2-135m-instruct", "sft")
+    assert "a cycle: dialogues → sft → dialogues" in refusal(tmp_path, text)
+
+
+def test_a_stage_that_reads_itself(tmp_path: Path) -> None:
+    assert "a cycle: sft → sft" in refusal(tmp_path, GOOD.replace("base, data", "sft, data"))
+
+
+@pytest.mark.parametrize("text", ["", "stages:\n", "stages: {}\n", "models: {}\n"])
+def test_no_stages(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "recipe.yaml" in refusal(tmp_path, text)
+    refused_by_main(capsys, write(tmp_path, text))
+
+
+def test_unreadable_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused_by_main(capsys, tmp_path / "none.yaml")
+    assert "none.yaml: No such file" in line
+    assert "Is a directory" in refused_by_main(capsys, tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("name: größe\n".encode("latin-1"))
+    assert "not UTF-8" in refused_by_main(capsys, tmp_path / "latin.yaml")
+    (tmp_path / "zero.yaml").write_bytes(b"name: a\0b\n")
+    assert "zero.yaml: unacceptable character" in refused_by_main(capsys, tmp_path / "zero.yaml")
+
+
+def test_an_unhashable_key_is_bad_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused_by_main(capsys, write(tmp_path, "? [a, b]\n: 1\n"))
+
+
+def test_merge_keys_are_not_equal_keys(tmp_path: Path) -> None:
+    text = GOOD.replace("base: {", "base: &b {").replace(
+        "  judge:", "  hot: {<<: *b, temperature: 1.5}\n  judge:"
+    )
+    hot = loaded(tmp_path, text=text).models["hot"]
+    assert (hot.weights, hot.temperature) == ("smollm2-135m-instruct", 1.5)
+
+
+def test_a_recipe_on_top_of_another(tmp_path: Path) -> None:
+    write(tmp_path)
+    more = tmp_path / "more.yaml"
+    more.write_text(
+        "extends: recipe.yaml\nstages:\n  sft: {kind: sft, model: base, data: dialogues, epochs: 3}"
+        "\n  low: {kind: preferences, feedback: feedback, rejected: lowest}\n"
+    )
+    with pytest.raises(Permanent, match="'answers' reads 'sft', which comes later"):
+        load(more, KINDS)  # a stage given again stands where the new recipe has it
+    more.write_text(
+        "extends: recipe.yaml\nstages:\n  low: {kind: preferences, feedback: feedback}\n"
+    )
+    assert list(load(more, KINDS).stages)[-2:] == ["pairs", "low"]
+    more.write_text("extends: none.yaml\n")
+    with pytest.raises(Permanent, match="cannot read the recipe .*none.yaml"):
+        load(more, KINDS)
+
+
+SETS = {
+    "no value": ("pairs.rejected", "write stage.setting=value"),
+    "empty part": ("pairs..rejected=all", "write stage.setting=value"),
+    "unknown stage": ("pair.rejected=all", "has no 'pair'"),
+    "unknown model": ("models.bass.temperature=1", "has no 'bass'"),
+    "misspelt setting": ("pairs.rejecte=all", "unknown setting 'rejecte'; did you mean 'rejected'"),
+    "wrong value": ("pairs.rejected=some", "'rejected'.*got 'some'"),
+    "bad yaml": ("pairs.rejected=[", r"cannot read the value '\['"),
+    "below a value": ("seed.x=1", "has no 'seed'"),
+    "unknown top setting": ("sead=1", "unknown setting 'sead'"),
+}
+
+
+@pytest.mark.parametrize("mistake", SETS)
+def test_a_wrong_override_is_one_line(
+    mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, says = SETS[mistake]
+    with pytest.raises(Permanent, match=says):
+        loaded(tmp_path, text)
+    refused_by_main(capsys, write(tmp_path), "--set", text)
+
+
+def test_overrides(tmp_path: Path) -> None:
+    recipe = loaded(
+        tmp_path, "pairs.rejected=all", "models.base.temperature=0.25", "dialogues.turns=5"
+    )
+    pairs, dialogues = recipe.stages["pairs"], recipe.stages["dialogues"]
+    assert isinstance(pairs, Preferences) and pairs.rejected == "all"
+    assert isinstance(dialogues, SelfRefine) and dialogues.turns == 5
+    assert recipe.models["base"].temperature == 0.25
+    assert loaded(tmp_path, "storage=elsewhere").storage == Path("elsewhere")
+
+
+def test_the_seed_reaches_stages_that_have_none_of_their_own(tmp_path: Path) -> None:
+    def seeds(*overrides: str) -> tuple[int, int]:
+        recipe = loaded(tmp_path, *overrides)
+        prompts, pairs = recipe.stages["prompts"], recipe.stages["pairs"]
+        assert isinstance(prompts, Prompts) and isinstance(pairs, Preferences)
+        return prompts.seed, pairs.seed
+
+    assert seeds() == (7, 7)
+    assert seeds("seed=9") == (9, 9)
+    assert seeds("prompts.seed=3") == (3, 7)
+
+
+def test_a_default_is_the_papers(tmp_path: Path) -> None:
+    pairs = loaded(tmp_path).stages["pairs"]
+    assert isinstance(pairs, Preferences)
+    assert (pairs.rejected, pairs.ties, pairs.min_margin) == ("random", "drop", 0.0)
+    base = loaded(tmp_path).models["base"]
+    assert (base.temperature, base.top_p) == (0.7, 0.95)
+
+
+# What stands in the seeds file, and what the line says.
+SEEDS = {
+    "empty": ("", "seeds.jsonl is empty"),
+    "blank lines only": ("\n \n", "seeds.jsonl is empty"),
+    "no json": ('{"instruction": "a"}\n\nnot json\n', "seeds.jsonl line 3: not a line of JSON"),
+    "no object": ('["a"]\n', "seeds.jsonl line 1: expected a JSON object"),
+    "no instruction": ('{"instruction": "a"}\n\n{"task": "b"}\n', 'line 3: needs an "instruction"'),
+    "empty instruction": ('{"instruction": " "}\n', 'line 1: needs an "instruction"'),
+    "unknown constraint": (
+        '{"instruction": "a", "constraint": {"kind": "rhyme"}}\n',
+        "line 1: unknown constraint kind 'rhyme'",
+    ),
+    "constraint lacks n": (
+        '{"instruction": "a"}\n{"instruction": "a", "constraint": {"kind": "bullets"}}\n',
+        "line 2: constraint 'bullets' lacks n",
+    ),
+}
+
+
+@pytest.mark.parametrize("plan", [[], ["--plan"]], ids=["run", "plan"])
+@pytest.mark.parametrize("mistake", SEEDS)
+def test_a_wrong_seeds_file_names_its_line(
+    mistake: str, plan: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, says = SEEDS[mistake]
+    recipe = write(tmp_path)
+    (tmp_path / "seeds.jsonl").write_text(text)
+    line = refused_by_main(capsys, recipe, "--set", f"storage={tmp_path / 'runs'}", *plan)
+    assert says in line
+    assert "stage 'prompts'" in line
+
+
+def test_a_missing_seeds_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write(tmp_path)
+    (tmp_path / "seeds.jsonl").unlink()
+    line = refused_by_main(capsys, recipe, "--set", f"storage={tmp_path / 'runs'}")
+    assert "seeds.jsonl: cannot be read (No such file" in line
+
+
+def test_unwritable_storage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "taken").write_text("a file")
+    for place in ("taken", "taken/below"):
+        line = refused_by_main(capsys, write(tmp_path), "--set", f"storage={tmp_path / place}")
+        assert "cannot be written" in line and "--set storage=FOLDER" in line
+
+
+def test_unknown_until(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--set", f"storage={tmp_path / 'runs'}", "--until", "stf"]
+    assert "--until stf" in refused_by_main(capsys, write(tmp_path), *arguments)
+
+
+def test_a_corrupted_artifact_stops_the_run_and_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from zephyr_ray.plan import make_plan
+
+    text = "stages:\n  prompts: {kind: prompts, seeds: seeds.jsonl}\n"
+    recipe = load(write(tmp_path, text), KINDS, [f"storage={tmp_path / 'runs'}"])
+    store = Store(recipe.storage)
+    store.prepare()
+    [step] = make_plan(recipe, store)
+    rows = store.folder("prompts", step.key) / "rows.jsonl"
+    rows.parent.mkdir()
+    rows.write_text('{"id": "p00000"}\n')
+    store.commit("prompts", step.key, {"counts": {"rows": 1}, "seconds": 0})
+    assert make_plan(recipe, store)[0].artifact is not None
+    damaged = rows.read_bytes().replace(b"p00000", b"p00001")
+    rows.write_bytes(damaged)
+    for plan in ([], ["--plan"]):
+        arguments = [tmp_path / "recipe.yaml", "--set", f"storage={tmp_path / 'runs'}", *plan]
+        line = refused_by_main(capsys, *arguments)
+        assert f"prompts-{step.key} is corrupted: rows.jsonl does not match the hash" in line
+    assert rows.read_bytes() == damaged

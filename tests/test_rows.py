@@ -1,0 +1,268 @@
+"""Row programs on real Ray Data actors with real vLLM engines over a tiny random model."""
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+
+from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.models.contract import assistant, user
+from zephyr_ray.recipe import ModelSpec
+from zephyr_ray.rows import run_rows
+from zephyr_ray.stage import Model, Work
+
+CONCURRENCY = 8
+SHORT, LONG = 4, 96
+"""Tokens of an answer of a brisk and of a slow row; a random model hardly ever stops early."""
+LEFT_BEFORE_KILL = 5
+
+# Actors cannot import a test module, so the programs below travel as they are.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def work_in(folder: Path) -> Work:
+    return Work("stage", folder, seed=0, inputs={}, models={}, files={})
+
+
+def entries(work: Work) -> list[dict[str, Any]]:
+    return list(work.journal("rows").new())
+
+
+def note(path: str, **what: Any) -> None:
+    """One line of a diary that processes share; short appends do not mix."""
+    with open(path, "ab", buffering=0) as file:
+        file.write(json.dumps({"at": time.monotonic(), **what}).encode() + b"\n")
+
+
+def diary(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+# --- what the rows of the shared run do ----------------------------------------------------------
+
+
+async def mixed(row: dict[str, Any], ask: Any) -> dict[str, Any]:
+    """`row["turns"]` turns of at most `row["tokens"]` tokens, each noted in the diary."""
+    _watch_steps(ask, row["diary"])
+    if row["id"] == "broken":
+        return {"id": row["missing"]}
+    messages, prompts = [], []
+    for turn in range(row["turns"]):
+        messages.append(user(row["prompt"]))
+        note(row["diary"], row=row["id"], turn=turn, event="asked")
+        reply = await ask(messages, max_tokens=row["tokens"], shown=row.get("shown", True))
+        note(row["diary"], row=row["id"], turn=turn, event="answered")
+        messages.append(assistant(reply.text))
+        prompts.append(reply.prompt_tokens)
+    return {"id": row["id"], "messages": messages, "prompt_tokens": prompts}
+
+
+def _watch_steps(ask: Any, path: str) -> None:
+    """Notes, once an engine, how many requests share each of its steps."""
+    engine = ask._engine._engine
+    if "step" in vars(engine):
+        return
+    step = engine.step
+
+    def noted() -> Any:
+        note(path, event="step", requests=engine.get_num_unfinished_requests())
+        return step()
+
+    engine.step = noted
+
+
+@dataclass
+class Mixed:
+    work: Work
+    rows: list[dict[str, Any]]
+    results: list[dict[str, Any]]
+    diary: list[dict[str, Any]]
+    model: Model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_cluster: None) -> Mixed:
+    """One pass of one engine over 24 rows: most of two turns, some special ones."""
+    folder = tmp_path_factory.mktemp("mixed")
+    path = folder / "diary"
+    common = {"diary": str(path), "prompt": "Say it in a few words.", "tokens": 16, "turns": 2}
+    slow = {"tokens": LONG, "turns": 1}
+    capital = {"constraint": {"kind": "uppercase"}, "tokens": SHORT, "turns": 1}
+    rows = [
+        {"id": "brisk", **common, "tokens": SHORT, "turns": 3},
+        *({"id": f"slow{i}", **common, **slow} for i in range(5)),
+        *({"id": f"two{i:02d}", **common} for i in range(12)),
+        {"id": "too long", **common, "prompt": "a very long prompt " * 400},
+        {"id": "broken", **common},
+        {"id": "plain", **common, "tokens": SHORT, "turns": 1},
+        {"id": "shown", **common, **capital},
+        {"id": "not shown", **common, **capital, "shown": False},
+        {"id": "other kind", **common, **capital, "constraint": {"kind": "lowercase"}},
+    ]
+    spec = ModelSpec(weights=str(tiny_model), temperature=1.0, top_p=1, concurrency=CONCURRENCY)
+    worked = {"constraint": {"kind": "uppercase"}, "prompt": "What do cows eat?", "answer": "HAY."}
+    model = Model("tiny", spec, str(tiny_model), [worked])
+    work = work_in(folder / "artifact")
+    results = run_rows(work, rows, mixed, [model])
+    return Mixed(work, rows, results, diary(path), model)
+
+
+def test_results_come_in_row_order(run: Mixed) -> None:
+    expected = [row["id"] for row in run.rows if row["id"] not in ("too long", "broken")]
+    assert [result["id"] for result in run.results] == expected
+
+
+def test_every_turn_of_every_row_is_answered(run: Mixed) -> None:
+    turns = {row["id"]: row["turns"] for row in run.rows}
+    for result in run.results:
+        roles = [message["role"] for message in result["messages"]]
+        assert roles == ["user", "assistant"] * turns[result["id"]]
+
+
+def test_later_turns_carry_the_conversation(run: Mixed) -> None:
+    first, second, third = run.results[0]["prompt_tokens"]
+    assert first < second < third
+
+
+def test_requests_share_engine_steps_up_to_concurrency(run: Mixed) -> None:
+    assert len(run.rows) > CONCURRENCY
+    widths = [entry["requests"] for entry in run.diary if entry["event"] == "step"]
+    assert max(widths) == CONCURRENCY
+
+
+def test_a_row_goes_on_while_others_are_in_their_first_turn(run: Mixed) -> None:
+    """Continuous batching: three short turns end while slow rows, asked before, still answer."""
+    at = {(e["row"], e["turn"], e["event"]): e["at"] for e in run.diary if e["event"] != "step"}
+    end = at["brisk", 2, "answered"]
+    overtaken = [
+        i for i in range(5) if at[f"slow{i}", 0, "asked"] < end < at[f"slow{i}", 0, "answered"]
+    ]
+    assert overtaken
+
+
+def test_a_waiting_row_starts_as_soon_as_one_ends(run: Mixed) -> None:
+    """Rows beyond `concurrency` do not wait for the whole first batch."""
+    begun = [e["at"] for e in run.diary if e["event"] == "asked" and e["turn"] == 0]
+    first_batch_ends = max(
+        e["at"] for e in run.diary if e["event"] == "answered" and e["row"].startswith("slow")
+    )
+    assert sum(at < first_batch_ends for at in begun) > CONCURRENCY
+
+
+def test_bad_rows_fail_alone_and_are_counted_with_their_reasons(run: Mixed) -> None:
+    assert run.work.counts["failed/rows"] == 2
+    shown = sorted(run.work.examples["failed/rows"])
+    assert len(shown) == 2
+    assert shown[0] == "broken: KeyError: 'missing'"
+    assert shown[1].startswith("too long: prompt of ") and "context of 512" in shown[1]
+
+
+def test_demonstrations_of_the_same_constraint_stand_before_the_conversation(run: Mixed) -> None:
+    from transformers import AutoTokenizer
+
+    from zephyr_ray.chat import ChatFormat
+
+    chat = ChatFormat.of(AutoTokenizer.from_pretrained(run.model.weights))
+    question = user("Say it in a few words.")
+    bare = len(chat.prompt([question]))
+    full = len(chat.prompt([user("What do cows eat?"), assistant("HAY."), question]))
+    tokens = {result["id"]: result["prompt_tokens"][0] for result in run.results}
+    assert full > bare
+    assert {name: tokens[name] for name in ("plain", "shown", "not shown", "other kind")} == {
+        "plain": bare,
+        "shown": full,
+        "not shown": bare,
+        "other kind": bare,
+    }
+
+
+def test_a_second_attempt_asks_nothing_again(run: Mixed) -> None:
+    """Finished rows and rows that failed for good are taken from the journal."""
+    before = entries(run.work)
+    again = work_in(run.work.folder)
+    results = run_rows(again, run.rows, mixed, [run.model])
+    assert results == run.results
+    assert again.counts["failed/rows"] == 2
+    assert entries(again) == before
+    assert diary(Path(run.rows[0]["diary"])) == run.diary
+    assert again.progress.resumed == again.progress.done == len(run.rows)
+
+
+# --- a killed actor ------------------------------------------------------------------------------
+
+
+async def kills_once(row: dict[str, Any], ask: Any) -> dict[str, Any]:
+    """After some rows are finished, one of them ends the actor's process with SIGKILL, once."""
+    note(row["diary"], row=row["id"], pid=os.getpid())
+    reply = await ask([user("Go on.")], max_tokens=SHORT)
+    finished = Path(row["finished"])
+    if sum(1 for _ in finished.glob("*")) >= LEFT_BEFORE_KILL and not Path(row["killed"]).exists():
+        Path(row["killed"]).write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    (finished / row["id"]).touch()
+    return {"id": row["id"], "text": reply.text}
+
+
+def test_a_killed_actor_is_restarted_and_rows_are_answered_once(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    paths = {name: str(tmp_path / name) for name in ("diary", "finished", "killed")}
+    Path(paths["finished"]).mkdir()
+    rows = [{"id": f"r{i:02d}", **paths} for i in range(20)]
+    spec = ModelSpec(weights=str(tiny_model), concurrency=2)
+    work = work_in(tmp_path / "artifact")
+    results = run_rows(work, rows, kills_once, [Model("tiny", spec, str(tiny_model))])
+    assert [result["id"] for result in results] == [row["id"] for row in rows]
+    written = entries(work)
+    assert sorted(entry["id"] for entry in written) == [row["id"] for row in rows]
+    begun = diary(tmp_path / "diary")
+    killed = int((tmp_path / "killed").read_text())
+    assert {entry["pid"] for entry in begun} > {killed}
+    # Only the two rows in flight when the process ended may have begun twice.
+    assert len(begun) <= len(rows) + 2
+
+
+# --- what needs no model -------------------------------------------------------------------------
+
+RULES = Model("rules", ModelSpec(engine="rules"), "")
+
+
+async def stumbles(row: dict[str, Any], judge: Any) -> dict[str, Any]:
+    note(row["diary"], row=row["id"])
+    if row["id"] == "b" and not Path(row["open"]).exists():
+        raise Temporary("the other side is busy")
+    return {"id": row["id"]}
+
+
+def test_a_temporary_failure_is_asked_again_by_the_next_attempt(tmp_path: Path) -> None:
+    paths = {"diary": str(tmp_path / "diary"), "open": str(tmp_path / "open")}
+    rows = [{"id": name, **paths} for name in "abc"]
+    first, second = work_in(tmp_path / "artifact"), work_in(tmp_path / "artifact")
+    assert [r["id"] for r in run_rows(first, rows, stumbles, [RULES], judge=True)] == ["a", "c"]
+    assert first.examples["failed/rows"] == ["b: temporary: the other side is busy"]
+    (tmp_path / "open").touch()
+    results = run_rows(second, rows, stumbles, [RULES], judge=True)
+    assert [r["id"] for r in results] == ["a", "b", "c"]
+    assert second.counts["failed/rows"] == 0
+    assert sorted(entry["row"] for entry in diary(tmp_path / "diary")) == ["a", "b", "b", "c"]
+
+
+async def refuses(row: dict[str, Any], judge: Any) -> dict[str, Any]:
+    raise Permanent(f"row {row['id']} is no good")
+
+
+def test_every_row_failing_stops_the_stage_with_the_first_reason(tmp_path: Path) -> None:
+    rows = [{"id": "a"}, {"id": "b"}]
+    work = work_in(tmp_path)
+    with pytest.raises(Permanent, match="every row failed; the first: row [ab] is no good"):
+        run_rows(work, rows, refuses, [RULES], judge=True)
+    assert work.counts["failed/rows"] == 2

@@ -1,0 +1,232 @@
+"""Artifacts: keys, the manifest as the mark of wholeness, damage, journals, lock and links."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.store import Journal, Store, content_key, read_jsonl, write_rows, write_whole
+
+PARTS = {"kind": "sft", "version": 1, "settings": {"epochs": 1.0, "model": "größe", "lora": None}}
+
+
+def made(storage: Path) -> Store:
+    """A store with one artifact, `text-k`, of two files."""
+    store = Store(storage)
+    store.prepare()
+    folder = store.folder("text", "k")
+    (folder / "model").mkdir(parents=True)
+    write_rows(folder, [{"id": "a"}, {"id": "b"}])
+    (folder / "model" / "weights").write_bytes(b"0123456789")
+    (folder / "scratch").mkdir()
+    (folder / "scratch" / "journal").write_text("unfinished")
+    store.commit("text", "k", {"counts": {"rows": 2}})
+    return store
+
+
+def test_a_key_does_not_change_with_time_or_order() -> None:
+    # Keys must outlive this program: the value is SHA-256 of the canonical JSON, worked out apart.
+    text = '{"kind":"sft","settings":{"epochs":1.0,"lora":null,"model":"größe"},"version":1}'
+    digest = subprocess.run(["sha256sum"], input=text.encode(), capture_output=True).stdout
+    assert content_key(PARTS) == digest[:16].decode()
+    assert content_key(dict(reversed(PARTS.items()))) == content_key(PARTS)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 2.0, "model": "größe", "lora": None},
+        {"epochs": 1.0, "model": "grösse", "lora": None},
+        {"epochs": 1.0, "model": "größe"},
+        {"epochs": 1.0, "model": "größe", "lora": "None"},
+    ],
+)
+def test_a_key_changes_with_what_it_hashes(settings: dict[str, Any]) -> None:
+    assert content_key({**PARTS, "settings": settings}) != content_key(PARTS)
+
+
+def test_a_folder_without_a_manifest_is_not_an_artifact(tmp_path: Path) -> None:
+    store = made(tmp_path)
+    (store.folder("text", "k") / "manifest.json").unlink()
+    assert store.find("text", "k") is None
+    assert store.find("text", "other") is None
+
+
+def test_an_artifact_is_found_with_its_rows(tmp_path: Path) -> None:
+    artifact = made(tmp_path).find("text", "k")
+    assert artifact is not None
+    assert artifact.rows() == [{"id": "a"}, {"id": "b"}]
+    assert artifact.key == "k"
+    assert artifact.manifest["counts"] == {"rows": 2}
+    assert set(artifact.manifest["files"]) == {"rows.jsonl", "model/weights"}
+    assert artifact.manifest["files"]["model/weights"]["bytes"] == 10
+
+
+def test_scratch_outlives_a_commit_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    scratch = store.folder("text", "k") / "scratch"
+    scratch.mkdir(parents=True)
+    (scratch / "journal").write_text("dear")
+
+    def killed(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zephyr_ray.store.write_whole", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.commit("text", "k", {})
+    assert (scratch / "journal").read_text() == "dear"
+    monkeypatch.undo()
+    store.commit("text", "k", {})
+    assert not scratch.exists()
+
+
+def damage_flip(folder: Path) -> None:
+    (folder / "model" / "weights").write_bytes(b"0123456780")
+
+
+def damage_cut(folder: Path) -> None:
+    (folder / "model" / "weights").write_bytes(b"012345678")
+
+
+def damage_lose(folder: Path) -> None:
+    (folder / "model" / "weights").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (damage_flip, "model/weights does not match the hash"),
+        (damage_cut, "model/weights does not match the hash"),
+        (damage_lose, "model/weights is missing"),
+    ],
+)
+def test_damage_is_an_error_and_never_a_rerun(damage: Any, says: str, tmp_path: Path) -> None:
+    store = made(tmp_path)
+    damage(store.folder("text", "k"))
+    with pytest.raises(Permanent, match=f"text-k is corrupted: {says}.*delete"):
+        store.find("text", "k")
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ["", '{"key": "k", "fi', "[]", "null", '{"key": "k"}', '{"files": {"a": {}}}', '"a"'],
+)
+def test_a_broken_manifest_is_damage(manifest: str, tmp_path: Path) -> None:
+    store = made(tmp_path)
+    (store.folder("text", "k") / "manifest.json").write_text(manifest)
+    with pytest.raises(Permanent, match="corrupted: manifest.json cannot be read"):
+        store.find("text", "k")
+
+
+def test_a_file_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    write_whole(path, "old")
+
+    def killed(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, "new and longer")
+    assert path.read_text() == "old"
+
+
+def test_journal_passes_over_a_half_written_line(tmp_path: Path) -> None:
+    Journal(tmp_path, "w").append({"id": 1, "text": "größe"})
+    with (tmp_path / "w.jsonl").open("ab") as file:
+        file.write(b'{"id": 2, "text": "gr\xc3')  # the kill
+    assert [e["id"] for e in Journal(tmp_path).new()] == [1]
+    Journal(tmp_path, "w").append({"id": 3})
+    assert [e["id"] for e in Journal(tmp_path).new()] == [1, 3]
+
+
+def test_journal_tells_what_is_new_since_the_last_call(tmp_path: Path) -> None:
+    reader, writer = Journal(tmp_path), Journal(tmp_path, "w")
+    assert list(reader.new()) == []
+    writer.append({"id": 1})
+    assert list(reader.new()) == [{"id": 1}]
+    assert list(reader.new()) == []
+    with (tmp_path / "w.jsonl").open("ab") as file:
+        file.write(b'{"id": 2')
+        file.flush()
+        assert list(reader.new()) == []  # not finished yet
+        file.write(b"}\n")
+    writer.append({"id": 3})
+    assert list(reader.new()) == [{"id": 2}, {"id": 3}]
+
+
+def test_journal_has_several_writers(tmp_path: Path) -> None:
+    reader = Journal(tmp_path)
+    for name in "ba":
+        Journal(tmp_path, name).append({"from": name})
+    assert sorted(e["from"] for e in reader.new()) == ["a", "b"]
+    Journal(tmp_path, "b").append({"from": "b again"})
+    assert list(reader.new()) == [{"from": "b again"}]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from zephyr_ray.store import Store
+with Store(Path(sys.argv[1])).exclusive("name"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with pytest.raises(Permanent, match="another run of 'name'"), store.exclusive("name"):
+            pass
+        with store.exclusive("another name"):
+            pass
+    finally:
+        holder.kill()  # no chance to clean up
+        holder.communicate()
+    with store.exclusive("name"):
+        pass
+
+
+def test_links_survive_a_move_of_the_storage(tmp_path: Path) -> None:
+    store = made(tmp_path / "runs")
+    view = store.storage / "quickstart" / "data" / "text"
+    store.link(view, store.folder("text", "k"))
+    store.link(view, store.folder("text", "k"))  # again, over the first
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / "quickstart" / "data" / "text"
+    assert moved.is_symlink()
+    assert list(read_jsonl(moved / "rows.jsonl")) == [{"id": "a"}, {"id": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("third", "says"), [("{", "not a line of JSON"), ("3", "expected a JSON object")]
+)
+def test_read_jsonl_names_the_line(third: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"a": 1}}\n\n{third}\n')
+    rows = read_jsonl(path)
+    assert next(rows) == {"a": 1}
+    with pytest.raises(Permanent, match=f"rows.jsonl line 3: {says}"):
+        next(rows)
+
+
+def test_rows_survive_line_separators_of_unicode(tmp_path: Path) -> None:
+    rows = [{"text": "a\u2028b\x85c\nd"}, {"text": "größe"}]
+    assert write_rows(tmp_path, rows) == 2
+    assert list(read_jsonl(tmp_path / "rows.jsonl")) == rows
+    assert json.loads((tmp_path / "rows.jsonl").read_bytes().split(b"\n")[1]) == rows[1]

@@ -1,0 +1,92 @@
+"""A small training stage: called by the tests, and run as a program by the one that kills it."""
+
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+from zephyr_ray.recipe import ModelSpec
+from zephyr_ray.stage import Model, Work
+from zephyr_ray.store import Artifact, write_rows
+from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.sft import Sft
+
+WORDS = ["quick", "brown", "foxes", "jump", "over", "lazy", "dogs", "while", "bright", "stars"]
+SFT = {
+    "epochs": 2,
+    "global_batch": 4,
+    "learning_rate": 3e-3,
+    "max_length": 128,
+    "packing": False,
+    "precision": "fp32",
+    "checkpoint_every": 5,
+    "seed": 1,
+}
+
+
+def dialogues(count: int) -> list[dict[str, Any]]:
+    pick = random.Random(0)
+    text = lambda most: " ".join(pick.choices(WORDS, k=pick.randint(2, most)))  # noqa: E731
+    return [
+        {
+            "id": str(number),
+            "messages": [
+                {"role": "user", "content": text(8)},
+                {"role": "assistant", "content": text(16)},
+            ],
+        }
+        for number in range(count)
+    ]
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    rows = []
+    for good, bad in zip(dialogues(count), reversed(dialogues(count)), strict=True):
+        ask = good["messages"][:1]
+        rows.append(
+            {
+                "id": good["id"],
+                "prompt": ask[0]["content"],
+                "chosen": good["messages"],
+                "rejected": [*ask, *bad["messages"][1:]],
+                "score_chosen": 1.0,
+                "score_rejected": 0.0,
+            }
+        )
+    return rows
+
+
+def work_for(folder: Path, model: Path, rows: list[dict[str, Any]]) -> Work:
+    data, made = folder / "data", folder / "made"
+    for path in (data, made / "scratch"):
+        path.mkdir(parents=True, exist_ok=True)
+    write_rows(data, rows)
+    return Work(
+        name="train",
+        folder=made,
+        seed=0,
+        inputs={"data": Artifact(data, {"key": "data"})},
+        models={"base": Model("base", ModelSpec(weights=str(model)), str(model))},
+        files={},
+    )
+
+
+def sft(folder: Path, model: Path, **settings: Any) -> Work:
+    work = work_for(folder, model, dialogues(48))
+    Sft(model="base", data="data", **{**SFT, **settings}).run(work)
+    return work
+
+
+def dpo(folder: Path, model: Path, **settings: Any) -> Work:
+    work = work_for(folder, model, pairs(12))
+    Dpo(model="base", data="data", **settings).run(work)
+    return work
+
+
+if __name__ == "__main__":
+    import ray
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    sft(Path(sys.argv[1]), Path(sys.argv[2]), workers=2, zero=3)
