@@ -228,7 +228,7 @@ def test_a_trained_stage_answers_as_the_model_it_came_from(folder: Path) -> None
 
 def test_a_model_is_started_from_its_folder_beside_the_recipe(folder: Path) -> None:
     (folder / "shown.jsonl").write_text(
-        '{"instruction": "Name pets.", "constraint": {"kind": "bullets", "n": 2}, "answer": "* cat"}\n'
+        '{"instruction": "Name pets.", "constraint": {"kind": "bullets", "n": 2}, "answer": "* a"}'
     )
     recipe = read(folder, "models.base.demonstrations=shown.jsonl", "models.judge.relevance=tiny")
     model = start_model(recipe, "base", {})
@@ -274,10 +274,13 @@ def test_memory_of_training_grows_with_model_and_workers(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Memory = namedtuple("Memory", "available")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(int(20e9)))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(int(21.6e9)))
+    Usage = namedtuple("Usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12))
     safetensors(folder / "tiny" / "model.safetensors", a=[1_000_000_000])
     make_all(folder)
-    # A billion parameters, fp32: weights, gradients and two moments 16 GB, libraries 1.5 GB.
+    # A billion parameters, fp32: weights, gradients and two moments 16 GB, libraries 1.5 GB, and
+    # for dpo the reference, 4 GB.
     check(folder, "sft.epochs=2", "sft.zero=3", "sft.workers=1")
     with pytest.raises(Permanent, match="stage 'sft' needs about 27.0 GB"):
         # Two whole copies of weights and gradients: 2 × 8 + 8, and 2 × 1.5.

@@ -293,7 +293,9 @@ def test_a_wrong_seeds_file_names_its_line(
     text, says = SEEDS[mistake]
     recipe = write(tmp_path)
     (tmp_path / "seeds.jsonl").write_text(text)
-    line = refused_by_main(capsys, recipe, "--set", f"storage={tmp_path / 'runs'}", *plan)
+    # Weights that do not exist: were the line missed, nothing would start.
+    sets = ["--set", f"storage={tmp_path / 'runs'}", "--set", "models.base.weights=nowhere"]
+    line = refused_by_main(capsys, recipe, *sets, *plan)
     assert says in line
     assert "stage 'prompts'" in line
 

@@ -177,7 +177,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from zephyr_ray.store import Store
-with Store(Path(sys.argv[1])).exclusive("name"):
+with Store(Path(sys.argv[1])).exclusive():
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -191,14 +191,12 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-        with pytest.raises(Permanent, match="another run of 'name'"), store.exclusive("name"):
-            pass
-        with store.exclusive("another name"):
+        with pytest.raises(Permanent, match="another run is working"), store.exclusive():
             pass
     finally:
         holder.kill()  # no chance to clean up
         holder.communicate()
-    with store.exclusive("name"):
+    with store.exclusive():
         pass
 
 

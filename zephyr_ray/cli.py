@@ -45,8 +45,13 @@ def find_model(run: Path, name: str | None) -> Path:
     if not models:
         raise Permanent(f"{run} has no models/; give the folder of a run that trained one")
     if name is None:
-        created = {n: json.loads((m.parent / MANIFEST).read_text()) for n, m in models.items()}
-        name = max(created, key=lambda n: str(created[n]["created"]))
+        try:
+            made = {n: json.loads((m.parent / MANIFEST).read_text()) for n, m in models.items()}
+        except (OSError, ValueError) as error:
+            raise Permanent(
+                f"{run} has a damaged model ({error}); name another with --model"
+            ) from None
+        name = max(made, key=lambda n: str(made[n]["created"]))
     if name not in models:
         raise Permanent(f"{run} has no model '{name}'; it has {', '.join(models)}")
     return models[name]
@@ -54,7 +59,7 @@ def find_model(run: Path, name: str | None) -> Path:
 
 def talk(model: Path) -> int:
     """Questions from standard input, answers to standard output, until its end."""
-    from zephyr_ray.models.contract import Sampling, assistant, user
+    from zephyr_ray.models.contract import Message, Sampling, assistant, user
     from zephyr_ray.models.vllm import VllmEngine
 
     print(f"starting {model.parent.name} …", file=sys.stderr)
@@ -62,7 +67,7 @@ def talk(model: Path) -> int:
 
     engine = VllmEngine(str(model), CHAT_CONTEXT, gpu=torch.cuda.is_available(), seed=0)
     print("ask something; an empty line starts anew, ctrl-D ends", file=sys.stderr)
-    messages = []
+    messages: list[Message] = []
     with asyncio.Runner() as runner:
         while True:
             try:

@@ -83,7 +83,7 @@ def default_recipe() -> Path:
 def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
     """Makes every artifact of the recipe that is not there, up to `until`."""
     store.prepare()
-    with store.exclusive(recipe.name):
+    with store.exclusive():
         check_files(recipe)
         steps = make_plan(recipe, store, until)
         preflight(recipe, store, steps)
@@ -93,6 +93,7 @@ def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
             CONSOLE.print(f"All {len(steps)} stages are there already.")
         for step in steps:
             _link(recipe, store, step)
+            remember(recipe, store, step)
     _say_where(recipe, store, steps)
 
 
@@ -114,7 +115,6 @@ def _walk(recipe: Recipe, store: Store, steps: list[Step]) -> None:
                         step.name, step.key, step.artifact.manifest, step.artifact.folder
                     )
                     continue
-                _connect()
                 settings = {"kind": step.stage.kind, **step.stage.model_dump(mode="json")}
                 stage_run = tracking.stage(step.name, step.stage.kind, step.key, settings)
                 try:
@@ -125,7 +125,6 @@ def _walk(recipe: Recipe, store: Store, steps: list[Step]) -> None:
                     display.set(step.name, "failed", message.splitlines()[0][:200])
                     raise
                 stage_run.finish(step.artifact.manifest, step.artifact.folder)
-                remember(recipe, store, step)
                 _link(recipe, store, step)
                 display.set(step.name, "done", _summary(step.artifact))
         status = "FINISHED"
@@ -216,22 +215,6 @@ class _Clock:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-
-
-def _connect() -> None:
-    """Joins the cluster this process was started for, else starts one on this machine."""
-    import ray
-
-    if ray.is_initialized():
-        return
-    quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        ray.init(include_dashboard=False, object_store_memory=512 * 1024**2, **quiet)
-    from ray.data import DataContext
-
-    DataContext.get_current().enable_progress_bars = False  # the table shows rows, not blocks
 
 
 def _link(recipe: Recipe, store: Store, step: Step) -> None:

@@ -121,7 +121,7 @@ def _memory(recipe: Recipe, stage: Stage, parameters: int) -> float:
             spec = model_spec(recipe, ref)
             if spec.engine == "vllm" and not spec.gpus:
                 one = 2 * parameters + KV_CACHE_BYTES + WORKER_BYTES
-                most = max(most, spec.actors * one)
+                most = max(most, min(spec.actors, os.cpu_count() or 1) * one)
     return most
 
 

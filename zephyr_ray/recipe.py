@@ -143,7 +143,7 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
             "models, stages"
         )
     name, seed = str(raw.get("name", path.stem)), raw.get("seed", 0)
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name == "store":
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in ("store", "mlartifacts"):
         raise Permanent(f"{path}: name '{name}' must be lower-case letters, digits, '.', '_', '-'")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise Permanent(f"{path}: seed must be a whole number, not {seed!r}")
@@ -160,8 +160,8 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
     stages = {}
     for stage_name, settings in _mapping(raw.get("stages"), f"{path}: stages").items():
         where = f"{path}: stage '{stage_name}'"
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(stage_name)):
-            raise Permanent(f"{where}: a stage name is letters, digits, '.', '_', '-'")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(stage_name)):
+            raise Permanent(f"{where}: a stage name is letters, digits, '_', '-'")
         settings = dict(_mapping(settings, where))
         if "kind" not in settings:
             raise Permanent(

@@ -26,6 +26,7 @@ from zephyr_ray.models.contract import (
 )
 from zephyr_ray.models.judging import ModelJudge
 from zephyr_ray.models.rules import RulesJudge
+from zephyr_ray.ray_cluster import connect
 from zephyr_ray.recipe import ModelSpec
 from zephyr_ray.stage import Model, Work, log
 from zephyr_ray.store import Journal
@@ -112,6 +113,8 @@ def _execute(
     """One Ray Data pass over rows that share an engine; fills `results` and `failed`."""
     import ray
     from ray.data import ActorPoolStrategy
+
+    connect()
 
     spec = members[0].spec
     actors = min(spec.actors, len(rows), _room(spec))

@@ -185,16 +185,17 @@ class Store:
         return Artifact(folder, manifest)
 
     @contextmanager
-    def exclusive(self, name: str) -> Iterator[None]:
-        """One pipeline per recipe name and storage; the lock ends with its process."""
+    def exclusive(self) -> Iterator[None]:
+        """One pipeline per storage, for recipes share artifacts; the lock ends with its process."""
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.root / f".{name}.lock", timeout=0)
+        lock = FileLock(self.root / ".lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
             raise Permanent(
-                f"another run of '{name}' is working in {self.storage}; wait for it, or stop it"
+                f"another run is working in {self.storage}; wait for it, or stop it, or choose "
+                "another folder with --set storage=FOLDER"
             ) from None
         try:
             yield

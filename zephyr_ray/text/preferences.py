@@ -106,5 +106,13 @@ class Chosen(Stage):
                 work.drop("duplicate", pair["id"])
                 continue
             seen.add(str(pair["chosen"]))
-            rows.append({"id": pair["id"], "messages": pair["chosen"]})
+            rows.append(
+                {
+                    "id": pair["id"],
+                    "messages": pair["chosen"],
+                    "instructions": [pair.get("instruction", pair["prompt"])],
+                    "constraint": pair.get("constraint"),
+                    "finish": ["stop"],
+                }
+            )
         work.write_rows(rows)

@@ -45,7 +45,9 @@ class Tasks(Stage):
     seed: int = 0
 
     def check(self, files: dict[str, Path]) -> None:
-        list(read_tasks(files["seeds"]))
+        tasks = len(list(read_tasks(files["seeds"])))
+        if self.kind == "prompts" and self.count and self.count > tasks:
+            raise Permanent(f"count is {self.count}, {files['seeds']} has {tasks} tasks")
 
     def _row(self, number: int, task: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         """A prompt row; a task without a constraint of its own is given one at random."""
@@ -98,6 +100,8 @@ class SelfInstruct(Tasks):
         rng = random.Random(self.seed)
         held_out = self._held_out(work)
         seeds = [t for t in read_tasks(work.files["seeds"]) if not self._known(t, held_out, work)]
+        if not seeds:
+            raise Permanent(f"every seed task is a near duplicate of one of '{self.apart_from}'")
         kept, tasks = Kept([t["instruction"] for t in seeds]), list(seeds)
         work.counts["seeds"] = len(seeds)
         requests: list[dict[str, Any]] = []

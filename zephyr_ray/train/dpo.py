@@ -33,6 +33,9 @@ class Dpo(TrainingSettings):
     nll_weight: float = Field(0.0, ge=0)
     """Weight of the chosen answer's mean negative log-likelihood a token, beside the DPO loss."""
 
+    def expected(self, rows: dict[str, int]) -> int | None:
+        return rows.get(self.data)
+
     def run(self, work: Work) -> None:
         self.batches()
         weights = work.models[self.model].weights

@@ -2,6 +2,7 @@
 
 import math
 import random
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -50,6 +51,9 @@ class TrainingSettings(Stage):
     gradient_checkpointing: Annotated[bool, OPERATIONAL] = False
     checkpoint_every: Annotated[int, OPERATIONAL] = Field(50, ge=1)
     """Steps."""
+
+    def check(self, files: dict[str, Path]) -> None:
+        self.batches()
 
     def batches(self) -> tuple[int, int]:
         """(rows of one forward pass on one worker, forward passes per step)."""

@@ -33,6 +33,9 @@ class Sft(TrainingSettings):
     packing: bool = True
     """Several dialogues in one sequence of max_length, which do not see each other."""
 
+    def expected(self, rows: dict[str, int]) -> int | None:
+        return rows.get(self.data)
+
     def run(self, work: Work) -> None:
         self.batches()
         weights = work.models[self.model].weights

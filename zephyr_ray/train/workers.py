@@ -23,6 +23,7 @@ from typing import Any
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
+from zephyr_ray.ray_cluster import connect
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Journal, write_rows, write_whole
 from zephyr_ray.train.settings import TrainingSettings
@@ -66,6 +67,8 @@ def train(work: Work, job: Job) -> None:
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    connect()
 
     settings, gpus = job.settings, job.settings.gpus_per_worker
     settings.batches()

@@ -1,0 +1,322 @@
+"""The `openai` engine as teacher, pool member and judge, against a real vLLM server.
+
+The server runs SmolLM2, so that a judge's answers mean something now and then.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyr_ray import pipeline
+from zephyr_ray.errors import Temporary
+from zephyr_ray.models.contract import Reply, Sampling, user
+from zephyr_ray.models.openai import OpenAIEngine
+from zephyr_ray.recipe import ModelSpec
+
+KEY, WRONG, MISSING = "ZEPHYR_TEST_KEY", "ZEPHYR_TEST_WRONG_KEY", "ZEPHYR_TEST_NO_KEY"
+SECRET = "sk-test-3f9c1d7e5b"
+SERVER_SECONDS = 400
+# Set when the tests are collected: the cluster's workers take over its environment at its start.
+os.environ |= {KEY: SECRET, WRONG: "sk-test-wrong-0000"}
+os.environ.pop(MISSING, None)
+
+RECIPE = """
+name: remote
+models:
+  teacher: &remote
+    engine: openai
+    model: small
+    base_url: {url}
+    api_key_env: ZEPHYR_TEST_KEY
+    concurrency: 4
+  cold: {{<<: *remote, temperature: 0}}
+  judge: {{<<: *remote, temperature: 0}}
+stages:
+  prompts: {{kind: prompts, seeds: seeds.jsonl, constrained: 0}}
+  dialogues: {{kind: self_refine, model: teacher, prompts: prompts, turns: 2, max_tokens: 24}}
+  answers: {{kind: completions, models: [teacher, cold], prompts: prompts, max_tokens: 24}}
+  feedback: {{kind: feedback, judge: judge, completions: answers}}
+  warm: {{kind: completions, models: [teacher], prompts: prompts, max_tokens: 24}}
+  still: {{kind: completions, models: [cold], prompts: prompts, max_tokens: 24}}
+  winrate: {{kind: pairwise, judge: judge, baseline: still, answers: [warm]}}
+"""
+TASKS = ["Name a blue thing.", "What do cows eat?", "Say good morning.", "Name two cold drinks."]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of a vLLM OpenAI server that wants our key."""
+    from zephyr_ray.models.weights import resolve
+
+    log = tmp_path_factory.mktemp("server") / "log"
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(resolve("smollm2-135m-instruct")), "--served-model-name", "small"),
+        *("--host", "127.0.0.1", "--port", str(port), "--api-key", SECRET),
+        *("--max-model-len", "1024", "--dtype", "bfloat16", "--enforce-eager"),
+        *("--kv-cache-memory-bytes", str(1 << 29), "--max-num-seqs", "16"),
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TORCHDYNAMO_DISABLE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + SERVER_SECONDS
+        while not _healthy(f"http://127.0.0.1:{port}/health"):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def write_recipe(folder: Path, url: str) -> Path:
+    (folder / "seeds.jsonl").write_text(
+        "".join(json.dumps({"instruction": task}) + "\n" for task in TASKS)
+    )
+    path = folder / "remote.yaml"
+    path.write_text(RECIPE.format(url=url))
+    return path
+
+
+@dataclass
+class Run:
+    storage: Path
+    code: int
+
+    def manifest(self, stage: str) -> dict[str, Any]:
+        return next(m for m in self._manifests() if m["name"] == stage)
+
+    def _manifests(self) -> Iterator[dict[str, Any]]:
+        for path in self.storage.glob("store/*/manifest.json"):
+            yield json.loads(path.read_text())
+
+    def rows(self, stage: str) -> list[dict[str, Any]]:
+        text = (self.storage / "remote" / "data" / stage / "rows.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, server: str, ray_cluster: None) -> Run:
+    """The whole recipe above, in this process."""
+    folder = tmp_path_factory.mktemp("remote")
+    recipe = write_recipe(folder, server)
+    code = pipeline.main([str(recipe), "--set", f"storage={folder / 'runs'}"])
+    return Run(folder / "runs", code)
+
+
+def test_a_remote_teacher_writes_dialogues(run: Run) -> None:
+    assert run.code == 0
+    rows = run.rows("dialogues")
+    assert [row["instruction"] for row in rows] == TASKS
+    for row in rows:
+        assert [m["role"] for m in row["messages"]] == ["user", "assistant"] * 2
+        assert all(m["content"].strip() for m in row["messages"])
+
+
+def test_remote_members_of_a_pool_answer_every_prompt(run: Run) -> None:
+    for row in run.rows("answers"):
+        assert sorted(c["model"] for c in row["completions"]) == ["cold", "teacher"]
+        for completion in row["completions"]:
+            assert completion["text"].strip()
+            assert completion["finish_reason"] in ("stop", "length")
+            assert 0 < completion["tokens"] <= 24
+
+
+def test_a_remote_judge_scores_from_1_to_10_or_is_counted_unparsable(run: Run) -> None:
+    judged = [c for row in run.rows("feedback") for c in row["completions"]]
+    assert len(judged) == 2 * len(TASKS)
+    unread = [c for c in judged if c["score"] is None]
+    assert all(1 <= c["score"] <= 10 for c in judged if c["score"] is not None)
+    assert all(c["reason"].startswith("unparsable: ") for c in unread)
+    assert run.manifest("feedback")["counts"]["unparsable"] == len(unread)
+
+
+def test_a_remote_judge_compares_or_is_counted_unparsable(run: Run) -> None:
+    result = json.loads((run.storage / "remote/data/winrate/result.json").read_text())
+    figures = result["models"]["teacher"]
+    told = figures["wins"] + figures["ties"] + figures["losses"]
+    assert told + figures["parse_failures"] == figures["prompts"] == len(TASKS)
+    # The baseline against itself: the same texts, hence ties without a question.
+    assert result["models"]["cold"]["ties"] == len(TASKS)
+
+
+def test_the_key_is_in_no_file_of_the_storage(run: Run) -> None:
+    files = [path for path in run.storage.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+def refused(
+    server: str, folder: Path, capsys: pytest.CaptureFixture, *overrides: str
+) -> tuple[str, list[dict[str, Any]]]:
+    """A run that must end with exit code 2: its error line, and the journal of its stage."""
+    arguments = [str(write_recipe(folder, server)), "--until", "dialogues"]
+    for override in (f"storage={folder / 'runs'}", *overrides):
+        arguments += ["--set", override]
+    assert pipeline.main(arguments) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    journals = folder.glob("runs/store/self_refine-*/scratch/rows/*.jsonl")
+    lines = [line for path in journals for line in path.read_text().splitlines() if line]
+    return said[0], [json.loads(line) for line in lines]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_wrong_key_stops_the_run_at_once(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    said, journal = refused(server, tmp_path, capsys, f"models.teacher.api_key_env={WRONG}")
+    assert "refuses model 'small'" in said and "401" in said
+    assert os.environ[WRONG] not in said
+    # Not one failed row: they are asked when the key is right.
+    assert journal and all(set(entry) == {"stop"} for entry in journal)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_unknown_model_stops_the_run_at_once(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    said, journal = refused(server, tmp_path, capsys, "models.teacher.model=large")
+    assert "refuses model 'large'" in said and "404" in said
+    assert journal and all(set(entry) == {"stop"} for entry in journal)
+
+
+def test_a_missing_key_is_one_line_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    said, journal = refused(
+        "http://127.0.0.1:1/v1", tmp_path, capsys, f"models.teacher.api_key_env={MISSING}"
+    )
+    assert said == f"error: environment variable {MISSING} (api_key_env) is not set"
+    assert journal == []
+    assert not list(tmp_path.glob("runs/store/*-*"))
+
+
+# --- a peer that is busy, broken and slow --------------------------------------------------------
+
+
+def ask_peer(replies: list[dict[str, Any]], **options: Any) -> tuple[Reply, list[float]]:
+    """Asks a local HTTP server that gives these replies in turn; the times it was asked at."""
+    from aiohttp import web
+
+    asked: list[float] = []
+    left = iter(replies)
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(time.monotonic())
+        reply = next(left)
+        await asyncio.sleep(reply.get("seconds", 0))
+        return web.json_response(reply.get("body", {}), **reply.get("how", {}))
+
+    async def main() -> Reply:
+        application = web.Application()
+        application.router.add_post("/v1/chat/completions", answer)
+        runner = web.AppRunner(application, shutdown_timeout=0)
+        await runner.setup()
+        port = free_port()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        engine = OpenAIEngine(
+            ModelSpec(engine="openai", model="peer", base_url=f"http://127.0.0.1:{port}/v1")
+        )
+        engine._client = engine._client.with_options(**options)
+        try:
+            return await engine.answer([user("Hello")], Sampling(0.7, 1.0, 8))
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(main()), asked
+
+
+BUSY = {"how": {"status": 429, "headers": {"Retry-After": "2"}}}
+SLOW = {"seconds": 4}
+BROKEN = {"how": {"status": 500}}
+GOOD = {
+    "body": {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "peer",
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": "Good day."},
+            }
+        ],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8},
+    }
+}
+
+
+def test_rate_limits_and_server_errors_are_tried_again() -> None:
+    reply, asked = ask_peer([BUSY, BROKEN, GOOD])
+    assert reply == Reply("Good day.", "stop", 5, 3)
+    assert len(asked) == 3
+    # What Retry-After says is kept.
+    assert asked[1] - asked[0] >= 2
+
+
+def test_a_time_out_is_tried_again() -> None:
+    reply, asked = ask_peer([SLOW, GOOD], timeout=1.0)
+    assert reply.text == "Good day."
+    assert len(asked) == 2
+
+
+def test_a_server_that_stays_broken_is_a_temporary_failure() -> None:
+    with pytest.raises(Temporary, match="http://127.0.0.1:"):
+        ask_peer([BROKEN, BROKEN], max_retries=1)
+
+
+def test_nobody_at_the_address_is_a_temporary_failure() -> None:
+    spec = ModelSpec(engine="openai", model="m", base_url=f"http://127.0.0.1:{free_port()}/v1")
+    engine = OpenAIEngine(spec)
+    engine._client = engine._client.with_options(max_retries=0)
+    with pytest.raises(Temporary, match="does not answer"):
+        asyncio.run(engine.answer([user("Hello")], Sampling(0.7, 1.0, 8)))

@@ -1,0 +1,388 @@
+"""A whole tiny recipe as a program: every stage kind, killed twice on the way, then run again.
+
+Runs of the program are dear, so one fixture makes them in sequence and writes down what it saw.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RUN_SECONDS = 900
+CACHED_SECONDS = 20
+
+RECIPE = """
+name: tiny
+models:
+  # One row at a time, so that a kill finds the stage in the middle.
+  base: {{weights: {weights}, temperature: 1.0, top_p: 1, concurrency: 1}}
+  hot: {{weights: {weights}, temperature: 1.3, top_p: 1, concurrency: 8}}
+  judge: {{engine: rules}}
+stages:
+  heldout: {{kind: prompts, seeds: heldout.jsonl}}
+  grown: {{kind: self_instruct, model: base, seeds: seeds.jsonl, count: 30, apart_from: heldout}}
+  dialogues: {{kind: self_refine, model: base, prompts: grown, turns: 2, max_tokens: 32}}
+  clean: {{kind: clean, dialogues: dialogues}}
+  sft:
+    kind: sft
+    model: base
+    data: clean
+    learning_rate: 1.0e-3
+    global_batch: 3
+    max_length: 256
+    packing: false
+    zero: 2
+    checkpoint_every: 2
+  completions: {{kind: completions, models: [base, hot], prompts: grown, max_tokens: 8}}
+  feedback: {{kind: feedback, judge: judge, completions: completions}}
+  pairs: {{kind: preferences, feedback: feedback, min_chosen: 1, ties: keep}}
+  control: {{kind: chosen, pairs: pairs}}
+  dpo:
+    kind: dpo
+    model: sft
+    data: pairs
+    epochs: 1
+    global_batch: 15
+    max_length: 256
+    zero: 2
+  answers_base: {{kind: completions, models: [hot], prompts: heldout, max_tokens: 8}}
+  answers_dpo: {{kind: completions, models: [dpo], prompts: heldout, max_tokens: 8}}
+  winrate: {{kind: pairwise, judge: judge, baseline: answers_base, answers: [answers_dpo]}}
+  report: {{kind: report, of: [sft, dpo, feedback, winrate]}}
+"""
+KINDS = {
+    "heldout": "prompts",
+    "grown": "self_instruct",
+    "dialogues": "self_refine",
+    "clean": "clean",
+    "sft": "sft",
+    "completions": "completions",
+    "feedback": "feedback",
+    "pairs": "preferences",
+    "control": "chosen",
+    "dpo": "dpo",
+    "answers_base": "completions",
+    "answers_dpo": "completions",
+    "winrate": "pairwise",
+    "report": "report",
+}
+THINGS = "apples bridges candles doors engines forests gardens hats islands jars kites".split()
+
+
+@dataclass
+class Ended:
+    code: int
+    seconds: float
+    out: str
+    err: str
+
+
+class Program:
+    """Runs the pipeline on one storage folder and keeps what journals held, by hard links.
+
+    A stage removes its journals when it is done; a link keeps the file and what is added to it.
+    """
+
+    def __init__(self, folder: Path, weights: Path):
+        self.folder, self.storage = folder, folder / "runs"
+        self.recipe, self.kept = folder / "tiny.yaml", folder / "kept"
+        self.recipe.write_text(RECIPE.format(weights=weights))
+        for name, verb, first, count in (("seeds", "Describe", 2, 34), ("heldout", "Draw up", 50, 8)):
+            tasks = [
+                {"instruction": f"{verb} {number} {THINGS[number % 11]} in plain {style} words."}
+                for number, style in zip(range(first, first + count), THINGS * 4, strict=False)
+            ]
+            text = "".join(json.dumps(task) + "\n" for task in tasks)
+            (folder / f"{name}.jsonl").write_text(text)
+
+    def command(self, *arguments: str) -> list[str]:
+        storage = f"storage={self.storage}"
+        program = [sys.executable, "-m", "zephyr_ray.pipeline"]
+        return [*program, str(self.recipe), "--set", storage, *arguments]
+
+    def run(self, *arguments: str, kill_when: Callable[[], bool] | None = None) -> Ended:
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        began, over = time.monotonic(), threading.Event()
+        keeper = threading.Thread(target=self._keep, args=(over,))
+        with (self.folder / "out").open("wb") as out, (self.folder / "err").open("wb") as err:
+            process = subprocess.Popen(
+                self.command(*arguments), env=environment, stdout=out, stderr=err
+            )
+            keeper.start()
+            try:
+                while process.poll() is None:
+                    assert time.monotonic() - began < RUN_SECONDS, self.text("err")
+                    if kill_when and kill_when():
+                        process.send_signal(signal.SIGKILL)
+                        process.wait()
+                    time.sleep(0.02)
+            finally:
+                process.kill()
+                process.wait()
+                over.set()
+                keeper.join()
+        ended = time.monotonic() - began
+        return Ended(process.returncode, ended, self.text("out"), self.text("err"))
+
+    def _keep(self, over: threading.Event) -> None:
+        while not over.wait(0.05):
+            for path in self.storage.glob("store/*/scratch/*/*.jsonl"):
+                link = self.kept / path.relative_to(self.storage / "store")
+                if not link.exists():
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    try:
+                        os.link(path, link)
+                    except FileNotFoundError:
+                        pass  # the stage was done in this moment
+
+    def text(self, name: str) -> str:
+        return (self.folder / name).read_text(errors="replace")
+
+    def entries(self, kind: str, journal: str, kept: bool = True) -> list[dict[str, Any]]:
+        root = self.kept if kept else self.storage / "store"
+        found = []
+        for path in sorted(root.glob(f"{kind}-*/{'' if kept else 'scratch/'}{journal}/*.jsonl")):
+            for line in path.read_text().splitlines():
+                try:
+                    found.append(json.loads(line))
+                except ValueError:
+                    continue  # empty, or cut short by the kill
+        return found
+
+    def artifacts(self) -> dict[str, dict[str, Any]]:
+        """Manifests by the name of the artifact's folder."""
+        paths = self.storage.glob("store/*/manifest.json")
+        return {path.parent.name: json.loads(path.read_text()) for path in paths}
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Runs in the storage's MLflow database: name, status, parent, metrics and parameters."""
+        with sqlite3.connect(self.storage / "mlflow.db") as database:
+            rows = database.execute(
+                "select r.run_uuid, r.name, r.status, t.value from runs r left join tags t "
+                "on t.run_uuid = r.run_uuid and t.key = 'mlflow.parentRunId'"
+            ).fetchall()
+            metrics = database.execute("select run_uuid, key, step from metrics").fetchall()
+        return [
+            {
+                "id": run,
+                "name": name,
+                "status": status,
+                "parent": parent,
+                "steps": {(key, step) for of, key, step in metrics if of == run},
+            }
+            for run, name, status, parent in rows
+        ]
+
+
+@dataclass
+class Seen:
+    program: Program
+    until: Ended
+    artifacts_until: dict[str, dict[str, Any]]
+    killed_text: Ended
+    rows_before: list[dict[str, Any]]
+    parents_before: list[str]
+    killed_training: Ended
+    steps_before: list[int]
+    whole: Ended
+    artifacts: dict[str, dict[str, Any]]
+    runs: list[dict[str, Any]]
+    again: Ended
+    plan: Ended
+    changed: Ended
+    artifacts_changed: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Seen:
+    """Until a stage; killed in a text stage; killed in training; whole; again; one change."""
+    program = Program(tmp_path_factory.mktemp("tiny"), tiny_model)
+    until = program.run("--until", "heldout")
+    artifacts_until = program.artifacts()
+
+    killed_text = program.run(
+        kill_when=lambda: len(program.entries("self_refine", "rows", kept=False)) >= 4
+    )
+    rows_before = program.entries("self_refine", "rows")
+    parents_before = [run["id"] for run in program.runs() if not run["parent"]]
+
+    killed_training = program.run(kill_when=lambda: _has_checkpoint(program.storage))
+    steps_before = [entry["step"] for entry in program.entries("sft", "steps")]
+
+    whole = program.run()
+    artifacts, runs = program.artifacts(), program.runs()
+    shutil.copy(program.storage / "tiny" / "report.html", program.folder / "report.html")
+
+    again = program.run()
+    change = ("--set", "winrate.seed=7")
+    plan = program.run(*change, "--plan")
+    changed = program.run(*change)
+    return Seen(
+        program,
+        until,
+        artifacts_until,
+        killed_text,
+        rows_before,
+        parents_before,
+        killed_training,
+        steps_before,
+        whole,
+        artifacts,
+        runs,
+        again,
+        plan,
+        changed,
+        program.artifacts(),
+    )
+
+
+def _has_checkpoint(storage: Path) -> bool:
+    """Whether Ray Train has noted a checkpoint of the sft stage."""
+    states = storage.glob("store/sft-*/scratch/checkpoints/checkpoint_manager_snapshot.json")
+    return any("checkpoint-" in path.read_text() for path in states)
+
+
+def names(artifacts: dict[str, dict[str, Any]]) -> list[str]:
+    return sorted(manifest["name"] for manifest in artifacts.values())
+
+
+def of_stage(artifacts: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    return next(manifest for manifest in artifacts.values() if manifest["name"] == name)
+
+
+def test_until_stops_after_the_stage(seen: Seen) -> None:
+    assert seen.until.code == 0, seen.until.err
+    assert names(seen.artifacts_until) == ["heldout"]
+
+
+def test_the_whole_recipe_ends_well_after_two_kills(seen: Seen) -> None:
+    assert seen.killed_text.code == seen.killed_training.code == -signal.SIGKILL
+    assert seen.whole.code == 0, seen.whole.err
+    assert {m["name"]: m["kind"] for m in seen.artifacts.values()} == KINDS
+
+
+def test_finished_rows_are_not_asked_again_after_a_kill(seen: Seen) -> None:
+    before = {entry["id"]: entry["row"] for entry in seen.rows_before}
+    entries = seen.program.entries("self_refine", "rows")
+    assert 4 <= len(before) < 30
+    assert len(entries) == len({entry["id"] for entry in entries}) == 30
+    after = {row["id"]: row for row in read_rows(seen, "dialogues")}
+    assert {row_id: after[row_id] for row_id in before} == before
+    assert of_stage(seen.artifacts, "dialogues")["attempts"] == 2
+
+
+def test_training_goes_on_from_its_checkpoint_after_a_kill(seen: Seen) -> None:
+    """The second attempt starts after a checkpoint, every second step, and not from step 1."""
+    steps = [entry["step"] for entry in seen.program.entries("sft", "steps")]
+    assert steps[: len(seen.steps_before)] == seen.steps_before
+    resumed = steps[len(seen.steps_before) :]
+    assert seen.steps_before[:2] == [1, 2] and seen.steps_before[-1] < 10
+    assert resumed[0] > 1 and resumed[0] % 2 == 1 and resumed[0] <= seen.steps_before[-1] + 1
+    assert resumed == list(range(resumed[0], 11))
+    assert of_stage(seen.artifacts, "sft")["attempts"] == 2
+
+
+def test_metrics_of_a_resumed_training_have_every_step_once(seen: Seen) -> None:
+    [folder] = seen.program.storage.glob("store/sft-*")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 11))
+
+
+def test_every_artifact_is_whole_and_clean(seen: Seen) -> None:
+    for folder, manifest in seen.artifacts.items():
+        path = seen.program.storage / "store" / folder
+        found = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
+        assert found == {*manifest["files"], "manifest.json"}, folder
+        sizes = {name: (path / name).stat().st_size for name in manifest["files"]}
+        assert sizes == {name: entry["bytes"] for name, entry in manifest["files"].items()}
+        assert manifest["seconds"] > 0 and manifest["recipe"] == "tiny"
+
+
+def read_rows(seen: Seen, stage: str) -> list[dict[str, Any]]:
+    path = seen.program.storage / "tiny" / "data" / stage / "rows.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_flow_from_stage_to_stage(seen: Seen) -> None:
+    prompts = read_rows(seen, "grown")
+    assert len(prompts) == 30 and len(read_rows(seen, "heldout")) == 8
+    for row in read_rows(seen, "feedback"):
+        assert sorted(c["model"] for c in row["completions"]) == ["base", "hot"]
+        assert all(1 <= c["score"] <= 10 for c in row["completions"])
+    pairs = read_rows(seen, "pairs")
+    assert len(pairs) == 30
+    for pair in pairs:
+        assert pair["chosen"] != pair["rejected"]
+        assert pair["score_chosen"] >= pair["score_rejected"]
+    assert of_stage(seen.artifacts, "dpo")["counts"]["steps"] == 2
+
+
+def test_the_folder_a_person_opens(seen: Seen) -> None:
+    view = seen.program.storage / "tiny"
+    assert "<html" in (view / "report.html").read_text().lower()
+    assert {path.name for path in (view / "models").iterdir()} == {"sft", "dpo"}
+    for model in ("sft", "dpo"):
+        assert (view / "models" / model / "model.safetensors").is_file()
+    data = {name for name, kind in KINDS.items() if kind not in ("sft", "dpo", "report")}
+    assert {path.name for path in (view / "data").iterdir()} == data
+    for line in ("open", "report", "chat", "MLflow"):
+        assert any(said.startswith(line) for said in seen.whole.out.splitlines())
+
+
+def test_the_report_tells_of_models_and_stages(seen: Seen) -> None:
+    page = (seen.program.folder / "report.html").read_text()
+    for name in ("sft", "dpo", "winrate", "feedback", "dialogues"):
+        assert name in page
+
+
+def test_mlflow_has_one_parent_and_one_run_a_stage(seen: Seen) -> None:
+    parents = [run for run in seen.runs if not run["parent"]]
+    by_parent = Counter(run["parent"] for run in seen.runs if run["parent"])
+    [whole] = [run for run in parents if by_parent[run["id"]] > 1]
+    assert whole["status"] == "FINISHED"
+    nested = [run for run in seen.runs if run["parent"] == whole["id"]]
+    made_before = {"heldout"}  # by the run until it, which is a smaller recipe
+    assert sorted(run["name"] for run in nested) == sorted(set(KINDS) - made_before)
+    assert {run["status"] for run in nested} == {"FINISHED"}
+    [sft] = [run for run in nested if run["name"] == "sft"]
+    assert {("loss", step) for step in range(1, 11)} <= sft["steps"]
+
+
+def test_a_resumed_pipeline_goes_on_in_its_mlflow_run(seen: Seen) -> None:
+    parents = [run["id"] for run in seen.runs if not run["parent"]]
+    assert len(parents) == 2  # of the recipe until its first stage, and of all of it
+    assert sorted(parents) == sorted(seen.parents_before)
+
+
+def test_a_second_run_reuses_everything(seen: Seen) -> None:
+    assert seen.again.code == 0, seen.again.err
+    assert f"All {len(KINDS)} stages are there already." in seen.again.err
+    assert seen.again.seconds < CACHED_SECONDS
+
+
+def test_a_plan_says_what_must_run_and_why(seen: Seen) -> None:
+    assert seen.plan.code == 0
+    lines = {line.split()[0]: line for line in seen.plan.out.splitlines() if line.split()}
+    assert "to do" in lines["winrate"] and "seed was 0, is 7" in lines["winrate"]
+    assert "to do" in lines["report"] and "reads winrate" in lines["report"]
+    assert all("cached" in lines[name] for name in KINDS if name not in ("winrate", "report"))
+
+
+def test_a_changed_setting_runs_its_stage_and_what_reads_it(seen: Seen) -> None:
+    assert seen.changed.code == 0, seen.changed.err
+    new = {k: m for k, m in seen.artifacts_changed.items() if k not in seen.artifacts}
+    assert names(new) == ["report", "winrate"]
+    kept = {k: m for k, m in seen.artifacts_changed.items() if k in seen.artifacts}
+    assert kept == seen.artifacts

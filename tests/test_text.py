@@ -1,0 +1,584 @@
+"""Text stages: row programs with a scripted model, and what needs no model, worked out by hand."""
+
+import asyncio
+import json
+import math
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.models.contract import Message, Reply, assistant, user
+from zephyr_ray.recipe import Stage
+from zephyr_ray.stage import Work
+from zephyr_ray.store import Artifact, read_jsonl, write_rows
+from zephyr_ray.text.cleaning import UNHELPFUL, Clean, true_case
+from zephyr_ray.text.completions import PRINCIPLES, complete
+from zephyr_ray.text.dialogues import self_refine
+from zephyr_ray.text.preferences import Chosen, Preferences
+from zephyr_ray.text.prompts import Prompts, SelfInstruct, invent, read_list
+from zephyr_ray.text.similarity import Kept, diversity
+
+
+class Scripted:
+    """A model that gives its answers in order; `asked` holds the conversations it saw."""
+
+    def __init__(self, *answers: str | Reply):
+        self._answers = iter(answers)
+        self.asked: list[tuple[list[Message], int, bool]] = []
+
+    async def __call__(
+        self, messages: list[Message], *, max_tokens: int, shown: bool = True
+    ) -> Reply:
+        self.asked.append(([dict(m) for m in messages], max_tokens, shown))
+        answer = next(self._answers)
+        return answer if isinstance(answer, Reply) else Reply(answer, "stop", 5, 3)
+
+
+def work_on(folder: Path, **inputs: list[dict[str, Any]]) -> Work:
+    """A stage's work with artifacts on disk, by the name of the stage that made them."""
+    artifacts = {}
+    for name, rows in inputs.items():
+        (folder / name).mkdir()
+        write_rows(folder / name, rows)
+        artifacts[name] = Artifact(folder / name, {"key": name})
+    (folder / "made").mkdir()
+    return Work("made", folder / "made", 0, artifacts, {}, {})
+
+
+def run(stage: Stage, work: Work) -> list[dict[str, Any]]:
+    stage.run(work)
+    return list(read_jsonl(work.folder / "rows.jsonl"))
+
+
+# Row programs
+
+
+def test_self_refine_asks_in_the_papers_order() -> None:
+    row = {"id": "p1", "instruction": "Name a pet.", "prompt": "Name a pet. Use no commas."}
+    ask = Scripted(
+        "A cat.", '"What does it eat?"\nI hope so.', "Fish.", "Where does it sleep?", "In"
+    )
+    result = asyncio.run(self_refine(row, ask, turns=3, max_tokens=9))
+    first, refine_1, second, refine_2, third = ask.asked
+    dialogue = [user("Name a pet. Use no commas."), assistant("A cat.")]
+    assert first == (dialogue[:1], 9, True)
+    # The teacher refines from (x⁰, y⁰) alone, without the conversation or its demonstrations.
+    [question] = refine_1[0]
+    assert "Name a pet." in question["content"] and "A cat." in question["content"]
+    assert "commas" not in question["content"] and refine_1[2] is False
+    dialogue += [user("What does it eat? Use no commas."), assistant("Fish.")]
+    assert second == (dialogue[:3], 9, True)
+    assert "What does it eat?" in refine_2[0][0]["content"]
+    assert "Fish." in refine_2[0][0]["content"] and "A cat." not in refine_2[0][0]["content"]
+    dialogue += [user("Where does it sleep? Use no commas."), assistant("In")]
+    assert third == (dialogue[:5], 9, True)
+    assert result["messages"] == dialogue
+    assert result["instructions"] == ["Name a pet.", "What does it eat?", "Where does it sleep?"]
+    assert result["finish"] == ["stop", "stop", "stop"]
+    assert result["id"] == "p1"
+
+
+def test_self_refine_keeps_the_question_when_the_teacher_is_silent() -> None:
+    row = {"id": "p1", "instruction": "Name a pet.", "prompt": "Name a pet."}
+    ask = Scripted("A cat.", " \n", Reply("A d", "length"))
+    result = asyncio.run(self_refine(row, ask, turns=2, max_tokens=9))
+    assert result["instructions"] == ["Name a pet.", "Name a pet."]
+    assert result["finish"] == ["stop", "length"]
+
+
+def test_invent_shows_eight_tasks_at_most_two_machine_made() -> None:
+    seeds = [f"seed task {n}" for n in range(20)]
+    ask = Scripted(
+        "9. made one\n10. made two\n11. made three",
+        Reply("9. made four\n10. cut o", "length"),
+        "no list at all",
+    )
+    result = asyncio.run(invent({"id": "r1", "seed": 0.5}, ask, seeds=seeds))
+    assert result == {
+        "id": "r1",
+        "instructions": ["made one", "made two", "made three", "made four"],
+    }
+    machine_made = []
+    for messages, _, shown in ask.asked:
+        listed = [line for line in messages[0]["content"].splitlines() if line[:1].isdigit()]
+        assert [int(line.split(".")[0]) for line in listed] == list(range(1, 9))
+        assert "list from 9" in messages[0]["content"]
+        assert len(set(listed)) == 8 and not shown
+        machine_made.append(sum("made" in line for line in listed))
+    assert machine_made == [0, 2, 2]
+
+
+def test_invent_is_the_same_for_the_same_row() -> None:
+    def first_request(seed: float) -> str:
+        ask = Scripted("1. a", "1. b", "1. c")
+        row = {"id": "r", "seed": seed}
+        asyncio.run(invent(row, ask, seeds=[f"task {n}" for n in range(50)]))
+        return ask.asked[0][0][0]["content"]
+
+    assert first_request(0.25) == first_request(0.25) != first_request(0.75)
+
+
+@pytest.mark.parametrize(
+    ("text", "complete_", "items"),
+    [
+        ("9. Name a pet.\n10) Name a tree.", True, ["Name a pet.", "Name a tree."]),
+        ("9. Name a pet.\n10) Name a tr", False, ["Name a pet."]),
+        ("Here you are:\n\n  1. **Name a pet.**\n- 'Sing.'\n* Run.\nBye", True,
+         ["Name a pet.", "Sing.", "Run."]),
+        ("1.5 metres are long\n2.\n3. ", True, []),
+        ("", False, []),
+    ],
+)  # fmt: skip
+def test_read_list(text: str, complete_: bool, items: list[str]) -> None:
+    assert read_list(text, complete=complete_) == items
+
+
+def test_complete_puts_the_principle_in_the_system_prompt() -> None:
+    principle = PRINCIPLES["honesty"]
+    ask = Scripted("A cat.")
+    row = {"id": "p1/0", "member": "base", "system": principle, "prompt": "Name a pet."}
+    answer = asyncio.run(complete(row, ask, max_tokens=7))
+    assert ask.asked == [([{"role": "system", "content": principle}, user("Name a pet.")], 7, True)]
+    assert answer == {
+        "id": "p1/0",
+        "model": "base",
+        "system": principle,
+        "text": "A cat.",
+        "finish_reason": "stop",
+        "tokens": 3,
+    }
+
+
+def test_complete_without_a_principle_has_no_system_prompt() -> None:
+    ask = Scripted("A cat.")
+    row = {"id": "p1/0", "member": "base", "system": None, "prompt": "Name a pet."}
+    asyncio.run(complete(row, ask, max_tokens=7))
+    assert ask.asked[0][0] == [user("Name a pet.")]
+
+
+# Likeness
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "score"),
+    [
+        ("the cat sat down", "the cat sat down", 1.0),
+        ("The cat, sat down!", "the CAT sat down", 1.0),  # words only, in small letters
+        ("the cat sat", "the dog sat", 2 / 3),  # LCS "the sat": 2·2/(3+3)
+        ("a b c d", "d c b a", 0.25),  # LCS is one word: 2·1/(4+4)
+        ("a b c d e f", "a b", 0.5),  # 2·2/(6+2)
+        ("one two", "three four", 0.0),
+        ("don't stop", "dont stop", 0.5),
+    ],
+)
+def test_rouge_l_by_hand(a: str, b: str, score: float) -> None:
+    assert Kept([a]).nearest(b) == pytest.approx(score)
+
+
+def test_nearest_is_the_most_similar_one_kept() -> None:
+    kept = Kept(["a b c", "a b x"])
+    assert kept.nearest("a b c d") == pytest.approx(6 / 7)
+    kept.add("a b c d")
+    assert kept.nearest("a b c d") == 1.0
+    assert kept.nearest("a y z", cutoff=0.7) == 0.0
+    assert Kept([]).nearest("a b") == 0.0
+
+
+def test_rouge_l_is_what_the_textbook_computes() -> None:
+    def textbook(a: list[str], b: list[str]) -> float:
+        row = [0] * (len(b) + 1)
+        for x in a:
+            before = row
+            row = [0]
+            for j, y in enumerate(b):
+                row.append(before[j] + 1 if x == y else max(before[j + 1], row[j]))
+        return 2 * row[-1] / (len(a) + len(b))
+
+    rng = random.Random(0)
+    for _ in range(100):
+        a, b = ([rng.choice("abcde") for _ in range(rng.randint(1, 12))] for _ in range(2))
+        assert Kept([" ".join(a)]).nearest(" ".join(b)) == pytest.approx(textbook(a, b))
+
+
+def test_diversity_of_three_texts_by_hand() -> None:
+    # Words: write a poem | write a song | name three birds: 9 words, 7 kinds; 6 pairs, 5 kinds.
+    figures = diversity(["Write a poem.", "Write a song.", "Name three birds."])
+    assert figures["distinct_1"] == round(7 / 9, 4)
+    assert figures["distinct_2"] == round(5 / 6, 4)
+    assert figures["nearest_max"] == round(2 / 3, 4)
+    assert figures["nearest_mean"] == round((2 / 3 + 2 / 3 + 0) / 3, 4)
+    assert figures["openings"] == 2.0
+    bits = 2 / 3 * math.log2(3 / 2) + 1 / 3 * math.log2(3)
+    assert figures["openings_bits"] == round(bits, 4)
+
+
+def test_diversity_of_one_text_and_of_none() -> None:
+    assert diversity([]) == {}
+    one = diversity(["Write a poem."])
+    assert (one["nearest_max"], str(one["openings_bits"])) == (0.0, "0.0")
+
+
+# Prompts
+
+
+def seeds_file(folder: Path, *tasks: dict[str, Any]) -> dict[str, Path]:
+    path = folder / "seeds.jsonl"
+    path.write_text("\n".join(map(json.dumps, tasks)))
+    return {"seeds": path}
+
+
+def test_prompts_carry_their_own_constraint_or_a_drawn_one(tmp_path: Path) -> None:
+    work = work_on(tmp_path)
+    own = {"kind": "max_words", "n": 9}
+    work.files = seeds_file(
+        tmp_path,
+        {"id": "s1", "instruction": " Name a pet. ", "constraint": own},
+        {"instruction": "Name a tree."},
+        {"instruction": "Name a bird."},
+    )
+    first, second = run(Prompts(seeds="seeds.jsonl", count=2, seed=1), work)
+    assert (first["id"], first["source"], first["constraint"]) == ("p00000", "s1", own)
+    assert first["instruction"] == "Name a pet."
+    assert first["prompt"].startswith("Name a pet. ") and "9 words" in first["prompt"]
+    assert second["constraint"]["kind"] and second["source"] == "generated"
+    assert second["prompt"].startswith("Name a tree. ") and second["prompt"] != "Name a tree. "
+    assert work.counts["rows"] == 2
+
+
+def test_prompts_without_constraints(tmp_path: Path) -> None:
+    work = work_on(tmp_path)
+    work.files = seeds_file(tmp_path, {"instruction": "Name a tree."})
+    [row] = run(Prompts(seeds="seeds.jsonl", constrained=0), work)
+    assert (row["constraint"], row["prompt"]) == (None, "Name a tree.")
+
+
+USABLE = {
+    "Name three kinds of big trees": None,
+    "Name a tree": "length",
+    " ".join(["word"] * 151): "length",
+    "": "length",
+    "3 trees that are big": "does not start with a letter",
+    "Draw a tree with leaves": "not for a text model",
+    "Describe the Picture of a tree": "not for a text model",
+    "Explain how a drawing is made": None,
+    "go on and on as we say " * 3: "repeats itself",
+    "Tell me about the sea today": "near duplicate",
+    "Which river is the longest one": "held-out, exact",
+    "Which river is the longest ever": "held-out, near",
+}
+
+
+@pytest.mark.parametrize("instruction", USABLE)
+def test_each_filter_of_self_instruct_counts_what_it_drops(
+    instruction: str, tmp_path: Path
+) -> None:
+    rule, work = USABLE[instruction], work_on(tmp_path)
+    kept = Kept(["Tell me about the sea"])
+    held_out = Kept(["Which river is the longest one"])
+    stage = SelfInstruct(model="base", seeds="seeds.jsonl", count=1)
+    usable = stage._usable({"instruction": instruction}, kept, held_out, work)
+    assert usable == (rule is None)
+    assert work.counts == ({f"dropped/{rule}": 1} if rule else {})
+    assert work.examples == ({f"dropped/{rule}": [instruction]} if rule else {})
+
+
+def test_similarity_of_exactly_the_limit_is_kept(tmp_path: Path) -> None:
+    stage = SelfInstruct(model="base", seeds="seeds.jsonl", count=1, max_similarity=0.75)
+    work = work_on(tmp_path)
+    # LCS 3 of 4 and 4 words: 0.75.
+    assert stage._usable(
+        {"instruction": "tell me the time"}, Kept(["tell me the news"]), Kept([]), work
+    )
+    stage = stage.model_copy(update={"max_similarity": 0.74})
+    assert not stage._usable(
+        {"instruction": "tell me the time"}, Kept(["tell me the news"]), Kept([]), work
+    )
+
+
+def test_self_instruct_of_seeds_alone_asks_nobody(tmp_path: Path) -> None:
+    held_out = [{"id": "h1", "instruction": "Which river is the longest one"}]
+    work = work_on(tmp_path, heldout=held_out)
+    work.files = seeds_file(
+        tmp_path,
+        {"instruction": "Name three kinds of trees"},
+        {"instruction": "Which river is the longest one?"},
+    )
+    stage = SelfInstruct(model="base", seeds="seeds.jsonl", count=1, apart_from="heldout")
+    [row] = run(stage, work)
+    assert row["instruction"] == "Name three kinds of trees"
+    assert work.counts["dropped/held-out, exact"] == 1
+    assert (work.counts["seeds"], work.counts["new"], work.counts["short_of_count"]) == (1, 0, 0)
+
+
+# Cleaning
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("Hello. how are you?", "Hello. How are you?"),
+        ("hello there. I am Ann.", "Hello there. I am Ann."),
+        ("Yes! it is. do you see? i do.", "Yes! It is. Do you see? I do."),
+        ("Well, i think i'm right and i’ve won.", "Well, I think I'm right and I’ve won."),
+        ("First line.\nsecond line.", "First line.\nSecond line."),
+    ],
+)
+def test_true_case_mends(before: str, after: str) -> None:
+    assert true_case(before) == after
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "all small. a style of its own.",
+        "ALL BIG. A STYLE.",
+        "Use a tool, e.g. this one, i.e. mine.",
+        "Bring apples, pears etc. and come. Bye.",
+        "Cats vs. dogs: We like both.",
+        "iPhone sales rose. Good.",
+        "It is sold. eBay has it.",
+        "https://example.com is a page. See it.",
+        "Look here. example.com is a page.",
+        "See www.example.com. It has 3.5 stars.",
+        "For a loop: for i in range(3): print(i). X is i is 3.",
+        "Point i) and i. are roman. Good.",
+        "* one\n* two\nDone.",
+        "",
+    ],
+)
+def test_true_case_leaves_alone(text: str) -> None:
+    assert true_case(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "As an AI language model, I don't have personal opinions.",
+        "As an AI, I do not have feelings or emotions.",
+        "I don’t have personal experiences, but many people like it.",
+        "I'm sorry, but I cannot have an opinion: I can't form opinions.",
+        "I have no personal preferences.",
+        "Sure. I am unable to feel emotions.",
+        "As a language model I cannot offer personal beliefs.",
+        "I do not possess emotions.",
+    ],
+)
+def test_unhelpful_assistants_are_found(text: str) -> None:
+    assert UNHELPFUL.search(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I don't want to hurt your feelings.",
+        "I cannot hide my emotions when I see her.",
+        "People often have strong opinions and feelings.",
+        "Robots do not have feelings. That is why they work at night.",
+        "I don't have milk at home. Opinions differ on tea.",
+        "I do not have time today.",
+        "I have no car.",
+        "Share your personal experiences with the group.",
+        "In my opinion, I can have it all.",
+    ],
+)
+def test_helpful_answers_are_not_taken_for_unhelpful(text: str) -> None:
+    assert not UNHELPFUL.search(text)
+
+
+def dialogue(name: str, *texts: str, constraint: dict[str, Any] | None = None) -> dict[str, Any]:
+    turns = [(user if i % 2 == 0 else assistant)(text) for i, text in enumerate(texts)]
+    return {
+        "id": name,
+        "messages": turns,
+        "instructions": list(texts[::2]),
+        "finish": ["stop"] * (len(texts) // 2),
+        "constraint": constraint,
+    }
+
+
+BAD = "As an AI, I do not have feelings."
+
+
+def test_clean_cuts_before_the_first_bad_answer(tmp_path: Path) -> None:
+    rows = [
+        dialogue("good", "Q1?", "A1.", "Q2?", "A2."),
+        dialogue("late", "Q3?", "A3.", "Q4?", BAD, "Q5?", "A5."),
+        dialogue("early", "Q6?", BAD, "Q7?", "A7."),
+        dialogue("empty", "Q8?", "A8.", "Q9?", " \n"),
+        dialogue("again", "q1?", "a1.", "Other?", "Yes."),
+    ]
+    work = work_on(tmp_path, dialogues=rows)
+    kept = {row["id"]: row for row in run(Clean(dialogues="dialogues"), work)}
+    assert list(kept) == ["good", "late", "empty"]
+    assert kept["good"]["messages"] == rows[0]["messages"]
+    assert kept["late"]["messages"] == rows[1]["messages"][:2]
+    assert kept["empty"]["messages"] == rows[3]["messages"][:2]
+    assert work.counts == {
+        "rows": 3,
+        "dropped/unhelpful assistant": 2,
+        "dropped/empty answer": 1,
+        "dropped/duplicate": 1,
+        "dropped dialogues": 1,
+    }
+    assert work.examples["dropped/unhelpful assistant"][0] == {"prompt": "Q4?", "answer": BAD}
+
+
+def test_clean_mends_capitals_and_shows_them(tmp_path: Path) -> None:
+    work = work_on(tmp_path, dialogues=[dialogue("d", "Who are you? tell me.", "Ann. i think so.")])
+    [row] = run(Clean(dialogues="dialogues"), work)
+    assert [m["content"] for m in row["messages"]] == [
+        "Who are you? Tell me.",
+        "Ann. I think so.",
+    ]
+    assert work.counts["true-cased"] == 2
+    assert work.examples["true-cased"][1] == ["Ann. i think so.", "Ann. I think so."]
+
+
+def test_clean_keeps_the_casing_that_was_asked_for(tmp_path: Path) -> None:
+    rows = [
+        dialogue("low", "Greet me.", "hello. how are you?", constraint={"kind": "lowercase"}),
+        dialogue("big", "Greet me, please.", "HELLO. HI.", constraint={"kind": "uppercase"}),
+    ]
+    made = run(Clean(dialogues="dialogues"), work_on(tmp_path, dialogues=rows))
+    assert [row["messages"][1]["content"] for row in made] == ["hello. how are you?", "HELLO. HI."]
+
+
+def test_clean_of_everything_is_an_error(tmp_path: Path) -> None:
+    work = work_on(tmp_path, dialogues=[dialogue("d", "Q?", BAD)])
+    with pytest.raises(Permanent, match="cleaning left no dialogue: .*unhelpful"):
+        Clean(dialogues="dialogues").run(work)
+
+
+# Preferences
+
+
+def rated(name: str, *answers: tuple[str, float | None]) -> dict[str, Any]:
+    return {
+        "id": name,
+        "prompt": "Name a pet. Be short.",
+        "instruction": "Name a pet.",
+        "constraint": None,
+        "completions": [{"text": t, "score": s, "model": f"by {t}"} for t, s in answers],
+    }
+
+
+FOUR = rated("p1", ("cat", 9), ("dog", 4), ("cow", 7), ("emu", 2))
+
+
+def pairs_of(
+    folder: Path, rows: list[dict[str, Any]], **settings: Any
+) -> tuple[list[tuple[str, str]], Work]:
+    work = work_on(folder, feedback=rows)
+    made = run(Preferences(feedback="feedback", **settings), work)
+    return [(p["chosen"][1]["content"], p["rejected"][1]["content"]) for p in made], work
+
+
+def test_a_pair_holds_both_answers_to_one_prompt(tmp_path: Path) -> None:
+    work = work_on(tmp_path, feedback=[FOUR])
+    [pair] = run(Preferences(feedback="feedback", rejected="lowest"), work)
+    assert pair == {
+        "id": "p1/0",
+        "prompt": "Name a pet. Be short.",
+        "instruction": "Name a pet.",
+        "constraint": None,
+        "chosen": [user("Name a pet. Be short."), assistant("cat")],
+        "rejected": [user("Name a pet. Be short."), assistant("emu")],
+        "score_chosen": 9,
+        "score_rejected": 2,
+        "model_chosen": "by cat",
+        "model_rejected": "by emu",
+    }
+    assert work.counts == {"rows": 1, "margin_mean": 7.0}
+
+
+def test_rejected_all_is_every_other(tmp_path: Path) -> None:
+    pairs, work = pairs_of(tmp_path, [FOUR], rejected="all")
+    assert set(pairs) == {("cat", "dog"), ("cat", "cow"), ("cat", "emu")} and len(pairs) == 3
+    assert [row["id"] for row in read_jsonl(work.folder / "rows.jsonl")] == ["p1/0", "p1/1", "p1/2"]
+
+
+def test_rejected_random_is_any_other_and_follows_the_seed(tmp_path: Path) -> None:
+    rows = [{**FOUR, "id": f"p{n}"} for n in range(300)]
+    runs = []
+    for number, seed in enumerate([1, 1, 2]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        runs.append(pairs_of(folder, rows, seed=seed)[0])
+    assert runs[0] == runs[1] != runs[2]
+    counts = Counter(runs[0])
+    assert set(counts) == {("cat", "dog"), ("cat", "cow"), ("cat", "emu")}
+    # 100 each are expected, with a spread of sqrt(300 · 1/3 · 2/3) = 8; four of them.
+    assert min(counts.values()) > 67
+
+
+def test_ties_are_dropped_by_default(tmp_path: Path) -> None:
+    rows = [rated("tie", ("cat", 9), ("dog", 9)), rated("p2", ("cat", 9), ("dog", 8), ("cow", 9))]
+    pairs, work = pairs_of(tmp_path, rows, rejected="all")
+    assert [rejected for _, rejected in pairs] == ["dog"]
+    assert work.counts["dropped/tie or margin too small"] == 1
+    assert work.examples["dropped/tie or margin too small"] == ["tie"]
+
+
+def test_ties_can_be_kept_and_favour_nobody(tmp_path: Path) -> None:
+    rows = [rated(f"p{n}", ("cat", 9), ("dog", 9)) for n in range(200)]
+    pairs, _ = pairs_of(tmp_path, rows, ties="keep")
+    assert len(pairs) == 200
+    # Half of them, with a spread of 7.
+    assert 72 < Counter(pairs)[("cat", "dog")] < 128
+
+
+@pytest.mark.parametrize(
+    ("margin", "rejected"), [(2, {"dog", "cow", "emu"}), (2.5, {"dog", "emu"}), (7, {"emu"})]
+)
+def test_min_margin(margin: float, rejected: set[str], tmp_path: Path) -> None:
+    pairs, _ = pairs_of(tmp_path, [FOUR], rejected="all", min_margin=margin)
+    assert {text for _, text in pairs} == rejected
+
+
+def test_min_chosen(tmp_path: Path) -> None:
+    rows = [FOUR, rated("p2", ("ant", 8.5), ("bee", 1))]
+    pairs, work = pairs_of(tmp_path, rows, rejected="lowest", min_chosen=9)
+    assert pairs == [("cat", "emu")]
+    assert work.counts["dropped/no answer good enough to choose"] == 1
+
+
+def test_equal_texts_are_never_a_pair(tmp_path: Path) -> None:
+    rows = [
+        rated("same", ("cat", 9), ("cat", 3)),
+        rated("some", ("cat", 9), ("cat", 1), ("dog", 5)),
+    ]
+    pairs, work = pairs_of(tmp_path, rows, rejected="all", ties="keep")
+    assert pairs == [("cat", "dog")]
+    assert work.counts["dropped/all answers are the same"] == 1
+
+
+def test_answers_without_a_score_are_left_out(tmp_path: Path) -> None:
+    rows = [
+        rated("one", ("cat", 9), ("dog", None)),
+        rated("two", ("cat", 9), ("d", None), ("c", 1)),
+    ]
+    pairs, work = pairs_of(tmp_path, rows)
+    assert pairs == [("cat", "c")]
+    assert work.counts["dropped/fewer than two scored answers"] == 1
+
+
+def test_no_pair_at_all_is_an_error_that_says_why(tmp_path: Path) -> None:
+    with pytest.raises(Permanent, match="no pair is left of .*good enough.*loosen min_chosen"):
+        pairs_of(tmp_path, [FOUR], min_chosen=10)
+
+
+def test_chosen_answers_become_dialogues_once(tmp_path: Path) -> None:
+    def pair(name: str, question: str, answer: str) -> dict[str, Any]:
+        return {"id": name, "chosen": [user(question), assistant(answer)]}
+
+    pairs = [pair("p1/0", "Q?", "A"), pair("p1/1", "Q?", "A"), pair("p2/0", "R?", "A")]
+    work = work_on(tmp_path, pairs=pairs)
+    assert run(Chosen(pairs="pairs"), work) == [
+        {"id": "p1/0", "messages": [user("Q?"), assistant("A")]},
+        {"id": "p2/0", "messages": [user("R?"), assistant("A")]},
+    ]
+    assert work.counts == {"rows": 2, "dropped/duplicate": 1}
