@@ -1,5 +1,6 @@
 """The pipeline as a Ray job on a cluster that was started by `ray start`."""
 
+import contextlib
 import json
 import os
 import signal
@@ -101,10 +102,8 @@ def _answers(url: str) -> bool:
 
 
 def _end_group(group: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 @pytest.fixture
@@ -165,7 +164,7 @@ def test_without_an_address_a_run_keeps_to_a_cluster_of_its_own(
     before = _actors(cluster)["ever"]
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "zephyr_ray.pipeline", str(recipe), "--until", "prompts"),
+            *(sys.executable, "-m", "zephyr_ray.pipeline", str(recipe)),
             *("--set", f"storage={tmp_path / 'own'}"),
         ],
         env=environment(cluster.folder),
@@ -174,5 +173,5 @@ def test_without_an_address_a_run_keeps_to_a_cluster_of_its_own(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert set(manifests(tmp_path / "own")) == {"prompts"}
+    assert set(manifests(tmp_path / "own")) == {"prompts", "answers"}
     assert _actors(cluster)["ever"] == before

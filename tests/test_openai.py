@@ -4,6 +4,7 @@ The server runs SmolLM2, so that a judge's answers mean something now and then.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -98,14 +99,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.send_signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(30)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def _healthy(url: str) -> bool:

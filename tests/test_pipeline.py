@@ -3,6 +3,7 @@
 Runs of the program are dear, so one fixture makes them in sequence and writes down what it saw.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -78,7 +79,7 @@ KINDS = {
     "winrate": "pairwise",
     "report": "report",
 }
-THINGS = "apples bridges candles doors engines forests gardens hats islands jars kites".split()
+THINGS = ["apples", "bridges", "doors", "engines", "forests", "gardens", "hats", "islands", "jars"]
 
 
 @dataclass
@@ -99,9 +100,12 @@ class Program:
         self.folder, self.storage = folder, folder / "runs"
         self.recipe, self.kept = folder / "tiny.yaml", folder / "kept"
         self.recipe.write_text(RECIPE.format(weights=weights))
-        for name, verb, first, count in (("seeds", "Describe", 2, 34), ("heldout", "Draw up", 50, 8)):
+        for name, verb, first, count in (
+            ("seeds", "Describe", 2, 34),
+            ("heldout", "Draw up", 50, 8),
+        ):
             tasks = [
-                {"instruction": f"{verb} {number} {THINGS[number % 11]} in plain {style} words."}
+                {"instruction": f"{verb} {number} {THINGS[number % 9]} in plain {style} words."}
                 for number, style in zip(range(first, first + count), THINGS * 4, strict=False)
             ]
             text = "".join(json.dumps(task) + "\n" for task in tasks)
@@ -142,18 +146,18 @@ class Program:
                 link = self.kept / path.relative_to(self.storage / "store")
                 if not link.exists():
                     link.parent.mkdir(parents=True, exist_ok=True)
-                    try:
+                    # The stage may be done in this very moment.
+                    with contextlib.suppress(FileNotFoundError):
                         os.link(path, link)
-                    except FileNotFoundError:
-                        pass  # the stage was done in this moment
 
     def text(self, name: str) -> str:
         return (self.folder / name).read_text(errors="replace")
 
     def entries(self, kind: str, journal: str, kept: bool = True) -> list[dict[str, Any]]:
+        """What stands in a stage's journals now, or stood in them ever."""
         root = self.kept if kept else self.storage / "store"
         found = []
-        for path in sorted(root.glob(f"{kind}-*/{'' if kept else 'scratch/'}{journal}/*.jsonl")):
+        for path in sorted(root.glob(f"{kind}-*/scratch/{journal}/*.jsonl")):
             for line in path.read_text().splitlines():
                 try:
                     found.append(json.loads(line))

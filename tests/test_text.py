@@ -573,12 +573,14 @@ def test_no_pair_at_all_is_an_error_that_says_why(tmp_path: Path) -> None:
 
 def test_chosen_answers_become_dialogues_once(tmp_path: Path) -> None:
     def pair(name: str, question: str, answer: str) -> dict[str, Any]:
-        return {"id": name, "chosen": [user(question), assistant(answer)]}
+        chosen = [user(question), assistant(answer)]
+        return {"id": name, "prompt": question, "instruction": "Q", "chosen": chosen}
 
     pairs = [pair("p1/0", "Q?", "A"), pair("p1/1", "Q?", "A"), pair("p2/0", "R?", "A")]
     work = work_on(tmp_path, pairs=pairs)
+    rest = {"instructions": ["Q"], "constraint": None, "finish": ["stop"]}
     assert run(Chosen(pairs="pairs"), work) == [
-        {"id": "p1/0", "messages": [user("Q?"), assistant("A")]},
-        {"id": "p2/0", "messages": [user("R?"), assistant("A")]},
+        {"id": "p1/0", "messages": [user("Q?"), assistant("A")], **rest},
+        {"id": "p2/0", "messages": [user("R?"), assistant("A")], **rest},
     ]
     assert work.counts == {"rows": 2, "dropped/duplicate": 1}

@@ -1,6 +1,8 @@
 """The Ray cluster of this process: the one it was started for, else one on this machine."""
 
+import logging
 import os
+import warnings
 from typing import Any
 
 OBJECT_STORE_BYTES = 512 * 1024**2
@@ -9,6 +11,7 @@ OBJECT_STORE_BYTES = 512 * 1024**2
 
 def connect() -> None:
     """Joins or starts the cluster, once. A cluster of our own ends with this process."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of the lines on our own terminal
     import ray
     from ray.data import DataContext
 
@@ -18,5 +21,10 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
-        ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        # "local": else Ray joins whatever cluster it finds on this machine.
+        ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Ray 2.60 has no other way to bound the restarts of a pool's actors.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     DataContext.get_current().enable_progress_bars = False  # the table shows rows, not blocks

@@ -252,11 +252,19 @@ def _path_between(recipe: Recipe, start: str, goal: str) -> list[str] | None:
 
 
 def _extend(base: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
-    """A recipe on top of one beside it; a stage it has again takes its place among its own."""
-    stages = raw.get("stages") or {}
-    kept = {name: stage for name, stage in (base.get("stages") or {}).items() if name not in stages}
+    """A recipe on top of one beside it. A stage it repeats keeps its place; new ones stand before
+    the repeated one that follows them, or at the end."""
+    old, new = (_mapping(r.get("stages") or {}, "stages") for r in (base, raw))
+    order, waiting = list(old), []
+    for name in new:
+        waiting.append(name)
+        if name in old:
+            at = order.index(name)
+            order[at : at + 1] = waiting
+            waiting = []
+    stages = {name: new.get(name, old.get(name)) for name in [*order, *waiting]}
     models = {**(base.get("models") or {}), **(raw.get("models") or {})}
-    return {**base, **raw, "models": models, "stages": {**kept, **stages}}
+    return {**base, **raw, "models": models, "stages": stages}
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

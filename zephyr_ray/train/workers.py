@@ -392,7 +392,7 @@ def _followed(work: Work, job: Job) -> Iterator[None]:
     """While training runs, shows its steps as progress and logs their metrics."""
     journal, over = work.journal("steps"), threading.Event()
     work.progress.unit, work.progress.total = "steps", job.steps
-    before = [row["step"] for row in work.journal("steps").new()]
+    before = [row["step"] for row in journal.new()]
     work.progress.resumed = work.progress.done = max(before, default=0)
 
     def follow() -> None:
@@ -401,7 +401,7 @@ def _followed(work: Work, job: Job) -> Iterator[None]:
             for row in journal.new():
                 step = row["step"]
                 # After a resume steps come again from the checkpoint on.
-                work.progress.resumed = min(work.progress.resumed, step)
+                work.progress.resumed = min(work.progress.resumed, step - 1)
                 work.progress.done = step
                 work.log_metrics(
                     {key: value for key, value in row.items() if key not in ("step", "steps")}, step
