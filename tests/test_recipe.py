@@ -201,12 +201,17 @@ def test_a_recipe_on_top_of_another(tmp_path: Path) -> None:
         "extends: recipe.yaml\nstages:\n  sft: {kind: sft, model: base, data: dialogues, epochs: 3}"
         "\n  low: {kind: preferences, feedback: feedback, rejected: lowest}\n"
     )
-    with pytest.raises(Permanent, match="'answers' reads 'sft', which comes later"):
-        load(more, KINDS)  # a stage given again stands where the new recipe has it
+    recipe = load(more, KINDS)
+    base = list(load(write(tmp_path), KINDS).stages)
+    assert list(recipe.stages) == [*base, "low"]  # a repeated stage keeps its place
+    assert recipe.stages["sft"].model_dump()["epochs"] == 3
     more.write_text(
-        "extends: recipe.yaml\nstages:\n  low: {kind: preferences, feedback: feedback}\n"
+        "extends: recipe.yaml\nstages:\n"
+        "  low: {kind: preferences, feedback: feedback, rejected: lowest}\n"
+        "  pairs: {kind: preferences, feedback: feedback}\n"
     )
-    assert list(load(more, KINDS).stages)[-2:] == ["pairs", "low"]
+    at = base.index("pairs")
+    assert list(load(more, KINDS).stages) == [*base[:at], "low", *base[at:]]
     more.write_text("extends: none.yaml\n")
     with pytest.raises(Permanent, match="cannot read the recipe .*none.yaml"):
         load(more, KINDS)
