@@ -4,6 +4,7 @@ Runs of the program are dear, so one fixture makes them in sequence and writes d
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -288,13 +289,12 @@ def test_finished_rows_are_not_asked_again_after_a_kill(seen: Seen) -> None:
 
 
 def test_training_goes_on_from_its_checkpoint_after_a_kill(seen: Seen) -> None:
-    """The second attempt starts after a checkpoint, every second step, and not from step 1."""
-    steps = [entry["step"] for entry in seen.program.entries("sft", "steps")]
-    assert steps[: len(seen.steps_before)] == seen.steps_before
-    resumed = steps[len(seen.steps_before) :]
+    """Checkpoints are at even steps. A worker may take a step more after the driver is dead."""
     assert seen.steps_before[:2] == [1, 2] and seen.steps_before[-1] < 10
-    assert resumed[0] > 1 and resumed[0] % 2 == 1 and resumed[0] <= seen.steps_before[-1] + 1
-    assert resumed == list(range(resumed[0], 11))
+    steps = [entry["step"] for entry in seen.program.entries("sft", "steps")]
+    assert set(steps) == set(range(1, 11)) and steps[-1] == 10
+    back = [b for a, b in itertools.pairwise(steps) if b != a + 1]
+    assert all(step > 1 and step % 2 == 1 for step in back) and len(back) <= 1
     assert of_stage(seen.artifacts, "sft")["attempts"] == 2
 
 
@@ -311,7 +311,7 @@ def test_every_artifact_is_whole_and_clean(seen: Seen) -> None:
         assert found == {*manifest["files"], "manifest.json"}, folder
         sizes = {name: (path / name).stat().st_size for name in manifest["files"]}
         assert sizes == {name: entry["bytes"] for name, entry in manifest["files"].items()}
-        assert manifest["seconds"] > 0 and manifest["recipe"] == "tiny"
+        assert manifest["attempts"] >= 1 and manifest["recipe"] == "tiny"
 
 
 def read_rows(seen: Seen, stage: str) -> list[dict[str, Any]]:

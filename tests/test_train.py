@@ -18,7 +18,8 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.stage import Work
 from zephyr_ray.store import read_jsonl
 from zephyr_ray.train.sft import IGNORED, Sft, classes
-from zephyr_ray.train.workers import Job, load_chat, load_model, refuse_other_engines, train
+from zephyr_ray.train.worker import Job, load_chat, load_model, refuse_other_engines
+from zephyr_ray.train.workers import train
 
 STEPS = 24
 """48 dialogues × 2 epochs / 4."""

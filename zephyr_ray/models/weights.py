@@ -17,14 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zephyr_ray.chat import CHATML
 from zephyr_ray.errors import Permanent
 
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 # What decides how a folder's model answers; everything else in it may change freely.
 DECISIVE = (

@@ -20,17 +20,17 @@ from zephyr_ray.text.similarity import Kept, diversity
 
 IN_CONTEXT, MACHINE_MADE = 8, 2
 """Tasks shown in one request, and how many of them are machine-made (Self-Instruct)."""
-CHAIN = 3
+CHAIN = 2
 """Requests of one row, each showing tasks that the one before made."""
 NEW_TASKS = 8
-LIST_TOKENS = 200
+LIST_TOKENS = 128
 MIN_WORDS, MAX_WORDS = 4, 150
 IMPOSSIBLE = re.compile(
     r"\b(images?|pictures?|photos?|graphs?|charts?|maps?|files?|videos?|audio|draw|plot|link|url)\b",
     re.IGNORECASE,
 )
 """What a text model cannot do."""
-YIELD = 4
+YIELD = 3
 """New tasks kept of one row, a low guess: a second round starts its engines again."""
 ROUNDS = 4
 

@@ -12,7 +12,8 @@ from zephyr_ray.recipe import Reads
 from zephyr_ray.stage import Work
 from zephyr_ray.train.reference import with_reference
 from zephyr_ray.train.settings import TrainingSettings
-from zephyr_ray.train.workers import Job, LeanCheckpoints, load_chat, train
+from zephyr_ray.train.worker import Job, LeanCheckpoints, load_chat
+from zephyr_ray.train.workers import train
 
 log = logging.getLogger("zephyr_ray")
 

@@ -8,7 +8,7 @@ folder of one rank and starts from zero.
 from typing import Any
 
 from zephyr_ray.store import Journal
-from zephyr_ray.train.workers import Job, load_model
+from zephyr_ray.train.worker import Job, load_model
 
 
 def with_reference(job: Job, data: Any) -> Any:

@@ -11,7 +11,8 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.recipe import Reads
 from zephyr_ray.stage import Work
 from zephyr_ray.train.settings import TrainingSettings
-from zephyr_ray.train.workers import Job, LeanCheckpoints, load_chat, train
+from zephyr_ray.train.worker import Job, LeanCheckpoints, load_chat
+from zephyr_ray.train.workers import train
 
 log = logging.getLogger("zephyr_ray")
 
