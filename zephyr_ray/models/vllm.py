@@ -41,6 +41,8 @@ class VllmEngine:
         from transformers import AutoConfig, AutoTokenizer
         from vllm import EngineArgs, LLMEngine
 
+        if not gpu:
+            _sample_by_search()
         longest = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", context)
         self.context = min(context, longest)
         self.format = ChatFormat.of(AutoTokenizer.from_pretrained(folder))
@@ -109,6 +111,25 @@ class VllmEngine:
 
 class EngineDead(Exception):
     """The engine cannot go on; its process must be replaced."""
+
+
+def _sample_by_search() -> None:
+    """Replaces vLLM's CPU sampler, which draws a number for every word of the vocabulary: a third
+    of all the time of a 135M model. One uniform number a row, searched in the cumulated
+    probabilities, draws from the same distribution."""
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    topk_topp_sampler.compiled_random_sample = draw
+
+
+def draw(logits: Any) -> Any:
+    """One index for each row of logits, (n, vocabulary) → (n,), with probability softmax."""
+    import torch
+
+    cumulated = logits.softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1)
+    uniform = torch.rand(len(logits), 1) * cumulated[:, -1:]
+    found = torch.searchsorted(cumulated, uniform, right=True).squeeze(-1)
+    return found.clamp_max(logits.shape[-1] - 1)
 
 
 def _cpu_environment() -> None:

@@ -45,6 +45,8 @@ class TrainingSettings(Stage):
     zero: Annotated[Literal[0, 1, 2, 3], OPERATIONAL] = 3
     """DeepSpeed's ZeRO stage: what is split over the workers."""
     workers: Annotated[int, OPERATIONAL] = Field(1, ge=1)
+    cpus_per_worker: Annotated[int, OPERATIONAL] = Field(1, ge=1)
+    """Without a GPU, also the worker's threads."""
     gpus_per_worker: Annotated[int, OPERATIONAL] = Field(0, ge=0, le=1)
     micro_batch: Annotated[int, OPERATIONAL] = Field(4, ge=1)
     """Most rows of one forward pass on one worker."""

@@ -82,7 +82,7 @@ def _train_and_save(job: Job) -> None:
 
     resume = _checkpoint(job)
     if not torch.cuda.is_available():
-        torch.set_num_threads(1)
+        torch.set_num_threads(job.settings.cpus_per_worker)
         _keep_freed_memory()
         _let_deepspeed_run_on_cpu()
     from datasets import load_from_disk

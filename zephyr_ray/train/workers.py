@@ -43,7 +43,7 @@ def train(work: Work, job: Job) -> None:
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=gpus > 0,
-            resources_per_worker={"CPU": 1, "GPU": gpus},
+            resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": gpus},
         ),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=RunConfig(
