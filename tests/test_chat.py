@@ -1,11 +1,12 @@
 """The loss mask is what was built, and the tokens are what the template writes."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from zephyr_ray.chat import ChatFormat, pad_token_id
+from zephyr_ray.chat import CHATML, ChatFormat, pad_token_id
 from zephyr_ray.errors import Permanent
 
 TALK = [
@@ -78,6 +79,16 @@ def template_ids(tokenizer: Any, messages: list[dict[str, str]], **kwargs: Any) 
 
 def test_chatml_tokens_are_the_templates(chatml: Any) -> None:
     assert ChatFormat.of(chatml).render(TALK)[0] == template_ids(chatml, TALK)
+
+
+def test_chatml_is_saved_as_it_is_trained_whatever_the_tokenizers_own_template_adds(
+    chatml: Any,
+) -> None:
+    """As Qwen's and SmolLM2's do: a system message where there is none."""
+    own = copy.deepcopy(chatml)
+    own.chat_template = "<|im_start|>system\nBe good.<|im_end|>\n" + CHATML
+    chat = ChatFormat.of(own)
+    assert chat.render(TALK)[0] == template_ids(chat.prepare(), TALK)
 
 
 def test_chatml_trains_each_answer_and_its_end_token(chatml: Any) -> None:

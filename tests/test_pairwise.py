@@ -1,11 +1,15 @@
 """The figures of a comparison, by hand on rows few enough to count."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from zephyr_ray.judge.pairwise import _control_note, pass_difference, passed, summary
+from zephyr_ray.errors import Permanent
+from zephyr_ray.judge.pairwise import Pairwise, _control_note, pass_difference, passed, summary
 from zephyr_ray.judge.statistics import bootstrap
+from zephyr_ray.stage import Work
+from zephyr_ray.store import Artifact, write_rows
 
 
 def row(
@@ -77,6 +81,18 @@ def test_summary_of_a_model_judge_has_no_pass_rate() -> None:
     assert (figures["win_rate"], figures["low"], figures["high"]) == (1.0, 1.0, 1.0)
     assert figures["pass_rate"] is None and figures["on_topic"] is None
     assert figures["by_constraint"] == {}
+
+
+def test_answers_to_other_prompts_of_the_same_ids_are_refused(tmp_path: Path) -> None:
+    inputs = {}
+    for stage, prompt in (("base", "Name a fish."), ("dpo", "Name a bird.")):
+        (tmp_path / stage).mkdir()
+        answer = {"model": stage, "text": "Eel.", "finish_reason": "stop"}
+        write_rows(tmp_path / stage, [{"id": "p00000", "prompt": prompt, "completions": [answer]}])
+        inputs[stage] = Artifact(tmp_path / stage, {"key": stage})
+    work = Work("winrate", tmp_path / "made", 0, inputs, {}, {})
+    with pytest.raises(Permanent, match="'dpo' answers other prompts than 'base'"):
+        Pairwise(judge="judge", baseline="base", answers=["dpo"]).run(work)
 
 
 def test_no_verdict_at_all_says_that_nothing_is_known() -> None:

@@ -79,6 +79,13 @@ MISTAKES = {
     "model setting": ("{engine: rules}", "{engine: rule}", "model 'judge': setting 'engine'"),
     "unknown top setting": ("seed: 7", "sed: 7", "unknown setting 'sed'"),
     "bad seed": ("seed: 7", "seed: yes", "seed must be a whole number"),
+    "negative seed": ("seed: 7", "seed: -1", "seed must be a whole number from 0"),
+    "huge seed": ("seed: 7", "seed: 4294967296", "seed must be a whole number from 0"),
+    "negative seed of a stage": (
+        "{kind: preferences, feedback: feedback}",
+        "{kind: preferences, feedback: feedback, seed: -1}",
+        "'pairs': setting 'seed' must be a whole number from 0",
+    ),
     "bad name": ("seed: 7", "name: A B", "name 'A B' must be"),
     "storage url": ("seed: 7", "storage: s3://bucket/x", "'s3://bucket/x' is a URL"),
     "bad yaml": ("[sft]", "[sft", "line 9"),
@@ -215,6 +222,17 @@ def test_a_recipe_on_top_of_another(tmp_path: Path) -> None:
     more.write_text("extends: none.yaml\n")
     with pytest.raises(Permanent, match="cannot read the recipe .*none.yaml"):
         load(more, KINDS)
+    more.write_text("extends: recipe.yaml\nmodels: [base]\n")
+    with pytest.raises(Permanent, match="models: expected 'name: value' lines, found list"):
+        load(more, KINDS)
+
+
+def test_a_recipe_on_top_of_two_others_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "more.yaml").write_text("extends: recipe.yaml\n")
+    (tmp_path / "most.yaml").write_text("extends: more.yaml\n")
+    with pytest.raises(Permanent, match="more.yaml, which itself extends another"):
+        load(tmp_path / "most.yaml", KINDS)
 
 
 SETS = {

@@ -95,7 +95,6 @@ def test_invent_shows_eight_tasks_at_most_two_machine_made() -> None:
     ask = Scripted(
         "9. made one\n10. made two\n11. made three",
         Reply("9. made four\n10. cut o", "length"),
-        "no list at all",
     )
     result = asyncio.run(invent({"id": "r1", "seed": 0.5}, ask, seeds=seeds))
     assert result == {
@@ -109,7 +108,7 @@ def test_invent_shows_eight_tasks_at_most_two_machine_made() -> None:
         assert "list from 9" in messages[0]["content"]
         assert len(set(listed)) == 8 and not shown
         machine_made.append(sum("made" in line for line in listed))
-    assert machine_made == [0, 2, 2]
+    assert machine_made == [0, 2]
 
 
 def test_invent_is_the_same_for_the_same_row() -> None:
@@ -584,3 +583,20 @@ def test_chosen_answers_become_dialogues_once(tmp_path: Path) -> None:
         {"id": "p2/0", "messages": [user("R?"), assistant("A")], **rest},
     ]
     assert work.counts == {"rows": 2, "dropped/duplicate": 1}
+
+
+def test_a_follow_up_near_a_held_out_prompt_is_cut(tmp_path: Path) -> None:
+    questions = ["Name a bird of the sea.", "Name the longest river of the whole continent."]
+    dialogue = {
+        "id": "d",
+        "constraint": None,
+        "messages": [m for q in questions for m in (user(q), assistant(f"About {q}"))],
+        "instructions": questions,
+        "finish": ["stop", "stop"],
+    }
+    # 7 of 8 words in order: ROUGE-L F = 2 * 7 / (7 + 8) = 0.93.
+    held_out = [{"instruction": "Name the longest river of the continent."}]
+    work = work_on(tmp_path, dialogues=[dialogue], heldout=held_out)
+    [row] = run(Clean(dialogues="dialogues", apart_from="heldout"), work)
+    assert row["messages"] == dialogue["messages"][:2]
+    assert work.counts["dropped/near a held-out prompt"] == 1

@@ -119,7 +119,8 @@ class _ChatML(ChatFormat):
 
     def __init__(self, tokenizer: Any):
         super().__init__(tokenizer)
-        self.template = tokenizer.chat_template or CHATML
+        # Not the tokenizer's own: many add a system message that is not in what is trained here.
+        self.template = CHATML
         self._start = tokenizer.convert_tokens_to_ids("<|im_start|>")
         self.stop_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
 

@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -28,7 +29,7 @@ from zephyr_ray.preflight import check_files, preflight
 from zephyr_ray.recipe import FILE, Recipe, Stage, marked
 from zephyr_ray.report.page import Report
 from zephyr_ray.stage import Work, log
-from zephyr_ray.store import Artifact, Store, content_key
+from zephyr_ray.store import SCRATCH, Artifact, Store, content_key
 from zephyr_ray.text.cleaning import Clean
 from zephyr_ray.text.completions import Completions
 from zephyr_ray.text.dialogues import SelfRefine
@@ -94,6 +95,8 @@ def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
         for step in steps:
             _link(recipe, store, step)
             remember(recipe, store, step)
+            # A kill right after the manifest leaves it: gigabytes that nobody would read again.
+            shutil.rmtree(store.folder(step.stage.kind, step.key) / SCRATCH, ignore_errors=True)
     _say_where(recipe, store, steps)
 
 
@@ -126,6 +129,7 @@ def _walk(recipe: Recipe, store: Store, steps: list[Step]) -> None:
                     raise
                 stage_run.finish(step.artifact.manifest, step.artifact.folder)
                 _link(recipe, store, step)
+                remember(recipe, store, step)
                 display.set(step.name, "done", _summary(step.artifact))
         status = "FINISHED"
     except KeyboardInterrupt:

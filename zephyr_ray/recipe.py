@@ -40,6 +40,8 @@ class Reads:
 
 FILE = "file"
 OPERATIONAL = "operational"
+SEEDS = 2**32
+"""NumPy takes no other seeds, and would say so only hours later."""
 
 
 class Strict(BaseModel):
@@ -133,7 +135,13 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
     """Reads and checks a recipe file. Everything wrong is one Permanent line."""
     raw = _read_yaml(path)
     if "extends" in raw:
-        raw = _extend(_read_yaml(path.parent / str(raw.pop("extends"))), raw)
+        base = path.parent / str(raw.pop("extends"))
+        below = _read_yaml(base)
+        if "extends" in below:
+            raise Permanent(
+                f"{path}: extends {base}, which itself extends another; extend that one"
+            )
+        raw = _extend(below, raw)
     for text in overrides or []:
         _override(raw, text)
     unknown = sorted(map(str, set(raw) - {"name", "storage", "seed", "models", "stages"}))
@@ -145,8 +153,8 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
     name, seed = str(raw.get("name", path.stem)), raw.get("seed", 0)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in ("store", "mlartifacts"):
         raise Permanent(f"{path}: name '{name}' must be lower-case letters, digits, '.', '_', '-'")
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise Permanent(f"{path}: seed must be a whole number, not {seed!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS:
+        raise Permanent(f"{path}: seed must be a whole number from 0 below 2^32, not {seed!r}")
     storage = str(raw.get("storage", "runs"))
     if "://" in storage:
         raise Permanent(
@@ -172,7 +180,9 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
             raise Permanent(f"{where}: unknown kind '{kind}'{_near(kind, kinds)}")
         if "seed" in kinds[kind].model_fields:
             settings.setdefault("seed", seed)
-        stages[str(stage_name)] = _typed(kinds[kind], settings, where)
+        stages[str(stage_name)] = stage = _typed(kinds[kind], settings, where)
+        if not 0 <= getattr(stage, "seed", 0) < SEEDS:
+            raise Permanent(f"{where}: setting 'seed' must be a whole number from 0 below 2^32")
     if not stages:
         raise Permanent(f"{path}: no stages; nothing to do")
     recipe = Recipe(name, Path(storage), path.parent, seed, models, stages)
@@ -263,7 +273,8 @@ def _extend(base: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
             order[at : at + 1] = waiting
             waiting = []
     stages = {name: new.get(name, old.get(name)) for name in [*order, *waiting]}
-    models = {**(base.get("models") or {}), **(raw.get("models") or {})}
+    below, above = (_mapping(r.get("models") or {}, "models") for r in (base, raw))
+    models = {**below, **above}
     return {**base, **raw, "models": models, "stages": stages}
 
 

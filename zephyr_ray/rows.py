@@ -66,12 +66,21 @@ def run_rows(
         by_engine.setdefault(_engine_key(model), []).append(model)
     first = models[0].name
     for members in by_engine.values():
-        names = {m.name for m in members}
-        left = [
-            r for r in rows if r.get("member", first) in names and r["id"] not in results | failed
-        ]
+        names, known = {m.name for m in members}, results.keys() | failed.keys()
+        left = [r for r in rows if r.get("member", first) in names and r["id"] not in known]
         if left:
             _execute(work, journal, left, program, members, judge, results, failed)
+    if lost := [r["id"] for r in rows if r["id"] not in results and r["id"] not in failed]:
+        raise Permanent(
+            f"{len(lost)} rows left neither a result nor a reason (the first: {lost[0]}); "
+            "finished rows are kept, run again to go on"
+        )
+    passing = [e for e in failed.values() if e.startswith(TEMPORARY)]
+    if passing:
+        raise Permanent(
+            f"{len(passing)} rows failed for a passing reason ({passing[0][len(TEMPORARY) :]}); "
+            "finished rows are kept, run again to ask these once more"
+        )
     progress.done = len(results) + len(failed)
     work.counts["failed/rows"] = len(failed)
     if failed:

@@ -86,7 +86,9 @@ class Journal:
     def append(self, entry: dict[str, Any]) -> None:
         assert self._file is not None
         # The leading line break ends a line that an earlier kill may have left half written.
-        self._file.write(b"\n" + json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        self._file.write(
+            b"\n" + json.dumps(entry, ensure_ascii=False).encode(errors="replace") + b"\n"
+        )
 
     def new(self) -> Iterator[dict[str, Any]]:
         """Entries that have appeared since the last call, from all writers."""
@@ -213,7 +215,8 @@ class Store:
 
 def write_rows(folder: Path, rows: Iterable[dict[str, Any]], name: str = ROWS) -> int:
     count = 0
-    with (folder / name).open("w", encoding="utf-8") as file:
+    # Half a surrogate pair, which JSON can carry and UTF-8 cannot, becomes a question mark.
+    with (folder / name).open("w", encoding="utf-8", errors="replace") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1

@@ -50,7 +50,12 @@ class Pairwise(Stage):
                 )
             names[stage] = models.pop()
             answers[names[stage]] = {row["id"]: row["completions"][0] for row in rows}
-            prompts |= {row["id"]: row for row in rows}
+            for row in rows:
+                if prompts.setdefault(row["id"], row)["prompt"] != row["prompt"]:
+                    raise Permanent(
+                        f"stage '{work.name}': '{stage}' answers other prompts than "
+                        f"'{self.baseline}' (row {row['id']}); give both the same prompts"
+                    )
         baseline = names[self.baseline]
         requests = [
             {

@@ -11,6 +11,9 @@ from zephyr_ray.models.judging import Judge
 from zephyr_ray.recipe import Reads, Stage
 from zephyr_ray.rows import run_rows
 from zephyr_ray.stage import Work
+from zephyr_ray.text.similarity import Kept
+
+NEAR = 0.7
 
 UNHELPFUL = re.compile(
     r"\b(?:i|as an? (?:ai|language model|chatbot|assistant)[^.!?]{0,40})\b[^.!?]{0,30}?"
@@ -43,11 +46,16 @@ class Clean(Stage):
     judge: Annotated[str | None, Reads("judge")] = None
     """Keeps only answers this judge scores `min_score` or more."""
     min_score: float = Field(10.0, ge=1, le=10)
+    apart_from: Annotated[str | None, Reads("prompts")] = None
+    """Held-out prompts: a dialogue is cut before a question that nearly repeats one of them, which
+    a teacher's follow-up may do. (ROUGE-L F above 0.7, as in Self-Instruct.)"""
     seed: int = 0
 
     def run(self, work: Work) -> None:
         rows = work.inputs[self.dialogues].rows()
         scores = self._scores(rows, work) if self.judge else {}
+        held_out = work.inputs[self.apart_from].rows() if self.apart_from else []
+        apart = Kept([row["instruction"] for row in held_out])
         kept: list[dict[str, Any]] = []
         seen: set[str] = set()
         for row in rows:
@@ -55,7 +63,9 @@ class Clean(Stage):
             end = len(messages)
             for place in range(1, len(messages), 2):
                 answer = messages[place]["content"]
-                if not answer.strip():
+                if held_out and apart.nearest(row["instructions"][place // 2]) > NEAR:
+                    rule = "near a held-out prompt"
+                elif not answer.strip():
                     rule = "empty answer"
                 elif UNHELPFUL.search(answer):
                     rule = "unhelpful assistant"

@@ -152,15 +152,9 @@ def _checkpoint(job: Job) -> str | None:
 
     reported = ray.train.get_checkpoint()
     context = ray.train.get_context()
-    if reported:
-        parts = list(Path(reported.path).glob("global_step*/*_optim_states.pt"))
-        if len(parts) != context.get_world_size():
-            log.warning(
-                "the checkpoint is of %d workers, now there are %d: training starts again",
-                len(parts),
-                context.get_world_size(),
-            )
-            reported = None
+    if reported and not _fits(Path(reported.path), job.settings.zero, context.get_world_size()):
+        log.warning("the checkpoint is of other workers or another zero: training starts again")
+        reported = None
     kept = Path(reported.path).name if reported else None
     if context.get_world_rank() == 0:
         for path in (job.scratch / "checkpoints").glob("checkpoint-*"):
@@ -168,6 +162,15 @@ def _checkpoint(job: Job) -> str | None:
                 shutil.rmtree(path, ignore_errors=True)
     torch.distributed.barrier()
     return str(reported.path) if reported else None
+
+
+def _fits(checkpoint: Path, zero: int, workers: int) -> bool:
+    """Whether DeepSpeed wrote it at this ZeRO stage: without ZeRO one file holds all, whoever reads
+    it; stages 1 and 2 write a part of the optimiser for each worker, stage 3 one of the model too.
+    """
+    optimizers = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+    models = len(list(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt")))
+    return (optimizers, models) == (workers if zero else 0, workers if zero == 3 else 0)
 
 
 def _arguments(job: Job) -> dict[str, Any]:
