@@ -145,10 +145,8 @@ def test_a_submitted_job_makes_its_artifacts_on_the_cluster(
         )
         # The dashboard answers before its agent takes jobs, much before on a loaded machine.
         not_yet = re.search("No available agent|Failed to connect", done.stderr)
-        if not not_yet:
+        if not not_yet or time.monotonic() > deadline:
             break
-        if time.monotonic() > deadline:
-            pytest.skip(f"Ray's agent took no job in {DASHBOARD_SECONDS} s")
         time.sleep(2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
