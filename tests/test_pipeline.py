@@ -205,6 +205,8 @@ class Seen:
     artifacts: dict[str, dict[str, Any]]
     runs: list[dict[str, Any]]
     again: Ended
+    unfinished: Ended
+    left_running: list[str]
     plan: Ended
     changed: Ended
     artifacts_changed: dict[str, dict[str, Any]]
@@ -231,6 +233,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Seen:
     shutil.copy(program.storage / "tiny" / "report.html", program.folder / "report.html")
 
     again = program.run()
+    # As a kill after the last manifest leaves it.
+    (program.storage / "tiny" / "made" / ".unfinished").touch()
+    with sqlite3.connect(program.storage / "mlflow.db") as database:
+        database.execute("update runs set status = 'RUNNING'")
+    unfinished = program.run()
+    left_running = [run["name"] for run in program.runs() if run["status"] == "RUNNING"]
     change = ("--set", "winrate.seed=7")
     plan = program.run(*change, "--plan")
     changed = program.run(*change)
@@ -247,6 +255,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Seen:
         artifacts,
         runs,
         again,
+        unfinished,
+        left_running,
         plan,
         changed,
         program.artifacts(),
@@ -374,6 +384,11 @@ def test_a_second_run_reuses_everything(seen: Seen) -> None:
     assert seen.again.code == 0, seen.again.err
     assert f"All {len(KINDS)} stages are there already." in seen.again.err
     assert seen.again.seconds < CACHED_SECONDS
+
+
+def test_runs_that_a_late_kill_left_open_are_closed(seen: Seen) -> None:
+    assert seen.unfinished.code == 0, seen.unfinished.err
+    assert seen.left_running == []
 
 
 def test_a_plan_says_what_must_run_and_why(seen: Seen) -> None:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.pipeline import KINDS
+from zephyr_ray.pipeline import KINDS, _link, _unlink_stale
 from zephyr_ray.plan import Step, lineage, make_plan, model_spec, remember, start_model
 from zephyr_ray.preflight import check_files, count_parameters, preflight
 from zephyr_ray.recipe import Recipe, load
@@ -47,7 +47,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "seeds.jsonl").write_text('{"instruction": "Name a colour."}\n')
     (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "config.json").write_text("{}")
+    (tmp_path / "tiny" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tiny" / "tokenizer.json").write_text("{}")
     safetensors(tmp_path / "tiny" / "model.safetensors", a=[3, 4], b=[5])
     return tmp_path
 
@@ -324,6 +325,49 @@ def test_wrong_demonstrations_name_their_line(line: str, says: str, folder: Path
     (folder / "shown.jsonl").write_text(f"\n{line}\n")
     with pytest.raises(Permanent, match=says):
         check(folder, "models.base.demonstrations=shown.jsonl")
+
+
+def test_a_misspelt_adapter_target_names_what_the_model_has(folder: Path) -> None:
+    shapes = {"layers.0.attn.q_proj.weight": [2, 2], "layers.0.mlp.up_proj.weight": [2, 2]}
+    safetensors(folder / "tiny" / "model.safetensors", **shapes)
+    check(folder, "sft.lora={targets: [q_proj, mlp.up_proj]}")
+    with pytest.raises(Permanent, match="no module 'qproj'; it has q_proj, up_proj"):
+        check(folder, "sft.lora={targets: [q_proj, qproj]}")
+
+
+@pytest.mark.parametrize(
+    ("baseline", "answers", "says"),
+    [
+        ("[base]", "[base, student]", "stage 'winrate': 'b' has answers of base, student; it need"),
+        ("[base]", "[base]", "stage 'winrate': 'b' and 'a' are both answers of 'base'"),
+    ],
+)
+def test_a_comparison_needs_one_model_a_side(
+    baseline: str, answers: str, says: str, folder: Path
+) -> None:
+    stages = {
+        "a": f"{{kind: completions, models: {baseline}, prompts: heldout}}",
+        "b": f"{{kind: completions, models: {answers}, prompts: heldout}}",
+        "winrate": "{kind: pairwise, judge: judge, baseline: a, answers: [b]}",
+    }
+    overrides = [f"stages.{name}={text}" for name, text in stages.items()]
+    with pytest.raises(Permanent, match=says):
+        check_files(read(folder, *overrides))
+    overrides[1] = "stages.b={kind: completions, models: [student], prompts: heldout}"
+    check_files(read(folder, *overrides))
+
+
+def test_names_of_what_is_no_longer_so_are_taken_away(folder: Path) -> None:
+    store, recipe = Store(folder / "runs"), read(folder)
+    make_all(folder)
+    for step in plan(folder).values():
+        _link(recipe, store, step)
+    view = folder / "runs" / recipe.name
+    (view / "data" / "mine").mkdir()
+    _unlink_stale(recipe, store, list(plan(folder, "pairs.rejected=lowest").values()))
+    left = {str(path.relative_to(view)) for path in view.glob("*/*") if path.parent.name != "made"}
+    texts = {"prompts", "heldout", "dialogues", "completions", "feedback", "mine"}
+    assert left == {f"data/{name}" for name in texts} | {"models/sft"}
 
 
 def test_files_of_cached_stages_are_checked_too(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Row programs on real Ray Data actors with real vLLM engines over a tiny random model."""
 
+import asyncio
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 from ray import cloudpickle
 
 from zephyr_ray.errors import Permanent, Temporary
-from zephyr_ray.models.contract import assistant, user
+from zephyr_ray.models.contract import EngineDead, assistant, user
 from zephyr_ray.recipe import ModelSpec
 from zephyr_ray.rows import run_rows
 from zephyr_ray.stage import Model, Work
@@ -231,9 +232,27 @@ def test_a_killed_actor_is_restarted_and_rows_are_answered_once(
     assert len(begun) <= len(rows) + 2
 
 
-# --- what needs no model -------------------------------------------------------------------------
-
 RULES = Model("rules", ModelSpec(engine="rules"), "")
+
+
+async def kills_the_engine(row: dict[str, Any], ask: Any) -> dict[str, Any]:
+    """What happens when a step of the engine raises with this row's request in it."""
+    if row["id"] == "bad":
+        await asyncio.sleep(0.2)
+        raise EngineDead("a step raised")
+    await asyncio.sleep(0.01 if row["id"] < "r05" else 1)
+    return {"id": row["id"]}
+
+
+def test_a_row_that_always_kills_its_engine_fails_alone(tmp_path: Path) -> None:
+    rows = [{"id": i} for i in ("r00", "r01", "bad", *(f"r{i:02d}" for i in range(2, 10)))]
+    work = work_in(tmp_path)
+    results = run_rows(work, rows, kills_the_engine, [RULES], judge=True)
+    assert [r["id"] for r in results] == [r["id"] for r in rows if r["id"] != "bad"]
+    assert work.examples["failed/rows"] == ["bad: the engine died 3 times at this row"]
+
+
+# --- what needs no model -------------------------------------------------------------------------
 
 
 async def stumbles(row: dict[str, Any], judge: Any) -> dict[str, Any]:

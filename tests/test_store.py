@@ -211,6 +211,17 @@ def test_links_survive_a_move_of_the_storage(tmp_path: Path) -> None:
     assert list(read_jsonl(moved / "rows.jsonl")) == [{"id": "a"}, {"id": "b"}]
 
 
+def test_a_folder_in_the_place_of_a_link_is_one_line_and_kept(tmp_path: Path) -> None:
+    store = made(tmp_path / "runs")
+    view = store.storage / "quickstart" / "data" / "text"
+    view.mkdir(parents=True)
+    (view / "notes").write_text("mine")
+    with pytest.raises(Permanent, match="data/text is in the way"):
+        store.link(view, store.folder("text", "k"))
+    assert [path.name for path in view.parent.iterdir()] == ["text"]
+    assert (view / "notes").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("third", "says"), [("{", "not a line of JSON"), ("3", "expected a JSON object")]
 )

@@ -461,7 +461,15 @@ def rated(name: str, *answers: tuple[str, float | None]) -> dict[str, Any]:
         "prompt": "Name a pet. Be short.",
         "instruction": "Name a pet.",
         "constraint": None,
-        "completions": [{"text": t, "score": s, "model": f"by {t}"} for t, s in answers],
+        "completions": [
+            {
+                "text": text,
+                "score": score,
+                "model": f"by {text}",
+                "finish_reason": "length" if text == "emu" else "stop",
+            }
+            for text, score in answers
+        ],
     }
 
 
@@ -490,6 +498,8 @@ def test_a_pair_holds_both_answers_to_one_prompt(tmp_path: Path) -> None:
         "score_rejected": 2,
         "model_chosen": "by cat",
         "model_rejected": "by emu",
+        "finish_chosen": "stop",
+        "finish_rejected": "length",
     }
     assert work.counts == {"rows": 1, "margin_mean": 7.0}
 
@@ -573,14 +583,15 @@ def test_no_pair_at_all_is_an_error_that_says_why(tmp_path: Path) -> None:
 def test_chosen_answers_become_dialogues_once(tmp_path: Path) -> None:
     def pair(name: str, question: str, answer: str) -> dict[str, Any]:
         chosen = [user(question), assistant(answer)]
-        return {"id": name, "prompt": question, "instruction": "Q", "chosen": chosen}
+        row = {"id": name, "prompt": question, "instruction": "Q", "chosen": chosen}
+        return {**row, "finish_chosen": "length" if question == "R?" else "stop"}
 
     pairs = [pair("p1/0", "Q?", "A"), pair("p1/1", "Q?", "A"), pair("p2/0", "R?", "A")]
     work = work_on(tmp_path, pairs=pairs)
-    rest = {"instructions": ["Q"], "constraint": None, "finish": ["stop"]}
+    rest = {"instructions": ["Q"], "constraint": None}
     assert run(Chosen(pairs="pairs"), work) == [
-        {"id": "p1/0", "messages": [user("Q?"), assistant("A")], **rest},
-        {"id": "p2/0", "messages": [user("R?"), assistant("A")], **rest},
+        {"id": "p1/0", "messages": [user("Q?"), assistant("A")], **rest, "finish": ["stop"]},
+        {"id": "p2/0", "messages": [user("R?"), assistant("A")], **rest, "finish": ["length"]},
     ]
     assert work.counts == {"rows": 2, "dropped/duplicate": 1}
 

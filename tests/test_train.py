@@ -17,6 +17,7 @@ import train_once
 from zephyr_ray.errors import Permanent
 from zephyr_ray.stage import Work
 from zephyr_ray.store import read_jsonl
+from zephyr_ray.train.dpo import answer
 from zephyr_ray.train.sft import IGNORED, Sft, classes
 from zephyr_ray.train.worker import Job, _fits, load_chat, load_model, refuse_other_engines
 from zephyr_ray.train.workers import train
@@ -324,6 +325,27 @@ def test_order_fills_whole_steps_and_shows_every_row() -> None:
     assert [lengths[row] for row in order[:4]] == sorted(
         (lengths[row] for row in order[:4]), reverse=True
     )
+
+
+def test_the_end_of_an_answer_that_was_cut_off_is_not_trained(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    chat = load_chat(str(tiny_model))
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
+    rows = [{"id": "r", "messages": talk, "finish": ["length", "stop"]}]
+    stage = Sft(model="base", data="data", packing=False)
+    [row] = stage._tokens(train_once.work_for(tmp_path, tiny_model, rows), chat, rows)
+    ends = [label for label in row["labels"] if label == chat.stop_token_id]
+    assert row["input_ids"].count(chat.stop_token_id) == 4 and len(ends) == 1
+    assert row["labels"].index(chat.stop_token_id) > len(row["labels"]) // 2
+
+
+def test_an_answer_that_was_cut_off_has_no_end_in_dpo(tiny_model: Path) -> None:
+    chat = load_chat(str(tiny_model))
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}]
+    prompt, whole = answer(chat, talk, "stop")
+    assert answer(chat, talk, "length") == (prompt, whole[:-1])
+    assert whole[-1] == chat.stop_token_id
 
 
 def test_truncation_is_counted_and_an_empty_row_dropped(tiny_model: Path, tmp_path: Path) -> None:

@@ -167,8 +167,14 @@ def test_a_folder_is_checked(smollm, tmp_path):
     assert resolve(str(smollm)) == smollm.resolve()
     with pytest.raises(Permanent, match="config.json is missing"):
         resolve(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(Permanent, match="config.json is not a model's configuration"):
+        resolve(str(tmp_path))
     shutil.copy(smollm / "config.json", tmp_path)
     with pytest.raises(Permanent, match="no \\*.safetensors"):
+        resolve(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(Permanent, match="no tokenizer"):
         resolve(str(tmp_path))
     with pytest.raises(Permanent, match="not a folder that exists") as caught:
         resolve(str(tmp_path / "nowhere"))
@@ -179,8 +185,9 @@ def test_fingerprint_follows_the_content_and_not_the_place(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
-        (folder / "config.json").write_text("{}")
+        (folder / "config.json").write_text('{"model_type": "llama"}')
         (folder / "model.safetensors").write_bytes(b"weights")
+        (folder / "tokenizer.json").write_text("")
     (two / "README.md").write_text("notes do not count")
     same = fingerprint(str(one))
     assert fingerprint(str(two)) == same

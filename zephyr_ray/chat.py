@@ -66,6 +66,10 @@ class ChatFormat:
             )
         return ids, trained
 
+    def ends(self, ids: list[int], trained: list[bool]) -> list[int]:
+        """Where in a rendered conversation its answers end: one position an answer."""
+        return [at for at, on in enumerate(trained) if on and ids[at] == self.stop_token_id]
+
     def prompt(self, messages: Messages) -> list[int]:
         """Token ids up to where the assistant's next answer starts."""
         raise NotImplementedError

@@ -6,11 +6,4 @@ class Permanent(Exception):
 
 
 class Temporary(Exception):
-    """Trying again can help: rate limits, server errors, time-outs, a lost worker.
-
-    `delay` is the number of seconds to wait before the next try, where the other side said so.
-    """
-
-    def __init__(self, message: str, delay: float | None = None):
-        super().__init__(message)
-        self.delay = delay
+    """Trying again can help: rate limits, server errors, time-outs, a lost worker."""

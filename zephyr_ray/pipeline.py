@@ -88,8 +88,14 @@ def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
         check_files(recipe)
         steps = make_plan(recipe, store, until)
         preflight(recipe, store, steps)
-        if any(step.artifact is None for step in steps):
+        _unlink_stale(recipe, store, make_plan(recipe, store) if until else steps)
+        # There while a run is under way: a kill after the last manifest leaves MLflow's run open.
+        unfinished = store.storage / recipe.name / "made" / ".unfinished"
+        if unfinished.exists() or any(step.artifact is None for step in steps):
+            unfinished.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.touch()
             _walk(recipe, store, steps)
+            unfinished.unlink()
         else:
             CONSOLE.print(f"All {len(steps)} stages are there already.")
         for step in steps:
@@ -232,6 +238,16 @@ def _link(recipe: Recipe, store: Store, step: Step) -> None:
         store.link(view / "models" / step.name, step.artifact.model)
     else:
         store.link(view / "data" / step.name, target)
+
+
+def _unlink_stale(recipe: Recipe, store: Store, steps: list[Step]) -> None:
+    """Takes away names of what this recipe no longer is: a report beside models it does not tell
+    of would mislead. The artifacts stay."""
+    view = store.storage / recipe.name
+    current = {step.artifact.folder for step in steps if step.artifact}
+    for link in [view / "report.html", *view.glob("models/*"), *view.glob("data/*")]:
+        if link.is_symlink() and not current & {link.resolve(), link.resolve().parent}:
+            link.unlink()
 
 
 def _summary(artifact: Artifact) -> str:

@@ -1,6 +1,7 @@
 """What a user can get wrong, found before any model is loaded: files, keys, memory, disk."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ from zephyr_ray.models import constraints
 from zephyr_ray.models.openai import api_key
 from zephyr_ray.models.vllm import KV_CACHE_BYTES
 from zephyr_ray.models.weights import resolve
-from zephyr_ray.plan import Step, digest, model_spec, weights_place
+from zephyr_ray.plan import Step, digest, model_spec, stages_read, weights_place
 from zephyr_ray.recipe import FILE, Reads, Recipe, Stage, marked
 from zephyr_ray.store import Store, numbered_jsonl
 
@@ -36,10 +37,12 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
                     resolve(weights_place(recipe, weights))
             if spec.demonstrations:
                 _check_demonstrations(recipe.file(spec.demonstrations))
-        parameters = _parameters(recipe, step.stage)
+        folders = _start_weights(recipe, step.stage)
+        parameters = max(map(count_parameters, folders), default=0)
         memory = _memory(recipe, step.stage, parameters)
         _check_memory(step.name, memory)
         if step.stage.makes == "weights":
+            _check_targets(step.name, step.stage, folders[0])
             # fp32 weights, and two checkpoints of weights and two Adam moments while it trains.
             disk += 4 * parameters + TEXT_BYTES
             transient = 2 * 16 * parameters
@@ -48,13 +51,13 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
 
 
 def check_files(recipe: Recipe) -> None:
-    """Seeds and other files of every stage, cached or not."""
+    """Seeds and other files of every stage, cached or not, and what it reads."""
     for name, stage in recipe.stages.items():
         files = {f: recipe.file(v) for f, _, values in marked(stage, FILE) for v in values}
         for path in files.values():
             digest(path)
         try:
-            stage.check(files)
+            stage.check(files, {read: recipe.stages[read] for read in stages_read(recipe, stage)})
         except Permanent as error:
             raise Permanent(f"stage '{name}': {error}") from None
 
@@ -70,9 +73,10 @@ def _check_demonstrations(path: Path) -> None:
             raise Permanent(f"{path} line {number}: {error}") from None
 
 
-def _parameters(recipe: Recipe, stage: Stage) -> int:
-    """Parameters of the model a stage trains or the largest it starts; 0 where there is none."""
-    sizes = [0]
+def _start_weights(recipe: Recipe, stage: Stage) -> list[Path]:
+    """The folders behind the models that a stage trains or starts; a trained stage stands for the
+    weights it was trained from."""
+    folders = []
     for what, ref in recipe.reads(stage):
         if what in ("weights", "model", "judge"):
             weights = model_spec(recipe, ref).weights
@@ -82,26 +86,38 @@ def _parameters(recipe: Recipe, stage: Stage) -> int:
                 ]
                 weights = model_spec(recipe, start).weights
             if weights:
-                sizes.append(count_parameters(resolve(weights_place(recipe, weights))))
-    return max(sizes)
+                folders.append(resolve(weights_place(recipe, weights)))
+    return folders
+
+
+def _check_targets(name: str, stage: Stage, weights: Path) -> None:
+    """Adapters go onto modules that the model has."""
+    lora = getattr(stage, "lora", None)
+    modules = {f".{tensor.rpartition('.')[0]}" for tensor in tensors(weights)}
+    for target in (lora and lora.targets) or []:
+        if not any(module.endswith(f".{target}") for module in modules):
+            known = sorted({module.rpartition(".")[2] for module in modules})
+            raise Permanent(
+                f"stage '{name}': lora.targets: the model has no module '{target}'; it has "
+                + ", ".join(known)
+            )
 
 
 def count_parameters(folder: Path) -> int:
-    """From the headers of the safetensors files; no weight is read."""
-    total = 0
+    return sum(math.prod(shape) for shape in tensors(folder).values())
+
+
+def tensors(folder: Path) -> dict[str, list[int]]:
+    """Shapes by name, from the headers of the safetensors files; no weight is read."""
+    shapes: dict[str, list[int]] = {}
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             try:
                 header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            except (ValueError, OverflowError, MemoryError):
+                shapes |= {n: t["shape"] for n, t in header.items() if n != "__metadata__"}
+            except (ValueError, OverflowError, MemoryError, AttributeError, TypeError, KeyError):
                 raise Permanent(f"{path}: not a safetensors file, or cut short") from None
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                size = 1
-                for n in tensor["shape"]:
-                    size *= n
-                total += size
-    return total
+    return shapes
 
 
 def _memory(recipe: Recipe, stage: Stage, parameters: int) -> float:

@@ -1,7 +1,5 @@
 """The recipe file: named models and an ordered list of stages, typed and checked before any work.
 
-A recipe may build on another one beside it (`extends: quickstart.yaml`) and add or replace lines.
-
 A stage kind is a `Stage` subclass whose fields are its settings. What a field points at is said in
 its annotation, so that checking, hashing and planning need no code per kind:
 
@@ -18,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.recipe_file import mapping, read
 
 if TYPE_CHECKING:
     from zephyr_ray.stage import Work
@@ -90,8 +88,9 @@ class Stage(Strict):
     def run(self, work: Work) -> None:
         raise NotImplementedError
 
-    def check(self, files: dict[str, Path]) -> None:
-        """Raises Permanent when a FILE setting (by field name) holds what `run` cannot use."""
+    def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
+        """Raises Permanent when a FILE setting (by field name), or a stage that is read, holds what
+        `run` cannot use."""
 
     def expected(self, rows: dict[str, int]) -> int | None:
         """Rows this stage will make (or steps it will take), from the rows of what it reads."""
@@ -133,17 +132,7 @@ class Recipe:
 
 def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None = None) -> Recipe:
     """Reads and checks a recipe file. Everything wrong is one Permanent line."""
-    raw = _read_yaml(path)
-    if "extends" in raw:
-        base = path.parent / str(raw.pop("extends"))
-        below = _read_yaml(base)
-        if "extends" in below:
-            raise Permanent(
-                f"{path}: extends {base}, which itself extends another; extend that one"
-            )
-        raw = _extend(below, raw)
-    for text in overrides or []:
-        _override(raw, text)
+    raw = read(path, overrides or [])
     unknown = sorted(map(str, set(raw) - {"name", "storage", "seed", "models", "stages"}))
     if unknown:
         raise Permanent(
@@ -155,22 +144,22 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
         raise Permanent(f"{path}: name '{name}' must be lower-case letters, digits, '.', '_', '-'")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS:
         raise Permanent(f"{path}: seed must be a whole number from 0 below 2^32, not {seed!r}")
-    storage = str(raw.get("storage", "runs"))
-    if "://" in storage:
+    storage = raw.get("storage", "runs")
+    if not isinstance(storage, str) or not storage or "://" in storage:
         raise Permanent(
-            f"{path}: storage '{storage}' is a URL; storage is a folder (on a cluster, one that "
-            "every node mounts)"
+            f"{path}: storage is {storage!r}; it must be a folder (on a cluster, one that every "
+            "node mounts)"
         )
     models = {
         str(n): _typed(ModelSpec, spec, f"{path}: model '{n}'")
-        for n, spec in _mapping(raw.get("models", {}), f"{path}: models").items()
+        for n, spec in mapping(raw.get("models", {}), f"{path}: models").items()
     }
     stages = {}
-    for stage_name, settings in _mapping(raw.get("stages"), f"{path}: stages").items():
+    for stage_name, settings in mapping(raw.get("stages"), f"{path}: stages").items():
         where = f"{path}: stage '{stage_name}'"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(stage_name)):
             raise Permanent(f"{where}: a stage name is letters, digits, '_', '-'")
-        settings = dict(_mapping(settings, where))
+        settings = dict(mapping(settings, where))
         if "kind" not in settings:
             raise Permanent(
                 f"{where}: setting 'kind' is missing; known: {', '.join(sorted(kinds))}"
@@ -261,42 +250,6 @@ def _path_between(recipe: Recipe, start: str, goal: str) -> list[str] | None:
     return walk(start)
 
 
-def _extend(base: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
-    """A recipe on top of one beside it. A stage it repeats keeps its place; new ones stand before
-    the repeated one that follows them, or at the end."""
-    old, new = (_mapping(r.get("stages") or {}, "stages") for r in (base, raw))
-    order, waiting = list(old), []
-    for name in new:
-        waiting.append(name)
-        if name in old:
-            at = order.index(name)
-            order[at : at + 1] = waiting
-            waiting = []
-    stages = {name: new.get(name, old.get(name)) for name in [*order, *waiting]}
-    below, above = (_mapping(r.get("models") or {}, "models") for r in (base, raw))
-    models = {**below, **above}
-    return {**base, **raw, "models": models, "stages": stages}
-
-
-def _override(raw: dict[str, Any], text: str) -> None:
-    """Applies one `stage.setting=value`, `models.name.setting=value` or `seed=value`."""
-    target, equals, value = text.partition("=")
-    path = target.strip().split(".")
-    if not equals or not all(path):
-        raise Permanent(f"--set {text}: write stage.setting=value")
-    place: Any = raw
-    if path[0] in (raw.get("stages") or {}):
-        path = ["stages", *path]
-    for part in path[:-1]:
-        if not isinstance(place, dict) or not isinstance(place.get(part), dict):
-            raise Permanent(f"--set {text}: the recipe has no '{part}'")
-        place = place[part]
-    try:
-        place[path[-1]] = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        raise Permanent(f"--set {text}: cannot read the value '{value}'") from None
-
-
 def _near(name: str, known: Any) -> str:
     import difflib
 
@@ -304,16 +257,9 @@ def _near(name: str, known: Any) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
 
 
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        found = "nothing" if value is None else type(value).__name__
-        raise Permanent(f"{where}: expected 'name: value' lines, found {found}")
-    return value
-
-
 def _typed(cls: type[T], settings: Any, where: str) -> T:
     try:
-        return cls.model_validate(_mapping(settings, where))
+        return cls.model_validate(mapping(settings, where))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"])
@@ -324,37 +270,3 @@ def _typed(cls: type[T], settings: Any, where: str) -> T:
         else:
             message = f"setting '{place}': {first['msg']} (got {first['input']!r})"
         raise Permanent(f"{where}: {message}") from None
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys; a stage lost that way would be silent."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = str(self.construct_object(key_node, deep=True))
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"'{key}' stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise Permanent(f"cannot read the recipe {path}: {reason}") from None
-    try:
-        return _mapping(yaml.load(text, _UniqueKeys), str(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise Permanent(f"{path}{line}: {problem}") from None
-    except ValueError as error:  # a date that is none, for one
-        raise Permanent(f"{path}: {error}") from None

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.models.contract import (
     Engine,
+    EngineDead,
     Message,
     Reply,
     Sampling,
@@ -36,8 +38,10 @@ Program = Callable[[Row, Any], Awaitable[Row]]
 
 BLOCKS_PER_ACTOR = 4
 """Small blocks keep actors evenly busy; two at a time on an actor leave no gap between them."""
-ENGINE_DEATHS = 3
+ENGINE_DEATHS = 5
 """Restarts of one actor after which the stage gives up."""
+ROW_DEATHS = 3
+"""Deaths of an engine that a row was in flight at, after which the row is failed."""
 
 
 def run_rows(
@@ -94,8 +98,12 @@ def run_rows(
 TEMPORARY = "temporary: "
 
 
+def _passing(entry: Row) -> bool:
+    return str(entry.get("error", "")).startswith(TEMPORARY)
+
+
 def _note(entry: Row, results: dict[str, Row], failed: dict[str, str]) -> None:
-    if "stop" in entry:
+    if "id" not in entry:
         return
     if "row" in entry:
         results.setdefault(entry["id"], entry["row"])
@@ -204,21 +212,32 @@ class RowActor:
         except Permanent as error:
             self._stop(str(error))
         spec = next(iter(members.values())).spec
-        self._slots = asyncio.Semaphore(spec.concurrency)
+        self._slots, self._alone = asyncio.Semaphore(spec.concurrency), asyncio.Lock()
+        self._flying: set[str] = set()
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         # A retried block may have rows that were answered before the actor died.
-        answered = {e["id"] for e in Journal(self._folder).new() if "row" in e}
+        entries = list(Journal(self._folder).new())
+        ended = {e["id"] for e in entries if "id" in e and not _passing(e)}
+        deaths = Counter(i for e in entries for i in e.get("died", []))
         rows = [json.loads(text) for text in batch["row"]]
-        await asyncio.gather(*(self._one(r) for r in rows if r["id"] not in answered))
+        left = [row for row in rows if row["id"] not in ended]
+        await asyncio.gather(*(self._one(row) for row in left if not deaths[row["id"]]))
+        # Rows that an engine died on go alone, so that soon only the one to blame has died often.
+        for row in left:
+            if deaths[row["id"]] >= ROW_DEATHS:
+                error = f"the engine died {ROW_DEATHS} times at this row"
+                self._journal.append({"id": row["id"], "error": error})
+            elif deaths[row["id"]]:
+                async with self._alone:
+                    await self._one(row)
         return {"id": [row["id"] for row in rows]}
 
     async def _one(self, row: Row) -> None:
-        from zephyr_ray.models.vllm import EngineDead
-
         async with self._slots:
             if self._stopped:
                 return
+            self._flying.add(row["id"])
             try:
                 result = await self._program(row, self._tool(row))
                 self._journal.append({"id": row["id"], "row": result})
@@ -226,6 +245,7 @@ class RowActor:
                 self._stop(str(error))
             except EngineDead as error:
                 log.error("the engine died: %s", error)
+                self._journal.append({"died": sorted(self._flying)})
                 os._exit(1)  # Ray starts the actor again and retries its blocks
             except Temporary as error:
                 self._journal.append({"id": row["id"], "error": f"{TEMPORARY}{error}"})
@@ -234,6 +254,8 @@ class RowActor:
             except Exception as error:
                 log.warning("row %s failed", row["id"], exc_info=True)
                 self._journal.append({"id": row["id"], "error": f"{type(error).__name__}: {error}"})
+            finally:
+                self._flying.discard(row["id"])
 
     def _stop(self, message: str) -> None:
         self._stopped = True

@@ -210,7 +210,13 @@ class Store:
         part = view.with_name(f".{view.name}.{os.getpid()}")
         part.unlink(missing_ok=True)
         part.symlink_to(os.path.relpath(target, view.parent))
-        part.replace(view)
+        try:
+            part.replace(view)
+        except OSError:
+            part.unlink()
+            raise Permanent(
+                f"{view} is in the way: a link to what was made goes there; move it away"
+            ) from None
 
 
 def write_rows(folder: Path, rows: Iterable[dict[str, Any]], name: str = ROWS) -> int:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -34,21 +35,30 @@ class Pairwise(Stage):
     """The answers of a model trained without the preference term, to compare the last one with."""
     seed: int = 0
 
-    def run(self, work: Work) -> None:
+    def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
+        names: dict[str, str] = {}
+        for stage in self._stages():
+            models = set(getattr(reads[stage], "models", []))
+            if len(models) > 1:
+                raise Permanent(
+                    f"'{stage}' has answers of {', '.join(sorted(models))}; it needs one model"
+                )
+            for model in models:
+                if names.setdefault(model, stage) != stage:
+                    raise Permanent(f"'{stage}' and '{names[model]}' are both answers of '{model}'")
+
+    def _stages(self) -> list[str]:
         control = [self.control] if self.control else []
-        stages = list(dict.fromkeys([self.baseline, *self.answers, *control]))
+        return list(dict.fromkeys([self.baseline, *self.answers, *control]))
+
+    def run(self, work: Work) -> None:
+        stages = self._stages()
         answers: dict[str, dict[str, dict[str, Any]]] = {}
         names: dict[str, str] = {}
         prompts: dict[str, dict[str, Any]] = {}
         for stage in stages:
             rows = work.inputs[stage].rows()
-            models = {c["model"] for row in rows for c in row["completions"]}
-            if len(models) != 1 or set(names.values()) & models:
-                raise Permanent(
-                    f"stage '{work.name}': '{stage}' has answers of {sorted(models)}; it needs "
-                    "one model, and every stage another"
-                )
-            names[stage] = models.pop()
+            names[stage] = rows[0]["completions"][0]["model"]
             answers[names[stage]] = {row["id"]: row["completions"][0] for row in rows}
             for row in rows:
                 if prompts.setdefault(row["id"], row)["prompt"] != row["prompt"]:

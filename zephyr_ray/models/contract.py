@@ -13,6 +13,10 @@ class StopRun(Permanent):
     """What is wrong concerns every row (a bad key, an unknown model): stop the stage at once."""
 
 
+class EngineDead(Exception):
+    """The engine cannot go on; its process must be replaced."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """One answer. `finish_reason` is "stop" (ended by itself) or "length" (cut off)."""

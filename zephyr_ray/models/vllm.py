@@ -11,7 +11,7 @@ from typing import Any
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models.contract import Message, Reply, Sampling
+from zephyr_ray.models.contract import EngineDead, Message, Reply, Sampling
 from zephyr_ray.models.weights import resolve
 
 KV_CACHE_BYTES = 1 << 30
@@ -107,10 +107,6 @@ class VllmEngine:
                 future.set_exception(EngineDead(str(error)))
             self._waiting.clear()
             raise
-
-
-class EngineDead(Exception):
-    """The engine cannot go on; its process must be replaced."""
 
 
 def _sample_by_search() -> None:

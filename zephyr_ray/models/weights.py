@@ -5,6 +5,7 @@ model hub can be reached. It is unpacked once (a GGUF is dequantised to bf16) an
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -98,8 +99,16 @@ def _as_folder(weights: str) -> Path | None:
 def _check(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise Permanent(f"weights folder {folder}: config.json is missing")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise Permanent(f"weights folder {folder}: config.json is not a model's configuration")
     if not any(folder.glob("*.safetensors")):
         raise Permanent(f"weights folder {folder}: no *.safetensors in it")
+    if not any(folder.glob("tokenizer*")):
+        raise Permanent(f"weights folder {folder}: no tokenizer in it (tokenizer.json)")
 
 
 def _from_hub(weights: str) -> Path:

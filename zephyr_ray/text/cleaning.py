@@ -69,7 +69,9 @@ class Clean(Stage):
                     rule = "empty answer"
                 elif UNHELPFUL.search(answer):
                     rule = "unhelpful assistant"
-                elif self.judge and (scores.get(f"{row['id']}/{place}") or 0) < self.min_score:
+                elif (score := scores.get(f"{row['id']}/{place}")) is None and self.judge:
+                    rule = "answer not scored"
+                elif score is not None and score < self.min_score:
                     rule = "answer below min_score"
                 else:
                     self._true_case(messages[place - 1], row, place, work, is_answer=False)

@@ -18,6 +18,7 @@ class Preferences(Stage):
 
     kind = "preferences"
     makes = "pairs"
+    version = 2
 
     feedback: Annotated[str, Reads("feedback")]
     rejected: Literal["random", "lowest", "all"] = "random"
@@ -86,6 +87,8 @@ def _pair(
         "score_rejected": rejected["score"],
         "model_chosen": chosen["model"],
         "model_rejected": rejected["model"],
+        "finish_chosen": chosen["finish_reason"],
+        "finish_rejected": rejected["finish_reason"],
     }
 
 
@@ -95,6 +98,7 @@ class Chosen(Stage):
 
     kind = "chosen"
     makes = "dialogues"
+    version = 2
 
     pairs: Annotated[str, Reads("pairs")]
 
@@ -112,7 +116,7 @@ class Chosen(Stage):
                     "messages": pair["chosen"],
                     "instructions": [pair.get("instruction", pair["prompt"])],
                     "constraint": pair.get("constraint"),
-                    "finish": ["stop"],
+                    "finish": [pair.get("finish_chosen", "stop")],
                 }
             )
         work.write_rows(rows)

@@ -44,7 +44,7 @@ class Tasks(Stage):
     """The share of prompts that carry a checkable constraint."""
     seed: int = 0
 
-    def check(self, files: dict[str, Path]) -> None:
+    def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         tasks = len(list(read_tasks(files["seeds"])))
         if self.kind == "prompts" and self.count and self.count > tasks:
             raise Permanent(f"count is {self.count}, {files['seeds']} has {tasks} tasks")

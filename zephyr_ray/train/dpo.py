@@ -22,6 +22,7 @@ class Dpo(TrainingSettings):
     """Defaults are the paper's (arXiv 2310.16944): three epochs, linear, 5e-7, batch 32, β 0.1."""
 
     kind: ClassVar[str] = "dpo"
+    version: ClassVar[int] = 2
 
     data: Annotated[str, Reads("pairs")]
     beta: float = Field(0.1, gt=0)
@@ -70,8 +71,8 @@ class Dpo(TrainingSettings):
     ) -> Iterator[dict[str, list[int]]]:
         for row in rows:
             try:
-                prompt, chosen = answer(chat, row["chosen"])
-                other, rejected = answer(chat, row["rejected"])
+                prompt, chosen = answer(chat, row["chosen"], row.get("finish_chosen"))
+                other, rejected = answer(chat, row["rejected"], row.get("finish_rejected"))
             except Permanent as error:
                 raise Permanent(f"row '{row['id']}' of '{self.data}': {error}") from None
             if prompt != other:
@@ -82,8 +83,8 @@ class Dpo(TrainingSettings):
                 continue
             work.counts["truncated"] += len(chosen) > room or len(rejected) > room
             chosen, rejected = chosen[:room], rejected[:room]
-            if chosen == rejected:
-                work.drop("same_answers", row["id"])
+            if chosen == rejected or not (chosen and rejected):
+                work.drop("same_or_empty_answers", row["id"])
                 continue
             yield {
                 "prompt_ids": prompt,
@@ -93,13 +94,18 @@ class Dpo(TrainingSettings):
             }
 
 
-def answer(chat: ChatFormat, messages: Messages) -> tuple[list[int], list[int]]:
-    """Tokens of what is asked, and of the last answer up to and with its end token."""
+def answer(
+    chat: ChatFormat, messages: Messages, finish: str | None = None
+) -> tuple[list[int], list[int]]:
+    """Tokens of what is asked, and of the last answer up to and with its end token.
+
+    An answer that was cut off (`finish` is "length") has no end token: nobody chose to end there.
+    """
     if messages[-1]["role"] != "assistant":
         raise Permanent("a pair must end with an assistant message")
     ids, trained = chat.render(messages)
     prompt = chat.prompt(messages[:-1])
-    end = len(ids) - trained[::-1].index(True)
+    end = chat.ends(ids, trained)[-1] + (finish != "length")
     if ids[: len(prompt)] != prompt:
         raise Permanent("the chat template writes a prompt differently once it is answered")
     return prompt, ids[len(prompt) : end]

@@ -54,7 +54,7 @@ class TrainingSettings(Stage):
     checkpoint_every: Annotated[int, OPERATIONAL] = Field(50, ge=1)
     """Steps."""
 
-    def check(self, files: dict[str, Path]) -> None:
+    def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         self.batches()
 
     def batches(self) -> tuple[int, int]:

@@ -24,6 +24,7 @@ class Sft(TrainingSettings):
     """Defaults are the paper's (arXiv 2310.16944): one epoch, cosine, 2e-5, batch 512 × 2048."""
 
     kind: ClassVar[str] = "sft"
+    version: ClassVar[int] = 2
 
     data: Annotated[str, Reads("dialogues")]
     learning_rate: float = Field(2e-5, gt=0)
@@ -90,12 +91,16 @@ class Sft(TrainingSettings):
                 ids, trained = chat.render(row["messages"])
             except Permanent as error:
                 raise Permanent(f"row '{row['id']}' of '{self.data}': {error}") from None
+            # Where an answer was cut off, nobody chose to end: that end is not learnt.
+            finish = zip(chat.ends(ids, trained), row.get("finish", []), strict=False)
+            for end in [at for at, reason in finish if reason == "length"]:
+                trained[end] = False
             if len(ids) > self.max_length:
                 work.counts["truncated"] += 1
                 ids, trained = ids[: self.max_length], trained[: self.max_length]
-                if not any(trained):
-                    work.drop("truncated_to_nothing", row["id"])
-                    continue
+            if not any(trained):
+                work.drop("truncated_to_nothing", row["id"])
+                continue
             labels = [token if on else IGNORED for token, on in zip(ids, trained, strict=True)]
             yield {"input_ids": ids, "labels": labels}
 
