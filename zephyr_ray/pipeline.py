@@ -185,6 +185,10 @@ def _make(
             "recipe": recipe.name,
             "settings": stage.model_dump(mode="json"),
             "reads": {name: artifacts[name].key for name in stages_read(recipe, stage)},
+            "models": {
+                name: {**model.spec.model_dump(mode="json"), "weights": model.weights}
+                for name, model in models.items()
+            },
             "counts": work.counts,
             "metrics": {},
             "examples": work.examples,

@@ -26,7 +26,7 @@ from zephyr_ray.models.contract import (
     StopRun,
     demonstration_messages,
 )
-from zephyr_ray.models.judging import ModelJudge
+from zephyr_ray.models.judging import Judge, ModelJudge
 from zephyr_ray.models.rules import RulesJudge
 from zephyr_ray.ray_cluster import connect
 from zephyr_ray.recipe import ModelSpec
@@ -208,7 +208,7 @@ class RowActor:
         self._stopped = False
         self._engine: Engine | RulesJudge | None = None
         try:
-            self._engine = _start(next(iter(members.values())), seed)
+            self._engine = start_engine(next(iter(members.values())), seed)
         except Permanent as error:
             self._stop(str(error))
         spec = next(iter(members.values())).spec
@@ -262,14 +262,14 @@ class RowActor:
         self._journal.append({"stop": message})
 
     def _tool(self, row: Row) -> Any:
-        if isinstance(self._engine, RulesJudge):
-            return self._engine
         assert self._engine is not None
         model = (
             self._members[row["member"]] if "member" in row else next(iter(self._members.values()))
         )
-        ask = RowAsk(self._engine, model, row)
-        return ModelJudge(ask) if self._judge else ask
+        if self._judge:
+            return judge_of(self._engine, model, row)
+        assert not isinstance(self._engine, RulesJudge)
+        return RowAsk(self._engine, model, row)
 
 
 class RowAsk:
@@ -290,7 +290,12 @@ class RowAsk:
         return await self._engine.answer([*system, *examples, *rest], sampling)
 
 
-def _start(model: Model, seed: int) -> Engine | RulesJudge:
+def judge_of(engine: Engine | RulesJudge, model: Model, row: Row) -> Judge:
+    """The judge that an engine is, or that its model plays."""
+    return engine if isinstance(engine, RulesJudge) else ModelJudge(RowAsk(engine, model, row))
+
+
+def start_engine(model: Model, seed: int) -> Engine | RulesJudge:
     """Starts the engine of a model in this process."""
     began = time.monotonic()
     engine: Engine | RulesJudge
