@@ -45,7 +45,7 @@ stages:
     global_batch: 3
     max_length: 256
     packing: false
-    zero: 2
+    zero: 0
     checkpoint_every: 2
   completions: {{kind: completions, models: [base, hot], prompts: grown, max_tokens: 8}}
   feedback: {{kind: feedback, judge: judge, completions: completions}}
@@ -235,8 +235,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Seen:
     again = program.run()
     # As a kill after the last manifest leaves it.
     (program.storage / "tiny" / "made" / ".unfinished").touch()
+    [parent] = {run["parent"] for run in runs if run["name"] == "report"}
     with sqlite3.connect(program.storage / "mlflow.db") as database:
-        database.execute("update runs set status = 'RUNNING'")
+        database.execute("update runs set status = 'RUNNING' where run_uuid = ?", [parent])
     unfinished = program.run()
     left_running = [run["name"] for run in program.runs() if run["status"] == "RUNNING"]
     change = ("--set", "winrate.seed=7")
@@ -389,6 +390,7 @@ def test_a_second_run_reuses_everything(seen: Seen) -> None:
 def test_runs_that_a_late_kill_left_open_are_closed(seen: Seen) -> None:
     assert seen.unfinished.code == 0, seen.unfinished.err
     assert seen.left_running == []
+    assert seen.unfinished.seconds > seen.again.seconds  # MLflow was opened
 
 
 def test_a_plan_says_what_must_run_and_why(seen: Seen) -> None:

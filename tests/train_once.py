@@ -89,4 +89,4 @@ if __name__ == "__main__":
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    sft(Path(sys.argv[1]), Path(sys.argv[2]), workers=2, zero=int(sys.argv[3]))
+    sft(Path(sys.argv[1]), Path(sys.argv[2]), workers=2, zero=3)
