@@ -30,8 +30,9 @@ IMPOSSIBLE = re.compile(
     re.IGNORECASE,
 )
 """What a text model cannot do."""
-YIELD = 3
-"""New tasks kept of one row, a low guess: a second round starts its engines again."""
+YIELD, LEAST_ROWS = 3, 24
+"""New tasks kept of one row, a low guess, and the rows of the smallest round: a second round starts
+its engines again, while rows that run beside each other cost little more than one."""
 ROUNDS = 4
 
 
@@ -88,6 +89,7 @@ class SelfInstruct(Tasks):
 
     kind = "self_instruct"
     makes = "prompts"
+    version = 2
 
     model: Annotated[str, Reads("model")]
     count: int = Field(ge=1)
@@ -114,7 +116,7 @@ class SelfInstruct(Tasks):
             start = len(requests)
             requests += [
                 {"id": f"r{start + i:05d}", "seed": rng.random()}
-                for i in range(max(8, missing // YIELD))
+                for i in range(max(LEAST_ROWS, missing // YIELD))
             ]
             rows = run_rows(work, requests, program, [work.models[self.model]])
             for row in rows:
