@@ -44,11 +44,11 @@ class Sft(TrainingSettings):
         chat = load_chat(weights)
         rows = work.inputs[self.data].rows()
         lengths = self._prepare(work, chat, rows)
-        # Rows are packed already. Padding-free: those of a forward pass lie one after the other,
-        # each with its own positions, so that no worker computes padding.
+        # Rows are packed already; packed ones keep the positions of each dialogue. Single dialogues
+        # are padded: of like length within a step, they cost less padding than attention over all.
         arguments = {
             "packing": False,
-            "padding_free": True,
+            "padding_free": self.packing,
             "dataset_kwargs": {"skip_prepare_dataset": True},
         }
         job = Job(self, weights, work.folder, self.order(lengths), classes, arguments)

@@ -191,7 +191,7 @@ def _arguments(job: Job) -> dict[str, Any]:
         "warmup_steps": math.ceil(settings.warmup * job.steps),
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
-        "optim": "adamw_torch",
+        "optim": "adamw_torch_fused",
         "seed": settings.seed,
         "deepspeed": settings.deepspeed(),
         # Mixed precision is DeepSpeed's torch_autocast: the trainer's own would round the weights.
