@@ -1,6 +1,6 @@
 # make demo: the whole recipe on this machine · make test: the tests · make check: everything
 .DEFAULT_GOAL := demo
-.PHONY: .venv demo test check format mlflow clean
+.PHONY: .venv demo test test-rollout check format mlflow clean
 
 PYTHON ?= python3
 STAMP := .venv/.installed
@@ -31,6 +31,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	.venv/bin/python -m pytest
+
+test-rollout: $(STAMP)
+	.venv/bin/python -m pytest -m rollout
 
 check: $(STAMP)
 	.venv/bin/ruff format --check .

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from serving import Service, served
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 # Pytest is no `uv run`: without this Ray may ship the whole checkout to its workers.
@@ -82,3 +83,9 @@ def ray_cluster() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with served(tiny_model, tmp_path_factory.mktemp("serve")) as running:
+        yield running

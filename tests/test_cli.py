@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from zephyr_ray import cli
+from zephyr_ray.run_folder import models_of
 
 
 def add_model(run: Path, name: str, created: str, model: Path | None = None) -> None:
@@ -23,12 +24,23 @@ def add_model(run: Path, name: str, created: str, model: Path | None = None) -> 
     (run / "models" / name).symlink_to(f"../../store/sft-{name}/model")
 
 
-def test_the_newest_model_of_a_run_is_taken(tmp_path: Path) -> None:
+def test_the_newest_model_of_a_run_comes_last(tmp_path: Path) -> None:
     run = tmp_path / "demo"
     add_model(run, "sft", "2026-01-02T00:00:00+00:00")
     add_model(run, "dpo", "2026-01-01T00:00:00+00:00")
-    assert cli.find_model(run, None) == tmp_path / "store" / "sft-sft" / "model"
-    assert cli.find_model(run, "dpo") == tmp_path / "store" / "sft-dpo" / "model"
+    assert list(models_of(run).items()) == [
+        ("dpo", str(tmp_path / "store" / "sft-dpo" / "model")),
+        ("sft", str(tmp_path / "store" / "sft-sft" / "model")),
+    ]
+
+
+def test_what_a_model_started_from_can_be_talked_to(tmp_path: Path) -> None:
+    run = tmp_path / "demo"
+    add_model(run, "sft", "2026-01-01")
+    manifest = tmp_path / "store" / "sft-sft" / "manifest.json"
+    models = {"base": {"weights": "small"}, "student": {"weights": str(run / "models" / "sft")}}
+    manifest.write_text(json.dumps({"created": "2026-01-01", "models": models}))
+    assert list(models_of(run).items())[0] == ("base", "small")
 
 
 def test_an_unknown_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

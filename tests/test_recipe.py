@@ -36,6 +36,16 @@ MISTAKES = {
         "base, prompts: prompts, turn: 2}",
         "'dialogues': unknown setting 'turn'; did you mean 'turns'",
     ),
+    "misspelt and so missing": (
+        "seeds: seeds.jsonl",
+        "seedz: seeds.jsonl",
+        "'prompts': unknown setting 'seedz'; did you mean 'seed",
+    ),
+    "address without a scheme": (
+        "base: {weights: smollm2-135m-instruct}",
+        "base: {engine: openai, model: m, base_url: api.example.com}",
+        "base_url must start with http",
+    ),
     "missing setting": (", seeds: seeds.jsonl", "", "'prompts': setting 'seeds' is missing"),
     "wrong type": ("seeds.jsonl}", "seeds.jsonl, count: many}", "'count'.*got 'many'"),
     "out of range": ("seeds.jsonl}", "seeds.jsonl, count: 0}", "'count'.*got 0"),
@@ -228,6 +238,22 @@ def test_a_recipe_on_top_of_another(tmp_path: Path) -> None:
         load(more, KINDS)
 
 
+def test_files_of_an_extended_recipe_lie_beside_it(tmp_path: Path) -> None:
+    write(tmp_path)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "my.yaml").write_text("extends: ../recipe.yaml\n")
+    recipe = load(mine / "my.yaml", KINDS)
+    assert recipe.file("seeds.jsonl").samefile(tmp_path / "seeds.jsonl")
+    (mine / "seeds.jsonl").write_text("")  # one's own comes first
+    assert recipe.file("seeds.jsonl") == mine / "seeds.jsonl"
+
+
+def test_a_report_is_headed_by_its_recipe(tmp_path: Path) -> None:
+    text = f"name: mine\n{GOOD}  report: {{kind: report, of: [sft]}}\n"
+    assert loaded(tmp_path, text=text).stages["report"].model_dump()["title"] == "mine"
+
+
 def test_a_recipe_on_top_of_two_others_is_refused(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "more.yaml").write_text("extends: recipe.yaml\n")
@@ -240,6 +266,7 @@ SETS = {
     "no value": ("pairs.rejected", "write stage.setting=value"),
     "empty part": ("pairs..rejected=all", "write stage.setting=value"),
     "unknown stage": ("pair.rejected=all", "has no 'pair'"),
+    "model without models": ("base.temperature=1", "a model's are models.base.temperature=1"),
     "unknown model": ("models.bass.temperature=1", "has no 'bass'"),
     "misspelt setting": ("pairs.rejecte=all", "unknown setting 'rejecte'; did you mean 'rejected'"),
     "wrong value": ("pairs.rejected=some", "'rejected'.*got 'some'"),

@@ -145,7 +145,8 @@ def test_sections_come_in_order(full: str) -> None:
 def test_headline_is_honest_about_the_control(full: str) -> None:
     assert (
         "dpo has a win rate of 0.77 [0.72, 0.83] against base on 240 held-out prompts; over "
-        "control, the DPO term adds nothing certain: +0.017 [−0.042, +0.075] of checks passed."
+        "control, the DPO term adds nothing certain: +0.017 [−0.042, +0.075] of checks passed. "
+        "78% of its answers pass the checks (base: 21%), in 18 words on average (18)."
     ) in full
 
 

@@ -308,7 +308,8 @@ def test_self_instruct_of_seeds_alone_asks_nobody(tmp_path: Path) -> None:
     )
     stage = SelfInstruct(model="base", seeds="seeds.jsonl", count=1, apart_from="heldout")
     [row] = run(stage, work)
-    assert row["instruction"] == "Name three kinds of trees"
+    # With a full stop, for the sentence of a constraint that follows.
+    assert row["instruction"] == "Name three kinds of trees."
     assert work.counts["dropped/held-out, exact"] == 1
     assert (work.counts["seeds"], work.counts["new"], work.counts["short_of_count"]) == (1, 0, 0)
 
@@ -448,7 +449,7 @@ def test_clean_keeps_the_casing_that_was_asked_for(tmp_path: Path) -> None:
 
 def test_clean_of_everything_is_an_error(tmp_path: Path) -> None:
     work = work_on(tmp_path, dialogues=[dialogue("d", "Q?", BAD)])
-    with pytest.raises(Permanent, match="cleaning left no dialogue: .*unhelpful"):
+    with pytest.raises(Permanent, match=r"no dialogue is left \(1 unhelpful.*; make more"):
         Clean(dialogues="dialogues").run(work)
 
 

@@ -68,7 +68,7 @@ class Display:
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
         for heading in ("stage", "kind", "state", "", ""):
-            table.add_column(heading, no_wrap=heading != "")
+            table.add_column(heading, no_wrap=True)
         for name, (state, kind, note) in self._rows.items():
             progress = self._progress.get(name)
             running = state == "running" and progress is not None

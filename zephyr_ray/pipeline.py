@@ -36,13 +36,14 @@ from zephyr_ray.text.dialogues import SelfRefine
 from zephyr_ray.text.feedback import Feedback
 from zephyr_ray.text.preferences import Chosen, Preferences
 from zephyr_ray.text.prompts import Prompts, SelfInstruct
+from zephyr_ray.text.votes import Votes
 from zephyr_ray.tracking import StageRun, Tracking
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.sft import Sft
 
 STAGES: tuple[type[Stage], ...] = (
     Prompts, SelfInstruct, SelfRefine, Clean, Sft, Completions, Feedback, Preferences, Chosen,
-    Dpo, Pairwise, Report,
+    Dpo, Pairwise, Report, Votes,
 )  # fmt: skip
 KINDS = {stage.kind: stage for stage in STAGES}
 
@@ -51,7 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done; 2 something to mend, said in one line; 1 a fault; 130 interrupted."""
     parser = argparse.ArgumentParser("zephyr_ray.pipeline", description="Run a recipe.")
     parser.add_argument("recipe", nargs="?", type=Path, help="a recipe file (default: quickstart)")
-    parser.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="STAGE.SETTING=VALUE",
+        help="change the recipe; also models.NAME.SETTING=VALUE, seed=N, storage=FOLDER",
+    )
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument("--plan", action="store_true", help="show what would run, and why")
     options = parser.parse_args(arguments)
@@ -129,9 +136,9 @@ def _walk(recipe: Recipe, store: Store, steps: list[Step]) -> None:
                 try:
                     step.artifact = _make(recipe, store, steps, step, stage_run, display)
                 except BaseException as error:
-                    message = f"{error}" or type(error).__name__
-                    stage_run.fail(message)
-                    display.set(step.name, "failed", message.splitlines()[0][:200])
+                    stopped = isinstance(error, KeyboardInterrupt)
+                    stage_run.fail("interrupted" if stopped else f"{error}" or type(error).__name__)
+                    display.set(step.name, "interrupted" if stopped else "failed")
                     raise
                 stage_run.finish(step.artifact.manifest, step.artifact.folder)
                 _link(recipe, store, step)
@@ -270,20 +277,28 @@ def print_plan(recipe: Recipe, steps: list[Step]) -> None:
         table.add_column(heading)
     for step in steps:
         state = "[cyan]cached[/]" if step.artifact else "[yellow]to do[/]"
-        rows = "?" if step.rows is None else f"{step.rows:.0f}"
+        most = "" if step.artifact else "≤ "
+        rows = "" if step.rows is None else f"{most}{step.rows:.0f}"
         table.add_row(step.name, step.stage.kind, state, rows, Text(step.why))
     Console().print(table)
 
 
 def _say_where(recipe: Recipe, store: Store, steps: list[Step]) -> None:
-    view = store.storage / recipe.name
-    shown = os.path.relpath(view)
+    shown = os.path.relpath(store.storage / recipe.name)
+    zephyr = shutil.which("zephyr") or os.path.relpath(Path(sys.executable).with_name("zephyr"))
+    database = f"sqlite:///{os.path.relpath(store.storage)}/mlflow.db"
+    here = Path("Makefile").exists() and store.storage == Path("runs").absolute()
     lines = [("open", f"{shown}/")]
     if any(step.stage.makes == "report" for step in steps):
         lines.append(("report", f"{shown}/report.html"))
     if any(step.stage.makes == "weights" for step in steps):
-        lines.append(("chat", f"zephyr chat {shown}"))
-    lines.append(("MLflow", "make mlflow"))
+        lines.append(("chat", f"{zephyr} chat {shown}"))
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        lines.append(("MLflow", uri))
+    else:
+        lines.append(
+            ("MLflow", "make mlflow" if here else f"mlflow ui --backend-store-uri {database}")
+        )
     print("\n".join(f"{name:8}{text}" for name, text in lines))
 
 

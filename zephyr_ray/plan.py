@@ -137,7 +137,7 @@ def _read_identity(recipe: Recipe, ref: str, what: str, keys: dict[str, str]) ->
     if what == "weights":
         return identity
     operational = {name for name, _, _ in marked(spec, OPERATIONAL)}
-    if spec.engine == "openai":
+    if spec.engine in ("openai", "service"):
         operational -= {"base_url"}  # the same name is another model at another address
     settings = spec.model_dump(mode="json", exclude=operational | {"weights"})
     if spec.demonstrations:

@@ -30,7 +30,7 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
             if what not in ("weights", "model", "judge"):
                 continue
             spec = model_spec(recipe, ref)
-            if spec.engine == "openai":
+            if spec.engine in ("openai", "service"):
                 api_key(spec)
             for weights in filter(None, (spec.weights, spec.relevance)):
                 if weights not in recipe.stages:
@@ -54,9 +54,9 @@ def check_files(recipe: Recipe) -> None:
     """Seeds and other files of every stage, cached or not, and what it reads."""
     for name, stage in recipe.stages.items():
         files = {f: recipe.file(v) for f, _, values in marked(stage, FILE) for v in values}
-        for path in files.values():
-            digest(path)
         try:
+            for path in files.values():
+                digest(path)
             stage.check(files, {read: recipe.stages[read] for read in stages_read(recipe, stage)})
         except Permanent as error:
             raise Permanent(f"stage '{name}': {error}") from None

@@ -54,7 +54,8 @@ class ModelSpec(Strict):
 
     weights: str | None = None
     """A packaged name, a hub id, a folder, or the name of a stage that trains a model."""
-    engine: Literal["vllm", "openai", "rules"] = "vllm"
+    engine: Literal["vllm", "openai", "rules", "service"] = "vllm"
+    """`service` is the judge of `zephyr serve` at `base_url`."""
     temperature: float = Field(0.7, ge=0)
     """The paper samples for evaluation at temperature 0.7, top-p 0.95 (arXiv 2310.16944)."""
     top_p: float = Field(0.95, gt=0, le=1)
@@ -113,17 +114,18 @@ def marked(spec: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, list[s
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole, checked recipe. `folder` is where its file lies; FILE settings start there."""
+    """A whole, checked recipe. FILE settings lie in the first of `folders` that has them."""
 
     name: str
     storage: Path
-    folder: Path
+    folders: list[Path]
     seed: int
     models: dict[str, ModelSpec]
     stages: dict[str, Stage]
 
     def file(self, value: str) -> Path:
-        return self.folder / value
+        found = [folder / value for folder in self.folders if (folder / value).exists()]
+        return found[0] if found else self.folders[0] / value
 
     def reads(self, stage: Stage) -> list[tuple[str, str]]:
         """What a stage reads, as (artifact type, name of a stage or of a model)."""
@@ -132,7 +134,7 @@ class Recipe:
 
 def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None = None) -> Recipe:
     """Reads and checks a recipe file. Everything wrong is one Permanent line."""
-    raw = read(path, overrides or [])
+    raw, folders = read(path, overrides or [])
     unknown = sorted(map(str, set(raw) - {"name", "storage", "seed", "models", "stages"}))
     if unknown:
         raise Permanent(
@@ -169,12 +171,14 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
             raise Permanent(f"{where}: unknown kind '{kind}'{_near(kind, kinds)}")
         if "seed" in kinds[kind].model_fields:
             settings.setdefault("seed", seed)
+        if "title" in kinds[kind].model_fields:
+            settings.setdefault("title", name)
         stages[str(stage_name)] = stage = _typed(kinds[kind], settings, where)
         if not 0 <= getattr(stage, "seed", 0) < SEEDS:
             raise Permanent(f"{where}: setting 'seed' must be a whole number from 0 below 2^32")
     if not stages:
         raise Permanent(f"{path}: no stages; nothing to do")
-    recipe = Recipe(name, Path(storage), path.parent, seed, models, stages)
+    recipe = Recipe(name, Path(storage), folders, seed, models, stages)
     _check_references(recipe, path)
     return recipe
 
@@ -224,10 +228,14 @@ def _check_model(recipe: Recipe, what: str, name: str, where: str) -> None:
         raise Permanent(f"{where}: model '{name}' needs weights: (a packaged name, hub id, folder)")
     if spec.engine == "openai" and not (spec.model and spec.base_url):
         raise Permanent(f"{where}: model '{name}' needs model: and base_url:")
+    if spec.engine == "service" and not spec.base_url:
+        raise Permanent(f"{where}: model '{name}' needs base_url:, the address of zephyr serve")
+    if spec.base_url and not re.match(r"https?://", spec.base_url):
+        raise Permanent(f"{where}: model '{name}': base_url must start with http:// or https://")
     if what == "weights" and spec.engine != "vllm":
         raise Permanent(f"{where}: model '{name}' has no weights to train (engine {spec.engine})")
-    if what == "model" and spec.engine == "rules":
-        raise Permanent(f"{where}: '{name}' is a rules judge; it cannot answer prompts")
+    if what == "model" and spec.engine in ("rules", "service"):
+        raise Permanent(f"{where}: '{name}' is a {spec.engine} judge; it cannot answer prompts")
 
 
 def _path_between(recipe: Recipe, start: str, goal: str) -> list[str] | None:
@@ -261,7 +269,8 @@ def _typed(cls: type[T], settings: Any, where: str) -> T:
     try:
         return cls.model_validate(mapping(settings, where))
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt name first: the right one may be missing because of it.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         place = ".".join(str(p) for p in first["loc"])
         if first["type"] == "extra_forbidden":
             message = f"unknown setting '{place}'{_near(place, cls.model_fields)}"

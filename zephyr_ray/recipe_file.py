@@ -1,6 +1,6 @@
 """The recipe file as it is written: YAML with every key once, `extends`, and `--set` overrides.
 
-A recipe may build on another one beside it (`extends: quickstart.yaml`) and add or replace lines.
+A recipe may build on another one (`extends: quickstart.yaml`) and add or replace lines.
 """
 
 from pathlib import Path
@@ -11,9 +11,10 @@ import yaml
 from zephyr_ray.errors import Permanent
 
 
-def read(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """The settings of a recipe file, not yet checked. Permanent where it cannot be read."""
-    raw = _read_yaml(path)
+def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
+    """The settings of a recipe file, not yet checked, and the folders its files may lie in: its
+    own, then that of the recipe it extends. Permanent where it cannot be read."""
+    raw, folders = _read_yaml(path), [path.parent]
     if "extends" in raw:
         base = path.parent / str(raw.pop("extends"))
         below = _read_yaml(base)
@@ -22,9 +23,10 @@ def read(path: Path, overrides: list[str]) -> dict[str, Any]:
                 f"{path}: extends {base}, which itself extends another; extend that one"
             )
         raw = _extend(below, raw)
+        folders.append(base.parent)
     for text in overrides:
         _override(raw, text)
-    return raw
+    return raw, folders
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
@@ -62,7 +64,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
         path = ["stages", *path]
     for part in path[:-1]:
         if not isinstance(place, dict) or not isinstance(place.get(part), dict):
-            raise Permanent(f"--set {text}: the recipe has no '{part}'")
+            hint = f"; a model's are models.{text}" if part in (raw.get("models") or {}) else ""
+            raise Permanent(f"--set {text}: the recipe has no '{part}'{hint}")
         place = place[part]
     try:
         place[path[-1]] = yaml.safe_load(value)

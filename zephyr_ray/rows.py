@@ -206,7 +206,7 @@ class RowActor:
         self._folder = Path(journal)
         self._journal = Journal(self._folder, writer=uuid.uuid4().hex[:12])
         self._stopped = False
-        self._engine: Engine | RulesJudge | None = None
+        self._engine: Engine | Judge | None = None
         try:
             self._engine = start_engine(next(iter(members.values())), seed)
         except Permanent as error:
@@ -268,7 +268,7 @@ class RowActor:
         )
         if self._judge:
             return judge_of(self._engine, model, row)
-        assert not isinstance(self._engine, RulesJudge)
+        assert isinstance(self._engine, Engine)
         return RowAsk(self._engine, model, row)
 
 
@@ -290,21 +290,22 @@ class RowAsk:
         return await self._engine.answer([*system, *examples, *rest], sampling)
 
 
-def judge_of(engine: Engine | RulesJudge, model: Model, row: Row) -> Judge:
+def judge_of(engine: Engine | Judge, model: Model, row: Row) -> Judge:
     """The judge that an engine is, or that its model plays."""
-    return engine if isinstance(engine, RulesJudge) else ModelJudge(RowAsk(engine, model, row))
+    return ModelJudge(RowAsk(engine, model, row)) if isinstance(engine, Engine) else engine
 
 
-def start_engine(model: Model, seed: int) -> Engine | RulesJudge:
+def start_engine(model: Model, seed: int) -> Engine | Judge:
     """Starts the engine of a model in this process."""
     began = time.monotonic()
-    engine: Engine | RulesJudge
+    engine: Engine | Judge
     if model.spec.engine == "rules":
         engine = RulesJudge(model.spec)
-    elif model.spec.engine == "openai":
-        from zephyr_ray.models.openai import OpenAIEngine
+    elif model.spec.engine in ("openai", "service"):
+        from zephyr_ray.models.openai import OpenAIEngine, ServedJudge
 
-        engine = OpenAIEngine(model.spec)
+        kind = OpenAIEngine if model.spec.engine == "openai" else ServedJudge
+        engine = kind(model.spec)
     else:
         from zephyr_ray.models.vllm import VllmEngine
 

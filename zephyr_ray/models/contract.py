@@ -1,7 +1,7 @@
 """The one contract between row programs and whatever answers them: `await ask(messages)`."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from zephyr_ray.errors import Permanent
 
@@ -36,6 +36,7 @@ class Sampling:
     max_tokens: int
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A started model. Raises Permanent (this row cannot be answered), StopRun, or Temporary."""
 

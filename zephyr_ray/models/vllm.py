@@ -7,6 +7,7 @@ runs in process (`LLMEngine`), because `AsyncLLM` starts a second process and ta
 import asyncio
 import itertools
 import os
+from collections.abc import Callable
 from typing import Any
 
 from zephyr_ray.chat import ChatFormat
@@ -57,10 +58,17 @@ class VllmEngine:
             )
         )
         self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._told: dict[str, Callable[[str], None]] = {}
         self._numbers = itertools.count()
         self._pump: asyncio.Task[None] | None = None
 
-    async def answer(self, messages: list[Message], sampling: Sampling) -> Reply:
+    async def answer(
+        self,
+        messages: list[Message],
+        sampling: Sampling,
+        told: Callable[[str], None] | None = None,
+    ) -> Reply:
+        """`told` is given the whole answer so far, after every step."""
         from vllm import SamplingParams
 
         prompt = self.format.prompt(messages)
@@ -72,6 +80,8 @@ class VllmEngine:
         number = str(next(self._numbers))
         future = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
+        if told:
+            self._told[number] = told
         self._engine.add_request(
             number,
             {"prompt_token_ids": prompt},
@@ -90,6 +100,8 @@ class VllmEngine:
             self._waiting.pop(number, None)
             self._engine.abort_request([number])
             raise
+        finally:
+            self._told.pop(number, None)
         return Reply(
             output.text, output.finish_reason or "length", len(prompt), len(output.token_ids)
         )
@@ -98,6 +110,8 @@ class VllmEngine:
         try:
             while self._engine.has_unfinished_requests():
                 for output in self._engine.step():
+                    if told := self._told.get(output.request_id):
+                        told(output.outputs[0].text)
                     if output.finished and output.request_id in self._waiting:
                         self._waiting.pop(output.request_id).set_result(output)
                 # Answered rows ask their next turn here, before the next step.

@@ -56,6 +56,7 @@ def evaluations(inputs: Inputs, colours: Palette) -> list[dict[str, Any]]:
             {
                 **result,
                 "stage": name,
+                "judged_by": _model(artifact.manifest.get("models", {}).get(result["judge"], {})),
                 "prompts": max((m.get("prompts", 0) for m in models.values()), default=0),
                 "plots": [
                     *([plots.interval_bars(title, wins, bars, 0.5)] if wins else []),
@@ -105,7 +106,15 @@ def headline(evaluation: dict[str, Any]) -> str:
             f"[{signed(ends[0])}, {signed(ends[1])}] of checks passed"
         )
         break
-    return text + "."
+    text += "."
+    before = models.get(baseline, {})
+    if _numbers(figures, "pass_rate", "words") and _numbers(before, "pass_rate", "words"):
+        text += (
+            f" {figures['pass_rate']:.0%} of its answers pass the checks ({baseline}: "
+            f"{before['pass_rate']:.0%}), in {figures['words']:.0f} words on average "
+            f"({before['words']:.0f})."
+        )
+    return text
 
 
 def curves(inputs: Inputs, colours: Palette) -> list[Any]:
@@ -154,7 +163,8 @@ def stages(inputs: Inputs) -> list[dict[str, Any]]:
                 "name": name,
                 **{k: manifest.get(k) for k in ("kind", "key", "seconds", "attempts")},
                 "created": str(manifest.get("created", ""))[:16].replace("T", " "),
-                "settings": {k: _text(v) for k, v in manifest.get("settings", {}).items()},
+                "settings": {k: _text(v) for k, v in manifest.get("settings", {}).items()}
+                | {f"model {n}": _model(spec) for n, spec in manifest.get("models", {}).items()},
                 "reads": manifest.get("reads", {}),
                 "rows": counts.get("rows"),
                 "counts": {k: v for k, v in counts.items() if k != "rows" and k not in trouble},
@@ -242,6 +252,21 @@ def _samples(artifact: Artifact, models: list[str]) -> Iterator[dict[str, Any]]:
                 }
             )
         yield {"id": row["id"], "prompt": _cut(row["prompt"]), "answers": answers}
+
+
+def _model(spec: dict[str, Any]) -> str:
+    """A model in a line: what it is and how answers are drawn from it."""
+    weights = Path(spec.get("weights") or "")
+    trained = weights.name == "model"  # of an artifact: its name says which
+    parts = [weights.parent.name if trained else str(spec.get("weights") or "")]
+    parts += [str(spec.get(k) or "") for k in ("engine", "model", "base_url")]
+    if spec.get("relevance"):
+        parts.append(f"on topic by {Path(spec['relevance']).name} ≥ {spec['relevance_min']}")
+    if spec.get("engine") in ("vllm", "openai"):
+        parts.append(f"temperature {spec['temperature']}, top_p {spec['top_p']}")
+    if spec.get("demonstrations"):
+        parts.append("with worked examples")
+    return ", ".join(part for part in parts if part)
 
 
 def _with_file(inputs: Inputs, name: str) -> list[tuple[str, Artifact]]:

@@ -90,7 +90,11 @@ class Clean(Stage):
             seen.add(identity)
             kept.append({**row, "messages": messages[:end]})
         if not kept:
-            raise Permanent(f"stage '{work.name}': cleaning left no dialogue: {work.counts}")
+            why = [f"{n:.0f} {k.removeprefix('dropped/')}" for k, n in work.counts.items() if n]
+            raise Permanent(
+                f"stage '{work.name}': no dialogue is left ({', '.join(why)}); make more of them, "
+                "or lower min_score"
+            )
         work.write_rows(kept)
 
     def _scores(self, rows: list[dict[str, Any]], work: Work) -> dict[str, float | None]:

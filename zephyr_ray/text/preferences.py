@@ -75,14 +75,14 @@ class Preferences(Stage):
 def _pair(
     row: dict[str, Any], number: int, chosen: dict[str, Any], rejected: dict[str, Any]
 ) -> dict[str, Any]:
-    question = user(row["prompt"])
+    asked = [*row.get("context", []), user(row["prompt"])]
     return {
         "id": f"{row['id']}/{number}",
         "prompt": row["prompt"],
         "instruction": row["instruction"],
         "constraint": row["constraint"],
-        "chosen": [question, assistant(chosen["text"])],
-        "rejected": [question, assistant(rejected["text"])],
+        "chosen": [*asked, assistant(chosen["text"])],
+        "rejected": [*asked, assistant(rejected["text"])],
         "score_chosen": chosen["score"],
         "score_rejected": rejected["score"],
         "model_chosen": chosen["model"],

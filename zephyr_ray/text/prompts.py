@@ -53,6 +53,8 @@ class Tasks(Stage):
     def _row(self, number: int, task: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         """A prompt row; a task without a constraint of its own is given one at random."""
         instruction, constraint = task["instruction"].strip(), task.get("constraint")
+        if instruction[-1].isalnum():  # a sentence that states the constraint may follow
+            instruction += "."
         sentence = ""
         if constraint:
             sentence = constraints.phrase(rng, constraint)
@@ -72,6 +74,7 @@ class Prompts(Tasks):
 
     kind = "prompts"
     makes = "prompts"
+    version = 2
 
     def run(self, work: Work) -> None:
         tasks = list(read_tasks(work.files["seeds"]))[: self.count]
@@ -89,7 +92,7 @@ class SelfInstruct(Tasks):
 
     kind = "self_instruct"
     makes = "prompts"
-    version = 2
+    version = 3
 
     model: Annotated[str, Reads("model")]
     count: int = Field(ge=1)
@@ -129,6 +132,7 @@ class SelfInstruct(Tasks):
                     if self._usable(task, kept, held_out, work):
                         kept.add(instruction)
                         tasks.append(task)
+        work.counts["surplus"] = max(0, len(tasks) - self.count)
         tasks = tasks[: self.count]
         work.counts["short_of_count"] = self.count - len(tasks)
         work.counts["new"] = len(tasks) - min(len(seeds), len(tasks))

@@ -1,0 +1,133 @@
+"""`zephyr serve` against `vllm serve`: time to the first token and tokens a second, in one run.
+
+    .venv/bin/python benchmarks/serve.py runs/quickstart
+
+Both serve the run's newest model with the same engine settings on this machine, asked in turns, so
+that a slow minute of the machine meets both. Greedy answers of 64 tokens.
+"""
+
+import asyncio
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+
+from zephyr_ray.run_folder import models_of
+from zephyr_ray.serve.app import ENGINE_ENVIRONMENT
+
+CLIENTS = (1, 8, 32)
+ANSWERS = {1: 6, 8: 32, 32: 96}
+"""Answers of one round at each load."""
+ROUNDS = 3
+TOKENS = 64
+CONTEXT = 1024
+SUBJECTS = ("rain", "bread", "bridges", "violins", "maps", "bees", "glass", "tides")
+
+
+def main(run: Path) -> None:
+    name, model = list(models_of(run).items())[-1]
+    ours = ["zephyr_ray.cli", "serve", str(run), "--models", name, "--context", str(CONTEXT)]
+    ours += ["--requests-per-minute", "100000"]
+    theirs = ["vllm.entrypoints.openai.api_server", "--model", model]
+    theirs += ["--served-model-name", name, "--host", "127.0.0.1", "--dtype", "bfloat16"]
+    theirs += ["--max-model-len", str(CONTEXT), "--enforce-eager", "--no-enable-chunked-prefill"]
+    theirs += ["--max-num-batched-tokens", "4096", "--generation-config", "vllm"]
+    with served(ours) as here, served(theirs) as there:
+        for address in (here, there):
+            asyncio.run(load(address, name, 2, 4))  # the first answers warm up
+        for clients in CLIENTS:
+            rounds = [
+                [asyncio.run(load(a, name, clients, ANSWERS[clients])) for a in (here, there)]
+                for _ in range(ROUNDS)
+            ]
+            show(clients, rounds)
+
+
+@contextmanager
+def served(module: list[str]) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", *module, "--port", str(port)]
+    environment = os.environ | ENGINE_ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "WARNING"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            if process.poll() is not None:
+                raise SystemExit(f"{module[0]} ended with {process.returncode}")
+            try:
+                if httpx.get(f"{address}/health").status_code == 200:
+                    break
+            except httpx.HTTPError:
+                time.sleep(1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def load(address: str, model: str, clients: int, answers: int) -> dict[str, float]:
+    """Tokens a second over all clients, and the median and 95th percentile of the first token."""
+    client = openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    waiting = iter(range(answers))
+    firsts: list[float] = []
+    tokens = 0
+
+    async def one() -> None:
+        nonlocal tokens
+        for number in waiting:
+            began = time.monotonic()
+            asked = f"Write {number + 3} facts about {SUBJECTS[number % len(SUBJECTS)]}."
+            stream: Any = await client.chat.completions.create(
+                model=model,
+                messages=[{"role": "user", "content": asked}],
+                max_tokens=TOKENS,
+                temperature=0,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+            first = None
+            async for chunk in stream:
+                if first is None and chunk.choices and chunk.choices[0].delta.content:
+                    first = time.monotonic() - began
+                if chunk.usage:
+                    tokens += chunk.usage.completion_tokens
+            firsts.append(first or time.monotonic() - began)
+
+    began = time.monotonic()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    seconds = time.monotonic() - began
+    firsts.sort()
+    return {
+        "rate": tokens / seconds,
+        "first": statistics.median(firsts),
+        "late": firsts[int(0.95 * (len(firsts) - 1))],
+    }
+
+
+def show(clients: int, rounds: list[list[dict[str, float]]]) -> None:
+    def median(side: int, what: str) -> float:
+        return statistics.median(pair[side][what] for pair in rounds)
+
+    rate = statistics.median(ours["rate"] / theirs["rate"] for ours, theirs in rounds)
+    first = statistics.median(ours["first"] / theirs["first"] for ours, theirs in rounds)
+    print(
+        f"| {clients} | {median(0, 'rate'):.0f} | {median(1, 'rate'):.0f} | {rate:.2f} "
+        f"| {median(0, 'first') * 1000:.0f} | {median(1, 'first') * 1000:.0f} | {first:.2f} "
+        f"| {median(0, 'late') * 1000:.0f} | {median(1, 'late') * 1000:.0f} |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,108 @@
+"""A real `zephyr serve` of a tiny model, for the tests that meet it over HTTP."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+
+from zephyr_ray.recipe import ModelSpec
+
+KEY, OTHER = "first-of-the-keys", "second-of-the-keys"
+READY_SECONDS = 300
+CONTEXT = 256
+
+
+@dataclass
+class Service:
+    address: str
+    run: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0)
+
+    def post(self, path: str, body: Any, key: str | None = KEY) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return httpx.post(f"{self.address}{path}", content=content, headers=headers, timeout=120)
+
+
+def a_run(folder: Path, model: Path) -> Path:
+    """What a finished run leaves: a trained model, and the comparison with its judge."""
+    store, run = folder / "store", folder / "tiny"
+    (run / "models").mkdir(parents=True)
+    (run / "data").mkdir()
+    base = {**ModelSpec(weights=str(model)).model_dump(), "weights": str(model)}
+    judge = ModelSpec(engine="rules").model_dump()
+    for name, manifest in (
+        ("dpo-1", {"kind": "dpo", "created": "2026-01-01", "models": {"base": base}}),
+        (
+            "pairwise-1",
+            {"kind": "pairwise", "settings": {"judge": "judge"}, "models": {"judge": judge}},
+        ),
+    ):
+        (store / name).mkdir(parents=True)
+        (store / name / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copytree(model, store / "dpo-1" / "model")
+    (run / "models" / "dpo").symlink_to("../../store/dpo-1/model")
+    (run / "data" / "winrate").symlink_to("../../store/pairwise-1")
+    return run
+
+
+def adapter_on(model: Path, folder: Path) -> Path:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def served(tiny_model: Path, folder: Path) -> Iterator[Service]:
+    """Two models, `dpo` and the adapter `slim` on it, and a rules judge; two keys open it."""
+    run, port = a_run(folder, tiny_model), free_port()
+    adapter = adapter_on(tiny_model, folder / "adapter")
+    log = folder / "log"
+    command = [
+        *(sys.executable, "-m", "zephyr_ray.cli", "serve", str(run), "--port", str(port)),
+        *("--models", "dpo", "--adapter", f"slim={adapter}", "--context", str(CONTEXT)),
+        *("--max-tokens", "200", "--requests-per-minute", "100000"),
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment["ZEPHYR_API_KEYS"] = f"{KEY}, {OTHER}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    service = Service(f"http://127.0.0.1:{port}", run, process, log)
+    try:
+        deadline = time.monotonic() + READY_SECONDS
+        while "chat " not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.5)
+        yield service
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()

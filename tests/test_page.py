@@ -1,0 +1,111 @@
+"""The page of `zephyr serve` in a real browser, against a real service of a tiny model.
+
+Skipped where there is no Chromium (`apt-get install chromium`).
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chrome import Chrome
+from serving import KEY, Service
+
+from zephyr_ray.store import read_jsonl
+
+pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chrome]:
+    with Chrome() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Chrome, service: Service) -> Chrome:
+    """The page with a key given and an empty conversation."""
+    browser.emulate()
+    browser.open(f"{service.address}/")
+    browser.eval("localStorage.clear()")
+    browser.eval("sessionStorage.clear()")
+    browser.open(f"{service.address}/")
+    browser.wait("!document.querySelector('#key-form').hidden")
+    browser.type("#key", KEY)
+    browser.press("Enter")
+    browser.wait("document.querySelectorAll('#model-left option').length === 2")
+    browser.problems.clear()  # of the 401 that asked for the key
+    return browser
+
+
+def ask(page: Chrome, text: str) -> None:
+    page.type("#prompt", text)
+    page.press("Enter")
+    page.wait("busy()", timeout=5)
+    page.wait("!busy()", timeout=60)
+
+
+def answer(page: Chrome, side: str) -> str:
+    return page.text(f".message[data-role=assistant][data-side={side}]:last-of-type")
+
+
+def test_a_wrong_key_is_refused_and_a_right_one_opens(browser: Chrome, service: Service) -> None:
+    browser.open(f"{service.address}/")
+    browser.eval("sessionStorage.clear()")
+    browser.open(f"{service.address}/")
+    browser.wait("!document.querySelector('#key-form').hidden")
+    browser.type("#key", "not-the-key")
+    browser.press("Enter")
+    browser.wait("/key/i.test(document.querySelector('#key-form').innerText)")
+    time.sleep(0.5)
+    assert browser.eval("document.querySelectorAll('#model-left option').length") == 0
+    browser.type("#key", KEY)
+    browser.press("Enter")
+    browser.wait("document.querySelectorAll('#model-left option').length === 2")
+
+
+def test_two_models_are_compared_voted_on_and_exported(
+    page: Chrome, service: Service, tmp_path: Path
+) -> None:
+    page.click("#compare")
+    page.choose("#model-left", "dpo")
+    page.choose("#model-right", "slim")
+    ask(page, "Name a bird.")
+    left, right = answer(page, "left"), answer(page, "right")
+    assert left and right and left != right
+    page.click('.vote button[data-vote="right"]')
+    page.wait("/saved/i.test(document.body.innerText)")
+    vote = list(read_jsonl(service.run / "votes.jsonl"))[-1]
+    assert vote["prompt"] == "Name a bird."
+    assert [(c["model"], c["score"]) for c in vote["completions"]] == [("dpo", 1), ("slim", 10)]
+    page.downloads_to(tmp_path)
+    page.click("#export")
+    deadline = time.monotonic() + 10
+    while not list(tmp_path.glob("*.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    [file] = tmp_path.glob("*.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {row["model"] for row in rows} == {"dpo", "slim"}
+    assert all(row["messages"][0]["content"] == "Name a bird." for row in rows)
+    assert page.problems == []
+
+
+def test_a_conversation_survives_a_reload_and_nothing_leaves_the_origin(
+    page: Chrome, service: Service
+) -> None:
+    ask(page, "Remember me.")
+    text = answer(page, "left")
+    page.open(f"{service.address}/")
+    page.wait("document.querySelector('.message[data-role=assistant]')")
+    assert answer(page, "left").split("\n")[0] == text.split("\n")[0]
+    assert all(url.startswith((service.address, "data:", "blob:")) for url in page.requests)
+
+
+def test_no_sideways_scroll_on_a_phone(page: Chrome) -> None:
+    page.emulate(width=360, height=640)
+    page.click("#compare")
+    ask(page, "word " * 30 + "x" * 300)
+    assert page.eval("document.documentElement.scrollWidth") <= 360

@@ -1,0 +1,339 @@
+"""`zephyr serve` as its users meet it: a real service of a tiny model, over HTTP."""
+
+import asyncio
+import concurrent.futures
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from serving import KEY, OTHER, Service
+
+from zephyr_ray.models.openai import ServedJudge
+from zephyr_ray.models.rules import RulesJudge
+from zephyr_ray.recipe import ModelSpec
+from zephyr_ray.serve.gateway import MOST_BYTES
+from zephyr_ray.serve.requests import MOST_JUDGED
+
+# --- what the official client can do -------------------------------------------------------------
+
+QUESTION: list[Any] = [{"role": "user", "content": "def answer("}]
+
+
+def test_models_are_listed_with_their_adapters(service: Service) -> None:
+    assert [model.id for model in service.client.models.list()] == ["dpo", "slim"]
+
+
+def test_an_answer_has_text_reason_and_usage(service: Service) -> None:
+    reply = service.client.chat.completions.create(model="dpo", messages=QUESTION, max_tokens=12)
+    [choice] = reply.choices
+    assert choice.message.role == "assistant" and choice.message.content
+    assert choice.finish_reason in ("stop", "length")
+    assert reply.usage is not None and 1 <= reply.usage.completion_tokens <= 12
+
+
+def test_the_template_is_applied_once(service: Service, tiny_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from zephyr_ray.chat import ChatFormat
+
+    reply = service.client.chat.completions.create(model="dpo", messages=QUESTION, max_tokens=1)
+    prompt = ChatFormat.of(AutoTokenizer.from_pretrained(tiny_model)).prompt(QUESTION)
+    assert reply.usage is not None and reply.usage.prompt_tokens == len(prompt)
+
+
+def test_a_typed_control_token_does_not_end_the_turn(service: Service) -> None:
+    def tokens(content: str) -> int:
+        reply = service.client.chat.completions.create(
+            model="dpo", messages=[{"role": "user", "content": content}], max_tokens=1
+        )
+        assert reply.usage is not None
+        return reply.usage.prompt_tokens
+
+    # Read as a control token, one <|im_end|> would be one token more than none.
+    assert tokens("a<|im_end|>") > tokens("a") + 3
+
+
+def test_a_stream_has_the_same_text_and_ends_with_usage(service: Service) -> None:
+    asked: dict[str, Any] = {
+        "model": "dpo", "messages": QUESTION, "max_tokens": 24, "temperature": 0,
+    }  # fmt: skip
+    whole = service.client.chat.completions.create(**asked)
+    stream = service.client.chat.completions.create(
+        **asked, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert len([c for c in chunks if c.choices and c.choices[0].delta.content]) > 5
+    assert chunks[-1].usage == whole.usage
+
+
+def test_n_seed_stop_and_logprobs(service: Service) -> None:
+    def ask(seed: int) -> Any:
+        return service.client.chat.completions.create(
+            model="dpo",
+            messages=QUESTION,
+            max_tokens=16,
+            n=2,
+            seed=seed,
+            logprobs=True,
+            top_logprobs=3,
+            temperature=1.0,
+        )
+
+    one, two, other = ask(1), ask(1), ask(2)
+    texts = [[c.message.content for c in r.choices] for r in (one, two, other)]
+    assert texts[0] == texts[1] != texts[2] and len(texts[0]) == 2
+    tokens = one.choices[0].logprobs.content
+    assert len(tokens) > 0 and all(t.logprob <= 0 and len(t.top_logprobs) == 3 for t in tokens)
+    greedy = service.client.chat.completions.create(
+        model="dpo", messages=QUESTION, max_tokens=30, temperature=0
+    )
+    text = greedy.choices[0].message.content or ""
+    stop = text[5:8]
+    stopped = service.client.chat.completions.create(
+        model="dpo", messages=QUESTION, max_tokens=30, temperature=0, stop=[stop]
+    )
+    assert stopped.choices[0].message.content == text[: text.index(stop)]
+    assert stopped.choices[0].finish_reason == "stop"
+
+
+def test_plain_completions(service: Service) -> None:
+    reply = service.client.completions.create(
+        model="dpo", prompt="import ", max_tokens=8, echo=True
+    )
+    assert reply.choices[0].text.startswith("import ")
+    assert reply.usage is not None and reply.usage.completion_tokens <= 8
+
+
+def test_an_adapter_answers_otherwise_than_its_base(service: Service) -> None:
+    answers = [
+        service.client.chat.completions.create(
+            model=model, messages=QUESTION, max_tokens=24, temperature=0
+        )
+        .choices[0]
+        .message.content
+        for model in ("dpo", "slim")
+    ]
+    assert answers[0] != answers[1]
+
+
+# --- who may ask, and how much -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/votes", "/judge/score", "/nowhere"])
+@pytest.mark.parametrize("key", [None, "wrong", ""])
+def test_nobody_asks_without_a_key(path: str, key: str | None, service: Service) -> None:
+    reply = service.post(path, {}, key)
+    assert reply.status_code == 401
+    assert reply.json()["error"]["code"] == "invalid_api_key"
+    assert reply.headers["www-authenticate"] == "Bearer"
+
+
+def test_each_of_the_keys_opens(service: Service) -> None:
+    for key in (KEY, OTHER):
+        assert service.post("/nowhere", {}, key).status_code == 404
+
+
+def test_page_and_health_need_no_key(service: Service) -> None:
+    page = httpx.get(service.address)
+    assert page.status_code == 200 and "<title>" in page.text
+    nonce = page.headers["content-security-policy"].split("script-src 'nonce-")[1].split("'")[0]
+    assert f'<script nonce="{nonce}"' in page.text and "{{nonce}}" not in page.text
+    assert httpx.get(f"{service.address}/health").json()["models"] == ["dpo", "slim"]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "says"),
+    [
+        ({"model": "gpt"}, 404, "no model 'gpt' here; there is dpo, slim"),
+        ({"max_tokens": 201}, 422, "at most 200"),
+        ({"temperature": 3}, 422, "temperature"),
+        ({"messages": []}, 422, "messages"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, 422, "messages.0.role"),
+        ({"tools": []}, 422, "tools"),
+        ({"n": 9}, 422, "n: "),
+        ({"messages": [{"role": "user", "content": "long " * 300}]}, 400, "context length"),
+        ({"stream_options": {"include_usage": True}}, 400, "stream"),
+    ],
+)
+def test_a_wrong_request_names_what_is_wrong(
+    change: dict[str, Any], status: int, says: str, service: Service
+) -> None:
+    reply = service.post("/v1/chat/completions", {"model": "dpo", "messages": QUESTION, **change})
+    assert reply.status_code == status, reply.text
+    assert says in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"{", 400), (b'{"model": "\xff"}', 400), (b"", 400), (b" " * (MOST_BYTES + 1), 413)],
+)
+def test_a_body_that_is_no_json_or_too_large(body: bytes, status: int, service: Service) -> None:
+    reply = service.post("/v1/chat/completions", body)
+    assert reply.status_code == status
+    assert reply.json()["error"]["message"]
+
+
+# --- hostile bodies ------------------------------------------------------------------------------
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.sampled_from(["\x00", "<|im_end|>", 10**400, "9" * 5000, "\ud800"]),
+    st.lists(st.none() | st.text(max_size=5), max_size=3),
+)
+FIELDS = st.sampled_from(
+    ["model", "messages", "n", "stop", "seed", "temperature", "top_p", "max_tokens", "logprobs",
+     "top_logprobs", "stream", "stream_options", "user", "prompt", "echo", "requests", "vote",
+     "left", "right", "presence_penalty", "zzz"]
+)  # fmt: skip
+PATHS = st.sampled_from(
+    ["/v1/chat/completions", "/v1/completions", "/v1/votes", "/judge/pairwise", "/judge/score"]
+)
+BODIES = st.one_of(
+    st.binary(max_size=200),
+    st.dictionaries(FIELDS, ODD, max_size=6).map(lambda d: json.dumps(d).encode()),
+    st.dictionaries(FIELDS, ODD, max_size=2).map(
+        lambda d: json.dumps({"model": "dpo", "messages": QUESTION, "max_tokens": 1, **d}).encode()
+    ),
+    st.integers(1, 3000).map(lambda depth: b'{"a":' * depth),
+)
+
+
+@given(PATHS, BODIES)
+@settings(
+    max_examples=1000, deadline=None, database=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+def test_no_body_makes_a_server_error(service: Service, path: str, body: bytes) -> None:
+    reply = service.post(path, body)
+    assert reply.status_code < 500, (path, body, reply.text)
+    if reply.status_code >= 400:
+        assert reply.json()["error"]["message"]
+
+
+# --- slots, votes, judge -------------------------------------------------------------------------
+
+
+def test_a_client_that_hangs_up_frees_its_place(service: Service) -> None:
+    """Many long answers are begun and left; what is asked next does not wait for their end."""
+    asked = {"model": "dpo", "messages": QUESTION, "max_tokens": 200, "stream": True, "n": 8}
+
+    def leave(_: int) -> None:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        url = f"{service.address}/v1/chat/completions"
+        with httpx.stream("POST", url, json=asked, headers=headers, timeout=60) as stream:
+            next(stream.iter_lines())
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        list(pool.map(leave, range(32)))
+    deadline = time.monotonic() + 20
+    while running := running_requests(service):
+        assert time.monotonic() < deadline, f"{running} requests still run"
+        time.sleep(0.2)
+
+
+def running_requests(service: Service) -> float:
+    """What the engine itself says, by way of Ray's Prometheus endpoint."""
+    [address] = re.findall(r"metrics +(http://\S+)", service.log.read_text())
+    lines = re.findall(
+        r"^ray_vllm\S*num_requests_running\{.*\} (\S+)", httpx.get(address).text, re.M
+    )
+    assert lines
+    return sum(map(float, lines))
+
+
+def test_a_vote_is_a_row_that_preferences_reads(service: Service, tmp_path: Path) -> None:
+    from zephyr_ray.stage import Work
+    from zephyr_ray.store import Artifact, read_jsonl
+    from zephyr_ray.text.preferences import Preferences
+    from zephyr_ray.text.votes import Votes
+
+    talk = [
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "Name a bird."},
+    ]
+    sides = {"left": {"model": "dpo", "text": "An owl.", "finish_reason": "stop"},
+             "right": {"model": "slim", "text": "A bird", "finish_reason": "length"}}  # fmt: skip
+    for vote in ("right", "tie"):
+        reply = service.post("/v1/votes", {"messages": talk, **sides, "vote": vote})
+        assert reply.status_code == 200, reply.text
+    file = service.run / "votes.jsonl"
+    work = Work("votes", tmp_path / "votes", 0, {}, {}, {"file": file})
+    work.folder.mkdir()
+    Votes(file=str(file)).run(work)
+    assert work.counts == {"rows": 2, "ties": 1}
+    made = Work("pairs", tmp_path, 0, {"votes": Artifact(work.folder, {})}, {}, {})
+    Preferences(feedback="votes").run(made)
+    [pair] = read_jsonl(tmp_path / "rows.jsonl")
+    assert pair["chosen"] == [*talk, {"role": "assistant", "content": "A bird"}]
+    assert pair["rejected"] == [*talk, {"role": "assistant", "content": "An owl."}]
+    assert pair["finish_chosen"] == "length"
+
+
+def test_the_served_judge_says_what_the_judge_says(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {
+            "prompt": "Name three birds in CAPITALS.",
+            "instruction": "Name three birds.",
+            "constraint": {"kind": "uppercase"},
+            "first": {"text": first, "finish_reason": "stop"},
+            "second": {"text": second, "finish_reason": "length"},
+        }
+        for first, second in (("OWL, EMU, HEN", "owl"), ("owl", "OWL"), ("OWL", "OWL"))
+    ]
+    served = service.post("/judge/pairwise", {"requests": rows})
+    assert served.status_code == 200, served.text
+    judge = RulesJudge(ModelSpec(engine="rules"))
+    own = [asyncio.run(judge.compare(row, row["first"], row["second"])) for row in rows]
+    assert served.json()["results"] == own
+    assert {result["verdict"] for result in own} >= {1.0}
+    monkeypatch.setenv("ZEPHYR_TEST_KEY", KEY)
+    client = ServedJudge(
+        ModelSpec(engine="service", base_url=service.address, api_key_env="ZEPHYR_TEST_KEY")
+    )
+
+    async def through() -> list[dict[str, Any]]:
+        return [await client.compare(row, row["first"], row["second"]) for row in rows]
+
+    assert asyncio.run(through()) == own
+    wrong = service.post(
+        "/judge/pairwise", {"requests": [{**rows[0], "constraint": {"kind": "zzz"}}]}
+    )
+    assert wrong.status_code == 422 and "zzz" in wrong.json()["error"]["message"]
+    many = service.post("/judge/pairwise", {"requests": rows * MOST_JUDGED})
+    assert many.status_code == 422
+
+
+def test_a_talk_in_the_terminal_with_an_address(service: Service) -> None:
+    command = [sys.executable, "-m", "zephyr_ray.cli", "chat", service.address, "--model", "slim"]
+    done = subprocess.run(
+        command,
+        input="Hello.\nAnd?\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "ZEPHYR_API_KEY": KEY},
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip()) > 10
+    refused = subprocess.run(
+        command, input="", capture_output=True, text=True, env={**os.environ, "ZEPHYR_API_KEY": ""}
+    )
+    assert refused.returncode == 2 and "wants a key: set ZEPHYR_API_KEY" in refused.stderr

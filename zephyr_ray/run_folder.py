@@ -1,0 +1,45 @@
+"""What lies in the folder of a run, such as runs/quickstart: its models and its judge."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.recipe import ModelSpec
+from zephyr_ray.stage import Model
+from zephyr_ray.store import MANIFEST
+
+
+def models_of(run: Path) -> dict[str, str]:
+    """Weights by name: what the run's models were trained from, then the trained ones."""
+    trained = {link.name: link.resolve() for link in sorted((run / "models").glob("*"))}
+    if not trained:
+        raise Permanent(f"{run} has no models/; give the folder of a run that trained one")
+    manifests = {name: _manifest(folder.parent) for name, folder in trained.items()}
+    order = sorted(trained, key=lambda name: str(manifests[name]["created"]))
+    started = {
+        name: spec["weights"]
+        for manifest in manifests.values()
+        for name, spec in manifest.get("models", {}).items()
+        if name not in trained and spec["weights"]
+    }
+    return started | {name: str(trained[name]) for name in order}
+
+
+def judge_of(run: Path) -> Model | None:
+    """The judge of the run's comparison, if it has one."""
+    for data in sorted((run / "data").glob("*")):
+        manifest = _manifest(data.resolve())
+        if manifest["kind"] == "pairwise":
+            name = manifest["settings"]["judge"]
+            spec = ModelSpec.model_validate(manifest["models"][name])
+            return Model(name, spec, spec.weights or "")
+    return None
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Permanent(f"{folder} has no readable manifest ({error}); run its recipe") from None
+    return manifest

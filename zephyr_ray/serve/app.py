@@ -1,0 +1,165 @@
+"""The Ray Serve application: a deployment for each model, the judge, and the gateway in front.
+
+`zephyr serve RUN`, or on a cluster `serve run zephyr_ray.serve.app:build run=RUN` or a RayService
+with this import path.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.models.weights import resolve
+from zephyr_ray.run_folder import judge_of, models_of
+from zephyr_ray.serve.gateway import Gateway, Limits
+from zephyr_ray.serve.judge import JudgeService
+from zephyr_ray.stage import Model
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+ENGINE_ENVIRONMENT = {
+    # One thread an engine: more make the rates of one process unstable on a CPU.
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+}
+DRAIN_SECONDS = 120
+"""How long a replica that goes may take to end its answers."""
+
+
+class ServeSettings(BaseModel):
+    """What is served, and how much of it. From the command line or a Serve config file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: Path
+    """The folder of a run, such as runs/quickstart."""
+    models: list[str] | None = None
+    """By default every trained model of the run, and those it started from."""
+    adapters: dict[str, Path] = {}
+    """LoRA adapter folders by the name they are served under, on the first of `models`."""
+    replicas: int = Field(1, ge=1)
+    """Least replicas of each model."""
+    max_replicas: int | None = Field(None, ge=1)
+    """Most; `replicas` where absent. Between them Serve follows the load."""
+    gpus: float = Field(0, ge=0)
+    """GPUs of one replica."""
+    context: int = Field(2048, ge=64)
+    """Tokens of prompt and answer together."""
+    max_tokens: int = Field(1024, ge=1)
+    """Most tokens of one answer."""
+    most_waiting: int = Field(256, ge=1)
+    """Requests in flight of one replica, and again as many waiting; more are told to come again."""
+    requests_per_minute: int = Field(600, ge=1)
+    """Of one key."""
+    log_prompts: bool = False
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """`serve run` passes text."""
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+def build(settings: ServeSettings) -> "Application":
+    """The application, for a Ray that is up. Permanent where the run has no such model."""
+    from ray import serve
+
+    known = models_of(settings.run)
+    names = settings.models or list(known)
+    for name in names:
+        if name not in known:
+            raise Permanent(f"{settings.run} has no model '{name}'; it has {', '.join(known)}")
+    folders = {name: resolve(known[name]) for name in names}
+    servers = {
+        name: _model_server(settings, name, folder, settings.adapters if name == names[0] else {})
+        for name, folder in folders.items()
+    }
+    special = {name: _special_tokens(folder) for name, folder in folders.items()}
+    for adapter in settings.adapters:
+        servers[adapter], special[adapter] = servers[names[0]], special[names[0]]
+    judge = judge_of(settings.run)
+    limits = Limits(settings.requests_per_minute, settings.max_tokens, settings.log_prompts)
+    gateway = serve.deployment(
+        serve.ingress()(Gateway),
+        name="gateway",
+        # The models say when they are full, with an error that a client can read.
+        max_ongoing_requests=100_000,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        ray_actor_options={"num_cpus": 0},
+    )
+    return gateway.bind(
+        servers,
+        judge and _judge_server(judge),
+        (settings.run / "votes.jsonl").absolute(),
+        special,
+        limits,
+    )
+
+
+def _model_server(
+    settings: ServeSettings, name: str, folder: Path, adapters: dict[str, Path]
+) -> "Application":
+    from ray.serve.llm import LLMConfig, build_llm_deployment
+
+    engine: dict[str, Any] = {
+        "max_model_len": settings.context,
+        "dtype": "bfloat16",
+        "generation_config": "vllm",
+    }
+    if not settings.gpus:
+        engine |= {
+            "enforce_eager": True,
+            # vLLM's CPU sampler fails on a seed of a request whose prompt comes in pieces.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(settings.context, 4096),
+        }
+    if adapters:
+        engine |= {
+            "enable_lora": True,
+            "max_loras": len(adapters),
+            "lora_modules": [{"name": n, "path": str(p)} for n, p in adapters.items()],
+        }
+    replicas = {"min_replicas": settings.replicas}
+    replicas["max_replicas"] = max(settings.replicas, settings.max_replicas or 0)
+    config = LLMConfig(
+        model_loading_config={"model_id": name, "model_source": str(folder)},
+        accelerator_config={"kind": "gpu" if settings.gpus else "cpu"},
+        placement_group_config={"bundle_per_worker": {"CPU": 1, "GPU": settings.gpus}},
+        engine_kwargs=engine,
+        deployment_config={
+            "autoscaling_config": {**replicas, "target_ongoing_requests": settings.most_waiting},
+            "ray_actor_options": {"num_cpus": 0},
+            "max_ongoing_requests": settings.most_waiting,
+            "max_queued_requests": settings.most_waiting,
+            "graceful_shutdown_timeout_s": DRAIN_SECONDS,
+        },
+        runtime_env={} if settings.gpus else {"env_vars": ENGINE_ENVIRONMENT},
+        # A token is sent on at once: waiting for more would be latency that nobody asked for.
+        experimental_configs={"stream_batching_interval_ms": 0},
+    )
+    return build_llm_deployment(config, name_prefix="model-")
+
+
+def _judge_server(judge: Model) -> "Application":
+    from ray import serve
+
+    deployment = serve.deployment(
+        JudgeService,
+        name="judge",
+        max_ongoing_requests=judge.spec.concurrency,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        ray_actor_options={"num_cpus": 0 if judge.spec.engine == "openai" else 1},
+    )
+    return deployment.bind(judge)
+
+
+def _special_tokens(folder: Path) -> list[str]:
+    """Texts that a tokenizer would read as control tokens."""
+    from transformers import AutoTokenizer
+
+    added = AutoTokenizer.from_pretrained(folder).added_tokens_decoder
+    return sorted({token.content for token in added.values() if token.special})

@@ -1,0 +1,60 @@
+"""`zephyr serve`: starts Ray Serve here or on the cluster at RAY_ADDRESS, and waits."""
+
+import os
+import signal
+import socket
+import threading
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.run_folder import models_of
+from zephyr_ray.serve.app import ServeSettings, build
+from zephyr_ray.serve.keys import VARIABLE, check_address, read_keys
+
+NAME = "zephyr"
+
+
+def serve(settings: ServeSettings, host: str, port: int) -> int:
+    """Serves until ctrl-C or SIGTERM. Everything a user can get wrong is a Permanent first."""
+    keys = read_keys()
+    check_address(host, keys)
+    _check_port(host, port)
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    import ray
+    from ray import serve as ray_serve
+
+    from zephyr_ray.ray_cluster import connect
+
+    replicas = max(settings.replicas, settings.max_replicas or 0)
+    models = settings.models or models_of(settings.run)
+    # Engines share the cores of a laptop; Ray must not wait for one each.
+    connect(cpus=max(os.cpu_count() or 1, replicas * len(models) + 1))
+    try:
+        application = build(settings)
+        ray_serve.start(http_options={"host": host, "port": port})
+        ray_serve.run(application, name=NAME, route_prefix="/")
+        shown = f"[{host}]" if ":" in host else host
+        print(f"page      http://{shown}:{port}/")
+        print(f"API       http://{shown}:{port}/v1" + ("" if keys else f" (no key: {VARIABLE})"))
+        for node in ray.nodes():
+            metrics = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            print(f"metrics   http://{metrics} (Prometheus)")
+        print(f"chat      zephyr chat http://{shown}:{port}", flush=True)
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        stop.wait()
+    finally:
+        ray_serve.shutdown()
+        ray.shutdown()
+    return 0
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise Permanent(
+                f"cannot serve on {host}:{port} ({error}); choose another --port"
+            ) from None

@@ -1,0 +1,226 @@
+"""The HTTP side: OpenAI-compatible routes, page, votes and judge, behind keys and bounds."""
+
+import asyncio
+import json
+import logging
+import secrets
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.models import constraints
+from zephyr_ray.serve.answers import Answer, Models
+from zephyr_ray.serve.keys import Keys, read_keys
+from zephyr_ray.serve.requests import (
+    PairwiseRequest,
+    RequestError,
+    ScoreRequest,
+    VoteRequest,
+    parse,
+)
+from zephyr_ray.serve.votes import Votes
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request, Response
+    from ray.serve.handle import DeploymentHandle
+
+    Handler = Callable[[Request], Awaitable[Response]]
+
+log = logging.getLogger("zephyr_ray.serve")
+
+PAGE = Path(__file__).with_name("page.html")
+MOST_BYTES = 1 << 20
+"""Of one body."""
+OPEN = ("/", "/health")
+"""Paths that need no key: the page asks for one itself."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    requests_per_minute: int
+    """Of one key, at one gateway replica."""
+    max_tokens: int
+    """Of one answer."""
+    log_prompts: bool
+
+
+class Gateway:
+    """The ingress deployment. `models` and `judge` are handles of the other deployments."""
+
+    def __init__(
+        self,
+        models: "dict[str, DeploymentHandle]",
+        judge: "DeploymentHandle | None",
+        votes: Path,
+        special_tokens: dict[str, list[str]],
+        limits: Limits,
+    ):
+        from ray.util.metrics import Counter
+
+        self._models = Models(models, special_tokens, limits.max_tokens)
+        self._judge, self._limits, self._votes = judge, limits, Votes(votes)
+        self._keys = Keys(read_keys(), limits.requests_per_minute)
+        self._started = int(time.time())
+        # Beside what Serve counts itself; Ray's metrics agent shows both to Prometheus.
+        self._count = Counter("zephyr_requests", "Requests answered", ("path", "status"))
+        log.setLevel(logging.INFO)
+        log.addHandler(logging.StreamHandler(sys.stdout))
+
+    def __serve_build_asgi_app__(self) -> "FastAPI":
+        from fastapi import FastAPI
+
+        app = FastAPI(openapi_url=None)
+        for method, path, handler in (
+            ("GET", "/", self._page),
+            ("GET", "/health", self._health),
+            ("GET", "/v1/models", self._list),
+            ("POST", "/v1/chat/completions", self._chat),
+            ("POST", "/v1/completions", self._complete),
+            ("POST", "/v1/votes", self._vote),
+            ("POST", "/judge/pairwise", self._pairwise),
+            ("POST", "/judge/score", self._score),
+        ):
+            app.add_api_route(
+                path, self._guarded(handler, path), methods=[method], response_model=None
+            )
+        nothing = self._guarded(_nothing, "other")
+        for status in (404, 405):
+            app.add_exception_handler(status, lambda request, _: nothing(request))
+        return app
+
+    def _guarded(self, handler: "Handler", path: str) -> Any:
+        """The handler behind key, bounds, log line and OpenAI-shaped errors."""
+        from fastapi import Request
+        from fastapi.responses import JSONResponse
+
+        async def route(request: Request) -> Any:
+            began, holder = time.monotonic(), "none"
+            request.state.id, request.state.note = f"req-{uuid.uuid4().hex[:16]}", {}
+            try:
+                if path not in OPEN:
+                    holder = self._keys.admit(request.headers.get("authorization"))
+                response = await handler(request)
+            except RequestError as error:
+                response = JSONResponse(error.body(), error.status, error.headers())
+                request.state.note["error"] = error.code
+            response.headers["X-Request-Id"] = request.state.id
+            self._count.inc(tags={"path": path, "status": str(response.status_code)})
+            line = {
+                "id": request.state.id,
+                "key": holder,
+                "method": request.method,
+                "path": path,
+                "status": response.status_code,
+                "seconds_to_response": round(time.monotonic() - began, 3),
+                **request.state.note,
+            }
+            log.info("%s", json.dumps(line, ensure_ascii=False))
+            return response
+
+        return route
+
+    async def _page(self, request: "Request") -> "Response":
+        from fastapi.responses import HTMLResponse
+
+        nonce = secrets.token_urlsafe(16)
+        policy = (
+            "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; "
+            f"form-action 'none'; frame-ancestors 'none'; style-src 'nonce-{nonce}'; "
+            f"script-src 'nonce-{nonce}'"
+        )
+        headers = {
+            "Content-Security-Policy": policy,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-store",
+        }
+        page = PAGE.read_text(encoding="utf-8").replace("{{nonce}}", nonce)
+        return HTMLResponse(page, headers=headers)
+
+    async def _health(self, request: "Request") -> "Response":
+        return _json({"status": "ok", "models": self._models.names})
+
+    async def _list(self, request: "Request") -> "Response":
+        card = {"object": "model", "created": self._started, "owned_by": "zephyr_ray"}
+        return _json(
+            {"object": "list", "data": [{"id": name, **card} for name in self._models.names]}
+        )
+
+    async def _chat(self, request: "Request") -> "Response":
+        answer = await self._models.chat(await _body(request), request.state.id)
+        return self._respond(request, answer)
+
+    async def _complete(self, request: "Request") -> "Response":
+        answer = await self._models.complete(await _body(request), request.state.id)
+        return self._respond(request, answer)
+
+    def _respond(self, request: "Request", answer: Answer) -> "Response":
+        from fastapi.responses import StreamingResponse
+
+        request.state.note["model"] = answer.model
+        if self._limits.log_prompts:
+            request.state.note["prompt"] = answer.prompt
+        if answer.events is None:
+            return _json(answer.whole)
+        return StreamingResponse(answer.events, media_type="text/event-stream")
+
+    async def _vote(self, request: "Request") -> "Response":
+        vote = parse(VoteRequest, await _body(request))
+        if vote.messages[-1].role != "user":
+            raise RequestError(422, "messages: must end with a question", "invalid_value")
+        return _json({"id": await asyncio.to_thread(self._votes.add, vote)})
+
+    async def _pairwise(self, request: "Request") -> "Response":
+        asked = parse(PairwiseRequest, await _body(request)).requests
+        rows = [(r.row(), r.first.model_dump(), r.second.model_dump()) for r in asked]
+        return await self._judged("compare", rows)
+
+    async def _score(self, request: "Request") -> "Response":
+        asked = parse(ScoreRequest, await _body(request)).requests
+        return await self._judged("score", [(r.row(), r.completion.model_dump()) for r in asked])
+
+    async def _judged(self, method: str, rows: list[tuple[Any, ...]]) -> "Response":
+        """Verdicts in the order of the rows."""
+        if self._judge is None:
+            raise RequestError(404, "this run was compared by no judge", "no_judge")
+        for number, (row, *_) in enumerate(rows):
+            try:
+                if row["constraint"]:
+                    constraints.validate(row["constraint"])
+            except Permanent as error:
+                place = f"requests.{number}.constraint"
+                raise RequestError(422, f"{place}: {error}", "invalid_value", place) from None
+        call = getattr(self._judge, method)
+        try:
+            return _json({"results": await asyncio.gather(*(call.remote(*row) for row in rows))})
+        except Permanent as error:
+            raise RequestError(422, f"the judge: {error}", "judge_refused") from None
+        except Temporary as error:
+            raise RequestError(503, f"the judge: {error}", "judge_busy", retry_after=5) from None
+
+
+async def _body(request: "Request") -> bytes:
+    """The whole body, never more than MOST_BYTES in memory."""
+    parts, total = [], 0
+    async for part in request.stream():
+        total += len(part)
+        if total > MOST_BYTES:
+            message = f"the body is larger than {MOST_BYTES} bytes"
+            raise RequestError(413, message, "body_too_large")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _json(content: Any) -> "Response":
+    from fastapi.responses import JSONResponse
+
+    return JSONResponse(content)
+
+
+async def _nothing(request: "Request") -> "Response":
+    raise RequestError(404, f"nothing at {request.method} {request.url.path[:64]}", "not_found")

@@ -1,0 +1,171 @@
+"""What clients may ask, strictly typed and bounded, and errors as OpenAI's clients read them."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+MOST_MESSAGES, MOST_CHARACTERS = 256, 200_000
+MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS = 8, 4, 20
+MOST_JUDGED = 64
+SEEDS = 2**63
+
+Text = Annotated[str, StringConstraints(max_length=MOST_CHARACTERS)]
+
+
+class RequestError(Exception):
+    """What the client did wrong, or must wait for: a status and one line."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+
+    def headers(self) -> dict[str, str]:
+        headers = (
+            {} if self.retry_after is None else {"Retry-After": str(int(self.retry_after) + 1)}
+        )
+        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+class Body(BaseModel):
+    """Unknown fields are refused: ignoring `tools`, say, would answer another question."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+T = TypeVar("T", bound=Body)
+
+
+class Part(Body):
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[Part], Field(max_length=MOST_MESSAGES)]
+    name: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        text = self.content
+        if not isinstance(text, str):
+            text = "".join(part.text for part in text)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class Sampled(Body):
+    """What chat and completions share."""
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
+    seed: int | None = Field(None, ge=-SEEDS, lt=SEEDS)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    max_tokens: int | None = Field(None, ge=1)
+    user: str | None = None
+    """Taken and not used, as OpenAI's clients may send it."""
+
+
+class ChatRequest(Sampled):
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+
+
+class CompletionRequest(Sampled):
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES)]
+    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    echo: bool | None = None
+
+
+class VotedAnswer(Body):
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    text: Text
+    finish_reason: str | None = None
+
+
+class VoteRequest(Body):
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
+    left: VotedAnswer
+    right: VotedAnswer
+    vote: Literal["left", "right", "tie"]
+
+
+class JudgedAnswer(Body):
+    text: Text
+    finish_reason: Literal["stop", "length"] = "stop"
+
+
+class Asked(Body):
+    """A prompt row: `instruction` and `constraint` are what the rules judge reads."""
+
+    prompt: Text
+    instruction: Text | None = None
+    constraint: dict[str, Any] | None = None
+
+    def row(self) -> dict[str, Any]:
+        instruction = self.prompt if self.instruction is None else self.instruction
+        return {
+            "prompt": self.prompt,
+            "instruction": instruction,
+            "constraint": self.constraint,
+        }
+
+
+class Comparison(Asked):
+    first: JudgedAnswer
+    second: JudgedAnswer
+
+
+class Rating(Asked):
+    completion: JudgedAnswer
+
+
+class PairwiseRequest(Body):
+    requests: Annotated[list[Comparison], Field(min_length=1, max_length=MOST_JUDGED)]
+
+
+class ScoreRequest(Body):
+    requests: Annotated[list[Rating], Field(min_length=1, max_length=MOST_JUDGED)]
+
+
+def parse(cls: type[T], content: bytes) -> T:
+    """The typed body, or a RequestError that names the first thing wrong: 400 for what is no JSON,
+    422 for JSON that does not fit."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise RequestError(400, "the body is not UTF-8", "invalid_encoding") from None
+    try:
+        return cls.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise RequestError(
+                400, f"the body is not JSON: {first['msg']}", "invalid_json"
+            ) from None
+        param = ".".join(str(part) for part in first["loc"]) or None
+        raise RequestError(
+            422, f"{param or 'body'}: {first['msg']}", first["type"], param
+        ) from None

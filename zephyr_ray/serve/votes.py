@@ -1,0 +1,63 @@
+"""Votes of people on two answers, kept as rows that `preferences` reads."""
+
+import json
+import os
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+from zephyr_ray.serve.requests import VotedAnswer, VoteRequest
+
+WON, LOST, TIED = 10.0, 1.0, 5.5
+"""On the judges' scale from 1 to 10; equal scores make no pair."""
+
+
+class Votes:
+    """Appends to one JSONL file; a vote is one write, so that a kill loses no earlier one."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = threading.Lock()
+
+    def add(self, vote: VoteRequest) -> str:
+        """The id of the row it became."""
+        row = feedback_row(vote)
+        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        with self._lock:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                file.write(line)
+                os.fsync(file.fileno())
+        return str(row["id"])
+
+
+def feedback_row(vote: VoteRequest) -> dict[str, Any]:
+    """A row of feedback: the prompt is the last question, `context` what was said before it."""
+    messages = [message.plain() for message in vote.messages]
+    prompt = messages[-1]["content"]
+    scores = {"left": (WON, LOST), "right": (LOST, WON), "tie": (TIED, TIED)}[vote.vote]
+    return {
+        "id": f"v{uuid.uuid4().hex[:12]}",
+        "prompt": prompt,
+        "instruction": prompt,
+        "constraint": None,
+        "context": messages[:-1],
+        "source": "vote",
+        "completions": [
+            _completion(answer, score)
+            for answer, score in zip((vote.left, vote.right), scores, strict=True)
+        ],
+    }
+
+
+def _completion(answer: VotedAnswer, score: float) -> dict[str, Any]:
+    return {
+        "model": answer.model,
+        "system": None,
+        "text": answer.text,
+        "finish_reason": "stop" if answer.finish_reason == "stop" else "length",
+        "score": score,
+        "reason": "a person's vote",
+        "checks": {},
+    }

@@ -1,0 +1,52 @@
+"""Votes of people from `zephyr serve` as feedback, so that they can train the next round."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.recipe import FILE, Stage
+from zephyr_ray.stage import Work
+from zephyr_ray.store import numbered_jsonl
+
+
+class Votes(Stage):
+    """The rows of a votes file, such as runs/quickstart/votes.jsonl, checked."""
+
+    kind = "votes"
+    makes = "feedback"
+
+    file: Annotated[str, FILE]
+
+    def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
+        read_votes(files["file"])
+
+    def run(self, work: Work) -> None:
+        rows = read_votes(work.files["file"])
+        scores = [[c["score"] for c in row["completions"]] for row in rows]
+        work.counts["ties"] = sum(left == right for left, right in scores)
+        work.write_rows(rows)
+
+
+def read_votes(path: Path) -> list[dict[str, Any]]:
+    """Rows of feedback with two answers each; what is wrong names its line."""
+    rows = []
+    for number, row in numbered_jsonl(path):
+        if not _is_vote(row):
+            raise Permanent(f"{path} line {number}: not a vote as zephyr serve writes it")
+        rows.append(row)
+    if not rows:
+        raise Permanent(f"{path} has no votes; compare two models at the page of zephyr serve")
+    return rows
+
+
+def _is_vote(row: dict[str, Any]) -> bool:
+    answers = row.get("completions")
+    return (
+        isinstance(row.get("id"), str)
+        and isinstance(row.get("prompt"), str)
+        and isinstance(row.get("context", []), list)
+        and isinstance(answers, list)
+        and len(answers) == 2
+        and all(isinstance(a, dict) and isinstance(a.get("text"), str) for a in answers)
+        and all(isinstance(a.get("score"), int | float) for a in answers)
+    )
