@@ -77,7 +77,6 @@ class Remote:
                 messages=messages,
                 temperature=TEMPERATURE,
                 top_p=TOP_P,
-                max_tokens=TOKENS,
                 stream=True,
             )
             for chunk in stream:

@@ -109,6 +109,8 @@ def _model_server(
         "max_model_len": settings.context,
         "dtype": "bfloat16",
         "generation_config": "vllm",
+        # What an answer may have where the client names no number.
+        "override_generation_config": {"max_new_tokens": settings.max_tokens},
     }
     if not settings.gpus:
         engine |= {

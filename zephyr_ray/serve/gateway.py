@@ -89,8 +89,12 @@ class Gateway:
                 path, self._guarded(handler, path), methods=[method], response_model=None
             )
         nothing = self._guarded(_nothing, "other")
+
+        async def unknown(request: Any, _: Exception) -> Any:
+            return await nothing(request)
+
         for status in (404, 405):
-            app.add_exception_handler(status, lambda request, _: nothing(request))
+            app.add_exception_handler(status, unknown)
         return app
 
     def _guarded(self, handler: "Handler", path: str) -> Any:
