@@ -144,6 +144,14 @@ def test_each_of_the_keys_opens(service: Service) -> None:
         assert service.post("/nowhere", {}, key).status_code == 404
 
 
+def test_another_sites_page_is_refused(service: Service) -> None:
+    def ask(origin: str) -> int:
+        headers = {"Authorization": f"Bearer {KEY}", "Origin": origin}
+        return httpx.get(f"{service.address}/v1/models", headers=headers).status_code
+
+    assert (ask("https://example.com"), ask(service.address)) == (403, 200)
+
+
 def test_page_and_health_need_no_key(service: Service) -> None:
     page = httpx.get(service.address)
     assert page.status_code == 200 and "<title>" in page.text

@@ -21,6 +21,7 @@ from zephyr_ray.text.dialogues import self_refine
 from zephyr_ray.text.preferences import Chosen, Preferences
 from zephyr_ray.text.prompts import Prompts, SelfInstruct, invent, read_list
 from zephyr_ray.text.similarity import Kept, diversity
+from zephyr_ray.text.votes import Votes
 
 
 class Scripted:
@@ -612,3 +613,21 @@ def test_a_follow_up_near_a_held_out_prompt_is_cut(tmp_path: Path) -> None:
     [row] = run(Clean(dialogues="dialogues", apart_from="heldout"), work)
     assert row["messages"] == dialogue["messages"][:2]
     assert work.counts["dropped/near a held-out prompt"] == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"id": "v1", "prompt": "Q"}', "line 1: not a vote"),
+        (
+            '{"id": "v1", "prompt": "Q", "completions": [{"text": "a", "score": 1}, {"text": "b"}]}',
+            "line 1: not a vote",
+        ),
+        ("", "has no votes"),
+    ],
+)
+def test_a_file_that_holds_no_votes_is_one_line(line: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(Permanent, match=says):
+        Votes(file=str(path)).check({"file": path}, {})

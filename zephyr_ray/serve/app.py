@@ -73,6 +73,9 @@ def build(settings: ServeSettings) -> "Application":
     for name in names:
         if name not in known:
             raise Permanent(f"{settings.run} has no model '{name}'; it has {', '.join(known)}")
+    for name, folder in settings.adapters.items():
+        if not (folder / "adapter_config.json").is_file():
+            raise Permanent(f"adapter '{name}': {folder} has no adapter_config.json")
     folders = {name: resolve(known[name]) for name in names}
     servers = {
         name: _model_server(settings, name, folder, settings.adapters if name == names[0] else {})
@@ -123,7 +126,7 @@ def _model_server(
         engine |= {
             "enable_lora": True,
             "max_loras": len(adapters),
-            "lora_modules": [{"name": n, "path": str(p)} for n, p in adapters.items()],
+            "lora_modules": [{"name": n, "path": str(p.absolute())} for n, p in adapters.items()],
         }
     replicas = {"min_replicas": settings.replicas}
     replicas["max_replicas"] = max(settings.replicas, settings.max_replicas or 0)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.models import constraints
@@ -106,6 +107,7 @@ class Gateway:
             began, holder = time.monotonic(), "none"
             request.state.id, request.state.note = f"req-{uuid.uuid4().hex[:16]}", {}
             try:
+                _same_origin(request)
                 if path not in OPEN:
                     holder = self._keys.admit(request.headers.get("authorization"))
                 response = await handler(request)
@@ -206,6 +208,13 @@ class Gateway:
             raise RequestError(422, f"the judge: {error}", "judge_refused") from None
         except Temporary as error:
             raise RequestError(503, f"the judge: {error}", "judge_busy", retry_after=5) from None
+
+
+def _same_origin(request: "Request") -> None:
+    """Another site's page, open in the same browser, must not ask a service that wants no key."""
+    origin = request.headers.get("origin")
+    if origin and urlsplit(origin).netloc != request.headers.get("host"):
+        raise RequestError(403, "requests of other sites' pages are refused", "cross_origin")
 
 
 async def _body(request: "Request") -> bytes:

@@ -1,0 +1,55 @@
+"""Keys of the service: who is let in, how often, and where it may be served without any."""
+
+import time
+
+import pytest
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.serve.keys import VARIABLE, Keys, check_address, read_keys
+from zephyr_ray.serve.requests import RequestError
+
+
+def test_a_bucket_of_requests_refills_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    keys = Keys(["one-long-key", "two-long-key"], per_minute=3)
+    for _ in range(3):
+        keys.admit("Bearer one-long-key")
+    with pytest.raises(RequestError) as refused:
+        keys.admit("Bearer one-long-key")
+    assert refused.value.status == 429
+    assert refused.value.retry_after == pytest.approx(20)  # a third of a minute
+    assert refused.value.headers()["Retry-After"] == "21"
+    keys.admit("Bearer two-long-key")  # each key has its own
+    now += 20
+    keys.admit("Bearer one-long-key")
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Basic one-long-key", "one-long-key", "Bearer \u00e9"]
+)
+def test_anything_but_a_key_is_refused(header: str | None) -> None:
+    with pytest.raises(RequestError) as refused:
+        Keys(["one-long-key"], per_minute=9).admit(header)
+    assert refused.value.status == 401
+
+
+def test_the_name_of_a_key_in_logs_does_not_give_it_away() -> None:
+    name = Keys(["one-long-key"], per_minute=9).admit("bearer one-long-key")
+    assert name not in "one-long-key" and len(name) == 8
+
+
+def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, " one-long-key,two-long-key ,")
+    assert read_keys() == ["one-long-key", "two-long-key"]
+    monkeypatch.setenv(VARIABLE, "short")
+    with pytest.raises(Permanent, match="at least 8"):
+        read_keys()
+
+
+def test_only_loopback_is_served_without_keys() -> None:
+    for host in ("127.0.0.1", "localhost", "::1"):
+        check_address(host, [])
+    check_address("0.0.0.0", ["one-long-key"])
+    with pytest.raises(Permanent, match=f"serving on 0.0.0.0 needs keys: set {VARIABLE}"):
+        check_address("0.0.0.0", [])
