@@ -620,7 +620,7 @@ def test_a_follow_up_near_a_held_out_prompt_is_cut(tmp_path: Path) -> None:
     [
         ('{"id": "v1", "prompt": "Q"}', "line 1: not a vote"),
         (
-            '{"id": "v1", "prompt": "Q", "completions": [{"text": "a", "score": 1}, {"text": "b"}]}',
+            '{"id": "1", "prompt": "Q", "completions": [{"text": "a", "score": 1}, {"text": "b"}]}',
             "line 1: not a vote",
         ),
         ("", "has no votes"),
