@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +59,17 @@ def served(module: list[str]) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", *module, "--port", str(port)]
     environment = os.environ | ENGINE_ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "WARNING"}
+    environment.pop("ZEPHYR_API_KEYS", None)
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:
         while True:
             if process.poll() is not None:
                 raise SystemExit(f"{module[0]} ended with {process.returncode}")
-            try:
+            time.sleep(1)
+            with suppress(httpx.HTTPError):
                 if httpx.get(f"{address}/health").status_code == 200:
                     break
-            except httpx.HTTPError:
-                time.sleep(1)
         yield address
     finally:
         process.terminate()

@@ -92,6 +92,6 @@ def test_chat_answers_what_is_piped_in(tmp_path: Path, tiny_model: Path) -> None
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("starting anew") == 1
+    assert done.stderr.count("that question is left out") == 1
     answers = [text for text in done.stdout.split("\n") if text.strip()]
     assert len(answers) >= 2

@@ -1,5 +1,6 @@
 """Keys of the service: who is let in, how often, and where it may be served without any."""
 
+import contextlib
 import time
 
 import pytest
@@ -23,6 +24,28 @@ def test_a_bucket_of_requests_refills_with_time(monkeypatch: pytest.MonkeyPatch)
     keys.admit("Bearer two-long-key")  # each key has its own
     now += 20
     keys.admit("Bearer one-long-key")
+
+
+def test_a_client_that_does_not_wait_gets_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, admitted = 0.0, 0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    keys = Keys(["one-long-key"], per_minute=60)
+    for number in range(60 + 240):  # the bucket at once, then four tries a second for a minute
+        now = max(0.0, (number - 60) / 4)
+        with contextlib.suppress(RequestError):
+            keys.admit("Bearer one-long-key")
+            admitted += 1
+    assert 118 <= admitted <= 120
+
+
+@pytest.mark.parametrize("host", ["evil.example:8000", "", None, "[", "127.0.0.1.evil.example"])
+def test_without_keys_only_this_machines_names_are_served(host: str | None) -> None:
+    with pytest.raises(RequestError) as refused:
+        Keys([], per_minute=9).check_host(host)
+    assert refused.value.status == 403
+    for own in ("127.0.0.1:8000", "localhost", "[::1]:8000"):
+        Keys([], per_minute=9).check_host(own)
+    Keys(["one-long-key"], per_minute=9).check_host(host)
 
 
 @pytest.mark.parametrize(

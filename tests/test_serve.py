@@ -30,6 +30,7 @@ QUESTION: list[Any] = [{"role": "user", "content": "def answer("}]
 
 def test_models_are_listed_with_their_adapters(service: Service) -> None:
     assert [model.id for model in service.client.models.list()] == ["dpo", "slim"]
+    assert service.client.models.retrieve("slim").id == "slim"
 
 
 def test_an_answer_has_text_reason_and_usage(service: Service) -> None:
@@ -48,6 +49,15 @@ def test_the_template_is_applied_once(service: Service, tiny_model: Path) -> Non
     reply = service.client.chat.completions.create(model="dpo", messages=QUESTION, max_tokens=1)
     prompt = ChatFormat.of(AutoTokenizer.from_pretrained(tiny_model)).prompt(QUESTION)
     assert reply.usage is not None and reply.usage.prompt_tokens == len(prompt)
+
+
+def test_an_answer_can_be_sent_back_as_the_past(service: Service) -> None:
+    asked: dict[str, Any] = {"model": "dpo", "max_tokens": 8}
+    first = service.client.chat.completions.create(messages=QUESTION, **asked)
+    past = [*QUESTION, first.choices[0].message, {"role": "user", "content": "And?"}]
+    second = service.client.chat.completions.create(messages=past, **asked)
+    assert second.usage is not None and first.usage is not None
+    assert second.usage.prompt_tokens > first.usage.total_tokens
 
 
 def test_a_typed_control_token_does_not_end_the_turn(service: Service) -> None:
@@ -144,14 +154,6 @@ def test_each_of_the_keys_opens(service: Service) -> None:
         assert service.post("/nowhere", {}, key).status_code == 404
 
 
-def test_another_sites_page_is_refused(service: Service) -> None:
-    def ask(origin: str) -> int:
-        headers = {"Authorization": f"Bearer {KEY}", "Origin": origin}
-        return httpx.get(f"{service.address}/v1/models", headers=headers).status_code
-
-    assert (ask("https://example.com"), ask(service.address)) == (403, 200)
-
-
 def test_page_and_health_need_no_key(service: Service) -> None:
     page = httpx.get(service.address)
     assert page.status_code == 200 and "<title>" in page.text
@@ -168,7 +170,7 @@ def test_page_and_health_need_no_key(service: Service) -> None:
         ({"temperature": 3}, 422, "temperature"),
         ({"messages": []}, 422, "messages"),
         ({"messages": [{"role": "robot", "content": "a"}]}, 422, "messages.0.role"),
-        ({"tools": []}, 422, "tools"),
+        ({"tools": [{}]}, 422, "tools"),
         ({"n": 9}, 422, "n: "),
         ({"messages": [{"role": "user", "content": "long " * 300}]}, 400, "context length"),
         ({"stream_options": {"include_usage": True}}, 400, "stream"),
@@ -237,7 +239,7 @@ def test_no_body_makes_a_server_error(service: Service, path: str, body: bytes) 
 
 
 def test_a_client_that_hangs_up_frees_its_place(service: Service) -> None:
-    """Many long answers are begun and left; what is asked next does not wait for their end."""
+    """Long answers are begun and left; the engine counts them as aborted, not as ended."""
     asked = {"model": "dpo", "messages": QUESTION, "max_tokens": 200, "stream": True, "n": 8}
 
     def leave(_: int) -> None:
@@ -246,22 +248,24 @@ def test_a_client_that_hangs_up_frees_its_place(service: Service) -> None:
         with httpx.stream("POST", url, json=asked, headers=headers, timeout=60) as stream:
             next(stream.iter_lines())
 
+    before = aborted_requests(service)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         list(pool.map(leave, range(32)))
-    deadline = time.monotonic() + 20
-    while running := running_requests(service):
-        assert time.monotonic() < deadline, f"{running} requests still run"
-        time.sleep(0.2)
+    deadline = time.monotonic() + 60  # Ray sends its counters every few seconds
+    while aborted_requests(service) < before + 16:
+        assert time.monotonic() < deadline, "the answers that were left went on to their end"
+        time.sleep(0.5)
 
 
-def running_requests(service: Service) -> float:
-    """What the engine itself says, by way of Ray's Prometheus endpoint."""
+def aborted_requests(service: Service) -> float:
+    """What the engine itself counts, by way of Ray's Prometheus endpoint."""
     [address] = re.findall(r"metrics +(http://\S+)", service.log.read_text())
-    lines = re.findall(
-        r"^ray_vllm\S*num_requests_running\{.*\} (\S+)", httpx.get(address).text, re.M
+    counted = re.findall(
+        r"^ray_vllm\S*request_success\S*\{.*finished_reason=\"abort\".*\} (\S+)",
+        httpx.get(address).text,
+        re.MULTILINE,
     )
-    assert lines
-    return sum(map(float, lines))
+    return sum(map(float, counted))
 
 
 def test_a_vote_is_a_row_that_preferences_reads(service: Service, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def _serve_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--adapter", action="append", default=[], metavar="NAME=FOLDER")
     serve.add_argument("--replicas", type=int, default=1, help="least, of each model")
     serve.add_argument("--max-replicas", type=int, help="most, of each model")
-    serve.add_argument("--gpus", type=float, default=0, help="of one replica")
+    serve.add_argument("--gpus", type=int, default=0, help="of one replica")
     serve.add_argument("--context", type=int, default=2048, help="tokens of prompt and answer")
     serve.add_argument("--max-tokens", type=int, default=1024, help="most of one answer")
     serve.add_argument("--requests-per-minute", type=int, default=600, help="of one key")

@@ -27,13 +27,14 @@ def models_of(run: Path) -> dict[str, str]:
 
 
 def judge_of(run: Path) -> Model | None:
-    """The judge of the run's comparison, if it has one."""
+    """The judge of the run's comparison, if it has one of its own."""
     for data in sorted((run / "data").glob("*")):
         manifest = _manifest(data.resolve())
         if manifest["kind"] == "pairwise":
             name = manifest["settings"]["judge"]
             spec = ModelSpec.model_validate(manifest["models"][name])
-            return Model(name, spec, spec.weights or "")
+            if spec.engine != "service":
+                return Model(name, spec, spec.weights or "")
     return None
 
 

@@ -108,8 +108,8 @@ def talk(speaker: Speaker) -> int:
         try:
             text = speaker.answer(messages, lambda piece: print(piece, end="", flush=True))
         except Permanent as error:
-            print(f"{error}; starting anew", file=sys.stderr)
-            messages = []
+            print(f"{error}; that question is left out", file=sys.stderr)
+            messages.pop()
             continue
         print(flush=True)
         messages.append(assistant(text))

@@ -26,6 +26,15 @@ COMPLETION_TOKENS = 16
 """OpenAI's default of completions."""
 
 
+@dataclass(frozen=True)
+class Format:
+    """How a model's conversations are written: what a user's text may not hold, and what ends an
+    answer."""
+
+    special_tokens: list[str]
+    stop_token_id: int
+
+
 @dataclass
 class Answer:
     """Either `whole`, or `events` as text/event-stream."""
@@ -42,13 +51,13 @@ class Models:
     def __init__(
         self,
         handles: "dict[str, DeploymentHandle]",
-        special_tokens: dict[str, list[str]],
+        formats: dict[str, Format],
         max_tokens: int,
     ):
         from ray.util.metrics import Histogram
 
         self._handles = {name: handle.options(stream=True) for name, handle in handles.items()}
-        self._special, self._max_tokens = special_tokens, max_tokens
+        self._formats, self._max_tokens = formats, max_tokens
         self._first = Histogram(
             "zephyr_first_token_seconds",
             "Seconds to the first token, or to the whole answer where it is not streamed",
@@ -60,15 +69,24 @@ class Models:
     def names(self) -> list[str]:
         return list(self._handles)
 
+    def handle(self, name: str) -> Any:
+        """The handle of a model; RequestError 404 where there is none."""
+        if name not in self._handles:
+            message = f"no model {name[:64]!r} here; there is {', '.join(self._handles)}"
+            raise RequestError(404, message, "model_not_found", "model")
+        return self._handles[name]
+
     async def chat(self, body: bytes, request_id: str) -> Answer:
         from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
         asked = parse(ChatRequest, body)
+        self.handle(asked.model)
+        form = self._formats[asked.model]
         messages = [message.plain() for message in asked.messages]
         for message in messages:
-            message["content"] = defused(message["content"], self._special.get(asked.model, []))
+            message["content"] = defused(message["content"], form.special_tokens)
         settings = self._settings(asked, asked.max_completion_tokens or asked.max_tokens)
-        settings |= {"messages": messages}
+        settings |= {"messages": messages, "stop_token_ids": [form.stop_token_id]}
         settings.pop("max_completion_tokens", None)
         return await self._answer(asked, "chat", ChatCompletionRequest, settings, request_id)
 
@@ -76,7 +94,9 @@ class Models:
         from ray.serve.llm.openai_api_models import CompletionRequest as TheirRequest
 
         asked = parse(CompletionRequest, body)
-        settings = self._settings(asked, asked.max_tokens or COMPLETION_TOKENS)
+        settings = self._settings(
+            asked, asked.max_tokens or min(COMPLETION_TOKENS, self._max_tokens)
+        )
         return await self._answer(asked, "completions", TheirRequest, settings, request_id)
 
     def _settings(self, asked: Sampled, max_tokens: int | None) -> dict[str, Any]:
@@ -93,11 +113,7 @@ class Models:
     async def _answer(
         self, asked: Sampled, method: str, kind: Any, settings: dict[str, Any], request_id: str
     ) -> Answer:
-        handle = self._handles.get(asked.model)
-        if handle is None:
-            known = ", ".join(self._handles)
-            message = f"no model {asked.model[:64]!r} here; there is {known}"
-            raise RequestError(404, message, "model_not_found", "model")
+        handle = self.handle(asked.model)
         try:
             theirs = kind(**settings, request_id=request_id)
         except ValueError as error:
@@ -114,33 +130,43 @@ class Models:
 async def _begin(method: Any, theirs: Any) -> tuple[Any, Any]:
     """The first thing the model says, from the first replica that lives to say it, and the rest."""
     import ray
-    from ray.serve.exceptions import BackPressureError
+    from ray.serve.exceptions import BackPressureError, RayServeException
 
     for attempt in range(TRIES):
         stream = method.remote(theirs, None)
         try:
             first = await anext(stream)
-            break
+            if (fault := _fault(first)) is None:
+                return first, stream
+            if fault.status < 500:
+                raise fault
+            log.warning("a replica answers with an error: %s", fault)
         except BackPressureError:
             message = "all replicas are busy; try again"
             raise RequestError(429, message, "overloaded", retry_after=1) from None
-        except (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError) as error:
+        except (ray.exceptions.RayError, RayServeException) as error:
+            # The actor, or the engine's own process behind it: another replica may live.
             log.warning("a replica was lost: %s", _line(error))
-            await asyncio.sleep(0.2 * 2**attempt)
-        except ray.exceptions.RayTaskError as error:
-            log.error("the model failed: %s", error)
-            raise RequestError(500, "the model failed", "engine_error") from None
         except asyncio.CancelledError:
             stream.cancel()
             raise
-    else:
-        message = "the model's replicas were lost; try again"
-        raise RequestError(503, message, "replica_lost", retry_after=1)
+        await asyncio.sleep(0.2 * 2**attempt)
+    message = "the model's replicas were lost; try again"
+    raise RequestError(503, message, "replica_lost", retry_after=1)
+
+
+def _fault(first: Any) -> RequestError | None:
+    """The error that the model's server gives in place of an answer, or of the first event."""
     told = first[0] if isinstance(first, list) else first
-    if (fault := getattr(told, "error", None)) is not None:
-        status = fault.code if isinstance(fault.code, int) and 400 <= fault.code < 600 else 400
-        raise RequestError(status, fault.message, str(fault.type))
-    return first, stream
+    if isinstance(told, str) and told.startswith('data: {"error"'):
+        error = json.loads(told.removeprefix("data: "))["error"]
+    elif getattr(told, "error", None) is not None:
+        error = told.error.model_dump()
+    else:
+        return None
+    code = error.get("code")
+    status = code if isinstance(code, int) and 400 <= code < 600 else 400
+    return RequestError(status, str(error.get("message")), str(error.get("type")))
 
 
 async def _events(first: Any, rest: Any) -> AsyncIterator[str]:

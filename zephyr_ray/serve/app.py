@@ -4,14 +4,17 @@
 with this import path.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.run_folder import judge_of, models_of
+from zephyr_ray.serve.answers import Format
 from zephyr_ray.serve.gateway import Gateway, Limits
 from zephyr_ray.serve.judge import JudgeService
 from zephyr_ray.stage import Model
@@ -26,6 +29,8 @@ ENGINE_ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
 }
+HEALTH_SECONDS = 3
+"""Between two checks of a replica; three bad ones replace it."""
 DRAIN_SECONDS = 120
 """How long a replica that goes may take to end its answers."""
 
@@ -44,9 +49,11 @@ class ServeSettings(BaseModel):
     replicas: int = Field(1, ge=1)
     """Least replicas of each model."""
     max_replicas: int | None = Field(None, ge=1)
-    """Most; `replicas` where absent. Between them Serve follows the load."""
-    gpus: float = Field(0, ge=0)
-    """GPUs of one replica."""
+    """Most; `replicas` where absent. Between them Serve follows `requests_per_replica`."""
+    requests_per_replica: int = Field(8, ge=1)
+    """Requests in flight of one replica above which another one is started."""
+    gpus: int = Field(0, ge=0)
+    """GPUs of one replica, which share its model."""
     context: int = Field(2048, ge=64)
     """Tokens of prompt and answer together."""
     max_tokens: int = Field(1024, ge=1)
@@ -64,8 +71,11 @@ class ServeSettings(BaseModel):
         return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
-def build(settings: ServeSettings) -> "Application":
-    """The application, for a Ray that is up. Permanent where the run has no such model."""
+def build(settings: ServeSettings, keys_needed: bool = True) -> "Application":
+    """The application, for a Ray that is up. Permanent where the run has no such model.
+
+    With `keys_needed` the gateway does not start on a node without keys in its environment.
+    """
     from ray import serve
 
     known = models_of(settings.run)
@@ -76,14 +86,16 @@ def build(settings: ServeSettings) -> "Application":
     for name, folder in settings.adapters.items():
         if not (folder / "adapter_config.json").is_file():
             raise Permanent(f"adapter '{name}': {folder} has no adapter_config.json")
+        if name in known:
+            raise Permanent(f"adapter '{name}' is named like a model; give it another name")
     folders = {name: resolve(known[name]) for name in names}
     servers = {
         name: _model_server(settings, name, folder, settings.adapters if name == names[0] else {})
         for name, folder in folders.items()
     }
-    special = {name: _special_tokens(folder) for name, folder in folders.items()}
+    formats = {name: _format(_chat_format(folder)) for name, folder in folders.items()}
     for adapter in settings.adapters:
-        servers[adapter], special[adapter] = servers[names[0]], special[names[0]]
+        servers[adapter], formats[adapter] = servers[names[0]], formats[names[0]]
     judge = judge_of(settings.run)
     limits = Limits(settings.requests_per_minute, settings.max_tokens, settings.log_prompts)
     gateway = serve.deployment(
@@ -98,8 +110,9 @@ def build(settings: ServeSettings) -> "Application":
         servers,
         judge and _judge_server(judge),
         (settings.run / "votes.jsonl").absolute(),
-        special,
+        formats,
         limits,
+        keys_needed,
     )
 
 
@@ -112,9 +125,13 @@ def _model_server(
         "max_model_len": settings.context,
         "dtype": "bfloat16",
         "generation_config": "vllm",
+        # The template that training and evaluation write, whatever the folder says.
+        "chat_template": _chat_format(folder).template,
         # What an answer may have where the client names no number.
         "override_generation_config": {"max_new_tokens": settings.max_tokens},
     }
+    if settings.gpus > 1:
+        engine["tensor_parallel_size"] = settings.gpus
     if not settings.gpus:
         engine |= {
             "enforce_eager": True,
@@ -126,6 +143,7 @@ def _model_server(
         engine |= {
             "enable_lora": True,
             "max_loras": len(adapters),
+            "max_lora_rank": max(16, *(_rank(path) for path in adapters.values())),
             "lora_modules": [{"name": n, "path": str(p.absolute())} for n, p in adapters.items()],
         }
     replicas = {"min_replicas": settings.replicas}
@@ -133,10 +151,14 @@ def _model_server(
     config = LLMConfig(
         model_loading_config={"model_id": name, "model_source": str(folder)},
         accelerator_config={"kind": "gpu" if settings.gpus else "cpu"},
-        placement_group_config={"bundle_per_worker": {"CPU": 1, "GPU": settings.gpus}},
+        placement_group_config={"bundle_per_worker": {"CPU": 1, "GPU": min(1, settings.gpus)}},
         engine_kwargs=engine,
         deployment_config={
-            "autoscaling_config": {**replicas, "target_ongoing_requests": settings.most_waiting},
+            "autoscaling_config": {
+                **replicas,
+                "target_ongoing_requests": settings.requests_per_replica,
+            },
+            "health_check_period_s": HEALTH_SECONDS,
             "ray_actor_options": {"num_cpus": 0},
             "max_ongoing_requests": settings.most_waiting,
             "max_queued_requests": settings.most_waiting,
@@ -157,14 +179,27 @@ def _judge_server(judge: Model) -> "Application":
         name="judge",
         max_ongoing_requests=judge.spec.concurrency,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
-        ray_actor_options={"num_cpus": 0 if judge.spec.engine == "openai" else 1},
+        ray_actor_options={
+            "num_cpus": 0 if judge.spec.engine == "openai" else 1,
+            "num_gpus": judge.spec.gpus,
+        },
     )
     return deployment.bind(judge)
 
 
-def _special_tokens(folder: Path) -> list[str]:
-    """Texts that a tokenizer would read as control tokens."""
+def _chat_format(folder: Path) -> ChatFormat:
     from transformers import AutoTokenizer
 
-    added = AutoTokenizer.from_pretrained(folder).added_tokens_decoder
-    return sorted({token.content for token in added.values() if token.special})
+    return ChatFormat.of(AutoTokenizer.from_pretrained(folder))
+
+
+def _format(chat: ChatFormat) -> Format:
+    added = chat.tokenizer.added_tokens_decoder.values()
+    special = sorted({token.content for token in added if token.special})
+    return Format(special, chat.stop_token_id)
+
+
+def _rank(adapter: Path) -> int:
+    """The rank of an adapter, rounded up to one that vLLM has kernels for."""
+    rank = int(json.loads((adapter / "adapter_config.json").read_text())["r"])
+    return next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank)

@@ -24,12 +24,14 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
 
     from zephyr_ray.ray_cluster import connect
 
+    # On a cluster the gateway may run elsewhere, under another address than this one.
+    ours = not os.environ.get("RAY_ADDRESS")
     replicas = max(settings.replicas, settings.max_replicas or 0)
     models = settings.models or models_of(settings.run)
     # Engines share the cores of a laptop; Ray must not wait for one each.
     connect(cpus=max(os.cpu_count() or 1, replicas * len(models) + 1))
     try:
-        application = build(settings)
+        application = build(settings, keys_needed=bool(keys) or not ours)
         ray_serve.start(http_options={"host": host, "port": port})
         ray_serve.run(application, name=NAME, route_prefix="/")
         shown = f"[{host}]" if ":" in host else host
@@ -43,7 +45,10 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         stop.wait()
     finally:
-        ray_serve.shutdown()
+        if ours:
+            ray_serve.shutdown()
+        else:
+            ray_serve.delete(NAME)
         ray.shutdown()
     return 0
 

@@ -11,12 +11,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.models import constraints
-from zephyr_ray.serve.answers import Answer, Models
-from zephyr_ray.serve.keys import Keys, read_keys
+from zephyr_ray.serve.answers import Answer, Format, Models
+from zephyr_ray.serve.keys import VARIABLE, Keys, read_keys
 from zephyr_ray.serve.requests import (
     PairwiseRequest,
     RequestError,
@@ -58,14 +57,18 @@ class Gateway:
         models: "dict[str, DeploymentHandle]",
         judge: "DeploymentHandle | None",
         votes: Path,
-        special_tokens: dict[str, list[str]],
+        formats: dict[str, Format],
         limits: Limits,
+        keys_needed: bool,
     ):
         from ray.util.metrics import Counter
 
-        self._models = Models(models, special_tokens, limits.max_tokens)
+        self._models = Models(models, formats, limits.max_tokens)
         self._judge, self._limits, self._votes = judge, limits, Votes(votes)
-        self._keys = Keys(read_keys(), limits.requests_per_minute)
+        keys = read_keys()
+        if keys_needed and not keys:
+            raise Permanent(f"{VARIABLE} is not set in the environment of the gateway's node")
+        self._keys = Keys(keys, limits.requests_per_minute)
         self._started = int(time.time())
         # Beside what Serve counts itself; Ray's metrics agent shows both to Prometheus.
         self._count = Counter("zephyr_requests", "Requests answered", ("path", "status"))
@@ -80,6 +83,7 @@ class Gateway:
             ("GET", "/", self._page),
             ("GET", "/health", self._health),
             ("GET", "/v1/models", self._list),
+            ("GET", "/v1/models/{name}", self._one),
             ("POST", "/v1/chat/completions", self._chat),
             ("POST", "/v1/completions", self._complete),
             ("POST", "/v1/votes", self._vote),
@@ -107,11 +111,15 @@ class Gateway:
             began, holder = time.monotonic(), "none"
             request.state.id, request.state.note = f"req-{uuid.uuid4().hex[:16]}", {}
             try:
-                _same_origin(request)
+                self._keys.check_host(request.headers.get("host"))
                 if path not in OPEN:
                     holder = self._keys.admit(request.headers.get("authorization"))
                 response = await handler(request)
-            except RequestError as error:
+            except Exception as raised:
+                error = raised
+                if not isinstance(error, RequestError):
+                    log.exception("%s failed", request.state.id)
+                    error = RequestError(500, "the service failed; see its log", "internal_error")
                 response = JSONResponse(error.body(), error.status, error.headers())
                 request.state.note["error"] = error.code
             response.headers["X-Request-Id"] = request.state.id
@@ -152,10 +160,15 @@ class Gateway:
         return _json({"status": "ok", "models": self._models.names})
 
     async def _list(self, request: "Request") -> "Response":
-        card = {"object": "model", "created": self._started, "owned_by": "zephyr_ray"}
-        return _json(
-            {"object": "list", "data": [{"id": name, **card} for name in self._models.names]}
-        )
+        return _json({"object": "list", "data": [self._card(n) for n in self._models.names]})
+
+    async def _one(self, request: "Request") -> "Response":
+        name = request.path_params["name"]
+        self._models.handle(name)
+        return _json(self._card(name))
+
+    def _card(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._started, "owned_by": "zephyr_ray"}
 
     async def _chat(self, request: "Request") -> "Response":
         answer = await self._models.chat(await _body(request), request.state.id)
@@ -179,7 +192,10 @@ class Gateway:
         vote = parse(VoteRequest, await _body(request))
         if vote.messages[-1].role != "user":
             raise RequestError(422, "messages: must end with a question", "invalid_value")
-        return _json({"id": await asyncio.to_thread(self._votes.add, vote)})
+        try:
+            return _json({"id": await asyncio.to_thread(self._votes.add, vote)})
+        except OSError as error:
+            raise RequestError(507, f"the vote cannot be kept: {error}", "no_storage") from None
 
     async def _pairwise(self, request: "Request") -> "Response":
         asked = parse(PairwiseRequest, await _body(request)).requests
@@ -201,20 +217,26 @@ class Gateway:
             except Permanent as error:
                 place = f"requests.{number}.constraint"
                 raise RequestError(422, f"{place}: {error}", "invalid_value", place) from None
-        call = getattr(self._judge, method)
+        import ray
+        from ray.serve.exceptions import RayServeException
+
+        calls = [getattr(self._judge, method).remote(*row) for row in rows]
         try:
-            return _json({"results": await asyncio.gather(*(call.remote(*row) for row in rows))})
-        except Permanent as error:
-            raise RequestError(422, f"the judge: {error}", "judge_refused") from None
-        except Temporary as error:
-            raise RequestError(503, f"the judge: {error}", "judge_busy", retry_after=5) from None
-
-
-def _same_origin(request: "Request") -> None:
-    """Another site's page, open in the same browser, must not ask a service that wants no key."""
-    origin = request.headers.get("origin")
-    if origin and urlsplit(origin).netloc != request.headers.get("host"):
-        raise RequestError(403, "requests of other sites' pages are refused", "cross_origin")
+            return _json({"results": await asyncio.gather(*calls)})
+        except ray.exceptions.RayTaskError as error:
+            # Its text is a remote traceback; what the client may know is the cause's.
+            if isinstance(error.cause, Permanent):
+                raise RequestError(422, f"the judge: {error.cause}", "judge_refused") from None
+            if not isinstance(error.cause, Temporary):
+                raise
+            message = f"the judge: {error.cause}"
+            raise RequestError(503, message, "judge_busy", retry_after=5) from None
+        except (ray.exceptions.RayError, RayServeException):
+            raise RequestError(503, "the judge was lost", "judge_lost", retry_after=5) from None
+        finally:
+            # Of a client that left, or beside one that failed; after their end this does nothing.
+            for call in calls:
+                call.cancel()
 
 
 async def _body(request: "Request") -> bytes:

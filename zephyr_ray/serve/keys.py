@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import os
+import re
 import time
 
 from zephyr_ray.errors import Permanent
@@ -44,7 +45,7 @@ class Keys:
         now = time.monotonic()
         left, since = self._left.get(holder, (float(self._per_minute), now))
         left = min(self._per_minute, left + (now - since) * self._per_minute / 60)
-        self._left[holder] = (max(0.0, left - 1), now)
+        self._left[holder] = (left - 1 if left >= 1 else left, now)
         if left < 1:
             raise RequestError(
                 429,
@@ -53,6 +54,13 @@ class Keys:
                 retry_after=(1 - left) * 60 / self._per_minute,
             )
         return holder
+
+    def check_host(self, host: str | None) -> None:
+        """Without keys only this machine's own names are served: a page of another site that a
+        browser here shows could otherwise ask under a name it points to this address."""
+        name = re.sub(r":\d+$", "", host or "").strip("[]")
+        if not self._digests and name not in LOOPBACK:
+            raise RequestError(403, "without keys, ask 127.0.0.1 or localhost", "wrong_host")
 
     def _holder(self, authorization: str | None) -> str:
         if not self._digests:

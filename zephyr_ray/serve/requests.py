@@ -2,7 +2,14 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 MOST_MESSAGES, MOST_CHARACTERS = 256, 200_000
 MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS = 8, 4, 20
@@ -42,6 +49,14 @@ class Body(BaseModel):
     """Unknown fields are refused: ignoring `tools`, say, would answer another question."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, value: Any) -> Any:
+        """Clients send an answer back as the past, with fields that hold nothing."""
+        if not isinstance(value, dict):
+            return value
+        return {k: v for k, v in value.items() if k in cls.model_fields or v not in (None, [], {})}
 
 
 T = TypeVar("T", bound=Body)

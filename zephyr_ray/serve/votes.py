@@ -23,11 +23,13 @@ class Votes:
     def add(self, vote: VoteRequest) -> str:
         """The id of the row it became."""
         row = feedback_row(vote)
-        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        # The leading line break ends a line that a kill may have left half written.
+        line = b"\n" + json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as file:
-                file.write(line)
+                if file.write(line) != len(line):
+                    raise OSError("the disk is full")
                 os.fsync(file.fileno())
         return str(row["id"])
 
