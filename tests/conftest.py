@@ -3,13 +3,34 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serving import Service, served
+from xdist.scheduler import LoadFileScheduling
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 # Pytest is no `uv run`: without this Ray may ship the whole checkout to its workers.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+
+DEAR = ["test_pipeline.py", "test_serve.py", "test_train.py", "test_openai.py", "test_rows.py"]
+"""Files of minutes: they start first, so that none is left for the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: (DEAR + [item.path.name]).index(item.path.name))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return ByFixtures(config, log)
+
+
+class ByFixtures(LoadFileScheduling):
+    """A file runs in one process, as its fixtures are dear; so do the two that share a service."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return super()._split_scope(nodeid).replace("test_page.py", "test_serve.py")
+
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 

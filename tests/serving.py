@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Service:
     run: Path
     process: subprocess.Popen[bytes]
     log: Path
+    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=120))
 
     @property
     def client(self) -> openai.OpenAI:
@@ -38,7 +39,7 @@ class Service:
     def post(self, path: str, body: Any, key: str | None = KEY) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return httpx.post(f"{self.address}{path}", content=content, headers=headers, timeout=120)
+        return self.http.post(f"{self.address}{path}", content=content, headers=headers)
 
 
 def a_run(folder: Path, model: Path) -> Path:
@@ -90,6 +91,7 @@ def served(tiny_model: Path, folder: Path) -> Iterator[Service]:
         *("--max-tokens", "200", "--requests-per-minute", "100000"),
     ]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment["RAY_metrics_report_interval_ms"] = "500"
     environment["ZEPHYR_API_KEYS"] = f"{KEY}, {OTHER}"
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)

@@ -94,7 +94,10 @@ def talk(speaker: Speaker) -> int:
 
     from zephyr_ray.models.contract import assistant, user
 
-    print("ask something; an empty line starts anew, ctrl-D ends", file=sys.stderr)
+    print(
+        "ask something; an empty line starts anew, ctrl-C stops an answer, ctrl-D ends",
+        file=sys.stderr,
+    )
     messages: list[Message] = []
     while True:
         try:
@@ -107,8 +110,8 @@ def talk(speaker: Speaker) -> int:
         messages.append(user(question))
         try:
             text = speaker.answer(messages, lambda piece: print(piece, end="", flush=True))
-        except Permanent as error:
-            print(f"{error}; that question is left out", file=sys.stderr)
+        except (Permanent, KeyboardInterrupt) as error:
+            print(f"\n{str(error) or 'stopped'}; that question is left out", file=sys.stderr)
             messages.pop()
             continue
         print(flush=True)

@@ -30,6 +30,11 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
     models = settings.models or models_of(settings.run)
     # Engines share the cores of a laptop; Ray must not wait for one each.
     connect(cpus=max(os.cpu_count() or 1, replicas * len(models) + 1))
+    gpus = replicas * len(models) * settings.gpus
+    if ours and gpus > (here := ray.cluster_resources().get("GPU", 0)):
+        raise Permanent(
+            f"--gpus: {gpus} wanted ({len(models)} models), this machine has {here:.0f}"
+        )
     try:
         application = build(settings, keys_needed=bool(keys) or not ours)
         ray_serve.start(http_options={"host": host, "port": port})

@@ -38,6 +38,8 @@ MOST_BYTES = 1 << 20
 """Of one body."""
 OPEN = ("/", "/health")
 """Paths that need no key: the page asks for one itself."""
+STATUS_SECONDS = 2.0
+"""Between two looks at the replicas: anybody may ask for the health, as often as they like."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Gateway:
         limits: Limits,
         keys_needed: bool,
     ):
+        from ray import serve
         from ray.util.metrics import Counter
 
         self._models = Models(models, formats, limits.max_tokens)
@@ -70,6 +73,8 @@ class Gateway:
             raise Permanent(f"{VARIABLE} is not set in the environment of the gateway's node")
         self._keys = Keys(keys, limits.requests_per_minute)
         self._started = int(time.time())
+        self._application = serve.get_replica_context().app_name
+        self._asked, self._missing = -STATUS_SECONDS, list[str]()
         # Beside what Serve counts itself; Ray's metrics agent shows both to Prometheus.
         self._count = Counter("zephyr_requests", "Requests answered", ("path", "status"))
         log.setLevel(logging.INFO)
@@ -157,7 +162,19 @@ class Gateway:
         return HTMLResponse(page, headers=headers)
 
     async def _health(self, request: "Request") -> "Response":
+        """Ready while every model and the judge have a replica that runs."""
+        if time.monotonic() - self._asked > STATUS_SECONDS:
+            self._asked, self._missing = time.monotonic(), await asyncio.to_thread(self._not_up)
+        if self._missing:
+            message = f"no replica runs of {', '.join(self._missing)}"
+            raise RequestError(503, message, "not_ready", retry_after=STATUS_SECONDS)
         return _json({"status": "ok", "models": self._models.names})
+
+    def _not_up(self) -> list[str]:
+        from ray import serve
+
+        deployments = serve.status().applications[self._application].deployments
+        return [name for name, one in deployments.items() if not one.replica_states.get("RUNNING")]
 
     async def _list(self, request: "Request") -> "Response":
         return _json({"object": "list", "data": [self._card(n) for n in self._models.names]})
