@@ -109,3 +109,35 @@ def test_no_sideways_scroll_on_a_phone(page: Chrome) -> None:
     page.click("#compare")
     ask(page, "word " * 30 + "x" * 300)
     assert page.eval("document.documentElement.scrollWidth") <= 360
+
+
+def show(page: Chrome, text: str) -> None:
+    """As the page shows an answer, in an element of its own: `seen`."""
+    page.eval("document.body.append(window.seen = document.createElement('div')), null")
+    page.eval(f"seen.append(markdown({json.dumps(text)})), null")
+
+
+HOSTILE = """<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>
+[a](javascript:window.hacked=1) [b](data:text/html,x) ![c](http://elsewhere.example/x.png)
+<a href="javascript:window.hacked=1">d</a> [e](java&#115;cript:window.hacked=1)"""
+
+
+def test_what_a_model_writes_is_text_and_never_markup(page: Chrome) -> None:
+    show(page, HOSTILE)
+    for link in ("a", "b", "e"):
+        page.eval(f"[...seen.querySelectorAll('a')].find(a => a.text === '{link}')?.click()")
+    assert page.eval("seen.querySelectorAll('img, script, iframe, [onerror]').length") == 0
+    schemes = page.eval("[...seen.querySelectorAll('a')].map(a => a.protocol)")
+    assert set(schemes) <= {"http:", "https:", "mailto:"}
+    assert "<script>window.hacked=1</script>" in page.eval("seen.textContent")
+    assert page.eval("window.hacked") is None
+    assert page.problems == []
+
+
+def test_markdown_is_shown_as_such(page: Chrome) -> None:
+    text = "# Title\n\n**bold** `code`\n\n1. one\n2. two\n\n```python\nx = '<b>'\n```\n"
+    show(page, text)
+    count = "(tag) => seen.querySelectorAll(tag).length"
+    tags = page.eval(f"['strong', 'p code', 'ol li', 'pre code'].map({count})")
+    assert tags == [1, 1, 2, 1]
+    assert page.eval("seen.querySelector('pre code').textContent.trim()") == "x = '<b>'"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from collections import namedtuple
 from pathlib import Path
 
@@ -267,8 +268,17 @@ def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         check(folder)  # 1 GiB of KV cache and 1.5 GB of libraries
     make_all(folder)
     check(folder)  # nothing to do needs nothing
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
     check(folder, "dialogues.turns=3")  # the cluster's memory is not this machine's
+
+
+def test_a_cluster_that_does_not_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        check(folder)
+    with pytest.raises(Permanent, match=f"no Ray at {address} .*check RAY_ADDRESS"):
+        check(folder)
 
 
 def test_memory_of_training_grows_with_model_and_workers(

@@ -12,6 +12,7 @@ from zephyr_ray.models.openai import api_key
 from zephyr_ray.models.vllm import KV_CACHE_BYTES
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.plan import Step, digest, model_spec, stages_read, weights_place
+from zephyr_ray.ray_cluster import check_address
 from zephyr_ray.recipe import FILE, Reads, Recipe, Stage, marked
 from zephyr_ray.store import Store, numbered_jsonl
 
@@ -24,6 +25,8 @@ TEXT_BYTES = 100e6
 def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
     """Everything a user can get wrong, checked before any model is loaded. Raises Permanent."""
     todo = [step for step in steps if step.artifact is None]
+    if todo:
+        check_address()
     disk = TEXT_BYTES
     for step in todo:
         for what, ref in recipe.reads(step.stage):
