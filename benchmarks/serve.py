@@ -27,7 +27,7 @@ from zephyr_ray.serve.app import ENGINE_ENVIRONMENT
 CLIENTS = (1, 8, 32)
 ANSWERS = {1: 6, 8: 32, 32: 96}
 """Answers of one round at each load."""
-ROUNDS = 3
+ROUNDS = 4
 TOKENS = 64
 CONTEXT = 1024
 SUBJECTS = ("rain", "bread", "bridges", "violins", "maps", "bees", "glass", "tides")
@@ -45,10 +45,12 @@ def main(run: Path) -> None:
         for address in (here, there):
             asyncio.run(load(address, name, 2, 4))  # the first answers warm up
         for clients in CLIENTS:
-            rounds = [
-                [asyncio.run(load(a, name, clients, ANSWERS[clients])) for a in (here, there)]
-                for _ in range(ROUNDS)
-            ]
+            rounds = []
+            for number in range(ROUNDS):
+                # Each goes first in every other round.
+                order = (here, there) if number % 2 else (there, here)
+                seen = {a: asyncio.run(load(a, name, clients, ANSWERS[clients])) for a in order}
+                rounds.append([seen[here], seen[there]])
             show(clients, rounds)
 
 

@@ -54,8 +54,11 @@ class Models:
         formats: dict[str, Format],
         max_tokens: int,
     ):
+        # It imports vLLM, for ten seconds and more, which no client should wait for.
+        from ray.serve.llm import openai_api_models
         from ray.util.metrics import Histogram
 
+        self._theirs = openai_api_models
         self._handles = {name: handle.options(stream=True) for name, handle in handles.items()}
         self._formats, self._max_tokens = formats, max_tokens
         self._first = Histogram(
@@ -77,8 +80,6 @@ class Models:
         return self._handles[name]
 
     async def chat(self, body: bytes, request_id: str) -> Answer:
-        from ray.serve.llm.openai_api_models import ChatCompletionRequest
-
         asked = parse(ChatRequest, body)
         self.handle(asked.model)
         form = self._formats[asked.model]
@@ -88,16 +89,18 @@ class Models:
         settings = self._settings(asked, asked.max_completion_tokens or asked.max_tokens)
         settings |= {"messages": messages, "stop_token_ids": [form.stop_token_id]}
         settings.pop("max_completion_tokens", None)
-        return await self._answer(asked, "chat", ChatCompletionRequest, settings, request_id)
+        return await self._answer(
+            asked, "chat", self._theirs.ChatCompletionRequest, settings, request_id
+        )
 
     async def complete(self, body: bytes, request_id: str) -> Answer:
-        from ray.serve.llm.openai_api_models import CompletionRequest as TheirRequest
-
         asked = parse(CompletionRequest, body)
         settings = self._settings(
             asked, asked.max_tokens or min(COMPLETION_TOKENS, self._max_tokens)
         )
-        return await self._answer(asked, "completions", TheirRequest, settings, request_id)
+        return await self._answer(
+            asked, "completions", self._theirs.CompletionRequest, settings, request_id
+        )
 
     def _settings(self, asked: Sampled, max_tokens: int | None) -> dict[str, Any]:
         """The client's settings for the engine."""

@@ -36,6 +36,7 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
             f"--gpus: {gpus} wanted ({len(models)} models), this machine has {here:.0f}"
         )
     try:
+        print(f"starting {', '.join(models)}: a minute or more …", flush=True)
         application = build(settings, keys_needed=bool(keys) or not ours)
         ray_serve.start(http_options={"host": host, "port": port})
         ray_serve.run(application, name=NAME, route_prefix="/")
