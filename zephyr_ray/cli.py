@@ -8,6 +8,7 @@ from typing import Any
 from zephyr_ray import pipeline, recipe_file
 from zephyr_ray import recipe as recipes
 from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.models.weights import fingerprint
 from zephyr_ray.preflight import check_demonstrations, check_files
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.run_folder import models_of
@@ -122,6 +123,10 @@ def _checked(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Recipe]:
     for spec in recipe.models.values():
         if spec.demonstrations and not Path(spec.demonstrations).is_absolute():
             check_demonstrations(recipe.file(spec.demonstrations))
+        for weights in filter(None, (spec.weights, spec.relevance)):
+            known = weights in recipe.stages or Path(weights).is_absolute()
+            if not known and not recipe.file(weights).is_dir():
+                fingerprint(weights)  # Permanent for a name that nobody knows
     return recipe_file.read(path, overrides)[0], recipe
 
 

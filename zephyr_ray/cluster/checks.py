@@ -126,9 +126,9 @@ def permissions(kube: Kube) -> Iterator[Verdict]:
 def gpus(kube: Kube, profile: Profile) -> Iterator[Verdict]:
     nodes = kube.get("/api/v1/nodes")["items"]
     for name, group in profile.workers.items():
-        asked = f"{group.replicas} × {group.gpu.count} {group.gpu.kind}" if group.gpu else "no GPUs"
+        asked = f"{group.gpu.count} {group.gpu.kind}" if group.gpu else "no GPU"
         fits = sum(_room(node, group) for node in nodes if _admits(node, group))
-        saw = f"group {name} asks for {asked}; nodes have room for {fits} of {group.replicas}"
+        saw = f"group {name}: {group.replicas} × {asked}; empty, the nodes hold {fits} of these"
         if fits >= group.replicas:
             yield good(saw)
             continue

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from zephyr_ray.cluster import checks, services
 from zephyr_ray.cluster.checks import Verdict, bad, unknown
-from zephyr_ray.cluster.kube import Forbidden, Kube
+from zephyr_ray.cluster.kube import Forbidden, Kube, Unauthorized
 from zephyr_ray.cluster.profile import Profile
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.recipe import Recipe
@@ -52,6 +52,9 @@ def examine(
         try:
             for verdict in check():
                 yield what, verdict
+        except Unauthorized as error:
+            yield what, bad(str(error), "kubectl auth whoami must answer; then run this again")
+            return  # every other answer would be the same
         except Forbidden as error:
             yield what, unknown(str(error), "ask for that right, or whoever has it")
         except Permanent as error:

@@ -10,7 +10,7 @@ from zephyr_ray.cluster.kube import Gone, Kube, Missing
 from zephyr_ray.errors import Permanent, Temporary
 
 JOBS = "ray.io/v1/rayjobs"
-STARTING_SECONDS, RUNNING_SECONDS = 10, 240
+STARTING_SECONDS, RUNNING_SECONDS = 10, 60
 """Of one watch; between two it is looked at what holds a start up."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 STOPPED, LATE, WRONG = 130, 124, 2
