@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster_lab import api, here  # noqa: F401
 from serving import Service, served
 
 os.environ["RAY_AUTH_MODE"] = "disabled"

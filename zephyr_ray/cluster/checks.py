@@ -252,23 +252,29 @@ def image(kube: Kube, profile: Profile) -> Iterator[Verdict]:
 
 
 def pull(kube: Kube, profile: Profile) -> Iterator[Verdict]:
+    """Starts each image once."""
+    for image in sorted({profile.image, *(g.image for g in profile.workers.values() if g.image)}):
+        yield from _pull(kube, profile, image)
+
+
+def _pull(kube: Kube, profile: Profile, image: str) -> Iterator[Verdict]:
     """A pod that ends at once; whether it could start says whether its image came."""
     name = job_name("zephyr-pull")
     small = {"cpu": "100m", "memory": "64Mi"}
     container = {
         "name": "pull",
+        "image": image,
         "command": ["true"],
         "resources": {"requests": small, "limits": small},
     }
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}}
-    spec = {"restartPolicy": "Never", **restricted_pod(profile, container)}
-    kube.create(kube.path("pods"), pod | {"spec": spec})
+    kube.create(kube.path("pods"), pod | {"spec": restricted_pod(profile, container)})
     try:
         began, why = time.monotonic(), "it is still being pulled"
         while time.monotonic() - began < PULL_SECONDS:
             status = kube.get(kube.path("pods", name)).get("status") or {}
             if status.get("phase") in ("Succeeded", "Failed"):
-                yield good(f"{profile.image} came in {time.monotonic() - began:.0f} s")
+                yield good(f"{image} came in {time.monotonic() - began:.0f} s")
                 return
             for container in status.get("containerStatuses") or []:
                 waiting = (container.get("state") or {}).get("waiting") or {}
@@ -278,10 +284,10 @@ def pull(kube: Kube, profile: Profile) -> Iterator[Verdict]:
                     "InvalidImageName",
                 ):
                     why = " ".join(str(waiting.get("message", waiting["reason"])).split())[:200]
-                    yield bad(f"{profile.image}: {why}", "check image and image_pull_secrets")
+                    yield bad(f"{image}: {why}", "check image and image_pull_secrets")
                     return
             time.sleep(POLL_SECONDS)
-        yield bad(f"{profile.image}: {why} after {PULL_SECONDS} s", f"kubectl describe pod {name}")
+        yield bad(f"{image}: {why} after {PULL_SECONDS} s", f"kubectl describe pod {name}")
     finally:
         kube.delete(kube.path("pods", name))
 

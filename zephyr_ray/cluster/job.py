@@ -18,6 +18,8 @@ RAY_VERSION = "2.60.0"
 NAME_LENGTH = 47
 USER = 1000
 HOME = "/home/zephyr"
+CLIENT = {"zephyr-ray/client": "true"}
+"""Pods with this label reach the chart's MLflow and services through its network policies."""
 SUBMITTER = {"cpu": "500m", "memory": "1Gi"}
 SUFFIX = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -77,9 +79,13 @@ def ray_job(name: str, profile: Profile) -> dict[str, Any]:
 
 def restricted_pod(profile: Profile, container: dict[str, Any]) -> dict[str, Any]:
     """A pod of one container that Pod Security `restricted` admits; it writes to /tmp and HOME."""
+    # Never: the operator makes a new pod, where a container started again in the old one would be
+    # a head without its state.
     mounts = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "home", "mountPath": HOME}]
     return {
+        "restartPolicy": "Never",
         "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
         "imagePullSecrets": [{"name": secret} for secret in profile.image_pull_secrets],
         "securityContext": {
             "runAsNonRoot": True,
@@ -113,7 +119,7 @@ def _submitter(profile: Profile) -> dict[str, Any]:
         "name": "ray-job-submitter",
         "resources": {"requests": SUBMITTER, "limits": SUBMITTER},
     }
-    return {"spec": {"restartPolicy": "Never", **restricted_pod(profile, container)}}
+    return {"metadata": {"labels": CLIENT}, "spec": restricted_pod(profile, container)}
 
 
 def _template(role: str, name: str, profile: Profile, group: Group) -> dict[str, Any]:
@@ -122,6 +128,7 @@ def _template(role: str, name: str, profile: Profile, group: Group) -> dict[str,
         amounts[group.gpu.kind] = str(group.gpu.count)
     container = {
         "name": role,
+        "image": (group.image if isinstance(group, Workers) else None) or profile.image,
         # Ray takes its CPUs, memory and GPUs from the limits; memory must be asked for in full.
         "resources": {"requests": amounts, "limits": amounts},
         "env": _environment(profile),
@@ -137,11 +144,19 @@ def _template(role: str, name: str, profile: Profile, group: Group) -> dict[str,
     ]
     pod["nodeSelector"] = group.node_selector
     pod["tolerations"] = [t.model_dump(exclude_none=True) for t in group.tolerations]
-    return {"spec": pod}
+    return {"metadata": {"labels": CLIENT}, "spec": pod}
 
 
 def _environment(profile: Profile) -> list[dict[str, Any]]:
-    plain = {"PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    plain = {
+        "PYTHONUNBUFFERED": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        # What is fetched once lies where every pod finds it.
+        "ZEPHYR_CACHE": f"{profile.storage.folder}/cache/weights",
+        "HF_HOME": f"{profile.storage.folder}/cache/huggingface",
+    }
     if profile.mlflow:
         plain["MLFLOW_TRACKING_URI"] = profile.mlflow
     return [

@@ -17,7 +17,7 @@ HEAD_LEAST_BYTES = 4 * 1024**3
 """The operator's advice: a head with less is killed for memory."""
 GROUPS_IN_A_QUEUE = 7
 """Kueue takes a RayJob of at most so many worker groups."""
-OWN_VARIABLES = r"HOME|PYTHONUNBUFFERED|MLFLOW_TRACKING_URI|RAY_.*|REDIS_.*"
+OWN_VARIABLES = r"HOME|HF_HOME|ZEPHYR_CACHE|PYTHONUNBUFFERED|MLFLOW_TRACKING_URI|RAY_.*|REDIS_.*"
 """Set by the job or the operator; a secret under such a name would break it."""
 UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18} | {
     unit: 1024 ** (i + 1) for i, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"))
@@ -65,6 +65,8 @@ class Workers(Group):
     replicas: int = Field(1, ge=1)
     gpu: Gpu | None = None
     """GPUs of each replica."""
+    image: str | None = Field(None, pattern=r"^[^\s]+$")
+    """In place of the profile's, such as one with CUDA."""
 
 
 class Storage(Strict):
