@@ -276,6 +276,8 @@ class _Handler(BaseHTTPRequestHandler):
             "creationTimestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
         made = api.put(f"{path}/{name}", body)
+        if api.fault("ANSWER", path):
+            return self.connection.shutdown(socket.SHUT_RDWR)
         self._answer(201, made)
         if path.endswith("/rayjobs") and api.operator:
             threading.Thread(target=self._operate, args=(name,), daemon=True).start()

@@ -17,7 +17,7 @@ from kube_api import TOKEN, Api, Fault
 
 from zephyr_ray import cli, pipeline
 from zephyr_ray import recipe as recipes
-from zephyr_ray.cluster import bundle, kube, profile
+from zephyr_ray.cluster import bundle, command, kube, profile
 from zephyr_ray.cluster.job import job_name, ray_job
 from zephyr_ray.plan import make_plan
 from zephyr_ray.store import Store
@@ -153,6 +153,29 @@ def test_a_submit_that_fails_half_way_leaves_nothing(
     api.faults = [Fault(method, what, 403, message="exceeded quota: gpus")]
     assert "exceeded quota: gpus" in error(capsys, "submit", "small.yaml")
     assert not [p for p in api.objects if p.startswith((f"{JOBS}/", f"{TEAM}/configmaps/"))]
+
+
+def test_a_job_that_was_made_but_not_answered_for_goes_again(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The connection breaks after the server made the RayJob: nobody would know its name."""
+    api.faults = [Fault("ANSWER", "rayjobs", "drop")]
+    assert "the connection broke" in error(capsys, "submit", "small.yaml", code=1)
+    [asked] = api.asked("DELETE", "rayjobs/")
+    assert asked.path not in api.objects
+    assert not [p for p in api.objects if p.startswith(f"{TEAM}/configmaps/")]
+
+
+@pytest.mark.parametrize("taken", ["configmaps", "rayjobs"])
+def test_what_another_made_under_the_same_name_stays(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    monkeypatch.setattr(command, "job_name", lambda recipe: "small-aaaaa")
+    path = {"configmaps": f"{TEAM}/configmaps", "rayjobs": JOBS}[taken] + "/small-aaaaa"
+    api.put(path, {"metadata": {"name": "small-aaaaa", "uid": "of another"}})
+    assert "already exists" in error(capsys, "submit", "small.yaml")
+    assert api.objects[path]["metadata"]["uid"] == "of another"
+    assert [p for p in api.objects if p.endswith("small-aaaaa")] == [path]
 
 
 # What is wrong is one line, before any request

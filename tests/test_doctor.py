@@ -17,6 +17,8 @@ from zephyr_ray.cluster import checks
 
 def healthy(api: Api) -> None:
     """A cluster that is fit for the profile and the recipe of these tests."""
+    enforced = {"pod-security.kubernetes.io/enforce": "restricted"}
+    api.put(TEAM, {"metadata": {"name": "team", "labels": enforced}})
     api.objects["/version"] = {"major": "1", "minor": "37", "gitVersion": "v1.37.1"}
     container = {"image": "quay.io/kuberay/operator:v1.7.0"}
     api.put(
@@ -105,6 +107,7 @@ def test_doctor_finds_nothing_wrong_with_a_fit_cluster(
     for line in (
         r"✓ +versions +http\S+ runs v1.37.1",
         r"✓ +operator +operator kuberay/kuberay-operator is \S+:v1.7.0",
+        r"✓ +namespace +team, Pod Security restricted;",
         r"✓ +permissions +all that submit, status, logs and stop need in team",
         r"✓ +nodes +group cpu: 1 × no GPU; empty, the nodes hold [1-9]",
         r"✓ +nodes +group gpu: 2 × 4 nvidia.com/gpu; empty, the nodes hold 2 of",
@@ -146,6 +149,7 @@ ILLS: dict[str, tuple[Callable[[Api], None], str]] = {
     "no operator": (gone(DEPLOYMENT), r"✗ +operator .*no operator that acts .*helm install"),
     "operator down": (changed(DEPLOYMENT, status={}), r"✗ +operator .*no running pod +kubectl"),
     "old operator": (changed(DEPLOYMENT, **OLD), r"✗ +operator .*v1.5.1 +helm upgrade"),
+    "no namespace": (gone(TEAM), r"✗ +namespace +no namespace team +kubectl create namespace"),
     "no right": (
         lambda api: api.denied.update({"create rayjobs", "get pods/log"}),
         r"✗ +permissions +in team you may not create rayjobs, get pods/log +ask for a Role",
@@ -225,8 +229,8 @@ def test_doctor_tells_what_is_wrong_and_the_fix(
     told = examined(capsys, code=1 if line.startswith("✗") else 0)
     assert re.search(line, told), told
     wrong = [row for row in told.splitlines() if row.startswith(("✗", "–"))]
-    # Without KubeRay there are no jobs and no clusters to look at either.
-    assert len(wrong) == (3 if "no rayclusters" in line else 1), told
+    # Without KubeRay there are no Ray clusters to look at either.
+    assert len(wrong) == (2 if "no rayclusters" in line else 1), told
 
 
 def test_doctor_without_a_valid_token_says_so(

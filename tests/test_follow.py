@@ -282,6 +282,14 @@ def test_status_lists_jobs_and_tells_the_stages_of_one(
     assert re.search(r"answers +running +1/2 rows", told)
 
 
+@pytest.mark.parametrize("name", ["a/../../pods/b", "a?watch=true", ""])
+def test_a_name_that_is_none_is_no_path(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    assert "no job" in error(capsys, "stop", name)
+    assert not api.requests
+
+
 def test_logs_prints_what_there_is(api: Api, here: Path, capsys: pytest.CaptureFixture) -> None:
     a_job(api, "one", jobDeploymentStatus="Running", jobStatus="RUNNING")
     assert "one has no log: running" in error(capsys, "logs", "one")

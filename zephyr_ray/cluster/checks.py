@@ -11,7 +11,6 @@ from typing import Any, Literal
 from zephyr_ray.cluster.job import job_name, restricted_pod
 from zephyr_ray.cluster.kube import Forbidden, Kube, Missing
 from zephyr_ray.cluster.profile import Profile, Workers, quantity
-from zephyr_ray.cluster.watch import JOBS
 from zephyr_ray.recipe import Recipe
 
 OPERATOR = "helm install kuberay-operator kuberay/kuberay-operator --version 1.7.0"
@@ -92,6 +91,17 @@ def operator(kube: Kube) -> Iterator[Verdict]:
             yield bad(f"operator {where} is {image}", OPERATOR.replace("install", "upgrade"))
         else:
             yield good(f"operator {where} is {image}")
+
+
+def namespace(kube: Kube) -> Iterator[Verdict]:
+    name = kube.namespace
+    try:
+        labels = kube.get(f"/api/v1/namespaces/{name}")["metadata"].get("labels") or {}
+    except Missing:
+        yield bad(f"no namespace {name}", f"kubectl create namespace {name}")
+        return
+    enforced = labels.get("pod-security.kubernetes.io/enforce", "left to the cluster")
+    yield good(f"{name}, Pod Security {enforced}; the pods of a run pass restricted")
 
 
 def permissions(kube: Kube) -> Iterator[Verdict]:
@@ -290,9 +300,3 @@ def _pull(kube: Kube, profile: Profile, image: str) -> Iterator[Verdict]:
         yield bad(f"{image}: {why} after {PULL_SECONDS} s", f"kubectl describe pod {name}")
     finally:
         kube.delete(kube.path("pods", name))
-
-
-def jobs(kube: Kube) -> Iterator[Verdict]:
-    found = kube.get(kube.path(JOBS))["items"]
-    running = [j for j in found if (j.get("status") or {}).get("jobStatus") == "RUNNING"]
-    yield good(f"{len(found)} in {kube.namespace}, {len(running)} running")

@@ -1,5 +1,6 @@
 """`zephyr submit | status | logs | stop`: a recipe as a RayJob, and what became of it."""
 
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,30 +53,31 @@ def submit(
 def create(kube: Kube, config_map: dict[str, Any], job: dict[str, Any]) -> None:
     """The ConfigMap first, so that no pod waits for it; then it is the job's, and goes with it."""
     name = job["metadata"]["name"]
-    kube.create(kube.path("configmaps"), config_map)
+    steps = [kube.path("configmaps", name), kube.path(JOBS, name)]
+    made = []
     try:
-        made = kube.create(kube.path(JOBS), job)
-    except BaseException:
-        _forget(kube, kube.path("configmaps", name))
-        raise
-    owner = {
-        "apiVersion": f"{API}/{VERSION}",
-        "kind": "RayJob",
-        "name": name,
-        "uid": made["metadata"]["uid"],
-    }
-    try:
-        kube.patch(kube.path("configmaps", name), {"metadata": {"ownerReferences": [owner]}})
-    except BaseException:
-        _forget(kube, kube.path(JOBS, name))
-        _forget(kube, kube.path("configmaps", name))
+        made.append(steps[0])
+        kube.create(kube.path("configmaps"), config_map)
+        made.append(steps[1])
+        uid = kube.create(kube.path(JOBS), job)["metadata"]["uid"]
+        owner = {"apiVersion": f"{API}/{VERSION}", "kind": "RayJob", "name": name, "uid": uid}
+        made.append("")  # from here on a refusal is of the patch
+        kube.patch(steps[0], {"metadata": {"ownerReferences": [owner]}})
+    except BaseException as error:
+        # What is refused was not made, and may be another's of that name; after a time-out or
+        # ctrl-C it may be there.
+        if isinstance(error, Permanent):
+            made.pop()
+        for path in filter(None, reversed(made)):
+            _forget(kube, path)
         raise
 
 
 def _forget(kube: Kube, path: str) -> None:
-    """Takes a half-made thing away; the error that left it half made is the one to tell of."""
     try:
         kube.delete(path)
+    except Missing:
+        pass
     except (Permanent, Temporary) as error:
         print(f"left behind: {path} ({error})", file=sys.stderr)
 
@@ -178,6 +180,8 @@ def logs(kube: Kube, name: str, following: bool) -> int:
 
 def _found(kube: Kube, name: str) -> dict[str, Any]:
     try:
+        if not re.fullmatch(r"[a-z0-9.-]+", name):
+            raise Missing(name)
         return kube.get(kube.path(JOBS, name))
     except Missing as error:
         if "RayJobs" in str(error):

@@ -37,8 +37,8 @@ def examine(
     every: list[tuple[str, Callable[[], Iterator[Verdict]]]] = [
         ("versions", lambda: checks.versions(kube)),
         ("operator", lambda: checks.operator(kube)),
+        ("namespace", lambda: checks.namespace(kube)),
         ("permissions", lambda: checks.permissions(kube)),
-        ("jobs", lambda: checks.jobs(kube)),
         ("nodes", lambda: checks.gpus(kube, profile)),
         ("storage", lambda: checks.storage(kube, profile)),
         ("secrets", lambda: checks.secrets(kube, profile, recipe)),

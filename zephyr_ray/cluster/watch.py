@@ -135,7 +135,10 @@ def _held_up(pod: dict[str, Any]) -> Iterator[str]:
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             yield f"{name} is not scheduled: {condition.get('message', '')}"
-    for container in status.get("containerStatuses") or []:
+    for container in [
+        *(status.get("initContainerStatuses") or []),
+        *(status.get("containerStatuses") or []),
+    ]:
         waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
             yield f"{name}: {waiting['reason']}: {waiting.get('message', '')}"
