@@ -5,14 +5,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
 FOLDER = Path(os.environ.get("KUBERAY_CRDS") or Path(__file__).resolve().parents[2] / "shared/crds")
 
 
+def crd_errors(plural: str, found: dict[str, Any]) -> list[str]:
+    """What KubeRay's schema of ray.io/v1 has against an object."""
+    validator = jsonschema.Draft202012Validator(_crd_schema(plural))
+    return [f"{error.json_path}: {error.message[:300]}" for error in validator.iter_errors(found)]
+
+
 @cache
-def crd_schema(plural: str) -> dict[str, Any]:
+def _crd_schema(plural: str) -> dict[str, Any]:
     """The strict JSON schema of ray.io/v1; skips the test where the CRDs are not at hand."""
     path = FOLDER / f"ray.io_{plural}.yaml"
     if not path.exists():

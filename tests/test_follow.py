@@ -148,7 +148,9 @@ def test_follow_survives(
     assert shown(capsys.readouterr().out) == LOG
 
 
-def test_a_watch_that_is_too_old_is_begun_anew(api: Api, here: Path) -> None:
+def test_a_watch_that_is_too_old_is_begun_anew(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
     """410 as an event in the middle of a watch, which is how a real one tells."""
 
     def operator(api: Api, name: str) -> None:
@@ -162,6 +164,7 @@ def test_a_watch_that_is_too_old_is_begun_anew(api: Api, here: Path) -> None:
 
     api.operator = operator
     assert cli.main(["submit", "small.yaml", "--wait"]) == 0
+    assert "trying again" not in capsys.readouterr().err  # nothing is amiss
 
 
 def test_a_token_that_is_taken_back_ends_the_wait_with_one_line(
