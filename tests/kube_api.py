@@ -5,6 +5,7 @@ does as `operator`."""
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -42,7 +44,8 @@ class Request:
 
 
 class Api:
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None) -> None:
+        """With a certificate (and its key in the same file) it speaks TLS."""
         self.objects: dict[str, dict[str, Any]] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
@@ -66,7 +69,11 @@ class Api:
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"api": self}))
         server.daemon_threads = True
         self._server = server
-        self.address = f"http://127.0.0.1:{server.server_port}"
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        self.address = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
@@ -76,8 +83,12 @@ class Api:
         self._server.shutdown()
         self._server.server_close()
 
-    def kubeconfig(self, token: str = TOKEN, namespace: str = "team") -> str:
-        cluster = {"name": "here", "cluster": {"server": self.address}}
+    def kubeconfig(
+        self, user: dict[str, Any] | None = None, namespace: str = "team", authority: str = ""
+    ) -> str:
+        cluster: dict[str, Any] = {"name": "here", "cluster": {"server": self.address}}
+        if authority:
+            cluster["cluster"]["certificate-authority"] = authority
         context = {"cluster": "here", "user": "me", "namespace": namespace}
         return json.dumps(
             {
@@ -86,7 +97,7 @@ class Api:
                 "current-context": "lab",
                 "clusters": [cluster],
                 "contexts": [{"name": "lab", "context": context}],
-                "users": [{"name": "me", "user": {"token": token}}],
+                "users": [{"name": "me", "user": user or {"token": TOKEN}}],
             }
         )
 

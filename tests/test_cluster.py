@@ -1,11 +1,13 @@
 """`zephyr submit`: what is sent to a Kubernetes API, and what is refused before or by it."""
 
+import ipaddress
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +325,67 @@ def test_a_read_that_is_put_off_is_made_again(api: Api, here: Path) -> None:
 def test_an_unknown_job_is_one_line(api: Api, here: Path, capsys: pytest.CaptureFixture) -> None:
     for word in ("status", "logs", "stop"):
         assert "no job nope in team; zephyr status lists them" in error(capsys, word, "nope")
+
+
+# How the API is reached
+
+
+def certificate(folder: Path) -> Path:
+    """Of 127.0.0.1, signed by itself, with its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lab")])
+    now = datetime.now(UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = folder / "certificate.pem"
+    path.write_bytes(private + made.public_bytes(pem))
+    return path
+
+
+def test_a_server_is_trusted_by_the_authority_of_the_kubeconfig_only(
+    here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pem = certificate(here)
+    api = Api(pem)
+    try:
+        api.objects["/apis/ray.io/v1"] = {"resources": []}
+        (here / "kubeconfig").write_text(api.kubeconfig(authority=str(pem)))
+        assert cli.main(["status"]) == 0
+        (here / "kubeconfig").write_text(api.kubeconfig())
+        assert "its certificate is not trusted" in error(capsys, "status")
+    finally:
+        api.close()
+
+
+def test_a_token_may_come_from_a_plugin_of_the_kubeconfig(api: Api, here: Path) -> None:
+    """As the clouds have it."""
+    told = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": TOKEN},
+    }
+    plugin = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": "echo",
+        "args": [json.dumps(told)],
+        "interactiveMode": "Never",
+    }
+    (here / "kubeconfig").write_text(api.kubeconfig({"exec": plugin}))
+    assert cli.main(["status"]) == 0
 
 
 def test_importing_the_commands_does_not_load_the_client() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_lab import TEAM
+from cluster_lab import TEAM, write_profile
 from kube_api import TOKEN, Api, Fault
 
 from zephyr_ray import cli
@@ -233,11 +233,24 @@ def test_doctor_tells_what_is_wrong_and_the_fix(
     assert len(wrong) == (2 if "no rayclusters" in line else 1), told
 
 
+def test_doctor_needs_no_recipe_and_no_secrets(
+    api: Api, here: Path, wide: None, capsys: pytest.CaptureFixture
+) -> None:
+    healthy(api)
+    write_profile(here, secrets=None, mlflow=None)
+    assert cli.main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"✓ +secrets +none needed", told)
+    write_profile(here, secrets=None)
+    told = examined(capsys, code=1)
+    assert re.search(r"✗ +secrets +the recipe reads JUDGE_KEY, the profile has no secret", told)
+
+
 def test_doctor_without_a_valid_token_says_so(
     api: Api, here: Path, wide: None, capsys: pytest.CaptureFixture
 ) -> None:
     healthy(api)
-    (here / "kubeconfig").write_text(api.kubeconfig(token="old"))
+    (here / "kubeconfig").write_text(api.kubeconfig({"token": "old"}))
     told = examined(capsys, code=1)
     assert "✓" not in told
     assert "does not accept these credentials; log in again" in told and "old" not in told

@@ -173,6 +173,12 @@ class Kube:
                 raise self._error(error.status, error.body or "", path) from None
             raise Permanent(f"{self.host}: {_short(error.reason)}") from None
         except urllib3.exceptions.HTTPError as error:
+            cause = getattr(error, "reason", None)
+            if isinstance(cause, urllib3.exceptions.SSLError):
+                raise Permanent(
+                    f"{self.host}: its certificate is not trusted; does certificate-authority of "
+                    "the kubeconfig belong to this server?"
+                ) from None
             raise Temporary(f"cannot reach {self.host} ({_reason(error)})") from None
         finally:
             if response is not None:
