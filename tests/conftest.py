@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_lab import api, here  # noqa: F401
 from serving import Service, served
 from xdist.scheduler import LoadFileScheduling
 

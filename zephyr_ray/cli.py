@@ -1,11 +1,16 @@
-"""The `zephyr` command: run and plan recipes, serve what came out, talk to it."""
+"""The `zephyr` command: recipes run here or on a cluster, and what came out served."""
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from zephyr_ray import pipeline
-from zephyr_ray.errors import Permanent
+from zephyr_ray import pipeline, recipe_file
+from zephyr_ray import recipe as recipes
+from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.models.weights import fingerprint
+from zephyr_ray.preflight import check_demonstrations, check_files
+from zephyr_ray.recipe import Recipe
 from zephyr_ray.run_folder import models_of
 
 
@@ -13,7 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit codes are the pipeline's."""
     parser = argparse.ArgumentParser("zephyr", description=__doc__)
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="run | plan | serve | chat"
+        dest="command",
+        required=True,
+        metavar="run | plan | serve | chat | submit | status | logs | stop | doctor",
     )
     commands.add_parser("run", help="run a recipe (python -m zephyr_ray.pipeline)", add_help=False)
     commands.add_parser("plan", help="show what a run would do, and why", add_help=False)
@@ -22,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     chat = commands.add_parser("chat", help="talk to a model of a run, or to a service")
     chat.add_argument("run", help="the folder of a run, such as runs/quickstart, or http://…")
     chat.add_argument("--model", help="its name (default: the last one trained)")
+    _cluster_arguments(commands)
     options, rest = parser.parse_known_args(arguments)
     if options.command == "run":
         return pipeline.main(rest)
@@ -32,10 +40,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "serve":
             return _serve(options)
-        return _chat(options.run, options.model)
+        if options.command == "chat":
+            return _chat(options.run, options.model)
+        return _cluster(options)
     except Permanent as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Temporary as error:
+        print(f"error: {error}; try again", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -53,6 +66,68 @@ def _serve_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--max-tokens", type=int, default=1024, help="most of one answer")
     serve.add_argument("--requests-per-minute", type=int, default=600, help="of one key")
     serve.add_argument("--log-prompts", action="store_true")
+
+
+def _cluster_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    submit = commands.add_parser("submit", help="run a recipe as a RayJob on a Kubernetes cluster")
+    submit.add_argument("recipe", type=Path)
+    submit.add_argument(
+        "--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="as of run"
+    )
+    submit.add_argument("--wait", action="store_true", help="end with the job's exit code")
+    submit.add_argument("--follow", action="store_true", help="--wait, and show its log")
+    status = commands.add_parser("status", help="the jobs of the cluster, or one of them")
+    status.add_argument("job", nargs="?")
+    logs = commands.add_parser("logs", help="the log of a job")
+    logs.add_argument("job")
+    logs.add_argument("--follow", action="store_true", help="end with the job's exit code")
+    stop = commands.add_parser("stop", help="end a job; what it finished is kept")
+    stop.add_argument("job")
+    doctor = commands.add_parser("doctor", help="is the cluster fit for a recipe, and if not, why")
+    doctor.add_argument("recipe", nargs="?", type=Path)
+    doctor.add_argument("--pull", action="store_true", help="start a short pod of the image")
+    for command in (submit, status, logs, stop, doctor):
+        command.add_argument(
+            "--profile",
+            type=Path,
+            default=Path("zephyr-cluster.yaml"),
+            metavar="FILE",
+            help="of the cluster (default: zephyr-cluster.yaml)",
+        )
+
+
+def _cluster(options: argparse.Namespace) -> int:
+    from zephyr_ray.cluster import command
+    from zephyr_ray.cluster.doctor import doctor
+
+    if options.command == "submit":
+        raw, recipe = _checked(options.recipe, options.set)
+        return command.submit(
+            options.recipe, raw, recipe, options.profile, options.wait, options.follow
+        )
+    if options.command == "doctor":
+        checked = _checked(options.recipe, [])[1] if options.recipe else None
+        return doctor(command.read_profile(options.profile), checked, options.pull)
+    kube = command.connect(options.profile)
+    if options.command == "status":
+        return command.status(kube, options.job)
+    if options.command == "logs":
+        return command.logs(kube, options.job, options.follow)
+    return command.stop(kube, options.job)
+
+
+def _checked(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Recipe]:
+    """A recipe as the pipeline would read it, and as it is written; files of the cluster aside."""
+    recipe = recipes.load(path, pipeline.KINDS, overrides)
+    check_files(recipe, absolute=False)
+    for spec in recipe.models.values():
+        if spec.demonstrations and not Path(spec.demonstrations).is_absolute():
+            check_demonstrations(recipe.file(spec.demonstrations))
+        for weights in filter(None, (spec.weights, spec.relevance)):
+            known = weights in recipe.stages or Path(weights).is_absolute()
+            if not known and not recipe.file(weights).is_dir():
+                fingerprint(weights)  # Permanent for a name that nobody knows
+    return recipe_file.read(path, overrides)[0], recipe
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -39,7 +39,7 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
                 if weights not in recipe.stages:
                     resolve(weights_place(recipe, weights))
             if spec.demonstrations:
-                _check_demonstrations(recipe.file(spec.demonstrations))
+                check_demonstrations(recipe.file(spec.demonstrations))
         folders = _start_weights(recipe, step.stage)
         parameters = max(map(count_parameters, folders), default=0)
         memory = _memory(recipe, step.stage, parameters)
@@ -53,9 +53,13 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
     _check_disk(store, "the run", disk)
 
 
-def check_files(recipe: Recipe) -> None:
-    """Seeds and other files of every stage, cached or not, and what it reads."""
+def check_files(recipe: Recipe, absolute: bool = True) -> None:
+    """Seeds and other files of every stage, cached or not, and what it reads; without `absolute`,
+    stages whose files have full paths are left out: those lie where the recipe will run."""
     for name, stage in recipe.stages.items():
+        named = [Path(value) for _, _, values in marked(stage, FILE) for value in values]
+        if not absolute and any(path.is_absolute() for path in named):
+            continue
         files = {f: recipe.file(v) for f, _, values in marked(stage, FILE) for v in values}
         try:
             for path in files.values():
@@ -65,7 +69,8 @@ def check_files(recipe: Recipe) -> None:
             raise Permanent(f"stage '{name}': {error}") from None
 
 
-def _check_demonstrations(path: Path) -> None:
+def check_demonstrations(path: Path) -> None:
+    """Worked examples of a model: each with an instruction, an answer, perhaps a constraint."""
     for number, row in numbered_jsonl(path):
         for field in ("instruction", "answer"):
             if not isinstance(row.get(field), str):

@@ -153,7 +153,7 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
             "node mounts)"
         )
     models = {
-        str(n): _typed(ModelSpec, spec, f"{path}: model '{n}'")
+        str(n): typed(ModelSpec, spec, f"{path}: model '{n}'")
         for n, spec in mapping(raw.get("models", {}), f"{path}: models").items()
     }
     stages = {}
@@ -173,7 +173,7 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
             settings.setdefault("seed", seed)
         if "title" in kinds[kind].model_fields:
             settings.setdefault("title", name)
-        stages[str(stage_name)] = stage = _typed(kinds[kind], settings, where)
+        stages[str(stage_name)] = stage = typed(kinds[kind], settings, where)
         if not 0 <= getattr(stage, "seed", 0) < SEEDS:
             raise Permanent(f"{where}: setting 'seed' must be a whole number from 0 below 2^32")
     if not stages:
@@ -265,7 +265,8 @@ def _near(name: str, known: Any) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
 
 
-def _typed(cls: type[T], settings: Any, where: str) -> T:
+def typed(cls: type[T], settings: Any, where: str) -> T:
+    """Settings as written, as an object of the class; what does not fit is one Permanent line."""
     try:
         return cls.model_validate(mapping(settings, where))
     except ValidationError as error:
@@ -273,7 +274,8 @@ def _typed(cls: type[T], settings: Any, where: str) -> T:
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         place = ".".join(str(p) for p in first["loc"])
         if first["type"] == "extra_forbidden":
-            message = f"unknown setting '{place}'{_near(place, cls.model_fields)}"
+            known = cls.model_fields if len(first["loc"]) == 1 else {}
+            message = f"unknown setting '{place}'{_near(place, known) if known else ''}"
         elif first["type"] == "missing":
             message = f"setting '{place}' is missing"
         else:

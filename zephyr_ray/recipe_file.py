@@ -14,10 +14,10 @@ from zephyr_ray.errors import Permanent
 def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
     """The settings of a recipe file, not yet checked, and the folders its files may lie in: its
     own, then that of the recipe it extends. Permanent where it cannot be read."""
-    raw, folders = _read_yaml(path), [path.parent]
+    raw, folders = read_yaml(path), [path.parent]
     if "extends" in raw:
         base = path.parent / str(raw.pop("extends"))
-        below = _read_yaml(base)
+        below = read_yaml(base)
         if "extends" in below:
             raise Permanent(
                 f"{path}: extends {base}, which itself extends another; extend that one"
@@ -90,12 +90,13 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
+    """A file of `name: value` lines; a key that stands twice, and all else wrong, is Permanent."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise Permanent(f"cannot read the recipe {path}: {reason}") from None
+        raise Permanent(f"cannot read the {what} {path}: {reason}") from None
     try:
         return mapping(yaml.load(text, _UniqueKeys), str(path))
     except yaml.YAMLError as error:

@@ -1,0 +1,48 @@
+"""KubeRay's own schemas, turned strict: a field it does not know is an error."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+FOLDER = Path(os.environ.get("KUBERAY_CRDS") or Path(__file__).resolve().parents[2] / "shared/crds")
+
+
+def crd_errors(plural: str, found: dict[str, Any]) -> list[str]:
+    """What KubeRay's schema of ray.io/v1 has against an object."""
+    validator = jsonschema.Draft202012Validator(_crd_schema(plural))
+    return [f"{error.json_path}: {error.message[:300]}" for error in validator.iter_errors(found)]
+
+
+@cache
+def _crd_schema(plural: str) -> dict[str, Any]:
+    """The strict JSON schema of ray.io/v1; skips the test where the CRDs are not at hand."""
+    path = FOLDER / f"ray.io_{plural}.yaml"
+    if not path.exists():
+        pytest.skip(f"no KubeRay CRDs in {FOLDER}; KUBERAY_CRDS names their folder")
+    crd = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    [version] = [v for v in crd["spec"]["versions"] if v["name"] == "v1"]
+    schema = _strict(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}
+    return schema
+
+
+def _strict(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    # A property may itself be called "format" or "properties": those of a schema are its own.
+    strict = {k: _strict(v) for k, v in schema.items() if k not in ("properties", "default")}
+    if "properties" in schema:
+        strict["properties"] = {k: _strict(v) for k, v in schema["properties"].items()}
+        if "additionalProperties" not in schema:
+            open_ended = schema.get("x-kubernetes-preserve-unknown-fields", False)
+            strict["additionalProperties"] = open_ended
+    return strict

@@ -1,0 +1,401 @@
+"""`zephyr submit`: what is sent to a Kubernetes API, and what is refused before or by it."""
+
+import ipaddress
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_lab import JOBS, RECIPE, TEAM, error, made_job, write_profile
+from crds import crd_errors
+from kube_api import TOKEN, Api, Fault
+
+from zephyr_ray import cli, pipeline
+from zephyr_ray import recipe as recipes
+from zephyr_ray.cluster import bundle, command, kube, profile
+from zephyr_ray.cluster.job import job_name, ray_job
+from zephyr_ray.plan import make_plan
+from zephyr_ray.store import Store
+
+
+def test_the_job_is_one_that_kuberays_schema_takes(here: Path) -> None:
+    job = ray_job("small-abcde", profile.load(here / "zephyr-cluster.yaml"))
+    assert crd_errors("rayjobs", job) == []
+
+
+def test_the_strict_schema_tells_a_misspelt_field(here: Path) -> None:
+    job = ray_job("small-abcde", profile.load(here / "zephyr-cluster.yaml"))
+    job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["minReplica"] = 1
+    [said] = crd_errors("rayjobs", job)
+    assert "'minReplica' was unexpected" in said
+
+
+def test_what_the_operator_checks_holds(here: Path) -> None:
+    job = ray_job("small-abcde", profile.load(here / "zephyr-cluster.yaml"))
+    spec = job["spec"]
+    assert job["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "research"}
+    assert (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, 600)
+    assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (2, 3600)
+    assert shlex.split(spec["entrypoint"]) == [
+        *("python", "-m", "zephyr_ray.pipeline", "/etc/zephyr/recipe.yaml")
+    ]
+    cluster = spec["rayClusterSpec"]
+    assert (cluster["authOptions"], cluster["rayVersion"]) == ({"mode": "token"}, "2.60.0")
+    head, (cpu, gpu) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    for group in (head, cpu, gpu):
+        assert "resources" not in group  # either these or rayStartParams; limits say it all
+        assert all(isinstance(v, str) for v in group["rayStartParams"].values())
+        amounts = group["template"]["spec"]["containers"][0]["resources"]
+        assert amounts["limits"] == amounts["requests"]
+    assert (gpu["minReplicas"], gpu["replicas"], gpu["maxReplicas"]) == (2, 2, 2)
+    pod = gpu["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"] == {
+        "cpu": "8",
+        "memory": "64Gi",
+        "nvidia.com/gpu": "4",
+    }
+    assert [g["template"]["spec"]["containers"][0]["image"][-4:] for g in (head, cpu, gpu)] == [
+        *(":1.0", ":1.0", "-gpu")
+    ]
+    assert pod["nodeSelector"] == {"pool": "a100"}
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+
+
+def test_every_pod_passes_pod_security_restricted(here: Path) -> None:
+    spec = ray_job("small-abcde", profile.load(here / "zephyr-cluster.yaml"))["spec"]
+    cluster = spec["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for template in [spec["submitterPodTemplate"], *(g["template"] for g in groups)]:
+        pod = template["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["imagePullSecrets"] == [{"name": "login"}]
+        [container] = pod["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        # The root is read-only: what is written to is a volume.
+        volumes = {v["name"]: v for v in pod["volumes"]}
+        mounts = {m["mountPath"]: volumes[m["name"]] for m in container["volumeMounts"]}
+        home = {e["name"]: e.get("value") for e in container["env"]}["HOME"]
+        assert "emptyDir" in mounts["/tmp"] and "emptyDir" in mounts[str(home)]
+        assert {next(k for k in v if k != "name") for v in pod["volumes"]} <= {
+            *("emptyDir", "configMap", "persistentVolumeClaim")
+        }
+
+
+def test_names_are_what_the_operator_takes() -> None:
+    for recipe in ("small", "9-lives", "a.b_c", "x" * 80, "long-" * 12, "7"):
+        name = job_name(recipe)
+        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= 47, name
+    assert job_name("small") != job_name("small")
+
+
+def test_keys_reach_the_pods_by_reference_only(here: Path) -> None:
+    job = ray_job("small-abcde", profile.load(here / "zephyr-cluster.yaml"))
+    container = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"][
+        "containers"
+    ][0]
+    [key] = [e for e in container["env"] if e["name"] == "JUDGE_KEY"]
+    assert key == {
+        "name": "JUDGE_KEY",
+        "valueFrom": {"secretKeyRef": {"name": "keys", "key": "judge"}},
+    }
+
+
+def test_the_recipe_that_travels_is_the_recipe_that_was_checked(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """With what it extends, --set and its files; every stage keeps its key."""
+    more = "extends: small.yaml\nname: more\nstages:\n  prompts: "
+    more += "{kind: prompts, seeds: seeds/train.jsonl, count: 1}\n"
+    (here / "more.yaml").write_text(more)
+    assert cli.main(["submit", "more.yaml", "--set", "answers.max_tokens=9"]) == 0
+    name = made_job(api)["metadata"]["name"]
+    assert f"job       {name} in team" in capsys.readouterr().out
+    sent = api.objects[f"{TEAM}/configmaps/{name}"]
+    there = here / "pod"
+    there.mkdir()
+    for file, content in sent["data"].items():
+        (there / file).write_text(content)
+    here_recipe = recipes.load(here / "more.yaml", pipeline.KINDS, ["answers.max_tokens=9"])
+    pod_recipe = recipes.load(there / "recipe.yaml", pipeline.KINDS)
+    assert pod_recipe.name == "more" and str(pod_recipe.storage) == "/mnt/zephyr/runs"
+    store = Store(here / "runs")
+    keys = [[step.key for step in make_plan(r, store)] for r in (here_recipe, pod_recipe)]
+    assert keys[0] == keys[1] and len(keys[0]) == 3
+
+
+def test_the_config_map_is_the_jobs_and_goes_with_it(api: Api, here: Path) -> None:
+    assert cli.main(["submit", "small.yaml"]) == 0
+    job = made_job(api)
+    sent = api.objects[f"{TEAM}/configmaps/{job['metadata']['name']}"]
+    [owner] = sent["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"]) == ("RayJob", job["metadata"]["uid"])
+    mounted = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
+    assert {"name": "recipe", "configMap": {"name": job["metadata"]["name"]}} in mounted
+
+
+@pytest.mark.parametrize("fails", ["POST rayjobs", "PATCH configmaps"])
+def test_a_submit_that_fails_half_way_leaves_nothing(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, fails: str
+) -> None:
+    method, what = fails.split()
+    api.faults = [Fault(method, what, 403, message="exceeded quota: gpus")]
+    assert "exceeded quota: gpus" in error(capsys, "submit", "small.yaml")
+    assert not [p for p in api.objects if p.startswith((f"{JOBS}/", f"{TEAM}/configmaps/"))]
+
+
+def test_a_job_that_was_made_but_not_answered_for_goes_again(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The connection breaks after the server made the RayJob: nobody would know its name."""
+    api.faults = [Fault("ANSWER", "rayjobs", "drop")]
+    assert "the connection broke" in error(capsys, "submit", "small.yaml", code=1)
+    [asked] = api.asked("DELETE", "rayjobs/")
+    assert asked.path not in api.objects
+    assert not [p for p in api.objects if p.startswith(f"{TEAM}/configmaps/")]
+
+
+@pytest.mark.parametrize("taken", ["configmaps", "rayjobs"])
+def test_what_another_made_under_the_same_name_stays(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    monkeypatch.setattr(command, "job_name", lambda recipe: "small-aaaaa")
+    path = {"configmaps": f"{TEAM}/configmaps", "rayjobs": JOBS}[taken] + "/small-aaaaa"
+    api.put(path, {"metadata": {"name": "small-aaaaa", "uid": "of another"}})
+    assert "already exists" in error(capsys, "submit", "small.yaml")
+    assert api.objects[path]["metadata"]["uid"] == "of another"
+    assert [p for p in api.objects if p.endswith("small-aaaaa")] == [path]
+
+
+# What is wrong is one line, before any request
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"image": None}, "setting 'image' is missing"),
+        ({"imgae": "x"}, "unknown setting 'imgae'; did you mean 'image'"),
+        ({"workers": {"gpu": {"cpu": 1, "memory": "1Gi", "gpus": 2}}}, "unknown setting"),
+        ({"workers": {"GPU": {"cpu": 1, "memory": "1Gi"}}}, "workers.GPU"),
+        ({"workers": {}}, "setting 'workers'"),
+        ({"workers": {"w": {"cpu": 0, "memory": "1Gi"}}}, "workers.w.cpu"),
+        ({"workers": {"w": {"cpu": 1, "memory": "lots"}}}, "workers.w.memory"),
+        ({"workers": {"w": {"cpu": 1, "memory": "1Gi", "replicas": 0}}}, "workers.w.replicas"),
+        (
+            {"workers": {"w": {"cpu": 1, "memory": "1Gi", "gpu": {"kind": "a100", "count": 1}}}},
+            "workers.w.gpu.kind",
+        ),
+        ({"head": {"cpu": 1, "memory": "2Gi"}}, "the head needs at least 4Gi"),
+        ({"mlflow": "http://me:secret@mlflow"}, "without user or password"),
+        ({"secrets": {"RAY_AUTH_TOKEN": {"name": "a", "key": "b"}}}, "set by the job itself"),
+        ({"secrets": {"a-b": {"name": "a", "key": "b"}}}, "no name of an environment variable"),
+        ({"secrets": {}}, "reads JUDGE_KEY; add under secrets"),
+        ({"namespace": "Team A"}, "setting 'namespace'"),
+        (
+            {"workers": {f"g{n}": {"cpu": 1, "memory": "1Gi"} for n in range(8)}},
+            "8 worker groups; in a queue at most 7",
+        ),
+    ],
+)
+def test_a_profile_mistake_is_one_line_and_no_request(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, change: dict[str, Any], line: str
+) -> None:
+    write_profile(here, **change)
+    said = error(capsys, "submit", "small.yaml")
+    assert line in said and "zephyr-cluster.yaml" in said
+    assert not api.requests
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("count: 2", "cuont: 2", "unknown setting 'cuont'; did you mean 'count'"),
+        ("seeds/train.jsonl", "seeds/none.jsonl", "none.jsonl"),
+        ("name: small", "name: small\nstorage: /data/runs", "not on the cluster's storage"),
+        ("weights: owner/tiny", "weights: tiny", "not a hub id"),
+        ("weights: owner/tiny", "weights: seeds", "is a folder of this machine"),
+    ],
+)
+def test_a_recipe_mistake_is_one_line_and_no_request(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, old: str, new: str, line: str
+) -> None:
+    (here / "small.yaml").write_text(RECIPE.replace(old, new))
+    assert line in error(capsys, "submit", "small.yaml")
+    assert not api.requests
+
+
+def test_too_large_files_are_told_where_to_go(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    line = json.dumps({"instruction": "Name a thing. " * 40}) + "\n"
+    (here / "seeds" / "train.jsonl").write_text(line * (1024**2 // len(line) + 1))
+    said = error(capsys, "submit", "small.yaml")
+    assert "a ConfigMap holds 1" in said and "train.jsonl on the cluster's storage" in said
+    assert not api.requests
+
+
+def test_a_file_by_its_full_path_is_one_of_the_cluster(api: Api, here: Path) -> None:
+    (here / "small.yaml").write_text(RECIPE.replace("seeds/train", "/mnt/zephyr/train"))
+    assert cli.main(["submit", "small.yaml"]) == 0
+    sent = api.objects[f"{TEAM}/configmaps/{made_job(api)['metadata']['name']}"]
+    assert set(sent["data"]) == {"recipe.yaml"}
+    assert "seeds: /mnt/zephyr/train.jsonl" in sent["data"]["recipe.yaml"]
+
+
+def test_bytes_that_are_no_text_travel_too() -> None:
+    made = bundle.config_map("x", {"recipe.yaml": b"a: 1", "0-x.bin": b"\xff\x00"})
+    assert (made["data"], made["binaryData"]) == ({"recipe.yaml": "a: 1"}, {"0-x.bin": "/wA="})
+
+
+def test_no_profile_and_no_kubeconfig_say_so(
+    here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "zephyr-cluster.yaml").rename(here / "other.yaml")
+    assert "no zephyr-cluster.yaml here" in error(capsys, "submit", "small.yaml")
+    monkeypatch.setenv("KUBECONFIG", str(here / "nothing"))
+    said = error(capsys, "submit", "small.yaml", "--profile", "other.yaml")
+    assert "no Kubernetes cluster is configured" in said
+
+
+# What the API refuses
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "line"),
+    [
+        (Fault("POST", "configmaps", 401), 2, "does not accept these credentials"),
+        (Fault("POST", "rayjobs", 403, message="admission says no"), 2, "admission says no"),
+        (Fault("POST", "configmaps", 409, message='"x" already exists'), 2, "already exists"),
+        (Fault("POST", "rayjobs", 422, message="spec.entrypoint: Invalid"), 2, "Invalid"),
+        (Fault("POST", "rayjobs", 500, message="etcd is away"), 1, "etcd is away; try again"),
+        (Fault("POST", "rayjobs", "hang"), 1, "timed out"),
+        (Fault("POST", "rayjobs", "drop"), 1, "the connection broke"),
+    ],
+)
+def test_a_refusal_is_one_line(
+    api: Api,
+    here: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    code: int,
+    line: str,
+) -> None:
+    if fault.action == "hang":
+        monkeypatch.setattr(kube, "READ_SECONDS", 0.3)
+    api.faults = [fault]
+    said = error(capsys, "submit", "small.yaml", code=code)
+    assert line in said and TOKEN not in said
+
+
+def test_a_cluster_without_kuberay_names_the_command(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    del api.objects["/apis/ray.io/v1"]
+    said = error(capsys, "submit", "small.yaml")
+    assert "install the KubeRay operator (helm install kuberay-operator" in said
+    assert "KubeRay operator" in error(capsys, "status", "x")
+
+
+def test_a_server_that_is_not_there_is_one_line(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    api.close()
+    assert "cannot reach http://127.0.0.1" in error(capsys, "status", code=1)
+
+
+def test_a_read_that_is_put_off_is_made_again(api: Api, here: Path) -> None:
+    api.faults = [Fault("GET", "rayjobs", 429, headers={"Retry-After": "0"})]
+    assert cli.main(["status"]) == 0
+    assert len(api.asked("GET", "rayjobs")) == 2
+
+
+def test_an_unknown_job_is_one_line(api: Api, here: Path, capsys: pytest.CaptureFixture) -> None:
+    for word in ("status", "logs", "stop"):
+        assert "no job nope in team; zephyr status lists them" in error(capsys, word, "nope")
+
+
+# How the API is reached
+
+
+def certificate(folder: Path) -> Path:
+    """Of 127.0.0.1, signed by itself, with its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lab")])
+    now = datetime.now(UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = folder / "certificate.pem"
+    path.write_bytes(private + made.public_bytes(pem))
+    return path
+
+
+def test_a_server_is_trusted_by_the_authority_of_the_kubeconfig_only(
+    here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pem = certificate(here)
+    api = Api(pem)
+    try:
+        api.objects["/apis/ray.io/v1"] = {"resources": []}
+        (here / "kubeconfig").write_text(api.kubeconfig(authority=str(pem)))
+        assert cli.main(["status"]) == 0
+        (here / "kubeconfig").write_text(api.kubeconfig())
+        assert "its certificate is not trusted" in error(capsys, "status")
+    finally:
+        api.close()
+
+
+def test_a_token_may_come_from_a_plugin_of_the_kubeconfig(api: Api, here: Path) -> None:
+    """As the clouds have it."""
+    told = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": TOKEN},
+    }
+    plugin = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": "echo",
+        "args": [json.dumps(told)],
+        "interactiveMode": "Never",
+    }
+    (here / "kubeconfig").write_text(api.kubeconfig({"exec": plugin}))
+    assert cli.main(["status"]) == 0
+
+
+def test_importing_the_commands_does_not_load_the_client() -> None:
+    code = (
+        "import sys, zephyr_ray.cli, zephyr_ray.cluster.command; print('kubernetes' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )
+    assert done.stdout == "False\n", done.stderr

@@ -1,0 +1,322 @@
+"""Following a RayJob to its end, whatever breaks meanwhile; status, logs and stop."""
+
+import copy
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_lab import JOBS, TEAM, ends, error
+from kube_api import Api, Fault
+
+from zephyr_ray import cli
+from zephyr_ray.cluster import logs
+
+
+def lasts(api: Api, name: str) -> None:
+    """A run of two stages, as KubeRay would tell of it, once all faults have struck."""
+    api.wait_for(lambda: any("watch" in r.query for r in api.requests))
+    api.status(name, jobDeploymentStatus="Initializing", rayClusterName=f"{name}-c")
+    api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    api.pod("submitter", name)
+    api.log("submitter", "12:00:01 prompts: running", "2026-01-01T12:00:01.5Z")
+    api.log("submitter", "12:00:02 prompts: done 2 rows", "2026-01-01T12:00:02Z")
+    api.wait_for(lambda: bool(api.asked("GET", "submitter/log")))
+    api.log("submitter", "12:00:03 answers: done 2 rows", "2026-01-01T12:00:03Z")
+    api.wait_for(lambda: not any(fault.times for fault in api.faults))
+    api.phase("submitter", "Succeeded")
+    ends(api, name)
+
+
+LOG = [
+    "12:00:01 prompts: running",
+    "12:00:02 prompts: done 2 rows",
+    "12:00:03 answers: done 2 rows",
+]
+
+
+def shown(out: str) -> list[str]:
+    """The log lines of a followed job, without the three that name it."""
+    return out.splitlines()[3:]
+
+
+def test_follow_shows_log_and_states_and_ends_with_the_jobs_code(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    api.operator = lasts
+    assert cli.main(["submit", "small.yaml", "--follow"]) == 0
+    said = capsys.readouterr()
+    assert shown(said.out) == LOG
+    states = [line.partition("▸ ")[2] for line in said.err.splitlines()]
+    assert states[0] == "waiting for the operator" and states[-1] == "complete, job succeeded"
+    assert any(state.startswith("running, job running, on small-") for state in states)
+
+
+@pytest.mark.parametrize(
+    ("job", "status", "code"),
+    [
+        ("SUCCEEDED", {}, 0),
+        ("FAILED", {"message": "Job entrypoint command failed with exit code 2, last"}, 2),
+        ("FAILED", {"message": "Job entrypoint command failed with exit code -9, last"}, 137),
+        ("FAILED", {"reason": "AppFailed", "message": "the head died"}, 1),
+        ("FAILED", {"reason": "DeadlineExceeded"}, 124),
+        ("STOPPED", {}, 130),
+    ],
+)
+def test_wait_ends_with_the_jobs_own_code(
+    api: Api, here: Path, job: str, status: dict[str, str], code: int
+) -> None:
+    api.operator = lambda api, name: ends(api, name, job, **status)
+    assert cli.main(["submit", "small.yaml", "--wait"]) == code
+    assert not api.asked("GET", "/log")
+
+
+def test_what_the_operator_refuses_ends_the_wait(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    api.operator = lambda api, name: api.status(
+        name, jobDeploymentStatus="ValidationFailed", message="name too long"
+    )
+    assert cli.main(["submit", "small.yaml", "--wait"]) == 2
+    assert "validationfailed: name too long" in capsys.readouterr().err
+
+
+def test_a_job_that_somebody_deletes_ends_the_wait(api: Api, here: Path) -> None:
+    def operator(api: Api, name: str) -> None:
+        api.wait_for(lambda: any("watch" in r.query for r in api.requests))
+        api.put(f"{JOBS}/{name}", api.objects[f"{JOBS}/{name}"], "DELETED")
+
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--wait"]) == 130
+
+
+def test_follow_goes_on_through_a_retry_on_a_fresh_cluster(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def operator(api: Api, name: str) -> None:
+        api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+        api.pod("first", name, created="2026-01-01T12:00:00Z")
+        api.log("first", "one", "2026-01-01T12:00:01Z")
+        api.wait_for(lambda: bool(api.asked("GET", "first/log")))
+        api.status(name, jobDeploymentStatus="Retrying", jobStatus="", failed=1)
+        time.sleep(0.2)
+        path = f"{TEAM}/pods/first"
+        api.put(path, api.objects[path], "DELETED")
+        api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+        api.pod("second", name, created="2026-01-01T12:01:00Z")
+        api.log("second", "two", "2026-01-01T12:01:01Z")
+        api.phase("second", "Succeeded")
+        ends(api, name)
+
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--follow"]) == 0
+    said = capsys.readouterr()
+    assert shown(said.out) == ["one", "two"]
+    assert "retrying, after 1 failed" in said.err
+    assert re.search(r"log of first\n(.*\n)*.*log of second", said.err)
+
+
+FAULTS = {
+    "410 of the watch": [Fault("GET", r"rayjobs\?watch", 410)],
+    "watch cut off": [Fault("CUT", "rayjobs", 0, times=2)],
+    "watch dropped": [Fault("GET", r"rayjobs\?watch", "drop", times=2)],
+    "watch hangs": [Fault("GET", r"rayjobs\?watch", "hang")],
+    "reads fail": [Fault("GET", "rayjobs/", 503, times=3)],
+    "log cut off": [Fault("CUT", "submitter/log", 0, times=2)],
+    "log dropped": [Fault("GET", "submitter/log", "drop", times=2)],
+    "log fails": [Fault("GET", "submitter/log", 500, times=2)],
+    "pods fail": [Fault("GET", "pods$", 503, times=2)],
+}
+
+
+@pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
+def test_follow_survives(
+    api: Api,
+    here: Path,
+    capsys: pytest.CaptureFixture,
+    faults: list[Fault],
+) -> None:
+    """Each line is shown once, whatever breaks meanwhile."""
+    api.faults, api.operator = copy.deepcopy(faults), lasts
+    assert cli.main(["submit", "small.yaml", "--follow"]) == 0
+    assert shown(capsys.readouterr().out) == LOG
+
+
+def test_a_watch_that_is_too_old_is_begun_anew(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """410 as an event in the middle of a watch, which is how a real one tells."""
+
+    def operator(api: Api, name: str) -> None:
+        api.wait_for(lambda: any("watch" in r.query for r in api.requests))
+        api.oldest = 10**6
+        with api.changed:
+            api.changed.notify_all()
+        api.wait_for(lambda: len(api.asked("GET", f"rayjobs/{name}")) >= 3)
+        api.oldest = 0
+        ends(api, name)
+
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--wait"]) == 0
+    assert "trying again" not in capsys.readouterr().err  # nothing is amiss
+
+
+def test_a_token_that_is_taken_back_ends_the_wait_with_one_line(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    api.faults = [Fault("GET", "rayjobs", 401)]
+    assert cli.main(["submit", "small.yaml", "--wait"]) == 2
+    assert "error: http" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_holds_a_start_up_is_told_once(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def operator(api: Api, name: str) -> None:
+        involved = {"name": name}
+        api.put(
+            f"{TEAM}/events/e1",
+            {
+                "metadata": {"name": "e1"},
+                "type": "Warning",
+                "involvedObject": involved,
+                "reason": "InvalidRayJobSpec",
+                "message": "no such field",
+            },
+        )
+        waiting = {"reason": "ImagePullBackOff", "message": "no such image"}
+        api.put(
+            f"{TEAM}/pods/head",
+            {
+                "metadata": {"name": "head", "labels": {"ray.io/cluster": "c1"}},
+                "status": {
+                    "conditions": [
+                        {"type": "PodScheduled", "status": "False", "message": "0/3 nodes"}
+                    ],
+                    "containerStatuses": [{"state": {"waiting": waiting}}],
+                },
+            },
+        )
+        api.status(name, jobDeploymentStatus="Initializing", rayClusterName="c1")
+        api.wait_for(lambda: len(api.asked("GET", "events")) >= 2)
+        ends(api, name)
+
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--wait"]) == 0
+    said = capsys.readouterr().err
+    for line in (
+        "InvalidRayJobSpec: no such field",
+        "head: ImagePullBackOff: no such image",
+        "head is not scheduled: 0/3 nodes",
+    ):
+        assert said.count(line) == 1, said
+
+
+def test_lines_of_one_moment_are_told_apart_when_a_log_is_taken_up_again() -> None:
+    seen = logs._Seen()
+    first = ["2026-01-01T12:00:01.5Z a", "2026-01-01T12:00:01.51Z b", "2026-01-01T12:00:01.51Z b"]
+    assert list(seen.only_new(first)) == ["a", "b", "b"]
+    again = [*first, "2026-01-01T12:00:01.51Z b", "2026-01-01T12:00:02Z c", "2026-01-01T12:00:02Z "]
+    assert list(seen.only_new(again)) == ["b", "c", ""]
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n", False), ("", True)])
+def test_ctrl_c_asks_whether_to_leave_it_running(
+    api: Api, here: Path, answer: str, left: bool
+) -> None:
+    def operator(api: Api, name: str) -> None:
+        api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+
+    api.operator = operator
+    master, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zephyr_ray.cli", "submit", "small.yaml", "--wait"],
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )
+    try:
+        api.wait_for(lambda: any("watch" in r.query for r in api.requests), 30)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        os.write(master, f"{answer}\n".encode())
+        said = process.communicate(timeout=20)[0].decode()
+    finally:
+        process.kill()
+        os.close(master)
+        os.close(terminal)
+    assert process.returncode == 130, said
+    assert "running? [Y/n]" in said
+    assert bool([p for p in api.objects if p.startswith(f"{JOBS}/")]) is left
+
+
+# status, logs, stop
+
+
+def a_job(api: Api, name: str, **status: Any) -> None:
+    metadata = {"name": name, "creationTimestamp": "2026-01-01T00:00:00Z"}
+    api.put(f"{JOBS}/{name}", {"metadata": metadata, "spec": {}, "status": status})
+
+
+def test_status_lists_jobs_and_tells_the_stages_of_one(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    a_job(api, "one", jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    a_job(api, "two", jobDeploymentStatus="Running", jobStatus="RUNNING", failed=1)
+    assert cli.main(["status"]) == 0
+    listed = capsys.readouterr().out
+    assert re.search(r"one .*complete, job succeeded", listed)
+    assert re.search(r"two .*running, job running, after 1 failed", listed)
+    api.pod("submitter", "two")
+    for second, text in enumerate(
+        ("prompts: running", "prompts: done 2 rows", "answers: running 1/2 rows", "noise")
+    ):
+        api.log("submitter", f"12:00:0{second} {text}", f"2026-01-01T12:00:0{second}Z")
+    assert cli.main(["status", "two"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"prompts +done +2 rows", told)
+    assert re.search(r"answers +running +1/2 rows", told)
+
+
+@pytest.mark.parametrize("name", ["a/../../pods/b", "a?watch=true", ""])
+def test_a_name_that_is_none_is_no_path(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    assert "no job" in error(capsys, "stop", name)
+    assert not api.requests
+
+
+def test_logs_prints_what_there_is(api: Api, here: Path, capsys: pytest.CaptureFixture) -> None:
+    a_job(api, "one", jobDeploymentStatus="Running", jobStatus="RUNNING")
+    assert "one has no log: running" in error(capsys, "logs", "one")
+    api.pod("submitter", "one")
+    api.log("submitter", "hello", "2026-01-01T12:00:00Z")
+    assert cli.main(["logs", "one"]) == 0
+    assert capsys.readouterr().out == "hello\n"
+
+
+def test_logs_follow_ends_with_the_jobs_code(api: Api, here: Path) -> None:
+    a_job(api, "one", jobDeploymentStatus="Failed", jobStatus="FAILED")
+    assert cli.main(["logs", "one", "--follow"]) == 1
+
+
+def test_stop_deletes_the_job_and_what_is_its(api: Api, here: Path) -> None:
+    a_job(api, "one")
+    assert cli.main(["stop", "one"]) == 0
+    [asked] = api.asked("DELETE", "rayjobs/one")
+    assert asked.query["propagationPolicy"] == "Background"
+    assert f"{JOBS}/one" not in api.objects
+
+
+def test_without_a_profile_the_kubeconfig_names_the_namespace(api: Api, here: Path) -> None:
+    (here / "zephyr-cluster.yaml").unlink()
+    (here / "kubeconfig").write_text(api.kubeconfig(namespace="mine"))
+    assert cli.main(["status"]) == 0
+    assert api.requests[-1].path == "/apis/ray.io/v1/namespaces/mine/rayjobs"

@@ -1,0 +1,97 @@
+"""The recipe as it travels: one whole recipe file and the files it reads, in a ConfigMap."""
+
+import base64
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.recipe import FILE, Recipe, marked
+
+FOLDER = "/etc/zephyr"
+"""Where the pods see the ConfigMap."""
+RECIPE = "recipe.yaml"
+MOST_BYTES = 1024**2
+"""Kubernetes' own limit of a ConfigMap."""
+
+
+def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dict[str, bytes]:
+    """The files of the ConfigMap. `raw` is the recipe as read, with what it extends and --set in
+    it; `storage` is the folder of the pods under which results are kept.
+
+    An absolute path is one of the cluster and stays; a relative file travels. Permanent where it
+    cannot be read or all of it is too much.
+    """
+    raw = {**raw, "name": recipe.name, "storage": _storage(str(recipe.storage), storage, path)}
+    names: dict[Path, str] = {}
+    for section in ("models", "stages"):
+        settings = {n: dict(s) for n, s in (raw.get(section) or {}).items()}
+        for name, spec in getattr(recipe, section).items():
+            for field, _, values in marked(spec, FILE):
+                new = [_travels(recipe, value, names) for value in values]
+                if new:
+                    listed = isinstance(getattr(spec, field), list)
+                    settings[name][field] = new if listed else new[0]
+        raw[section] = settings
+    for name, spec in recipe.models.items():
+        for weights in filter(None, (spec.weights, spec.relevance)):
+            if not Path(weights).is_absolute() and recipe.file(weights).is_dir():
+                raise Permanent(
+                    f"{path}: model '{name}': weights '{weights}' is a folder of this machine; put "
+                    "it on the cluster's storage and write its full path there"
+                )
+    files = {RECIPE: yaml.safe_dump(raw, sort_keys=False, allow_unicode=True).encode()}
+    for file, name in names.items():
+        try:
+            files[name] = file.read_bytes()
+        except OSError as error:
+            raise Permanent(f"cannot read {file}: {error.strerror}") from None
+    size = sum(len(name) + len(content) for name, content in files.items())
+    if size > MOST_BYTES:
+        largest = max(files, key=lambda name: len(files[name]))
+        raise Permanent(
+            f"{path}: recipe and files are {size / MOST_BYTES:.1f} MiB, a ConfigMap holds 1; "
+            f"put {largest.partition('-')[2] or largest} on the cluster's storage and write its "
+            "full path there"
+        )
+    return files
+
+
+def config_map(name: str, files: dict[str, bytes]) -> dict[str, Any]:
+    data: dict[str, str] = {}
+    binary: dict[str, str] = {}
+    for file, content in files.items():
+        try:
+            data[file] = content.decode()
+        except UnicodeDecodeError:
+            binary[file] = base64.b64encode(content).decode()
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name},
+        "immutable": True,
+        "data": data,
+        "binaryData": binary,
+    }
+
+
+def _travels(recipe: Recipe, value: str, names: dict[Path, str]) -> str:
+    if Path(value).is_absolute():
+        return value
+    file = recipe.file(value)
+    # Two files may have the same name in two folders; keys of a ConfigMap have no folders.
+    clean = re.sub(r"[^-._a-zA-Z0-9]", "_", file.name)[:200]
+    return names.setdefault(file, f"{len(names)}-{clean}")
+
+
+def _storage(wanted: str, storage: str, path: Path) -> str:
+    if not Path(wanted).is_absolute():
+        return str(Path(storage) / wanted)
+    if not Path(wanted).is_relative_to(storage):
+        raise Permanent(
+            f"{path}: storage {wanted} is not on the cluster's storage, which the profile mounts "
+            f"at {storage}"
+        )
+    return wanted

@@ -1,0 +1,217 @@
+"""`zephyr submit | status | logs | stop`: a recipe as a RayJob, and what became of it."""
+
+import re
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from zephyr_ray.cluster import bundle, profile
+from zephyr_ray.cluster.job import API, VERSION, job_name, ray_job
+from zephyr_ray.cluster.kube import Kube, Missing
+from zephyr_ray.cluster.logs import LogFollower, log_lines, stages, submitters
+from zephyr_ray.cluster.watch import JOBS, STOPPED, State, states, troubles
+from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.recipe import Recipe
+
+TAIL = 5000
+"""Lines of a log in which `zephyr status` looks for stages."""
+
+
+def read_profile(path: Path) -> profile.Profile:
+    if path == profile.DEFAULT and not path.exists():
+        raise Permanent(
+            f"no {path} here: write one (docs/kubernetes-client.md), or name another with --profile"
+        )
+    return profile.load(path)
+
+
+def connect(path: Path) -> Kube:
+    """The cluster of a profile; where there is none, that of the kubeconfig."""
+    if path == profile.DEFAULT and not path.exists():
+        return Kube()
+    loaded = profile.load(path)
+    return Kube(loaded.context, loaded.namespace)
+
+
+def submit(
+    path: Path, raw: dict[str, Any], recipe: Recipe, profile_path: Path, wait: bool, logs: bool
+) -> int:
+    """Makes the job; `raw` is the checked recipe as read. 0, or the job's code when waited for."""
+    loaded = read_profile(profile_path)
+    profile.check_secrets(recipe, loaded, profile_path)
+    files = bundle.bundle(raw, recipe, loaded.storage.folder, path)
+    kube = Kube(loaded.context, loaded.namespace)
+    name = job_name(recipe.name)
+    create(kube, bundle.config_map(name, files), ray_job(name, loaded))
+    print(f"job       {name} in {kube.namespace}")
+    print(f"follow    zephyr logs {name} --follow")
+    print(f"stop      zephyr stop {name}", flush=True)
+    return follow(kube, name, logs) if wait or logs else 0
+
+
+def create(kube: Kube, config_map: dict[str, Any], job: dict[str, Any]) -> None:
+    """The ConfigMap first, so that no pod waits for it; then it is the job's, and goes with it."""
+    name = job["metadata"]["name"]
+    steps = [kube.path("configmaps", name), kube.path(JOBS, name)]
+    made = []
+    try:
+        made.append(steps[0])
+        kube.create(kube.path("configmaps"), config_map)
+        made.append(steps[1])
+        uid = kube.create(kube.path(JOBS), job)["metadata"]["uid"]
+        owner = {"apiVersion": f"{API}/{VERSION}", "kind": "RayJob", "name": name, "uid": uid}
+        made.append("")  # from here on a refusal is of the patch
+        kube.patch(steps[0], {"metadata": {"ownerReferences": [owner]}})
+    except BaseException as error:
+        # What is refused was not made, and may be another's of that name; after a time-out or
+        # ctrl-C it may be there.
+        if isinstance(error, Permanent):
+            made.pop()
+        for path in filter(None, reversed(made)):
+            _forget(kube, path)
+        raise
+
+
+def _forget(kube: Kube, path: str) -> None:
+    try:
+        kube.delete(path)
+    except Missing:
+        pass
+    except (Permanent, Temporary) as error:
+        print(f"left behind: {path} ({error})", file=sys.stderr)
+
+
+def follow(kube: Kube, name: str, logs: bool) -> int:
+    """Waits for the end of a job and returns its exit code. Ctrl-C asks whether it shall go on."""
+    follower = LogFollower(kube, name, _show, _say) if logs else None
+    ended = False
+    try:
+        if follower:
+            follower.start()
+        said: set[str] = set()
+        before = ""
+        for state in states(kube, name, _say):
+            if str(state) != before:
+                _say(before := str(state))
+            if state.job != "RUNNING" and not state.ended:
+                fresh = [line for line in troubles(kube, state) if line not in said]
+                said.update(fresh)
+                for line in fresh:
+                    _say(line)
+        ended = True
+        return state.exit_code
+    except KeyboardInterrupt:
+        if follower:
+            follower.finish(ended=False)
+        return _interrupted(kube, name)
+    finally:
+        if follower:
+            follower.finish(ended)
+
+
+def _interrupted(kube: Kube, name: str) -> int:
+    answer = ""
+    if sys.stdin.isatty():
+        try:
+            answer = input(f"\nleave {name} running? [Y/n] ")
+        except (EOFError, KeyboardInterrupt):
+            answer = ""
+    if answer.strip().lower() in ("n", "no"):
+        stop(kube, name)
+    else:
+        print(f"\n{name} goes on; zephyr logs {name} --follow shows it again", file=sys.stderr)
+    return STOPPED
+
+
+def stop(kube: Kube, name: str) -> int:
+    """Deletes the job; KubeRay ends the run and takes its cluster down."""
+    _found(kube, name)
+    kube.delete(kube.path(JOBS, name))
+    print(f"{name} is stopped; what it finished is kept, submit the recipe again to go on")
+    return 0
+
+
+def status(kube: Kube, name: str | None) -> int:
+    """All jobs of the namespace, or all of one job."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    if name is None:
+        found = [State.of(job) for job in kube.get(kube.path(JOBS))["items"]]
+        if not found:
+            print(f"no jobs in {kube.namespace}")
+            return 0
+        for heading in ("job", "age", "state"):
+            table.add_column(heading, overflow="fold")
+        for state in sorted(found, key=lambda s: s.created):
+            table.add_row(state.name, _age(state.created), Text(str(state)))
+        Console().print(table)
+        return 0
+    state = State.of(_found(kube, name))
+    print(f"job       {name} in {kube.namespace}, {_age(state.created)} old")
+    print(f"state     {state}")
+    if not state.ended and state.job != "RUNNING":
+        for line in troubles(kube, state):
+            print(f"trouble   {line}")
+    for heading in ("stage", "state", ""):
+        table.add_column(heading)
+    for stage, (word, note) in _stages(kube, name).items():
+        table.add_row(stage, word, Text(note))
+    if table.rows:
+        Console().print(table)
+    return 0
+
+
+def logs(kube: Kube, name: str, following: bool) -> int:
+    """The log of a job so far; or all of it as it comes, and then the job's exit code."""
+    state = State.of(_found(kube, name))
+    if following:
+        return follow(kube, name, logs=True)
+    pods = submitters(kube, name)
+    if not pods:
+        raise Permanent(f"{name} has no log: {state}")
+    for line in log_lines(kube, pods[-1]["metadata"]["name"]):
+        _show(line)
+    return 0
+
+
+def _found(kube: Kube, name: str) -> dict[str, Any]:
+    try:
+        if not re.fullmatch(r"[a-z0-9.-]+", name):
+            raise Missing(name)
+        return kube.get(kube.path(JOBS, name))
+    except Missing as error:
+        if "RayJobs" in str(error):
+            raise
+        raise Permanent(f"no job {name} in {kube.namespace}; zephyr status lists them") from None
+
+
+def _stages(kube: Kube, name: str) -> dict[str, tuple[str, str]]:
+    try:
+        pods = submitters(kube, name)
+        return stages(log_lines(kube, pods[-1]["metadata"]["name"], TAIL)) if pods else {}
+    except (Permanent, Temporary):
+        return {}  # the pod waits to start, or its log may not be read
+
+
+def _age(created: str) -> str:
+    try:
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
+    except (ValueError, TypeError):
+        return "?"
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _show(line: str) -> None:
+    print(line, flush=True)
+
+
+def _say(line: str) -> None:
+    """Of the job itself, beside its log."""
+    print(f"{datetime.now():%H:%M:%S} ▸ {line}", file=sys.stderr, flush=True)

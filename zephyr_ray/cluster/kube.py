@@ -1,0 +1,227 @@
+"""The Kubernetes API from this machine: plain objects in and out, and errors that are one line.
+
+The official client brings the connection: kubeconfig, tokens and their renewal, certificates,
+proxies. Its thousand typed methods are left aside: a path says which object is meant.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zephyr_ray.errors import Permanent, Temporary
+
+CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
+RETRIES = 5
+"""Of a read that the API server itself puts off (429 or 5xx with Retry-After)."""
+NAMESPACE_OF_THIS_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+PATCH = {"Content-Type": "application/merge-patch+json"}
+
+
+class Missing(Permanent):
+    """404: no such object, or no such kind of object."""
+
+
+class Unauthorized(Permanent):
+    """401: nobody the server knows."""
+
+
+class Forbidden(Permanent):
+    """403: these credentials may not do that."""
+
+
+class Gone(Temporary):
+    """410: the version to watch from is too old; read again, and watch from there."""
+
+
+class Kube:
+    """One namespace of one cluster."""
+
+    def __init__(self, context: str | None = None, namespace: str | None = None):
+        import urllib3
+        from kubernetes import client, config
+
+        configuration = client.Configuration()
+        # Who waits decides about retries; the client's own would multiply every time-out.
+        configuration.retries = urllib3.Retry(
+            RETRIES, connect=0, read=0, redirect=0, status=0, other=0
+        )
+        configuration.client_go_retries = True
+        # The client reads the variable only once, at its import.
+        files = os.environ.get("KUBECONFIG") or "~/.kube/config"
+        there = any(os.path.exists(os.path.expanduser(f)) for f in files.split(os.pathsep))
+        try:
+            if not there and "KUBERNETES_SERVICE_HOST" in os.environ:
+                config.load_incluster_config(configuration)
+                here = NAMESPACE_OF_THIS_POD.read_text().strip()
+            else:
+                config.load_kube_config(files, context, configuration)
+                every, active = config.list_kube_config_contexts(files)
+                chosen = next((c for c in every if c["name"] == context), active)
+                here = chosen["context"].get("namespace") or "default"
+        except (config.ConfigException, OSError, ValueError, TypeError, KeyError) as error:
+            raise Permanent(
+                f"no Kubernetes cluster is configured ({_short(error)}); set KUBECONFIG, or "
+                "context in the profile"
+            ) from None
+        self.namespace = namespace or here
+        self.host = configuration.host
+        self._client = client.ApiClient(configuration)
+
+    def path(self, kind: str, name: str = "") -> str:
+        """Of an object of this namespace, or of all of its kind: 'pods', 'ray.io/v1/rayjobs'."""
+        group, _, plural = kind.rpartition("/")
+        root = f"/apis/{group}" if group else "/api/v1"
+        return f"{root}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
+
+    def get(self, path: str, **query: str) -> dict[str, Any]:
+        return self._json("GET", path, query)
+
+    def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._json("POST", path, body=body)
+
+    def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._json("PATCH", path, body=body, headers=PATCH)
+
+    def delete(self, path: str) -> None:
+        self._json("DELETE", path, {"propagationPolicy": "Background"})
+
+    def text(self, path: str, headers: dict[str, str] | None = None, **query: str) -> str:
+        with self._open("GET", path, query, headers=headers) as response:
+            return str(response.data.decode(errors="replace"))
+
+    def lines(self, path: str, seconds: float, **query: str) -> Iterator[str]:
+        """An answer line by line as it comes; Temporary after so many seconds of silence."""
+        with self._open("GET", path, query, seconds=seconds) as response:
+            rest = b""
+            for chunk in response.stream(2**16, decode_content=True):
+                *whole, rest = (rest + chunk).split(b"\n")
+                for line in whole:
+                    yield line.decode(errors="replace")
+            if rest:
+                yield rest.decode(errors="replace")
+
+    def watch(self, path: str, seconds: int, **query: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(ADDED | MODIFIED | DELETED, object) for about so many seconds. Raises Gone."""
+        query |= {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
+        for line in self.lines(path, seconds + READ_SECONDS, **query):
+            try:
+                event = json.loads(line)
+                kind, found = event["type"], event["object"]
+            except (ValueError, KeyError, TypeError):
+                raise Temporary(f"{self.host} broke off in the middle of an event") from None
+            if kind == "ERROR":
+                raise self._error(int(found.get("code", 500)), json.dumps(found), path)
+            if kind != "BOOKMARK":
+                yield kind, found
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
+        with self._open(method, path, query or {}, body, headers) as response:
+            try:
+                answer = json.loads(response.data)
+            except ValueError:
+                answer = None
+        if not isinstance(answer, dict):
+            raise Permanent(f"{self.host} does not answer as a Kubernetes API server")
+        return answer
+
+    @contextmanager
+    def _open(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        seconds: float | None = None,
+    ) -> Iterator[Any]:
+        """The response to read from, an error status already raised."""
+        import urllib3
+        from kubernetes.client.exceptions import ApiException
+
+        serialized = self._client.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params={
+                "Accept": "application/json, */*",
+                "Content-Type": "application/json",
+                **(headers or {}),
+            },
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        response = None
+        try:
+            response = self._client.call_api(
+                *serialized, _request_timeout=(CONNECT_SECONDS, seconds or READ_SECONDS)
+            ).response
+            if response.status >= 400:
+                raise self._error(response.status, response.data.decode(errors="replace"), path)
+            yield response
+        except ApiException as error:
+            if error.status:  # what the API server asked to put off, too often
+                raise self._error(error.status, error.body or "", path) from None
+            raise Permanent(f"{self.host}: {_short(error.reason)}") from None
+        except urllib3.exceptions.HTTPError as error:
+            cause = getattr(error, "reason", None)
+            if isinstance(cause, urllib3.exceptions.SSLError):
+                raise Permanent(
+                    f"{self.host}: its certificate is not trusted; does certificate-authority of "
+                    "the kubeconfig belong to this server?"
+                ) from None
+            raise Temporary(f"cannot reach {self.host} ({_reason(error)})") from None
+        finally:
+            if response is not None:
+                response.close()
+
+    def _error(self, status: int, body: str, path: str) -> Permanent | Temporary:
+        try:
+            message = json.loads(body)["message"]
+        except (ValueError, KeyError, TypeError):
+            message = body
+        message = " ".join(str(message).split())[:300] or f"status {status}"
+        if status == 401:
+            return Unauthorized(f"{self.host} does not accept these credentials; log in again")
+        if status == 403:
+            return Forbidden(f"not allowed: {message}")
+        if status == 404:
+            if path.startswith("/apis/ray.io") and "not found" not in message.replace(
+                "404 page not found", ""
+            ):
+                return Missing(
+                    "the cluster has no RayJobs (ray.io/v1): install the KubeRay operator "
+                    "(helm install kuberay-operator kuberay/kuberay-operator)"
+                )
+            return Missing(message)
+        if status == 410:
+            return Gone(message)
+        if status == 429 or status >= 500:
+            return Temporary(f"{self.host} answers {status}: {message}")
+        return Permanent(message)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong below the layers of urllib3: 'Connection refused', 'timed out'."""
+    import urllib3
+
+    if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason:
+        return _reason(error.reason)
+    if isinstance(error, urllib3.exceptions.TimeoutError):
+        return "timed out"
+    if isinstance(error, urllib3.exceptions.ProtocolError):
+        return "the connection broke"
+    return _short(error).rpartition(": ")[2]
+
+
+def _short(error: object) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,135 @@
+"""The profile: what a cluster looks like from a laptop, and what a run may take of it. A small
+strict YAML file beside the recipes; the recipe itself says nothing about clusters."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.recipe import Recipe, Strict, typed
+from zephyr_ray.recipe_file import read_yaml
+
+DEFAULT = Path("zephyr-cluster.yaml")
+HEAD_LEAST_BYTES = 4 * 1024**3
+"""The operator's advice: a head with less is killed for memory."""
+GROUPS_IN_A_QUEUE = 7
+"""Kueue takes a RayJob of at most so many worker groups."""
+OWN_VARIABLES = r"HOME|HF_HOME|ZEPHYR_CACHE|PYTHONUNBUFFERED|MLFLOW_TRACKING_URI|RAY_.*|REDIS_.*"
+"""Set by the job or the operator; a secret under such a name would break it."""
+UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18} | {
+    unit: 1024 ** (i + 1) for i, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"))
+}
+
+DnsLabel = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+Cpu = Annotated[
+    str, BeforeValidator(str), Field(pattern=r"^([1-9][0-9]*(\.[0-9]+)?m?|0\.[0-9]*[1-9])$")
+]
+Memory = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)$")]
+
+
+def _without_credentials(address: str) -> str:
+    if not re.match(r"https?://[^/]", address) or "@" in urlsplit(address).netloc:
+        raise ValueError("must be http:// or https:// and a host, without user or password")
+    return address.rstrip("/")
+
+
+class Toleration(Strict):
+    """Kubernetes' own words, but for the case."""
+
+    key: str | None = None
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+
+class Gpu(Strict):
+    # What the operator counts as GPUs of Ray: names that end in gpu, and NVIDIA's slices.
+    kind: str = Field(
+        "nvidia.com/gpu", pattern=r"^([a-z0-9.-]+/[a-z0-9.-]*gpu|nvidia\.com/mig-\d+g\.\d+gb)$"
+    )
+    count: int = Field(ge=1)
+
+
+class Group(Strict):
+    cpu: Cpu
+    memory: Memory
+    node_selector: dict[str, str] = {}
+    tolerations: list[Toleration] = []
+
+
+class Workers(Group):
+    replicas: int = Field(1, ge=1)
+    gpu: Gpu | None = None
+    """GPUs of each replica."""
+    image: str | None = Field(None, pattern=r"^[^\s]+$")
+    """In place of the profile's, such as one with CUDA."""
+
+
+class Storage(Strict):
+    claim: DnsName
+    """A PersistentVolumeClaim that every pod can mount at once."""
+    folder: str = Field("/mnt/zephyr", pattern=r"^(/[A-Za-z0-9._-]+)+$")
+
+
+class SecretKey(Strict):
+    name: DnsName
+    key: str = Field(pattern=r"^[-._a-zA-Z0-9]+$")
+
+
+class Profile(Strict):
+    image: str = Field(pattern=r"^[^\s]+$")
+    storage: Storage
+    head: Group = Group(cpu="2", memory="8Gi")
+    workers: dict[DnsLabel, Workers] = Field(min_length=1)
+    context: str | None = None
+    """Of the kubeconfig; its current one where this is left out."""
+    namespace: DnsLabel | None = None
+    image_pull_secrets: list[DnsName] = []
+    mlflow: Annotated[str, AfterValidator(_without_credentials)] | None = None
+    secrets: dict[str, SecretKey] = {}
+    """Environment variables of the run, and where their values lie."""
+    queue: DnsName | None = None
+    active_deadline_seconds: int | None = Field(None, ge=1)
+    backoff_limit: int = Field(2, ge=0)
+    """How often a failed run starts anew on a fresh cluster; the store makes that cheap."""
+    ttl_seconds: int = Field(600, ge=0)
+    """How long the cluster of a finished run stays, to look at."""
+
+
+def load(path: Path) -> Profile:
+    """Reads and checks a profile. Everything wrong is one Permanent line."""
+    profile = typed(Profile, read_yaml(path, "profile"), str(path))
+    if quantity(profile.head.memory) < HEAD_LEAST_BYTES:
+        raise Permanent(
+            f"{path}: head.memory is {profile.head.memory}; the head needs at least 4Gi"
+        )
+    if profile.queue and len(profile.workers) > GROUPS_IN_A_QUEUE:
+        raise Permanent(
+            f"{path}: {len(profile.workers)} worker groups; in a queue at most {GROUPS_IN_A_QUEUE}"
+        )
+    for name in profile.secrets:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise Permanent(f"{path}: secrets: '{name}' is no name of an environment variable")
+        if re.fullmatch(OWN_VARIABLES, name):
+            raise Permanent(f"{path}: secrets: {name} is set by the job itself; leave it out")
+    return profile
+
+
+def check_secrets(recipe: Recipe, profile: Profile, path: Path) -> None:
+    """Every key the recipe's models need must come from a secret. Raises Permanent."""
+    for name, spec in recipe.models.items():
+        if spec.api_key_env and spec.api_key_env not in profile.secrets:
+            raise Permanent(
+                f"{path}: model '{name}' of the recipe reads {spec.api_key_env}; add under "
+                f"secrets: {spec.api_key_env}: {{name: SECRET, key: KEY}}"
+            )
+
+
+def quantity(text: str) -> float:
+    """Kubernetes' way to write amounts: 500m, 8, 64Gi."""
+    number, unit = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", text).groups()  # type: ignore[union-attr]
+    return float(number) * UNITS[unit]

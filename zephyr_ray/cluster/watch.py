@@ -1,0 +1,144 @@
+"""A RayJob as it goes: its states until it ends, through retries, lost watches and time-outs."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from zephyr_ray.cluster.kube import Gone, Kube, Missing
+from zephyr_ray.errors import Permanent, Temporary
+
+JOBS = "ray.io/v1/rayjobs"
+STARTING_SECONDS, RUNNING_SECONDS = 10, 60
+"""Of one watch; between two it is looked at what holds a start up."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+STOPPED, LATE, WRONG = 130, 124, 2
+"""Exit codes: as after ctrl-C; as `timeout` has it; as for a mistake in a recipe."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What KubeRay says of a RayJob."""
+
+    name: str
+    deployment: str
+    """Initializing, Running, Retrying, Suspended, Complete, Failed, ValidationFailed, Deleted."""
+    job: str
+    """Ray's own word: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED, or none yet."""
+    reason: str
+    message: str
+    failed: int
+    cluster: str
+    created: str
+
+    @classmethod
+    def of(cls, found: dict[str, Any], deployment: str | None = None) -> "State":
+        status, metadata = found.get("status") or {}, found["metadata"]
+        return cls(
+            name=metadata["name"],
+            deployment=deployment or status.get("jobDeploymentStatus", ""),
+            job=status.get("jobStatus", ""),
+            reason=status.get("reason", ""),
+            message=status.get("message", ""),
+            failed=int(status.get("failed") or 0),
+            cluster=status.get("rayClusterName", ""),
+            created=metadata.get("creationTimestamp", ""),
+        )
+
+    @property
+    def ended(self) -> bool:
+        # KubeRay turns a failure that will be tried again into Retrying in the same update.
+        return self.deployment in ("Complete", "Failed", "ValidationFailed", "Deleted")
+
+    @property
+    def exit_code(self) -> int:
+        """Of a job that ended: its own where Ray told it."""
+        if self.deployment == "ValidationFailed":
+            return WRONG
+        if self.deployment == "Deleted" or self.job == "STOPPED":
+            return STOPPED
+        if self.deployment == "Complete" and self.job == "SUCCEEDED":
+            return 0
+        if self.reason == "DeadlineExceeded":
+            return LATE
+        own = re.search(r"failed with exit code (-?\d+)", self.message)
+        code = int(own[1]) if own else 1
+        # A negative code is the signal that ended the process; shells write 128 + signal.
+        return (128 - code if code < 0 else code) or 1
+
+    def __str__(self) -> str:
+        words = [self.deployment.lower() or "waiting for the operator"]
+        words += [f"job {self.job.lower()}"] if self.job else []
+        words += [f"after {self.failed} failed"] if self.failed else []
+        words += [f"on {self.cluster}"] if self.cluster and not self.ended else []
+        first = self.message.split("\n")[0].strip()[:300]
+        why = " · ".join(filter(None, (self.reason, first)))
+        return ", ".join(words) + (f": {why}" if why and self.deployment != "Complete" else "")
+
+
+def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]:
+    """Each state of a job, the last one being its end. Lasts through every Temporary error; a
+    state comes again after each watch, changed or not."""
+    pause, lost = FIRST_PAUSE, False
+    last = State(name, "Deleted", "", "", "", 0, "", "")
+    while True:
+        try:
+            found = kube.get(kube.path(JOBS, name))
+            pause, lost = FIRST_PAUSE, False
+            yield (last := State.of(found))
+            if last.ended:
+                return
+            query = {
+                "fieldSelector": f"metadata.name={name}",
+                "resourceVersion": found["metadata"]["resourceVersion"],
+            }
+            seconds = RUNNING_SECONDS if last.job == "RUNNING" else STARTING_SECONDS
+            for kind, found in kube.watch(kube.path(JOBS), seconds, **query):
+                yield (last := State.of(found, "Deleted" if kind == "DELETED" else None))
+                if last.ended:
+                    return
+        except Missing:
+            yield State(name, "Deleted", last.job, "", "", last.failed, "", last.created)
+            return
+        except Gone:
+            continue
+        except Temporary as error:
+            if not lost:
+                say(f"{error}; trying again, the job goes on meanwhile")
+            lost = True
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def troubles(kube: Kube, state: State) -> list[str]:
+    """What holds a job up that does not run: warnings of the operator, pods that cannot start."""
+    try:
+        events = kube.get(
+            kube.path("events"), fieldSelector=f"involvedObject.name={state.name},type=Warning"
+        )
+        found = [f"{e.get('reason', '')}: {e.get('message', '')}" for e in events["items"]]
+        for label in (
+            f"ray.io/cluster={state.cluster}",
+            f"batch.kubernetes.io/job-name={state.name}",
+        ):
+            if not label.endswith("="):
+                pods = kube.get(kube.path("pods"), labelSelector=label)["items"]
+                found += [line for pod in pods for line in _held_up(pod)]
+    except (Permanent, Temporary):
+        return []  # it is said of what can be seen; following needs no such rights
+    return [" ".join(line.split())[:300] for line in found]
+
+
+def _held_up(pod: dict[str, Any]) -> Iterator[str]:
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            yield f"{name} is not scheduled: {condition.get('message', '')}"
+    for container in [
+        *(status.get("initContainerStatuses") or []),
+        *(status.get("containerStatuses") or []),
+    ]:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            yield f"{name}: {waiting['reason']}: {waiting.get('message', '')}"
