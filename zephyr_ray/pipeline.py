@@ -36,6 +36,7 @@ from zephyr_ray.text.dialogues import SelfRefine
 from zephyr_ray.text.feedback import Feedback
 from zephyr_ray.text.preferences import Chosen, Preferences
 from zephyr_ray.text.prompts import Prompts, SelfInstruct
+from zephyr_ray.text.published import Published
 from zephyr_ray.text.votes import Votes
 from zephyr_ray.tracking import StageRun, Tracking
 from zephyr_ray.train.dpo import Dpo
@@ -43,7 +44,7 @@ from zephyr_ray.train.sft import Sft
 
 STAGES: tuple[type[Stage], ...] = (
     Prompts, SelfInstruct, SelfRefine, Clean, Sft, Completions, Feedback, Preferences, Chosen,
-    Dpo, Pairwise, Report, Votes,
+    Dpo, Pairwise, Report, Votes, Published,
 )  # fmt: skip
 KINDS = {stage.kind: stage for stage in STAGES}
 

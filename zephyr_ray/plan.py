@@ -148,7 +148,11 @@ def _read_identity(recipe: Recipe, ref: str, what: str, keys: dict[str, str]) ->
 
 
 def digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder, over the names and contents of its files."""
     try:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return content_key({str(f.relative_to(path)): file_digest(f) for f in files})
         return file_digest(path)
     except OSError as error:
         raise Permanent(f"{path}: cannot be read ({error.strerror})") from None
