@@ -23,6 +23,7 @@ from zephyr_ray import __version__
 from zephyr_ray import recipe as recipes
 from zephyr_ray.display import CONSOLE, ConsoleHandler, Display, duration
 from zephyr_ray.errors import Permanent
+from zephyr_ray.estimate.page import print_estimate
 from zephyr_ray.judge.pairwise import Pairwise
 from zephyr_ray.plan import Step, lineage, make_plan, remember, stages_read, start_model
 from zephyr_ray.preflight import check_files, preflight
@@ -70,7 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
         store = Store(recipe.storage)
         if options.plan:
             check_files(recipe)
-            print_plan(recipe, make_plan(recipe, store, options.until))
+            steps = make_plan(recipe, store, options.until)
+            print_plan(recipe, steps)
+            print_estimate(recipe, store, steps)
         else:
             run(recipe, store, options.until)
         return 0

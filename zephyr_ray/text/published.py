@@ -66,8 +66,13 @@ class Published(Stage):
                 self._check_columns(path, _columns(path))
 
     def expected(self, rows: dict[str, int]) -> int | None:
-        size = SIZES.get((self.dataset or "", self.split))
+        size = SIZES.get((self.dataset or "", self.split), (None,))[0]
         return min(self.limit, size) if self.limit and size else self.limit or size
+
+    def tokens(self) -> float | None:
+        """Tokens of one row on average, where that is published."""
+        rows, tokens = SIZES.get((self.dataset or "", self.split), (0, None))
+        return tokens / rows if tokens else None
 
     def run(self, work: Work) -> None:
         read: dict[str, Callable[[Row], Row]] = {
@@ -135,13 +140,14 @@ class Published(Stage):
             )
 
 
-SIZES = {
-    ("HuggingFaceH4/ultrachat_200k", "train_sft"): 207_865,
-    ("HuggingFaceH4/ultrachat_200k", "test_sft"): 23_110,
-    ("HuggingFaceH4/ultrafeedback_binarized", "train_prefs"): 61_135,
-    ("HuggingFaceH4/ultrafeedback_binarized", "test_prefs"): 2_000,
+SIZES: dict[tuple[str, str], tuple[int, int | None]] = {
+    ("HuggingFaceH4/ultrachat_200k", "train_sft"): (207_865, 285_000_000),
+    ("HuggingFaceH4/ultrachat_200k", "test_sft"): (23_110, None),
+    ("HuggingFaceH4/ultrafeedback_binarized", "train_prefs"): (61_135, None),
+    ("HuggingFaceH4/ultrafeedback_binarized", "test_prefs"): (2_000, None),
 }
-"""Rows of the sets that Zephyr was trained on, as published, for planning."""
+"""Rows, and tokens of Mistral's tokenizer where they are known, of the sets that Zephyr was trained
+on, as published: for planning."""
 
 
 class _Unusable(Exception):
