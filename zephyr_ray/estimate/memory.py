@@ -13,6 +13,8 @@ from zephyr_ray.train.settings import BUCKET, TrainingSettings
 GIB = 2**30
 RESERVE = 2 * GIB
 """CUDA's context, NCCL, kernels' workspaces and gaps of the allocator: a guess, not measured."""
+FLAT = 500_000_000
+"""Gradients that DeepSpeed without ZeRO copies into one piece to sum them over the workers."""
 LIVE = 1_000_000_000
 """Parameters that ZeRO-3 keeps gathered at most (DeepSpeed's stage3_max_live_parameters)."""
 TOKENS, WORDS = 4096, 32_768
@@ -62,9 +64,10 @@ def model_states(
     new, split = trained(settings, shape), settings.workers
     whole = start_weights(settings, shape) + (4 * new if settings.lora else 0)
     if settings.zero == 0:
-        return whole, 4 * new, 8 * new, 4 * min(bucket, new), 0
+        return whole, 4 * new, 8 * new, 4 * min(FLAT, new) * (split > 1), 0
     # Two buckets in turn; ZeRO-3 has one in fp32 and one in bf16.
     buffers = 2 * 4 * min(bucket, new) if settings.zero < 3 else 6 * min(bucket, new)
+    # The optimiser has fp32 weights of its own beside its two moments, ZeRO-3's too.
     weights, gradients, optimizer, host = whole, 4.0 * new, 12 * new / split, 0.0
     if settings.zero >= 2:
         gradients /= split
@@ -72,7 +75,9 @@ def model_states(
         weights /= split
         buffers += 6 * min(LIVE, shape.parameters)  # gathered, and on their way in bf16
     if settings.offload != "none":
-        host, optimizer, gradients = optimizer + 4 * new / split, 0, 0
+        # Gradients lie there twice: as they come, and as the optimiser takes them.
+        host, optimizer = optimizer + 8 * new / split, 0
+        gradients = 0 if settings.zero == 3 else gradients
     if settings.offload == "all":
         host, weights = host + weights, 0
     return weights, gradients, optimizer, buffers, host
@@ -92,8 +97,8 @@ def activations(settings: TrainingSettings, shape: Shape, tokens: int) -> float:
     layer = 30 * h + 4 * kv + 8 * f if low else 32 * h + 8 * kv + 16 * f
     one_more = 26 * h if low else 33 * h  # the last norm, and gradients on their way
     if settings.lora:
-        # Inputs of the adapters: a bf16 copy where the start model has none, and dropout's mask.
-        layer += (2 + 6 * (settings.lora.dropout > 0)) * h + (2 + (settings.lora.dropout > 0)) * f
+        # Frozen matrices keep no inputs; adapters keep theirs, what lies between, dropout's masks.
+        layer += 28 * settings.lora.r - 6 * h + (6 * h + f) * (settings.lora.dropout > 0)
     rounded = _rounded_weights(settings, shape) if low else 0
     if not settings.gradient_checkpointing:
         return rounded + tokens * (shape.layers * layer + one_more)

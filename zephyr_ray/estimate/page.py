@@ -78,8 +78,9 @@ def _training(recipe: Recipe, store: Store, step: Step, steps: dict[str, Step]) 
     most = "≤ " if found.bound else ""
     if found.steps and found.tokens and found.sequences:
         unit = "pairs" if stage.kind == "dpo" else "sequences"
+        epochs = "" if stage.epochs == 1 else f" × {stage.epochs:g}"
         told.append(
-            f"  work    {most}{found.sequences:,} {unit} × {stage.epochs:g} in {most}{found.steps:,} "
+            f"  work    {most}{found.sequences:,} {unit}{epochs} in {most}{found.steps:,} "
             f"steps of {stage.global_batch}, {most}{_millions(found.tokens)} tokens"
         )
     if found.hours:

@@ -85,7 +85,8 @@ def _start_model(job: Job) -> Iterator[tuple[Any, str]]:
     model = load_model(job)
     add_fused_lm_head(model)
     engine, *_ = deepspeed.initialize(model=model, config=config)
-    yield engine.eval(), device
+    engine.eval()  # which returns nothing
+    yield engine, device
     engine.destroy()
     unset_hf_deepspeed_config()
     del keep
