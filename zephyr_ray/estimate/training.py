@@ -125,7 +125,11 @@ def _advice(stage: TrainingSettings, shape: Shape, room: float) -> str:
         {"zero": 3, "offload": "all"},
         *({"workers": n} for n in _larger(stage)),
     ]
-    changes = [c for c in changes if not (c.get("zero") == 3 and _quantized(stage, 3))]
+    changes = [
+        {name: value for name, value in change.items() if getattr(stage, name) != value}
+        for change in changes
+        if not (change.get("zero") == 3 and _quantized(stage, 3))
+    ]
     for change in changes:
         if _needs(stage.model_copy(update=change), shape) <= room:
             return f"{_said(change)} makes it fit"
