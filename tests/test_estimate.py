@@ -222,6 +222,24 @@ def test_offloaded_and_quantised_states_of_7b_by_hand() -> None:
     assert memory.model_states(qlora, shape)[0] == expected
 
 
+def test_weights_in_four_bits_are_what_bitsandbytes_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="only recipes with lora.quantized need it")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from zephyr_ray.train.bits import four_bits
+
+    build(SMALL).save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **four_bits())
+    states = [getattr(p, "quant_state", None) for p in model.parameters()]
+    held = [*model.parameters(), *(state.absmax for state in states if state)]
+    real = sum(tensor.untyped_storage().nbytes() for tensor in held)
+    assert memory.start_weights(sft(lora={"quantized": True}), shape_of(SMALL)) == real
+
+
 def planned(stage: Any, gib: float = 80, **more: Any) -> training.Training:
     hardware = Hardware(gpu_memory_gib=gib, **more)
     return training.estimate(stage, shape_of(MISTRAL_7B), hardware, 207_865, 1371.08, None)

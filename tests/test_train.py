@@ -403,14 +403,14 @@ def test_start_weights_of_qlora_are_asked_for_in_four_bits(monkeypatch: pytest.M
 
     import torch
 
-    from zephyr_ray.train.worker import _four_bits
+    from zephyr_ray.train.bits import four_bits
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Permanent, match="lora.quantized needs the package bitsandbytes"):
-        _four_bits()
+        four_bits()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    settings = _four_bits()
+    settings = four_bits()
     config = settings["quantization_config"]
     assert (config.load_in_4bit, config.bnb_4bit_quant_type) == (True, "nf4")
     assert settings["device_map"] == {"": 3}

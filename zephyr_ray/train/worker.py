@@ -17,6 +17,7 @@ from typing import Any
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
 from zephyr_ray.store import Journal, write_whole
+from zephyr_ray.train.bits import four_bits, need_bitsandbytes
 from zephyr_ray.train.settings import TrainingSettings
 
 log = logging.getLogger("zephyr_ray")
@@ -136,24 +137,8 @@ def load_model(job: Job, whole: bool = False) -> Any:
         resolve(job.weights),
         dtype=torch.float32,
         attn_implementation="flash_attention_2" if flash else "sdpa",
-        **(_four_bits() if lora and lora.quantized and not whole else {}),
+        **(four_bits() if lora and lora.quantized and not whole else {}),
     )
-
-
-def _four_bits() -> dict[str, Any]:
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    _need_bitsandbytes("lora.quantized")
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-    )
-    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
-
-
-def _need_bitsandbytes(what: str) -> None:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise Permanent(f"{what} needs the package bitsandbytes on every worker")
 
 
 def load_chat(weights: str) -> ChatFormat:
@@ -202,7 +187,7 @@ def _arguments(job: Job) -> dict[str, Any]:
 
     settings = job.settings
     if settings.optimizer != "adamw":
-        _need_bitsandbytes(f"optimizer: {settings.optimizer}")
+        need_bitsandbytes(f"optimizer: {settings.optimizer}")
     micro, accumulation = settings.batches()
     return {
         "output_dir": str(job.scratch / "checkpoints"),
