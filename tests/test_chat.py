@@ -200,3 +200,48 @@ def test_proof_colours_what_is_trained(chatml: Any) -> None:
     ansi, page = ChatFormat.of(chatml).proof(TALK[1:3] + [{"role": "user", "content": "<b>"}])
     assert "\033[32m1. Red\n2. Bleu — naïve 🎉<|im_end|>\033[0m" in ansi
     assert page.count("#0a7d32") == 1 and "&lt;b&gt;" in page
+
+
+@pytest.fixture(scope="module", params=["always", "first"])
+def llama_tokenizer(request: pytest.FixtureRequest) -> Any:
+    """A tokenizer of Llama-2's and Mistral's kind: BPE over ▁words with byte fallback; ▁ before
+    every piece of text between special tokens ("always", as they were published) or before the
+    first only."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=request.param, split=False)
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    special = ["<unk>", "<s>", "</s>"]
+    alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
+    texts = [m["content"] for m in TALK] + ["<|user|> <|system|> <|assistant|> \n"] * 3
+    inner.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=420, special_tokens=special + alphabet, show_progress=False),
+    )
+    inner.add_special_tokens(special)
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def test_zephyrs_format_on_llamas_kind_of_tokenizer(llama_tokenizer: Any) -> None:
+    """What training builds, what generation starts from, and what the saved template writes for
+    plain transformers and vLLM are the same tokens."""
+    chat = ChatFormat.of(llama_tokenizer)
+    ids, trained = chat.render(TALK)
+    saved = chat.prepare()
+    assert ids == template_ids(saved, TALK)
+    assert chat.prompt(TALK[:2]) == template_ids(saved, TALK[:2], add_generation_prompt=True)
+    assert chat.prompt(TALK[:2]) == ids[: len(chat.prompt(TALK[:2]))]
+    assert saved.decode(ids).replace(" ", "").startswith("<s><|system|>\nBebrief.</s>\n<|user|>\n")
+    assert sum(trained) and all(ids[at] == saved.eos_token_id for at in chat.ends(ids, trained))
+    assert len(chat.ends(ids, trained)) == 2 and ids.count(saved.bos_token_id) == 1
+    # The model that comes out is read again, by dpo and by vLLM, with the same tokens and mask.
+    again = ChatFormat.of(saved)
+    assert again.render(TALK) == (ids, trained)
+    assert again.prompt(TALK[:2]) == chat.prompt(TALK[:2])

@@ -359,3 +359,58 @@ def test_truncation_is_counted_and_an_empty_row_dropped(tiny_model: Path, tmp_pa
     assert work.counts["truncated"] == 2
     assert work.counts["dropped/truncated_to_nothing"] == 1
     assert work.examples["dropped/truncated_to_nothing"] == ["lost"]
+
+
+def test_a_split_reference_scores_like_a_whole_one(
+    dpo: Work, ray_cluster: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    """With ZeRO-3, and optimiser and weights in the node's memory; 12 pairs, so that two workers
+    with batches of 5 do not come out even."""
+    settings = {"workers": 2, "zero": 3, "offload": "all", "micro_batch": 5, "global_batch": 10}
+    split = train_once.dpo(
+        tmp_path, tiny_model, **settings, epochs=1, max_length=128, precision="fp32"
+    )
+    found = {row["row"]: row for row in split.journal("reference").new()}
+    whole = {row["row"]: row for row in dpo.journal("reference").new()}
+    for side in ("chosen", "rejected"):
+        expected = [whole[row][side] for row in range(12)]
+        assert [found[row][side] for row in range(12)] == pytest.approx(expected, abs=1e-3)
+    assert losses(split)[0] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_offloaded_training_is_the_same(one_worker: Work, sft: Runner) -> None:
+    offloaded = sft(workers=2, micro_batch=2, zero=2, offload="optimizer")
+    assert losses(offloaded) == pytest.approx(losses(one_worker), abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lora": {"quantized": True}, "zero": 2}, "lora.quantized needs a GPU: set gpus_per"),
+        ({"optimizer": "paged_adamw_32bit"}, "optimizer: paged_adamw_32bit needs a GPU"),
+        ({"lora": {"quantized": True}, "gpus_per_worker": 1}, "cannot be split; set zero: 2"),
+        ({"offload": "optimizer", "zero": 0}, "offload: optimizer needs zero: 2, not zero: 0"),
+        ({"offload": "all", "zero": 2}, "offload: all needs zero: 3, not zero: 2"),
+    ],
+)
+def test_settings_that_cannot_go_together(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(Permanent, match=says):
+        Sft(model="base", data="data", **settings).check({}, {})
+
+
+def test_start_weights_of_qlora_are_asked_for_in_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    import torch
+
+    from zephyr_ray.train.bits import four_bits
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Permanent, match="lora.quantized needs the package bitsandbytes"):
+        four_bits()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    settings = four_bits()
+    config = settings["quantization_config"]
+    assert (config.load_in_4bit, config.bnb_4bit_quant_type) == (True, "nf4")
+    assert settings["device_map"] == {"": 3}

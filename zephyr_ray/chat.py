@@ -157,6 +157,13 @@ class _Zephyr(ChatFormat):
         bos = tokenizer.bos_token_id
         self._bos = [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
         self.template = ZEPHYR.replace("add_bos", "true" if self._bos else "false", 1)
+        # Some tokenizers put a space before a text, but not before what follows a special token;
+        # turns do. There a text is tokenised behind a character that merges with nothing.
+        after = tokenizer(f"{tokenizer.eos_token}a", add_special_tokens=False)["input_ids"][1:]
+        self._before = "" if after == super()._text("a") else "\x01"
+
+    def _text(self, text: str) -> list[int]:
+        return super()._text(self._before + text)[len(super()._text(self._before)) :]
 
     def _turns(self, messages: Messages) -> tuple[list[int], list[bool]]:
         ids, trained = list(self._bos), [False] * len(self._bos)

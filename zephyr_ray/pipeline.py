@@ -23,6 +23,7 @@ from zephyr_ray import __version__
 from zephyr_ray import recipe as recipes
 from zephyr_ray.display import CONSOLE, ConsoleHandler, Display, duration
 from zephyr_ray.errors import Permanent
+from zephyr_ray.estimate.page import print_estimate
 from zephyr_ray.judge.pairwise import Pairwise
 from zephyr_ray.plan import Step, lineage, make_plan, remember, stages_read, start_model
 from zephyr_ray.preflight import check_files, preflight
@@ -36,6 +37,7 @@ from zephyr_ray.text.dialogues import SelfRefine
 from zephyr_ray.text.feedback import Feedback
 from zephyr_ray.text.preferences import Chosen, Preferences
 from zephyr_ray.text.prompts import Prompts, SelfInstruct
+from zephyr_ray.text.published import Published
 from zephyr_ray.text.votes import Votes
 from zephyr_ray.tracking import StageRun, Tracking
 from zephyr_ray.train.dpo import Dpo
@@ -43,7 +45,7 @@ from zephyr_ray.train.sft import Sft
 
 STAGES: tuple[type[Stage], ...] = (
     Prompts, SelfInstruct, SelfRefine, Clean, Sft, Completions, Feedback, Preferences, Chosen,
-    Dpo, Pairwise, Report, Votes,
+    Dpo, Pairwise, Report, Votes, Published,
 )  # fmt: skip
 KINDS = {stage.kind: stage for stage in STAGES}
 
@@ -69,7 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
         store = Store(recipe.storage)
         if options.plan:
             check_files(recipe)
-            print_plan(recipe, make_plan(recipe, store, options.until))
+            steps = make_plan(recipe, store, options.until)
+            print_plan(recipe, steps)
+            print_estimate(recipe, store, steps)
         else:
             run(recipe, store, options.until)
         return 0

@@ -82,6 +82,17 @@ def model_spec(recipe: Recipe, ref: str) -> ModelSpec:
     return model_spec(recipe, start).model_copy(update={"weights": ref, "demonstrations": None})
 
 
+def start_weights(recipe: Recipe, ref: str) -> str | None:
+    """The weights, no stage's, behind a model; a trained stage stands for what it started from."""
+    weights = model_spec(recipe, ref).weights
+    while weights in recipe.stages:
+        [(_, _, [ref])] = [
+            m for m in marked(recipe.stages[weights], Reads) if m[1].what == "weights"
+        ]
+        weights = model_spec(recipe, ref).weights
+    return weights
+
+
 def start_model(recipe: Recipe, ref: str, artifacts: dict[str, Artifact]) -> Model:
     """The model behind a name, ready to be started by any process that sees the storage."""
     spec = model_spec(recipe, ref)
@@ -148,7 +159,11 @@ def _read_identity(recipe: Recipe, ref: str, what: str, keys: dict[str, str]) ->
 
 
 def digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder, over the names and contents of its files."""
     try:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return content_key({str(f.relative_to(path)): file_digest(f) for f in files})
         return file_digest(path)
     except OSError as error:
         raise Permanent(f"{path}: cannot be read ({error.strerror})") from None

@@ -11,9 +11,9 @@ from zephyr_ray.models import constraints
 from zephyr_ray.models.openai import api_key
 from zephyr_ray.models.vllm import KV_CACHE_BYTES
 from zephyr_ray.models.weights import resolve
-from zephyr_ray.plan import Step, digest, model_spec, stages_read, weights_place
+from zephyr_ray.plan import Step, digest, model_spec, stages_read, start_weights, weights_place
 from zephyr_ray.ray_cluster import check_address
-from zephyr_ray.recipe import FILE, Reads, Recipe, Stage, marked
+from zephyr_ray.recipe import FILE, Recipe, Stage, marked
 from zephyr_ray.store import Store, numbered_jsonl
 
 WORKER_BYTES = 1.5e9
@@ -84,18 +84,11 @@ def check_demonstrations(path: Path) -> None:
 def _start_weights(recipe: Recipe, stage: Stage) -> list[Path]:
     """The folders behind the models that a stage trains or starts; a trained stage stands for the
     weights it was trained from."""
-    folders = []
-    for what, ref in recipe.reads(stage):
-        if what in ("weights", "model", "judge"):
-            weights = model_spec(recipe, ref).weights
-            while weights in recipe.stages:
-                [(_, _, [start])] = [
-                    m for m in marked(recipe.stages[weights], Reads) if m[1].what == "weights"
-                ]
-                weights = model_spec(recipe, start).weights
-            if weights:
-                folders.append(resolve(weights_place(recipe, weights)))
-    return folders
+    return [
+        resolve(weights_place(recipe, weights))
+        for what, ref in recipe.reads(stage)
+        if what in ("weights", "model", "judge") and (weights := start_weights(recipe, ref))
+    ]
 
 
 def _check_targets(name: str, stage: Stage, weights: Path) -> None:

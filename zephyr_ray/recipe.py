@@ -46,6 +46,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+TOP = {"name", "storage", "seed", "hardware", "models", "stages"}
+"""The settings of a recipe itself."""
+
 T = TypeVar("T", bound=Strict)
 
 
@@ -76,6 +79,19 @@ class ModelSpec(Strict):
     """Rows in flight on one actor."""
     context: int = Field(2048, ge=16)
     """Tokens of prompt and answer together; a longer conversation is a failed row."""
+    price: Annotated[tuple[float, float] | None, OPERATIONAL] = None
+    """Dollars for a million tokens of prompts and of answers, for the plan."""
+
+
+class Hardware(Strict):
+    """What the plan reckons with; no stage reads it."""
+
+    gpu_memory_gib: float = Field(gt=0)
+    """Of one GPU."""
+    tflops: float | None = Field(None, gt=0)
+    """What one GPU keeps up in training, in 10^12 operations a second; not what its maker says."""
+    rows_per_second: dict[str, float] = {}
+    """By stage, where it is known better: sequences, pairs or rows, all workers together."""
 
 
 class Stage(Strict):
@@ -122,6 +138,7 @@ class Recipe:
     seed: int
     models: dict[str, ModelSpec]
     stages: dict[str, Stage]
+    hardware: Hardware | None = None
 
     def file(self, value: str) -> Path:
         found = [folder / value for folder in self.folders if (folder / value).exists()]
@@ -135,11 +152,11 @@ class Recipe:
 def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None = None) -> Recipe:
     """Reads and checks a recipe file. Everything wrong is one Permanent line."""
     raw, folders = read(path, overrides or [])
-    unknown = sorted(map(str, set(raw) - {"name", "storage", "seed", "models", "stages"}))
+    unknown = sorted(map(str, set(raw) - TOP))
     if unknown:
         raise Permanent(
             f"{path}: unknown setting '{unknown[0]}'; a recipe has extends, name, storage, seed, "
-            "models, stages"
+            "hardware, models, stages"
         )
     name, seed = str(raw.get("name", path.stem)), raw.get("seed", 0)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in ("store", "mlartifacts"):
@@ -178,7 +195,12 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
             raise Permanent(f"{where}: setting 'seed' must be a whole number from 0 below 2^32")
     if not stages:
         raise Permanent(f"{path}: no stages; nothing to do")
-    recipe = Recipe(name, Path(storage), folders, seed, models, stages)
+    hardware = raw.get("hardware")
+    if hardware is not None:
+        hardware = _typed(Hardware, hardware, f"{path}: hardware")
+        if lost := sorted(set(hardware.rows_per_second) - set(stages)):
+            raise Permanent(f"{path}: hardware: rows_per_second: no stage '{lost[0]}'")
+    recipe = Recipe(name, Path(storage), folders, seed, models, stages, hardware)
     _check_references(recipe, path)
     return recipe
 

@@ -64,11 +64,20 @@ def resolve(weights: str, cache: Path | None = None) -> Path:
     return _from_hub(weights)
 
 
+def cached_package(name: str) -> Path | None:
+    """The folder of a packaged model where it has been unpacked already."""
+    package = PACKAGED.get(name)
+    folder = package and _default_cache() / f"{name}-{package.version}-{package.revision}"
+    return folder if folder and folder.is_dir() else None
+
+
 def fingerprint(weights: str) -> str:
-    """What stands for these weights in a content key: equal only where the model is the same."""
+    """What stands for these weights in a content key: equal only where the model is the same.
+
+    A folder with a config.json alone is enough for a plan; `resolve` asks for the rest."""
     if package := PACKAGED.get(weights):
         return f"{weights}=={package.version}+{package.revision}"
-    if folder := _as_folder(weights):
+    if folder := _as_folder(weights, whole=False):
         total = hashlib.sha256()
         for path in sorted({path for pattern in DECISIVE for path in folder.glob(pattern)}):
             with path.open("rb") as file:
@@ -82,11 +91,11 @@ def _default_cache() -> Path:
     return Path(os.environ.get("ZEPHYR_CACHE") or Path.home() / ".cache" / "zephyr_ray")
 
 
-def _as_folder(weights: str) -> Path | None:
+def _as_folder(weights: str, whole: bool = True) -> Path | None:
     """The folder that `weights` names, checked; None for a hub id."""
     path = Path(weights).expanduser()
     if path.is_dir():
-        _check(path)
+        _check(path, whole)
         return path.resolve()
     if HUB_ID.fullmatch(weights):
         return None
@@ -96,7 +105,7 @@ def _as_folder(weights: str) -> Path | None:
     )
 
 
-def _check(folder: Path) -> None:
+def _check(folder: Path, whole: bool = True) -> None:
     if not (folder / "config.json").is_file():
         raise Permanent(f"weights folder {folder}: config.json is missing")
     try:
@@ -105,6 +114,8 @@ def _check(folder: Path) -> None:
         config = None
     if not isinstance(config, dict) or "model_type" not in config:
         raise Permanent(f"weights folder {folder}: config.json is not a model's configuration")
+    if not whole:
+        return
     if not any(folder.glob("*.safetensors")):
         raise Permanent(f"weights folder {folder}: no *.safetensors in it")
     if not any(folder.glob("tokenizer*")):

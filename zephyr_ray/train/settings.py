@@ -10,6 +10,9 @@ from pydantic import Field
 from zephyr_ray.errors import Permanent
 from zephyr_ray.recipe import OPERATIONAL, Reads, Stage, Strict
 
+BUCKET = 50_000_000
+"""Elements that DeepSpeed reduces or gathers at once."""
+
 
 class Lora(Strict):
     """Low-rank adapters on the linear layers; merged into the saved model."""
@@ -19,6 +22,8 @@ class Lora(Strict):
     dropout: float = Field(0.05, ge=0, lt=1)
     targets: list[str] | None = None
     """Names of the adapted modules; every linear layer but the output layer where absent."""
+    quantized: bool = False
+    """QLoRA: the start weights in 4 bits (NF4, blocks of 64); needs bitsandbytes and a GPU."""
 
 
 class TrainingSettings(Stage):
@@ -51,11 +56,26 @@ class TrainingSettings(Stage):
     micro_batch: Annotated[int, OPERATIONAL] = Field(4, ge=1)
     """Most rows of one forward pass on one worker."""
     gradient_checkpointing: Annotated[bool, OPERATIONAL] = False
+    """Keeps one activation a layer, and computes the others again on the way back."""
+    offload: Annotated[Literal["none", "optimizer", "all"], OPERATIONAL] = "none"
+    """What of a worker's share lies in its node's memory and not on its GPU: the optimiser (zero 1
+    to 3), or the weights too (zero 3)."""
+    optimizer: Annotated[Literal["adamw", "paged_adamw_32bit"], OPERATIONAL] = "adamw"
+    """The same update; the paged one (bitsandbytes, a GPU) moves its state out when memory ends."""
     checkpoint_every: Annotated[int, OPERATIONAL] = Field(50, ge=1)
     """Steps."""
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         self.batches()
+        quantized = self.lora is not None and self.lora.quantized
+        if (quantized or self.optimizer != "adamw") and not self.gpus_per_worker:
+            what = "lora.quantized" if quantized else f"optimizer: {self.optimizer}"
+            raise Permanent(f"{what} needs a GPU: set gpus_per_worker: 1")
+        if quantized and self.zero == 3:
+            raise Permanent("lora.quantized: weights of 4 bits cannot be split; set zero: 2")
+        if self.offload != "none" and self.zero == 0 or self.offload == "all" and self.zero != 3:
+            least = 3 if self.offload == "all" else 2
+            raise Permanent(f"offload: {self.offload} needs zero: {least}, not zero: {self.zero}")
 
     def batches(self) -> tuple[int, int]:
         """(rows of one forward pass on one worker, forward passes per step)."""
@@ -90,6 +110,8 @@ class TrainingSettings(Stage):
     def deepspeed(self) -> dict[str, Any]:
         """The DeepSpeed configuration. `torch_autocast` keeps fp32 weights: weights rounded to
         bf16 between stages would lose the small updates of preference training."""
+        host = {"device": "cpu", "pin_memory": self.gpus_per_worker > 0}
+        moved = {"none": (), "optimizer": ("optimizer",), "all": ("optimizer", "param")}
         return {
             "train_micro_batch_size_per_gpu": "auto",
             "gradient_accumulation_steps": "auto",
@@ -98,9 +120,10 @@ class TrainingSettings(Stage):
             "zero_optimization": {
                 "stage": self.zero,
                 # Elements; the default of 5e8 would hold 2 GB of fp32 gradients a worker.
-                "reduce_bucket_size": 50_000_000,
-                "allgather_bucket_size": 50_000_000,
+                "reduce_bucket_size": BUCKET,
+                "allgather_bucket_size": BUCKET,
                 "stage3_gather_16bit_weights_on_model_save": True,
+                **{f"offload_{part}": host for part in moved[self.offload]},
             },
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,

@@ -17,6 +17,7 @@ from typing import Any
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
 from zephyr_ray.store import Journal, write_whole
+from zephyr_ray.train.bits import four_bits, need_bitsandbytes
 from zephyr_ray.train.settings import TrainingSettings
 
 log = logging.getLogger("zephyr_ray")
@@ -121,19 +122,22 @@ def _keep_freed_memory() -> None:
     libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def load_model(job: Job) -> Any:
-    """The start weights in fp32, with FlashAttention where it is installed; else with PyTorch's
-    attention and a mask that keeps packed rows apart (from their restarting positions)."""
+def load_model(job: Job, whole: bool = False) -> Any:
+    """The start weights in fp32 (QLoRA's in 4 bits, unless `whole`), with FlashAttention where it
+    is installed; else with PyTorch's attention and a mask that keeps packed rows apart (from their
+    restarting positions)."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from zephyr_ray.models.weights import resolve
 
     flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn")
+    lora = job.settings.lora
     return AutoModelForCausalLM.from_pretrained(
         resolve(job.weights),
         dtype=torch.float32,
         attn_implementation="flash_attention_2" if flash else "sdpa",
+        **(four_bits() if lora and lora.quantized and not whole else {}),
     )
 
 
@@ -173,11 +177,17 @@ def _fits(checkpoint: Path, zero: int, workers: int) -> bool:
     return (optimizers, models) == (workers if zero else 0, workers if zero == 3 else 0)
 
 
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "paged_adamw_32bit": "paged_adamw_32bit"}
+"""Our names of optimisers in transformers."""
+
+
 def _arguments(job: Job) -> dict[str, Any]:
     """Arguments common to TRL's trainers."""
     import torch
 
     settings = job.settings
+    if settings.optimizer != "adamw":
+        need_bitsandbytes(f"optimizer: {settings.optimizer}")
     micro, accumulation = settings.batches()
     return {
         "output_dir": str(job.scratch / "checkpoints"),
@@ -191,7 +201,7 @@ def _arguments(job: Job) -> dict[str, Any]:
         "warmup_steps": math.ceil(settings.warmup * job.steps),
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
-        "optim": "adamw_torch_fused",
+        "optim": OPTIMIZERS[settings.optimizer],
         "seed": settings.seed,
         "deepspeed": settings.deepspeed(),
         # Mixed precision is DeepSpeed's torch_autocast: the trainer's own would round the weights.
@@ -310,7 +320,7 @@ def _merged(job: Job) -> Any:
 
     unset_hf_deepspeed_config()  # else ZeRO-3 would split this plain copy too
     adapter = str(job.folder / "adapter")
-    return PeftModel.from_pretrained(load_model(job), adapter).merge_and_unload()
+    return PeftModel.from_pretrained(load_model(job, whole=True), adapter).merge_and_unload()
 
 
 def _let_deepspeed_run_on_cpu() -> None:

@@ -1,0 +1,398 @@
+"""The estimate against what PyTorch, PEFT and DeepSpeed allocate, and against figures by hand."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zero_memory
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.estimate import memory, shapes, training
+from zephyr_ray.estimate.asking import calls
+from zephyr_ray.estimate.page import lines
+from zephyr_ray.estimate.shapes import Shape, find_shape, shape_of
+from zephyr_ray.pipeline import KINDS, main
+from zephyr_ray.plan import make_plan
+from zephyr_ray.recipe import Hardware, load
+from zephyr_ray.store import Store
+from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.sft import Sft
+
+MISTRAL_7B = {
+    "model_type": "mistral",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 32000,
+}
+SMALL = {
+    "model_type": "llama",
+    "vocab_size": 1000,
+    "hidden_size": 256,
+    "intermediate_size": 896,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}
+GIB = 2**30
+
+
+def sft(**settings: Any) -> Sft:
+    return Sft(model="m", data="d", **settings)
+
+
+def build(config: dict[str, Any], meta: bool = False) -> Any:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta" if meta else "cpu"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config, use_cache=False))
+
+
+def test_mistral_7b_has_its_published_number_of_parameters() -> None:
+    shape = shape_of(MISTRAL_7B)
+    assert shape.parameters == 7_241_732_096
+    assert shape.linear == 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096)
+    assert find_shape("mistralai/Mistral-7B-v0.1") == shape_of(
+        MISTRAL_7B | {"max_position_embeddings": 32768}
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        SMALL | {"tie_word_embeddings": True, "head_dim": 64},
+        SMALL | {"model_type": "mistral"},
+        SMALL | {"model_type": "qwen2"},
+        SMALL | {"model_type": "qwen3", "head_dim": 32},
+    ],
+)
+def test_parameters_are_those_of_the_built_model(config: dict[str, Any]) -> None:
+    model = build(config, meta=True)
+    assert shape_of(config).parameters == sum(p.numel() for p in model.parameters())
+    found = shapes._built(config)
+    assert (found.parameters, found.linear) == (
+        shape_of(config).parameters,
+        shape_of(config).linear,
+    )
+
+
+def test_another_family_is_counted_from_the_model_itself() -> None:
+    config = {"model_type": "gpt_neox", "hidden_size": 64, "num_attention_heads": 4}
+    config |= {"num_hidden_layers": 2, "intermediate_size": 256, "vocab_size": 100}
+    shape = shape_of(config)
+    assert shape.parameters == sum(p.numel() for p in build(config, meta=True).parameters())
+    assert shape.linear == 2 * (3 * 64 * 64 + 64 * 64 + 2 * 64 * 256)
+
+
+def test_adapters_are_those_of_peft() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    for targets in (None, ["q_proj", "mlp.up_proj"]):
+        config = LoraConfig(r=5, target_modules=targets or "all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(build(SMALL), config)
+        expected = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert shape_of(SMALL).adapters(5, targets) == expected
+    # The handbook's adapters: 41.9 M at rank 16, by hand.
+    layer = 16 * (2 * 8192 + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    assert shape_of(MISTRAL_7B).adapters(16, None) == 32 * layer == 41_943_040
+
+
+def test_kv_cache_is_that_of_transformers() -> None:
+    import torch
+    from transformers import DynamicCache
+
+    model, cache = build(SMALL).bfloat16(), DynamicCache()
+    with torch.no_grad():
+        model(torch.arange(77)[None], past_key_values=cache, use_cache=True)
+    real = sum(t.untyped_storage().nbytes() for a in cache.layers for t in (a.keys, a.values))
+    assert shape_of(SMALL).kv_bytes(77) == real
+    # 128 KiB a token of Mistral-7B: 32 layers, keys and values of 8 heads of 128, in bf16.
+    assert shape_of(MISTRAL_7B).kv_bytes(1) == 32 * 2 * 8 * 128 * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({"precision": "bf16"}, 512),
+        ({"precision": "bf16", "gradient_checkpointing": True}, 256),
+        ({"precision": "bf16", "gradient_checkpointing": True}, 1024),
+        ({"precision": "fp32"}, 512),
+        ({"precision": "bf16", "lora": {"r": 4, "dropout": 0}}, 512),
+        (
+            {"precision": "bf16", "lora": {"r": 4, "dropout": 0}, "gradient_checkpointing": True},
+            2048,
+        ),
+    ],
+)
+def test_activations_are_what_pytorch_allocates(settings: dict[str, Any], tokens: int) -> None:
+    """The layers of a small Llama on a CPU, by the allocator's own record. The output layer is not
+    in it: its kernel on GPUs is another."""
+    import torch
+
+    torch.set_num_threads(1)
+    stage, model = sft(zero=0, workers=1, **settings), build(SMALL)
+    if stage.lora:
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(r=4, lora_dropout=0, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model, lora)
+        model.enable_input_require_grads()
+    if stage.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    layers = model.get_base_model().model if stage.lora else model.model
+    for parameter in model.train().parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    ids = torch.arange(tokens)[None] % 1000
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16"):
+            loss = layers(ids).last_hidden_state.mean()
+        loss.backward()
+
+    step()
+    real = zero_memory.peak_bytes(step)
+    assert memory.activations(stage, shape_of(SMALL), tokens) == pytest.approx(real, rel=0.1)
+
+
+def test_model_states_are_what_deepspeed_holds() -> None:
+    """Two workers; on a CPU, what is offloaded lies in the same memory."""
+    root = Path(__file__).resolve().parents[1]
+    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    stages = ["1:none", "2:none", "3:none", "3:optimizer"]
+    program = [sys.executable, str(root / "tests" / "zero_memory.py"), "29671", *stages]
+    out = subprocess.run(program, env=env, capture_output=True, text=True, check=True).stdout
+    shape = shape_of(zero_memory.MODEL)
+    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert len(found) == len(stages)
+    for real in found:
+        stage = zero_memory.settings(real["zero"], real["offload"])
+        states = memory.model_states(stage, shape, zero_memory.BUCKET)
+        peak = sum(states) + memory._rounded_weights(stage, shape)
+        assert peak == pytest.approx(real["peak"], rel=0.1), real
+
+
+def test_adamw_on_one_worker_is_sixteen_bytes_a_parameter() -> None:
+    import torch
+
+    model = build(SMALL)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    model(torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    optimizer.step()
+    moments = [t for s in optimizer.state.values() for t in s.values() if t.ndim]
+    held = [t for p in model.parameters() for t in (p, p.grad)] + moments
+    real = sum(tensor.untyped_storage().nbytes() for tensor in held)
+    assert sum(memory.model_states(sft(zero=0), shape_of(SMALL))) == pytest.approx(real, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("zero", "weights", "gradients", "optimizer"),
+    # 7.24 × 10⁹ parameters on 8 GPUs: 4 bytes of weights, 4 of gradients, 12 of the optimiser's
+    # share (8 where it is not split and has no weights of its own), in GiB.
+    [
+        (0, 26.98, 26.98, 53.95),
+        (1, 26.98, 26.98, 10.12),
+        (2, 26.98, 3.37, 10.12),
+        (3, 3.37, 3.37, 10.12),
+    ],
+)
+def test_states_of_7b_by_hand(
+    zero: int, weights: float, gradients: float, optimizer: float
+) -> None:
+    found = memory.model_states(sft(zero=zero, workers=8), shape_of(MISTRAL_7B))
+    assert [part / GIB for part in found[:3]] == pytest.approx(
+        [weights, gradients, optimizer], abs=0.01
+    )
+
+
+def test_offloaded_and_quantised_states_of_7b_by_hand() -> None:
+    shape = shape_of(MISTRAL_7B)
+    moved = memory.model_states(sft(zero=3, workers=8, offload="all"), shape)
+    assert moved[:3] == (0, 0, 0) and moved[4] == pytest.approx(24 * shape.parameters / 8)
+    qlora = sft(zero=2, workers=8, lora={"quantized": True})
+    # 6.98 × 10⁹ in 4.5 bits; embeddings, output layer and norms in fp32; adapters in fp32.
+    expected = 0.5625 * shape.linear + 4 * (shape.parameters - shape.linear) + 4 * 41_943_040
+    assert memory.model_states(qlora, shape)[0] == expected
+
+
+def test_weights_in_four_bits_are_what_bitsandbytes_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="only recipes with lora.quantized need it")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from zephyr_ray.train.bits import four_bits
+
+    build(SMALL).save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **four_bits())
+    states = [getattr(p, "quant_state", None) for p in model.parameters()]
+    held = [*model.parameters(), *(state.absmax for state in states if state)]
+    real = sum(tensor.untyped_storage().nbytes() for tensor in held)
+    assert memory.start_weights(sft(lora={"quantized": True}), shape_of(SMALL)) == real
+
+
+def planned(stage: Any, gib: float = 80, **more: Any) -> training.Training:
+    hardware = Hardware(gpu_memory_gib=gib, **more)
+    return training.estimate(stage, shape_of(MISTRAL_7B), hardware, 207_865, 1371.08, None)
+
+
+FULL = {"gpus_per_worker": 1, "gradient_checkpointing": True, "global_batch": 128}
+
+
+def test_ultrachat_packs_into_the_published_tokens_and_sequences() -> None:
+    found = planned(sft(**FULL, workers=8, micro_batch=4), tflops=276)
+    assert found.sequences == pytest.approx(139_000, rel=0.01)
+    assert found.tokens == pytest.approx(285e6, rel=0.01)
+    assert found.steps == 1088 and found.fits and not found.bound
+    # Published: 5,614 s on 8 GPUs.
+    assert found.hours == pytest.approx(5614 / 3600, rel=0.02)
+
+
+def test_a_stated_rate_gives_the_hours() -> None:
+    stage = sft(**FULL, workers=8)
+    found = training.estimate(stage, shape_of(MISTRAL_7B), None, 207_865, 1371.08, 24.83)
+    assert found.hours == pytest.approx(5614 / 3600, rel=0.01)
+    assert found.fits is None and found.most is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "gib", "advice"),
+    [
+        ({"workers": 8, "zero": 2}, 80, ""),
+        ({"workers": 8, "zero": 2, "micro_batch": 1}, 48, "zero: 3 makes it fit"),
+        ({"workers": 8, "gradient_checkpointing": False, "micro_batch": 8}, 80, "gradient_checkp"),
+        ({"workers": 8, "micro_batch": 16}, 48, "micro_batch: 8 makes it fit"),
+        ({"workers": 1, "zero": 0}, 80, "offload: optimizer makes it fit"),
+        ({"workers": 2, "zero": 3}, 48, "offload: optimizer makes it fit"),
+        ({"workers": 1, "zero": 0}, 4, "no setting makes it fit; a GPU with more memory, LoRA"),
+    ],
+)
+def test_what_does_not_fit_is_told_what_would(
+    settings: dict[str, Any], gib: float, advice: str
+) -> None:
+    found = planned(sft(**FULL | {"micro_batch": 4} | settings), gib)
+    assert found.fits == (not advice)
+    assert found.advice.find(advice) >= 0, found.advice
+    if found.most:
+        more = sft(**FULL | settings | {"micro_batch": found.most})
+        assert planned(more, gib).fits
+
+
+def test_a_model_that_no_gpu_holds_needs_a_split_reference() -> None:
+    shape = find_shape("meta-llama/Llama-2-70b-hf")
+    assert isinstance(shape, Shape) and shape.parameters == 68_976_648_192
+    settings = {"model": "m", "data": "d", "gpus_per_worker": 1, "workers": 16, "global_batch": 32}
+    whole = Dpo(**settings, zero=2, offload="optimizer", micro_batch=1)
+    assert memory.reference(whole, shape, 2) > 250 * GIB
+    assert memory.reference(whole.model_copy(update={"zero": 3}), shape, 2) < 30 * GIB
+
+
+RECIPE = """\
+hardware: {gpu_memory_gib: 24}
+models:
+  base: {weights: only-config, gpus: 1, context: 2000}
+  gpt: {engine: openai, model: m, base_url: "http://127.0.0.1:1/v1", price: [2.0, 10.0]}
+stages:
+  prompts: {kind: prompts, seeds: seeds.jsonl}
+  talks: {kind: self_refine, model: base, prompts: prompts, turns: 2, max_tokens: 100}
+  sft: {kind: sft, model: base, data: talks, gpus_per_worker: 1, workers: 2, global_batch: 8}
+  answers:
+    {kind: completions, models: [base, sft], prompts: prompts, per_prompt: 4, max_tokens: 200}
+  feedback: {kind: feedback, judge: gpt, completions: answers}
+  of_base: {kind: completions, models: [base], prompts: prompts, max_tokens: 300}
+  of_sft: {kind: completions, models: [sft], prompts: prompts, max_tokens: 300}
+  winrate: {kind: pairwise, judge: gpt, baseline: of_base, answers: [of_sft]}
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    """A recipe whose model is a folder with a config.json and nothing else, and 100 prompts."""
+    (tmp_path / "only-config").mkdir()
+    (tmp_path / "only-config" / "config.json").write_text(json.dumps(MISTRAL_7B))
+    tasks = [json.dumps({"instruction": f"Name {n} colours."}) + "\n" for n in range(100)]
+    (tmp_path / "seeds.jsonl").write_text("".join(tasks))
+    text = RECIPE.replace("seeds.jsonl}", "seeds.jsonl, count: 100}")
+    (tmp_path / "recipe.yaml").write_text(text)
+    return tmp_path / "recipe.yaml"
+
+
+def told(recipe_file: Path, *overrides: str) -> list[str]:
+    find_shape.cache_clear()
+    recipe = load(recipe_file, KINDS, list(overrides))
+    store = Store(recipe_file.parent / "runs")
+    return lines(recipe, store, make_plan(recipe, store))
+
+
+def test_calls_tokens_and_dollars_by_hand(recipe_file: Path) -> None:
+    recipe = load(recipe_file, KINDS)
+    steps = {s.name: s for s in make_plan(recipe, Store(recipe_file.parent / "runs"))}
+    [feedback] = calls(recipe, steps["feedback"], steps)
+    # 100 prompts × 4 answers; form 128, prompt 256, answer 200 in; 256 out; $2 and $10 a million.
+    assert (feedback.calls, feedback.tokens_in) == (400, 400 * (128 + 256 + 200))
+    assert feedback.dollars == pytest.approx(400 * (584 * 2 + 256 * 10) / 1e6)
+    [winrate] = calls(recipe, steps["winrate"], steps)
+    assert (winrate.calls, winrate.tokens_out) == (200, 200 * 128)  # both orders
+    assert [c.calls for c in calls(recipe, steps["answers"], steps)] == [200, 200]
+    [talks] = calls(recipe, steps["talks"], steps)
+    assert (talks.calls, talks.tokens_out) == (300, 100 * 2 * 100)
+
+
+def test_a_folder_with_a_config_alone_is_enough_for_a_plan(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = f"storage={recipe_file.parent / 'runs'}"
+    assert main([str(recipe_file), "--plan", "--set", storage]) == 0
+    shown = capsys.readouterr().out
+    assert "7,241,732,096 parameters" in shown
+    assert "does not fit 24 GiB: " in shown and "KV cache 0.24 GiB a conversation" in shown
+    assert "all endpoints: ≤ 600 calls, ≤ $2" in shown
+    assert shown.index("pairwise") < shown.index("7,241,732,096")
+
+
+def test_an_engine_that_does_not_fit_says_so(recipe_file: Path) -> None:
+    text = "\n".join(told(recipe_file, "hardware.gpu_memory_gib=16"))
+    assert "does not fit 16 GiB: weights 13.5 GiB" in text
+    assert "fits 24 GiB: weights 13.5 GiB" in "\n".join(told(recipe_file))
+
+
+def test_a_missing_price_and_a_missing_config_are_said(recipe_file: Path) -> None:
+    text = "\n".join(told(recipe_file, "models.gpt.price=null", "models.base.weights=nobody/none"))
+    assert "feedback: gpt, ≤ 400 calls" in text and "without gpt (no price:)" in text
+    assert "sft: the config.json of nobody/none is neither here nor on a hub that answers" in text
+
+
+def test_hours_of_an_earlier_run_are_measured(recipe_file: Path) -> None:
+    store = Store(recipe_file.parent / "runs")
+    store.prepare()
+    place = store.folder("sft", "0123456789abcdef")
+    place.mkdir()
+    counts = {"rows": 100, "sequences": 50}
+    manifest = {"recipe": "recipe", "name": "sft", "seconds": 250.0, "counts": counts}
+    manifest |= {"created": "2026-01-02T03:04:05", "settings": {"epochs": 2}}
+    store.commit("sft", "0123456789abcdef", manifest)
+    # 100 sequences in 250 s; at most 100 of them are to come.
+    assert any("4 min (at 0.4/s, as measured 2026-01-02)" in line for line in told(recipe_file))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("hardware={gpus: 8}", "hardware: unknown setting 'gpus'"),
+        ("hardware={gpu_memory_gib: 0}", "hardware: setting 'gpu_memory_gib'"),
+        ("hardware={gpu_memory_gib: 80, rows_per_second: {stf: 2}}", "no stage 'stf'"),
+        ("models.gpt.price=[1]", "model 'gpt': setting 'price"),
+    ],
+)
+def test_wrong_hardware_is_one_line(override: str, says: str, recipe_file: Path) -> None:
+    with pytest.raises(Permanent, match=says):
+        load(recipe_file, KINDS, [override])

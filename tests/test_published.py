@@ -1,0 +1,302 @@
+"""Published sets in their own schemas, as rows that sft and dpo read."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import train_once
+
+from zephyr_ray.chat import ChatFormat
+from zephyr_ray.errors import Permanent
+from zephyr_ray.pipeline import KINDS
+from zephyr_ray.plan import make_plan
+from zephyr_ray.preflight import check_files
+from zephyr_ray.recipe import load
+from zephyr_ray.stage import Work
+from zephyr_ray.store import Artifact, Store
+from zephyr_ray.text.published import Published
+from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.sft import Sft
+
+Row = dict[str, Any]
+
+
+def talk(*turns: str, first: str = "user") -> list[dict[str, str]]:
+    roles = [first, "assistant" if first == "user" else "user"]
+    return [{"role": roles[n % 2], "content": text} for n, text in enumerate(turns)]
+
+
+def ultrachat(number: int, messages: Any = None) -> Row:
+    messages = talk("Hi?", "Hello.", "More?", "No.") if messages is None else messages
+    return {"prompt": "Hi?", "prompt_id": f"p{number}", "messages": messages}
+
+
+def ultrafeedback(number: int, good: str = "Yes.", bad: str = "Maybe.", ask: str = "So?") -> Row:
+    return {
+        "prompt": "So?",
+        "prompt_id": f"p{number}",
+        "chosen": talk("So?", good),
+        "rejected": talk(ask, bad),
+        "messages": talk("So?", good),
+        "score_chosen": 8.0,
+        "score_rejected": 3.5,
+    }
+
+
+def write_parquet(path: Path, rows: list[Row]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+
+
+def write_jsonl(path: Path, rows: list[Row]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_arrow(path: Path, rows: list[Row]) -> None:
+    from datasets import Dataset
+
+    Dataset.from_list(rows).save_to_disk(path.with_suffix(""))  # a folder of data-….arrow
+    assert list(path.with_suffix("").glob("*.arrow"))
+
+
+def write_arrow_file(path: Path, rows: list[Row]) -> None:
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(path), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
+        writer.write_table(table)
+
+
+WRITERS: dict[str, Callable[[Path, list[Row]], None]] = {
+    "a.parquet": write_parquet,
+    "a.jsonl": write_jsonl,
+    "a.arrow": write_arrow,
+    "b.arrow": write_arrow_file,
+}
+
+
+def made(files: Path, **settings: Any) -> tuple[list[Row], Work]:
+    stage = Published(files=str(files), **settings)
+    stage.check({"files": files}, {})
+    folder = files.parent / f"{files.name}-made"
+    work = Work("published", folder, 0, {}, {}, {"files": files})
+    work.scratch.mkdir(parents=True, exist_ok=True)
+    stage.run(work)
+    return Artifact(folder, {}).rows(), work
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "set").mkdir()
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_ultrachat_rows_are_what_sft_reads(name: str, folder: Path, tiny_model: Path) -> None:
+    WRITERS[name](folder / name, [ultrachat(n) for n in range(3)])
+    rows, work = made(folder, makes="dialogues")
+    assert [row["id"] for row in rows] == ["p0/0", "p1/1", "p2/2"]
+    assert rows[0]["messages"] == talk("Hi?", "Hello.", "More?", "No.")
+    assert rows[0]["instructions"] == ["Hi?", "More?"] and rows[0]["finish"] == ["stop", "stop"]
+    assert work.counts == {"characters": 3 * 17, "rows": 3}
+    chat = load_chat(tiny_model)
+    stage = Sft(model="base", data="data", packing=False)
+    training = train_once.work_for(folder.parent / "sft", tiny_model, rows)
+    [first, *_] = stage._tokens(training, chat, rows)
+    assert [label for label in first["labels"] if label == chat.stop_token_id] == [
+        chat.stop_token_id
+    ] * 2
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_ultrafeedback_rows_are_what_dpo_reads(name: str, folder: Path, tiny_model: Path) -> None:
+    WRITERS[name](folder / name, [ultrafeedback(n) for n in range(2)])
+    rows, _ = made(folder, makes="pairs")
+    assert rows[1]["chosen"] == talk("So?", "Yes.")
+    assert rows[1]["rejected"] == talk("So?", "Maybe.")
+    assert (rows[1]["score_chosen"], rows[1]["score_rejected"]) == (8.0, 3.5)
+    training = train_once.work_for(folder.parent / "dpo", tiny_model, rows)
+    training.counts["truncated"] = 0
+    [pair, _] = Dpo(model="base", data="data")._tokens(training, load_chat(tiny_model), rows)
+    assert pair["chosen_ids"] != pair["rejected_ids"]
+
+
+def load_chat(folder: Path) -> ChatFormat:
+    from transformers import AutoTokenizer
+
+    return ChatFormat.of(AutoTokenizer.from_pretrained(folder))
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "no messages"),
+        (talk("Hi?", " "), "empty message"),
+        (talk("Hi?", "Hello.", "More?"), "no answer at the end"),
+        (talk("Hello.", "Hi?", first="assistant"), "roles do not alternate"),
+        ([*talk("Hi?"), *talk("Hi?"), *talk("a", first="assistant")], "roles do not alternate"),
+        ([{"role": "tool", "content": "x"}, *talk("Hi?", "a")], "unknown role"),
+        ([{"role": "system", "content": "Be brief."}], "no answer at the end"),
+    ],
+)
+def test_a_bad_dialogue_is_counted_and_dropped(
+    messages: list[dict[str, str]], reason: str, folder: Path
+) -> None:
+    write_jsonl(folder / "a.jsonl", [ultrachat(0, messages), ultrachat(1)])
+    rows, work = made(folder, makes="dialogues")
+    assert [row["id"] for row in rows] == ["p1/1"]
+    assert work.counts[f"dropped/{reason}"] == 1
+    assert work.examples[f"dropped/{reason}"] == ["p0/0"]
+
+
+def test_a_system_message_stays_and_an_empty_one_is_none(folder: Path) -> None:
+    systems = [[{"role": "system", "content": text}] for text in ("Be brief.", "")]
+    write_jsonl(
+        folder / "a.jsonl", [ultrachat(n, s + talk("a", "b")) for n, s in enumerate(systems)]
+    )
+    rows, _ = made(folder, makes="dialogues")
+    assert [len(row["messages"]) for row in rows] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (ultrafeedback(0, bad=" Yes. "), "chosen is rejected"),
+        (ultrafeedback(0, ask="What?"), "chosen and rejected answer different prompts"),
+        (ultrafeedback(0, bad=""), "empty message"),
+        ({**ultrafeedback(0), "prompt": None}, "empty prompt"),
+        ({**ultrafeedback(0), "chosen": None}, "no messages"),
+    ],
+)
+def test_a_bad_pair_is_counted_and_dropped(row: Row, reason: str, folder: Path) -> None:
+    write_jsonl(folder / "a.jsonl", [row, ultrafeedback(1)])
+    rows, work = made(folder, makes="pairs")
+    assert len(rows) == 1 and work.counts[f"dropped/{reason}"] == 1
+
+
+def test_answers_may_be_texts_and_columns_have_other_names(folder: Path) -> None:
+    write_parquet(folder / "a.parquet", [{"question": "So?", "good": "Yes.", "bad": "No."}])
+    columns = {"prompt": "question", "chosen": "good", "rejected": "bad"}
+    [row], _ = made(folder, makes="pairs", columns=columns)
+    assert (row["id"], row["prompt"], row["score_chosen"]) == ("r0000000", "So?", None)
+    assert row["chosen"] == talk("So?", "Yes.") and row["rejected"] == talk("So?", "No.")
+
+
+def test_prompts_of_a_preference_set(folder: Path) -> None:
+    write_jsonl(folder / "a.jsonl", [ultrafeedback(0)])
+    [row], _ = made(folder, makes="prompts")
+    assert (row["prompt"], row["instruction"], row["constraint"]) == ("So?", "So?", None)
+
+
+def test_split_chooses_files_and_limit_ends_early(folder: Path) -> None:
+    write_jsonl(folder / "test_sft-0.jsonl", [ultrachat(9)])
+    for part in range(2):
+        rows = [ultrachat(10 * part + n) for n in range(3)]
+        write_jsonl(folder / f"train_sft-{part}.jsonl", rows)
+    rows, _ = made(folder, makes="dialogues", split="train_sft", limit=4)
+    assert [row["id"] for row in rows] == ["p0/0", "p1/1", "p2/2", "p10/3"]
+    assert [row["id"] for row in made(folder, makes="dialogues", split="test_sft")[0]] == ["p9/0"]
+
+
+def test_rows_are_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first row is out before the last has been read: a broken end does no harm to a limit."""
+    write_jsonl(folder / "a.jsonl", [ultrachat(n) for n in range(5)])
+    with (folder / "a.jsonl").open("a") as file:
+        file.write("no JSON\n")
+    assert len(made(folder, makes="dialogues", limit=5)[0]) == 5
+    with pytest.raises(Permanent, match="a.jsonl line 6: not a line of JSON"):
+        made(folder, makes="dialogues")
+
+
+def test_a_glob_address_is_read_through_fsspec(folder: Path) -> None:
+    write_parquet(folder / "a.parquet", [ultrachat(0)])
+    stage = Published(makes="dialogues", dataset=f"file://{folder}/*.parquet")
+    work = Work("published", folder.parent / "made", 0, {}, {}, {})
+    work.scratch.mkdir(parents=True)
+    stage.check({}, {})
+    stage.run(work)
+    assert work.counts["rows"] == 1
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "b.arrow"])
+def test_a_missing_column_is_one_line(name: str, folder: Path) -> None:
+    WRITERS[name](folder / name, [{"text": "a"}])
+    with pytest.raises(Permanent, match="has no column 'messages', .*has text; .*{messages: …}"):
+        made(folder, makes="dialogues")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_broken_file_is_one_line_before_any_work(name: str, folder: Path) -> None:
+    (folder / name).write_bytes(b"nothing of the kind")
+    with pytest.raises(Permanent, match=f"{name} is no .* file, or cut short"):
+        Published(makes="dialogues", files="set").check({"files": folder}, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"files": "set", "dataset": "a/b"}, "give dataset: .* or files:"),
+        ({}, "give dataset: .* or files:"),
+        ({"files": "set", "columns": {"message": "x"}}, "'message' is no column of dialogues"),
+        ({"files": "set"}, "has no .parquet, .jsonl, .arrow file"),
+    ],
+)
+def test_settings_are_checked(settings: Row, says: str, folder: Path) -> None:
+    with pytest.raises(Permanent, match=says):
+        Published(makes="dialogues", **settings).check({"files": folder}, {})
+
+
+def test_two_formats_in_one_folder_are_refused(folder: Path) -> None:
+    write_jsonl(folder / "a.jsonl", [ultrachat(0)])
+    write_parquet(folder / "b.parquet", [ultrachat(0)])
+    with pytest.raises(Permanent, match="files of .jsonl and .parquet"):
+        made(folder, makes="dialogues")
+
+
+def test_nothing_usable_is_an_error(folder: Path) -> None:
+    write_jsonl(folder / "a.jsonl", [ultrachat(0, [])])
+    with pytest.raises(Permanent, match="no row can be used: {'dropped/no messages': 1}"):
+        made(folder, makes="dialogues")
+
+
+def test_a_hub_that_does_not_answer_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    work = Work("published", tmp_path, 0, {}, {}, {})
+    stage = Published(makes="dialogues", dataset="HuggingFaceH4/ultrachat_200k", split="train_sft")
+    with pytest.raises(Permanent, match=r"'HuggingFaceH4/ultrachat_200k' \(split 'train_sft'\)"):
+        stage.run(work)
+
+
+def test_a_recipe_reads_it_and_its_content_is_in_the_key(folder: Path) -> None:
+    write_jsonl(folder / "a.jsonl", [ultrachat(0)])
+    recipe_file = folder.parent / "recipe.yaml"
+    recipe_file.write_text(
+        "storage: runs\n"
+        "models: {base: {weights: owner/name}}\n"
+        "stages:\n"
+        "  ultrachat: {kind: published, makes: dialogues, files: set}\n"
+        "  sft: {kind: sft, model: base, data: ultrachat}\n"
+    )
+    store = Store(folder.parent / "runs")
+    recipe = load(recipe_file, KINDS)
+    check_files(recipe)
+    before = [step.key for step in make_plan(recipe, store)]
+    write_jsonl(folder / "b.jsonl", [ultrachat(1)])
+    assert not set(before) & {step.key for step in make_plan(recipe, store)}
+    recipe_file.write_text(recipe_file.read_text().replace("dialogues", "pairs"))
+    with pytest.raises(Permanent, match="reads 'ultrachat', which makes pairs; it needs dialogues"):
+        load(recipe_file, KINDS)
+
+
+def test_known_sets_are_planned_with_their_published_size() -> None:
+    source = {"dataset": "HuggingFaceH4/ultrachat_200k", "split": "train_sft"}
+    assert Published(makes="dialogues", **source).expected({}) == 207_865
+    assert Published(makes="dialogues", **source, limit=100).expected({}) == 100
+    assert Published(makes="dialogues", dataset="a/b").expected({}) is None

@@ -1,0 +1,147 @@
+"""The shipped recipes, each planned, and their hyperparameters line by line with what is published.
+
+Sources: the Zephyr paper (arXiv 2310.16944), and the alignment handbook's zephyr-7b-beta recipes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyr_ray.estimate import training
+from zephyr_ray.estimate.page import lines
+from zephyr_ray.estimate.shapes import find_shape
+from zephyr_ray.pipeline import KINDS
+from zephyr_ray.plan import make_plan, start_weights
+from zephyr_ray.preflight import check_files
+from zephyr_ray.recipe import Recipe, load
+from zephyr_ray.store import Store
+from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.sft import Sft
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+# Common to all: AdamW without weight decay, bf16 products, 10 % warm-up, one seed.
+COMMON = {"weight_decay": 0.0, "precision": "bf16", "warmup": 0.1, "gradient_checkpointing": True}
+PAPER_SFT = {
+    "learning_rate": 2e-5,
+    "schedule": "cosine",
+    "epochs": 1,
+    "global_batch": 512,
+    "max_length": 2048,
+    "packing": True,
+    "lora": None,
+    "optimizer": "adamw",
+    "zero": 3,
+    "workers": 16,
+}
+PAPER_DPO = {
+    "learning_rate": 5e-7,
+    "schedule": "linear",
+    "epochs": 3,
+    "global_batch": 32,
+    "max_length": 1024,
+    "beta": 0.1,
+    "nll_weight": 0.0,
+    "lora": None,
+    "optimizer": "adamw",
+    "zero": 3,
+    "workers": 16,
+}
+HANDBOOK_SFT = PAPER_SFT | {"global_batch": 128, "workers": 8}
+HANDBOOK_DPO = PAPER_DPO | {
+    "schedule": "cosine",
+    "epochs": 1,
+    "global_batch": 128,
+    "beta": 0.01,
+    "workers": 8,
+}
+QLORA = {"dropout": 0.05, "targets": SEVEN, "quantized": True}
+PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "zephyr-7b-paper": ("mistralai/Mistral-7B-v0.1", PAPER_SFT, PAPER_DPO),
+    "zephyr-7b-handbook": ("mistralai/Mistral-7B-v0.1", HANDBOOK_SFT, HANDBOOK_DPO),
+    "zephyr-7b-qlora": (
+        "mistralai/Mistral-7B-v0.1",
+        HANDBOOK_SFT
+        | {"learning_rate": 2e-4, "global_batch": 64, "zero": 2}
+        | {"lora": {"r": 16, "alpha": 16, **QLORA}},
+        HANDBOOK_DPO
+        | {"learning_rate": 5e-6, "zero": 2, "optimizer": "paged_adamw_32bit"}
+        | {"lora": {"r": 128, "alpha": 128, **QLORA}},
+    ),
+    "zephyr-70b": (
+        "meta-llama/Llama-2-70b-hf",
+        PAPER_SFT | {"offload": "optimizer"},
+        PAPER_DPO | {"offload": "optimizer"},
+    ),
+}
+STEPS = {
+    # 139,161 packed sequences and 61,135 pairs over the global batch, rounded up.
+    "zephyr-7b-paper": (272, 5732),
+    "zephyr-7b-handbook": (1088, 478),
+    "zephyr-7b-qlora": (2175, 478),
+    "zephyr-70b": (272, 5732),
+}
+
+
+def read(name: str, tmp_path: Path) -> Recipe:
+    return load(CONFIGS / f"{name}.yaml", KINDS, [f"storage={tmp_path / 'runs'}"])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_hyperparameters_are_the_published_ones(name: str, tmp_path: Path) -> None:
+    recipe, (weights, sft, dpo) = read(name, tmp_path), PUBLISHED[name]
+    assert recipe.name == name
+    for stage, published in (("sft", sft), ("dpo", dpo)):
+        found = recipe.stages[stage].model_dump()
+        assert {key: found[key] for key in COMMON | published} == COMMON | published
+        assert start_weights(recipe, stage) == weights
+    trained, reads = recipe.stages["sft"], recipe.stages["dpo"]
+    assert isinstance(trained, Sft) and isinstance(reads, Dpo)
+    assert (trained.data, reads.data, reads.model) == ("ultrachat", "ultrafeedback", "sft")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_data_are_the_published_sets(name: str, tmp_path: Path) -> None:
+    stages = read(name, tmp_path).stages
+    chat, pairs = (stages[n].model_dump() for n in ("ultrachat", "ultrafeedback"))
+    assert (chat["dataset"], chat["split"]) == ("HuggingFaceH4/ultrachat_200k", "train_sft")
+    assert pairs["dataset"] == "HuggingFaceH4/ultrafeedback_binarized"
+    assert pairs["split"] == "train_prefs"
+    # Both before any training: a hub that does not answer is found before a GPU is asked for.
+    assert list(stages)[:2] == ["ultrachat", "ultrafeedback"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_plan_fits_and_has_the_published_steps(name: str, tmp_path: Path) -> None:
+    recipe = read(name, tmp_path)
+    check_files(recipe)
+    steps = make_plan(recipe, Store(recipe.storage))
+    text = "\n".join(lines(recipe, Store(recipe.storage), steps))
+    assert "does not fit" not in text and text.count("  fits ") == 2
+    assert "139,161 sequences in" in text and "285 M tokens" in text
+    for count in STEPS[name]:
+        assert f" {count:,} steps of " in text
+    parameters = 68_976_648_192 if name == "zephyr-70b" else 7_241_732_096
+    assert text.count(f"{parameters:,} parameters") == 2
+
+
+def test_stated_hours_are_the_published_ones(tmp_path: Path) -> None:
+    """SFT on 8 GPUs took 5,614 s; DPO ran at 8.1 to 14 pairs a second: 1.2 to 2.1 hours."""
+    recipe = read("zephyr-7b-handbook", tmp_path)
+    steps = make_plan(recipe, Store(recipe.storage))
+    text = "\n".join(lines(recipe, Store(recipe.storage), steps))
+    assert "1.6 h (at 24.83/s, as stated)" in text and "2.1 h (at 8.1/s, as stated)" in text
+
+
+def test_70b_does_not_fit_without_offload(tmp_path: Path) -> None:
+    recipe = read("zephyr-70b", tmp_path)
+    shape = find_shape("meta-llama/Llama-2-70b-hf")
+    stage = recipe.stages["sft"]
+    assert shape and isinstance(stage, Sft)
+    kept = stage.model_copy(update={"offload": "none", "micro_batch": 1})
+    found = training.estimate(kept, shape, recipe.hardware, 207_865, 1371.08, None)
+    # 20 bytes a parameter over 16 GPUs are 80.3 GiB before the first activation.
+    assert found.fits is False and found.memory.optimizer > 48e9
+    assert found.advice == "offload: optimizer makes it fit"
