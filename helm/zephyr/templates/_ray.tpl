@@ -107,7 +107,6 @@ spec:
       ports:
         - {name: gcs-server, containerPort: 6379}
         - {name: dashboard, containerPort: 8265}
-        - {name: client, containerPort: 10001}
         - {name: metrics, containerPort: 8080}
         - {name: as-metrics, containerPort: 44217}
         - {name: dash-metrics, containerPort: 44227}
@@ -139,7 +138,7 @@ spec:
   serviceAccountName: {{ include "zephyr.fullname" .root }}-ray
   automountServiceAccountToken: false
   enableServiceLinks: false
-  # Serve drains its replicas for up to two minutes.
+  # Replicas of Serve end their answers for up to two minutes.
   terminationGracePeriodSeconds: {{ if eq .component "serve" }}150{{ else }}60{{ end }}
   securityContext:
     {{- include "zephyr.podSecurity" .root | nindent 4 }}
