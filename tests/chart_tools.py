@@ -192,6 +192,5 @@ def values_errors(over: Document) -> list[str]:
     schema = json.loads((CHART / "values.schema.json").read_text())
     validator = jsonschema.Draft7Validator(schema)
     return [
-        f"{e.json_path}: {e.message}"
-        for e in validator.iter_errors(merged(default_values(), over))
+        f"{e.json_path}: {e.message}" for e in validator.iter_errors(merged(default_values(), over))
     ]

@@ -167,6 +167,24 @@ def test_a_job_starts_again_and_its_words_are_quoted() -> None:
     ]  # fmt: skip
 
 
+def test_names_that_look_like_numbers_stay_text(tmp_path: Path) -> None:
+    values = {
+        "fullnameOverride": "z1",
+        "image": {"pullSecrets": ["1"]},
+        "storage": {"existingClaim": "2", "storageClassName": "3"},
+        "workerGroups": {"g1": {"minReplicas": 1, "maxReplicas": 1, "priorityClassName": "4",
+                               "resources": {"cpu": "1", "memory": "2Gi"}}},
+        "cluster": {"autoscaling": False, "workerGroups": ["g1"]},
+        "mlflow": {"auth": {"existingSecret": "5"}},
+        "scheduling": {"scheduler": "kueue", "queue": "6", "priorityClass": "7"},
+    }  # fmt: skip
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump(values))
+    for document in render(str(path), release="8"):
+        assert schema_errors(document, MINORS[-1]) == []
+        assert all(isinstance(v, str) for v in document["metadata"]["labels"].values())
+
+
 def test_large_numbers_stay_whole() -> None:
     sets = ("pipeline.activeDeadlineSeconds=31536000",)
     (job,) = kind(render(*PRESETS["kind"], sets=sets), "RayJob")
@@ -217,16 +235,16 @@ def test_nothing_is_exposed_unless_asked() -> None:
         assert {s["headGroupSpec"]["serviceType"] for s in ray_specs(rendered)} == {"ClusterIP"}
 
 
-def test_every_pod_that_stays_has_a_closed_network(preset: str) -> None:
+def test_every_pod_has_a_closed_network(preset: str) -> None:
     rendered = render(*PRESETS[preset])
     policies = kind(rendered, "NetworkPolicy")
     for pod in pod_templates(rendered):
         labels = pod["metadata"]["labels"]
-        if labels.get("app.kubernetes.io/component") in (None, "submitter"):
-            continue  # the test pod and the submitter: they listen to nobody
         (policy,) = [p for p in policies if _selects(p["spec"]["podSelector"], labels)]
-        assert set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+        assert "Ingress" in policy["spec"]["policyTypes"]
         assert all("from" in rule for rule in policy["spec"]["ingress"])
+        if labels["app.kubernetes.io/component"] != "submitter":
+            assert "Egress" in policy["spec"]["policyTypes"]
 
 
 def test_mlflow_is_reached_from_its_namespace_only_and_with_a_password() -> None:
@@ -275,6 +293,19 @@ def test_external_database_and_bucket_need_no_claim() -> None:
     ]
     ports = [p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]]
     assert ports == [53, 53, 5432, 9000]
+
+
+def test_an_mlflow_of_ones_own_is_reached() -> None:
+    sets = ("mlflow.enabled=false", "mlflow.trackingUri=http://mlflow.tools:8080")
+    rendered = render(sets=sets)
+    assert not kind(rendered, "Deployment")
+    (spec,) = ray_specs(rendered)
+    env = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow.tools:8080"} in env
+    (policy,) = [
+        p for p in kind(rendered, "NetworkPolicy") if p["metadata"]["name"] == "zephyr-cluster"
+    ]
+    assert {"ports": [{"port": 8080, "protocol": "TCP"}]} in policy["spec"]["egress"]
 
 
 @pytest.mark.parametrize(
@@ -370,6 +401,10 @@ GROUP = "workerGroups.cpu"
 RULES = {
     "head-memory": ((*CLUSTER, "ray.head.resources.memory=3Gi"), "a head needs at least 4Gi"),
     "ray-version": ((*CLUSTER, "ray.version=2.51.1"), "ray.auth token needs Ray 2.52"),
+    "ray-hangs": (
+        (*CLUSTER, "ray.version=2.37.0", "ray.auth=disabled"),
+        "the agents of Ray 2.11 to 2.37 hang",
+    ),
     "open-ray": (
         (*CLUSTER, "ray.auth=disabled", "networkPolicy.enabled=false"),
         "would let everybody in the cluster run code",
@@ -557,28 +592,37 @@ def test_the_schema_is_closed_everywhere() -> None:
     assert values_errors({}) == []
 
 
+CHECKOV = {
+    "CKV_K8S_43": (".", "images by tag: they are the user's own"),
+    "CKV_K8S_15": (".", "a tag is a version; kind has its images loaded, not pulled"),
+    "CKV_K8S_35": (".", "MLflow, Ray and the gateway read credentials from the environment"),
+    "CKV_K8S_40": (".", "1000 is the image's user; user.id names another"),
+    "CKV_K8S_8": ("ray-|submitter|test", "the operator adds Ray's probes; the others end"),
+    "CKV_K8S_9": ("ray-|submitter|test", "the operator adds Ray's probes; the others end"),
+    "CKV_K8S_38": ("ray-head", "the autoscaler in the head asks the API server"),
+}
+"""What checkov may find: (in which containers, why)."""
+
+
 def test_checkov_finds_nothing_but_the_listed(tmp_path: Path) -> None:
-    """Exceptions, each with its reason, stand in helm/zephyr/.checkov.yaml."""
-    for preset in PRESETS:
-        rendered = render(*PRESETS[preset])
-        checked = [d for d in rendered if d["kind"] not in ("RayCluster", "RayJob", "RayService")]
-        for number, pod in enumerate(pod_templates(rendered)):
-            if "kind" not in pod:
-                labels = pod["metadata"]["labels"]
-                metadata = {"name": f"pod-{number}", "labels": labels}
-                checked.append({"apiVersion": "v1", "kind": "Pod", **pod, "metadata": metadata})
-        text = [
-            json.dumps({**d, "metadata": {**d["metadata"], "namespace": "lab"}}) for d in checked
-        ]
-        (tmp_path / f"{preset}.yaml").write_text("\n---\n".join(text))
+    rendered = render(*PRESETS["everything"])
+    checked = [d for d in rendered if d["kind"] not in ("RayCluster", "RayJob", "RayService")]
+    for number, pod in enumerate(pod_templates(rendered)):
+        (container,) = pod["spec"]["containers"]
+        if "kind" not in pod and container["name"] != "mlflow":  # which is a Deployment there
+            metadata = {"name": f"{container['name']}-{number}", **pod["metadata"]}
+            checked.append({"apiVersion": "v1", "kind": "Pod", **pod, "metadata": metadata})
+    text = [json.dumps({**d, "metadata": {**d["metadata"], "namespace": "lab"}}) for d in checked]
+    (tmp_path / "all.yaml").write_text("\n---\n".join(text))
     arguments = ["--framework", "kubernetes", "--skip-download", "--quiet", "--compact"]
     arguments += ["--directory", str(tmp_path), "--output", "json"]
-    arguments += ["--config-file", str(CHART / ".checkov.yaml")]
     done = subprocess.run([tool("checkov"), *arguments], capture_output=True, text=True)
     found = json.loads(done.stdout)
-    assert found["summary"]["passed"] > 100 and found["summary"]["parsing_errors"] == 0
-    failed = {f"{c['check_id']} {c['resource']}" for c in found["results"]["failed_checks"]}
-    assert failed == set()
+    assert found["summary"]["passed"] > 500 and found["summary"]["parsing_errors"] == 0
+    failed = {(c["check_id"], c["resource"]) for c in found["results"]["failed_checks"]}
+    unlisted = {f for f in failed if not re.search(CHECKOV.get(f[0], ("^$", ""))[0], f[1])}
+    assert unlisted == set()
+    assert {check for check, _ in failed} == set(CHECKOV), "an exception that nothing needs"
 
 
 def _files(preset: str) -> list[str]:

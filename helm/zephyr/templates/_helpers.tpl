@@ -26,7 +26,7 @@
 {{- define "zephyr.labels" -}}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
@@ -34,7 +34,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{/* What selects pods of a component. Not app.kubernetes.io/name: the operator's services select
 Ray pods by it. Called with (dict "root" $ "component" "cluster"). */}}
 {{- define "zephyr.selector" -}}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/part-of: zephyr
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
@@ -98,7 +98,7 @@ requests:
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- end -}}
@@ -118,10 +118,10 @@ topologySpreadConstraints:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -143,10 +143,10 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
 {{- if .existingSecret }}
 - name: MLFLOW_TRACKING_USERNAME
   valueFrom:
-    secretKeyRef: {name: {{ .existingSecret }}, key: {{ .usernameKey }}}
+    secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .usernameKey | quote }}}
 - name: MLFLOW_TRACKING_PASSWORD
   valueFrom:
-    secretKeyRef: {name: {{ .existingSecret }}, key: {{ .passwordKey }}}
+    secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .passwordKey | quote }}}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -196,4 +196,9 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
     - {port: {{ . }}, protocol: TCP}
     {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* The port of a URL; that of https where there is none. */}}
+{{- define "zephyr.port" -}}
+{{- regexFind ":[0-9]+" . | trimPrefix ":" | default (ternary "80" "443" (hasPrefix "http:" .)) -}}
 {{- end -}}

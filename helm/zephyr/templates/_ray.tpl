@@ -28,12 +28,12 @@ gcsFaultToleranceOptions:
   {{- if and .existingSecret .usernameKey }}
   redisUsername:
     valueFrom:
-      secretKeyRef: {name: {{ .existingSecret }}, key: {{ .usernameKey }}}
+      secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .usernameKey | quote }}}
   {{- end }}
   {{- if .existingSecret }}
   redisPassword:
     valueFrom:
-      secretKeyRef: {name: {{ .existingSecret }}, key: {{ .passwordKey }}}
+      secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .passwordKey | quote }}}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -55,7 +55,7 @@ workerGroupSpecs:
   {{- if not $group }}
   {{- fail (printf "%s.workerGroups: workerGroups has no group '%s'; it has %s" $call.component $name (keys $values.workerGroups | sortAlpha | join ", ")) }}
   {{- end }}
-  - groupName: {{ $name }}
+  - groupName: {{ $name | quote }}
     replicas: {{ if hasKey $group "replicas" }}{{ $group.replicas }}{{ else }}{{ $group.minReplicas }}{{ end }}
     minReplicas: {{ $group.minReplicas }}
     maxReplicas: {{ $group.maxReplicas }}
@@ -152,11 +152,11 @@ spec:
     {{- with $group.sameTopology }}
     podAffinity:
       requiredDuringSchedulingIgnoredDuringExecution:
-        - topologyKey: {{ . }}
+        - topologyKey: {{ . | quote }}
           labelSelector:
             matchLabels:
               {{- include "zephyr.selector" $ | nindent 14 }}
-              ray.io/group: {{ $.name }}
+              ray.io/group: {{ $.name | quote }}
     {{- end }}
   {{- end }}
   containers:
@@ -209,12 +209,12 @@ volumeMounts:
 {{- if eq .component "serve" }}
 - name: ZEPHYR_API_KEYS
   valueFrom:
-    secretKeyRef: {name: {{ $values.serve.apiKeys.existingSecret }}, key: {{ $values.serve.apiKeys.key }}}
+    secretKeyRef: {name: {{ $values.serve.apiKeys.existingSecret | quote }}, key: {{ $values.serve.apiKeys.key | quote }}}
 {{- end }}
 {{- range $values.ray.secretEnv }}
 - name: {{ .name }}
   valueFrom:
-    secretKeyRef: {name: {{ .secret }}, key: {{ .key }}}
+    secretKeyRef: {name: {{ .secret | quote }}, key: {{ .key | quote }}}
 {{- end }}
 {{- range $name, $value := $values.ray.env }}
 - name: {{ $name }}
@@ -226,7 +226,7 @@ volumeMounts:
 {{- define "zephyr.rayVolumes" -}}
 - name: storage
   persistentVolumeClaim:
-    claimName: {{ include "zephyr.storageClaim" . }}
+    claimName: {{ include "zephyr.storageClaim" . | quote }}
 - name: recipes
   configMap:
     name: {{ include "zephyr.fullname" . }}-recipes
@@ -234,7 +234,7 @@ volumeMounts:
     # A key has no "/": files in folders get theirs back here.
     items:
       {{- range $path, $_ := . }}
-      - {key: {{ replace "/" "--" $path }}, path: {{ $path }}}
+      - {key: {{ replace "/" "--" $path | quote }}, path: {{ $path | quote }}}
       {{- end }}
     {{- end }}
 - name: tmp
@@ -249,24 +249,24 @@ volumeMounts:
 {{- define "zephyr.queueLabels" -}}
 {{- with .Values.scheduling }}
 {{- if eq .scheduler "kueue" }}
-kueue.x-k8s.io/queue-name: {{ .queue }}
+kueue.x-k8s.io/queue-name: {{ .queue | quote }}
 {{- with .priorityClass }}
-kueue.x-k8s.io/priority-class: {{ . }}
+kueue.x-k8s.io/priority-class: {{ . | quote }}
 {{- end }}
 {{- else if eq .scheduler "volcano" }}
 ray.io/scheduler-name: volcano
-volcano.sh/queue-name: {{ .queue }}
+volcano.sh/queue-name: {{ .queue | quote }}
 {{- with .priorityClass }}
-ray.io/priority-class-name: {{ . }}
+ray.io/priority-class-name: {{ . | quote }}
 {{- end }}
 {{- else if eq .scheduler "yunikorn" }}
 ray.io/scheduler-name: yunikorn
 ray.io/gang-scheduling-enabled: "true"
 yunikorn.apache.org/app-id: {{ include "zephyr.fullname" $ }}
-yunikorn.apache.org/queue: {{ .queue }}
+yunikorn.apache.org/queue: {{ .queue | quote }}
 {{- else if eq .scheduler "kai" }}
 ray.io/scheduler-name: kai-scheduler
-kai.scheduler/queue: {{ .queue }}
+kai.scheduler/queue: {{ .queue | quote }}
 {{- end }}
 {{- end }}
 {{- end -}}

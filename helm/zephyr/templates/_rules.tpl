@@ -25,6 +25,9 @@ as events; here each is one line before it. */}}
 {{- if and (eq $v.ray.auth "token") (semverCompare "<2.52.0-0" $v.ray.version) }}
 {{- fail (printf "ray.auth token needs Ray 2.52 or newer, ray.version is %s" $v.ray.version) }}
 {{- end }}
+{{- if semverCompare ">=2.11.0-0, <2.38.0-0" $v.ray.version }}
+{{- fail (printf "ray.version %s: the agents of Ray 2.11 to 2.37 hang under the operator; use a newer one" $v.ray.version) }}
+{{- end }}
 {{- if and (eq $v.ray.auth "disabled") (not $v.networkPolicy.enabled) }}
 {{- fail "ray.auth disabled with networkPolicy.enabled false would let everybody in the cluster run code here: keep one of them" }}
 {{- end }}
