@@ -28,7 +28,7 @@ from chart_tools import (
     values_errors,
 )
 
-SECRET = "mlflow.auth.existingSecret=zephyr"
+SECRET = "mlflow.auth.existingSecret=zephyr-accounts"
 PRESETS = {
     "kind": ("values-kind.yaml",),
     "gpu-8": ("values-gpu-8.yaml",),
@@ -185,10 +185,20 @@ def test_names_that_look_like_numbers_stay_text(tmp_path: Path) -> None:
         assert all(isinstance(v, str) for v in document["metadata"]["labels"].values())
 
 
-def test_large_numbers_stay_whole() -> None:
-    sets = ("pipeline.activeDeadlineSeconds=31536000",)
-    (job,) = kind(render(*PRESETS["kind"], sets=sets), "RayJob")
+def test_large_numbers_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "values.yaml"
+    values = {"user": {"id": 1000650000}, "pipeline": {"activeDeadlineSeconds": 31536000}}
+    path.write_text(yaml.safe_dump(values))
+    (job,) = kind(render("values-kind.yaml", str(path)), "RayJob")
     assert job["spec"]["activeDeadlineSeconds"] == 31536000
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert head["securityContext"]["runAsUser"] == 1000650000
+
+
+def test_a_number_of_cpus_may_be_a_number() -> None:
+    (spec,) = ray_specs(render(sets=(SECRET, "workerGroups.cpu.resources.cpu=6")))
+    limits = spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["cpu"] == "6"
 
 
 def test_serve_settings_are_what_the_application_reads() -> None:
@@ -202,7 +212,8 @@ def test_serve_settings_are_what_the_application_reads() -> None:
     assert settings.run == Path("/mnt/zephyr/runs/quickstart")
     assert settings.models == ["base", "dpo"] and settings.max_replicas == 2
     head = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
-    assert {"ZEPHYR_API_KEYS"} <= {v["name"] for v in head["containers"][0]["env"]}
+    names = {variable["name"] for variable in head["containers"][0]["env"]}
+    assert "ZEPHYR_API_KEYS" in names and "MLFLOW_TRACKING_PASSWORD" not in names
 
 
 def test_recipes_come_back_under_their_paths() -> None:
@@ -452,6 +463,10 @@ RULES = {
             "ray.secretEnv[0].key=k",
         ),
         "a name stands twice",
+    ),
+    "secret-of-the-token": (
+        ("mlflow.auth.existingSecret=zephyr",),
+        "a Secret of yours is named 'zephyr': so the operator names the one with",
     ),
     "access-mode": ((*CLUSTER, "storage.accessMode=ReadWriteOnce"), "serves one node"),
     "kueue-queue": ((*JOB, "scheduling.scheduler=volcano"), "volcano needs scheduling.queue"),

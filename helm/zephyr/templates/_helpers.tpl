@@ -51,9 +51,9 @@ app.kubernetes.io/component: {{ .component }}
 
 {{- define "zephyr.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: {{ .Values.user.id }}
-runAsGroup: {{ .Values.user.group }}
-fsGroup: {{ .Values.user.group }}
+runAsUser: {{ .Values.user.id | int64 }}
+runAsGroup: {{ .Values.user.group | int64 }}
+fsGroup: {{ .Values.user.group | int64 }}
 # A change of owner over all of a large storage would hold every start.
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile:

@@ -9,7 +9,7 @@ enableInTreeAutoscaling: {{ .spec.autoscaling }}
 {{- if .spec.autoscaling }}
 autoscalerOptions:
   version: v2
-  idleTimeoutSeconds: {{ $values.ray.autoscaler.idleTimeoutSeconds }}
+  idleTimeoutSeconds: {{ $values.ray.autoscaler.idleTimeoutSeconds | int64 }}
   resources:
     {{- include "zephyr.resources" (dict "resources" $values.ray.autoscaler.resources) | nindent 4 }}
   securityContext:
@@ -205,8 +205,9 @@ volumeMounts:
   value: "1"
 - name: VLLM_NO_USAGE_STATS
   value: "1"
+{{- if ne .component "serve" }}
 {{ include "zephyr.mlflowEnv" .root | trim }}
-{{- if eq .component "serve" }}
+{{- else }}
 - name: ZEPHYR_API_KEYS
   valueFrom:
     secretKeyRef: {name: {{ $values.serve.apiKeys.existingSecret | quote }}, key: {{ $values.serve.apiKeys.key | quote }}}

@@ -80,6 +80,14 @@ as events; here each is one line before it. */}}
 {{- end }}
 {{- end }}
 
+{{- if and $v.cluster.enabled (eq $v.ray.auth "token") }}
+{{- $given := list $v.mlflow.auth.existingSecret $v.serve.apiKeys.existingSecret $v.mlflow.database.existingSecret $v.mlflow.artifacts.existingSecret $ft.existingSecret }}
+{{- range $v.ray.secretEnv }}{{- $given = append $given .secret }}{{- end }}
+{{- if has $full $given }}
+{{- fail (printf "a Secret of yours is named '%s': so the operator names the one with the Ray cluster's token; choose another name" $full) }}
+{{- end }}
+{{- end }}
+
 {{- $taken := list "HOME" "ZEPHYR_CACHE" "HF_HOME" "ZEPHYR_API_KEYS" "MLFLOW_TRACKING_URI" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "RAY_USAGE_STATS_ENABLED" "HF_HUB_DISABLE_TELEMETRY" "VLLM_NO_USAGE_STATS" "RAY_AUTH_MODE" "RAY_AUTH_TOKEN" "RAY_REDIS_ADDRESS" "REDIS_PASSWORD" "REDIS_USERNAME" "RAY_enable_autoscaler_v2" }}
 {{- $names := keys $v.ray.env }}
 {{- range $v.ray.secretEnv }}{{- $names = append $names .name }}{{- end }}
@@ -126,7 +134,7 @@ as events; here each is one line before it. */}}
 {{- fail "serve.enabled needs serve.run, the name of a finished run on the storage" }}
 {{- end }}
 {{- if not $v.serve.apiKeys.existingSecret }}
-{{- fail "serve.enabled needs serve.apiKeys.existingSecret: kubectl create secret generic zephyr-keys --from-literal=ZEPHYR_API_KEYS=one-of-mine,another" }}
+{{- fail "serve.enabled needs serve.apiKeys.existingSecret: kubectl create secret generic zephyr-accounts --from-literal=ZEPHYR_API_KEYS=one-of-mine,another" }}
 {{- end }}
 {{- $gpus := 0 }}
 {{- range $v.serve.workerGroups }}
@@ -142,7 +150,7 @@ as events; here each is one line before it. */}}
 
 {{- if $v.mlflow.enabled }}
 {{- if not $v.mlflow.auth.existingSecret }}
-{{- fail "mlflow.enabled needs mlflow.auth.existingSecret: kubectl create secret generic zephyr-mlflow --from-literal=username=zephyr --from-literal=password=\"$(openssl rand -hex 16)\" --from-literal=flask-secret-key=\"$(openssl rand -hex 16)\"" }}
+{{- fail "mlflow.enabled needs mlflow.auth.existingSecret: kubectl create secret generic zephyr-accounts --from-literal=username=zephyr --from-literal=password=\"$(openssl rand -hex 16)\" --from-literal=flask-secret-key=\"$(openssl rand -hex 16)\"" }}
 {{- end }}
 {{- if $v.mlflow.trackingUri }}
 {{- fail "mlflow.trackingUri names another server: set mlflow.enabled to false" }}
