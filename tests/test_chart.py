@@ -271,6 +271,16 @@ def test_mlflow_is_reached_from_its_namespace_only_and_with_a_password() -> None
     assert "--app-name=basic-auth" in container["args"]
 
 
+def test_only_autoscaled_heads_reach_the_api_server() -> None:
+    everything = kind(render(*PRESETS["everything"]), "NetworkPolicy")
+    asking = [p for p in everything if p["metadata"]["name"].endswith("-autoscaler")]
+    assert len(asking) == 3
+    for policy in asking:
+        assert policy["spec"]["podSelector"]["matchLabels"]["ray.io/node-type"] == "head"
+    rest = json.dumps([p for p in everything if p not in asking])
+    assert '"port": 6443' not in rest and '"cidr": "0.0.0.0/0"}' not in rest
+
+
 def test_disruption_budgets_count_by_number(preset: str) -> None:
     """Ray pods have no controller with a scale: maxUnavailable would not work."""
     budgets = kind(render(*PRESETS[preset]), "PodDisruptionBudget")
