@@ -151,21 +151,24 @@ def _strict(schema: Any) -> Any:
     return strict
 
 
-def crd_errors(document: Document) -> list[str]:
-    validator = _crd_validator(document["kind"].lower() + "s")
-    body = {key: value for key, value in document.items() if key != "metadata"}
-    return [f"{e.json_path}: {e.message[:200]}" for e in validator.iter_errors(body)]
+def crd_errors(rendered: list[Document]) -> list[str]:
+    """What KubeRay's CRDs would refuse or silently drop."""
+    errors = []
+    for document in rendered:
+        if document["apiVersion"].startswith("ray.io/"):
+            validator = _crd_validator(document["kind"].lower() + "s")
+            body = {key: value for key, value in document.items() if key != "metadata"}
+            errors += [f"{e.json_path}: {e.message[:200]}" for e in validator.iter_errors(body)]
+    return errors
 
 
-def schema_errors(document: Document, minor: str) -> list[str]:
-    """What Kubernetes of this minor, or the CRD, would refuse. PodMonitor and HTTPRoute have no
-    schema here."""
-    if document["apiVersion"].startswith("ray.io/"):
-        # A pod in a CRD is checked by the CRD; Kubernetes' own schema knows newer fields.
-        return crd_errors(document)
-    if document["kind"] in ("PodMonitor", "HTTPRoute"):
-        return []
-    return kubernetes_errors(document, minor)
+def schema_errors(rendered: list[Document], minor: str) -> list[str]:
+    """What Kubernetes of this minor would refuse, pods of custom resources included. PodMonitor,
+    HTTPRoute and Kueue's queues have no schema here; Ray's have CRDs."""
+    own = ("ray.io", "monitoring.coreos.com", "gateway.networking.k8s.io", "kueue.x-k8s.io")
+    pods = [{"apiVersion": "v1", "kind": "Pod", **pod} for pod in pod_templates(rendered)]
+    known = [d for d in rendered if d["apiVersion"].partition("/")[0] not in own]
+    return [error for document in known + pods for error in kubernetes_errors(document, minor)]
 
 
 def merged(base: Document, over: Document) -> Document:
