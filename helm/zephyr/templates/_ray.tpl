@@ -1,0 +1,273 @@
+{{/* The Ray cluster that RayCluster, RayJob and RayService have in common: a head that takes no
+tasks, and worker groups. Called with (dict "root" $ "component" "cluster" "spec" .Values.cluster). */}}
+{{- define "zephyr.raySpec" -}}
+{{- $values := .root.Values -}}
+rayVersion: {{ $values.ray.version | quote }}
+authOptions:
+  mode: {{ $values.ray.auth }}
+enableInTreeAutoscaling: {{ .spec.autoscaling }}
+{{- if .spec.autoscaling }}
+autoscalerOptions:
+  version: v2
+  idleTimeoutSeconds: {{ $values.ray.autoscaler.idleTimeoutSeconds | int64 }}
+  resources:
+    {{- include "zephyr.resources" (dict "resources" $values.ray.autoscaler.resources) | nindent 4 }}
+  securityContext:
+    {{- include "zephyr.containerSecurity" .root | nindent 4 }}
+  env:
+    - name: HOME
+      value: /scratch
+  volumeMounts:
+    - {name: tmp, mountPath: /tmp}
+    - {name: scratch, mountPath: /scratch}
+{{- end }}
+{{- with $values.ray.gcsFaultTolerance }}
+{{- if .enabled }}
+gcsFaultToleranceOptions:
+  redisAddress: {{ .redisAddress | quote }}
+  {{- if and .existingSecret .usernameKey }}
+  redisUsername:
+    valueFrom:
+      secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .usernameKey | quote }}}
+  {{- end }}
+  {{- if .existingSecret }}
+  redisPassword:
+    valueFrom:
+      secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .passwordKey | quote }}}
+  {{- end }}
+{{- end }}
+{{- end }}
+headGroupSpec:
+  serviceType: ClusterIP
+  rayStartParams:
+    # Its CPUs are for the control plane and the drivers of jobs.
+    num-cpus: "0"
+    dashboard-host: "0.0.0.0"
+    {{- with $values.ray.head.rayStartParams }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  template:
+    {{- include "zephyr.headPod" . | nindent 4 }}
+workerGroupSpecs:
+  {{- $call := . }}
+  {{- range $name := .spec.workerGroups }}
+  {{- $group := get $values.workerGroups $name }}
+  {{- if not $group }}
+  {{- fail (printf "%s.workerGroups: workerGroups has no group '%s'; it has %s" $call.component $name (keys $values.workerGroups | sortAlpha | join ", ")) }}
+  {{- end }}
+  - groupName: {{ $name | quote }}
+    replicas: {{ if hasKey $group "replicas" }}{{ $group.replicas }}{{ else }}{{ $group.minReplicas }}{{ end }}
+    minReplicas: {{ $group.minReplicas }}
+    maxReplicas: {{ $group.maxReplicas }}
+    {{- with $group.labels }}
+    labels:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    rayStartParams: {{- if $group.rayStartParams }}
+      {{- toYaml $group.rayStartParams | nindent 6 }}
+    {{- else }} {}
+    {{- end }}
+    template:
+      {{- include "zephyr.workerPod" (merge (dict "group" $group "name" $name) $call) | nindent 6 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "zephyr.headPod" -}}
+{{- $values := .root.Values -}}
+{{- $head := $values.ray.head -}}
+metadata:
+  labels:
+    {{- include "zephyr.selector" . | nindent 4 }}
+    {{- with $head.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with $head.podAnnotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  # The operator makes a new pod; a container started again in the old one would be an empty head.
+  restartPolicy: Never
+  # The autoscaler in this pod asks the API server; nothing else does.
+  serviceAccountName: {{ include "zephyr.fullname" .root }}-{{ if .spec.autoscaling }}autoscaler{{ else }}ray{{ end }}
+  automountServiceAccountToken: {{ .spec.autoscaling }}
+  enableServiceLinks: false
+  securityContext:
+    {{- include "zephyr.podSecurity" .root | nindent 4 }}
+  {{- with include "zephyr.imagePull" .root | trim }}{{ . | nindent 2 }}{{ end }}
+  {{- with include "zephyr.placement" $head | trim }}{{ . | nindent 2 }}{{ end }}
+  {{- with $head.affinity }}
+  affinity:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  containers:
+    - name: ray-head
+      image: {{ include "zephyr.image" (dict "root" .root) }}
+      imagePullPolicy: {{ $values.image.pullPolicy }}
+      ports:
+        - {name: gcs-server, containerPort: 6379}
+        - {name: dashboard, containerPort: 8265}
+        - {name: metrics, containerPort: 8080}
+        - {name: as-metrics, containerPort: 44217}
+        - {name: dash-metrics, containerPort: 44227}
+        {{- if eq .component "serve" }}
+        - {name: serve, containerPort: 8000}
+        {{- end }}
+      {{- include "zephyr.rayContainer" . | nindent 6 }}
+      resources:
+        {{- include "zephyr.resources" (dict "resources" $head.resources) | nindent 8 }}
+  volumes:
+    {{- include "zephyr.rayVolumes" .root | nindent 4 }}
+{{- end -}}
+
+{{- define "zephyr.workerPod" -}}
+{{- $values := .root.Values -}}
+{{- $group := .group -}}
+metadata:
+  labels:
+    {{- include "zephyr.selector" . | nindent 4 }}
+    {{- with $group.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with $group.podAnnotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  restartPolicy: Never
+  serviceAccountName: {{ include "zephyr.fullname" .root }}-ray
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  # Replicas of Serve end their answers for up to two minutes.
+  terminationGracePeriodSeconds: {{ if eq .component "serve" }}150{{ else }}60{{ end }}
+  securityContext:
+    {{- include "zephyr.podSecurity" .root | nindent 4 }}
+  {{- with include "zephyr.imagePull" .root | trim }}{{ . | nindent 2 }}{{ end }}
+  {{- with include "zephyr.placement" $group | trim }}{{ . | nindent 2 }}{{ end }}
+  {{- if or $group.affinity $group.sameTopology }}
+  affinity:
+    {{- with $group.affinity }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+    {{- with $group.sameTopology }}
+    podAffinity:
+      requiredDuringSchedulingIgnoredDuringExecution:
+        - topologyKey: {{ . | quote }}
+          labelSelector:
+            matchLabels:
+              {{- include "zephyr.selector" $ | nindent 14 }}
+              ray.io/group: {{ $.name | quote }}
+    {{- end }}
+  {{- end }}
+  containers:
+    - name: ray-worker
+      image: {{ include "zephyr.image" (dict "root" .root "gpus" $group.gpus "override" $group.image) }}
+      imagePullPolicy: {{ $values.image.pullPolicy }}
+      ports:
+        - {name: metrics, containerPort: 8080}
+        {{- if eq .component "serve" }}
+        - {name: serve, containerPort: 8000}
+        {{- end }}
+      {{- include "zephyr.rayContainer" . | nindent 6 }}
+      resources:
+        {{- include "zephyr.resources" $group | nindent 8 }}
+  volumes:
+    {{- include "zephyr.rayVolumes" .root | nindent 4 }}
+{{- end -}}
+
+{{/* What the containers of head and workers have in common. */}}
+{{- define "zephyr.rayContainer" -}}
+{{- $values := .root.Values -}}
+securityContext:
+  {{- include "zephyr.containerSecurity" .root | nindent 2 }}
+env:
+  {{- include "zephyr.rayEnv" . | trim | nindent 2 }}
+volumeMounts:
+  - {name: storage, mountPath: /mnt/zephyr}
+  - {name: recipes, mountPath: /etc/zephyr/recipes, readOnly: true}
+  - {name: tmp, mountPath: /tmp}
+  - {name: scratch, mountPath: /scratch}
+{{- end -}}
+
+{{- define "zephyr.rayEnv" -}}
+{{- $values := .root.Values -}}
+# The image's own home, with configs/ in it, is read-only like the rest.
+- name: HOME
+  value: /scratch
+# What is fetched once lies where every pod finds it.
+- name: ZEPHYR_CACHE
+  value: /mnt/zephyr/cache/weights
+- name: HF_HOME
+  value: /mnt/zephyr/cache/huggingface
+- name: RAY_USAGE_STATS_ENABLED
+  value: "0"
+- name: HF_HUB_DISABLE_TELEMETRY
+  value: "1"
+- name: VLLM_NO_USAGE_STATS
+  value: "1"
+{{- if ne .component "serve" }}
+{{ include "zephyr.mlflowEnv" .root | trim }}
+{{- else }}
+- name: ZEPHYR_API_KEYS
+  valueFrom:
+    secretKeyRef: {name: {{ $values.serve.apiKeys.existingSecret | quote }}, key: {{ $values.serve.apiKeys.key | quote }}}
+{{- end }}
+{{- range $values.ray.secretEnv }}
+- name: {{ .name }}
+  valueFrom:
+    secretKeyRef: {name: {{ .secret | quote }}, key: {{ .key | quote }}}
+{{- end }}
+{{- range $name, $value := $values.ray.env }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* The operator adds /dev/shm, sized by memory. */}}
+{{- define "zephyr.rayVolumes" -}}
+- name: storage
+  persistentVolumeClaim:
+    claimName: {{ include "zephyr.storageClaim" . | quote }}
+- name: recipes
+  configMap:
+    name: {{ include "zephyr.fullname" . }}-recipes
+    {{- with .Values.recipes }}
+    # A key has no "/": files in folders get theirs back here.
+    items:
+      {{- range $path, $_ := . }}
+      - {key: {{ replace "/" "--" $path | quote }}, path: {{ $path | quote }}}
+      {{- end }}
+    {{- end }}
+- name: tmp
+  emptyDir:
+    sizeLimit: {{ .Values.ray.tmpSize }}
+- name: scratch
+  emptyDir:
+    sizeLimit: {{ .Values.ray.scratchSize }}
+{{- end -}}
+
+{{/* Queue labels of RayCluster, RayJob and RayService. */}}
+{{- define "zephyr.queueLabels" -}}
+{{- with .Values.scheduling }}
+{{- if eq .scheduler "kueue" }}
+kueue.x-k8s.io/queue-name: {{ .queue | quote }}
+{{- with .priorityClass }}
+kueue.x-k8s.io/priority-class: {{ . | quote }}
+{{- end }}
+{{- else if eq .scheduler "volcano" }}
+ray.io/scheduler-name: volcano
+volcano.sh/queue-name: {{ .queue | quote }}
+{{- with .priorityClass }}
+ray.io/priority-class-name: {{ . | quote }}
+{{- end }}
+{{- else if eq .scheduler "yunikorn" }}
+ray.io/scheduler-name: yunikorn
+ray.io/gang-scheduling-enabled: "true"
+yunikorn.apache.org/app-id: {{ include "zephyr.fullname" $ }}
+yunikorn.apache.org/queue: {{ .queue | quote }}
+{{- else if eq .scheduler "kai" }}
+ray.io/scheduler-name: kai-scheduler
+kai.scheduler/queue: {{ .queue | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}

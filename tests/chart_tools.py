@@ -1,0 +1,199 @@
+"""Renders the chart and checks what comes out: helm, Kubernetes' strict schemas, KubeRay's CRDs."""
+
+import json
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from referencing import Registry, Resource
+
+ROOT = Path(__file__).parent.parent
+CHART = ROOT / "helm" / "zephyr"
+GOLDEN = ROOT / "tests" / "golden"
+TOOLS = ROOT / ".tools"
+MINORS = ("1.34", "1.35", "1.36", "1.37")
+"""The four newest minors of Kubernetes."""
+OPERATOR = "ray.io/v1/RayCluster"
+APIS = (
+    OPERATOR,
+    "monitoring.coreos.com/v1/PodMonitor",
+    "gateway.networking.k8s.io/v1/HTTPRoute",
+)
+Document = dict[str, Any]
+
+
+def tool(name: str) -> str:
+    """On PATH, or fetched by `make chart-tools`; the test is skipped where it is neither."""
+    fetched = [TOOLS / "bin" / name, TOOLS / "checks" / "bin" / name]
+    for path in (shutil.which(name), *(str(p) for p in fetched if p.exists())):
+        if path:
+            return path
+    pytest.skip(f"{name} is neither on PATH nor in .tools (make chart-tools)")
+
+
+def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([tool("helm"), *arguments], capture_output=True, text=True)
+
+
+def template(
+    *values: str,
+    sets: tuple[str, ...] = (),
+    release: str = "zephyr",
+    namespace: str = "lab",
+    apis: tuple[str, ...] = APIS,
+    more: tuple[str, ...] = (),
+) -> subprocess.CompletedProcess[str]:
+    """`helm template` with values files (of the chart, or paths) and --set lines."""
+    files = [path if Path(path).is_absolute() else str(CHART / path) for path in values]
+    return helm(
+        *("template", release, str(CHART), "--namespace", namespace, "--kube-version", "1.37.0"),
+        *more,
+        *(part for api in apis for part in ("--api-versions", api)),
+        *(part for path in files for part in ("--values", path)),
+        *(part for line in sets for part in ("--set", line)),
+    )
+
+
+@cache
+def render(*values: str, sets: tuple[str, ...] = (), release: str = "zephyr") -> list[Document]:
+    done = template(*values, sets=sets, release=release)
+    assert done.returncode == 0, done.stderr
+    return documents(done.stdout)
+
+
+def documents(text: str) -> list[Document]:
+    return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
+
+
+def kind(rendered: list[Document], name: str) -> list[Document]:
+    return [document for document in rendered if document["kind"] == name]
+
+
+def ray_specs(rendered: list[Document]) -> list[Document]:
+    """The Ray cluster inside every RayCluster, RayJob and RayService."""
+    places = {"RayCluster": (), "RayJob": ("rayClusterSpec",), "RayService": ("rayClusterConfig",)}
+    found = []
+    for document in rendered:
+        if document["kind"] in places:
+            spec = document["spec"]
+            for key in places[document["kind"]]:
+                spec = spec[key]
+            found.append(spec)
+    return found
+
+
+def pod_templates(rendered: list[Document]) -> list[Document]:
+    """Every pod that the rendering leads to, as {metadata, spec}."""
+    pods = [document for document in rendered if document["kind"] == "Pod"]
+    pods += [d["spec"]["template"] for d in kind(rendered, "Deployment")]
+    pods += [d["spec"]["submitterPodTemplate"] for d in kind(rendered, "RayJob")]
+    for spec in ray_specs(rendered):
+        pods.append(spec["headGroupSpec"]["template"])
+        pods += [group["template"] for group in spec["workerGroupSpecs"]]
+    return pods
+
+
+@cache
+def _kubernetes(minor: str) -> tuple[Path, Any]:
+    found = list(TOOLS.glob(f"checks/lib/*/site-packages/kubernetes_validate/*/v{minor}.*-strict"))
+    if not found:
+        pytest.skip("kubernetes-validate is not in .tools (make chart-tools)")
+    definitions = json.loads((found[0] / "_definitions.json").read_text())
+    return found[0], Resource.from_contents(definitions) @ Registry()
+
+
+@cache
+def _kubernetes_validator(minor: str, name: str) -> Any:
+    folder, registry = _kubernetes(minor)
+    schema = json.loads((folder / name).read_text())
+    registry = Resource.from_contents(schema) @ registry
+    return jsonschema.Draft202012Validator(schema, registry=registry)
+
+
+def kubernetes_errors(document: Document, minor: str) -> list[str]:
+    group, _, version = document["apiVersion"].rpartition("/")
+    api = f"{group.split('.')[0]}-{version}" if group else version
+    validator = _kubernetes_validator(minor, f"{document['kind'].lower()}-{api}.json")
+    return [f"{e.json_path}: {e.message[:200]}" for e in validator.iter_errors(document)]
+
+
+@cache
+def _crd_validator(plural: str) -> Any:
+    named = os.environ.get("KUBERAY_CRDS")
+    folder = Path(named) if named else ROOT.parent / "shared" / "crds"
+    path = folder / f"ray.io_{plural}.yaml"
+    if not path.exists():
+        pytest.skip(f"KubeRay's CRDs are not in {folder} (KUBERAY_CRDS names another place)")
+    versions = yaml.load(path.read_text(), yaml.CSafeLoader)["spec"]["versions"]
+    (schema,) = [v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1"]
+    return jsonschema.Draft202012Validator(_strict(schema))
+
+
+def _strict(schema: Any) -> Any:
+    """An OpenAPI schema as a JSON schema that knows no other names than its own."""
+    if isinstance(schema, list):
+        return [_strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    strict = {key: _strict(value) for key, value in schema.items()}
+    if schema.get("x-kubernetes-int-or-string") is True:
+        strict.pop("type", None)
+        strict["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+    open_ended = schema.get("x-kubernetes-preserve-unknown-fields") or "type" not in schema
+    if isinstance(schema.get("properties"), dict) and not open_ended:
+        strict.setdefault("additionalProperties", False)
+    return strict
+
+
+def crd_errors(rendered: list[Document]) -> list[str]:
+    """What KubeRay's CRDs would refuse or silently drop."""
+    errors = []
+    for document in rendered:
+        if document["apiVersion"].startswith("ray.io/"):
+            validator = _crd_validator(document["kind"].lower() + "s")
+            body = {key: value for key, value in document.items() if key != "metadata"}
+            errors += [f"{e.json_path}: {e.message[:200]}" for e in validator.iter_errors(body)]
+    return errors
+
+
+def schema_errors(rendered: list[Document], minor: str) -> list[str]:
+    """What Kubernetes of this minor would refuse, pods of custom resources included. PodMonitor,
+    HTTPRoute and Kueue's queues have no schema here; Ray's have CRDs."""
+    own = ("ray.io", "monitoring.coreos.com", "gateway.networking.k8s.io", "kueue.x-k8s.io")
+    pods = [{"apiVersion": "v1", "kind": "Pod", **pod} for pod in pod_templates(rendered)]
+    known = [d for d in rendered if d["apiVersion"].partition("/")[0] not in own]
+    return [error for document in known + pods for error in kubernetes_errors(document, minor)]
+
+
+def merged(base: Document, over: Document) -> Document:
+    """Values as helm merges them: maps into each other, null takes away."""
+    result = dict(base)
+    for key, value in over.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+@cache
+def default_values() -> Document:
+    values: Document = yaml.safe_load((CHART / "values.yaml").read_text())
+    return values
+
+
+def values_errors(over: Document) -> list[str]:
+    """What values.schema.json says of the defaults with these on top."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    validator = jsonschema.Draft7Validator(schema)
+    return [
+        f"{e.json_path}: {e.message}" for e in validator.iter_errors(merged(default_values(), over))
+    ]

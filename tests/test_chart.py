@@ -1,0 +1,669 @@
+"""The chart: what it renders passes Kubernetes, KubeRay and Pod Security, and what the operator
+would refuse it refuses first."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from chart_tools import (
+    CHART,
+    GOLDEN,
+    MINORS,
+    ROOT,
+    crd_errors,
+    documents,
+    helm,
+    kind,
+    pod_templates,
+    ray_specs,
+    render,
+    schema_errors,
+    template,
+    tool,
+    values_errors,
+)
+
+SECRET = "mlflow.auth.existingSecret=zephyr-accounts"
+PRESETS = {
+    "kind": ("values-kind.yaml",),
+    "gpu-8": ("values-gpu-8.yaml",),
+    "multinode": ("values-multinode.yaml",),
+    "everything": (str(GOLDEN / "everything-values.yaml"),),
+}
+
+
+@pytest.fixture(params=PRESETS, name="preset")
+def _preset(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+# ------------------------------------------------------------------ what is rendered
+
+
+def test_helm_lint_finds_nothing(preset: str) -> None:
+    done = helm("lint", "--strict", str(CHART), *_files(preset))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[WARNING]" not in done.stdout and "[ERROR]" not in done.stdout
+
+
+def test_a_rendering_is_the_golden_one(preset: str) -> None:
+    """After a wanted change: make chart-golden, and read the difference."""
+    done = template(*PRESETS[preset])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (GOLDEN / f"{preset}.yaml").read_text()
+
+
+@pytest.mark.parametrize("minor", MINORS)
+def test_kubernetes_accepts_every_field(preset: str, minor: str) -> None:
+    assert schema_errors(render(*PRESETS[preset]), minor) == []
+
+
+def test_kuberay_accepts_every_field(preset: str) -> None:
+    assert crd_errors(render(*PRESETS[preset])) == []
+
+
+def test_kubernetes_schemas_catch_misspelt_fields() -> None:
+    (deployment,) = kind(render(*PRESETS["everything"]), "Deployment")
+    wrong = json.loads(json.dumps(deployment).replace('"livenessProbe"', '"livenesProbe"'))
+    assert schema_errors([wrong], MINORS[-1])
+
+
+def test_kuberays_schemas_catch_misspelt_fields() -> None:
+    (cluster,) = kind(render(*PRESETS["everything"]), "RayCluster")
+    text = json.dumps(cluster)
+    assert crd_errors([json.loads(text.replace('"rayStartParams"', '"rayStartParam"'))])
+    assert crd_errors([json.loads(re.sub(r'"minReplicas": \d+', '"minReplicas": "two"', text))])
+
+
+def test_every_pod_passes_pod_security_restricted(preset: str) -> None:
+    pods = pod_templates(render(*PRESETS[preset]))
+    assert len(pods) >= 4
+    for pod in pods:
+        spec = pod["spec"]
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for volume in spec["volumes"]:
+            assert set(volume) - {"name"} <= {"emptyDir", "configMap", "persistentVolumeClaim"}
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "runAsNonRoot": True,
+                "capabilities": {"drop": ["ALL"]},
+                "seccompProfile": {"type": "RuntimeDefault"},
+            }
+            assert not any("hostPort" in port for port in container.get("ports", []))
+
+
+def test_every_container_has_requests_and_limits_with_equal_memory(preset: str) -> None:
+    rendered = render(*PRESETS[preset])
+    resources = [c["resources"] for p in pod_templates(rendered) for c in p["spec"]["containers"]]
+    resources += [
+        spec["autoscalerOptions"]["resources"]
+        for spec in ray_specs(rendered)
+        if spec["enableInTreeAutoscaling"]
+    ]
+    for each in resources:
+        assert {"cpu", "memory"} <= set(each["limits"]) == set(each["requests"])
+        assert each["limits"]["memory"] == each["requests"]["memory"]
+
+
+def test_only_the_head_of_an_autoscaled_cluster_mounts_a_token(preset: str) -> None:
+    rendered = render(*PRESETS[preset])
+    accounts = {d["metadata"]["name"]: d for d in kind(rendered, "ServiceAccount")}
+    assert not any(account["automountServiceAccountToken"] for account in accounts.values())
+    heads = [
+        spec["headGroupSpec"]["template"]["spec"]
+        for spec in ray_specs(rendered)
+        if spec["enableInTreeAutoscaling"]
+    ]
+    for pod in pod_templates(rendered):
+        assert pod["spec"]["serviceAccountName"] in accounts
+        assert pod["spec"]["automountServiceAccountToken"] is (pod["spec"] in heads)
+    for head in heads:
+        assert head["serviceAccountName"].endswith("-autoscaler")
+
+
+def test_ray_clusters_are_as_the_operator_wants_them(preset: str) -> None:
+    for spec in ray_specs(render(*PRESETS[preset])):
+        head = spec["headGroupSpec"]
+        assert spec["rayVersion"] == "2.60.0" and spec["authOptions"] == {"mode": "token"}
+        assert head["rayStartParams"]["num-cpus"] == "0"
+        assert "name" not in head.get("headService", {}).get("metadata", {})
+        assert head["template"]["spec"]["containers"][0]["name"] == "ray-head"
+        if spec["enableInTreeAutoscaling"]:
+            assert spec["autoscalerOptions"]["version"] == "v2"
+        for group in spec["workerGroupSpecs"]:
+            assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+            assert group["template"]["spec"]["containers"][0]["name"] == "ray-worker"
+        for pod in (head["template"], *(g["template"] for g in spec["workerGroupSpecs"])):
+            assert pod["spec"]["restartPolicy"] == "Never"
+            labels = pod["metadata"]["labels"]
+            assert not {"app.kubernetes.io/name", "app.kubernetes.io/created-by"} & set(labels)
+            names = {variable["name"] for variable in pod["spec"]["containers"][0]["env"]}
+            assert not names & {"RAY_REDIS_ADDRESS", "RAY_AUTH_TOKEN", "RAY_enable_autoscaler_v2"}
+
+
+def test_gpus_are_limits_and_take_the_gpu_image() -> None:
+    (spec,) = ray_specs(render(*PRESETS["multinode"]))
+    cpu, gpu = (g["template"]["spec"]["containers"][0] for g in spec["workerGroupSpecs"])
+    assert gpu["resources"]["limits"]["nvidia.com/gpu"] == 8
+    assert gpu["image"] == "zephyr-ray:0.1.0-gpu" and cpu["image"] == "zephyr-ray:0.1.0"
+    assert "nvidia.com/gpu" not in cpu["resources"]["limits"]
+
+
+def test_a_job_starts_again_and_its_words_are_quoted() -> None:
+    sets = ("pipeline.set[0]=stage.text=it's; rm -rf $HOME `x`",)
+    (job,) = kind(render(*PRESETS["kind"], sets=sets), "RayJob")
+    spec = job["spec"]
+    assert spec["backoffLimit"] == 3 and spec["shutdownAfterJobFinishes"] is True
+    assert spec["ttlSecondsAfterFinished"] == 300 and spec["submissionMode"] == "K8sJobMode"
+    program = spec["entrypoint"].replace("python -m zephyr_ray.pipeline", "printf '%s\\n'")
+    words = subprocess.run(["bash", "-c", program], capture_output=True, text=True).stdout
+    assert words.splitlines() == [
+        "--set", "storage=/mnt/zephyr/runs", "--set", "stage.text=it's; rm -rf $HOME `x`",
+    ]  # fmt: skip
+
+
+def test_names_that_look_like_numbers_stay_text(tmp_path: Path) -> None:
+    values = {
+        "fullnameOverride": "z1",
+        "image": {"pullSecrets": ["1"]},
+        "storage": {"existingClaim": "2", "storageClassName": "3"},
+        "workerGroups": {"g1": {"minReplicas": 1, "maxReplicas": 1, "priorityClassName": "4",
+                               "resources": {"cpu": "1", "memory": "2Gi"}}},
+        "cluster": {"autoscaling": False, "workerGroups": ["g1"]},
+        "mlflow": {"auth": {"existingSecret": "5"}},
+        "scheduling": {"scheduler": "kueue", "queue": "6", "priorityClass": "7"},
+    }  # fmt: skip
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump(values))
+    rendered = render(str(path), release="8")
+    assert schema_errors(rendered, MINORS[-1]) == []
+    for document in rendered:
+        assert all(isinstance(v, str) for v in document["metadata"]["labels"].values())
+
+
+def test_large_numbers_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "values.yaml"
+    values = {"user": {"id": 1000650000}, "pipeline": {"activeDeadlineSeconds": 31536000}}
+    path.write_text(yaml.safe_dump(values))
+    (job,) = kind(render("values-kind.yaml", str(path)), "RayJob")
+    assert job["spec"]["activeDeadlineSeconds"] == 31536000
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert head["securityContext"]["runAsUser"] == 1000650000
+
+
+def test_a_number_of_cpus_may_be_a_number() -> None:
+    (spec,) = ray_specs(render(sets=(SECRET, "workerGroups.cpu.resources.cpu=6")))
+    limits = spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["cpu"] == "6"
+
+
+def test_serve_settings_are_what_the_application_reads() -> None:
+    from zephyr_ray.serve.app import ServeSettings
+
+    (service,) = kind(render(*PRESETS["everything"]), "RayService")
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    module, _, function = application["import_path"].partition(":")
+    assert (module, function) == ("zephyr_ray.serve.app", "build")
+    settings = ServeSettings.model_validate(application["args"])
+    assert settings.run == Path("/mnt/zephyr/runs/quickstart")
+    assert settings.models == ["base", "dpo"] and settings.max_replicas == 2
+    head = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    names = {variable["name"] for variable in head["containers"][0]["env"]}
+    assert "ZEPHYR_API_KEYS" in names and "MLFLOW_TRACKING_PASSWORD" not in names
+
+
+def test_recipes_come_back_under_their_paths() -> None:
+    rendered = render(*PRESETS["everything"])
+    (recipes,) = [d for d in kind(rendered, "ConfigMap") if "recipes" in d["metadata"]["name"]]
+    (spec, *_) = ray_specs(rendered)
+    (volume,) = [
+        v for v in spec["headGroupSpec"]["template"]["spec"]["volumes"] if v["name"] == "recipes"
+    ]
+    found = {item["path"]: recipes["data"][item["key"]] for item in volume["configMap"]["items"]}
+    assert found["seeds/train.jsonl"] == '{"prompt": "Name three rivers."}\n'
+    assert yaml.safe_load(found["mine.yaml"])["name"] == "mine"
+
+
+def test_no_secret_is_rendered(preset: str) -> None:
+    rendered = render(*PRESETS[preset])
+    assert not kind(rendered, "Secret")
+    for pod in pod_templates(rendered):
+        for container in pod["spec"]["containers"]:
+            for variable in container.get("env", []):
+                if re.search("PASSWORD|TOKEN|KEY", variable["name"]):
+                    assert "value" not in variable, variable["name"]
+
+
+def test_nothing_is_exposed_unless_asked() -> None:
+    for preset in ("kind", "gpu-8", "multinode"):
+        rendered = render(*PRESETS[preset])
+        assert not kind(rendered, "Ingress") and not kind(rendered, "HTTPRoute")
+        assert {s["spec"]["type"] for s in kind(rendered, "Service")} == {"ClusterIP"}
+        assert {s["headGroupSpec"]["serviceType"] for s in ray_specs(rendered)} == {"ClusterIP"}
+
+
+def test_every_pod_has_a_closed_network(preset: str) -> None:
+    rendered = render(*PRESETS[preset])
+    policies = kind(rendered, "NetworkPolicy")
+    for pod in pod_templates(rendered):
+        labels = pod["metadata"]["labels"]
+        (policy,) = [p for p in policies if _selects(p["spec"]["podSelector"], labels)]
+        assert "Ingress" in policy["spec"]["policyTypes"]
+        assert all("from" in rule for rule in policy["spec"]["ingress"])
+        if labels["app.kubernetes.io/component"] != "submitter":
+            assert "Egress" in policy["spec"]["policyTypes"]
+
+
+def test_mlflow_is_reached_from_its_namespace_only_and_with_a_password() -> None:
+    rendered = render(*PRESETS["everything"])
+    (policy,) = [
+        p for p in kind(rendered, "NetworkPolicy") if p["metadata"]["name"] == "zephyr-mlflow"
+    ]
+    (rule,) = policy["spec"]["ingress"]
+    assert all(set(peer) == {"podSelector"} for peer in rule["from"])
+    assert rule["ports"] == [{"port": 5000, "protocol": "TCP"}]
+    (deployment,) = kind(rendered, "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert "--app-name=basic-auth" in container["args"]
+
+
+def test_only_autoscaled_heads_reach_the_api_server() -> None:
+    everything = kind(render(*PRESETS["everything"]), "NetworkPolicy")
+    asking = [p for p in everything if p["metadata"]["name"].endswith("-autoscaler")]
+    assert len(asking) == 3
+    for policy in asking:
+        assert policy["spec"]["podSelector"]["matchLabels"]["ray.io/node-type"] == "head"
+    rest = json.dumps([p for p in everything if p not in asking])
+    assert '"port": 6443' not in rest and '"cidr": "0.0.0.0/0"}' not in rest
+
+
+def test_disruption_budgets_count_by_number(preset: str) -> None:
+    """Ray pods have no controller with a scale: maxUnavailable would not work."""
+    budgets = kind(render(*PRESETS[preset]), "PodDisruptionBudget")
+    assert budgets
+    for budget in budgets:
+        assert isinstance(budget["spec"]["minAvailable"], int)
+        assert "maxUnavailable" not in budget["spec"]
+
+
+def test_external_database_and_bucket_need_no_claim() -> None:
+    sets = (
+        SECRET,
+        "mlflow.database.existingSecret=pg",
+        "mlflow.artifacts.destination=s3://bucket/mlflow",
+        "mlflow.artifacts.endpointUrl=http://minio.storage:9000",
+        "mlflow.artifacts.existingSecret=s3",
+    )
+    rendered = render(sets=sets)
+    assert [c["metadata"]["name"] for c in kind(rendered, "PersistentVolumeClaim")] == [
+        "zephyr-storage"
+    ]
+    (deployment,) = kind(rendered, "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    assert {v["name"] for v in pod["volumes"]} == {"config", "tmp"}
+    env = {v["name"]: v for v in pod["containers"][0]["env"]}
+    uri = env["MLFLOW_BACKEND_STORE_URI"]["valueFrom"]["secretKeyRef"]
+    assert uri == {"name": "pg", "key": "uri"}
+    assert env["MLFLOW_S3_ENDPOINT_URL"]["value"] == "http://minio.storage:9000"
+    (policy,) = [
+        p for p in kind(rendered, "NetworkPolicy") if p["metadata"]["name"] == "zephyr-mlflow"
+    ]
+    ports = [p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]]
+    assert ports == [53, 53, 5432, 9000]
+
+
+def test_an_mlflow_of_ones_own_is_reached() -> None:
+    sets = ("mlflow.enabled=false", "mlflow.trackingUri=http://mlflow.tools:8080")
+    rendered = render(sets=sets)
+    assert not kind(rendered, "Deployment")
+    (spec,) = ray_specs(rendered)
+    env = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow.tools:8080"} in env
+    (policy,) = [
+        p for p in kind(rendered, "NetworkPolicy") if p["metadata"]["name"] == "zephyr-cluster"
+    ]
+    assert {"ports": [{"port": 8080, "protocol": "TCP"}]} in policy["spec"]["egress"]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "label", "value"),
+    [
+        ("kueue", "kueue.x-k8s.io/queue-name", "training"),
+        ("volcano", "volcano.sh/queue-name", "training"),
+        ("yunikorn", "yunikorn.apache.org/queue", "training"),
+        ("kai", "kai.scheduler/queue", "training"),
+    ],
+)
+def test_queue_labels_of_each_scheduler(scheduler: str, label: str, value: str) -> None:
+    sets = (f"scheduling.scheduler={scheduler}", "scheduling.queue=training")
+    (job,) = kind(render("values-gpu-8.yaml", sets=sets), "RayJob")
+    assert job["metadata"]["labels"][label] == value
+
+
+def test_mig_slices_are_asked_for_by_name() -> None:
+    sets = ("workerGroups.gpu.gpuResource=nvidia.com/mig-3g.40gb",)
+    (spec,) = ray_specs(render("values-gpu-8.yaml", sets=sets))
+    limits = spec["workerGroupSpecs"][1]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["nvidia.com/mig-3g.40gb"] == 8 and "nvidia.com/gpu" not in limits
+
+
+@pytest.mark.parametrize("release", ["zephyr", "a" * 53, "z" + "y" * 40 + "-" + "x" * 11])
+def test_names_stay_short_enough(release: str) -> None:
+    rendered = render(*PRESETS["everything"], release=release, sets=("pipeline.run=9999",))
+    most = {"RayCluster": 53, "RayJob": 47, "RayService": 47}
+    for document in rendered:
+        name = document["metadata"]["name"]
+        assert len(name) <= most.get(document["kind"], 63), name
+        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
+
+
+def test_an_older_values_file_still_renders() -> None:
+    for path in sorted(GOLDEN.glob("values-*.yaml")):
+        assert render(str(path))
+
+
+def test_the_table_of_values_is_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "helm" / "table_of_values.py"), "--check"], capture_output=True
+    )
+    assert done.returncode == 0, "make chart-docs"
+
+
+def test_the_base_of_kustomize_is_rendered_from_the_chart() -> None:
+    values = str(ROOT / "k8s" / "values-base.yaml")
+    done = template(values, namespace="zephyr", more=("--skip-tests",))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (ROOT / "k8s" / "base" / "zephyr.yaml").read_text(), "make k8s"
+
+
+@pytest.mark.parametrize("overlay", ["kind", "gpu", "kueue"])
+def test_an_overlay_builds_and_is_valid(overlay: str) -> None:
+    done = subprocess.run(
+        [tool("kubectl"), "kustomize", str(ROOT / "k8s" / "overlays" / overlay)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    built = documents(done.stdout)
+    assert kind(built, "RayJob")
+    assert schema_errors(built, MINORS[-1]) == []
+    if overlay == "gpu":
+        gpus = [
+            c["resources"]["limits"].get("nvidia.com/gpu")
+            for p in pod_templates(built)
+            for c in p["spec"]["containers"]
+        ]
+        assert 8 in gpus
+    if overlay == "kueue":
+        (job,) = kind(built, "RayJob")
+        assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+    assert crd_errors(built) == []
+
+
+def test_dashboard_asks_for_metrics_by_name() -> None:
+    board = json.loads((ROOT / "k8s" / "monitoring" / "dashboard.json").read_text())
+    queries = [t["expr"] for p in board["panels"] for t in p.get("targets", [])]
+    assert len(queries) >= 8 and any("zephyr_requests" in query for query in queries)
+
+
+# ------------------------------------------------------------------ what is refused
+
+CLUSTER = (SECRET,)
+SERVE = (*CLUSTER, "serve.enabled=true", "serve.run=quickstart", "serve.apiKeys.existingSecret=k")
+PEER = "networkPolicy.serveClients[0].podSelector.matchLabels.app=web"
+INGRESS = (*SERVE, PEER, "ingress.enabled=true", "ingress.host=chat.example")
+JOB = (*CLUSTER, "pipeline.enabled=true")
+GROUP = "workerGroups.cpu"
+RULES = {
+    "head-memory": ((*CLUSTER, "ray.head.resources.memory=3Gi"), "a head needs at least 4Gi"),
+    "ray-version": ((*CLUSTER, "ray.version=2.51.1"), "ray.auth token needs Ray 2.52"),
+    "ray-hangs": (
+        (*CLUSTER, "ray.version=2.37.0", "ray.auth=disabled"),
+        "the agents of Ray 2.11 to 2.37 hang",
+    ),
+    "open-ray": (
+        (*CLUSTER, "ray.auth=disabled", "networkPolicy.enabled=false"),
+        "would let everybody in the cluster run code",
+    ),
+    "redis-address": ((*CLUSTER, "ray.gcsFaultTolerance.enabled=true"), "needs redisAddress"),
+    "redis-user": (
+        (*CLUSTER, "ray.gcsFaultTolerance.usernameKey=user"),
+        "usernameKey needs existingSecret",
+    ),
+    "head-num-cpus": (
+        (*CLUSTER, "ray.head.rayStartParams.num-cpus=null2"),
+        "ray.head.rayStartParams.num-cpus: Ray takes it from the resources",
+    ),
+    "group-num-gpus": (
+        (*CLUSTER, GROUP + ".rayStartParams.num-gpus=one"),
+        "workerGroups.cpu.rayStartParams.num-gpus: Ray takes it from the resources",
+    ),
+    "group-labels": ((*CLUSTER, GROUP + ".rayStartParams.labels=a"), "use the labels of the group"),
+    "redis-parameter": (
+        (*CLUSTER, "ray.head.rayStartParams.redis-password=x"),
+        "redis-password: use ray.gcsFaultTolerance",
+    ),
+    "operators-parameter": (
+        (*CLUSTER, GROUP + ".rayStartParams.address=x"),
+        "address is set by the chart or the operator",
+    ),
+    "replicas-order": ((*CLUSTER, GROUP + ".minReplicas=5"), "minReplicas 5 is more than"),
+    "replicas-range": ((*CLUSTER, GROUP + ".replicas=9"), "replicas 9 is not between"),
+    "two-affinities": (
+        (*CLUSTER, GROUP + ".sameTopology=zone", GROUP + ".affinity.podAffinity.a=b"),
+        "sameTopology is a podAffinity",
+    ),
+    "unknown-group": ((*CLUSTER, "cluster.workerGroups={gpus}"), "has no group 'gpus'; it has cpu"),
+    "redis-environment": (
+        (*CLUSTER, "ray.env.RAY_REDIS_ADDRESS=x"),
+        "RAY_REDIS_ADDRESS is set by the chart or the operator",
+    ),
+    "autoscaler-environment": (
+        (*CLUSTER, "ray.env.RAY_enable_autoscaler_v2=on1"),
+        "RAY_enable_autoscaler_v2 is set by",
+    ),
+    "name-twice": (
+        (
+            *CLUSTER, "ray.env.A=b", "ray.secretEnv[0].name=A", "ray.secretEnv[0].secret=s",
+            "ray.secretEnv[0].key=k",
+        ),
+        "a name stands twice",
+    ),
+    "secret-of-the-token": (
+        ("mlflow.auth.existingSecret=zephyr",),
+        "a Secret of yours is named 'zephyr': so the operator names the one with",
+    ),
+    "access-mode": ((*CLUSTER, "storage.accessMode=ReadWriteOnce"), "serves one node"),
+    "kueue-queue": ((*JOB, "scheduling.scheduler=volcano"), "volcano needs scheduling.queue"),
+    "kueue-autoscaling": (
+        (*CLUSTER, "scheduling.scheduler=kueue", "scheduling.queue=q"),
+        "set cluster.autoscaling to false",
+    ),
+    "unknown-recipe": ((*JOB, "pipeline.recipe=mine.yaml"), "recipes has no 'mine.yaml'"),
+    "serve-run": ((*CLUSTER, "serve.enabled=true"), "serve.enabled needs serve.run"),
+    "serve-keys": (
+        (*CLUSTER, "serve.enabled=true", "serve.run=r"),
+        "serve.enabled needs serve.apiKeys.existingSecret: kubectl create secret",
+    ),
+    "serve-replicas": ((*SERVE, "serve.replicas=3"), "maxReplicas 1 is less than serve.replicas 3"),
+    "serve-gpus": ((*SERVE, "serve.gpus=1"), "serve.gpus is 1, but no group of serve.workerGroups"),
+    "mlflow-account": ((), "mlflow.enabled needs mlflow.auth.existingSecret: kubectl create"),
+    "two-mlflows": ((*CLUSTER, "mlflow.trackingUri=http://m:5000"), "names another server"),
+    "ingress-serve": ((*CLUSTER, "ingress.enabled=true"), "they need serve.enabled"),
+    "ingress-peers": ((*SERVE, "ingress.enabled=true"), "need networkPolicy.serveClients"),
+    "ingress-host": ((*SERVE, PEER, "ingress.enabled=true"), "ingress.enabled needs ingress.host"),
+    "ingress-tls": ((*INGRESS, "ingress.tls.enabled=true"), "needs ingress.tls.secretName"),
+    "gateway-parent": ((*SERVE, PEER, "gateway.enabled=true"), "needs gateway.parentRefs"),
+    "prometheus": ((*CLUSTER, "podMonitor.enabled=true"), "needs networkPolicy.prometheusNames"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_is_one_clear_line(rule: str) -> None:
+    sets, expected = RULES[rule]
+    line = _refusal(template(sets=sets))
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("api", "sets", "expected"),
+    [
+        ("ray.io/v1/RayCluster", CLUSTER, "helm install kuberay-operator"),
+        ("monitoring", (*CLUSTER, "podMonitor.enabled=true"), "the Prometheus operator is not on"),
+        (
+            "gateway",
+            (*SERVE, PEER, "gateway.enabled=true", "gateway.parentRefs[0].name=g"),
+            "the Gateway API is not on this cluster",
+        ),
+    ],
+)
+def test_what_is_not_on_the_cluster_is_named(
+    api: str, sets: tuple[str, ...], expected: str
+) -> None:
+    apis = () if api.startswith("ray.io") else ("ray.io/v1/RayCluster",)
+    assert expected in _refusal(template(sets=sets, apis=apis))
+
+
+def test_a_name_starts_with_a_letter() -> None:
+    assert "must start with a letter" in _refusal(template(sets=CLUSTER, release="1st"))
+
+
+def test_kueue_takes_seven_groups(tmp_path: Path) -> None:
+    group = {"minReplicas": 1, "maxReplicas": 1, "resources": {"cpu": "1", "memory": "2Gi"}}
+    names = [f"g{number}" for number in range(8)]
+    values = {
+        "workerGroups": dict.fromkeys(names, group),
+        "cluster": {"autoscaling": False, "workerGroups": names},
+        "scheduling": {"scheduler": "kueue", "queue": "q"},
+        "mlflow": {"auth": {"existingSecret": "s"}},
+    }
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert "cluster.workerGroups has 8 groups: Kueue takes 7" in _refusal(template(str(path)))
+
+
+def test_recipes_fit_a_configmap(tmp_path: Path) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {"recipes": {"a.yaml": "x" * 1_000_001}, "mlflow": {"auth": {"existingSecret": "s"}}}
+        )
+    )
+    assert "a ConfigMap holds 1 MB" in _refusal(template(str(path)))
+
+
+def test_helm_reads_the_schema() -> None:
+    done = template(sets=(*CLUSTER, "cluster.autoscalling=true"))
+    assert done.returncode != 0
+    assert "additional properties 'autoscalling' not allowed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"workerGroups": {"cpu": {"rayStartParams": {"object-store-memory": 1000}}}},
+        {"workerGroups": {"cpu": {"resources": {"cpu": "1", "memory": None}}}},
+        {"workerGroups": {"cpu": {"minReplicas": None}}},
+        {"workerGroups": {"cpu": {"maxReplicas": None}}},
+        {"workerGroups": {"cpu": {"minReplicas": -1}}},
+        {"workerGroups": {"cpu": {"resources": {"memoryRequest": "1Gi"}}}},
+        {"workerGroups": {"CPU": {}}},
+        {"workerGroups": {"gpu": {"gpuResource": "nvidia.com/mig-3g"}}},
+        {"workerGroups": {"cpu": {"podLabels": {"app.kubernetes.io/name": "mine"}}}},
+        {"ray": {"head": {"podAnnotations": {"ray.io/ft-enabled": "true"}}}},
+        {"ray": {"head": {"restartPolicy": "Always"}}},
+        {"ray": {"auth": "none"}},
+        {"ray": {"head": {"serviceName": "mine"}}},
+        {"pipeline": {"backoffLimit": -1}},
+        {"pipeline": {"activeDeadlineSeconds": 0}},
+        {"pipeline": {"ttlSecondsAfterFinished": -1}},
+        {"pipeline": {"shutdownAfterJobFinishes": False}},
+        {"pipeline": {"submissionMode": "SidecarMode"}},
+        {"pipeline": {"clusterSelector": {}}},
+        {"pipeline": {"set": ["no value"]}},
+        {"pipeline": {"workerGroups": []}},
+        {"pipeline": {"recipe": "a b.yaml"}},
+        {"serve": {"run": "../other"}},
+        {"serve": {"upgradeStrategy": "NewClusterWithIncrementalUpgrade"}},
+        {"mlflow": {"auth": {"password": "plain"}}},
+        {"mlflow": {"artifacts": {"destination": "/tmp"}}},
+        {"storage": {"accessMode": "ReadOnlyMany"}},
+        {"networkPolicy": {"internetPorts": [0]}},
+        {"scheduling": {"scheduler": "slurm"}},
+        {"anything": {}},
+    ],
+    ids=lambda values: json.dumps(values)[:60],
+)
+def test_the_schema_refuses(values: dict[str, object]) -> None:
+    assert values_errors(values)
+
+
+def test_the_schema_is_closed_everywhere() -> None:
+    def walk(schema: object, path: str) -> None:
+        if isinstance(schema, list):
+            for number, item in enumerate(schema):
+                walk(item, f"{path}/{number}")
+        elif isinstance(schema, dict):
+            if isinstance(schema.get("properties"), dict):
+                assert schema.get("additionalProperties") is False, path
+            for key, value in schema.items():
+                walk(value, f"{path}/{key}")
+
+    walk(json.loads((CHART / "values.schema.json").read_text()), "")
+    assert values_errors({}) == []
+
+
+CHECKOV = {
+    "CKV_K8S_43": (".", "images by tag: they are the user's own"),
+    "CKV_K8S_15": (".", "a tag is a version; kind has its images loaded, not pulled"),
+    "CKV_K8S_35": (".", "MLflow, Ray and the gateway read credentials from the environment"),
+    "CKV_K8S_40": (".", "1000 is the image's user; user.id names another"),
+    "CKV_K8S_8": ("ray-|submitter|test", "the operator adds Ray's probes; the others end"),
+    "CKV_K8S_9": ("ray-|submitter|test", "the operator adds Ray's probes; the others end"),
+    "CKV_K8S_38": ("ray-head", "the autoscaler in the head asks the API server"),
+}
+"""What checkov may find: (in which containers, why)."""
+
+
+def test_checkov_finds_nothing_but_the_listed(tmp_path: Path) -> None:
+    rendered = render(*PRESETS["everything"])
+    checked = [d for d in rendered if d["kind"] not in ("RayCluster", "RayJob", "RayService")]
+    for number, pod in enumerate(pod_templates(rendered)):
+        (container,) = pod["spec"]["containers"]
+        if "kind" not in pod and container["name"] != "mlflow":  # which is a Deployment there
+            metadata = {"name": f"{container['name']}-{number}", **pod["metadata"]}
+            checked.append({"apiVersion": "v1", "kind": "Pod", **pod, "metadata": metadata})
+    text = [json.dumps({**d, "metadata": {**d["metadata"], "namespace": "lab"}}) for d in checked]
+    (tmp_path / "all.yaml").write_text("\n---\n".join(text))
+    arguments = ["--framework", "kubernetes", "--skip-download", "--quiet", "--compact"]
+    arguments += ["--directory", str(tmp_path), "--output", "json"]
+    done = subprocess.run([tool("checkov"), *arguments], capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert found["summary"]["passed"] > 500 and found["summary"]["parsing_errors"] == 0
+    failed = {(c["check_id"], c["resource"]) for c in found["results"]["failed_checks"]}
+    unlisted = {f for f in failed if not re.search(CHECKOV.get(f[0], ("^$", ""))[0], f[1])}
+    assert unlisted == set()
+    assert {check for check, _ in failed} == set(CHECKOV), "an exception that nothing needs"
+
+
+def _files(preset: str) -> list[str]:
+    paths = [p if Path(p).is_absolute() else str(CHART / p) for p in PRESETS[preset]]
+    return [part for path in paths for part in ("--values", path)]
+
+
+def _selects(selector: dict[str, dict[str, str]], labels: dict[str, str]) -> bool:
+    return selector["matchLabels"].items() <= labels.items()
+
+
+def _refusal(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode != 0, "it was rendered"
+    (line,) = [line for line in done.stderr.splitlines() if "Error:" in line or "error:" in line]
+    return line
