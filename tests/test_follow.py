@@ -241,6 +241,8 @@ def test_ctrl_c_asks_whether_to_leave_it_running(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        # Tests that a shell runs in the background are born deaf to it, and so are their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         api.wait_for(lambda: any("watch" in r.query for r in api.requests), 30)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from serving import KEY, a_run, free_port
 
-pytestmark = pytest.mark.rollout
+pytestmark = [pytest.mark.rollout, pytest.mark.timeout(1500)]
 
 CLIENTS = 4
 
@@ -101,3 +101,14 @@ def test_a_killed_replica_and_a_redeploy_lose_no_request(
     assert not set(before) & set(replicas())
     assert load.failed == []
     assert load.done >= 80
+    for name in replicas():
+        ray.kill(ray.get_actor(name, namespace="serve"))
+    health_becomes(address, 503)
+    health_becomes(address, 200)
+
+
+def health_becomes(address: str, status: int) -> None:
+    deadline = time.monotonic() + 180
+    while (seen := httpx.get(f"{address}/health", timeout=30).status_code) != status:
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.5)
