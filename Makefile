@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 TORCH := $(shell grep '^torch==' requirements-cpu.lock)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' zephyr_ray/__init__.py)
-BUILDER ?= $(notdir $(firstword $(shell command -v docker podman buildah)))
+BUILDER ?= $(notdir $(firstword $(shell command -v podman docker buildah)))
 # DeepSpeed compiles its operators with the venv's ninja.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -43,7 +43,7 @@ test-rollout: $(STAMP)
 test-cluster: $(STAMP) $(TOOLS)
 	.venv/bin/python -m pytest -m cluster -n 0 -s
 
-# With docker, podman or buildah. IMAGE_FLAGS: for a proxy, a package index of your own, a base digest.
+# With podman, docker or buildah. IMAGE_FLAGS: for a proxy, a package index of your own, a base digest.
 image:
 	$(BUILDER) build --target cpu --tag zephyr-ray:$(VERSION) \
 		--build-arg TORCH_INDEX=$(TORCH_INDEX) $(IMAGE_FLAGS) .

@@ -74,10 +74,7 @@ class Seen:
     without_token: str = ""
     without_password: str = ""
     rows_at_kill: int = 0
-    rows_after: int = 0
     steps_at_kill: int = 0
-    worker_ended: str = ""
-    first: str = ""
     done_before: dict[str, float] = field(default_factory=dict)
     done_after: dict[str, float] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
@@ -119,7 +116,7 @@ class Platform:
         # The Service, and what the operator waits for before it starts workers.
         self.here.start(pod, name, self.pods.head_service)
         ready = ("ray", "health-check", "--address", "127.0.0.1:6379")
-        self.until(lambda: self.here.execute(name, *ready)[0] == 0, START_SECONDS, name)
+        self.until(lambda: self.here.execute(name, *ready)[0] == 0, START_SECONDS, name, every=1)
 
     def start_worker(self, name: str) -> None:
         (group,) = self.pods.spec["workerGroupSpecs"]
@@ -178,25 +175,40 @@ class Platform:
         return {json.loads(path.read_text())["name"]: path for path in paths}
 
     def ask_mlflow(self, path: str, body: Any = None, password: str | None = None) -> str:
-        """Over HTTP from the submitter's pod: the answer, or what wget says of it."""
+        """Over HTTP from the submitter's pod: the answer's body, then its head."""
         account = f"{self.accounts['username']}:{password or self.accounts['password']}"
         header = "Authorization: Basic " + base64.b64encode(account.encode()).decode()
         post = ["--header=Content-Type: application/json", f"--post-data={json.dumps(body)}"]
         _, said = self.here.execute(
-            *("submitter", "wget", "-nv", "-O-", "--tries=1", f"--header={header}"),
+            *("submitter", "wget", "-nvS", "-O-", "--tries=1", f"--header={header}"),
             *(post if body else []),
             f"{MLFLOW}{path}",
         )
         return said
 
-    def until(self, true: Callable[[], bool], seconds: float, *pods: str) -> None:
-        end = time.monotonic() + seconds
+    def until(
+        self,
+        true: Callable[[], bool],
+        seconds: float,
+        *pods: str,
+        job: str = "",
+        every: float = 0.1,
+    ) -> None:
+        """Until it is true; with what these pods said where one ends, the job fails or time is up."""
+        began = asked = time.monotonic()
         while not true():
-            dead = [pod for pod in pods if self.here.state(pod) not in ("running", "created")]
-            if dead or time.monotonic() > end:
-                logs = "\n".join(f"--- {pod}\n{self.here.logs(pod)}" for pod in pods)
-                raise AssertionError(f"ended: {dead or 'none, but the time is over'}\n{logs}")
-            time.sleep(0.1)
+            now, wrong = time.monotonic(), ""
+            if now - began > seconds:
+                wrong = f"{seconds} s are over"
+            if dead := [p for p in pods if self.here.state(p) not in ("running", "created")]:
+                wrong = f"ended: {dead}"
+            if job and now - asked > 20:
+                asked = now
+                wrong = self.job_log(job) if "FAILED" in self.status(job) else wrong
+            if wrong:
+                logs = [f"--- {pod}\n{self.here.logs(pod)}" for pod in pods]
+                raise AssertionError("\n".join([wrong, *logs]))
+            time.sleep(every)
 
 
 @pytest.fixture(scope="module")
@@ -238,13 +250,15 @@ def _run(platform: Platform, tiny_model: Path) -> Seen:
     shutil.copytree(tiny_model, platform.storage / "tiny_model")
     for path in [platform.storage / "tiny_model", *(platform.storage / "tiny_model").iterdir()]:
         path.chmod(path.stat().st_mode | 0o055)
-    platform.until(lambda: "OK" in platform.ask_mlflow("/health"), START_SECONDS, "mlflow")
+    platform.until(
+        lambda: platform.ask_mlflow("/health").startswith("OK"), START_SECONDS, "mlflow", every=1
+    )
     note("MLflow answers")
     for pod in ("mlflow", "head-1", "worker-1"):
         saw.users[pod] = here.execute(pod, "id", "-u")[1].strip()
         saw.writes_refused[pod] = here.execute(pod, "touch", "/home/zephyr/x")[0]
     saw.without_token = here.execute(
-        *("submitter", "wget", "-nv", "-O-", "--tries=1", f"{platform.dashboard}/api/jobs/")
+        *("submitter", "wget", "-nvS", "-O-", "--tries=1", f"{platform.dashboard}/api/jobs/")
     )[1]
     saw.without_password = platform.ask_mlflow("/api/2.0/mlflow/runs/search", {}, "not this one")
 
@@ -252,7 +266,7 @@ def _run(platform: Platform, tiny_model: Path) -> Seen:
     note("submitted")
     alive = ("head-1", "mlflow")
     rows = lambda: len(platform.journal("self_refine", "rows"))  # noqa: E731
-    platform.until(lambda: rows() >= 4, JOB_SECONDS, *alive)
+    platform.until(lambda: rows() >= 4, JOB_SECONDS, *alive, job="run-1")
     here.kill("worker-1")
     saw.rows_at_kill = rows()
     note("worker killed")
@@ -262,6 +276,7 @@ def _run(platform: Platform, tiny_model: Path) -> Seen:
         lambda: rows() > saw.rows_at_kill or "dialogues" in platform.manifests(),
         JOB_SECONDS,
         *alive,
+        job="run-1",
     )
     note("rows go on")
 
@@ -270,6 +285,7 @@ def _run(platform: Platform, tiny_model: Path) -> Seen:
         lambda: any("checkpoint-" in path.read_text() for path in platform.store.glob(states)),
         JOB_SECONDS,
         *alive,
+        job="run-1",
     )
     here.kill("head-1")
     saw.steps_at_kill = len({row["step"] for row in platform.journal("sft", "steps")})
@@ -279,7 +295,7 @@ def _run(platform: Platform, tiny_model: Path) -> Seen:
     platform.start_head("head-2")
     note("new head answers")
     # A worker of a head that is gone ends by itself, and the operator makes a new one.
-    platform.until(lambda: here.state("worker-2") == "exited", START_SECONDS)
+    platform.until(lambda: here.state("worker-2") == "exited", START_SECONDS, every=1)
     note("old worker ended")
     here.remove("worker-2")
     platform.start_worker("worker-3")
@@ -288,20 +304,19 @@ def _run(platform: Platform, tiny_model: Path) -> Seen:
     platform.until(
         lambda: any(word in platform.status("run-2") for word in ("SUCCEEDED", "FAILED")),
         JOB_SECONDS,
-        "head-2",
-        "worker-3",
-        "mlflow",
+        *("head-2", "worker-3", "mlflow"),
+        every=5,
     )
     note("ended")
     saw.last = platform.status("run-2") + platform.job_log("run-2")
     manifests = platform.manifests()
     saw.done_after = {name: path.stat().st_mtime for name, path in manifests.items()}
     saw.attempts = {n: json.loads(p.read_text())["attempts"] for n, p in manifests.items()}
+    body = json.JSONDecoder().raw_decode
     found = platform.ask_mlflow("/api/2.0/mlflow/experiments/get-by-name?experiment_name=tiny")
-    answer = json.loads(found[found.index("{") : found.rindex("}") + 1])
-    query = {"experiment_ids": [answer["experiment"]["experiment_id"]], "max_results": 100}
-    found = platform.ask_mlflow("/api/2.0/mlflow/runs/search", query)
-    saw.runs = json.loads(found[found.index("{") : found.rindex("}") + 1])["runs"]
+    experiment = body(found)[0]["experiment"]["experiment_id"]
+    query = {"experiment_ids": [experiment], "max_results": 100}
+    saw.runs = body(platform.ask_mlflow("/api/2.0/mlflow/runs/search", query))[0]["runs"]
     return saw
 
 
