@@ -180,7 +180,7 @@ class Platform:
         header = "Authorization: Basic " + base64.b64encode(account.encode()).decode()
         post = ["--header=Content-Type: application/json", f"--post-data={json.dumps(body)}"]
         _, said = self.here.execute(
-            *("submitter", "wget", "-nvS", "-O-", "--tries=1", f"--header={header}"),
+            *("submitter", "wget", "-nv", "-S", "-O-", "--tries=1", f"--header={header}"),
             *(post if body else []),
             f"{MLFLOW}{path}",
         )
@@ -194,7 +194,7 @@ class Platform:
         job: str = "",
         every: float = 0.1,
     ) -> None:
-        """Until it is true; with what these pods said where one ends, the job fails or time is up."""
+        """Until it is true; else with what these pods said: one ended, the job failed, time is up."""
         began = asked = time.monotonic()
         while not true():
             now, wrong = time.monotonic(), ""
@@ -258,7 +258,7 @@ def _run(platform: Platform, tiny_model: Path) -> Seen:
         saw.users[pod] = here.execute(pod, "id", "-u")[1].strip()
         saw.writes_refused[pod] = here.execute(pod, "touch", "/home/zephyr/x")[0]
     saw.without_token = here.execute(
-        *("submitter", "wget", "-nvS", "-O-", "--tries=1", f"{platform.dashboard}/api/jobs/")
+        *("submitter", "wget", "-nv", "-S", "-O-", "--tries=1", f"{platform.dashboard}/api/jobs/")
     )[1]
     saw.without_password = platform.ask_mlflow("/api/2.0/mlflow/runs/search", {}, "not this one")
 
