@@ -86,7 +86,7 @@ def lab(folder: Path, image: str) -> Iterator[Lab]:
         subprocess.run(["ip", "-n", NETWORK, "link", "set", "lo", "up"], check=True)
         if here.podman("image", "exists", image).returncode:
             pytest.skip(f"there is no image {image} (make image)")
-        made = here.podman("network", "create", "--internal", NETWORK)
+        made = here.podman("network", "create", NETWORK)
         assert made.returncode == 0, made.stderr
         yield here
     finally:

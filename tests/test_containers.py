@@ -194,7 +194,7 @@ class Platform:
         job: str = "",
         every: float = 0.1,
     ) -> None:
-        """Until it is true; else with what these pods said: one ended, the job failed, time is up."""
+        """Until it is true; else an error with what these pods said."""
         began = asked = time.monotonic()
         while not true():
             now, wrong = time.monotonic(), ""
