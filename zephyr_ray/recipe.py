@@ -197,7 +197,7 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
         raise Permanent(f"{path}: no stages; nothing to do")
     hardware = raw.get("hardware")
     if hardware is not None:
-        hardware = _typed(Hardware, hardware, f"{path}: hardware")
+        hardware = typed(Hardware, hardware, f"{path}: hardware")
         if lost := sorted(set(hardware.rows_per_second) - set(stages)):
             raise Permanent(f"{path}: hardware: rows_per_second: no stage '{lost[0]}'")
     recipe = Recipe(name, Path(storage), folders, seed, models, stages, hardware)
