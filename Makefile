@@ -1,11 +1,13 @@
 # make demo: the whole recipe on this machine · make test: the tests · make check: everything
 .DEFAULT_GOAL := demo
-.PHONY: .venv demo test test-rollout check format mlflow clean
+.PHONY: .venv demo test test-rollout test-cluster image image-gpu check format mlflow clean
 
 PYTHON ?= python3
 STAMP := .venv/.installed
 TORCH := $(shell grep '^torch==' requirements-cpu.lock)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' zephyr_ray/__init__.py)
+BUILDER ?= $(notdir $(firstword $(shell command -v podman docker buildah)))
 # DeepSpeed compiles its operators with the venv's ninja.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -36,6 +38,18 @@ test: $(STAMP) $(TOOLS)
 
 test-rollout: $(STAMP)
 	.venv/bin/python -m pytest -m rollout
+
+# The chart's pods as containers of podman, with kills: root and the image; minutes.
+test-cluster: $(STAMP) $(TOOLS)
+	.venv/bin/python -m pytest -m cluster -n 0 -s
+
+# With podman, docker or buildah. IMAGE_FLAGS: for a proxy, a package index of your own, a base digest.
+image:
+	$(BUILDER) build --target cpu --tag zephyr-ray:$(VERSION) \
+		--build-arg TORCH_INDEX=$(TORCH_INDEX) $(IMAGE_FLAGS) .
+
+image-gpu:
+	$(BUILDER) build --target gpu --tag zephyr-ray:$(VERSION)-gpu $(IMAGE_FLAGS) .
 
 check: $(STAMP) $(TOOLS)
 	.venv/bin/ruff format --check .

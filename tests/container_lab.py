@@ -1,0 +1,96 @@
+"""Containers in place of a cluster: podman with runc, in a network of its own without a way out.
+
+Needs root; podman, runc, conmon, netavark, aardvark-dns and iproute2 of the distribution; and the
+image (`make image`). `CONTAINERS_CONF` names settings other than these.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from pod_flags import Document, Node, run_flags
+
+NETWORK = "zephyr-lab"
+SETTINGS = """
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+[containers]
+log_driver = "k8s-file"
+default_ulimits = ["nofile=20000:20000", "nproc=16384:16384"]
+[network]
+network_backend = "netavark"
+"""
+
+
+@dataclass
+class Lab:
+    node: Node
+    settings: Path
+    pods: list[str] = field(default_factory=list)
+
+    def podman(self, *arguments: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["nsenter", f"--net=/run/netns/{NETWORK}", "podman", *arguments],
+            **{"capture_output": True, "text": True, "timeout": seconds},
+            env=os.environ | {"CONTAINERS_CONF": str(self.settings)},
+        )
+
+    def start(self, pod: Document, name: str, *service: str) -> None:
+        """Starts the pod; `service` are the DNS names of the Services that select it."""
+        aliases = [f"alias={alias}" for alias in service]
+        network = ":".join([NETWORK, ",".join(aliases)]) if aliases else NETWORK
+        flags = run_flags(pod, name, self.node)
+        done = self.podman("run", "--detach", f"--network={network}", *flags)
+        self.pods.append(name)
+        assert done.returncode == 0, done.stderr
+
+    def execute(self, name: str, *command: str, seconds: float = 120) -> tuple[int, str]:
+        """Exit code, and what the command said, both streams."""
+        done = self.podman("exec", name, *command, seconds=seconds)
+        return done.returncode, done.stdout + done.stderr
+
+    def kill(self, name: str) -> None:
+        """As the kernel or a lost node would: no process of the pod gets a word."""
+        assert self.podman("kill", "--signal=KILL", name).returncode == 0
+
+    def remove(self, name: str) -> None:
+        self.podman("rm", "--force", "--time=0", name)
+        self.pods.remove(name)
+
+    def state(self, name: str) -> str:
+        return self.podman("inspect", "--format={{.State.Status}}", name).stdout.strip()
+
+    def logs(self, name: str) -> str:
+        done = self.podman("logs", "--tail=40", name)
+        return done.stdout + done.stderr
+
+
+@contextmanager
+def lab(folder: Path, image: str) -> Iterator[Lab]:
+    missing = [tool for tool in ("podman", "runc", "conmon", "ip") if not shutil.which(tool)]
+    if missing or os.getuid():
+        pytest.skip(f"needs root and {', '.join(missing) or 'nothing else'}")
+    settings = Path(os.environ.get("CONTAINERS_CONF") or folder / "containers.conf")
+    if not settings.exists():
+        settings.write_text(SETTINGS)
+    here = Lab(Node(folder, {}, {}), settings)
+    subprocess.run(["ip", "netns", "add", NETWORK], check=True)
+    try:
+        subprocess.run(["ip", "-n", NETWORK, "link", "set", "lo", "up"], check=True)
+        if here.podman("image", "exists", image).returncode:
+            pytest.skip(f"there is no image {image} (make image)")
+        made = here.podman("network", "create", NETWORK)
+        assert made.returncode == 0, made.stderr
+        yield here
+    finally:
+        for pod in list(here.pods):
+            here.remove(pod)
+        here.podman("network", "rm", "--force", NETWORK)
+        subprocess.run(["ip", "netns", "delete", NETWORK], check=True)

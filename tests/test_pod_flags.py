@@ -1,0 +1,53 @@
+"""What the cluster test makes of the chart's pods, without starting any."""
+
+from pathlib import Path
+
+import pytest
+from chart_tools import kind, ray_specs, render
+from pod_flags import Node, RayPods, quantity, run_flags
+
+SETS = ("cluster.enabled=true",)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    accounts = {"username": "u", "password": "p", "flask-secret-key": "f"}
+    maps = {"zephyr-recipes": {}, "zephyr-mlflow": {"auth.ini": "[mlflow]\n"}}
+    return Node(tmp_path, {"zephyr-accounts": accounts, "zephyr": {"auth_token": "t"}}, maps)
+
+
+@pytest.fixture
+def pods() -> RayPods:
+    (cluster,) = kind(render("values-kind.yaml", sets=SETS), "RayCluster")
+    return RayPods("zephyr", "lab", ray_specs([cluster])[0])
+
+
+@pytest.mark.skipif("os.getuid() != 0", reason="volumes get their group from root")
+def test_a_worker_has_the_charts_security_limits_and_volumes(node: Node, pods: RayPods) -> None:
+    (group,) = pods.spec["workerGroupSpecs"]
+    flags = run_flags(pods.worker(group, "w"), "w", node)
+    wanted = {"--user=1000:1000", "--group-add=1000", "--read-only", "--read-only-tmpfs=false"}
+    wanted |= {"--cap-drop=ALL", "--security-opt=no-new-privileges", "--restart=no"}
+    wanted |= {"--memory=10737418240b", "--cpu-quota=400000", "--cpu-shares=2048"}
+    wanted |= {"--env=RAY_AUTH_TOKEN=t", "--env=MLFLOW_TRACKING_PASSWORD=p", "--env=HOME=/scratch"}
+    wanted |= {"--shm-size=10737418240b", f"--volume={node.folder}/pods/w/tmp:/tmp:rw"}
+    wanted |= {f"--volume={node.folder}/pods/w/recipes:/etc/zephyr/recipes:ro"}
+    wanted |= {f"--volume={node.folder}/claims/zephyr-storage:/mnt/zephyr:rw"}
+    assert not wanted - set(flags)
+    assert flags[-1] == (
+        "ulimit -n 65536; ray start --block --address=zephyr-head-svc.lab.svc.cluster.local:6379 "
+        "--dashboard-agent-listen-port=52365 --memory=10737418240 --metrics-export-port=8080 "
+        "--num-cpus=4"
+    )
+
+
+def test_what_is_not_known_is_refused(node: Node, pods: RayPods) -> None:
+    pod = pods.head("h")
+    pod["spec"]["containers"][0]["lifecycle"] = {}
+    with pytest.raises(AssertionError, match="lifecycle"):
+        run_flags(pod, "h", node)
+
+
+@pytest.mark.parametrize(("text", "value"), [("4Gi", 2**32), ("512Mi", 2**29), ("7", 7)])
+def test_quantities(text: str, value: int) -> None:
+    assert quantity(text) == value
