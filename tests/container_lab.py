@@ -81,7 +81,10 @@ def lab(folder: Path, image: str) -> Iterator[Lab]:
     if not settings.exists():
         settings.write_text(SETTINGS)
     here = Lab(Node(folder, {}, {}), settings)
+    # A run that was killed leaves its containers and network behind.
+    subprocess.run(["ip", "netns", "delete", NETWORK], capture_output=True)
     subprocess.run(["ip", "netns", "add", NETWORK], check=True)
+    here.podman("network", "rm", "--force", NETWORK)
     try:
         subprocess.run(["ip", "-n", NETWORK, "link", "set", "lo", "up"], check=True)
         if here.podman("image", "exists", image).returncode:

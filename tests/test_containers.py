@@ -6,6 +6,7 @@
 import base64
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -78,7 +79,8 @@ class Seen:
     done_before: dict[str, float] = field(default_factory=dict)
     done_after: dict[str, float] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
-    last: str = ""
+    ended: str = ""
+    log: str = ""
     runs: list[Document] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -147,12 +149,13 @@ class Platform:
             time.sleep(5)  # the dashboard comes up after the head
         raise AssertionError(said)
 
-    def status(self, name: str) -> str:
-        """The job's state, with the end of its log."""
+    def ended(self, name: str) -> str:
+        """How the job ended: "succeeded", "failed", "was stopped"; empty while it runs."""
         _, said = self.here.execute(
             *("submitter", "ray", "job", "status", "--address", self.dashboard, name)
         )
-        return said
+        found = re.search(f"Job '{name}' (succeeded|failed|was stopped)", said)
+        return found[1] if found else ""
 
     def job_log(self, name: str) -> str:
         _, said = self.here.execute(
@@ -204,7 +207,7 @@ class Platform:
                 wrong = f"ended: {dead}"
             if job and now - asked > 20:
                 asked = now
-                wrong = self.job_log(job) if "FAILED" in self.status(job) else wrong
+                wrong = self.job_log(job) if self.ended(job) else wrong
             if wrong:
                 logs = [f"--- {pod}\n{self.here.logs(pod)}" for pod in pods]
                 raise AssertionError("\n".join([wrong, *logs]))
@@ -301,14 +304,10 @@ def _run(platform: Platform, tiny_model: Path) -> Seen:
     platform.start_worker("worker-3")
     platform.submit("run-2")
     note("submitted again")
-    platform.until(
-        lambda: any(word in platform.status("run-2") for word in ("SUCCEEDED", "FAILED")),
-        JOB_SECONDS,
-        *("head-2", "worker-3", "mlflow"),
-        every=5,
-    )
+    second = ("head-2", "worker-3", "mlflow")
+    platform.until(lambda: platform.ended("run-2") != "", JOB_SECONDS, *second, every=5)
     note("ended")
-    saw.last = platform.status("run-2") + platform.job_log("run-2")
+    saw.ended, saw.log = platform.ended("run-2"), platform.job_log("run-2")
     manifests = platform.manifests()
     saw.done_after = {name: path.stat().st_mtime for name, path in manifests.items()}
     saw.attempts = {n: json.loads(p.read_text())["attempts"] for n, p in manifests.items()}
@@ -337,7 +336,7 @@ def test_a_lost_worker_costs_no_answered_row(seen: Seen) -> None:
 
 
 def test_a_lost_head_is_finished_from_the_store(seen: Seen) -> None:
-    assert "SUCCEEDED" in seen.last, seen.last
+    assert seen.ended == "succeeded", seen.log
     assert sorted(seen.done_after) == sorted(STAGES)
     assert {"prompts", "dialogues", "clean"} <= set(seen.done_before)
     again = {name: seen.done_after[name] for name in seen.done_before}

@@ -152,7 +152,8 @@ def _execute(
         num_cpus=1,
         num_gpus=spec.gpus,
         max_restarts=ENGINE_DEATHS,
-        max_task_retries=ENGINE_DEATHS,
+        # Of a lost node Ray notices late: tries until then must not count.
+        max_task_retries=-1,
     )
     stop: list[str] = []
     done = threading.Event()
