@@ -208,6 +208,13 @@ volumeMounts:
 {{- if ne .component "serve" }}
 {{ include "zephyr.mlflowEnv" .root | trim }}
 {{- else }}
+# As `zephyr serve` has them: fewer threads and copies on a token's way, no port at every replica.
+- name: RAY_SERVE_THROUGHPUT_OPTIMIZED
+  value: "1"
+- name: RAY_SERVE_ENABLE_DIRECT_INGRESS
+  value: "0"
+- name: RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE
+  value: "1"
 - name: ZEPHYR_API_KEYS
   valueFrom:
     secretKeyRef: {name: {{ $values.serve.apiKeys.existingSecret | quote }}, key: {{ $values.serve.apiKeys.key | quote }}}
