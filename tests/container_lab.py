@@ -6,9 +6,10 @@ image (`make image`). `CONTAINERS_CONF` names settings other than these.
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import pytest
 from pod_flags import Document, Node, run_flags
 
 NETWORK = "zephyr-lab"
+NAMES = Path("/run/containers/networks/aardvark-dns")
+"""Podman's name server: what it serves, a file a network, and its process."""
 SETTINGS = """
 [engine]
 runtime = "runc"
@@ -81,10 +84,8 @@ def lab(folder: Path, image: str) -> Iterator[Lab]:
     if not settings.exists():
         settings.write_text(SETTINGS)
     here = Lab(Node(folder, {}, {}), settings)
-    # A run that was killed leaves its containers and network behind.
-    subprocess.run(["ip", "netns", "delete", NETWORK], capture_output=True)
+    _clear(here)
     subprocess.run(["ip", "netns", "add", NETWORK], check=True)
-    here.podman("network", "rm", "--force", NETWORK)
     try:
         subprocess.run(["ip", "-n", NETWORK, "link", "set", "lo", "up"], check=True)
         if here.podman("image", "exists", image).returncode:
@@ -97,3 +98,14 @@ def lab(folder: Path, image: str) -> Iterator[Lab]:
             here.remove(pod)
         here.podman("network", "rm", "--force", NETWORK)
         subprocess.run(["ip", "netns", "delete", NETWORK], check=True)
+
+
+def _clear(here: Lab) -> None:
+    """What a killed run left: containers, network, and a name server in a network that is gone."""
+    if Path("/run/netns", NETWORK).exists():
+        here.podman("network", "rm", "--force", NETWORK)
+        subprocess.run(["ip", "netns", "delete", NETWORK], check=True)
+    (NAMES / NETWORK).unlink(missing_ok=True)
+    with suppress(OSError, ValueError):
+        # Without networks to serve it ends.
+        os.kill(int((NAMES / "aardvark.pid").read_text()), signal.SIGHUP)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -26,6 +27,10 @@ from chart_tools import (
     tool,
     values_errors,
 )
+
+from zephyr_ray import recipe as recipes
+from zephyr_ray.pipeline import KINDS
+from zephyr_ray.preflight import check_room
 
 SECRET = "mlflow.auth.existingSecret=zephyr-accounts"
 PRESETS = {
@@ -384,15 +389,31 @@ def test_the_base_of_kustomize_is_rendered_from_the_chart() -> None:
     assert done.stdout == (ROOT / "k8s" / "base" / "zephyr.yaml").read_text(), "make k8s"
 
 
+def _overlay(name: str) -> list[dict[str, Any]]:
+    folder = str(ROOT / "k8s" / "overlays" / name)
+    done = subprocess.run([tool("kubectl"), "kustomize", folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return documents(done.stdout)
+
+
+@pytest.mark.parametrize("where", ["kind", "gpu-8", "multinode", "k8s/kind", "k8s/gpu"])
+def test_the_pods_of_a_job_have_the_cpus_and_gpus_of_its_recipe(where: str) -> None:
+    overlay = where.removeprefix("k8s/")
+    rendered = _overlay(overlay) if overlay != where else render(*PRESETS[where])
+    (job,) = kind(rendered, "RayJob")
+    named = re.findall(r"configs/\S+\.yaml", job["spec"]["entrypoint"])
+    recipe = recipes.load(ROOT / (named or ["configs/quickstart.yaml"])[0], KINDS)
+    has = {"cpu": 0.0, "nvidia.com/gpu": 0.0}
+    for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        for what in has:
+            has[what] += group["maxReplicas"] * float(limits.get(what, 0))
+    check_room(recipe, recipe.stages, has["cpu"], has["nvidia.com/gpu"], where)
+
+
 @pytest.mark.parametrize("overlay", ["kind", "gpu", "kueue"])
 def test_an_overlay_builds_and_is_valid(overlay: str) -> None:
-    done = subprocess.run(
-        [tool("kubectl"), "kustomize", str(ROOT / "k8s" / "overlays" / overlay)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    built = documents(done.stdout)
+    built = _overlay(overlay)
     assert kind(built, "RayJob")
     assert schema_errors(built, MINORS[-1]) == []
     if overlay == "gpu":

@@ -236,6 +236,18 @@ def test_a_recipe_mistake_is_one_line_and_no_request(
     assert not api.requests
 
 
+def test_more_gpus_than_the_profile_has_are_refused(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (here / "small.yaml").write_text(RECIPE.replace("owner/tiny", "owner/tiny, gpus: 8"))
+    assert cli.main(["submit", "small.yaml"]) == 0  # two pods of four
+    sent = len(api.requests)
+    (here / "small.yaml").write_text(RECIPE.replace("owner/tiny", "owner/tiny, gpus: 9"))
+    said = error(capsys, "submit", "small.yaml")
+    assert "stage 'answers' wants 9 GPUs, zephyr-cluster.yaml has 8" in said
+    assert len(api.requests) == sent
+
+
 def test_too_large_files_are_told_where_to_go(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -261,6 +261,31 @@ def test_enough_of_everything_is_no_error(folder: Path) -> None:
     check(folder)
 
 
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("sft.workers=1000", "stage 'sft' wants 1000 CPUs, this machine has"),
+        ("sft.cpus_per_worker=1000", "lower sft.workers or sft.cpus_per_worker"),
+        (
+            "sft.gpus_per_worker=1",
+            "stage 'sft' wants 1 GPUs, this machine has 0: lower sft.workers",
+        ),
+        (
+            "models.base.gpus=0.5",
+            "wants 0.5 GPUs, this machine has 0: lower the gpus of its models",
+        ),
+    ],
+)
+def test_what_ray_would_wait_for_for_ever(
+    setting: str, line: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(Permanent, match=line):
+        check(folder, setting, "sft.global_batch=1000")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    check(folder, setting, "sft.global_batch=1000")  # a cluster may have them
+
+
 def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Memory = namedtuple("Memory", "available")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(int(2e9)))

@@ -58,7 +58,7 @@ def dpo(ray_cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
         micro_batch=2,
         zero=2,
         global_batch=4,
-        epochs=4,
+        epochs=3.5,
         learning_rate=2e-4,
         max_length=128,
         precision="fp32",
@@ -256,6 +256,11 @@ def test_dpo_reports_rewards_and_separates_the_pairs(dpo: Work) -> None:
     last = list(read_jsonl(dpo.folder / "metrics.jsonl"))[-1]
     assert last["loss"] < math.log(2) and last["rewards/margins"] > 0
     assert {"rewards/chosen", "rewards/rejected", "rewards/accuracies"} <= last.keys()
+
+
+def test_rows_that_fill_the_last_step_are_counted(dpo: Work) -> None:
+    # 3.5 × 12 pairs are 10.5 steps of 4.
+    assert (dpo.counts["steps"], dpo.counts["repeated_to_fill_the_last_step"]) == (11, 2)
 
 
 def test_packed_rows_do_not_see_each_other(tiny_model: Path) -> None:

@@ -9,7 +9,7 @@ from zephyr_ray import pipeline, recipe_file
 from zephyr_ray import recipe as recipes
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.models.weights import fingerprint
-from zephyr_ray.preflight import check_demonstrations, check_files
+from zephyr_ray.preflight import check_demonstrations, check_files, check_room
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.run_folder import models_of
 
@@ -99,15 +99,20 @@ def _cluster_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentPa
 def _cluster(options: argparse.Namespace) -> int:
     from zephyr_ray.cluster import command
     from zephyr_ray.cluster.doctor import doctor
+    from zephyr_ray.cluster.profile import check_secrets
 
     if options.command == "submit":
         raw, recipe = _checked(options.recipe, options.set)
-        return command.submit(
-            options.recipe, raw, recipe, options.profile, options.wait, options.follow
-        )
+        profile = command.read_profile(options.profile)
+        check_room(recipe, recipe.stages, profile.cpus, profile.gpus, str(options.profile))
+        check_secrets(recipe, profile, options.profile)
+        return command.submit(options.recipe, raw, recipe, profile, options.wait, options.follow)
     if options.command == "doctor":
         checked = _checked(options.recipe, [])[1] if options.recipe else None
-        return doctor(command.read_profile(options.profile), checked, options.pull)
+        profile = command.read_profile(options.profile)
+        if checked:
+            check_room(checked, checked.stages, profile.cpus, profile.gpus, str(options.profile))
+        return doctor(profile, checked, options.pull)
     kube = command.connect(options.profile)
     if options.command == "status":
         return command.status(kube, options.job)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from zephyr_ray.errors import Permanent
@@ -27,6 +28,8 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
     todo = [step for step in steps if step.artifact is None]
     if todo:
         check_address()
+    if not os.environ.get("RAY_ADDRESS"):  # else the work runs on a cluster, not here
+        check_room(recipe, [step.name for step in todo], os.cpu_count() or 1, None, "this machine")
     disk = TEXT_BYTES
     for step in todo:
         for what, ref in recipe.reads(step.stage):
@@ -153,6 +156,37 @@ def _check_memory(name: str, needed: float) -> None:
             f"stage '{name}' needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
             "free; use fewer workers or actors, zero: 3, or a smaller model"
         )
+
+
+def check_room(
+    recipe: Recipe, names: Iterable[str], cpus: float, gpus: float | None, place: str
+) -> None:
+    """Permanent where a stage asks for more CPUs or GPUs at once than there are: Ray would wait for
+    them for ever. `gpus` None: those of this machine."""
+    for name in names:
+        stage, wanted = recipe.stages[name], 0.0
+        settings, lower = stage.model_dump(), "the gpus of its models"
+        for what, ref in recipe.reads(stage):
+            if what in ("model", "judge"):
+                wanted = max(wanted, model_spec(recipe, ref).gpus)
+        if "gpus_per_worker" in settings:
+            workers, lower = settings["workers"], f"{name}.workers"
+            wanted = workers * settings["gpus_per_worker"]
+            threads = workers * settings["cpus_per_worker"]
+            if threads > cpus:
+                raise Permanent(
+                    f"stage '{name}' wants {threads} CPUs, {place} has {cpus:g}: lower {lower} or "
+                    f"{name}.cpus_per_worker, or add CPUs"
+                )
+        if wanted and gpus is None:
+            import torch
+
+            gpus = torch.cuda.device_count()
+        if wanted > (gpus or 0):
+            raise Permanent(
+                f"stage '{name}' wants {wanted:g} GPUs, {place} has {gpus:g}: lower {lower}, or "
+                "add GPUs"
+            )
 
 
 def _check_disk(store: Store, name: str, needed: float) -> None:

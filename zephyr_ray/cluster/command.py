@@ -35,11 +35,14 @@ def connect(path: Path) -> Kube:
 
 
 def submit(
-    path: Path, raw: dict[str, Any], recipe: Recipe, profile_path: Path, wait: bool, logs: bool
+    path: Path,
+    raw: dict[str, Any],
+    recipe: Recipe,
+    loaded: profile.Profile,
+    wait: bool,
+    logs: bool,
 ) -> int:
     """Makes the job; `raw` is the checked recipe as read. 0, or the job's code when waited for."""
-    loaded = read_profile(profile_path)
-    profile.check_secrets(recipe, loaded, profile_path)
     files = bundle.bundle(raw, recipe, loaded.storage.folder, path)
     kube = Kube(loaded.context, loaded.namespace)
     name = job_name(recipe.name)

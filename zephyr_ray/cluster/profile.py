@@ -1,6 +1,7 @@
 """The profile: what a cluster looks like from a laptop, and what a run may take of it. A small
 strict YAML file beside the recipes; the recipe itself says nothing about clusters."""
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -98,6 +99,15 @@ class Profile(Strict):
     """How often a failed run starts anew on a fresh cluster; the store makes that cheap."""
     ttl_seconds: int = Field(600, ge=0)
     """How long the cluster of a finished run stays, to look at."""
+
+    @property
+    def cpus(self) -> float:
+        """Of all workers together, as Ray counts: whole ones of each."""
+        return sum(w.replicas * math.ceil(quantity(w.cpu)) for w in self.workers.values())
+
+    @property
+    def gpus(self) -> int:
+        return sum(w.replicas * w.gpu.count for w in self.workers.values() if w.gpu)
 
 
 def load(path: Path) -> Profile:

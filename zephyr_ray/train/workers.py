@@ -6,6 +6,7 @@ through files on storage: steps into a journal, state into checkpoints.
 
 import json
 import logging
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -63,6 +64,9 @@ def train(work: Work, job: Job) -> None:
     steps = [last[step] for step in sorted(last)]
     tail = steps[-max(1, len(steps) // 10) :]
     work.counts["steps"] = write_rows(work.folder, steps, STEPS)
+    rows = work.counts.get("sequences", work.counts["rows"])
+    wanted = math.ceil(settings.epochs * rows)
+    work.counts["repeated_to_fill_the_last_step"] = len(job.order) - wanted
     work.counts["train/loss_final"] = sum(row["loss"] for row in tail) / len(tail)
 
 
