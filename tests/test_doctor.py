@@ -14,6 +14,8 @@ from kube_api import TOKEN, Api, Fault
 from zephyr_ray import cli
 from zephyr_ray.cluster import checks
 
+SEARCH = "/api/2.0/mlflow/experiments/search"
+
 
 def healthy(api: Api) -> None:
     """A cluster that is fit for the profile and the recipe of these tests."""
@@ -60,7 +62,7 @@ def healthy(api: Api) -> None:
     secret(api, "keys", {"judge": "sk-very-secret"})
     login = json.dumps({"auths": {"registry.example": {"auth": "x"}}})
     secret(api, "login", {".dockerconfigjson": login})
-    api.proxies["mlflow:5000"] = lambda path, _: (200 if path == "/health" else 404, "OK")
+    api.proxies["mlflow:5000"] = lambda path, _: (200 if path.startswith(SEARCH) else 404, "{}")
     ray_cluster(api)
 
 
@@ -191,6 +193,14 @@ ILLS: dict[str, tuple[Callable[[Api], None], str]] = {
     "other login": (
         lambda api: secret(api, "login", {".dockerconfigjson": '{"auths": {"quay.io": {}}}'}),
         r"✗ +image +pull secret login is for quay.io, not registry.example",
+    ),
+    "an MLflow of others": (
+        lambda api: api.proxies.update({"mlflow:5000": lambda path, _: (401, "who are you")}),
+        r"✗ +MLflow +http://mlflow:5000 wants an account.*MLFLOW_TRACKING_USERNAME",
+    ),
+    "something else than MLflow": (
+        lambda api: api.proxies.update({"mlflow:5000": lambda path, _: (404, "not found")}),
+        r"✗ +MLflow +http://mlflow:5000: not found",
     ),
     "no MLflow": (
         lambda api: api.proxies.pop("mlflow:5000") and None,

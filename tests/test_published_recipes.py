@@ -132,7 +132,8 @@ def test_stated_hours_are_the_published_ones(tmp_path: Path) -> None:
     recipe = read("zephyr-7b-handbook", tmp_path)
     steps = make_plan(recipe, Store(recipe.storage))
     text = "\n".join(lines(recipe, Store(recipe.storage), steps))
-    assert "1.6 h (at 24.83/s, as stated)" in text and "2.1 h (at 8.1/s, as stated)" in text
+    assert "1.6 h (at 24.83 sequences a second in all, as stated)" in text
+    assert "2.1 h (at 8.1 pairs a second in all, as stated)" in text
 
 
 def test_70b_does_not_fit_without_offload(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class Hardware(Strict):
     tflops: float | None = Field(None, gt=0)
     """What one GPU keeps up in training, in 10^12 operations a second; not what its maker says."""
     rows_per_second: dict[str, float] = {}
-    """By stage, where it is known better: sequences, pairs or rows, all workers together."""
+    """By stage, where it is known better: sequences, pairs or rows, all its workers together."""
 
 
 class Stage(Strict):

@@ -82,7 +82,7 @@ def _forget(kube: Kube, path: str) -> None:
     except Missing:
         pass
     except (Permanent, Temporary) as error:
-        print(f"left behind: {path} ({error})", file=sys.stderr)
+        print(f"perhaps left behind: {path} ({error})", file=sys.stderr)
 
 
 def follow(kube: Kube, name: str, logs: bool) -> int:

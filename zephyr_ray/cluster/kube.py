@@ -57,8 +57,13 @@ class Kube:
                 config.load_incluster_config(configuration)
                 here = NAMESPACE_OF_THIS_POD.read_text().strip()
             else:
-                config.load_kube_config(files, context, configuration)
                 every, active = config.list_kube_config_contexts(files)
+                names = [c["name"] for c in every]
+                if context and context not in names:
+                    raise Permanent(
+                        f"the kubeconfig has no context '{context}'; it has {', '.join(names)}"
+                    )
+                config.load_kube_config(files, context, configuration)
                 chosen = next((c for c in every if c["name"] == context), active)
                 here = chosen["context"].get("namespace") or "default"
         except (config.ConfigException, OSError, ValueError, TypeError, KeyError) as error:
@@ -216,7 +221,8 @@ def _reason(error: BaseException) -> str:
 
     if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason:
         return _reason(error.reason)
-    if isinstance(error, urllib3.exceptions.TimeoutError):
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # a TimeoutError, too
+    if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
         return "timed out"
     if isinstance(error, urllib3.exceptions.ProtocolError):
         return "the connection broke"

@@ -26,10 +26,33 @@ UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "
 
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+
+
+def _like(pattern: str, example: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"'{value}': write it like {example}")
+        return value
+
+    return AfterValidator(check)
+
+
 Cpu = Annotated[
-    str, BeforeValidator(str), Field(pattern=r"^([1-9][0-9]*(\.[0-9]+)?m?|0\.[0-9]*[1-9])$")
+    str,
+    BeforeValidator(str),
+    _like(r"[1-9][0-9]*(\.[0-9]+)?m?|0\.[0-9]*[1-9]", "4, 0.5 or 500m"),
 ]
-Memory = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)$")]
+Memory = Annotated[
+    str, _like(r"[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)", "8Gi, as Kubernetes does")
+]
+# What the operator counts as GPUs of Ray: names that end in gpu, and NVIDIA's slices.
+GpuKind = Annotated[
+    str,
+    _like(
+        r"[a-z0-9.-]+/[a-z0-9.-]*gpu|nvidia\.com/mig-\d+g\.\d+gb",
+        "nvidia.com/gpu, amd.com/gpu or nvidia.com/mig-3g.40gb",
+    ),
+]
 
 
 def _without_credentials(address: str) -> str:
@@ -48,10 +71,7 @@ class Toleration(Strict):
 
 
 class Gpu(Strict):
-    # What the operator counts as GPUs of Ray: names that end in gpu, and NVIDIA's slices.
-    kind: str = Field(
-        "nvidia.com/gpu", pattern=r"^([a-z0-9.-]+/[a-z0-9.-]*gpu|nvidia\.com/mig-\d+g\.\d+gb)$"
-    )
+    kind: GpuKind = "nvidia.com/gpu"
     count: int = Field(ge=1)
 
 

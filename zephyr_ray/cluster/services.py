@@ -10,10 +10,13 @@ from urllib.parse import urlsplit
 from zephyr_ray.cluster.checks import Verdict, bad, good, unknown
 from zephyr_ray.cluster.kube import Forbidden, Kube, Missing, Unauthorized
 from zephyr_ray.cluster.profile import Profile
-from zephyr_ray.errors import Temporary
+from zephyr_ray.errors import Permanent, Temporary
 
 SECONDS = 10.0
 DASHBOARD_PORT = 8265
+ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"
+"""What MLflow answers only to those it lets in; /health it answers to all."""
+ACCOUNT = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 TOKEN = "auth_token"
 """The key of the secret that the operator makes for a cluster, under the cluster's name."""
 
@@ -22,37 +25,49 @@ def mlflow(kube: Kube, profile: Profile) -> Iterator[Verdict]:
     if not profile.mlflow:
         yield good("none in the profile: runs are tracked in a file on the storage")
         return
-    address = urlsplit(profile.mlflow)
-    port = address.port or {"http": 80, "https": 443}[address.scheme]
+    try:
+        everybody = _answers_everybody(kube, profile.mlflow)
+    except (Permanent, Temporary) as error:
+        where = f" -n {kube.namespace}" if "." not in profile.mlflow else " of that namespace"
+        yield bad(f"{profile.mlflow}: {error}", f"is it up? kubectl get service,pods{where}")
+        return
+    named = profile.secrets.keys() >= set(ACCOUNT) or "MLFLOW_TRACKING_TOKEN" in profile.secrets
+    if everybody:
+        yield good(f"{profile.mlflow} answers")
+    elif named:
+        yield good(f"{profile.mlflow} answers, and wants the account that the profile names")
+    else:
+        yield bad(
+            f"{profile.mlflow} wants an account, and the profile names none",
+            f"in the profile, secrets: {' and '.join(ACCOUNT)}, each {{name: SECRET, key: KEY}}",
+        )
+
+
+def _answers_everybody(kube: Kube, mlflow: str) -> bool:
+    """False where it wants an account. Permanent or Temporary where no MLflow answers."""
+    address = urlsplit(mlflow)
     host = (address.hostname or "").removesuffix(".cluster.local").removesuffix(".svc")
     name, _, namespace = host.partition(".")
-    inside = not namespace or (address.hostname or "").endswith((".svc", ".svc.cluster.local"))
-    fix = f"is it up? kubectl get service,pods -n {namespace or kube.namespace}"
-    if inside:
-        path = kube.path("services", f"{name}:{port}/proxy{address.path}/health")
-        if namespace:
-            path = path.replace(f"/{kube.namespace}/", f"/{namespace}/", 1)
-        if address.scheme == "https":
-            path = path.replace(f"/{name}:", f"/https:{name}:", 1)
+    if namespace and not (address.hostname or "").endswith((".svc", ".svc.cluster.local")):
         try:
-            kube.text(path)
-        except Unauthorized:
-            pass  # it answers, and wants the credentials of a run
-        except (Missing, Temporary) as error:
-            yield bad(f"{profile.mlflow}: {error}", fix)
-            return
-    else:
-        try:
-            urllib.request.urlopen(f"{profile.mlflow}/health", timeout=SECONDS).close()
+            urllib.request.urlopen(f"{mlflow}{ASKED}", timeout=SECONDS).close()
         except urllib.error.HTTPError as error:
-            if error.code not in (401, 403):
-                yield bad(f"{profile.mlflow} answers {error.code}", "is it MLflow's address?")
-                return
+            if error.code in (401, 403):
+                return False
+            raise Permanent(f"answers {error.code}; is it MLflow's address?") from None
         except OSError as error:
-            why = getattr(error, "reason", error)
-            yield bad(f"{profile.mlflow} does not answer from here: {why}", fix)
-            return
-    yield good(f"{profile.mlflow} answers")
+            raise Temporary(f"no answer from here: {getattr(error, 'reason', error)}") from None
+        return True
+    port = address.port or {"http": 80, "https": 443}[address.scheme]
+    scheme = "https:" if address.scheme == "https" else ""
+    path = kube.path("services", f"{scheme}{name}:{port}/proxy{address.path}{ASKED}")
+    if namespace:
+        path = path.replace(f"/{kube.namespace}/", f"/{namespace}/", 1)
+    try:
+        kube.text(path)
+    except Unauthorized:
+        return False
+    return True
 
 
 def dashboards(kube: Kube) -> Iterator[Verdict]:

@@ -16,6 +16,8 @@ from zephyr_ray.train.settings import TrainingSettings
 
 CHARACTERS = 4.0
 """Of English text in one token, about."""
+UNITS = {"sft": "sequences", "dpo": "pairs"}
+"""What a training stage counts its work in."""
 
 
 def print_estimate(recipe: Recipe, store: Store, steps: list[Step]) -> None:
@@ -71,13 +73,16 @@ def _training(recipe: Recipe, store: Store, step: Step, steps: dict[str, Step]) 
     if found.fits is False:
         told.append(f"  does not fit {recipe.hardware.gpu_memory_gib:g} GiB: {found.advice}")  # type: ignore[union-attr]
     elif found.fits:
+        share = stage.global_batch // stage.workers
+        room = (
+            f"up to {found.most} would fit" if found.most < share else f"{share} is a step's share"
+        )
         told.append(
-            f"  fits {recipe.hardware.gpu_memory_gib:g} GiB; micro batch {found.micro}, "  # type: ignore[union-attr]
-            f"up to {found.most} would fit"
+            f"  fits {recipe.hardware.gpu_memory_gib:g} GiB; micro batch {found.micro}, {room}"  # type: ignore[union-attr]
         )
     most = "≤ " if found.bound else ""
     if found.steps and found.tokens and found.sequences:
-        unit = "pairs" if stage.kind == "dpo" else "sequences"
+        unit = UNITS[stage.kind]
         epochs = "" if stage.epochs == 1 else f" × {stage.epochs:g}"
         told.append(
             f"  work    {most}{found.sequences:,} {unit}{epochs} in {most}{found.steps:,} "
@@ -93,13 +98,17 @@ def _training(recipe: Recipe, store: Store, step: Step, steps: dict[str, Step]) 
 
 def _memory(found: training.Training, stage: TrainingSettings) -> str:
     parts = found.memory
-    place = "a GPU" if stage.gpus_per_worker else "a worker"
-    text = (
-        f"{_gib(parts.total)} {place} ({stage.workers} × zero {stage.zero}): "
-        f"weights {_gib(parts.weights)}, gradients {_gib(parts.gradients)}, "
-        f"optimiser {_gib(parts.optimizer)}, activations {_gib(parts.activations)}, "
-        f"buffers {_gib(parts.buffers)}, reserve {_gib(memory.RESERVE)}"
-    )
+    place = "GPU" if stage.gpus_per_worker else "worker"
+    shares = {
+        "weights": parts.weights,
+        "gradients": parts.gradients,
+        "optimiser": parts.optimizer,
+        "activations": parts.activations,
+        "buffers": parts.buffers,
+        "reserve": memory.RESERVE,
+    }
+    told = ", ".join(f"{what} {_gib(size)}" for what, size in shares.items() if size)
+    text = f"{_gib(parts.total)} a {place} ({stage.workers} of them, ZeRO-{stage.zero}): {told}"
     return text + (f"; and {_gib(parts.host)} a worker on its node" if parts.host else "")
 
 
@@ -140,7 +149,7 @@ def _rate(recipe: Recipe, store: Store, step: Step) -> tuple[float | None, str]:
     """(rows, sequences or pairs a second, where that is from): stated, else measured here."""
     stated = recipe.hardware and recipe.hardware.rows_per_second.get(step.name)
     if stated:
-        return stated, f"at {stated:g}/s, as stated"
+        return stated, f"at {stated:g} {_unit(step)} a second in all, as stated"
     newest: tuple[str, float] = ("", 0)
     for path in store.root.glob(f"{step.stage.kind}-*/manifest.json"):
         try:
@@ -154,10 +163,14 @@ def _rate(recipe: Recipe, store: Store, step: Step) -> tuple[float | None, str]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return (
-        (newest[1], f"at {newest[1]:.2g}/s, as measured {newest[0][:10]}")
+        (newest[1], f"at {newest[1]:.2g} {_unit(step)} a second, as measured {newest[0][:10]}")
         if newest[1]
         else (None, "")
     )
+
+
+def _unit(step: Step) -> str:
+    return UNITS.get(step.stage.kind, "rows")
 
 
 def _row_tokens(data: Step, steps: dict[str, Step]) -> float | None:
