@@ -39,7 +39,7 @@ test: $(STAMP) $(TOOLS)
 test-rollout: $(STAMP)
 	.venv/bin/python -m pytest -m rollout
 
-# The chart's pods as containers of podman, with kills: root and the image; minutes.
+# The chart's pods as containers of podman, with kills: root and the image; 7 minutes.
 test-cluster: $(STAMP) $(TOOLS)
 	.venv/bin/python -m pytest -m cluster -n 0 -s
 
