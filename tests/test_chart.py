@@ -353,6 +353,31 @@ def test_queue_labels_of_each_scheduler(scheduler: str, label: str, value: str) 
     assert job["metadata"]["labels"][label] == value
 
 
+@pytest.mark.parametrize(
+    ("address", "port"), [("redis-0", 6379), ("10.0.0.5", 6379), ("redis:7000", 7000)]
+)
+def test_the_port_of_redis_is_open(address: str, port: int) -> None:
+    tolerant = "ray.gcsFaultTolerance."
+    sets = (*CLUSTER, f"{tolerant}enabled=true", f"{tolerant}redisAddress={address}")
+    policies = kind(render(sets=sets), "NetworkPolicy")
+    (ray,) = [p for p in policies if p["metadata"]["name"] == "zephyr-cluster"]
+    bare = [rule["ports"][0]["port"] for rule in ray["spec"]["egress"] if "to" not in rule]
+    assert bare == [port]
+
+
+def test_a_new_recipe_does_not_touch_the_service() -> None:
+    def service(*sets: str) -> dict[str, Any]:
+        (found,) = kind(render(sets=(*SERVE, *sets)), "RayService")
+        return found
+
+    assert service() == service("recipes.new=x")
+
+
+def test_a_job_that_a_queue_holds_is_not_released_by_an_upgrade() -> None:
+    (job,) = kind(render("values-multinode.yaml"), "RayJob")
+    assert "suspend" not in job["spec"]
+
+
 def test_mig_slices_are_asked_for_by_name() -> None:
     sets = ("workerGroups.gpu.gpuResource=nvidia.com/mig-3g.40gb",)
     (spec,) = ray_specs(render("values-gpu-8.yaml", sets=sets))
@@ -516,6 +541,28 @@ RULES = {
     ),
     "serve-replicas": ((*SERVE, "serve.replicas=3"), "maxReplicas 1 is less than serve.replicas 3"),
     "serve-gpus": ((*SERVE, "serve.gpus=1"), "serve.gpus is 1, but no group of serve.workerGroups"),
+    "serve-gpus-of-one": (
+        (*SERVE, "serve.gpus=9", "serve.workerGroups={cpu,gpu}"),
+        "serve.gpus is 9, but no group of serve.workerGroups has so many",
+    ),
+    "serve-tokens": ((*SERVE, "serve.maxTokens=5000"), "5000 is more than serve.context 2048"),
+    "no-pods": (
+        (*JOB, "pipeline.workerGroups={cpu,gpu}"),
+        "pipeline.workerGroups: group 'gpu' has no pods and nobody adds any",
+    ),
+    "cpu-request": (
+        (*CLUSTER, "mlflow.resources.cpu=500m", "mlflow.resources.cpuRequest=0.6"),
+        "mlflow.resources: cpuRequest 0.6 is more than cpu 500m",
+    ),
+    "dashboard-port": (
+        (*CLUSTER, "ray.head.rayStartParams.dashboard-port=x1"),
+        "dashboard-port is set by the chart or the operator",
+    ),
+    "recipe-name": ((*CLUSTER, "recipes.a--b=x"), "recipes: 'a--b': a name with --"),
+    "submitter-namespace": (
+        (*CLUSTER, "rbac.submitters[0].kind=ServiceAccount", "rbac.submitters[0].name=ci"),
+        "the ServiceAccount 'ci' needs its namespace",
+    ),
     "mlflow-account": ((), "mlflow.enabled needs mlflow.auth.existingSecret: kubectl create"),
     "two-mlflows": ((*CLUSTER, "mlflow.trackingUri=http://m:5000"), "names another server"),
     "ingress-serve": ((*CLUSTER, "ingress.enabled=true"), "they need serve.enabled"),
@@ -590,6 +637,9 @@ def test_helm_reads_the_schema() -> None:
 @pytest.mark.parametrize(
     "values",
     [
+        {"workerGroups": {"cpu": {"resources": {"cpu": "0", "memory": "1Gi"}}}},
+        {"workerGroups": {"cpu": {"resources": {"cpu": "1", "memory": "0Gi"}}}},
+        {"pipeline": {"set": ["a.b=c\u2028d"]}},
         {"workerGroups": {"cpu": {"rayStartParams": {"object-store-memory": 1000}}}},
         {"workerGroups": {"cpu": {"resources": {"cpu": "1", "memory": None}}}},
         {"workerGroups": {"cpu": {"minReplicas": None}}},

@@ -164,6 +164,12 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
 {{- mulf (float64 (trimSuffix $unit $text)) (get $units $unit) | int64 -}}
 {{- end -}}
 
+{{/* Thousandths of a CPU: 500 of "500m" and of 0.5. */}}
+{{- define "zephyr.millis" -}}
+{{- $text := toString . -}}
+{{- if hasSuffix "m" $text }}{{ trimSuffix "m" $text | int64 }}{{ else }}{{ mulf (float64 $text) 1000 | int64 }}{{ end -}}
+{{- end -}}
+
 {{/* "yes" where MLflow keeps something on its claim. */}}
 {{- define "zephyr.mlflowLocal" -}}
 {{- with .Values.mlflow }}
@@ -198,7 +204,7 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
 {{- end }}
 {{- end -}}
 
-{{/* The port of a URL; that of https where there is none. */}}
+{{/* The port of a URL; that of its scheme where there is none. */}}
 {{- define "zephyr.port" -}}
-{{- regexFind ":[0-9]+" . | trimPrefix ":" | default (ternary "80" "443" (hasPrefix "http:" .)) -}}
+{{- regexFind ":[0-9]+(/.*)?$" . | regexFind "[0-9]+" | default (ternary "80" "443" (hasPrefix "http:" .)) -}}
 {{- end -}}

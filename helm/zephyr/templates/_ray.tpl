@@ -117,7 +117,7 @@ spec:
       resources:
         {{- include "zephyr.resources" (dict "resources" $head.resources) | nindent 8 }}
   volumes:
-    {{- include "zephyr.rayVolumes" .root | nindent 4 }}
+    {{- include "zephyr.rayVolumes" . | nindent 4 }}
 {{- end -}}
 
 {{- define "zephyr.workerPod" -}}
@@ -172,7 +172,7 @@ spec:
       resources:
         {{- include "zephyr.resources" $group | nindent 8 }}
   volumes:
-    {{- include "zephyr.rayVolumes" .root | nindent 4 }}
+    {{- include "zephyr.rayVolumes" . | nindent 4 }}
 {{- end -}}
 
 {{/* What the containers of head and workers have in common. */}}
@@ -184,7 +184,9 @@ env:
   {{- include "zephyr.rayEnv" . | trim | nindent 2 }}
 volumeMounts:
   - {name: storage, mountPath: /mnt/zephyr}
+  {{- if ne .component "serve" }}
   - {name: recipes, mountPath: /etc/zephyr/recipes, readOnly: true}
+  {{- end }}
   - {name: tmp, mountPath: /tmp}
   - {name: scratch, mountPath: /scratch}
 {{- end -}}
@@ -234,28 +236,31 @@ volumeMounts:
 {{- define "zephyr.rayVolumes" -}}
 - name: storage
   persistentVolumeClaim:
-    claimName: {{ include "zephyr.storageClaim" . | quote }}
+    claimName: {{ include "zephyr.storageClaim" .root | quote }}
+{{- if ne .component "serve" }}
+# A new recipe must not make a new service.
 - name: recipes
   configMap:
-    name: {{ include "zephyr.fullname" . }}-recipes
-    {{- with .Values.recipes }}
+    name: {{ include "zephyr.fullname" .root }}-recipes
+    {{- with .root.Values.recipes }}
     # A key has no "/": files in folders get theirs back here.
     items:
       {{- range $path, $_ := . }}
       - {key: {{ replace "/" "--" $path | quote }}, path: {{ $path | quote }}}
       {{- end }}
     {{- end }}
+{{- end }}
 - name: tmp
   emptyDir:
-    sizeLimit: {{ .Values.ray.tmpSize }}
+    sizeLimit: {{ .root.Values.ray.tmpSize }}
 - name: scratch
   emptyDir:
-    sizeLimit: {{ .Values.ray.scratchSize }}
+    sizeLimit: {{ .root.Values.ray.scratchSize }}
 {{- end -}}
 
-{{/* Queue labels of RayCluster, RayJob and RayService. */}}
+{{/* Queue labels of RayCluster, RayJob and RayService. Called with (dict "root" $ "name" …). */}}
 {{- define "zephyr.queueLabels" -}}
-{{- with .Values.scheduling }}
+{{- with .root.Values.scheduling }}
 {{- if eq .scheduler "kueue" }}
 kueue.x-k8s.io/queue-name: {{ .queue | quote }}
 {{- with .priorityClass }}
@@ -270,7 +275,7 @@ ray.io/priority-class-name: {{ . | quote }}
 {{- else if eq .scheduler "yunikorn" }}
 ray.io/scheduler-name: yunikorn
 ray.io/gang-scheduling-enabled: "true"
-yunikorn.apache.org/app-id: {{ include "zephyr.fullname" $ }}
+yunikorn.apache.org/app-id: {{ $.name }}
 yunikorn.apache.org/queue: {{ .queue | quote }}
 {{- else if eq .scheduler "kai" }}
 ray.io/scheduler-name: kai-scheduler

@@ -59,7 +59,7 @@ as events; here each is one line before it. */}}
 {{- fail (printf "%s.rayStartParams.%s: use ray.gcsFaultTolerance" $where $key) }}
 {{- end }}
 {{- end }}
-{{- range $key := list "dashboard-host" "address" "block" "head" }}
+{{- range $key := list "dashboard-host" "dashboard-port" "include-dashboard" "metrics-export-port" "port" "address" "block" "head" }}
 {{- if hasKey $params $key }}
 {{- fail (printf "%s.rayStartParams.%s is set by the chart or the operator; leave it out" $where $key) }}
 {{- end }}
@@ -77,6 +77,16 @@ as events; here each is one line before it. */}}
 {{- end }}
 {{- if and $group.sameTopology (hasKey ($group.affinity | default dict) "podAffinity") }}
 {{- fail (printf "workerGroups.%s: sameTopology is a podAffinity; leave one of them out" $name) }}
+{{- end }}
+{{- end }}
+
+{{- $amounts := dict "ray.head" $v.ray.head.resources "ray.autoscaler" $v.ray.autoscaler.resources "pipeline.submitter" $v.pipeline.submitter.resources "mlflow" $v.mlflow.resources }}
+{{- range $name, $group := $v.workerGroups }}
+{{- $_ := set $amounts (printf "workerGroups.%s" $name) $group.resources }}
+{{- end }}
+{{- range $where, $r := $amounts }}
+{{- if and $r.cpuRequest (gt (include "zephyr.millis" $r.cpuRequest | int64) (include "zephyr.millis" $r.cpu | int64)) }}
+{{- fail (printf "%s.resources: cpuRequest %v is more than cpu %v, the limit" $where $r.cpuRequest $r.cpu) }}
 {{- end }}
 {{- end }}
 
@@ -108,6 +118,14 @@ as events; here each is one line before it. */}}
 {{- if and (eq $v.scheduling.scheduler "kueue") $part.autoscaling }}
 {{- fail (printf "scheduling.scheduler kueue admits clusters of a fixed size: set %s.autoscaling to false" $name) }}
 {{- end }}
+{{- if not $part.autoscaling }}
+{{- range $part.workerGroups }}
+{{- $group := get $v.workerGroups . | default dict }}
+{{- if and $group (not ($group.replicas | default $group.minReplicas | int)) }}
+{{- fail (printf "%s.workerGroups: group '%s' has no pods and nobody adds any: set workerGroups.%s.replicas or minReplicas, or %s.autoscaling" $name . . $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if and (eq $v.scheduling.scheduler "kueue") (gt (len $part.workerGroups) 7) }}
 {{- fail (printf "%s.workerGroups has %d groups: Kueue takes 7 at most" $name (len $part.workerGroups)) }}
 {{- end }}
@@ -124,9 +142,20 @@ as events; here each is one line before it. */}}
 {{- end }}
 {{- end }}
 {{- $bytes := 0 }}
-{{- range $_, $text := $v.recipes }}{{- $bytes = add $bytes (len $text) }}{{- end }}
+{{- range $path, $text := $v.recipes }}
+{{- $bytes = add $bytes (len $text) }}
+{{- if contains "--" $path }}
+{{- fail (printf "recipes: '%s': a name with -- may become another's, as the ConfigMap keeps / so" $path) }}
+{{- end }}
+{{- end }}
 {{- if gt $bytes 1000000 }}
 {{- fail (printf "recipes are %d bytes together; a ConfigMap holds 1 MB: put large files on the storage" $bytes) }}
+{{- end }}
+
+{{- range $v.rbac.submitters }}
+{{- if and (eq .kind "ServiceAccount") (not .namespace) }}
+{{- fail (printf "rbac.submitters: the ServiceAccount '%s' needs its namespace" .name) }}
+{{- end }}
 {{- end }}
 
 {{- if $v.serve.enabled }}
@@ -138,10 +167,13 @@ as events; here each is one line before it. */}}
 {{- end }}
 {{- $gpus := 0 }}
 {{- range $v.serve.workerGroups }}
-{{- $gpus = add $gpus ((get $v.workerGroups . | default dict).gpus | default 0) }}
+{{- $gpus = max $gpus ((get $v.workerGroups . | default dict).gpus | default 0) }}
 {{- end }}
-{{- if and $v.serve.gpus (not $gpus) }}
-{{- fail (printf "serve.gpus is %v, but no group of serve.workerGroups has GPUs" $v.serve.gpus) }}
+{{- if gt ($v.serve.gpus | int) ($gpus | int) }}
+{{- fail (printf "serve.gpus is %v, but no group of serve.workerGroups has so many" $v.serve.gpus) }}
+{{- end }}
+{{- if gt ($v.serve.maxTokens | int) ($v.serve.context | int) }}
+{{- fail (printf "serve.maxTokens %v is more than serve.context %v, of prompt and answer together" $v.serve.maxTokens $v.serve.context) }}
 {{- end }}
 {{- if lt ($v.serve.maxReplicas | int) ($v.serve.replicas | int) }}
 {{- fail (printf "serve.maxReplicas %v is less than serve.replicas %v" $v.serve.maxReplicas $v.serve.replicas) }}
