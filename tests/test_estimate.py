@@ -368,7 +368,27 @@ def test_an_engine_that_does_not_fit_says_so(recipe_file: Path) -> None:
 def test_a_missing_price_and_a_missing_config_are_said(recipe_file: Path) -> None:
     text = "\n".join(told(recipe_file, "models.gpt.price=null", "models.base.weights=nobody/none"))
     assert "feedback: gpt, ≤ 400 calls" in text and "without gpt (no price:)" in text
-    assert "sft: the config.json of nobody/none is neither here nor on a hub that answers" in text
+    assert "sft: no estimate: the config.json of nobody/none is neither here nor on a hub" in text
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama"},
+        {"model_type": "of nobody"},
+        {"model_type": "t5", "vocab_size": 100},
+        MISTRAL_7B | {"num_attention_heads": 0},
+        MISTRAL_7B | {"num_local_experts": 8},
+    ],
+)
+def test_a_config_that_cannot_be_reckoned_with_is_one_line(
+    recipe_file: Path, config: dict[str, Any]
+) -> None:
+    folder = recipe_file.parent / "odd"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    text = "\n".join(told(recipe_file, f"models.base.weights={folder}"))
+    assert "sft: no estimate: the config.json of" in text and "mixture of experts" in text
 
 
 def test_hours_of_an_earlier_run_are_measured(recipe_file: Path) -> None:

@@ -16,7 +16,7 @@ from zephyr_ray.preflight import check_files
 from zephyr_ray.recipe import load
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, Store
-from zephyr_ray.text.published import Published
+from zephyr_ray.text.published import Published, data_files
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.sft import Sft
 
@@ -200,6 +200,41 @@ def test_split_chooses_files_and_limit_ends_early(folder: Path) -> None:
     rows, _ = made(folder, makes="dialogues", split="train_sft", limit=4)
     assert [row["id"] for row in rows] == ["p0/0", "p1/1", "p2/2", "p10/3"]
     assert [row["id"] for row in made(folder, makes="dialogues", split="test_sft")[0]] == ["p9/0"]
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "files"),
+    [
+        (["a.jsonl", "b.jsonl"], "train", ["a.jsonl", "b.jsonl"]),
+        (["train.jsonl", "train_gen-0.jsonl"], "train", ["train.jsonl"]),
+        (["a.jsonl", ".cache/old.jsonl"], "train", ["a.jsonl"]),
+        (["train.jsonl", "test.jsonl"], "train_sft", None),
+        (["chat_train.jsonl", "chat_test.jsonl"], "train", None),
+        (["a.jsonl"], "test", None),
+    ],
+)
+def test_rows_of_another_split_are_never_taken(
+    folder: Path, names: list[str], split: str, files: list[str] | None
+) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_jsonl(folder / name, [ultrachat(0)])
+    if files is None:
+        with pytest.raises(Permanent, match=f"no file of split '{split}' but "):
+            data_files(folder, split)
+    else:
+        assert [path.name for path in data_files(folder, split)] == files
+
+
+def test_parquet_is_read_where_it_lies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set of the size of UltraChat must not be copied into a cache first."""
+    import datasets
+
+    cache = folder.parent / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    write_parquet(folder / "a.parquet", [ultrachat(n) for n in range(3)])
+    assert len(made(folder, makes="dialogues")[0]) == 3
+    assert not list(cache.rglob("*.arrow"))
 
 
 def test_rows_are_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,7 @@ def _training(recipe: Recipe, store: Store, step: Step, steps: dict[str, Step]) 
         )
     if found.hours:
         said = source or f"at {recipe.hardware.tflops:g} TFLOP/s a GPU"  # type: ignore[union-attr]
+        said += ", without what offload costs" if stage.offload != "none" else ""
         told.append(f"  time    {'' if source else most}{_hours(found.hours)} ({said})")
     elif found.steps:
         told.append("  time    not known: state hardware: {tflops: …} or {rows_per_second: …}")
@@ -190,8 +191,9 @@ def _row_tokens(data: Step, steps: dict[str, Step]) -> float | None:
 
 def _unknown(name: str, weights: str) -> str:
     return (
-        f"{name}: the config.json of {weights} is neither here nor on a hub that answers; put it "
-        "into a folder and plan with weights: FOLDER"
+        f"{name}: no estimate: the config.json of {weights} is neither here nor on a hub that "
+        "answers (put it into a folder and plan with weights: FOLDER), or is of a kind that is not "
+        "reckoned with, such as a mixture of experts"
     )
 
 

@@ -115,6 +115,7 @@ def shape_of(config: dict[str, Any]) -> Shape:
 
 
 LAYERS = "num_hidden_layers"
+EXPERTS = {"num_local_experts", "num_experts", "n_routed_experts"}
 
 
 def _built(config: dict[str, Any]) -> Shape:
@@ -147,9 +148,15 @@ def _built(config: dict[str, Any]) -> Shape:
 
 @cache
 def find_shape(weights: str) -> Shape | None:
-    """The shape of a folder's, a packaged or a hub's model; None where no config can be had."""
+    """The shape of a folder's, a packaged or a hub's model; None where no config can be had, or not
+    one of a dense decoder."""
     config = _config(weights)
-    return shape_of(config) if config else None
+    if not config or EXPERTS & config.keys():
+        return None
+    try:
+        return shape_of(config)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+        return None
 
 
 def _config(weights: str) -> dict[str, Any] | None:

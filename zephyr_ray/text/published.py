@@ -5,6 +5,7 @@ prompt_id, chosen, rejected, score_chosen, score_rejected`) need no mapping. Of 
 used the reason is counted.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -45,7 +46,8 @@ class Published(Stage):
     dataset: str | None = None
     files: Annotated[str | None, FILE] = None
     split: str = "train"
-    """Of a hub set, its name there; of files, those whose names start with it, where any does."""
+    """Of a hub set, its name there; of a folder, the files of that name: train.jsonl,
+    train-00000-of-00003.parquet. Where no name speaks of a split, all of them."""
     revision: str | None = None
     """A branch, tag or commit of a hub set."""
     columns: dict[str, str] = {}
@@ -150,17 +152,29 @@ SIZES: dict[tuple[str, str], tuple[int, int | None]] = {
 on, as published: for planning."""
 
 
+SPLIT_WORDS = re.compile("train|test|valid|eval|dev")
+"""A file of such a name is not for everybody."""
+
+
 class _Unusable(Exception):
     """Why a row is left out."""
 
 
 def data_files(path: Path, split: str) -> list[Path]:
     """The data files behind `files:`, in the order of their names: all of one format."""
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    found = [p for p in found if p.suffix in FORMATS]
+    if path.is_file() and path.suffix in FORMATS:
+        return [path]
+    every = (p for p in path.rglob("*") if p.is_file() and p.suffix in FORMATS)
+    found = sorted(p for p in every if not re.search(r"(^|/)\.", str(p.relative_to(path))))
     if not found:
         raise Permanent(f"{path} has no {', '.join(FORMATS)} file")
-    found = [p for p in found if p.name.startswith(split)] or found
+    of_split = [p for p in found if re.match(rf"{re.escape(split)}[-.]", p.name)]
+    if not of_split and (split != "train" or any(SPLIT_WORDS.search(p.name) for p in found)):
+        raise Permanent(
+            f"{path} has no file of split '{split}' but {', '.join(p.name for p in found[:5])}: "
+            "set split: to what stands before the first - or . of the names you want"
+        )
+    found = of_split or found
     if len(kinds := sorted({p.suffix for p in found})) > 1:
         raise Permanent(f"{path} has files of {' and '.join(kinds)}; keep one format in a folder")
     return found
