@@ -198,6 +198,8 @@ def test_what_another_made_under_the_same_name_stays(
             "workers.w.gpu.kind",
         ),
         ({"head": {"cpu": 1, "memory": "2Gi"}}, "the head needs at least 4Gi"),
+        ({"mlflow": "http://mlflow:99999"}, "mlflow"),
+        ({"workers": {"w": {"cpu": 1, "memory": "8GB"}}}, "'8GB': write it like 8Gi"),
         ({"mlflow": "http://me:secret@mlflow"}, "without user or password"),
         ({"secrets": {"RAY_AUTH_TOKEN": {"name": "a", "key": "b"}}}, "set by the job itself"),
         ({"secrets": {"a-b": {"name": "a", "key": "b"}}}, "no name of an environment variable"),
@@ -224,6 +226,8 @@ def test_a_profile_mistake_is_one_line_and_no_request(
         ("count: 2", "cuont: 2", "unknown setting 'cuont'; did you mean 'count'"),
         ("seeds/train.jsonl", "seeds/none.jsonl", "none.jsonl"),
         ("name: small", "name: small\nstorage: /data/runs", "not on the cluster's storage"),
+        ("name: small", "name: small\nstorage: ../runs", "not on the cluster's storage"),
+        ("name: small", "name: small\nstorage: /mnt/zephyr/../x", "not on the cluster's storage"),
         ("weights: owner/tiny", "weights: tiny", "not a hub id"),
         ("weights: owner/tiny", "weights: seeds", "is a folder of this machine"),
     ],
@@ -233,6 +237,15 @@ def test_a_recipe_mistake_is_one_line_and_no_request(
 ) -> None:
     (here / "small.yaml").write_text(RECIPE.replace(old, new))
     assert line in error(capsys, "submit", "small.yaml")
+    assert not api.requests
+
+
+def test_an_unknown_context_names_those_there_are(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_profile(here, context="nowhere")
+    said = error(capsys, "submit", "small.yaml")
+    assert "the kubeconfig has no context 'nowhere'; it has lab" in said
     assert not api.requests
 
 

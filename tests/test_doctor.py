@@ -202,6 +202,20 @@ ILLS: dict[str, tuple[Callable[[Api], None], str]] = {
         lambda api: api.proxies.update({"mlflow:5000": lambda path, _: (404, "not found")}),
         r"✗ +MLflow +http://mlflow:5000: not found",
     ),
+    "an MLflow behind a network policy": (
+        lambda api: api.faults.append(
+            Fault("GET", "mlflow:5000", 503, message="error trying to reach service: i/o timeout")
+        ),
+        r"– +MLflow +.*trying to reach service.* a network policy may keep the API server out",
+    ),
+    "lists without lists": (
+        lambda api: api.faults.append(Fault("GET", "nodes", 200, message='{"items": {}}')),
+        r"✗ +nodes +\S+ does not answer as a Kubernetes API server",
+    ),
+    "odd objects": (
+        lambda api: api.put("/api/v1/nodes/odd", {"metadata": {"name": "odd"}, "status": []}),
+        r"– +nodes +an answer of an unknown form",
+    ),
     "no MLflow": (
         lambda api: api.proxies.pop("mlflow:5000") and None,
         r"✗ +MLflow +http://mlflow:5000: .*no endpoints available",

@@ -1,6 +1,7 @@
 """The recipe as it travels: one whole recipe file and the files it reads, in a ConfigMap."""
 
 import base64
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,10 @@ def _travels(recipe: Recipe, value: str, names: dict[Path, str]) -> str:
 
 
 def _storage(wanted: str, storage: str, path: Path) -> str:
-    if not Path(wanted).is_absolute():
-        return str(Path(storage) / wanted)
-    if not Path(wanted).is_relative_to(storage):
+    place = os.path.normpath(Path(storage) / wanted)
+    if not Path(place).is_relative_to(storage):
         raise Permanent(
             f"{path}: storage {wanted} is not on the cluster's storage, which the profile mounts "
             f"at {storage}"
         )
-    return wanted
+    return place

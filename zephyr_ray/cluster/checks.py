@@ -76,7 +76,7 @@ def operator(kube: Kube) -> Iterator[Verdict]:
         return
     yield good("ray.io/v1 has rayclusters and rayjobs")
     label = "app.kubernetes.io/name=kuberay-operator"
-    found = kube.get("/apis/apps/v1/deployments", labelSelector=label)["items"]
+    found = kube.items("/apis/apps/v1/deployments", labelSelector=label)
     if not found:
         yield bad("the kinds are there, but no operator that acts on them", OPERATOR)
     for deployment in found:
@@ -134,7 +134,7 @@ def permissions(kube: Kube) -> Iterator[Verdict]:
 
 
 def gpus(kube: Kube, profile: Profile) -> Iterator[Verdict]:
-    nodes = kube.get("/api/v1/nodes")["items"]
+    nodes = kube.items("/api/v1/nodes")
     for name, group in profile.workers.items():
         asked = f"{group.gpu.count} {group.gpu.kind}" if group.gpu else "no GPU"
         fits = sum(_room(node, group) for node in nodes if _admits(node, group))

@@ -62,7 +62,7 @@ def create(kube: Kube, config_map: dict[str, Any], job: dict[str, Any]) -> None:
         made.append(steps[0])
         kube.create(kube.path("configmaps"), config_map)
         made.append(steps[1])
-        uid = kube.create(kube.path(JOBS), job)["metadata"]["uid"]
+        uid = kube.create(kube.path(JOBS), job).get("metadata", {}).get("uid", "")
         owner = {"apiVersion": f"{API}/{VERSION}", "kind": "RayJob", "name": name, "uid": uid}
         made.append("")  # from here on a refusal is of the patch
         kube.patch(steps[0], {"metadata": {"ownerReferences": [owner]}})
@@ -143,7 +143,7 @@ def status(kube: Kube, name: str | None) -> int:
 
     table = Table(box=None, pad_edge=False)
     if name is None:
-        found = [State.of(job) for job in kube.get(kube.path(JOBS))["items"]]
+        found = [State.of(job) for job in kube.items(kube.path(JOBS))]
         if not found:
             print(f"no jobs in {kube.namespace}")
             return 0

@@ -60,6 +60,12 @@ def examine(
         except Permanent as error:
             yield what, bad(str(error), "")
         except Temporary as error:
+            if services.KEPT_OUT in str(error):
+                fix = "a network policy may keep the API server out; ask by kubectl port-forward"
+                yield what, unknown(str(error), fix)
+                continue
             yield what, bad(str(error), "try again; is the address right, is a VPN needed?")
             if what == "versions":
                 return  # nobody answers at all
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            yield what, unknown(f"an answer of an unknown form ({type(error).__name__}: {error})")

@@ -84,6 +84,14 @@ class Kube:
     def get(self, path: str, **query: str) -> dict[str, Any]:
         return self._json("GET", path, query)
 
+    def items(self, path: str, **query: str) -> list[dict[str, Any]]:
+        """The objects of a list."""
+        found = self.get(path, **query).get("items", "none")
+        found = [] if found is None else found  # as Go writes an empty list
+        if not isinstance(found, list) or not all(isinstance(o, dict) for o in found):
+            raise Permanent(f"{self.host} does not answer as a Kubernetes API server")
+        return [{"metadata": {}, **one} for one in found]
+
     def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._json("POST", path, body=body)
 
@@ -115,6 +123,8 @@ class Kube:
             try:
                 event = json.loads(line)
                 kind, found = event["type"], event["object"]
+                if kind != "ERROR":
+                    found["metadata"]["resourceVersion"]
             except (ValueError, KeyError, TypeError):
                 raise Temporary(f"{self.host} broke off in the middle of an event") from None
             if kind == "ERROR":

@@ -26,7 +26,7 @@ STAGE = re.compile(
 def submitters(kube: Kube, name: str) -> list[dict[str, Any]]:
     """The pods that submitted a job and pass its log on, the newest last."""
     label = f"batch.kubernetes.io/job-name={name}"
-    pods = kube.get(kube.path("pods"), labelSelector=label)["items"]
+    pods = kube.items(kube.path("pods"), labelSelector=label)
     return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
 

@@ -56,8 +56,10 @@ GpuKind = Annotated[
 
 
 def _without_credentials(address: str) -> str:
-    if not re.match(r"https?://[^/]", address) or "@" in urlsplit(address).netloc:
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise ValueError("must be http:// or https:// and a host, without user or password")
+    _ = parts.port  # ValueError where it is none
     return address.rstrip("/")
 
 

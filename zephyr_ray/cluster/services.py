@@ -17,6 +17,8 @@ DASHBOARD_PORT = 8265
 ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"
 """What MLflow answers only to those it lets in; /health it answers to all."""
 ACCOUNT = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+KEPT_OUT = "error trying to reach service"
+"""The API server's own words where it cannot reach a pod that is there."""
 TOKEN = "auth_token"
 """The key of the secret that the operator makes for a cluster, under the cluster's name."""
 
@@ -28,6 +30,8 @@ def mlflow(kube: Kube, profile: Profile) -> Iterator[Verdict]:
     try:
         everybody = _answers_everybody(kube, profile.mlflow)
     except (Permanent, Temporary) as error:
+        if KEPT_OUT in str(error):
+            raise
         where = f" -n {kube.namespace}" if "." not in profile.mlflow else " of that namespace"
         yield bad(f"{profile.mlflow}: {error}", f"is it up? kubectl get service,pods{where}")
         return
@@ -72,7 +76,7 @@ def _answers_everybody(kube: Kube, mlflow: str) -> bool:
 
 def dashboards(kube: Kube) -> Iterator[Verdict]:
     """Ray's API runs code for whoever may use it: it must want the token, and take it."""
-    clusters = kube.get(kube.path("ray.io/v1/rayclusters"))["items"]
+    clusters = kube.items(kube.path("ray.io/v1/rayclusters"))
     for cluster in clusters:
         name, head = cluster["metadata"]["name"], (cluster.get("status") or {}).get("head") or {}
         if (cluster.get("status") or {}).get("state") != "ready":

@@ -34,15 +34,16 @@ class State:
 
     @classmethod
     def of(cls, found: dict[str, Any], deployment: str | None = None) -> "State":
-        status, metadata = found.get("status") or {}, found["metadata"]
+        status, metadata = found.get("status") or {}, found.get("metadata") or {}
+        word = lambda name: str(status.get(name) or "")  # noqa: E731
         return cls(
-            name=metadata["name"],
-            deployment=deployment or status.get("jobDeploymentStatus", ""),
-            job=status.get("jobStatus", ""),
-            reason=status.get("reason", ""),
-            message=status.get("message", ""),
+            name=metadata.get("name", ""),
+            deployment=deployment or word("jobDeploymentStatus"),
+            job=word("jobStatus"),
+            reason=word("reason"),
+            message=word("message"),
             failed=int(status.get("failed") or 0),
-            cluster=status.get("rayClusterName", ""),
+            cluster=word("rayClusterName"),
             created=metadata.get("creationTimestamp", ""),
         )
 
@@ -91,7 +92,7 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
                 return
             query = {
                 "fieldSelector": f"metadata.name={name}",
-                "resourceVersion": found["metadata"]["resourceVersion"],
+                "resourceVersion": (found.get("metadata") or {}).get("resourceVersion", ""),
             }
             seconds = RUNNING_SECONDS if last.job == "RUNNING" else STARTING_SECONDS
             for kind, found in kube.watch(kube.path(JOBS), seconds, **query):
@@ -114,16 +115,16 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
 def troubles(kube: Kube, state: State) -> list[str]:
     """What holds a job up that does not run: warnings of the operator, pods that cannot start."""
     try:
-        events = kube.get(
+        events = kube.items(
             kube.path("events"), fieldSelector=f"involvedObject.name={state.name},type=Warning"
         )
-        found = [f"{e.get('reason', '')}: {e.get('message', '')}" for e in events["items"]]
+        found = [f"{e.get('reason', '')}: {e.get('message', '')}" for e in events]
         for label in (
             f"ray.io/cluster={state.cluster}",
             f"batch.kubernetes.io/job-name={state.name}",
         ):
             if not label.endswith("="):
-                pods = kube.get(kube.path("pods"), labelSelector=label)["items"]
+                pods = kube.items(kube.path("pods"), labelSelector=label)
                 found += [line for pod in pods for line in _held_up(pod)]
     except (Permanent, Temporary):
         return []  # it is said of what can be seen; following needs no such rights
