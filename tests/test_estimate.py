@@ -245,6 +245,7 @@ def planned(stage: Any, gib: float = 80, **more: Any) -> training.Training:
     return training.estimate(stage, shape_of(MISTRAL_7B), hardware, 207_865, 1371.08, None)
 
 
+LORA = {"lora": {"r": 16}}
 FULL = {"gpus_per_worker": 1, "gradient_checkpointing": True, "global_batch": 128}
 
 
@@ -287,13 +288,21 @@ def test_what_does_not_fit_is_told_what_would(
         assert planned(more, gib).fits
 
 
-def test_a_model_that_no_gpu_holds_needs_a_split_reference() -> None:
+def test_70b_has_its_number_of_parameters() -> None:
     shape = find_shape("meta-llama/Llama-2-70b-hf")
     assert isinstance(shape, Shape) and shape.parameters == 68_976_648_192
-    settings = {"model": "m", "data": "d", "gpus_per_worker": 1, "workers": 16, "global_batch": 32}
-    whole = Dpo(**settings, zero=2, offload="optimizer", micro_batch=1)
-    assert memory.reference(whole, shape, 2) > 250 * GIB
-    assert memory.reference(whole.model_copy(update={"zero": 3}), shape, 2) < 30 * GIB
+
+
+def test_hours_of_lora_and_of_dpo_by_hand() -> None:
+    full, few = (planned(sft(**FULL, workers=8, **more), tflops=100) for more in ({}, LORA))
+    assert full.hours and few.hours
+    assert full.hours / few.hours == pytest.approx(6 / 4)
+    pairs = Dpo(model="m", data="d", **FULL | {"global_batch": 50}, epochs=2, max_length=1000)
+    hardware = Hardware(gpu_memory_gib=80, tflops=100)
+    found = training.estimate(pairs, shape_of(MISTRAL_7B), hardware, 1000, None, None)
+    # Two epochs of 1000 pairs of 2 × 1000 tokens, 6 operations each, and 2 for the reference, once.
+    operations = (6 * 2 + 2) * 2_000_000 * 7_241_732_096
+    assert found.hours == pytest.approx(operations / 100e12 / 3600)
 
 
 RECIPE = """\
@@ -355,7 +364,7 @@ def test_a_folder_with_a_config_alone_is_enough_for_a_plan(
     shown = capsys.readouterr().out
     assert "7,241,732,096 parameters" in shown
     assert "does not fit 24 GiB: " in shown and "KV cache 0.24 GiB a conversation" in shown
-    assert "all endpoints: ≤ 600 calls, ≤ $2" in shown
+    assert "all endpoints: ≤ 600 calls, about $2" in shown
     assert shown.index("pairwise") < shown.index("7,241,732,096")
 
 

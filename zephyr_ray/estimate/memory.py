@@ -124,17 +124,6 @@ def output_layer(settings: TrainingSettings, shape: Shape, tokens: int) -> float
     return tile + own + 8 * tokens * shape.hidden
 
 
-def reference(settings: TrainingSettings, shape: Shape, sequences: int) -> float:
-    """Before dpo trains: the start model scores the pairs, split with ZeRO-3, else whole."""
-    weights, tokens = start_weights(settings, shape), sequences * settings.max_length
-    if settings.zero == 3:
-        weights = weights / settings.workers + 6 * min(LIVE, shape.parameters)
-        weights -= start_weights(settings, shape) / settings.workers * (settings.offload == "all")
-    tile = 2 * min(tokens, TOKENS) * min(shape.vocabulary, WORDS)
-    one_layer = tokens * (20 * shape.hidden + 6 * shape.ffn) + 2 * shape.linear / shape.layers
-    return weights + one_layer + tile + RESERVE
-
-
 def engine(shape: Shape, gpu: float) -> tuple[float, float]:
     """(bytes of bf16 weights, bytes left for the KV cache) of vLLM on a GPU of so many bytes."""
     weights = 2.0 * shape.parameters

@@ -49,7 +49,7 @@ def lines(recipe: Recipe, store: Store, steps: list[Step]) -> list[str]:
                     unpriced.add(asked.model)
     if calls:
         missing = f", without {', '.join(sorted(unpriced))} (no price:)" if unpriced else ""
-        told.append(f"all endpoints: ≤ {calls:,.0f} calls, ≤ ${dollars:,.0f}{missing}")
+        told.append(f"all endpoints: ≤ {calls:,.0f} calls, about ${dollars:,.0f}{missing}")
     return told
 
 
@@ -68,8 +68,6 @@ def _training(recipe: Recipe, store: Store, step: Step, steps: dict[str, Step]) 
     if found.trained != found.parameters:
         told[0] += f", {found.trained:,} trained"
     told.append(f"  memory  {_memory(found, stage)}")
-    if found.reference > found.memory.total:
-        told.append(f"  memory  {_gib(found.reference)} a GPU while the reference scores the pairs")
     if found.fits is False:
         told.append(f"  does not fit {recipe.hardware.gpu_memory_gib:g} GiB: {found.advice}")  # type: ignore[union-attr]
     elif found.fits:
@@ -116,10 +114,12 @@ def _memory(found: training.Training, stage: TrainingSettings) -> str:
 def _asked(recipe: Recipe, step: Step, asked: asking.Calls) -> list[str]:
     spec = asked.spec
     tokens = _millions(asked.tokens_in + asked.tokens_out)
-    told = f"{step.name}: {asked.model}, ≤ {asked.calls:,.0f} calls, ≤ {tokens} tokens"
+    told = f"{step.name}: {asked.model}, ≤ {asked.calls:,.0f} calls, about {tokens} tokens"
     if spec.engine == "openai":
         dollars = asked.dollars
-        return [told + (f", ≤ ${dollars:,.0f}" if dollars is not None else ", no price: stated")]
+        return [
+            told + (f", about ${dollars:,.0f}" if dollars is not None else ", no price: stated")
+        ]
     if spec.engine != "vllm":
         return [told]
     weights = start_weights(recipe, asked.model) or ""

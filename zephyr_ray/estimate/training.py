@@ -17,7 +17,6 @@ class Training:
     parameters: int
     trained: int
     memory: memory.Memory
-    reference: float
     micro: int
     most: int | None
     """The most rows of one forward pass that fit; None where none does or nothing is stated."""
@@ -51,8 +50,8 @@ def estimate(
     micro = stage.batches()[0]
     room = hardware.gpu_memory_gib * memory.GIB if hardware and stage.gpus_per_worker else None
     found = memory.training(stage, shape, micro * sides(stage))
-    before = _reference(stage, shape, micro)
-    fits = None if room is None else max(found.total, before) <= room
+    # dpo's reference scores before training, and takes less.
+    fits = None if room is None else found.total <= room
     sequences, bound = _sequences(stage, rows, row_tokens)
     steps = sequences and max(1, math.ceil(stage.epochs * sequences / stage.global_batch))
     length: float = stage.max_length * sides(stage)
@@ -71,7 +70,6 @@ def estimate(
         parameters=shape.parameters,
         trained=memory.trained(stage, shape),
         memory=found,
-        reference=before,
         micro=micro,
         most=_most(stage, shape, room) if room else None,
         fits=fits,
@@ -97,14 +95,8 @@ def _sequences(
     return min(rows, math.ceil(rows * row_tokens / stage.max_length)), False
 
 
-def _reference(stage: TrainingSettings, shape: Shape, micro: int) -> float:
-    return memory.reference(stage, shape, micro * sides(stage)) if stage.kind == "dpo" else 0.0
-
-
 def _needs(stage: TrainingSettings, shape: Shape) -> float:
-    micro = stage.batches()[0]
-    found = memory.training(stage, shape, micro * sides(stage)).total
-    return max(found, _reference(stage, shape, micro))
+    return memory.training(stage, shape, stage.batches()[0] * sides(stage)).total
 
 
 def _most(stage: TrainingSettings, shape: Shape, room: float) -> int | None:
@@ -139,7 +131,8 @@ def _advice(stage: TrainingSettings, shape: Shape, room: float) -> str:
         together |= change
         if _needs(stage.model_copy(update=together), shape) <= room:
             return f"{_said(together)} together make it fit"
-    return "no setting makes it fit; a GPU with more memory, LoRA (lora: {}) or a smaller model"
+    lora = "" if stage.lora else "LoRA (lora: {}) or "
+    return f"no setting makes it fit; a GPU with more memory, {lora}a smaller model"
 
 
 def _quantized(stage: TrainingSettings, zero: int) -> bool:
