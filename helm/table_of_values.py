@@ -58,8 +58,14 @@ def _at(values: Any, names: list[str]) -> Any:
 
 
 def _sentences(comment: list[str]) -> str:
-    """Without the examples, which are indented."""
-    return " ".join(line.strip() for line in comment if not line.startswith("  ")).strip()
+    """Examples, which are indented, as code."""
+    text, before = "", False
+    for line in comment:
+        example = line.startswith("  ")
+        line = " ".join(line.split())
+        text += (", " if before else "<br>") + f"`{line}`" if example else f" {line}"
+        before = example
+    return text.strip()
 
 
 def main() -> int:
