@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from serving import free_port
 
 from zephyr_ray import cli
 from zephyr_ray.run_folder import models_of
@@ -54,8 +55,35 @@ def test_an_unknown_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["chat", str(tmp_path / "nothing")]) == 2
     said = capsys.readouterr()
-    assert said.err.startswith(f"error: {tmp_path / 'nothing'} has no models/")
+    assert said.err.startswith(
+        f"error: there is no folder {tmp_path / 'nothing'}; give that of a run"
+    )
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--models", "sft,dop"], "has no model 'dop'; it has sft"),
+        (["--adapter", "folder"], "--adapter folder: write NAME=FOLDER"),
+        (["--adapter", "mine=/nowhere"], "adapter 'mine': there is no folder /nowhere"),
+        (["--replicas", "3", "--max-replicas", "2"], "--max-replicas: 2 is less than replicas, 3"),
+        (["--context", "3"], "--context: "),
+    ],
+)
+def test_what_cannot_be_served_is_one_line_before_ray_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], line: str
+) -> None:
+    add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00")
+    port = str(free_port())
+    assert cli.main(["serve", str(tmp_path / "demo"), "--port", port, *options]) == 2
+    said = capsys.readouterr()
+    assert line in said.err and said.err.count("\n") == 1 and said.out == ""
+
+
+def test_an_address_without_its_scheme_is_told(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["chat", "127.0.0.1:8000"]) == 2
+    assert "an address begins with http:// or https://" in capsys.readouterr().err
 
 
 def test_a_damaged_manifest_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

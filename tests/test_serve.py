@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import glob
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from serving import KEY, OTHER, Service
 from zephyr_ray.models.openai import ServedJudge
 from zephyr_ray.models.rules import RulesJudge
 from zephyr_ray.recipe import ModelSpec
+from zephyr_ray.serve import app
 from zephyr_ray.serve.gateway import MOST_BYTES
 from zephyr_ray.serve.requests import MOST_JUDGED
 
@@ -170,7 +172,13 @@ def test_page_and_health_need_no_key(service: Service) -> None:
         ({"temperature": 3}, 422, "temperature"),
         ({"messages": []}, 422, "messages"),
         ({"messages": [{"role": "robot", "content": "a"}]}, 422, "messages.0.role"),
-        ({"tools": [{}]}, 422, "tools"),
+        ({"tools": [{}]}, 422, "tools: not supported here"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            422,
+            "messages.0.content",
+        ),
+        ({"messages": [{"role": "user", "content": 1}]}, 422, "content: must be text, or parts of"),
         ({"n": 9}, 422, "n: "),
         ({"messages": [{"role": "user", "content": "long " * 300}]}, 400, "context length"),
         ({"stream_options": {"include_usage": True}}, 400, "stream"),
@@ -182,6 +190,44 @@ def test_a_wrong_request_names_what_is_wrong(
     reply = service.post("/v1/chat/completions", {"model": "dpo", "messages": QUESTION, **change})
     assert reply.status_code == status, reply.text
     assert says in reply.json()["error"]["message"]
+
+
+def test_a_wrong_path_or_method_says_so(service: Service) -> None:
+    reply = service.post("/chat/completions", {})
+    assert reply.status_code == 404
+    assert "OpenAI's are at /v1/chat/completions" in reply.json()["error"]["message"]
+    reply = service.http.get(
+        f"{service.address}/v1/votes", headers={"Authorization": f"Bearer {KEY}"}
+    )
+    assert reply.status_code == 405
+    assert reply.json()["error"]["message"] == "no GET at /v1/votes"
+
+
+def test_a_request_leaves_one_line_without_its_prompt(service: Service) -> None:
+    pattern = re.search(r"^logs +(\S+)$", service.log.read_text(), re.MULTILINE)
+    assert pattern
+    body = {"model": "dpo", "messages": [{"role": "user", "content": "sesame"}], "max_tokens": 2}
+    reply = service.post("/v1/chat/completions", body)
+    deadline, lines = time.monotonic() + 20, list[str]()
+    while not lines and time.monotonic() < deadline:
+        written = "".join(path.read_text() for path in map(Path, glob.glob(pattern[1])))
+        lines = [line for line in written.splitlines() if reply.headers["x-request-id"] in line]
+        lines = [line for line in lines if "seconds_to_response" in line]
+        time.sleep(0.2)
+    assert len(lines) == 1
+    line = json.loads(lines[0][lines[0].index("{") :])
+    assert (line["path"], line["status"], line["model"]) == ("/v1/chat/completions", 200, "dpo")
+    assert "sesame" not in written and KEY not in written
+
+
+def test_serve_run_and_a_rayservice_build_it(service: Service) -> None:
+    """Ray's own reading of an import path and its arguments, as text."""
+    from ray.serve import Application
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
+    arguments = {"run": str(service.run), "models": "dpo", "max_tokens": "100"}
+    built = call_user_app_builder_with_args_if_necessary(app.build, arguments)
+    assert isinstance(built, Application)
 
 
 @pytest.mark.parametrize(
@@ -361,3 +407,7 @@ def test_a_talk_in_the_terminal_with_an_address(service: Service) -> None:
         command, input="", capture_output=True, text=True, env={**os.environ, "ZEPHYR_API_KEY": ""}
     )
     assert refused.returncode == 2 and "wants a key: set ZEPHYR_API_KEY" in refused.stderr
+    refused = subprocess.run(
+        command, input="", capture_output=True, text=True, env={**os.environ, "ZEPHYR_API_KEY": "x"}
+    )
+    assert "does not accept the key in ZEPHYR_API_KEY" in refused.stderr

@@ -1,6 +1,7 @@
 """The `zephyr` command: recipes run here or on a cluster, and what came out served."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -141,14 +142,18 @@ def _serve(options: argparse.Namespace) -> int:
     from zephyr_ray.serve.app import ServeSettings
     from zephyr_ray.serve.command import serve
 
-    settings = vars(options) | {"adapters": dict(a.partition("=")[::2] for a in options.adapter)}
+    for adapter in options.adapter:
+        if not re.fullmatch("[^=]+=.+", adapter):
+            raise Permanent(f"--adapter {adapter}: write NAME=FOLDER")
+    settings = vars(options) | {"adapters": dict(a.split("=", 1) for a in options.adapter)}
     for name in ("command", "host", "port", "adapter"):
         settings.pop(name)
     try:
         return serve(ServeSettings.model_validate(settings), options.host, options.port)
     except ValidationError as error:
         first = error.errors()[0]
-        raise Permanent(f"--{first['loc'][0]}: {first['msg']}") from None
+        flag = str(first["loc"][0]).replace("_", "-")
+        raise Permanent(f"--{flag}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _chat(run: str, model: str | None) -> int:
@@ -156,6 +161,8 @@ def _chat(run: str, model: str | None) -> int:
 
     if run.startswith(("http://", "https://")):
         return talk(Remote(run, model))
+    if not Path(run).exists() and re.search(":\\d+", run):
+        raise Permanent(f"{run}: an address begins with http:// or https://")
     known = models_of(Path(run))
     name = model or list(known)[-1]
     if name not in known:

@@ -13,8 +13,12 @@ from zephyr_ray.store import MANIFEST
 def models_of(run: Path) -> dict[str, str]:
     """Weights by name: what the run's models were trained from, then the trained ones."""
     trained = {link.name: link.resolve() for link in sorted((run / "models").glob("*"))}
+    if not run.is_dir():
+        raise Permanent(f"there is no folder {run}; give that of a run, such as runs/quickstart")
     if not trained:
-        raise Permanent(f"{run} has no models/; give the folder of a run that trained one")
+        raise Permanent(
+            f"{run} has no models/: it is no run's folder, or its recipe has not trained one yet"
+        )
     manifests = {name: _manifest(folder.parent) for name, folder in trained.items()}
     order = sorted(trained, key=lambda name: str(manifests[name]["created"]))
     started = {

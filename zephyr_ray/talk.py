@@ -58,10 +58,13 @@ class Remote:
 
         key = os.environ.get(KEY) or "none"
         self._errors, self._address = openai, address
-        self._client = openai.OpenAI(base_url=f"{address.rstrip('/')}/v1", api_key=key)
+        base = address.rstrip("/").removesuffix("/v1")
+        self._client = openai.OpenAI(base_url=f"{base}/v1", api_key=key)
         try:
             names = [model.id for model in self._client.models.list()]
         except openai.AuthenticationError:
+            if key != "none":
+                raise Permanent(f"{address} does not accept the key in {KEY}") from None
             raise Permanent(f"{address} wants a key: set {KEY}") from None
         except openai.OpenAIError as error:
             raise Permanent(f"{address} does not answer as a chat service: {error}") from None

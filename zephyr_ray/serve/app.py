@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
@@ -29,6 +29,7 @@ ENGINE_ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
 }
+GATEWAY_ENVIRONMENT = {"VLLM_CONFIGURE_LOGGING": "0"}
 HEALTH_SECONDS = 3
 """Between two checks of a replica; three bad ones replace it."""
 DRAIN_SECONDS = 120
@@ -68,27 +69,49 @@ class ServeSettings(BaseModel):
     @classmethod
     def _split(cls, value: Any) -> Any:
         """`serve run` passes text."""
-        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return [name.strip() for name in value.split(",") if name.strip()] or None
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _at_least_the_least(cls, most: int | None, info: ValidationInfo) -> int | None:
+        least = info.data.get("replicas", 1)
+        if most is not None and most < least:
+            raise ValueError(f"{most} is less than replicas, {least}")
+        return most
 
 
-def build(settings: ServeSettings, keys_needed: bool = True) -> "Application":
-    """The application, for a Ray that is up. Permanent where the run has no such model.
+def build(settings: ServeSettings) -> "Application":
+    """What `serve run` and a RayService call, with the settings as its one parameter. The gateway
+    does not start on a node without keys in its environment."""
+    return application(settings, keys_needed=True)
 
-    With `keys_needed` the gateway does not start on a node without keys in its environment.
-    """
-    from ray import serve
 
+def models_served(settings: ServeSettings) -> dict[str, str]:
+    """Weights by name. Permanent where the run has no such model, or an adapter is none."""
     known = models_of(settings.run)
     names = settings.models or list(known)
     for name in names:
         if name not in known:
             raise Permanent(f"{settings.run} has no model '{name}'; it has {', '.join(known)}")
     for name, folder in settings.adapters.items():
+        if not folder.is_dir():
+            raise Permanent(f"adapter '{name}': there is no folder {folder}")
         if not (folder / "adapter_config.json").is_file():
             raise Permanent(f"adapter '{name}': {folder} has no adapter_config.json")
         if name in known:
             raise Permanent(f"adapter '{name}' is named like a model; give it another name")
-    folders = {name: resolve(known[name]) for name in names}
+    return {name: known[name] for name in names}
+
+
+def application(settings: ServeSettings, keys_needed: bool) -> "Application":
+    """Deployments of the models, the judge and the gateway. Permanent as `models_served`."""
+    from ray import serve
+
+    weights = models_served(settings)
+    names = list(weights)
+    folders = {name: resolve(place) for name, place in weights.items()}
     servers = {
         name: _model_server(settings, name, folder, settings.adapters if name == names[0] else {})
         for name, folder in folders.items()
@@ -104,7 +127,8 @@ def build(settings: ServeSettings, keys_needed: bool = True) -> "Application":
         # The models say when they are full, with an error that a client can read.
         max_ongoing_requests=100_000,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
-        ray_actor_options={"num_cpus": 0},
+        # vLLM, which the gateway imports, would close the handlers of its log.
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": GATEWAY_ENVIRONMENT}},
     )
     return gateway.bind(
         servers,

@@ -1,13 +1,14 @@
 """`zephyr serve`: starts Ray Serve here or on the cluster at RAY_ADDRESS, and waits."""
 
+import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.run_folder import models_of
-from zephyr_ray.serve.app import ServeSettings, build
+from zephyr_ray.serve.app import ServeSettings, application, models_served
 from zephyr_ray.serve.keys import VARIABLE, check_address, read_keys
 
 NAME = "zephyr"
@@ -28,6 +29,7 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
     keys = read_keys()
     check_address(host, keys)
     _check_port(host, port)
+    models = list(models_served(settings))
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
@@ -38,7 +40,6 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
     # On a cluster the gateway may run elsewhere, under another address than this one.
     ours = not os.environ.get("RAY_ADDRESS")
     replicas = max(settings.replicas, settings.max_replicas or 0)
-    models = settings.models or models_of(settings.run)
     # Engines share the cores of a laptop; Ray must not wait for one each.
     connect(cpus=max(os.cpu_count() or 1, replicas * len(models) + 1))
     gpus = replicas * len(models) * settings.gpus
@@ -48,25 +49,28 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
         )
     try:
         print(f"starting {', '.join(models)}: a minute or more …", flush=True)
-        application = build(settings, keys_needed=bool(keys) or not ours)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        served = application(settings, keys_needed=bool(keys) or not ours)
         ray_serve.start(http_options={"host": host, "port": port})
-        ray_serve.run(application, name=NAME, route_prefix="/")
+        ray_serve.run(served, name=NAME, route_prefix="/")
         shown = f"[{host}]" if ":" in host else host
         print(f"page      http://{shown}:{port}/")
         print(f"API       http://{shown}:{port}/v1" + ("" if keys else f" (no key: {VARIABLE})"))
         for node in ray.nodes():
             metrics = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
             print(f"metrics   http://{metrics} (Prometheus)")
+        if ours:
+            session = ray.get_runtime_context().get_session_name()
+            temporary = os.environ.get("RAY_TMPDIR", tempfile.gettempdir())
+            print(f"logs      {temporary}/ray/{session}/logs/serve/replica_{NAME}_gateway*")
         print(f"chat      zephyr chat http://{shown}:{port}", flush=True)
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         stop.wait()
     finally:
-        if ours:
-            ray_serve.shutdown()
-        else:
-            ray_serve.delete(NAME)
+        ray_serve.delete(NAME)
         ray.shutdown()
+        print("stopped")
     return 0
 
 

@@ -78,7 +78,9 @@ class Gateway:
         # Beside what Serve counts itself; Ray's metrics agent shows both to Prometheus.
         self._count = Counter("zephyr_requests", "Requests answered", ("path", "status"))
         log.setLevel(logging.INFO)
+        # Serve writes what stands on standard output into the replica's log.
         log.addHandler(logging.StreamHandler(sys.stdout))
+        log.propagate = False
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         from fastapi import FastAPI
@@ -98,13 +100,8 @@ class Gateway:
             app.add_api_route(
                 path, self._guarded(handler, path), methods=[method], response_model=None
             )
-        nothing = self._guarded(_nothing, "other")
-
-        async def unknown(request: Any, _: Exception) -> Any:
-            return await nothing(request)
-
-        for status in (404, 405):
-            app.add_exception_handler(status, unknown)
+        for status, handler in ((404, _nothing), (405, _other_method)):
+            app.add_exception_handler(status, _as_answer(self._guarded(handler, "other")))
         return app
 
     def _guarded(self, handler: "Handler", path: str) -> Any:
@@ -123,14 +120,14 @@ class Gateway:
             except Exception as raised:
                 error = raised
                 if not isinstance(error, RequestError):
-                    log.exception("%s failed", request.state.id)
+                    log.exception("a request failed")
                     error = RequestError(500, "the service failed; see its log", "internal_error")
                 response = JSONResponse(error.body(), error.status, error.headers())
                 request.state.note["error"] = error.code
-            response.headers["X-Request-Id"] = request.state.id
             self._count.inc(tags={"path": path, "status": str(response.status_code)})
             line = {
-                "id": request.state.id,
+                # Serve sends this one back as X-Request-Id; a client may have chosen it.
+                "id": request.headers.get("x-request-id", "")[:64],
                 "key": holder,
                 "method": request.method,
                 "path": path,
@@ -274,5 +271,19 @@ def _json(content: Any) -> "Response":
     return JSONResponse(content)
 
 
+def _as_answer(route: Any) -> Any:
+    async def answer(request: Any, _: Exception) -> Any:
+        return await route(request)
+
+    return answer
+
+
 async def _nothing(request: "Request") -> "Response":
-    raise RequestError(404, f"nothing at {request.method} {request.url.path[:64]}", "not_found")
+    path = request.url.path[:64]
+    hint = f"; OpenAI's are at /v1{path}" if path.startswith(("/chat", "/comp", "/mod")) else ""
+    raise RequestError(404, f"nothing at {path}{hint}", "not_found")
+
+
+async def _other_method(request: "Request") -> "Response":
+    message = f"no {request.method} at {request.url.path[:64]}"
+    raise RequestError(405, message, "method_not_allowed")

@@ -1,5 +1,6 @@
 """What clients may ask, strictly typed and bounded, and errors as OpenAI's clients read them."""
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -15,6 +16,8 @@ MOST_MESSAGES, MOST_CHARACTERS = 256, 200_000
 MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS = 8, 4, 20
 MOST_JUDGED = 64
 SEEDS = 2**63
+SAID = {"extra_forbidden": "not supported here", "missing": "is missing"}
+"""In place of pydantic's words."""
 
 Text = Annotated[str, StringConstraints(max_length=MOST_CHARACTERS)]
 
@@ -180,7 +183,10 @@ def parse(cls: type[T], content: bytes) -> T:
             raise RequestError(
                 400, f"the body is not JSON: {first['msg']}", "invalid_json"
             ) from None
-        param = ".".join(str(part) for part in first["loc"]) or None
-        raise RequestError(
-            422, f"{param or 'body'}: {first['msg']}", first["type"], param
-        ) from None
+        # Of a union pydantic names the member that it tried, too.
+        place = [str(part) for part in first["loc"] if re.fullmatch(r"\w+", str(part))]
+        param = ".".join(place) or None
+        said = SAID.get(first["type"], first["msg"])
+        if place[-1:] == ["content"]:
+            said = "must be text, or parts of type text"
+        raise RequestError(422, f"{param or 'body'}: {said}", first["type"], param) from None
