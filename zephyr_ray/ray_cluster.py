@@ -42,8 +42,6 @@ def connect(cpus: int | None = None) -> None:
         # "local": else Ray joins whatever cluster it finds on this machine.
         quiet |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         quiet |= {"object_store_memory": OBJECT_STORE_BYTES}
-        # Else its ports and metrics are open to the network that this machine is in.
-        quiet |= {"_node_ip_address": "127.0.0.1"}
     check_address()
     try:
         ray.init(**quiet)
