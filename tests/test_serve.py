@@ -220,7 +220,7 @@ def test_a_request_leaves_one_line_without_its_prompt(service: Service) -> None:
     assert "sesame" not in written and KEY not in written
 
 
-def test_serve_run_and_a_rayservice_build_it(service: Service) -> None:
+def test_serve_run_and_a_rayservice_build_it(service: Service, ray_cluster: None) -> None:
     """Ray's own reading of an import path and its arguments, as text."""
     from ray.serve import Application
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
