@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import glob
+import inspect
 import json
 import os
 import re
@@ -220,14 +221,12 @@ def test_a_request_leaves_one_line_without_its_prompt(service: Service) -> None:
     assert "sesame" not in written and KEY not in written
 
 
-def test_serve_run_and_a_rayservice_build_it(service: Service, ray_cluster: None) -> None:
-    """Ray's own reading of an import path and its arguments, as text."""
-    from ray.serve import Application
-    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
-
-    arguments = {"run": str(service.run), "models": "dpo", "max_tokens": "100"}
-    built = call_user_app_builder_with_args_if_necessary(app.build, arguments)
-    assert isinstance(built, Application)
+def test_serve_run_and_a_rayservice_can_build_it() -> None:
+    """Ray passes the arguments to a function of one parameter, as the model of its annotation."""
+    [parameter] = inspect.signature(app.build).parameters.values()
+    assert parameter.annotation is app.ServeSettings
+    read = app.ServeSettings.model_validate({"run": "r", "models": "base, dpo,", "context": "512"})
+    assert (read.models, read.context) == (["base", "dpo"], 512)
 
 
 @pytest.mark.parametrize(
