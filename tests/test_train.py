@@ -383,6 +383,11 @@ def test_a_split_reference_scores_like_a_whole_one(
     assert losses(split)[0] == pytest.approx(math.log(2), abs=1e-5)
 
 
+def test_offloaded_training_is_the_same(one_worker: Work, sft: Runner) -> None:
+    offloaded = sft(workers=2, micro_batch=2, zero=2, offload="optimizer")
+    assert losses(offloaded) == pytest.approx(losses(one_worker), abs=2e-4)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
