@@ -174,6 +174,7 @@ def test_page_and_health_need_no_key(service: Service) -> None:
         ({"messages": []}, 422, "messages"),
         ({"messages": [{"role": "robot", "content": "a"}]}, 422, "messages.0.role"),
         ({"tools": [{}]}, 422, "tools: not supported here"),
+        ({"x-new": 1}, 422, "x-new: not supported here"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             422,

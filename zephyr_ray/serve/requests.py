@@ -184,7 +184,7 @@ def parse(cls: type[T], content: bytes) -> T:
                 400, f"the body is not JSON: {first['msg']}", "invalid_json"
             ) from None
         # Of a union pydantic names the member that it tried, too.
-        place = [str(part) for part in first["loc"] if re.fullmatch(r"\w+", str(part))]
+        place = [str(p) for p in first["loc"] if not re.match(r"constrained-str$|list\[", str(p))]
         param = ".".join(place) or None
         said = SAID.get(first["type"], first["msg"])
         if place[-1:] == ["content"]:
