@@ -55,9 +55,7 @@ def test_an_unknown_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["chat", str(tmp_path / "nothing")]) == 2
     said = capsys.readouterr()
-    assert said.err.startswith(
-        f"error: there is no folder {tmp_path / 'nothing'}; give that of a run"
-    )
+    assert said.err.startswith(f"error: there is no folder {tmp_path / 'nothing'}; a run makes it")
     assert said.err.count("\n") == 1
 
 

@@ -286,6 +286,14 @@ def test_what_ray_would_wait_for_for_ever(
     check(folder, setting, "sft.global_batch=1000")  # a cluster may have them
 
 
+def test_of_a_recipe_for_gpus_it_is_the_gpus_that_are_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(Permanent, match="stage 'sft' wants 1000 GPUs, this machine has 0"):
+        check(folder, "sft.workers=1000", "sft.gpus_per_worker=1", "sft.global_batch=1000")
+
+
 def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Memory = namedtuple("Memory", "available")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(int(2e9)))

@@ -164,7 +164,7 @@ def check_room(
     """Permanent where a stage asks for more CPUs or GPUs at once than there are: Ray would wait for
     them for ever. `gpus` None: those of this machine."""
     for name in names:
-        stage, wanted = recipe.stages[name], 0.0
+        stage, wanted, threads = recipe.stages[name], 0.0, 0
         settings, lower = stage.model_dump(), "the gpus of its models"
         for what, ref in recipe.reads(stage):
             if what in ("model", "judge"):
@@ -173,11 +173,6 @@ def check_room(
             workers, lower = settings["workers"], f"{name}.workers"
             wanted = workers * settings["gpus_per_worker"]
             threads = workers * settings["cpus_per_worker"]
-            if threads > cpus:
-                raise Permanent(
-                    f"stage '{name}' wants {threads} CPUs, {place} has {cpus:g}: lower {lower} or "
-                    f"{name}.cpus_per_worker, or add CPUs"
-                )
         if wanted and gpus is None:
             import torch
 
@@ -186,6 +181,11 @@ def check_room(
             raise Permanent(
                 f"stage '{name}' wants {wanted:g} GPUs, {place} has {gpus:g}: lower {lower}, or "
                 "add GPUs"
+            )
+        if threads > cpus:
+            raise Permanent(
+                f"stage '{name}' wants {threads} CPUs, {place} has {cpus:g}: lower {lower} or "
+                f"{name}.cpus_per_worker, or add CPUs"
             )
 
 

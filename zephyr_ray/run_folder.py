@@ -14,7 +14,9 @@ def models_of(run: Path) -> dict[str, str]:
     """Weights by name: what the run's models were trained from, then the trained ones."""
     trained = {link.name: link.resolve() for link in sorted((run / "models").glob("*"))}
     if not run.is_dir():
-        raise Permanent(f"there is no folder {run}; give that of a run, such as runs/quickstart")
+        raise Permanent(
+            f"there is no folder {run}; a run makes it, below the storage of its recipe"
+        )
     if not trained:
         raise Permanent(
             f"{run} has no models/: it is no run's folder, or its recipe has not trained one yet"

@@ -200,7 +200,7 @@ def _control_note(differences: list[dict[str, Any]], last: str, control: str) ->
     else:
         verdict = "the preference term adds nothing that these prompts can show"
     return (
-        f"{last} against the control {control}: pass rate {found['pass_difference']:+.3f} "
+        f"{last} against {control}, the control: pass rate {found['pass_difference']:+.3f} "
         f"[{found['low']:+.3f}, {found['high']:+.3f}]: {verdict}."
     )
 
