@@ -194,6 +194,10 @@ ILLS: dict[str, tuple[Callable[[Api], None], str]] = {
         lambda api: secret(api, "login", {".dockerconfigjson": '{"auths": {"quay.io": {}}}'}),
         r"✗ +image +pull secret login is for quay.io, not registry.example",
     ),
+    "MLflow unseen": (
+        lambda api: api.forbidden.add("/services/mlflow:5000"),
+        r"– +MLflow +not allowed: ",
+    ),
     "an MLflow of others": (
         lambda api: api.proxies.update({"mlflow:5000": lambda path, _: (401, "who are you")}),
         r"✗ +MLflow +http://mlflow:5000 wants an account.*MLFLOW_TRACKING_USERNAME",

@@ -30,8 +30,8 @@ def mlflow(kube: Kube, profile: Profile) -> Iterator[Verdict]:
     try:
         everybody = _answers_everybody(kube, profile.mlflow)
     except (Permanent, Temporary) as error:
-        if KEPT_OUT in str(error):
-            raise
+        if isinstance(error, Forbidden) or KEPT_OUT in str(error):
+            raise  # it could not be looked at
         where = f" -n {kube.namespace}" if "." not in profile.mlflow else " of that namespace"
         yield bad(f"{profile.mlflow}: {error}", f"is it up? kubectl get service,pods{where}")
         return
