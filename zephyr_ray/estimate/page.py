@@ -71,12 +71,12 @@ def _training(recipe: Recipe, store: Store, step: Step, steps: dict[str, Step]) 
     if found.fits is False:
         told.append(f"  does not fit {recipe.hardware.gpu_memory_gib:g} GiB: {found.advice}")  # type: ignore[union-attr]
     elif found.fits:
-        share = stage.global_batch // stage.workers
-        room = (
-            f"up to {found.most} would fit" if found.most < share else f"{share} is a step's share"
-        )
+        largest = f"{found.most}"
+        if found.most == stage.global_batch // stage.workers:
+            largest += ", a step's share,"
         told.append(
-            f"  fits {recipe.hardware.gpu_memory_gib:g} GiB; micro batch {found.micro}, {room}"  # type: ignore[union-attr]
+            f"  fits {recipe.hardware.gpu_memory_gib:g} GiB; micro batch {found.micro}, "  # type: ignore[union-attr]
+            f"up to {largest} would fit"
         )
     most = "≤ " if found.bound else ""
     if found.steps and found.tokens and found.sequences:
