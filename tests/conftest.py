@@ -51,12 +51,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from zephyr_ray.chat import CHATML
 
     folder = tmp_path_factory.mktemp("tiny_model")
-    sources = sorted(Path(__file__).resolve().parents[1].glob("zephyr_ray/**/*.py"))
+    seeds = Path(__file__).resolve().parents[1] / "configs" / "seeds"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        [path.read_text(encoding="utf-8") for path in sources],
+        [path.read_text(encoding="utf-8") for path in sorted(seeds.glob("*.jsonl"))],
         trainers.BpeTrainer(
             vocab_size=1000,
             special_tokens=SPECIAL,
