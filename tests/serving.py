@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import openai
 
-from zephyr_ray.recipe import ModelSpec
+from zephyr_ray.engines.base import ModelSpec
 
 KEY, OTHER = "first-of-the-keys", "second-of-the-keys"
 READY_SECONDS = 300

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from zephyr_ray.engines.base import ModelSpec
 from zephyr_ray.models.contract import Message, Reply
 from zephyr_ray.models.judging import ModelJudge, read_ranking, read_score
 from zephyr_ray.models.rules import RulesJudge
-from zephyr_ray.recipe import ModelSpec
 
 ONE = "[{'model': 'model_1', 'rank': 1}, {'model': 'model_2', 'rank': 2}]"
 TWO = "[{'model': 'model_1', 'rank': 2}, {'model': 'model_2', 'rank': 1}]"

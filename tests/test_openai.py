@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from zephyr_ray import pipeline
+from zephyr_ray.engines.base import ModelSpec
 from zephyr_ray.errors import Temporary
 from zephyr_ray.models.contract import Reply, Sampling, user
 from zephyr_ray.models.openai import OpenAIEngine
-from zephyr_ray.recipe import ModelSpec
 
 KEY, WRONG, MISSING = "ZEPHYR_TEST_KEY", "ZEPHYR_TEST_WRONG_KEY", "ZEPHYR_TEST_NO_KEY"
 SECRET = "sk-test-3f9c1d7e5b"

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
+from zephyr_ray.engines.base import Model, ModelSpec
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.models.contract import EngineDead, assistant, user
-from zephyr_ray.recipe import ModelSpec
 from zephyr_ray.rows import run_rows
-from zephyr_ray.stage import Model, Work
+from zephyr_ray.stage import Work
 
 CONCURRENCY = 8
 SHORT, LONG = 4, 96

@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import KEY, OTHER, Service
 
+from zephyr_ray.engines.base import ModelSpec
 from zephyr_ray.models.openai import ServedJudge
 from zephyr_ray.models.rules import RulesJudge
-from zephyr_ray.recipe import ModelSpec
 from zephyr_ray.serve import app
 from zephyr_ray.serve.gateway import MOST_BYTES
 from zephyr_ray.serve.requests import MOST_JUDGED

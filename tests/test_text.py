@@ -12,8 +12,7 @@ import pytest
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.contract import Message, Reply, assistant, user
-from zephyr_ray.recipe import Stage
-from zephyr_ray.stage import Work
+from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import Artifact, read_jsonl, write_rows
 from zephyr_ray.text.cleaning import UNHELPFUL, Clean, true_case
 from zephyr_ray.text.completions import PRINCIPLES, complete

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zephyr_ray.recipe import ModelSpec
-from zephyr_ray.stage import Model, Work
+from zephyr_ray.engines.base import Model, ModelSpec
+from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, write_rows
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.sft import Sft

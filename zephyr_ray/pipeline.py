@@ -27,9 +27,10 @@ from zephyr_ray.estimate.page import print_estimate
 from zephyr_ray.judge.pairwise import Pairwise
 from zephyr_ray.plan import Step, lineage, make_plan, remember, stages_read, start_model
 from zephyr_ray.preflight import check_files, preflight
-from zephyr_ray.recipe import FILE, Recipe, Stage, marked
+from zephyr_ray.recipe import Recipe
 from zephyr_ray.report.page import Report
-from zephyr_ray.stage import Work, log
+from zephyr_ray.settings import FILE, marked
+from zephyr_ray.stage import Stage, Work, log
 from zephyr_ray.store import SCRATCH, Artifact, Store, content_key
 from zephyr_ray.text.cleaning import Clean
 from zephyr_ray.text.completions import Completions

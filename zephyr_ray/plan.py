@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zephyr_ray.engines.base import Model, ModelSpec
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models import constraints
 from zephyr_ray.models.weights import fingerprint
-from zephyr_ray.recipe import FILE, OPERATIONAL, ModelSpec, Reads, Recipe, Stage, marked
-from zephyr_ray.stage import Model
+from zephyr_ray.recipe import Recipe
+from zephyr_ray.settings import FILE, OPERATIONAL, Reads, marked
+from zephyr_ray.stage import Stage
 from zephyr_ray.store import SCRATCH, Artifact, Store, content_key, file_digest, read_jsonl
 
 

@@ -14,7 +14,9 @@ from zephyr_ray.models.vllm import KV_CACHE_BYTES
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.plan import Step, digest, model_spec, stages_read, start_weights, weights_place
 from zephyr_ray.ray_cluster import check_address
-from zephyr_ray.recipe import FILE, Recipe, Stage, marked
+from zephyr_ray.recipe import Recipe
+from zephyr_ray.settings import FILE, marked
+from zephyr_ray.stage import Stage
 from zephyr_ray.store import Store, numbered_jsonl
 
 WORKER_BYTES = 1.5e9

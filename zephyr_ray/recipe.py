@@ -1,86 +1,25 @@
-"""The recipe file: named models and an ordered list of stages, typed and checked before any work.
-
-A stage kind is a `Stage` subclass whose fields are its settings. What a field points at is said in
-its annotation, so that checking, hashing and planning need no code per kind:
-
-    prompts: Annotated[str, Reads("prompts")]      an earlier stage that makes prompts
-    model:   Annotated[str, Reads("weights")]      a model of the recipe, or a stage that trains one
-    seeds:   Annotated[str, FILE]                  a file, beside the recipe
-    workers: Annotated[int, OPERATIONAL] = 1       how the work runs, not what comes out
-"""
+"""The recipe file: named models and an ordered list of stages, checked before any work."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from zephyr_ray.engines.base import ModelSpec
 from zephyr_ray.errors import Permanent
 from zephyr_ray.recipe_file import mapping, read
+from zephyr_ray.settings import Reads, Strict, marked, near, typed
+from zephyr_ray.stage import Stage
 
-if TYPE_CHECKING:
-    from zephyr_ray.stage import Work
-
-
-@dataclass(frozen=True)
-class Reads:
-    """Marks a field that names what the stage reads.
-
-    `what` is an artifact type ("prompts", "dialogues", …), "weights" (something to train or to
-    start from), "model" (someone who answers) or "judge" (someone who compares answers).
-    """
-
-    what: str
-
-
-FILE = "file"
-OPERATIONAL = "operational"
 SEEDS = 2**32
 """NumPy takes no other seeds, and would say so only hours later."""
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 TOP = {"name", "storage", "seed", "hardware", "models", "stages"}
 """The settings of a recipe itself."""
-
-T = TypeVar("T", bound=Strict)
-
-
-class ModelSpec(Strict):
-    """One model of the recipe: who answers, and how answers are drawn from it."""
-
-    weights: str | None = None
-    """A packaged name, a hub id, a folder, or the name of a stage that trains a model."""
-    engine: Literal["vllm", "openai", "rules", "service"] = "vllm"
-    """`service` is the judge of `zephyr serve` at `base_url`."""
-    temperature: float = Field(0.7, ge=0)
-    """The paper samples for evaluation at temperature 0.7, top-p 0.95 (arXiv 2310.16944)."""
-    top_p: float = Field(0.95, gt=0, le=1)
-    demonstrations: Annotated[str | None, FILE] = None
-    """JSONL of worked examples, shown before a prompt that carries the same kind of constraint."""
-    model: str | None = None
-    base_url: Annotated[str | None, OPERATIONAL] = None
-    api_key_env: Annotated[str | None, OPERATIONAL] = None
-    """The name of the environment variable that holds the key, never the key."""
-    relevance: str | None = None
-    """`rules` only: weights of a sentence encoder; an answer must be on topic to pass."""
-    relevance_min: float = 0.3
-    """Cosine similarity of prompt and answer from which an answer counts as on topic."""
-    actors: Annotated[int, OPERATIONAL] = Field(1, ge=1)
-    gpus: Annotated[float, OPERATIONAL] = Field(0, ge=0)
-    """GPUs of one actor."""
-    concurrency: Annotated[int, OPERATIONAL] = Field(64, ge=1)
-    """Rows in flight on one actor."""
-    context: int = Field(2048, ge=16)
-    """Tokens of prompt and answer together; a longer conversation is a failed row."""
-    price: Annotated[tuple[float, float] | None, OPERATIONAL] = None
-    """Dollars for a million tokens of prompts and of answers, for the plan."""
 
 
 class Hardware(Strict):
@@ -92,40 +31,6 @@ class Hardware(Strict):
     """What one GPU keeps up in training, in 10^12 operations a second; not what its maker says."""
     rows_per_second: dict[str, float] = {}
     """By stage, where it is known better: sequences, pairs or rows, all its workers together."""
-
-
-class Stage(Strict):
-    """One stage: its settings, and `run`, which makes its artifact."""
-
-    kind: ClassVar[str]
-    makes: ClassVar[str]
-    version: ClassVar[int] = 1
-    """Raised when the same settings come to mean another result."""
-
-    def run(self, work: Work) -> None:
-        raise NotImplementedError
-
-    def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
-        """Raises Permanent when a FILE setting (by field name), or a stage that is read, holds what
-        `run` cannot use."""
-
-    def expected(self, rows: dict[str, int]) -> int | None:
-        """Rows this stage will make (or steps it will take), from the rows of what it reads."""
-        return next(iter(rows.values()), None)
-
-
-def marked(spec: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, list[str]]]:
-    """The fields that carry a mark, as (field, mark, values); absent values are left out."""
-    found = []
-    for name, field in type(spec).model_fields.items():
-        # An optional field keeps its Annotated metadata on the field or inside the union.
-        marks = [*field.metadata, *(m for a in get_args(field.annotation) for m in get_args(a)[1:])]
-        for m in marks:
-            if m == mark or (isinstance(mark, type) and isinstance(m, mark)):
-                value = getattr(spec, name)
-                values = value if isinstance(value, list) else [value]
-                found.append((name, m, [str(v) for v in values if v is not None]))
-    return found
 
 
 @dataclass(frozen=True)
@@ -185,7 +90,7 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
             )
         kind = str(settings.pop("kind"))
         if kind not in kinds:
-            raise Permanent(f"{where}: unknown kind '{kind}'{_near(kind, kinds)}")
+            raise Permanent(f"{where}: unknown kind '{kind}'{near(kind, kinds)}")
         if "seed" in kinds[kind].model_fields:
             settings.setdefault("seed", seed)
         if "title" in kinds[kind].model_fields:
@@ -230,7 +135,7 @@ def _check_references(recipe: Recipe, path: Path) -> None:
                     )
                 raise Permanent(
                     f"{where}, which is neither a stage nor a model of this recipe"
-                    + _near(ref, [*known, *order])
+                    + near(ref, [*known, *order])
                 )
             if what == "judge":
                 raise Permanent(f"{where}, but a judge is an entry under models:")
@@ -278,28 +183,3 @@ def _path_between(recipe: Recipe, start: str, goal: str) -> list[str] | None:
         return None
 
     return walk(start)
-
-
-def _near(name: str, known: Any) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
-
-
-def typed(cls: type[T], settings: Any, where: str) -> T:
-    """Settings as written, as an object of the class; what does not fit is one Permanent line."""
-    try:
-        return cls.model_validate(mapping(settings, where))
-    except ValidationError as error:
-        # A misspelt name first: the right one may be missing because of it.
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        place = ".".join(str(p) for p in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = cls.model_fields if len(first["loc"]) == 1 else {}
-            message = f"unknown setting '{place}'{_near(place, known) if known else ''}"
-        elif first["type"] == "missing":
-            message = f"setting '{place}' is missing"
-        else:
-            message = f"setting '{place}': {first['msg']} (got {first['input']!r})"
-        raise Permanent(f"{where}: {message}") from None

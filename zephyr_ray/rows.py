@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from zephyr_ray.engines.base import Model, ModelSpec
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.models.contract import (
     Engine,
@@ -29,8 +30,7 @@ from zephyr_ray.models.contract import (
 from zephyr_ray.models.judging import Judge, ModelJudge
 from zephyr_ray.models.rules import RulesJudge
 from zephyr_ray.ray_cluster import connect
-from zephyr_ray.recipe import ModelSpec
-from zephyr_ray.stage import Model, Work, log
+from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Journal
 
 Row = dict[str, Any]

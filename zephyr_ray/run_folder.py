@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from zephyr_ray.engines.base import Model, ModelSpec
 from zephyr_ray.errors import Permanent
-from zephyr_ray.recipe import ModelSpec
-from zephyr_ray.stage import Model
 from zephyr_ray.store import MANIFEST
 
 

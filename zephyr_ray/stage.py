@@ -1,32 +1,17 @@
-"""What a running stage is given: its folder, what it reads, and where it says how far it is."""
-
-from __future__ import annotations
+"""A stage: its settings and what it makes; and what a running one is given."""
 
 import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from zephyr_ray.recipe import ModelSpec
+from zephyr_ray.engines.base import Model
+from zephyr_ray.settings import Strict
 from zephyr_ray.store import SCRATCH, Artifact, Journal, write_rows
 
 log = logging.getLogger("zephyr_ray")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model ready to be started anywhere: its settings and where its weights lie.
-
-    `weights` is a folder on shared storage, or a name that `models.weights.resolve` knows.
-    """
-
-    name: str
-    spec: ModelSpec
-    weights: str
-    demonstrations: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of the demonstrations file, each with a "prompt" made of instruction and constraint."""
 
 
 @dataclass
@@ -77,3 +62,23 @@ class Work:
         kept = self.examples.setdefault(f"dropped/{rule}", [])
         if len(kept) < 3:
             kept.append(example)
+
+
+class Stage(Strict):
+    """One stage: its settings, and `run`, which makes its artifact."""
+
+    kind: ClassVar[str]
+    makes: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised when the same settings come to mean another result."""
+
+    def run(self, work: Work) -> None:
+        raise NotImplementedError
+
+    def check(self, files: dict[str, Path], reads: "dict[str, Stage]") -> None:
+        """Raises Permanent when a FILE setting (by field name), or a stage that is read, holds what
+        `run` cannot use."""
+
+    def expected(self, rows: dict[str, int]) -> int | None:
+        """Rows this stage will make (or steps it will take), from the rows of what it reads."""
+        return next(iter(rows.values()), None)

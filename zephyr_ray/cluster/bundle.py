@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.recipe import FILE, Recipe, marked
+from zephyr_ray.recipe import Recipe
+from zephyr_ray.settings import FILE, marked
 
 FOLDER = "/etc/zephyr"
 """Where the pods see the ConfigMap."""

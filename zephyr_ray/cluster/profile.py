@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.recipe import Recipe, Strict, typed
+from zephyr_ray.recipe import Recipe
 from zephyr_ray.recipe_file import read_yaml
+from zephyr_ray.settings import Strict, typed
 
 DEFAULT = Path("zephyr-cluster.yaml")
 HEAD_LEAST_BYTES = 4 * 1024**3

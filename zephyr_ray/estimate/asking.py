@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from zephyr_ray.engines.base import ModelSpec
 from zephyr_ray.models.judging import RANK_TOKENS, SCORE_TOKENS
 from zephyr_ray.plan import Step, model_spec
-from zephyr_ray.recipe import ModelSpec, Recipe
+from zephyr_ray.recipe import Recipe
 
 PROMPT, FORM = 256, 128
 """Tokens taken for a prompt whose length is not known, and for a judge's instructions."""

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from zephyr_ray.engines.base import ModelSpec
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.models.contract import Message, Reply, Sampling, StopRun
-from zephyr_ray.recipe import ModelSpec
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

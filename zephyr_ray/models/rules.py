@@ -7,9 +7,9 @@ loop, and (where a sentence encoder is named) it is on topic.
 from functools import lru_cache
 from typing import Any
 
+from zephyr_ray.engines.base import ModelSpec
 from zephyr_ray.models import constraints
 from zephyr_ray.models.weights import resolve
-from zephyr_ray.recipe import ModelSpec
 
 Score = dict[str, Any]
 """`{"score": 1-10 or None, "reason": str, "checks": {name: bool}}`"""

@@ -4,9 +4,9 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated
 
-from zephyr_ray.recipe import Reads, Stage
 from zephyr_ray.report import contents
-from zephyr_ray.stage import Work
+from zephyr_ray.settings import Reads
+from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import Artifact
 
 TEMPLATE = Path(__file__).with_name("template.html")

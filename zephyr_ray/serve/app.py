@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from zephyr_ray.chat import ChatFormat
+from zephyr_ray.engines.base import Model
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.run_folder import judge_of, models_of
 from zephyr_ray.serve.answers import Format
 from zephyr_ray.serve.gateway import Gateway, Limits
 from zephyr_ray.serve.judge import JudgeService
-from zephyr_ray.stage import Model
 
 if TYPE_CHECKING:
     from ray.serve import Application

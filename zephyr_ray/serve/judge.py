@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from zephyr_ray.engines.base import Model
 from zephyr_ray.models.judging import Judge
 from zephyr_ray.rows import judge_of, start_engine
-from zephyr_ray.stage import Model
 
 
 class JudgeService:

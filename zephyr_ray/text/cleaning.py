@@ -8,9 +8,9 @@ from pydantic import Field
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models import constraints
 from zephyr_ray.models.judging import Judge
-from zephyr_ray.recipe import Reads, Stage
 from zephyr_ray.rows import run_rows
-from zephyr_ray.stage import Work
+from zephyr_ray.settings import Reads
+from zephyr_ray.stage import Stage, Work
 from zephyr_ray.text.similarity import Kept
 
 NEAR = 0.7

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zephyr_ray.models.contract import Ask, Message, assistant, user
-from zephyr_ray.recipe import Reads, Stage
 from zephyr_ray.rows import run_rows
-from zephyr_ray.stage import Work
+from zephyr_ray.settings import Reads
+from zephyr_ray.stage import Stage, Work
 
 REFINED_TOKENS = 48
 

@@ -3,9 +3,9 @@
 from typing import Annotated, Any
 
 from zephyr_ray.models.judging import Judge
-from zephyr_ray.recipe import Reads, Stage
 from zephyr_ray.rows import run_rows
-from zephyr_ray.stage import Work
+from zephyr_ray.settings import Reads
+from zephyr_ray.stage import Stage, Work
 
 
 class Feedback(Stage):

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.contract import assistant, user
-from zephyr_ray.recipe import Reads, Stage
-from zephyr_ray.stage import Work
+from zephyr_ray.settings import Reads
+from zephyr_ray.stage import Stage, Work
 
 
 class Preferences(Stage):

@@ -12,9 +12,9 @@ from pydantic import Field
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask, user
-from zephyr_ray.recipe import FILE, Reads, Stage
 from zephyr_ray.rows import run_rows
-from zephyr_ray.stage import Work
+from zephyr_ray.settings import FILE, Reads
+from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import numbered_jsonl
 from zephyr_ray.text.similarity import Kept, diversity
 

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.contract import Message, assistant, user
-from zephyr_ray.recipe import FILE, Stage
-from zephyr_ray.stage import Work
+from zephyr_ray.settings import FILE
+from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import numbered_jsonl
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".arrow": "arrow"}

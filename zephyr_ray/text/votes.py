@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.recipe import FILE, Stage
-from zephyr_ray.stage import Work
+from zephyr_ray.settings import FILE
+from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import numbered_jsonl
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from zephyr_ray.chat import ChatFormat, Messages
 from zephyr_ray.errors import Permanent
-from zephyr_ray.recipe import Reads
+from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Work
 from zephyr_ray.train.reference import with_reference
 from zephyr_ray.train.settings import TrainingSettings

@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.recipe import OPERATIONAL, Reads, Stage, Strict
+from zephyr_ray.settings import OPERATIONAL, Reads, Strict
+from zephyr_ray.stage import Stage
 
 BUCKET = 50_000_000
 """Elements that DeepSpeed reduces or gathers at once."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
-from zephyr_ray.recipe import Reads
+from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Work
 from zephyr_ray.train.settings import TrainingSettings
 from zephyr_ray.train.worker import Job, LeanCheckpoints, load_chat
