@@ -17,7 +17,8 @@ from typing import Any
 import httpx
 import openai
 
-from zephyr_ray.engines.base import ModelSpec
+from zephyr_ray.engines.rules import RulesSettings
+from zephyr_ray.engines.vllm import VllmSettings
 
 KEY, OTHER = "first-of-the-keys", "second-of-the-keys"
 READY_SECONDS = 300
@@ -47,8 +48,9 @@ def a_run(folder: Path, model: Path) -> Path:
     store, run = folder / "store", folder / "tiny"
     (run / "models").mkdir(parents=True)
     (run / "data").mkdir()
-    base = {**ModelSpec(weights=str(model)).model_dump(), "weights": str(model)}
-    judge = ModelSpec(engine="rules").model_dump()
+    base = VllmSettings(weights=str(model)).model_dump()
+    # As earlier versions wrote it: settings of all engines in every model.
+    judge = RulesSettings().model_dump() | {"weights": None, "temperature": 0.7, "model": None}
     for name, manifest in (
         ("dpo-1", {"kind": "dpo", "created": "2026-01-01", "models": {"base": base}}),
         (
@@ -58,6 +60,7 @@ def a_run(folder: Path, model: Path) -> Path:
     ):
         (store / name).mkdir(parents=True)
         (store / name / "manifest.json").write_text(json.dumps(manifest))
+    (store / "pairwise-1" / "result.json").write_text("{}")
     shutil.copytree(model, store / "dpo-1" / "model")
     (run / "models" / "dpo").symlink_to("../../store/dpo-1/model")
     (run / "data" / "winrate").symlink_to("../../store/pairwise-1")

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import zero_memory
 
+from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
-from zephyr_ray.estimate import memory, shapes, training
-from zephyr_ray.estimate.asking import calls
+from zephyr_ray.estimate import training
 from zephyr_ray.estimate.page import lines
-from zephyr_ray.estimate.shapes import Shape, find_shape, shape_of
+from zephyr_ray.models import shapes
+from zephyr_ray.models.shapes import Shape, find_shape, shape_of
 from zephyr_ray.pipeline import KINDS, main
 from zephyr_ray.plan import make_plan
 from zephyr_ray.recipe import Hardware, load
 from zephyr_ray.store import Store
+from zephyr_ray.train import memory
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.sft import Sft
 
@@ -344,15 +346,21 @@ def told(recipe_file: Path, *overrides: str) -> list[str]:
 
 def test_calls_tokens_and_dollars_by_hand(recipe_file: Path) -> None:
     recipe = load(recipe_file, KINDS)
-    steps = {s.name: s for s in make_plan(recipe, Store(recipe_file.parent / "runs"))}
-    [feedback] = calls(recipe, steps["feedback"], steps)
+    rows = {s.name: s.rows or 0 for s in make_plan(recipe, Store(recipe_file.parent / "runs"))}
+
+    def calls(name: str) -> list[Calls]:
+        return list(recipe.stages[name].calls(rows, recipe.stages).values())
+
+    [feedback] = calls("feedback")
     # 100 prompts × 4 answers; form 128, prompt 256, answer 200 in; 256 out; $2 and $10 a million.
     assert (feedback.calls, feedback.tokens_in) == (400, 400 * (128 + 256 + 200))
-    assert feedback.dollars == pytest.approx(400 * (584 * 2 + 256 * 10) / 1e6)
-    [winrate] = calls(recipe, steps["winrate"], steps)
+    assert recipe.models["gpt"].settings.dollars(feedback) == pytest.approx(
+        400 * (584 * 2 + 256 * 10) / 1e6
+    )
+    [winrate] = calls("winrate")
     assert (winrate.calls, winrate.tokens_out) == (200, 200 * 128)  # both orders
-    assert [c.calls for c in calls(recipe, steps["answers"], steps)] == [200, 200]
-    [talks] = calls(recipe, steps["talks"], steps)
+    assert [c.calls for c in calls("answers")] == [200, 200]
+    [talks] = calls("talks")
     assert (talks.calls, talks.tokens_out) == (300, 100 * 2 * 100)
 
 
@@ -363,7 +371,7 @@ def test_a_folder_with_a_config_alone_is_enough_for_a_plan(
     assert main([str(recipe_file), "--plan", "--set", storage]) == 0
     shown = capsys.readouterr().out
     assert "7,241,732,096 parameters" in shown
-    assert "does not fit 24 GiB: " in shown and "KV cache 0.24 GiB a conversation" in shown
+    assert "does not fit 24 GiB: " in shown and "KV cache 0.24 GiB per conversation" in shown
     assert "all endpoints: ≤ 600 calls, about $2" in shown
     assert shown.index("pairwise") < shown.index("7,241,732,096")
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from zephyr_ray.engines.base import ModelSpec
-from zephyr_ray.models.contract import Message, Reply
-from zephyr_ray.models.judging import ModelJudge, read_ranking, read_score
-from zephyr_ray.models.rules import RulesJudge
+from zephyr_ray.engines.rules import RulesJudge, RulesSettings
+from zephyr_ray.judges import FORMS
+from zephyr_ray.judges.pairwise import read_ranking
+from zephyr_ray.judges.score import read_score
+from zephyr_ray.messages import Message
+from zephyr_ray.models.contract import Reply
 
 ONE = "[{'model': 'model_1', 'rank': 1}, {'model': 'model_2', 'rank': 2}]"
 TWO = "[{'model': 'model_1', 'rank': 2}, {'model': 'model_2', 'rank': 1}]"
@@ -110,7 +112,8 @@ def test_code_in_an_answer_is_never_run(tmp_path: Path) -> None:
 
 def compare(first: str, second: str, *answers: str) -> tuple[dict[str, Any], Scripted]:
     ask = Scripted(*answers)
-    verdict = asyncio.run(ModelJudge(ask).compare(ROW, {"text": first}, {"text": second}))
+    answers = [{"text": first}, {"text": second}]
+    verdict = asyncio.run(FORMS["pairwise"].judge(ROW, answers, ask))
     return verdict, ask
 
 
@@ -147,12 +150,12 @@ def test_identical_answers_tie_without_a_question() -> None:
 
 def test_a_model_scores_one_answer() -> None:
     ask = Scripted('{"rationale": "polite", "score": 9}')
-    score = asyncio.run(ModelJudge(ask).score(ROW, {"text": "Hello!"}))
+    score = asyncio.run(FORMS["score"].judge(ROW, [{"text": "Hello!"}], ask))
     assert score == {"score": 9.0, "reason": "polite", "checks": {}}
     assert "Say hello." in ask.asked[0] and "Hello!" in ask.asked[0]
 
 
-RULES = RulesJudge(ModelSpec(engine="rules"))
+RULES = RulesJudge(RulesSettings())
 LIST = {
     "instruction": "Name pets.",
     "prompt": "Name pets. Give 2 bullets.",
@@ -162,7 +165,7 @@ LOOP = "* a cat is here\n" * 3
 
 
 def rated(text: str, finish: str = "stop", row: dict[str, Any] = LIST) -> dict[str, Any]:
-    return asyncio.run(RULES.score(row, {"text": text, "finish_reason": finish}))
+    return RULES.score(row, {"text": text, "finish_reason": finish})
 
 
 @pytest.mark.parametrize(
@@ -201,12 +204,7 @@ def test_rules_say_why() -> None:
     [("* cat\n* dog", "* cat", 1.0), ("* cat", "* cat\n* dog", 0.0), ("* cat", "cats!", 0.5)],
 )
 def test_rules_prefer_the_answer_that_passes_more(first: str, second: str, verdict: float) -> None:
-    result = asyncio.run(
-        RULES.compare(
-            LIST,
-            {"text": first, "finish_reason": "stop"},
-            {"text": second, "finish_reason": "stop"},
-        )
-    )
+    answers = [{"text": text, "finish_reason": "stop"} for text in (first, second)]
+    result = asyncio.run(RULES.judge("pairwise", LIST, answers))
     assert result["verdict"] == verdict
     assert [s["score"] for s in result["scores"]] == [rated(first)["score"], rated(second)["score"]]

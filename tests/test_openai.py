@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from zephyr_ray import pipeline
-from zephyr_ray.engines.base import ModelSpec
+from zephyr_ray.engines.openai import OpenAIEngine, OpenAISettings
 from zephyr_ray.errors import Temporary
-from zephyr_ray.models.contract import Reply, Sampling, user
-from zephyr_ray.models.openai import OpenAIEngine
+from zephyr_ray.messages import user
+from zephyr_ray.models.contract import Reply, Sampling
 
 KEY, WRONG, MISSING = "ZEPHYR_TEST_KEY", "ZEPHYR_TEST_WRONG_KEY", "ZEPHYR_TEST_NO_KEY"
 SECRET = "sk-test-3f9c1d7e5b"
@@ -259,9 +259,7 @@ def ask_peer(replies: list[dict[str, Any]], **options: Any) -> tuple[Reply, list
         await runner.setup()
         port = free_port()
         await web.TCPSite(runner, "127.0.0.1", port).start()
-        engine = OpenAIEngine(
-            ModelSpec(engine="openai", model="peer", base_url=f"http://127.0.0.1:{port}/v1")
-        )
+        engine = OpenAIEngine(OpenAISettings(model="peer", base_url=f"http://127.0.0.1:{port}/v1"))
         engine._client = engine._client.with_options(**options)
         try:
             return await engine.answer([user("Hello")], Sampling(0.7, 1.0, 8))
@@ -312,7 +310,7 @@ def test_a_server_that_stays_broken_is_a_temporary_failure() -> None:
 
 
 def test_nobody_at_the_address_is_a_temporary_failure() -> None:
-    spec = ModelSpec(engine="openai", model="m", base_url=f"http://127.0.0.1:{free_port()}/v1")
+    spec = OpenAISettings(model="m", base_url=f"http://127.0.0.1:{free_port()}/v1")
     engine = OpenAIEngine(spec)
     engine._client = engine._client.with_options(max_retries=0)
     with pytest.raises(Temporary, match="does not answer"):

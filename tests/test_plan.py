@@ -10,9 +10,10 @@ import psutil
 import pytest
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.models.headers import count_parameters
 from zephyr_ray.pipeline import KINDS, _link, _unlink_stale
-from zephyr_ray.plan import Step, lineage, make_plan, model_spec, remember, start_model
-from zephyr_ray.preflight import check_files, count_parameters, preflight
+from zephyr_ray.plan import Step, make_plan, remember
+from zephyr_ray.preflight import check_files, preflight
 from zephyr_ray.recipe import Recipe, load
 from zephyr_ray.store import Store, write_rows
 
@@ -214,18 +215,22 @@ def test_expected_rows_are_those_of_the_prompts_whatever_trains_the_model(folder
 
 def test_lineage_is_everything_that_leads_to_a_stage(folder: Path) -> None:
     recipe = read(folder)
-    assert lineage(recipe, recipe.stages["sft"]) == ["prompts", "dialogues"]
-    assert lineage(recipe, recipe.stages["dpo"]) == [
+    assert recipe.lineage(recipe.stages["sft"]) == ["prompts", "dialogues"]
+    assert recipe.lineage(recipe.stages["dpo"]) == [
         name for name in STAGES if name not in ("heldout", "dpo")
     ]
-    assert lineage(recipe, recipe.stages["prompts"]) == []
+    assert recipe.lineage(recipe.stages["prompts"]) == []
 
 
 def test_a_trained_stage_answers_as_the_model_it_came_from(folder: Path) -> None:
     recipe = read(folder, "models.base.temperature=0.3", "models.base.context=64")
-    spec = model_spec(recipe, "dpo")
-    assert (spec.temperature, spec.context, spec.weights) == (0.3, 64, "dpo")
-    assert model_spec(recipe, "student").temperature == 0.9
+    trained = recipe.models["dpo"]
+    settings = trained.settings.model_dump()
+    assert (settings["temperature"], settings["context"]) == (0.3, 64)
+    assert (trained.main.stage, trained.main.origin) == ("dpo", str(folder / "tiny"))
+    student = recipe.models["student"]
+    assert student.settings.model_dump()["temperature"] == 0.9
+    assert (student.main.stage, student.main.origin) == ("sft", str(folder / "tiny"))
 
 
 def test_a_model_is_started_from_its_folder_beside_the_recipe(folder: Path) -> None:
@@ -233,11 +238,13 @@ def test_a_model_is_started_from_its_folder_beside_the_recipe(folder: Path) -> N
         '{"instruction": "Name pets.", "constraint": {"kind": "bullets", "n": 2}, "answer": "* a"}'
     )
     recipe = read(folder, "models.base.demonstrations=shown.jsonl", "models.judge.relevance=tiny")
-    model = start_model(recipe, "base", {})
+    model = recipe.models["base"].ready({})
     assert Path(model.weights) == folder / "tiny"
     assert model.demonstrations[0]["prompt"].startswith("Name pets. Answer with exactly 2 bullet")
     # The judge's encoder is found by an actor whose working folder is another one.
-    assert start_model(recipe, "judge", {}).spec.relevance == str(folder / "tiny")
+    assert recipe.models["judge"].ready({}).settings.model_dump()["relevance"] == str(
+        folder / "tiny"
+    )
 
 
 def test_parameters_are_counted_from_the_headers(folder: Path) -> None:
@@ -264,15 +271,15 @@ def test_enough_of_everything_is_no_error(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
-        ("sft.workers=1000", "stage 'sft' wants 1000 CPUs, this machine has"),
-        ("sft.cpus_per_worker=1000", "lower sft.workers or sft.cpus_per_worker"),
+        ("sft.workers=1000", "stage 'sft' needs 1000 CPUs, this machine has"),
+        ("sft.cpus_per_worker=1000", "lower its workers or cpus_per_worker, or add CPUs"),
         (
             "sft.gpus_per_worker=1",
-            "stage 'sft' wants 1 GPUs, this machine has 0: lower sft.workers",
+            "stage 'sft' needs 1 GPUs, this machine has 0; lower its workers or add GPUs",
         ),
         (
             "models.base.gpus=0.5",
-            "wants 0.5 GPUs, this machine has 0: lower the gpus of its models",
+            "needs 0.5 GPUs, this machine has 0; lower the gpus of its models",
         ),
     ],
 )
@@ -290,7 +297,7 @@ def test_of_a_recipe_for_gpus_it_is_the_gpus_that_are_missing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(Permanent, match="stage 'sft' wants 1000 GPUs, this machine has 0"):
+    with pytest.raises(Permanent, match="stage 'sft' needs 1000 GPUs, this machine has 0"):
         check(folder, "sft.workers=1000", "sft.gpus_per_worker=1", "sft.global_batch=1000")
 
 
@@ -323,11 +330,11 @@ def test_memory_of_training_grows_with_model_and_workers(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12))
     safetensors(folder / "tiny" / "model.safetensors", a=[1_000_000_000])
     make_all(folder)
-    # A billion parameters, fp32: weights, gradients and two moments 16 GB, libraries 1.5 GB, and
-    # for dpo the reference, 4 GB.
-    check(folder, "sft.epochs=2", "sft.zero=3", "sft.workers=1")
-    with pytest.raises(Permanent, match="stage 'sft' needs about 27.0 GB"):
-        # Two whole copies of weights and gradients: 2 × 8 + 8, and 2 × 1.5.
+    # A billion parameters, fp32: weights, gradients and two moments 16 GB, libraries 1.5 GB.
+    check(folder, "sft.epochs=2", "sft.zero=0", "sft.workers=1")
+    with pytest.raises(Permanent, match="stage 'sft' needs about 27.8 GB"):
+        # Of each worker: weights 4, half of the gradients 2, of weights and moments in the
+        # optimiser 6, two buckets of 5e7 elements 0.4, libraries 1.5.
         check(folder, "sft.epochs=2", "sft.zero=2", "sft.workers=2")
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from zephyr_ray.estimate import training
 from zephyr_ray.estimate.page import lines
-from zephyr_ray.estimate.shapes import find_shape
+from zephyr_ray.models.shapes import find_shape
 from zephyr_ray.pipeline import KINDS
-from zephyr_ray.plan import make_plan, start_weights
+from zephyr_ray.plan import make_plan
 from zephyr_ray.preflight import check_files
 from zephyr_ray.recipe import Recipe, load
 from zephyr_ray.store import Store
@@ -96,7 +96,7 @@ def test_hyperparameters_are_the_published_ones(name: str, tmp_path: Path) -> No
     for stage, published in (("sft", sft), ("dpo", dpo)):
         found = recipe.stages[stage].model_dump()
         assert {key: found[key] for key in COMMON | published} == COMMON | published
-        assert start_weights(recipe, stage) == weights
+        assert recipe.models[stage].main.origin == weights
     trained, reads = recipe.stages["sft"], recipe.stages["dpo"]
     assert isinstance(trained, Sft) and isinstance(reads, Dpo)
     assert (trained.data, reads.data, reads.model) == ("ultrachat", "ultrafeedback", "sft")

@@ -44,7 +44,7 @@ MISTAKES = {
     "address without a scheme": (
         "base: {weights: smollm2-135m-instruct}",
         "base: {engine: openai, model: m, base_url: api.example.com}",
-        "base_url must start with http",
+        "'base_url': must start with http",
     ),
     "missing setting": (", seeds: seeds.jsonl", "", "'prompts': setting 'seeds' is missing"),
     "wrong type": ("seeds.jsonl}", "seeds.jsonl, count: many}", "'count'.*got 'many'"),
@@ -77,12 +77,12 @@ MISTAKES = {
     "model without weights": (
         "base: {weights: smollm2-135m-instruct}",
         "base: {}",
-        "needs weights:",
+        "model .base.: setting .weights. is missing",
     ),
     "endpoint without url": (
         "base: {weights: smollm2-135m-instruct}",
         "base: {engine: openai, model: m}",
-        "needs model: and base_url:",
+        "model .base.: setting .base_url. is missing",
     ),
     "model of no training": ("smollm2-135m-instruct", "prompts", "stage 'prompts' trains no model"),
     "name of both": ("judge: {engine: rules}", "sft: {engine: rules}", "'sft' is both a model and"),
@@ -208,8 +208,8 @@ def test_merge_keys_are_not_equal_keys(tmp_path: Path) -> None:
     text = GOOD.replace("base: {", "base: &b {").replace(
         "  judge:", "  hot: {<<: *b, temperature: 1.5}\n  judge:"
     )
-    hot = loaded(tmp_path, text=text).models["hot"]
-    assert (hot.weights, hot.temperature) == ("smollm2-135m-instruct", 1.5)
+    hot = loaded(tmp_path, text=text).models["hot"].settings.model_dump()
+    assert (hot["weights"], hot["temperature"]) == ("smollm2-135m-instruct", 1.5)
 
 
 def test_a_recipe_on_top_of_another(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_overrides(tmp_path: Path) -> None:
     pairs, dialogues = recipe.stages["pairs"], recipe.stages["dialogues"]
     assert isinstance(pairs, Preferences) and pairs.rejected == "all"
     assert isinstance(dialogues, SelfRefine) and dialogues.turns == 5
-    assert recipe.models["base"].temperature == 0.25
+    assert recipe.models["base"].settings.model_dump()["temperature"] == 0.25
     assert loaded(tmp_path, "storage=elsewhere").storage == Path("elsewhere")
 
 
@@ -313,8 +313,8 @@ def test_a_default_is_the_papers(tmp_path: Path) -> None:
     pairs = loaded(tmp_path).stages["pairs"]
     assert isinstance(pairs, Preferences)
     assert (pairs.rejected, pairs.ties, pairs.min_margin) == ("random", "drop", 0.0)
-    base = loaded(tmp_path).models["base"]
-    assert (base.temperature, base.top_p) == (0.7, 0.95)
+    base = loaded(tmp_path).models["base"].settings.model_dump()
+    assert (base["temperature"], base["top_p"]) == (0.7, 0.95)
 
 
 # What stands in the seeds file, and what the line says.

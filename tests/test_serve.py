@@ -19,9 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import KEY, OTHER, Service
 
-from zephyr_ray.engines.base import ModelSpec
-from zephyr_ray.models.openai import ServedJudge
-from zephyr_ray.models.rules import RulesJudge
+from zephyr_ray.engines.rules import RulesJudge, RulesSettings
+from zephyr_ray.engines.service import ServedJudge, ServiceSettings
 from zephyr_ray.serve import app
 from zephyr_ray.serve.gateway import MOST_BYTES
 from zephyr_ray.serve.requests import MOST_JUDGED
@@ -370,14 +369,12 @@ def test_the_served_judge_says_what_the_judge_says(
     ]
     served = service.post("/judge/pairwise", {"requests": rows})
     assert served.status_code == 200, served.text
-    judge = RulesJudge(ModelSpec(engine="rules"))
-    own = [asyncio.run(judge.compare(row, row["first"], row["second"])) for row in rows]
+    judge = RulesJudge(RulesSettings())
+    own = [judge.compare(row, row["first"], row["second"]) for row in rows]
     assert served.json()["results"] == own
     assert {result["verdict"] for result in own} >= {1.0}
     monkeypatch.setenv("ZEPHYR_TEST_KEY", KEY)
-    client = ServedJudge(
-        ModelSpec(engine="service", base_url=service.address, api_key_env="ZEPHYR_TEST_KEY")
-    )
+    client = ServedJudge(ServiceSettings(base_url=service.address, api_key_env="ZEPHYR_TEST_KEY"))
 
     async def through() -> list[dict[str, Any]]:
         return [await client.compare(row, row["first"], row["second"]) for row in rows]

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models.contract import Message, Reply, assistant, user
+from zephyr_ray.messages import Message, assistant, plain, user
+from zephyr_ray.models.contract import Reply
 from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import Artifact, read_jsonl, write_rows
 from zephyr_ray.text.cleaning import UNHELPFUL, Clean, true_case
@@ -33,7 +34,7 @@ class Scripted:
     async def __call__(
         self, messages: list[Message], *, max_tokens: int, shown: bool = True
     ) -> Reply:
-        self.asked.append(([dict(m) for m in messages], max_tokens, shown))
+        self.asked.append((plain(messages), max_tokens, shown))
         answer = next(self._answers)
         return answer if isinstance(answer, Reply) else Reply(answer, "stop", 5, 3)
 
@@ -52,6 +53,14 @@ def work_on(folder: Path, **inputs: list[dict[str, Any]]) -> Work:
 def run(stage: Stage, work: Work) -> list[dict[str, Any]]:
     stage.run(work)
     return list(read_jsonl(work.folder / "rows.jsonl"))
+
+
+def instructions(row: dict[str, Any]) -> list[str]:
+    return [m["instruction"] for m in row["messages"] if m["role"] == "user"]
+
+
+def finish_reasons(row: dict[str, Any]) -> list[str]:
+    return [m["finish_reason"] for m in row["messages"] if m["role"] == "assistant"]
 
 
 # Row programs
@@ -76,9 +85,9 @@ def test_self_refine_asks_in_the_papers_order() -> None:
     assert "Fish." in refine_2[0][0]["content"] and "A cat." not in refine_2[0][0]["content"]
     dialogue += [user("Where does it sleep? Use no commas."), assistant("In")]
     assert third == (dialogue[:5], 9, True)
-    assert result["messages"] == dialogue
-    assert result["instructions"] == ["Name a pet.", "What does it eat?", "Where does it sleep?"]
-    assert result["finish"] == ["stop", "stop", "stop"]
+    assert plain(result["messages"]) == dialogue
+    assert instructions(result) == ["Name a pet.", "What does it eat?", "Where does it sleep?"]
+    assert finish_reasons(result) == ["stop", "stop", "stop"]
     assert result["id"] == "p1"
 
 
@@ -86,8 +95,8 @@ def test_self_refine_keeps_the_question_when_the_teacher_is_silent() -> None:
     row = {"id": "p1", "instruction": "Name a pet.", "prompt": "Name a pet."}
     ask = Scripted("A cat.", " \n", Reply("A d", "length"))
     result = asyncio.run(self_refine(row, ask, turns=2, max_tokens=9))
-    assert result["instructions"] == ["Name a pet.", "Name a pet."]
-    assert result["finish"] == ["stop", "length"]
+    assert instructions(result) == ["Name a pet.", "Name a pet."]
+    assert finish_reasons(result) == ["stop", "length"]
 
 
 def test_invent_shows_eight_tasks_at_most_two_machine_made() -> None:
@@ -390,14 +399,11 @@ def test_helpful_answers_are_not_taken_for_unhelpful(text: str) -> None:
 
 
 def dialogue(name: str, *texts: str, constraint: dict[str, Any] | None = None) -> dict[str, Any]:
-    turns = [(user if i % 2 == 0 else assistant)(text) for i, text in enumerate(texts)]
-    return {
-        "id": name,
-        "messages": turns,
-        "instructions": list(texts[::2]),
-        "finish": ["stop"] * (len(texts) // 2),
-        "constraint": constraint,
-    }
+    messages = [
+        assistant(text, finish_reason="stop") if i % 2 else user(text, instruction=text)
+        for i, text in enumerate(texts)
+    ]
+    return {"id": name, "messages": messages, "constraint": constraint}
 
 
 BAD = "As an AI, I do not have feelings."
@@ -488,19 +494,18 @@ def pairs_of(
 def test_a_pair_holds_both_answers_to_one_prompt(tmp_path: Path) -> None:
     work = work_on(tmp_path, feedback=[FOUR])
     [pair] = run(Preferences(feedback="feedback", rejected="lowest"), work)
+    asked = user("Name a pet. Be short.", instruction="Name a pet.")
     assert pair == {
         "id": "p1/0",
         "prompt": "Name a pet. Be short.",
         "instruction": "Name a pet.",
         "constraint": None,
-        "chosen": [user("Name a pet. Be short."), assistant("cat")],
-        "rejected": [user("Name a pet. Be short."), assistant("emu")],
+        "chosen": [asked, assistant("cat", finish_reason="stop")],
+        "rejected": [asked, assistant("emu", finish_reason="length")],
         "score_chosen": 9,
         "score_rejected": 2,
         "model_chosen": "by cat",
         "model_rejected": "by emu",
-        "finish_chosen": "stop",
-        "finish_rejected": "length",
     }
     assert work.counts == {"rows": 1, "margin_mean": 7.0}
 
@@ -583,16 +588,15 @@ def test_no_pair_at_all_is_an_error_that_says_why(tmp_path: Path) -> None:
 
 def test_chosen_answers_become_dialogues_once(tmp_path: Path) -> None:
     def pair(name: str, question: str, answer: str) -> dict[str, Any]:
-        chosen = [user(question), assistant(answer)]
-        row = {"id": name, "prompt": question, "instruction": "Q", "chosen": chosen}
-        return {**row, "finish_chosen": "length" if question == "R?" else "stop"}
+        finish = "length" if question == "R?" else "stop"
+        chosen = [user(question, instruction="Q"), assistant(answer, finish_reason=finish)]
+        return {"id": name, "prompt": question, "chosen": chosen}
 
     pairs = [pair("p1/0", "Q?", "A"), pair("p1/1", "Q?", "A"), pair("p2/0", "R?", "A")]
     work = work_on(tmp_path, pairs=pairs)
-    rest = {"instructions": ["Q"], "constraint": None}
     assert run(Chosen(pairs="pairs"), work) == [
-        {"id": "p1/0", "messages": [user("Q?"), assistant("A")], **rest, "finish": ["stop"]},
-        {"id": "p2/0", "messages": [user("R?"), assistant("A")], **rest, "finish": ["length"]},
+        {"id": row["id"], "messages": row["chosen"], "constraint": None}
+        for row in (pairs[0], pairs[2])
     ]
     assert work.counts == {"rows": 2, "dropped/duplicate": 1}
 
@@ -603,8 +607,6 @@ def test_a_follow_up_near_a_held_out_prompt_is_cut(tmp_path: Path) -> None:
         "id": "d",
         "constraint": None,
         "messages": [m for q in questions for m in (user(q), assistant(f"About {q}"))],
-        "instructions": questions,
-        "finish": ["stop", "stop"],
     }
     # 7 of 8 words in order: ROUGE-L F = 2 * 7 / (7 + 8) = 0.93.
     held_out = [{"instruction": "Name the longest river of the continent."}]

@@ -2,7 +2,7 @@
 
 import torch
 
-from zephyr_ray.models.vllm import draw
+from zephyr_ray.engines.vllm import draw
 
 
 def test_draws_have_the_probabilities_of_softmax() -> None:

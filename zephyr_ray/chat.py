@@ -205,7 +205,7 @@ class _Foreign(ChatFormat):
 
     def _apply(self, messages: Messages, ask: bool) -> str:
         # This template takes text only as a whole: a special token typed by a user is broken up.
-        safe = [{**m, "content": self._defused(m["content"])} for m in messages]
+        safe = [{"role": m["role"], "content": self._defused(m["content"])} for m in messages]
         text: str = self.tokenizer.apply_chat_template(
             safe, tokenize=False, add_generation_prompt=ask
         )

@@ -10,7 +10,7 @@ from zephyr_ray import pipeline, recipe_file
 from zephyr_ray import recipe as recipes
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.models.weights import fingerprint
-from zephyr_ray.preflight import check_demonstrations, check_files, check_room
+from zephyr_ray.preflight import check_files, check_room
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.run_folder import models_of
 
@@ -126,13 +126,12 @@ def _checked(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Recipe]:
     """A recipe as the pipeline would read it, and as it is written; files of the cluster aside."""
     recipe = recipes.load(path, pipeline.KINDS, overrides)
     check_files(recipe, absolute=False)
-    for spec in recipe.models.values():
-        if spec.demonstrations and not Path(spec.demonstrations).is_absolute():
-            check_demonstrations(recipe.file(spec.demonstrations))
-        for weights in filter(None, (spec.weights, spec.relevance)):
-            known = weights in recipe.stages or Path(weights).is_absolute()
-            if not known and not recipe.file(weights).is_dir():
-                fingerprint(weights)  # Permanent for a name that nobody knows
+    for model in recipe.models.values():
+        if not any(path.is_absolute() for path in model.files.values()):
+            model.check_demonstrations()
+        for place in model.places:
+            if not Path(place).is_absolute():
+                fingerprint(place)  # Permanent for a name that nobody knows
     return recipe_file.read(path, overrides)[0], recipe
 
 

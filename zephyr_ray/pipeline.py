@@ -25,11 +25,10 @@ from zephyr_ray.display import CONSOLE, ConsoleHandler, Display, duration
 from zephyr_ray.errors import Permanent
 from zephyr_ray.estimate.page import print_estimate
 from zephyr_ray.judge.pairwise import Pairwise
-from zephyr_ray.plan import Step, lineage, make_plan, remember, stages_read, start_model
+from zephyr_ray.plan import Step, make_plan, remember
 from zephyr_ray.preflight import check_files, preflight
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.report.page import Report
-from zephyr_ray.settings import FILE, marked
 from zephyr_ray.stage import Stage, Work, log
 from zephyr_ray.store import SCRATCH, Artifact, Store, content_key
 from zephyr_ray.text.cleaning import Clean
@@ -115,7 +114,7 @@ def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
             remember(recipe, store, step)
             # A kill right after the manifest leaves it: gigabytes that nobody would read again.
             shutil.rmtree(store.folder(step.stage.kind, step.key) / SCRATCH, ignore_errors=True)
-    _say_where(recipe, store, steps)
+    _say_where(recipe, store)
 
 
 def _walk(recipe: Recipe, store: Store, steps: list[Step]) -> None:
@@ -168,19 +167,15 @@ def _make(
     """Runs one stage in its folder and makes the folder an artifact."""
     stage = step.stage
     artifacts = {s.name: s.artifact for s in steps if s.artifact}
-    reads = lineage(recipe, stage) if stage.makes == "report" else stages_read(recipe, stage)
-    models = {
-        ref: start_model(recipe, ref, artifacts)
-        for what, ref in recipe.reads(stage)
-        if what in ("weights", "model", "judge")
-    }
+    reads = recipe.lineage(stage) if stage.reads_lineage else recipe.stages_read(stage)
+    models = {n: model.ready(artifacts) for n, model in recipe.models_read(stage).items()}
     work = Work(
         name=step.name,
         folder=store.folder(stage.kind, step.key),
         seed=getattr(stage, "seed", recipe.seed),
         inputs={name: artifacts[name] for name in reads},
         models=models,
-        files={f: recipe.file(v) for f, _, values in marked(stage, FILE) for v in values},
+        files=recipe.files(stage),
         log_metrics=stage_run.log_metrics,
     )
     work.scratch.mkdir(parents=True, exist_ok=True)
@@ -196,10 +191,9 @@ def _make(
             "version": stage.version,
             "recipe": recipe.name,
             "settings": stage.model_dump(mode="json"),
-            "reads": {name: artifacts[name].key for name in stages_read(recipe, stage)},
+            "reads": {name: artifacts[name].key for name in recipe.stages_read(stage)},
             "models": {
-                name: {**model.spec.model_dump(mode="json"), "weights": model.weights}
-                for name, model in models.items()
+                name: model.settings.model_dump(mode="json") for name, model in models.items()
             },
             "counts": work.counts,
             "metrics": {},
@@ -247,13 +241,9 @@ def _link(recipe: Recipe, store: Store, step: Step) -> None:
     """The names a person opens: report.html, models/<stage>, data/<stage>."""
     if step.artifact is None:
         return
-    view, target = store.storage / recipe.name, step.artifact.folder
-    if step.stage.makes == "report":
-        store.link(view / "report.html", target / "report.html")
-    elif step.stage.makes == "weights":
-        store.link(view / "models" / step.name, step.artifact.model)
-    else:
-        store.link(view / "data" / step.name, target)
+    link, target = step.stage.view
+    view = store.storage / recipe.name / link.format(name=step.name)
+    store.link(view, step.artifact.folder / target)
 
 
 def _unlink_stale(recipe: Recipe, store: Store, steps: list[Step]) -> None:
@@ -288,15 +278,16 @@ def print_plan(recipe: Recipe, steps: list[Step]) -> None:
     Console().print(table)
 
 
-def _say_where(recipe: Recipe, store: Store, steps: list[Step]) -> None:
-    shown = os.path.relpath(store.storage / recipe.name)
+def _say_where(recipe: Recipe, store: Store) -> None:
+    view = store.storage / recipe.name
+    shown = os.path.relpath(view)
     zephyr = shutil.which("zephyr") or os.path.relpath(Path(sys.executable).with_name("zephyr"))
     database = f"sqlite:///{os.path.relpath(store.storage)}/mlflow.db"
     here = Path("Makefile").exists() and store.storage == Path("runs").absolute()
     lines = [("open", f"{shown}/")]
-    if any(step.stage.makes == "report" for step in steps):
+    if (view / "report.html").exists():
         lines.append(("report", f"{shown}/report.html"))
-    if any(step.stage.makes == "weights" for step in steps):
+    if (view / "models").exists():
         lines.append(("chat", f"{zephyr} chat {shown}"))
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         lines.append(("MLflow", uri))

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from zephyr_ray.engines.base import Model, ModelSpec
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models import constraints
-from zephyr_ray.models.weights import fingerprint
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.settings import FILE, OPERATIONAL, Reads, marked
 from zephyr_ray.stage import Stage
-from zephyr_ray.store import SCRATCH, Artifact, Store, content_key, file_digest, read_jsonl
+from zephyr_ray.store import SCRATCH, Artifact, Store, content_key, digest
 
 
 @dataclass
@@ -42,7 +38,7 @@ def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[St
         identity = _identity(recipe, stage, {n: s.key for n, s in steps.items()})
         key = content_key(identity)
         artifact = store.find(stage.kind, key)
-        reads = [read for read in stages_read(recipe, stage) if read in steps]
+        reads = [read for read in recipe.stages_read(stage) if read in steps]
         if artifact:
             why, rows = "", artifact.manifest["counts"].get("rows")
         else:
@@ -53,70 +49,6 @@ def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[St
         if name == until:
             break
     return list(steps.values())
-
-
-def stages_read(recipe: Recipe, stage: Stage) -> list[str]:
-    """The stages whose artifacts a stage needs, directly or through a model's weights."""
-    found = []
-    for _, ref in recipe.reads(stage):
-        ref = (recipe.models[ref].weights or "") if ref in recipe.models else ref
-        if ref in recipe.stages and ref not in found:
-            found.append(ref)
-    return found
-
-
-def lineage(recipe: Recipe, stage: Stage) -> list[str]:
-    """All stages that lead to this one, in the order of the recipe."""
-    todo, found = stages_read(recipe, stage), set()
-    while todo:
-        name = todo.pop()
-        if name not in found:
-            found.add(name)
-            todo += stages_read(recipe, recipe.stages[name])
-    return [name for name in recipe.stages if name in found]
-
-
-def model_spec(recipe: Recipe, ref: str) -> ModelSpec:
-    """How a model answers; a trained stage answers as the model it was trained from would."""
-    if ref in recipe.models:
-        return recipe.models[ref]
-    [(_, _, [start])] = [m for m in marked(recipe.stages[ref], Reads) if m[1].what == "weights"]
-    return model_spec(recipe, start).model_copy(update={"weights": ref, "demonstrations": None})
-
-
-def start_weights(recipe: Recipe, ref: str) -> str | None:
-    """The weights, no stage's, behind a model; a trained stage stands for what it started from."""
-    weights = model_spec(recipe, ref).weights
-    while weights in recipe.stages:
-        [(_, _, [ref])] = [
-            m for m in marked(recipe.stages[weights], Reads) if m[1].what == "weights"
-        ]
-        weights = model_spec(recipe, ref).weights
-    return weights
-
-
-def start_model(recipe: Recipe, ref: str, artifacts: dict[str, Artifact]) -> Model:
-    """The model behind a name, ready to be started by any process that sees the storage."""
-    spec = model_spec(recipe, ref)
-    weights = spec.weights or ""
-    shown: list[dict[str, Any]] = []
-    if spec.demonstrations:
-        for row in read_jsonl(recipe.file(spec.demonstrations)):
-            sentence = constraints.KINDS[row["constraint"]["kind"]].phrasings[0]
-            prompt = f"{row['instruction']} {sentence.format(**row['constraint'])}"
-            shown.append({**row, "prompt": prompt})
-    if spec.relevance:
-        spec = spec.model_copy(update={"relevance": weights_place(recipe, spec.relevance)})
-    location = (
-        str(artifacts[weights].model) if weights in artifacts else weights_place(recipe, weights)
-    )
-    return Model(ref, spec, location, shown)
-
-
-def weights_place(recipe: Recipe, weights: str) -> str:
-    """A folder beside the recipe by its full path; names stay names."""
-    beside = recipe.file(weights)
-    return str(beside.absolute()) if weights and beside.is_dir() else weights
 
 
 def _identity(recipe: Recipe, stage: Stage, keys: dict[str, str]) -> dict[str, Any]:
@@ -131,44 +63,19 @@ def _identity(recipe: Recipe, stage: Stage, keys: dict[str, str]) -> dict[str, A
             settings[name] = digest(recipe.file(value))
         elif name in reads and isinstance(value, list):
             # Names of several things read are kept: results are told apart by them.
-            settings[name] = [[v, _read_identity(recipe, v, reads[name].what, keys)] for v in value]
+            settings[name] = [[v, _read_identity(recipe, v, reads[name], keys)] for v in value]
         elif name in reads and value is not None:
-            settings[name] = _read_identity(recipe, value, reads[name].what, keys)
+            settings[name] = _read_identity(recipe, value, reads[name], keys)
         else:
             settings[name] = value
     return {"kind": stage.kind, "version": stage.version, "settings": settings}
 
 
-def _read_identity(recipe: Recipe, ref: str, what: str, keys: dict[str, str]) -> Any:
-    if what not in ("weights", "model", "judge"):
+def _read_identity(recipe: Recipe, ref: str, mark: Reads, keys: dict[str, str]) -> Any:
+    if not mark.is_model:
         return keys[ref]
-    spec = model_spec(recipe, ref)
-    weights = spec.weights or ""
-    identity = keys[weights] if weights in recipe.stages else None
-    if identity is None and weights:
-        identity = fingerprint(weights_place(recipe, weights))
-    if what == "weights":
-        return identity
-    operational = {name for name, _, _ in marked(spec, OPERATIONAL)}
-    if spec.engine in ("openai", "service"):
-        operational -= {"base_url"}  # the same name is another model at another address
-    settings = spec.model_dump(mode="json", exclude=operational | {"weights"})
-    if spec.demonstrations:
-        settings["demonstrations"] = digest(recipe.file(spec.demonstrations))
-    if spec.relevance:
-        settings["relevance"] = fingerprint(weights_place(recipe, spec.relevance))
-    return {**settings, "weights": identity}
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and contents of its files."""
-    try:
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            return content_key({str(f.relative_to(path)): file_digest(f) for f in files})
-        return file_digest(path)
-    except OSError as error:
-        raise Permanent(f"{path}: cannot be read ({error.strerror})") from None
+    model = recipe.models[ref]
+    return model.main.identity(keys) if mark.what == "weights" else model.identity(keys)
 
 
 def _why(
@@ -183,7 +90,7 @@ def _why(
     """Why a stage must run, for a person."""
     if (store.folder(stage.kind, key) / SCRATCH).exists():
         return "was interrupted: goes on"
-    changed = [r for r in stages_read(recipe, stage) if r in steps and not steps[r].artifact]
+    changed = [r for r in recipe.stages_read(stage) if r in steps and not steps[r].artifact]
     if changed:
         return f"reads {', '.join(changed)}, to do"
     try:

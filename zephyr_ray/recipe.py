@@ -1,17 +1,20 @@
 """The recipe file: named models and an ordered list of stages, checked before any work."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
-from zephyr_ray.engines.base import ModelSpec
+from zephyr_ray.engines import DEFAULT, ENGINES
+from zephyr_ray.engines.model import RecipeModel
+from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.recipe_file import mapping, read
-from zephyr_ray.settings import Reads, Strict, marked, near, typed
+from zephyr_ray.references import References
+from zephyr_ray.settings import FILE, Reads, Strict, marked, near, typed
 from zephyr_ray.stage import Stage
 
 SEEDS = 2**32
@@ -35,23 +38,60 @@ class Hardware(Strict):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole, checked recipe. FILE settings lie in the first of `folders` that has them."""
+    """A complete, checked recipe."""
 
     name: str
     storage: Path
     folders: list[Path]
+    """Folders that hold its files: its own, then that of the recipe it extends."""
     seed: int
-    models: dict[str, ModelSpec]
+    models: dict[str, RecipeModel]
+    """Every model by the name that stages use: models of the recipe, then stages that train one."""
     stages: dict[str, Stage]
     hardware: Hardware | None = None
 
     def file(self, value: str) -> Path:
-        found = [folder / value for folder in self.folders if (folder / value).exists()]
-        return found[0] if found else self.folders[0] / value
+        return locate(self.folders, value)
 
-    def reads(self, stage: Stage) -> list[tuple[str, str]]:
-        """What a stage reads, as (artifact type, name of a stage or of a model)."""
-        return [(m.what, v) for _, m, values in marked(stage, Reads) for v in values]
+    def files(self, stage: Stage) -> dict[str, Path]:
+        """Returns the files of a stage by the setting that names them."""
+        return {f: self.file(v) for f, _, values in marked(stage, FILE) for v in values}
+
+    def variables(self) -> dict[str, str]:
+        """Returns the environment variables that models read, each with the name of one."""
+        return {v: name for name, model in self.models.items() for v in model.settings.variables()}
+
+    def models_read(self, stage: Stage) -> dict[str, RecipeModel]:
+        """Returns the models that a stage trains, asks or has judge, by name."""
+        return {
+            ref: self.models[ref]
+            for _, mark, refs in marked(stage, Reads)
+            for ref in refs
+            if mark.is_model
+        }
+
+    def stages_read(self, stage: Stage) -> list[str]:
+        """Returns the stages whose artifacts a stage needs, directly or as a model's weights."""
+        names: list[str] = []
+        for _, mark, refs in marked(stage, Reads):
+            for ref in refs:
+                names += self.models[ref].stages if mark.is_model else [ref]
+        return list(dict.fromkeys(names))
+
+    def lineage(self, stage: Stage) -> list[str]:
+        """Returns all stages that lead to this one, in the order of the recipe."""
+        todo, seen = self.stages_read(stage), set[str]()
+        while todo:
+            name = todo.pop()
+            if name not in seen:
+                seen.add(name)
+                todo += self.stages_read(self.stages[name])
+        return [name for name in self.stages if name in seen]
+
+
+def locate(folders: list[Path], value: str) -> Path:
+    """Returns the file or folder in the first of the folders that has it."""
+    return next((f / value for f in folders if (f / value).exists()), folders[0] / value)
 
 
 def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None = None) -> Recipe:
@@ -74,30 +114,14 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
             f"{path}: storage is {storage!r}; it must be a folder (on a cluster, one that every "
             "node mounts)"
         )
-    models = {
-        str(n): typed(ModelSpec, spec, f"{path}: model '{n}'")
+    settings_of = {
+        str(n): _model_settings(spec, f"{path}: model '{n}'")
         for n, spec in mapping(raw.get("models", {}), f"{path}: models").items()
     }
-    stages = {}
-    for stage_name, settings in mapping(raw.get("stages"), f"{path}: stages").items():
-        where = f"{path}: stage '{stage_name}'"
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(stage_name)):
-            raise Permanent(f"{where}: a stage name is letters, digits, '_', '-'")
-        settings = dict(mapping(settings, where))
-        if "kind" not in settings:
-            raise Permanent(
-                f"{where}: setting 'kind' is missing; known: {', '.join(sorted(kinds))}"
-            )
-        kind = str(settings.pop("kind"))
-        if kind not in kinds:
-            raise Permanent(f"{where}: unknown kind '{kind}'{near(kind, kinds)}")
-        if "seed" in kinds[kind].model_fields:
-            settings.setdefault("seed", seed)
-        if "title" in kinds[kind].model_fields:
-            settings.setdefault("title", name)
-        stages[str(stage_name)] = stage = typed(kinds[kind], settings, where)
-        if not 0 <= getattr(stage, "seed", 0) < SEEDS:
-            raise Permanent(f"{where}: setting 'seed' must be a whole number from 0 below 2^32")
+    stages = {
+        str(n): _stage(str(n), settings, kinds, {"seed": seed, "title": name}, path)
+        for n, settings in mapping(raw.get("stages"), f"{path}: stages").items()
+    }
     if not stages:
         raise Permanent(f"{path}: no stages; nothing to do")
     hardware = raw.get("hardware")
@@ -105,81 +129,47 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
         hardware = typed(Hardware, hardware, f"{path}: hardware")
         if lost := sorted(set(hardware.rows_per_second) - set(stages)):
             raise Permanent(f"{path}: hardware: rows_per_second: no stage '{lost[0]}'")
-    recipe = Recipe(name, Path(storage), folders, seed, models, stages, hardware)
-    _check_references(recipe, path)
-    return recipe
+    references = References(str(path), settings_of, stages, partial(locate, folders))
+    return Recipe(
+        name=name,
+        storage=Path(storage),
+        folders=folders,
+        seed=seed,
+        models=references.models(),
+        stages=stages,
+        hardware=hardware,
+    )
 
 
-def _check_references(recipe: Recipe, path: Path) -> None:
-    """Every name a stage reads must be defined, be of the right type, and come earlier."""
-    order = list(recipe.stages)
-    both = sorted(set(order) & set(recipe.models))
-    if both:
-        raise Permanent(f"{path}: '{both[0]}' is both a model and a stage; rename one")
-    for name, stage in recipe.stages.items():
-        for what, ref in recipe.reads(stage):
-            where = f"{path}: stage '{name}' reads '{ref}'"
-            if ref in recipe.models and what in ("weights", "model", "judge"):
-                _check_model(recipe, what, ref, where)
-                source = recipe.models[ref].weights
-                if source not in recipe.stages:
-                    continue
-                if recipe.stages[source].makes != "weights":
-                    raise Permanent(f"{path}: model '{ref}': stage '{source}' trains no model")
-                ref, what = source, "weights"
-            if ref not in recipe.stages:
-                known = recipe.models if what in ("weights", "model", "judge") else {}
-                if ref in recipe.models:
-                    raise Permanent(
-                        f"{where}, which is a model; it needs a stage that makes {what}"
-                    )
-                raise Permanent(
-                    f"{where}, which is neither a stage nor a model of this recipe"
-                    + near(ref, [*known, *order])
-                )
-            if what == "judge":
-                raise Permanent(f"{where}, but a judge is an entry under models:")
-            made = recipe.stages[ref].makes
-            if what != "any" and made != ("weights" if what == "model" else what):
-                raise Permanent(f"{where}, which makes {made}; it needs {what}")
-            if order.index(ref) >= order.index(name):
-                cycle = _path_between(recipe, ref, name)
-                if cycle:
-                    raise Permanent(f"{path}: a cycle: {' → '.join([name, *cycle])}")
-                raise Permanent(f"{where}, which comes later; move '{ref}' above '{name}'")
+def _model_settings(raw: Any, where: str) -> ModelSettings:
+    raw = mapping(raw, where)
+    engine = raw.get("engine", DEFAULT)
+    if not isinstance(engine, str) or engine not in ENGINES:
+        raise Permanent(f"{where}: setting 'engine': unknown{near(str(engine), ENGINES)}")
+    return typed(ENGINES[engine], raw, where)
 
 
-def _check_model(recipe: Recipe, what: str, name: str, where: str) -> None:
-    spec = recipe.models[name]
-    if spec.engine == "vllm" and not spec.weights:
-        raise Permanent(f"{where}: model '{name}' needs weights: (a packaged name, hub id, folder)")
-    if spec.engine == "openai" and not (spec.model and spec.base_url):
-        raise Permanent(f"{where}: model '{name}' needs model: and base_url:")
-    if spec.engine == "service" and not spec.base_url:
-        raise Permanent(f"{where}: model '{name}' needs base_url:, the address of zephyr serve")
-    if spec.base_url and not re.match(r"https?://", spec.base_url):
-        raise Permanent(f"{where}: model '{name}': base_url must start with http:// or https://")
-    if what == "weights" and spec.engine != "vllm":
-        raise Permanent(f"{where}: model '{name}' has no weights to train (engine {spec.engine})")
-    if what == "model" and spec.engine in ("rules", "service"):
-        raise Permanent(f"{where}: '{name}' is a {spec.engine} judge; it cannot answer prompts")
-
-
-def _path_between(recipe: Recipe, start: str, goal: str) -> list[str] | None:
-    """The chain of reads from `start` to `goal`, if there is one."""
-    seen: set[str] = set()
-
-    def walk(name: str) -> list[str] | None:
-        if name == goal:
-            return [name]
-        if name in seen or name not in recipe.stages:
-            return None
-        seen.add(name)
-        for _, ref in recipe.reads(recipe.stages[name]):
-            ref = recipe.models[ref].weights or ref if ref in recipe.models else ref
-            rest = walk(ref)
-            if rest:
-                return [name, *rest]
-        return None
-
-    return walk(start)
+def _stage(
+    name: str,
+    raw: Any,
+    kinds: dict[str, type[Stage]],
+    defaults: dict[str, Any],
+    path: Path,
+) -> Stage:
+    """Returns one stage; `defaults` are the recipe's, for kinds that have such a setting."""
+    where = f"{path}: stage '{name}'"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise Permanent(f"{where}: a stage name is letters, digits, '_', '-'")
+    settings = dict(mapping(raw, where))
+    if "kind" not in settings:
+        raise Permanent(f"{where}: setting 'kind' is missing; known: {', '.join(sorted(kinds))}")
+    kind = str(settings.pop("kind"))
+    if kind not in kinds:
+        raise Permanent(f"{where}: unknown kind '{kind}'{near(kind, kinds)}")
+    for setting, value in defaults.items():
+        if setting in kinds[kind].model_fields:
+            settings.setdefault(setting, value)
+    stage = typed(kinds[kind], settings, where)
+    if not 0 <= getattr(stage, "seed", 0) < SEEDS:
+        raise Permanent(f"{where}: setting 'seed' must be a whole number from 0 below 2^32")
+    return stage

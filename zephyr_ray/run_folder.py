@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zephyr_ray.engines.base import Model, ModelSpec
+from zephyr_ray.engines import ENGINES
+from zephyr_ray.engines.model import Model
 from zephyr_ray.errors import Permanent
 from zephyr_ray.store import MANIFEST
 
@@ -35,11 +36,16 @@ def judge_of(run: Path) -> Model | None:
     """The judge of the run's comparison, if it has one of its own."""
     for data in sorted((run / "data").glob("*")):
         manifest = _manifest(data.resolve())
-        if manifest["kind"] == "pairwise":
+        if (data / "result.json").exists():
             name = manifest["settings"]["judge"]
-            spec = ModelSpec.model_validate(manifest["models"][name])
-            if spec.engine != "service":
-                return Model(name, spec, spec.weights or "")
+            settings = ENGINES[manifest["models"][name]["engine"]]
+            # Manifests of earlier versions have the settings of every engine in each model.
+            known = {
+                k: v for k, v in manifest["models"][name].items() if k in settings.model_fields
+            }
+            judge = Model(name, settings.model_validate(known))
+            if judge.settings.served:
+                return judge
     return None
 
 

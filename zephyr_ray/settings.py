@@ -1,7 +1,6 @@
-"""Settings as a recipe writes them: strict, frozen, and marked where they point at something else.
+"""Settings as a recipe writes them: strict, frozen, with marks on fields that name something else.
 
-What a field points at is said in its annotation, so that checking, hashing and planning need no
-code for each kind:
+The annotation says what a field names, so that checking and planning need no code per kind:
 
     prompts: Annotated[str, Reads("prompts")]      an earlier stage that makes prompts
     model:   Annotated[str, Reads("weights")]      a model of the recipe, or a stage that trains one
@@ -17,20 +16,30 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from zephyr_ray.errors import Permanent
 from zephyr_ray.recipe_file import mapping
 
+USES = ("weights", "model", "judge")
+"""What a stage reads a model for: to train or start from, to answer prompts, to judge answers."""
+
 
 @dataclass(frozen=True)
 class Reads:
-    """Marks a field that names what the stage reads.
-
-    `what` is an artifact type ("prompts", "dialogues", …), "weights" (something to train or to
-    start from), "model" (someone who answers) or "judge" (someone who compares answers).
-    """
+    """Marks a field that names what the stage reads: an artifact type ("prompts", "dialogues", …)
+    or one of USES."""
 
     what: str
+    form: str | None = None
+    """The form that a judge must judge by."""
+
+    @property
+    def is_model(self) -> bool:
+        return self.what in USES
 
 
 FILE = "file"
+"""Marks the path of a file or folder beside the recipe; its content is in the key."""
+WEIGHTS = "weights"
+"""Marks weights: a packaged name, a hub id, a folder, or a stage that trains a model."""
 OPERATIONAL = "operational"
+"""Marks what does not change the result, so that it is not in the key."""
 
 
 class Strict(BaseModel):
@@ -41,8 +50,8 @@ T = TypeVar("T", bound=Strict)
 
 
 def marked(spec: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, list[str]]]:
-    """The fields that carry a mark, as (field, mark, values); absent values are left out."""
-    found = []
+    """Returns the fields that carry a mark, as (field, mark, values), without absent values."""
+    fields = []
     for name, field in type(spec).model_fields.items():
         # An optional field keeps its Annotated metadata on the field or inside the union.
         marks = [*field.metadata, *(m for a in get_args(field.annotation) for m in get_args(a)[1:])]
@@ -50,8 +59,8 @@ def marked(spec: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, list[s
             if m == mark or (isinstance(mark, type) and isinstance(m, mark)):
                 value = getattr(spec, name)
                 values = value if isinstance(value, list) else [value]
-                found.append((name, m, [str(v) for v in values if v is not None]))
-    return found
+                fields.append((name, m, [str(v) for v in values if v is not None]))
+    return fields
 
 
 def near(name: str, known: Any) -> str:
@@ -62,7 +71,7 @@ def near(name: str, known: Any) -> str:
 
 
 def typed(cls: type[T], settings: Any, where: str) -> T:
-    """Settings as written, as an object of the class; what does not fit is one Permanent line."""
+    """Returns settings as an object of the class. Raises Permanent if they do not fit."""
     try:
         return cls.model_validate(mapping(settings, where))
     except ValidationError as error:
@@ -75,5 +84,6 @@ def typed(cls: type[T], settings: Any, where: str) -> T:
         elif first["type"] == "missing":
             message = f"setting '{place}' is missing"
         else:
-            message = f"setting '{place}': {first['msg']} (got {first['input']!r})"
+            what = first["msg"].removeprefix("Value error, ")
+            message = f"setting '{place}': {what} (got {first['input']!r})"
         raise Permanent(f"{where}: {message}") from None

@@ -1,17 +1,22 @@
-"""A stage: its settings and what it makes; and what a running one is given."""
+"""A stage: its settings, what it makes, and what it says of itself; and what a running one gets."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from zephyr_ray.engines.base import Model
+from zephyr_ray.demand import Calls, Footprint, Processors
+from zephyr_ray.engines.model import Model, RecipeModel
 from zephyr_ray.settings import Strict
 from zephyr_ray.store import SCRATCH, Artifact, Journal, write_rows
 
 log = logging.getLogger("zephyr_ray")
+
+PROMPT_TOKENS, ANSWER_TOKENS = 256, 512
+"""Tokens of a prompt and of an answer, for estimates, if nothing says how long they are."""
 
 
 @dataclass
@@ -22,14 +27,14 @@ class Progress:
     total: int = 0
     unit: str = "rows"
     resumed: int = 0
-    """Of `done`, how many an earlier attempt had finished (they say nothing about the rate)."""
+    """How many of `done` an earlier attempt had finished; they say nothing about the rate."""
     note: str = ""
     started: float = field(default_factory=time.monotonic)
 
 
 @dataclass
 class Work:
-    """One stage at work. Everything it leaves in `folder` outside `scratch` is its artifact."""
+    """One running stage. Everything it leaves in `folder` outside `scratch` is its artifact."""
 
     name: str
     folder: Path
@@ -37,11 +42,11 @@ class Work:
     inputs: dict[str, Artifact]
     models: dict[str, Model]
     files: dict[str, Path]
-    """FILE settings by field name, resolved."""
+    """Files by the setting that names them."""
     log_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None
     progress: Progress = field(default_factory=Progress)
     counts: dict[str, float] = field(default_factory=dict)
-    """Numbers for the manifest, MLflow and the report: what was made, dropped, truncated, …"""
+    """Numbers for the manifest, MLflow and the report: rows made, dropped, truncated, …"""
     examples: dict[str, list[Any]] = field(default_factory=dict)
     """A few examples behind a count (dropped rows, failed rows)."""
 
@@ -65,20 +70,54 @@ class Work:
 
 
 class Stage(Strict):
-    """One stage: its settings, and `run`, which makes its artifact."""
+    """One stage of a recipe. A kind is a subclass, one file and one entry in `pipeline.STAGES`."""
 
     kind: ClassVar[str]
     makes: ClassVar[str]
     version: ClassVar[int] = 1
     """Raised when the same settings come to mean another result."""
+    view: ClassVar[tuple[str, str]] = ("data/{name}", "")
+    """The link that a person opens, below the run's folder, and what of the artifact it shows."""
+    reads_lineage: ClassVar[bool] = False
+    """Whether it is given every artifact that leads to it, not only those it names."""
 
     def run(self, work: Work) -> None:
+        """Makes the artifact in `work.folder`."""
         raise NotImplementedError
 
     def check(self, files: dict[str, Path], reads: "dict[str, Stage]") -> None:
-        """Raises Permanent when a FILE setting (by field name), or a stage that is read, holds what
-        `run` cannot use."""
+        """Raises Permanent if a file (by setting) or a stage that it reads is of no use to it."""
 
     def expected(self, rows: dict[str, int]) -> int | None:
-        """Rows this stage will make (or steps it will take), from the rows of what it reads."""
+        """Returns the rows it will make (or steps it will take), from the rows of what it reads."""
         return next(iter(rows.values()), None)
+
+    def answer_bounds(self) -> tuple[float, int]:
+        """Returns answers per row of its artifact, and the most tokens of one, for estimates."""
+        return 1, ANSWER_TOKENS
+
+    def row_tokens(self, reads: dict[str, float]) -> float | None:
+        """Returns the mean tokens per row of its artifact, from those of what it reads, if that is
+        known before it is made."""
+        return None
+
+    def calls(self, rows: dict[str, int], reads: "dict[str, Stage]") -> dict[str, Calls]:
+        """Returns what each model will be asked at most, by rows of what the stage reads. A model
+        that it cannot tell for is left out."""
+        return {}
+
+    def processors(self, models: dict[str, RecipeModel]) -> Processors:
+        """Returns what it occupies at once; by default what the hungriest of its engines does."""
+        return Processors(gpus=max((m.settings.gpus_per_actor for m in models.values()), default=0))
+
+    def footprint(self, models: dict[str, RecipeModel]) -> Footprint:
+        """Returns memory and disk; by default memory of all actors of its hungriest engine."""
+        here = os.cpu_count() or 1
+        each = (
+            min(model.settings.actors, here) * model.settings.memory(model.shape())
+            for model in models.values()
+        )
+        return Footprint(memory=max(each, default=0))
+
+    def check_models(self, models: dict[str, RecipeModel]) -> None:
+        """Raises Permanent if a model, whose weights are at hand, is of no use to it."""

@@ -40,6 +40,17 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file; of a folder, over the names and contents of its files."""
+    try:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return content_key({str(f.relative_to(path)): file_digest(f) for f in files})
+        return file_digest(path)
+    except OSError as error:
+        raise Permanent(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a JSONL file; a malformed line is a Permanent that names it."""
     return (row for _, row in numbered_jsonl(path))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from zephyr_ray.errors import Permanent
 
 if TYPE_CHECKING:
-    from zephyr_ray.models.contract import Message
+    from zephyr_ray.messages import Message
 
 TOKENS = 256
 CONTEXT = 2048
@@ -31,9 +31,9 @@ class Local:
         os.environ["TQDM_DISABLE"] = "1"
         import torch
 
-        from zephyr_ray.models.vllm import VllmEngine
+        from zephyr_ray.engines.vllm import VllmEngine
 
-        self._engine = VllmEngine(weights, CONTEXT, gpu=torch.cuda.is_available(), seed=0)
+        self._engine = VllmEngine(weights, CONTEXT, gpus=float(torch.cuda.is_available()), seed=0)
         self._runner = asyncio.Runner()
 
     def answer(self, messages: "list[Message]", told: Callable[[str], None]) -> str:
@@ -95,7 +95,7 @@ def talk(speaker: Speaker) -> int:
     """Questions from standard input, answers to standard output as they come, until its end."""
     import readline  # noqa: F401  # arrow keys: earlier questions, and editing
 
-    from zephyr_ray.models.contract import assistant, user
+    from zephyr_ray.messages import assistant, user
 
     print(
         "ask something; an empty line starts anew, ctrl-C stops an answer, ctrl-D ends",

@@ -10,7 +10,7 @@ import yaml
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.recipe import Recipe
-from zephyr_ray.settings import FILE, marked
+from zephyr_ray.settings import FILE, WEIGHTS, Strict, marked
 
 FOLDER = "/etc/zephyr"
 """Where the pods see the ConfigMap."""
@@ -28,17 +28,21 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
     """
     raw = {**raw, "name": recipe.name, "storage": _storage(str(recipe.storage), storage, path)}
     names: dict[Path, str] = {}
-    for section in ("models", "stages"):
+    models: dict[str, Strict] = {
+        n: model.settings for n, model in recipe.models.items() if n not in recipe.stages
+    }
+    stages: dict[str, Strict] = {**recipe.stages}
+    for section, named in (("models", models), ("stages", stages)):
         settings = {n: dict(s) for n, s in (raw.get(section) or {}).items()}
-        for name, spec in getattr(recipe, section).items():
+        for name, spec in named.items():
             for field, _, values in marked(spec, FILE):
                 new = [_travels(recipe, value, names) for value in values]
                 if new:
                     listed = isinstance(getattr(spec, field), list)
                     settings[name][field] = new if listed else new[0]
         raw[section] = settings
-    for name, spec in recipe.models.items():
-        for weights in filter(None, (spec.weights, spec.relevance)):
+    for name, model in models.items():
+        for weights in [v for _, _, values in marked(model, WEIGHTS) for v in values]:
             if not Path(weights).is_absolute() and recipe.file(weights).is_dir():
                 raise Permanent(
                     f"{path}: model '{name}': weights '{weights}' is a folder of this machine; put "

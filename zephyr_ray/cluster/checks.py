@@ -216,10 +216,10 @@ def storage(kube: Kube, profile: Profile) -> Iterator[Verdict]:
 
 
 def secrets(kube: Kube, profile: Profile, recipe: Recipe | None) -> Iterator[Verdict]:
-    for spec in recipe.models.values() if recipe else []:
-        if spec.api_key_env and spec.api_key_env not in profile.secrets:
-            fix = f"in the profile, secrets: {spec.api_key_env}: {{name: SECRET, key: KEY}}"
-            yield bad(f"the recipe reads {spec.api_key_env}, the profile has no secret for it", fix)
+    variables = recipe.variables() if recipe else {}
+    for variable in [v for v in variables if v not in profile.secrets]:
+        fix = f"in the profile, secrets: {variable}: {{name: SECRET, key: KEY}}"
+        yield bad(f"the recipe reads {variable}, the profile has no secret for it", fix)
     for variable, secret in profile.secrets.items():
         make = f"kubectl create secret generic {secret.name} --from-file={secret.key}=FILE"
         make += f" -n {kube.namespace}"
@@ -233,7 +233,7 @@ def secrets(kube: Kube, profile: Profile, recipe: Recipe | None) -> Iterator[Ver
             yield bad(f"{variable}: secret {secret.name} has no {secret.key}; it has {keys}", make)
         else:
             yield good(f"{variable}: secret {secret.name} has {secret.key}")
-    if not profile.secrets and not (recipe and any(s.api_key_env for s in recipe.models.values())):
+    if not profile.secrets and not variables:
         yield good("none needed")
 
 

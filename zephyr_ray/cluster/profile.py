@@ -154,11 +154,11 @@ def load(path: Path) -> Profile:
 
 def check_secrets(recipe: Recipe, profile: Profile, path: Path) -> None:
     """Every key the recipe's models need must come from a secret. Raises Permanent."""
-    for name, spec in recipe.models.items():
-        if spec.api_key_env and spec.api_key_env not in profile.secrets:
+    for variable, model in recipe.variables().items():
+        if variable not in profile.secrets:
             raise Permanent(
-                f"{path}: model '{name}' of the recipe reads {spec.api_key_env}; add under "
-                f"secrets: {spec.api_key_env}: {{name: SECRET, key: KEY}}"
+                f"{path}: model '{model}' of the recipe reads {variable}; add under "
+                f"secrets: {variable}: {{name: SECRET, key: KEY}}"
             )
 
 

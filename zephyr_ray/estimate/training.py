@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_ray.estimate import memory
-from zephyr_ray.estimate.shapes import Shape
+from zephyr_ray.demand import GIB
+from zephyr_ray.models.shapes import Shape
 from zephyr_ray.recipe import Hardware
+from zephyr_ray.train import memory
 from zephyr_ray.train.settings import TrainingSettings
 
 
@@ -32,11 +33,6 @@ class Training:
     hours: float | None
 
 
-def sides(stage: TrainingSettings) -> int:
-    """Sequences of one row: a pair has two."""
-    return 2 if stage.kind == "dpo" else 1
-
-
 def estimate(
     stage: TrainingSettings,
     shape: Shape,
@@ -48,13 +44,13 @@ def estimate(
     """`rows` are what the stage reads, of `row_tokens` tokens each where that is known; `rate` is
     the measured or stated number of sequences or pairs a second, all workers together."""
     micro = stage.batches()[0]
-    room = hardware.gpu_memory_gib * memory.GIB if hardware and stage.gpus_per_worker else None
-    found = memory.training(stage, shape, micro * sides(stage))
+    room = hardware.gpu_memory_gib * GIB if hardware and stage.gpus_per_worker else None
+    found = memory.training(stage, shape)
     # dpo's reference scores before training, and takes less.
     fits = None if room is None else found.total <= room
     sequences, bound = _sequences(stage, rows, row_tokens)
     steps = sequences and max(1, math.ceil(stage.epochs * sequences / stage.global_batch))
-    length: float = stage.max_length * sides(stage)
+    length: float = stage.max_length * stage.sequences_per_row
     if row_tokens and rows and sequences and not getattr(stage, "packing", False):
         length = min(length, row_tokens)
     tokens = sequences * stage.epochs * length if sequences else None
@@ -63,7 +59,9 @@ def estimate(
         hours = sequences * stage.epochs / rate / 3600
     elif hardware and hardware.tflops and tokens and stage.gpus_per_worker:
         # A token costs 6 operations a parameter, 4 where most are frozen; dpo's reference 2, once.
-        work = (4 if stage.lora else 6) * tokens + (2 * tokens / stage.epochs) * (sides(stage) - 1)
+        work = (4 if stage.lora else 6) * tokens + (2 * tokens / stage.epochs) * (
+            stage.sequences_per_row - 1
+        )
         speed = stage.workers * hardware.tflops * 1e12
         hours = work * shape.parameters / speed / 3600
     return Training(
@@ -96,7 +94,7 @@ def _sequences(
 
 
 def _needs(stage: TrainingSettings, shape: Shape) -> float:
-    return memory.training(stage, shape, stage.batches()[0] * sides(stage)).total
+    return memory.training(stage, shape).total
 
 
 def _most(stage: TrainingSettings, shape: Shape, room: float) -> int | None:

@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
 from zephyr_ray.judge.statistics import bootstrap, length_bias, paired_difference
-from zephyr_ray.models.judging import Judge
+from zephyr_ray.judges import FORMS
+from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
-from zephyr_ray.stage import Stage, Work
+from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
 from zephyr_ray.store import write_whole
 
 
@@ -28,7 +30,7 @@ class Pairwise(Stage):
     kind = "pairwise"
     makes = "winrate"
 
-    judge: Annotated[str, Reads("judge")]
+    judge: Annotated[str, Reads("judge", form="pairwise")]
     answers: Annotated[list[str], Reads("completions")] = Field(min_length=1)
     baseline: Annotated[str, Reads("completions")]
     control: Annotated[str | None, Reads("completions")] = None
@@ -80,7 +82,7 @@ class Pairwise(Stage):
             for prompt_id in prompts
             if prompt_id in answers[model] and prompt_id in answers[baseline]
         ]
-        judged = run_rows(work, requests, compare, [work.models[self.judge]], judge=True)
+        judged = run_rows(work, requests, compare, [work.models[self.judge]])
         by_model: dict[str, list[dict[str, Any]]] = {model: [] for model in answers}
         for row in judged:
             by_model[row["model"]].append(row)
@@ -112,9 +114,17 @@ class Pairwise(Stage):
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.baseline)
 
+    def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
+        if (prompts := rows.get(self.baseline)) is None:
+            return {}
+        # The baseline's answers equal themselves, which costs no call.
+        others = [stage for stage in self._stages() if stage != self.baseline]
+        tokens = max((reads[stage].answer_bounds()[1] for stage in others), default=0)
+        return {self.judge: FORMS["pairwise"].calls(prompts * len(others), PROMPT_TOKENS, tokens)}
 
-async def compare(row: dict[str, Any], judge: Judge) -> dict[str, Any]:
-    verdict = await judge.compare(row, row["first"], row["second"])
+
+async def compare(row: dict[str, Any], ask: Ask) -> dict[str, Any]:
+    verdict = await ask.judge("pairwise", row, [row["first"], row["second"]])
     return {
         **{k: row[k] for k in ("id", "prompt_id", "model", "constraint")},
         "words": [len(row[side]["text"].split()) for side in ("first", "second")],

@@ -1,16 +1,14 @@
 """The one contract between row programs and whatever answers them: `await ask(messages)`."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from zephyr_ray.errors import Permanent
-
-Message = dict[str, str]
-"""`{"role": "system" | "user" | "assistant", "content": text}`"""
+from zephyr_ray.messages import Message
 
 
 class StopRun(Permanent):
-    """What is wrong concerns every row (a bad key, an unknown model): stop the stage at once."""
+    """A failure that concerns every row (a bad key, an unknown model): the stage stops at once."""
 
 
 class EngineDead(Exception):
@@ -36,36 +34,19 @@ class Sampling:
     max_tokens: int
 
 
-@runtime_checkable
-class Engine(Protocol):
-    """A started model. Raises Permanent (this row cannot be answered), StopRun, or Temporary."""
-
-    async def answer(self, messages: list[Message], sampling: Sampling) -> Reply: ...
-
-
 class Ask(Protocol):
-    """What a row program gets: ask this row's model once.
+    """What a row program gets: its row's model.
 
-    `shown=False` leaves the model's demonstrations out, for questions that are not the row's task.
+    Raises Permanent if this row cannot be answered, StopRun, or Temporary.
     """
 
     async def __call__(
         self, messages: list[Message], *, max_tokens: int, shown: bool = True
-    ) -> Reply: ...
+    ) -> Reply:
+        """Asks once. `shown=False` leaves the model's demonstrations out, for questions that are
+        not the row's task."""
 
-
-def user(content: str) -> Message:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: str) -> Message:
-    return {"role": "assistant", "content": content}
-
-
-def demonstration_messages(rows: list[dict[str, Any]], kind: str | None) -> list[Message]:
-    """Worked examples of one kind of constraint as earlier turns of the conversation."""
-    messages: list[Message] = []
-    for row in rows:
-        if row["constraint"]["kind"] == kind:
-            messages += [user(row["prompt"]), assistant(row["answer"])]
-    return messages
+    async def judge(
+        self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Judges answers by a form of `judges.FORMS`."""

@@ -15,6 +15,8 @@ TEMPLATE = Path(__file__).with_name("template.html")
 class Report(Stage):
     kind = "report"
     makes = "report"
+    view = ("report.html", "report.html")
+    reads_lineage = True
 
     of: Annotated[list[str], Reads("any")]
     """The stages it is about; those they depend on are told too."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from zephyr_ray.chat import ChatFormat
-from zephyr_ray.engines.base import Model
+from zephyr_ray.engines.model import Model
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.run_folder import judge_of, models_of
@@ -201,11 +201,11 @@ def _judge_server(judge: Model) -> "Application":
     deployment = serve.deployment(
         JudgeService,
         name="judge",
-        max_ongoing_requests=judge.spec.concurrency,
+        max_ongoing_requests=judge.settings.concurrency,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
         ray_actor_options={
-            "num_cpus": 0 if judge.spec.engine == "openai" else 1,
-            "num_gpus": judge.spec.gpus,
+            "num_cpus": judge.settings.serve_cpus,
+            "num_gpus": judge.settings.gpus_per_actor,
         },
     )
     return deployment.bind(judge)

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.judges import FORMS, Form
 from zephyr_ray.models import constraints
 from zephyr_ray.serve.answers import Answer, Format, Models
 from zephyr_ray.serve.keys import VARIABLE, Keys, read_keys
 from zephyr_ray.serve.requests import (
-    PairwiseRequest,
     RequestError,
-    ScoreRequest,
     VoteRequest,
+    judge_request,
     parse,
 )
 from zephyr_ray.serve.votes import Votes
@@ -94,8 +94,7 @@ class Gateway:
             ("POST", "/v1/chat/completions", self._chat),
             ("POST", "/v1/completions", self._complete),
             ("POST", "/v1/votes", self._vote),
-            ("POST", "/judge/pairwise", self._pairwise),
-            ("POST", "/judge/score", self._score),
+            *(("POST", f"/judge/{name}", self._judging(form)) for name, form in FORMS.items()),
         ):
             app.add_api_route(
                 path, self._guarded(handler, path), methods=[method], response_model=None
@@ -211,17 +210,20 @@ class Gateway:
         except OSError as error:
             raise RequestError(507, f"the vote cannot be kept: {error}", "no_storage") from None
 
-    async def _pairwise(self, request: "Request") -> "Response":
-        asked = parse(PairwiseRequest, await _body(request)).requests
-        rows = [(r.row(), r.first.model_dump(), r.second.model_dump()) for r in asked]
-        return await self._judged("compare", rows)
+    def _judging(self, form: Form) -> "Handler":
+        """Returns the handler of one judge form."""
+        body = judge_request(form.fields)
 
-    async def _score(self, request: "Request") -> "Response":
-        asked = parse(ScoreRequest, await _body(request)).requests
-        return await self._judged("score", [(r.row(), r.completion.model_dump()) for r in asked])
+        async def handler(request: "Request") -> "Response":
+            asked = parse(body, await _body(request)).requests
+            answers = [[getattr(a, name).model_dump() for name in form.fields] for a in asked]
+            rows = [one.row() for one in asked]
+            return await self._judged(form.name, list(zip(rows, answers, strict=True)))
 
-    async def _judged(self, method: str, rows: list[tuple[Any, ...]]) -> "Response":
-        """Verdicts in the order of the rows."""
+        return handler
+
+    async def _judged(self, form: str, rows: list[tuple[Any, ...]]) -> "Response":
+        """Returns judgements in the order of the rows."""
         if self._judge is None:
             raise RequestError(404, "this run was compared by no judge", "no_judge")
         for number, (row, *_) in enumerate(rows):
@@ -234,7 +236,7 @@ class Gateway:
         import ray
         from ray.serve.exceptions import RayServeException
 
-        calls = [getattr(self._judge, method).remote(*row) for row in rows]
+        calls = [self._judge.judge.remote(form, *row) for row in rows]
         try:
             return _json({"results": await asyncio.gather(*calls)})
         except ray.exceptions.RayTaskError as error:

@@ -1,25 +1,17 @@
-"""The judge of the evaluation as a deployment: the same engine, questions and verdicts."""
+"""The judge of the evaluation as a deployment: the same engine, questions and judgements."""
 
 from typing import Any
 
-from zephyr_ray.engines.base import Model
-from zephyr_ray.models.judging import Judge
-from zephyr_ray.rows import judge_of, start_engine
+from zephyr_ray.engines.model import Model
 
 
 class JudgeService:
-    """Rows in, verdicts out, as `models.judging.Judge` says; many at a time."""
+    """Judges answers by a form of `judges.FORMS`; many at a time."""
 
     def __init__(self, model: Model):
-        self._model, self._engine = model, start_engine(model, seed=0)
+        self._model, self._engine = model, model.settings.start(seed=0)
 
-    def _judge(self, row: dict[str, Any]) -> Judge:
-        return judge_of(self._engine, self._model, row)
-
-    async def compare(
-        self, row: dict[str, Any], first: dict[str, Any], second: dict[str, Any]
+    async def judge(
+        self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        return await self._judge(row).compare(row, first, second)
-
-    async def score(self, row: dict[str, Any], completion: dict[str, Any]) -> dict[str, Any]:
-        return await self._judge(row).score(row, completion)
+        return await self._engine.ask_for(self._model, row).judge(form, row, answers)

@@ -9,6 +9,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    create_model,
     model_validator,
 )
 
@@ -151,21 +152,16 @@ class Asked(Body):
         }
 
 
-class Comparison(Asked):
-    first: JudgedAnswer
-    second: JudgedAnswer
+class JudgeRequest(Body):
+    requests: Annotated[list[Any], Field(min_length=1, max_length=MOST_JUDGED)]
 
 
-class Rating(Asked):
-    completion: JudgedAnswer
-
-
-class PairwiseRequest(Body):
-    requests: Annotated[list[Comparison], Field(min_length=1, max_length=MOST_JUDGED)]
-
-
-class ScoreRequest(Body):
-    requests: Annotated[list[Rating], Field(min_length=1, max_length=MOST_JUDGED)]
+def judge_request(fields: tuple[str, ...]) -> type[JudgeRequest]:
+    """Returns the body of a judge form's route; `fields` name the judged answers."""
+    answers: dict[str, Any] = dict.fromkeys(fields, (JudgedAnswer, ...))
+    judged = create_model("Judged", __base__=Asked, **answers)
+    bounds = Field(min_length=1, max_length=MOST_JUDGED)
+    return create_model("JudgeRequest", __base__=JudgeRequest, requests=(list[judged], bounds))  # type: ignore[valid-type]
 
 
 def parse(cls: type[T], content: bytes) -> T:

@@ -5,12 +5,15 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
+from zephyr_ray.judges import FORMS
+from zephyr_ray.messages import Message, answers, exchanges, with_facts
 from zephyr_ray.models import constraints
-from zephyr_ray.models.judging import Judge
+from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
-from zephyr_ray.stage import Stage, Work
+from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
 from zephyr_ray.text.similarity import Kept
 
 NEAR = 0.7
@@ -41,9 +44,10 @@ class Clean(Stage):
 
     kind = "clean"
     makes = "dialogues"
+    version = 2
 
     dialogues: Annotated[str, Reads("dialogues")]
-    judge: Annotated[str | None, Reads("judge")] = None
+    judge: Annotated[str | None, Reads("judge", form="score")] = None
     """Keeps only answers this judge scores `min_score` or more."""
     min_score: float = Field(10.0, ge=1, le=10)
     apart_from: Annotated[str | None, Reads("prompts")] = None
@@ -52,43 +56,24 @@ class Clean(Stage):
     seed: int = 0
 
     def run(self, work: Work) -> None:
-        rows = work.inputs[self.dialogues].rows()
+        rows = [with_facts(row) for row in work.inputs[self.dialogues].rows()]
         scores = self._scores(rows, work) if self.judge else {}
         held_out = work.inputs[self.apart_from].rows() if self.apart_from else []
         apart = Kept([row["instruction"] for row in held_out])
         kept: list[dict[str, Any]] = []
         seen: set[str] = set()
         for row in rows:
-            messages = [dict(m) for m in row["messages"]]
-            end = len(messages)
-            for place in range(1, len(messages), 2):
-                answer = messages[place]["content"]
-                if held_out and apart.nearest(row["instructions"][place // 2]) > NEAR:
-                    rule = "near a held-out prompt"
-                elif not answer.strip():
-                    rule = "empty answer"
-                elif UNHELPFUL.search(answer):
-                    rule = "unhelpful assistant"
-                elif (score := scores.get(f"{row['id']}/{place}")) is None and self.judge:
-                    rule = "answer not scored"
-                elif score is not None and score < self.min_score:
-                    rule = "answer below min_score"
-                else:
-                    self._true_case(messages[place - 1], row, place, work, is_answer=False)
-                    self._true_case(messages[place], row, place, work, is_answer=True)
-                    continue
-                work.drop(rule, {"prompt": messages[place - 1]["content"], "answer": answer})
-                end = place - 1
-                break
-            if end < 2:
+            messages = self._good(row, scores, apart, work)
+            if not answers(messages):
                 work.counts["dropped dialogues"] = work.counts.get("dropped dialogues", 0) + 1
                 continue
-            identity = " ".join(m["content"] for m in messages[:2]).casefold()
+            [first, *_] = exchanges(messages)
+            identity = " ".join(m["content"] for m in messages[: first[1] + 1]).casefold()
             if identity in seen:
-                work.drop("duplicate", messages[0]["content"])
+                work.drop("duplicate", messages[first[0]]["content"])
                 continue
             seen.add(identity)
-            kept.append({**row, "messages": messages[:end]})
+            kept.append({**row, "messages": messages})
         if not kept:
             why = [f"{n:.0f} {k.removeprefix('dropped/')}" for k, n in work.counts.items() if n]
             raise Permanent(
@@ -97,47 +82,93 @@ class Clean(Stage):
             )
         work.write_rows(kept)
 
+    def row_tokens(self, reads: dict[str, float]) -> float | None:
+        return reads.get(self.dialogues)
+
+    def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
+        if self.judge is None or (dialogues := rows.get(self.dialogues)) is None:
+            return {}
+        answers_each, tokens = reads[self.dialogues].answer_bounds()
+        return {self.judge: FORMS["score"].calls(dialogues * answers_each, PROMPT_TOKENS, tokens)}
+
+    def _good(
+        self, row: dict[str, Any], scores: dict[str, float | None], apart: Kept, work: Work
+    ) -> list[Message]:
+        """Returns the messages before the first question whose answer is bad, in their casing."""
+        messages = [dict(message) for message in row["messages"]]
+        for question, place in exchanges(messages):
+            asked, answer = messages[question], messages[place]
+            rule = self._fault(asked, answer, scores.get(f"{row['id']}/{place}"), apart)
+            if rule:
+                work.drop(rule, {"prompt": asked["content"], "answer": answer["content"]})
+                return messages[:question]
+            _correct_case(asked, None, work)
+            _correct_case(answer, (row.get("constraint"), _instruction(asked)), work)
+        return messages
+
+    def _fault(
+        self, asked: Message, answer: Message, score: float | None, apart: Kept
+    ) -> str | None:
+        """Returns the rule that the exchange breaks, or None."""
+        if apart.nearest(_instruction(asked)) > NEAR:
+            return "near a held-out prompt"
+        if not answer["content"].strip():
+            return "empty answer"
+        if UNHELPFUL.search(answer["content"]):
+            return "unhelpful assistant"
+        if self.judge and score is None:
+            return "answer not scored"
+        if self.judge and score is not None and score < self.min_score:
+            return "answer below min_score"
+        return None
+
     def _scores(self, rows: list[dict[str, Any]], work: Work) -> dict[str, float | None]:
-        """Scores by "<dialogue>/<place of the answer>"."""
+        """Returns scores by "<dialogue>/<index of the answer>"."""
         requests = [
             {
                 "id": f"{row['id']}/{place}",
-                "instruction": row["instructions"][place // 2],
-                "prompt": row["messages"][place - 1]["content"],
+                "instruction": _instruction(row["messages"][question]),
+                "prompt": row["messages"][question]["content"],
                 "constraint": row["constraint"],
                 "completion": {
                     "text": row["messages"][place]["content"],
-                    "finish_reason": row["finish"][place // 2],
+                    "finish_reason": row["messages"][place].get("finish_reason", "stop"),
                 },
             }
             for row in rows
-            for place in range(1, len(row["messages"]), 2)
+            for question, place in exchanges(row["messages"])
         ]
-        rated = run_rows(work, requests, rate, [work.models[str(self.judge)]], judge=True)
+        rated = run_rows(work, requests, rate, [work.models[str(self.judge)]])
         return {row["id"]: row["score"] for row in rated}
 
-    def _true_case(
-        self, message: dict[str, str], row: dict[str, Any], place: int, work: Work, is_answer: bool
-    ) -> None:
-        """Mends capitals in place, unless the prompt asked for the casing as it is."""
-        before = message["content"]
-        after = true_case(before)
-        if after == before:
+
+def _instruction(question: Message) -> str:
+    return question.get("instruction", question["content"])
+
+
+def _correct_case(
+    message: Message, asked: tuple[dict[str, Any] | None, str] | None, work: Work
+) -> None:
+    """Corrects capitals in place, unless the constraint asked for the casing as it is. `asked` is
+    an answer's constraint and instruction."""
+    before = message["content"]
+    after = true_case(before)
+    if after == before:
+        return
+    constraint, instruction = asked or (None, "")
+    if constraint:
+        held = constraints.holds(constraint, before, instruction)[0]
+        if held and not constraints.holds(constraint, after, instruction)[0]:
             return
-        if is_answer and row.get("constraint"):
-            instruction = row["instructions"][place // 2]
-            held = constraints.holds(row["constraint"], before, instruction)[0]
-            if held and not constraints.holds(row["constraint"], after, instruction)[0]:
-                return
-        message["content"] = after
-        work.counts["true-cased"] = work.counts.get("true-cased", 0) + 1
-        examples = work.examples.setdefault("true-cased", [])
-        if len(examples) < 3:
-            examples.append([before, after])
+    message["content"] = after
+    work.counts["true-cased"] = work.counts.get("true-cased", 0) + 1
+    examples = work.examples.setdefault("true-cased", [])
+    if len(examples) < 3:
+        examples.append([before, after])
 
 
-async def rate(row: dict[str, Any], judge: Judge) -> dict[str, Any]:
-    return {"id": row["id"], **await judge.score(row, row["completion"])}
+async def rate(row: dict[str, Any], ask: Ask) -> dict[str, Any]:
+    return {"id": row["id"], **await ask.judge("score", row, [row["completion"]])}
 
 
 def true_case(text: str) -> str:

@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from zephyr_ray.models.contract import Ask, user
+from zephyr_ray.demand import Calls
+from zephyr_ray.messages import user
+from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
-from zephyr_ray.stage import Stage, Work
+from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
 
 PRINCIPLES = {
     "helpfulness": "Give the most useful answer you can, and follow the request to the letter.",
@@ -71,6 +73,16 @@ class Completions(Stage):
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.prompts)
+
+    def answer_bounds(self) -> tuple[float, int]:
+        return self.per_prompt or len(self.models), self.max_tokens
+
+    def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
+        if (prompts := rows.get(self.prompts)) is None:
+            return {}
+        count = prompts * self.answer_bounds()[0] / len(self.models)
+        each = Calls(count, count * PROMPT_TOKENS, count * self.max_tokens)
+        return dict.fromkeys(self.models, each)
 
 
 async def complete(row: dict[str, Any], ask: Ask, *, max_tokens: int) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from zephyr_ray.models.contract import Ask, Message, assistant, user
+from zephyr_ray.demand import Calls
+from zephyr_ray.messages import Message, answers, assistant, user
+from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
-from zephyr_ray.stage import Stage, Work
+from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
 
 REFINED_TOKENS = 48
 
@@ -29,12 +31,24 @@ class SelfRefine(Stage):
         program = partial(self_refine, turns=self.turns, max_tokens=self.max_tokens)
         prompts = work.inputs[self.prompts].rows()
         rows = run_rows(work, prompts, program, [work.models[self.model]])
-        work.counts["answers"] = sum(len(row["finish"]) for row in rows)
-        work.counts["truncated"] = sum(f == "length" for row in rows for f in row["finish"])
+        given = [answer for row in rows for answer in answers(row["messages"])]
+        work.counts["answers"] = len(given)
+        work.counts["truncated"] = sum(answer["finish_reason"] == "length" for answer in given)
         work.write_rows(rows)
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.prompts)
+
+    def answer_bounds(self) -> tuple[float, int]:
+        return self.turns, self.max_tokens
+
+    def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
+        if (prompts := rows.get(self.prompts)) is None:
+            return {}
+        # Each turn asks for an answer, each but the last for a refined question too.
+        count = prompts * (2 * self.turns - 1)
+        asked = PROMPT_TOKENS + (self.turns - 1) * (PROMPT_TOKENS + self.max_tokens) / 2
+        return {self.model: Calls(count, count * asked, prompts * self.turns * self.max_tokens)}
 
 
 async def self_refine(
@@ -44,16 +58,13 @@ async def self_refine(
     instruction = row["instruction"]
     asked_for = row["prompt"][len(instruction) :]  # the sentence that states the constraint
     messages: list[Message] = []
-    instructions, finish = [], []
     for turn in range(turns):
         if turn:
             instruction = await _refine(instruction, messages[-1]["content"], ask)
-        messages.append(user(instruction + asked_for))
+        messages.append(user(instruction + asked_for, instruction=instruction))
         reply = await ask(messages, max_tokens=max_tokens)
-        messages.append(assistant(reply.text))
-        instructions.append(instruction)
-        finish.append(reply.finish_reason)
-    return {**row, "messages": messages, "instructions": instructions, "finish": finish}
+        messages.append(assistant(reply.text, finish_reason=reply.finish_reason))
+    return {**row, "messages": messages}
 
 
 async def _refine(instruction: str, answer: str, ask: Ask) -> str:

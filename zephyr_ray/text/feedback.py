@@ -2,17 +2,19 @@
 
 from typing import Annotated, Any
 
-from zephyr_ray.models.judging import Judge
+from zephyr_ray.demand import Calls
+from zephyr_ray.judges import FORMS
+from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
-from zephyr_ray.stage import Stage, Work
+from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
 
 
 class Feedback(Stage):
     kind = "feedback"
     makes = "feedback"
 
-    judge: Annotated[str, Reads("judge")]
+    judge: Annotated[str, Reads("judge", form="score")]
     completions: Annotated[str, Reads("completions")]
     seed: int = 0
 
@@ -23,7 +25,7 @@ class Feedback(Stage):
             for row in prompts
             for number, completion in enumerate(row["completions"])
         ]
-        rated = run_rows(work, requests, rate, [work.models[self.judge]], judge=True)
+        rated = run_rows(work, requests, rate, [work.models[self.judge]])
         by_id = {row["id"]: row for row in rated}
         work.counts["unparsable"] = sum(row["score"] is None for row in rated)
         work.counts["answers"] = len(rated)
@@ -44,9 +46,15 @@ class Feedback(Stage):
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.completions)
 
+    def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
+        if (prompts := rows.get(self.completions)) is None:
+            return {}
+        answers, tokens = reads[self.completions].answer_bounds()
+        return {self.judge: FORMS["score"].calls(prompts * answers, PROMPT_TOKENS, tokens)}
 
-async def rate(row: dict[str, Any], judge: Judge) -> dict[str, Any]:
-    return {"id": row["id"], **await judge.score(row, row["completions"][0])}
+
+async def rate(row: dict[str, Any], ask: Ask) -> dict[str, Any]:
+    return {"id": row["id"], **await ask.judge("score", row, row["completions"])}
 
 
 def _verdict(rated: dict[str, Any]) -> dict[str, Any]:

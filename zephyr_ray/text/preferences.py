@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models.contract import assistant, user
+from zephyr_ray.messages import Message, assistant, plain, user, with_facts
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Stage, Work
 
@@ -75,21 +75,23 @@ class Preferences(Stage):
 def _pair(
     row: dict[str, Any], number: int, chosen: dict[str, Any], rejected: dict[str, Any]
 ) -> dict[str, Any]:
-    asked = [*row.get("context", []), user(row["prompt"])]
+    asked = [*row.get("context", []), user(row["prompt"], instruction=row["instruction"])]
     return {
         "id": f"{row['id']}/{number}",
         "prompt": row["prompt"],
         "instruction": row["instruction"],
         "constraint": row["constraint"],
-        "chosen": [*asked, assistant(chosen["text"])],
-        "rejected": [*asked, assistant(rejected["text"])],
+        "chosen": [*asked, _answer(chosen)],
+        "rejected": [*asked, _answer(rejected)],
         "score_chosen": chosen["score"],
         "score_rejected": rejected["score"],
         "model_chosen": chosen["model"],
         "model_rejected": rejected["model"],
-        "finish_chosen": chosen["finish_reason"],
-        "finish_rejected": rejected["finish_reason"],
     }
+
+
+def _answer(completion: dict[str, Any]) -> Message:
+    return assistant(completion["text"], finish_reason=completion["finish_reason"])
 
 
 class Chosen(Stage):
@@ -105,18 +107,12 @@ class Chosen(Stage):
     def run(self, work: Work) -> None:
         seen: set[str] = set()
         rows = []
-        for pair in work.inputs[self.pairs].rows():
-            if str(pair["chosen"]) in seen:
+        for pair in map(with_facts, work.inputs[self.pairs].rows()):
+            text = str(plain(pair["chosen"]))
+            if text in seen:
                 work.drop("duplicate", pair["id"])
                 continue
-            seen.add(str(pair["chosen"]))
-            rows.append(
-                {
-                    "id": pair["id"],
-                    "messages": pair["chosen"],
-                    "instructions": [pair.get("instruction", pair["prompt"])],
-                    "constraint": pair.get("constraint"),
-                    "finish": [pair.get("finish_chosen", "stop")],
-                }
-            )
+            seen.add(text)
+            row = {"messages": pair["chosen"], "constraint": pair.get("constraint")}
+            rows.append({"id": pair["id"], **row})
         work.write_rows(rows)

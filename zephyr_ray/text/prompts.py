@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.messages import user
 from zephyr_ray.models import constraints
-from zephyr_ray.models.contract import Ask, user
+from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import FILE, Reads
 from zephyr_ray.stage import Stage, Work
@@ -46,9 +47,7 @@ class Tasks(Stage):
     seed: int = 0
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
-        tasks = len(list(read_tasks(files["seeds"])))
-        if self.kind == "prompts" and self.count and self.count > tasks:
-            raise Permanent(f"count is {self.count}, {files['seeds']} has {tasks} tasks")
+        list(read_tasks(files["seeds"]))
 
     def _row(self, number: int, task: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         """A prompt row; a task without a constraint of its own is given one at random."""
@@ -75,6 +74,11 @@ class Prompts(Tasks):
     kind = "prompts"
     makes = "prompts"
     version = 2
+
+    def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
+        tasks = len(list(read_tasks(files["seeds"])))
+        if self.count and self.count > tasks:
+            raise Permanent(f"count is {self.count}, {files['seeds']} has {tasks} tasks")
 
     def run(self, work: Work) -> None:
         tasks = list(read_tasks(work.files["seeds"]))[: self.count]

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models.contract import Message, assistant, user
+from zephyr_ray.messages import Message, assistant, user
 from zephyr_ray.settings import FILE
 from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import numbered_jsonl
@@ -71,8 +71,8 @@ class Published(Stage):
         size = SIZES.get((self.dataset or "", self.split), (None,))[0]
         return min(self.limit, size) if self.limit and size else self.limit or size
 
-    def tokens(self) -> float | None:
-        """Tokens of one row on average, where that is published."""
+    def row_tokens(self, reads: dict[str, float]) -> float | None:
+        """Returns the published mean, if there is one."""
         rows, tokens = SIZES.get((self.dataset or "", self.split), (0, None))
         return tokens / rows if tokens else None
 
@@ -238,15 +238,8 @@ def _talk(value: Any) -> list[Message]:
 
 def _dialogue(row: Row) -> Row:
     talk = _talk(row["messages"])
-    asked = [m["content"] for m in talk if m["role"] == "user"]
-    return {
-        "prompt": asked[0],
-        "instruction": asked[0],
-        "constraint": None,
-        "messages": talk,
-        "instructions": asked,
-        "finish": ["stop"] * len(asked),
-    }
+    prompt = next(m["content"] for m in talk if m["role"] == "user")
+    return {"prompt": prompt, "instruction": prompt, "constraint": None, "messages": talk}
 
 
 def _pair(row: Row) -> Row:

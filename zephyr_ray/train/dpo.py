@@ -8,21 +8,24 @@ from pydantic import Field
 
 from zephyr_ray.chat import ChatFormat, Messages
 from zephyr_ray.errors import Permanent
+from zephyr_ray.messages import with_facts
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Work
 from zephyr_ray.train.reference import with_reference
-from zephyr_ray.train.settings import TrainingSettings
+from zephyr_ray.train.stage import TrainingStage
 from zephyr_ray.train.worker import Job, LeanCheckpoints, load_chat
 from zephyr_ray.train.workers import train
 
 log = logging.getLogger("zephyr_ray")
 
 
-class Dpo(TrainingSettings):
+class Dpo(TrainingStage):
     """Defaults are the paper's (arXiv 2310.16944): three epochs, linear, 5e-7, batch 32, β 0.1."""
 
     kind: ClassVar[str] = "dpo"
     version: ClassVar[int] = 2
+    unit: ClassVar[str] = "pairs"
+    sequences_per_row: ClassVar[int] = 2
 
     data: Annotated[str, Reads("pairs")]
     beta: float = Field(0.1, gt=0)
@@ -69,10 +72,10 @@ class Dpo(TrainingSettings):
     def _tokens(
         self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]
     ) -> Iterator[dict[str, list[int]]]:
-        for row in rows:
+        for row in map(with_facts, rows):
             try:
-                prompt, chosen = answer(chat, row["chosen"], row.get("finish_chosen"))
-                other, rejected = answer(chat, row["rejected"], row.get("finish_rejected"))
+                prompt, chosen = answer(chat, row["chosen"])
+                other, rejected = answer(chat, row["rejected"])
             except Permanent as error:
                 raise Permanent(f"row '{row['id']}' of '{self.data}': {error}") from None
             if prompt != other:
@@ -94,18 +97,16 @@ class Dpo(TrainingSettings):
             }
 
 
-def answer(
-    chat: ChatFormat, messages: Messages, finish: str | None = None
-) -> tuple[list[int], list[int]]:
+def answer(chat: ChatFormat, messages: Messages) -> tuple[list[int], list[int]]:
     """Tokens of what is asked, and of the last answer up to and with its end token.
 
-    An answer that was cut off (`finish` is "length") has no end token: nobody chose to end there.
+    An answer that was cut off has no end token: nobody chose to end there.
     """
     if messages[-1]["role"] != "assistant":
         raise Permanent("a pair must end with an assistant message")
     ids, trained = chat.render(messages)
     prompt = chat.prompt(messages[:-1])
-    end = chat.ends(ids, trained)[-1] + (finish != "length")
+    end = chat.ends(ids, trained)[-1] + (messages[-1].get("finish_reason") != "length")
     if ids[: len(prompt)] != prompt:
         raise Permanent("the chat template writes a prompt differently once it is answered")
     return prompt, ids[len(prompt) : end]

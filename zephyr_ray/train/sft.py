@@ -8,9 +8,10 @@ from pydantic import Field
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
+from zephyr_ray.messages import answers, with_facts
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Work
-from zephyr_ray.train.settings import TrainingSettings
+from zephyr_ray.train.stage import TrainingStage
 from zephyr_ray.train.worker import Job, LeanCheckpoints, load_chat
 from zephyr_ray.train.workers import train
 
@@ -20,11 +21,13 @@ IGNORED = -100
 """The label of a token that is not trained."""
 
 
-class Sft(TrainingSettings):
+class Sft(TrainingStage):
     """Defaults are the paper's (arXiv 2310.16944): one epoch, cosine, 2e-5, batch 512 × 2048."""
 
     kind: ClassVar[str] = "sft"
     version: ClassVar[int] = 2
+    unit: ClassVar[str] = "sequences"
+    sequences_per_row: ClassVar[int] = 1
 
     data: Annotated[str, Reads("dialogues")]
     learning_rate: float = Field(2e-5, gt=0)
@@ -91,14 +94,14 @@ class Sft(TrainingSettings):
         self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]
     ) -> Iterator[dict[str, list[int]]]:
         work.counts["truncated"] = 0
-        for row in rows:
+        for row in map(with_facts, rows):
             try:
                 ids, trained = chat.render(row["messages"])
             except Permanent as error:
                 raise Permanent(f"row '{row['id']}' of '{self.data}': {error}") from None
             # Where an answer was cut off, nobody chose to end: that end is not learnt.
-            finish = zip(chat.ends(ids, trained), row.get("finish", []), strict=False)
-            for end in [at for at, reason in finish if reason == "length"]:
+            ends = zip(chat.ends(ids, trained), answers(row["messages"]), strict=False)
+            for end in [at for at, answer in ends if answer.get("finish_reason") == "length"]:
                 trained[end] = False
             if len(ids) > self.max_length:
                 work.counts["truncated"] += 1

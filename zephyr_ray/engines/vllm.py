@@ -8,57 +8,126 @@ import asyncio
 import itertools
 import os
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
 
 from zephyr_ray.chat import ChatFormat
+from zephyr_ray.demand import GIB, GPU_RESERVE, PROCESS_BYTES
+from zephyr_ray.engines.language import LanguageEngine, LanguageSettings
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models.contract import EngineDead, Message, Reply, Sampling
+from zephyr_ray.formatting import gib
+from zephyr_ray.messages import Message
+from zephyr_ray.models.contract import EngineDead, Reply, Sampling
+from zephyr_ray.models.shapes import Shape
 from zephyr_ray.models.weights import resolve
+from zephyr_ray.settings import OPERATIONAL, WEIGHTS
 
 KV_CACHE_BYTES = 1 << 30
 """KV cache of one CPU engine, 1 GiB; a GPU engine sizes its own from free memory."""
+GPU_SHARE = 0.92
+"""Share of a GPU's memory that vLLM takes (its gpu_memory_utilization)."""
 
 
-class VllmEngine:
+class VllmSettings(LanguageSettings):
+    """Weights that answer on this cluster, and may be trained."""
+
+    uses: ClassVar[frozenset[str]] = frozenset({"weights", "model", "judge"})
+
+    engine: Literal["vllm"] = "vllm"
+    weights: Annotated[str, WEIGHTS]
+    """A packaged name, a hub id, a folder, or the name of a stage that trains a model."""
+    gpus: Annotated[float, OPERATIONAL] = Field(0, ge=0)
+    """GPUs per actor; above 1 they share the model (tensor parallelism)."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_above_one(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError("must be a share of one GPU or a whole number")
+        return value
+
+    @property
+    def gpus_per_actor(self) -> float:
+        return self.gpus
+
+    def start(self, seed: int) -> "VllmEngine":
+        return VllmEngine(self.weights, self.context, self.gpus, seed)
+
+    def memory(self, shape: Shape | None) -> float:
+        if self.gpus:
+            return 0.0
+        weights = 2 * shape.parameters if shape else 0
+        return weights + KV_CACHE_BYTES + PROCESS_BYTES
+
+    def room(self, shape: Shape, gpu_gib: float | None) -> str:
+        weights = 2.0 * shape.parameters
+        one = shape.kv_bytes(min(self.context, shape.context or self.context))
+        each = f"KV cache {gib(one)} per conversation of {self.context} tokens"
+        if not self.gpus or gpu_gib is None:
+            cache = "" if self.gpus else f" of {gib(KV_CACHE_BYTES)}"
+            return f"{gib(weights)} of weights per actor; {each}{cache}"
+        shared = max(1, int(self.gpus))
+        left = shared * (GPU_SHARE * gpu_gib * GIB - GPU_RESERVE) - weights
+        size = f"{gpu_gib:g} GiB" if shared == 1 else f"{shared} × {gpu_gib:g} GiB"
+        if left < one:
+            return (
+                f"does not fit {size}: weights {gib(weights)}, {each}; raise gpus:, shorten "
+                "context:, or use an endpoint (engine: openai)"
+            )
+        return f"fits {size}: weights {gib(weights)}, {each}, room for {int(left / one)} at a time"
+
+
+def engine_arguments(folder: Path, context: int, gpus: float, seed: int) -> dict[str, Any]:
+    """Returns the arguments of vLLM's engine; no GPU is a CPU engine."""
+    arguments: dict[str, Any] = {
+        "model": str(folder),
+        "dtype": "bfloat16",
+        "max_model_len": context,
+        "seed": seed,
+        "disable_log_stats": True,
+    }
+    if not gpus:
+        return arguments | {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": KV_CACHE_BYTES,
+            "distributed_executor_backend": "uni",
+        }
+    if gpus > 1:
+        # Processes of this actor: Ray has given it all its GPUs.
+        parallel = {"tensor_parallel_size": int(gpus), "distributed_executor_backend": "mp"}
+        return arguments | parallel
+    return arguments
+
+
+class VllmEngine(LanguageEngine):
     """One model on this process's device. `weights` is anything `weights.resolve` takes.
 
     `seed` is the engine's: a seed per request costs a draw over the whole vocabulary each, and on
     a CPU breaks requests whose prompt is prefilled in pieces.
     """
 
-    def __init__(self, weights: str, context: int, gpu: bool, seed: int):
+    def __init__(self, weights: str, context: int, gpus: float, seed: int):
         folder = resolve(weights)
-        settings: dict[str, Any] = {}
-        if not gpu:
+        if not gpus:
             _cpu_environment()
-            settings = {
-                "enforce_eager": True,
-                "kv_cache_memory_bytes": KV_CACHE_BYTES,
-                "distributed_executor_backend": "uni",
-            }
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         from transformers import AutoConfig, AutoTokenizer
         from vllm import EngineArgs, LLMEngine
 
-        if not gpu:
+        if not gpus:
             _sample_by_search()
         longest = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", context)
         self.context = min(context, longest)
         self.format = ChatFormat.of(AutoTokenizer.from_pretrained(folder))
         self._engine = LLMEngine.from_engine_args(
-            EngineArgs(
-                model=str(folder),
-                dtype="bfloat16",
-                max_model_len=self.context,
-                seed=seed,
-                disable_log_stats=True,
-                **settings,
-            )
+            EngineArgs(**engine_arguments(folder, self.context, gpus, seed))
         )
         self._waiting: dict[str, asyncio.Future[Any]] = {}
-        self._told: dict[str, Callable[[str], None]] = {}
+        self._listeners: dict[str, Callable[[str], None]] = {}
         self._numbers = itertools.count()
         self._pump: asyncio.Task[None] | None = None
 
@@ -66,9 +135,9 @@ class VllmEngine:
         self,
         messages: list[Message],
         sampling: Sampling,
-        told: Callable[[str], None] | None = None,
+        listener: Callable[[str], None] | None = None,
     ) -> Reply:
-        """`told` is given the whole answer so far, after every step."""
+        """Answers one request; `listener` gets the whole answer so far after every step."""
         from vllm import SamplingParams
 
         prompt = self.format.prompt(messages)
@@ -80,8 +149,8 @@ class VllmEngine:
         number = str(next(self._numbers))
         future = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
-        if told:
-            self._told[number] = told
+        if listener:
+            self._listeners[number] = listener
         self._engine.add_request(
             number,
             {"prompt_token_ids": prompt},
@@ -101,7 +170,7 @@ class VllmEngine:
             self._engine.abort_request([number])
             raise
         finally:
-            self._told.pop(number, None)
+            self._listeners.pop(number, None)
         return Reply(
             output.text, output.finish_reason or "length", len(prompt), len(output.token_ids)
         )
@@ -110,8 +179,8 @@ class VllmEngine:
         try:
             while self._engine.has_unfinished_requests():
                 for output in self._engine.step():
-                    if told := self._told.get(output.request_id):
-                        told(output.outputs[0].text)
+                    if listener := self._listeners.get(output.request_id):
+                        listener(output.outputs[0].text)
                     if output.finished and output.request_id in self._waiting:
                         self._waiting.pop(output.request_id).set_result(output)
                 # Answered rows ask their next turn here, before the next step.

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from zephyr_ray.models.headers import count_parameters
 from zephyr_ray.models.weights import HUB_ID, cached_package
 
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
@@ -157,6 +158,16 @@ def find_shape(weights: str) -> Shape | None:
         return shape_of(config)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
         return None
+
+
+def weigh(weights: str) -> Shape | None:
+    """Returns the shape, or a shape that knows only the number of parameters of a local folder, so
+    that what is computed from it is a lower bound; None if neither is at hand."""
+    if shape := find_shape(weights):
+        return shape
+    folder = Path(weights) if Path(weights).is_dir() else cached_package(weights)
+    parameters = count_parameters(folder) if folder else 0
+    return Shape(parameters, 1, 0, 0, 0, 0, 0, ()) if parameters else None
 
 
 def _config(weights: str) -> dict[str, Any] | None:

@@ -7,12 +7,10 @@ keeps them; products are bf16.
 
 from dataclasses import dataclass
 
-from zephyr_ray.estimate.shapes import Shape
+from zephyr_ray.demand import GPU_RESERVE, PROCESS_BYTES
+from zephyr_ray.models.shapes import Shape
 from zephyr_ray.train.settings import BUCKET, TrainingSettings
 
-GIB = 2**30
-RESERVE = 2 * GIB
-"""CUDA's context, NCCL, kernels' workspaces and gaps of the allocator: a guess, not measured."""
 FLAT = 500_000_000
 """Gradients that DeepSpeed without ZeRO copies into one piece to sum them over the workers."""
 LIVE = 1_000_000_000
@@ -21,8 +19,6 @@ TOKENS, WORDS = 4096, 32_768
 """A tile of the output layer (TRL): so many tokens times so many words."""
 FOUR_BITS = 0.5 + 4 / 64
 """Bytes of one weight in NF4: four bits, and an fp32 scale for each 64."""
-VLLM_SHARE = 0.92
-"""Of a GPU's memory, what vLLM takes (its gpu_memory_utilization)."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +30,14 @@ class Memory:
     optimizer: float
     activations: float
     buffers: float
+    reserve: float
+    """Libraries and what their allocators lose."""
     host: float = 0
 
     @property
     def total(self) -> float:
         parts = self.weights + self.gradients + self.optimizer + self.activations + self.buffers
-        return parts + RESERVE
+        return parts + self.reserve
 
 
 def trained(settings: TrainingSettings, shape: Shape) -> int:
@@ -48,12 +46,13 @@ def trained(settings: TrainingSettings, shape: Shape) -> int:
     return shape.adapters(lora.r, lora.targets) if lora else shape.parameters
 
 
-def training(settings: TrainingSettings, shape: Shape, sequences: int) -> Memory:
-    """Of one worker, `sequences` of max_length tokens in one forward pass."""
-    states = model_states(settings, shape)
-    tokens = sequences * settings.max_length
+def training(settings: TrainingSettings, shape: Shape) -> Memory:
+    """Returns the bytes of one worker while it trains on micro-batches of full length."""
+    weights, gradients, optimizer, buffers, host = model_states(settings, shape)
+    tokens = settings.batches()[0] * settings.sequences_per_row * settings.max_length
     grown = activations(settings, shape, tokens) + output_layer(settings, shape, tokens)
-    return Memory(*states[:3], grown, *states[3:])
+    reserve = GPU_RESERVE if settings.gpus_per_worker else PROCESS_BYTES
+    return Memory(weights, gradients, optimizer, grown, buffers, reserve, host)
 
 
 def model_states(
@@ -122,9 +121,3 @@ def output_layer(settings: TrainingSettings, shape: Shape, tokens: int) -> float
     tile = 2 * min(tokens, TOKENS) * min(shape.vocabulary, WORDS)
     own = 0 if settings.lora else 4 * shape.vocabulary * shape.hidden
     return tile + own + 8 * tokens * shape.hidden
-
-
-def engine(shape: Shape, gpu: float) -> tuple[float, float]:
-    """(bytes of bf16 weights, bytes left for the KV cache) of vLLM on a GPU of so many bytes."""
-    weights = 2.0 * shape.parameters
-    return weights, VLLM_SHARE * gpu - weights - RESERVE

@@ -1,0 +1,42 @@
+"""What a stage demands: calls and tokens of models, CPUs and GPUs, memory and disk."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Upper bounds of what one model is asked: calls, and tokens of prompts and of answers."""
+
+    calls: float
+    tokens_in: float
+    tokens_out: float
+
+
+@dataclass(frozen=True)
+class Processors:
+    """CPUs and GPUs that a stage occupies at once. Ray would wait forever for missing ones."""
+
+    cpus: float = 0
+    gpus: float = 0
+    lower: str = "the gpus of its models"
+    """What to lower if there are too few."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a stage needs."""
+
+    memory: float = 0
+    """Host memory at once, on the machine that runs it."""
+    artifact: float = 0
+    """Storage for what it makes."""
+    scratch: float = 0
+    """Storage beside the artifact while it runs."""
+
+
+GIB = 2**30
+GPU_RESERVE = 2 * GIB
+"""Bytes of a GPU for CUDA's context, NCCL, kernels' workspaces and gaps of the allocator: a guess,
+not measured."""
+PROCESS_BYTES = 1.5e9
+"""Resident memory of one worker or engine before its model: torch and friends, measured."""

@@ -1,0 +1,62 @@
+"""What engines of language models share: how answers are drawn, and the `ask` of one row."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from zephyr_ray.engines import demonstrations
+from zephyr_ray.engines.model import Model
+from zephyr_ray.engines.settings import ModelSettings
+from zephyr_ray.judges import FORMS
+from zephyr_ray.messages import Message, plain
+from zephyr_ray.models.contract import Reply, Sampling
+from zephyr_ray.settings import FILE
+
+
+class LanguageSettings(ModelSettings):
+    """Settings of every engine that answers prompts."""
+
+    uses: ClassVar[frozenset[str]] = frozenset({"model", "judge"})
+
+    temperature: float = Field(0.7, ge=0)
+    """The paper samples for evaluation at temperature 0.7, top-p 0.95 (arXiv 2310.16944)."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    demonstrations: Annotated[str | None, FILE] = None
+    """JSONL of worked examples, shown before a prompt that carries the same kind of constraint."""
+    context: int = Field(2048, ge=16)
+    """Tokens of prompt and answer together; a longer conversation is a failed row."""
+
+
+class LanguageEngine:
+    """A started language model. Subclasses answer one request."""
+
+    async def answer(self, messages: list[Message], sampling: Sampling) -> Reply:
+        """Raises Permanent if this row cannot be answered, StopRun, or Temporary."""
+        raise NotImplementedError
+
+    def ask_for(self, model: Model, row: dict[str, Any]) -> "RowAsk":
+        return RowAsk(self, model, row)
+
+
+class RowAsk:
+    """The `ask` of one row: its model's sampling and demonstrations, and the judge forms."""
+
+    def __init__(self, engine: LanguageEngine, model: Model, row: dict[str, Any]):
+        assert isinstance(model.settings, LanguageSettings)
+        self._engine, self._settings = engine, model.settings
+        kind = (row.get("constraint") or {}).get("kind")
+        self._demonstrations = demonstrations.turns(model.demonstrations, kind)
+
+    async def __call__(
+        self, messages: list[Message], *, max_tokens: int, shown: bool = True
+    ) -> Reply:
+        sampling = Sampling(self._settings.temperature, self._settings.top_p, max_tokens)
+        system = [m for m in messages if m["role"] == "system"]
+        rest = [m for m in messages if m["role"] != "system"]
+        examples = self._demonstrations if shown else []
+        return await self._engine.answer(plain([*system, *examples, *rest]), sampling)
+
+    async def judge(
+        self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        return await FORMS[form].judge(row, answers, self)

@@ -1,0 +1,113 @@
+"""The `rules` judge: answers are checked by code, never by a model's opinion.
+
+An answer keeps the prompt's constraint, ends by itself, does not repeat itself in a loop, and (if a
+sentence encoder is named) is on topic.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Literal
+
+from zephyr_ray.engines.settings import ModelSettings
+from zephyr_ray.models import constraints
+from zephyr_ray.models.weights import resolve
+from zephyr_ray.settings import WEIGHTS
+
+Judgement = dict[str, Any]
+
+
+class RulesSettings(ModelSettings):
+    """A judge that needs no language model."""
+
+    uses: ClassVar[frozenset[str]] = frozenset({"judge"})
+    asked = False
+
+    engine: Literal["rules"] = "rules"
+    relevance: Annotated[str | None, WEIGHTS] = None
+    """Weights of a sentence encoder; with it, an answer must be on topic to pass."""
+    relevance_min: float = 0.3
+    """Cosine similarity of prompt and answer at and above which an answer is on topic."""
+
+    def start(self, seed: int) -> "RulesJudge":
+        return RulesJudge(self)
+
+    def judges(self, form: str) -> bool:
+        return form in RulesJudge.FORMS
+
+
+class RulesJudge:
+    def __init__(self, settings: RulesSettings):
+        self._relevance_min = settings.relevance_min
+        self._similarity = _Encoder(settings.relevance).similarity if settings.relevance else None
+
+    def ask_for(self, model: Any, row: dict[str, Any]) -> "RulesJudge":
+        return self
+
+    async def __call__(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError("rules answer no prompts")
+
+    async def judge(
+        self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]
+    ) -> Judgement:
+        judgement: Judgement = self.FORMS[form](self, row, *answers)
+        return judgement
+
+    def score(self, row: dict[str, Any], answer: dict[str, Any]) -> Judgement:
+        """Scores 1 + 9 × the share of checks passed, so 10 is an answer that passes them all."""
+        text, instruction = answer["text"], row["instruction"]
+        checks, reasons = {}, []
+        if row.get("constraint"):
+            checks["constraint"], reason = constraints.holds(row["constraint"], text, instruction)
+            reasons.append(f"{row['constraint']['kind']}: {reason}")
+        checks["ended"] = answer["finish_reason"] == "stop"
+        checks["no_loop"] = bool(text.strip()) and not constraints.loops(text)
+        if self._similarity:
+            similarity = self._similarity(instruction, text)
+            checks["on_topic"] = similarity >= self._relevance_min
+            reasons.append(f"similarity to the task {similarity:.2f}")
+        if not checks["ended"]:
+            reasons.append("was cut off at the token limit")
+        if not checks["no_loop"]:
+            reasons.append("empty" if not text.strip() else "repeats itself")
+        score = 1 + 9 * sum(checks.values()) / len(checks)
+        return {"score": round(score, 2), "reason": "; ".join(reasons), "checks": checks}
+
+    def compare(
+        self, row: dict[str, Any], first: dict[str, Any], second: dict[str, Any]
+    ) -> Judgement:
+        """Lets the answer that passes more checks win: `verdict` is 1, 0.5 or 0 for `first`."""
+        a, b = self.score(row, first), self.score(row, second)
+        passed, other = sum(a["checks"].values()), sum(b["checks"].values())
+        verdict = 1.0 if passed > other else 0.0 if passed < other else 0.5
+        reason = (
+            f"passes {passed} of {len(a['checks'])} checks, the baseline {other}: {a['reason']}"
+        )
+        return {"verdict": verdict, "reason": reason, "scores": [a, b]}
+
+    FORMS: ClassVar[dict[str, Callable[..., Judgement]]] = {"score": score, "pairwise": compare}
+
+
+class _Encoder:
+    """Embeds sentences as the mean of the last hidden states (all-MiniLM's own pooling)."""
+
+    def __init__(self, weights: str):
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        torch.set_num_threads(1)
+        folder = resolve(weights)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._model = AutoModel.from_pretrained(folder).eval()
+        self._embed = lru_cache(maxsize=4096)(self._embed_one)
+
+    def similarity(self, a: str, b: str) -> float:
+        """Returns the cosine similarity of two texts, −1 to 1."""
+        return float(self._embed(a) @ self._embed(b))
+
+    def _embed_one(self, text: str) -> Any:
+        import torch
+
+        batch = self._tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
+        with torch.inference_mode():
+            mean = self._model(**batch).last_hidden_state[0].mean(0)
+        return mean / mean.norm()

@@ -1,0 +1,66 @@
+"""Conversations: messages that carry their own facts, walked by role and not by position.
+
+A message is `{"role": "system" | "user" | "assistant", "content": text}`, plus facts about it:
+`finish_reason` of an answer ("stop": ended by itself, "length": cut off at the token limit), and
+`instruction` of a question (the bare task, without the sentence that states a constraint).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+Message = dict[str, str]
+
+
+def user(content: str, **facts: str) -> Message:
+    return {"role": "user", "content": content, **facts}
+
+
+def assistant(content: str, **facts: str) -> Message:
+    return {"role": "assistant", "content": content, **facts}
+
+
+def plain(messages: list[Message]) -> list[Message]:
+    """Returns role and content only, which is all that a model is shown."""
+    return [{"role": m["role"], "content": m["content"]} for m in messages]
+
+
+def answers(messages: list[Message]) -> list[Message]:
+    return [message for message in messages if message["role"] == "assistant"]
+
+
+def exchanges(messages: list[Message]) -> Iterator[tuple[int, int]]:
+    """Yields the indices of each answer's question and of the answer itself."""
+    question = None
+    for index, message in enumerate(messages):
+        if message["role"] == "user":
+            question = index
+        elif message["role"] == "assistant" and question is not None:
+            yield question, index
+
+
+def with_facts(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row of dialogues or pairs whose messages carry their facts.
+
+    Stores hold rows that keep facts in parallel columns: `finish` and `instructions` of dialogues,
+    `finish_chosen` and `finish_rejected` of pairs.
+    """
+    row = dict(row)
+    finish, instructions = row.pop("finish", []), row.pop("instructions", [])
+    if "messages" in row:
+        row["messages"] = _facts(row["messages"], "assistant", "finish_reason", finish)
+        row["messages"] = _facts(row["messages"], "user", "instruction", instructions)
+    for side in ("chosen", "rejected"):
+        reason = row.pop(f"finish_{side}", None)
+        if reason is not None:
+            row[side] = [*row[side][:-1], {"finish_reason": reason, **row[side][-1]}]
+    return row
+
+
+def _facts(messages: list[Message], role: str, fact: str, values: list[str]) -> list[Message]:
+    left = iter(values)
+    return [
+        {fact: value, **message}
+        if message["role"] == role and (value := next(left, None)) is not None
+        else message
+        for message in messages
+    ]

@@ -1,0 +1,127 @@
+"""Resolves every name in a recipe once: what stages read, and what models are started from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from zephyr_ray.engines.model import RecipeModel, Weights
+from zephyr_ray.engines.settings import ModelSettings
+from zephyr_ray.errors import Permanent
+from zephyr_ray.settings import FILE, WEIGHTS, Reads, marked, near
+from zephyr_ray.stage import Stage
+
+TRAINED = "weights"
+"""What a stage makes that trains a model."""
+
+
+@dataclass(frozen=True)
+class References:
+    """The names of one recipe. `where` begins error lines."""
+
+    where: str
+    settings: dict[str, ModelSettings]
+    stages: dict[str, Stage]
+    locate: Callable[[str], Path]
+    """Returns the path of a file or folder that the recipe names."""
+
+    def models(self) -> dict[str, RecipeModel]:
+        """Returns the models by the names that stages use for them: those of the recipe, and
+        stages that train one. Raises Permanent if a name is undefined, of the wrong type, or comes
+        later."""
+        if both := sorted(set(self.stages) & set(self.settings)):
+            raise Permanent(f"{self.where}: '{both[0]}' is both a model and a stage; rename one")
+        for name, settings in self.settings.items():
+            for source in _named(settings, WEIGHTS):
+                if source in self.stages and self.stages[source].makes != TRAINED:
+                    raise Permanent(
+                        f"{self.where}: model '{name}': stage '{source}' trains no model"
+                    )
+        for name, stage in self.stages.items():
+            for _, mark, refs in marked(stage, Reads):
+                for ref in refs:
+                    self._check(name, mark, ref)
+        trained = [name for name, stage in self.stages.items() if stage.makes == TRAINED]
+        return {name: self._model(name) for name in [*self.settings, *trained]}
+
+    def _check(self, name: str, mark: Reads, ref: str) -> None:
+        where = f"{self.where}: stage '{name}' reads '{ref}'"
+        if ref in self.settings:
+            if not mark.is_model:
+                raise Permanent(
+                    f"{where}, which is a model; it needs a stage that makes {mark.what}"
+                )
+            self._check_use(where, mark, ref)
+            for source in _named(self.settings[ref], WEIGHTS):
+                if source in self.stages:
+                    self._check_order(f"{self.where}: stage '{name}' reads", name, source)
+        elif ref in self.stages:
+            if mark.what == "judge":
+                raise Permanent(f"{where}, but a judge is an entry under models:")
+            made, wanted = self.stages[ref].makes, TRAINED if mark.is_model else mark.what
+            if wanted not in ("any", made):
+                raise Permanent(f"{where}, which makes {made}; it needs {mark.what}")
+            self._check_order(f"{self.where}: stage '{name}' reads", name, ref)
+        else:
+            names = [*(self.settings if mark.is_model else []), *self.stages]
+            raise Permanent(
+                f"{where}, which is neither a stage nor a model of this recipe{near(ref, names)}"
+            )
+
+    def _check_use(self, where: str, mark: Reads, ref: str) -> None:
+        settings = self.settings[ref]
+        if mark.what == "weights" and "weights" not in settings.uses:
+            raise Permanent(
+                f"{where}: model '{ref}' has no weights to train (engine {settings.engine})"
+            )
+        if mark.what == "model" and "model" not in settings.uses:
+            raise Permanent(f"{where}: '{ref}' is a {settings.engine} judge; it answers no prompts")
+        if mark.form and not settings.judges(mark.form):
+            raise Permanent(f"{where}: engine {settings.engine} has no form '{mark.form}'")
+
+    def _check_order(self, where: str, name: str, read: str) -> None:
+        order = list(self.stages)
+        if order.index(read) < order.index(name):
+            return
+        if cycle := self._path(read, name, set()):
+            raise Permanent(f"{self.where}: a cycle: {' → '.join([name, *cycle])}")
+        raise Permanent(f"{where} '{read}', which comes later; move '{read}' above '{name}'")
+
+    def _path(self, start: str, goal: str, seen: set[str]) -> list[str] | None:
+        """Returns the chain of reads from one stage to another, if there is one."""
+        if start == goal:
+            return [start]
+        if start in seen or start not in self.stages:
+            return None
+        seen.add(start)
+        for ref in _named(self.stages[start], Reads):
+            for source in _named(self.settings[ref], WEIGHTS) if ref in self.settings else [ref]:
+                if rest := self._path(source, goal, seen):
+                    return [start, *rest]
+        return None
+
+    def _model(self, name: str) -> RecipeModel:
+        if stage := self.stages.get(name):
+            # A trained model answers as the model that it was trained from.
+            start = self._model(self._start(stage))
+            settings = start.settings.model_copy(update={"demonstrations": None})
+            return RecipeModel(name, settings, {"weights": Weights(start.main.origin, name)}, {})
+        settings = self.settings[name]
+        weights = {
+            f: self._weights(v) for f, _, values in marked(settings, WEIGHTS) for v in values
+        }
+        files = {f: self.locate(v) for f, _, values in marked(settings, FILE) for v in values}
+        return RecipeModel(name, settings, weights, files)
+
+    def _start(self, stage: Stage) -> str:
+        [start] = [ref for _, mark, [ref] in marked(stage, Reads) if mark.what == "weights"]
+        return start
+
+    def _weights(self, value: str) -> Weights:
+        if stage := self.stages.get(value):
+            return Weights(self._model(self._start(stage)).main.origin, value)
+        beside = self.locate(value)
+        return Weights(str(beside.absolute()) if beside.is_dir() else value)
+
+
+def _named(settings: ModelSettings | Stage, mark: type[Reads] | str) -> list[str]:
+    return [value for _, _, values in marked(settings, mark) for value in values]
