@@ -11,10 +11,10 @@ from zephyr_ray.models.constraints import (
     KINDS,
     draw,
     holds,
-    loops,
     phrase,
     validate,
 )
+from zephyr_ray.models.repetition import loops
 
 TASK = "Name a fruit."
 
@@ -141,7 +141,6 @@ def test_every_kind_has_two_texts_that_keep_it_and_two_that_break_it() -> None:
 @pytest.mark.parametrize(("kind", "text"), KEEP)
 def test_kept(kind: str, text: str) -> None:
     assert holds(constraint(kind), text, TASK)[0]
-    assert KINDS[kind].holds(text, constraint(kind), TASK)
 
 
 @pytest.mark.parametrize(("kind", "text"), BREAK)

@@ -9,6 +9,7 @@ from typing import Any
 
 from zephyr_ray.engines.base import ModelSpec
 from zephyr_ray.models import constraints
+from zephyr_ray.models.repetition import loops
 from zephyr_ray.models.weights import resolve
 
 Score = dict[str, Any]
@@ -28,7 +29,7 @@ class RulesJudge:
             checks["constraint"], reason = constraints.holds(row["constraint"], text, instruction)
             reasons.append(f"{row['constraint']['kind']}: {reason}")
         checks["ended"] = completion["finish_reason"] == "stop"
-        checks["no_loop"] = bool(text.strip()) and not constraints.loops(text)
+        checks["no_loop"] = bool(text.strip()) and not loops(text)
         if self._similarity:
             similarity = self._similarity(instruction, text)
             checks["on_topic"] = similarity >= self._relevance_min
