@@ -12,9 +12,9 @@ from typing import Any
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models import constraint_checks as checks
-from zephyr_ray.models.constraint_checks import CheckResult, has_word, words
+from zephyr_ray.models.constraint_checks import ConstraintResult, has_word, words
 
-Check = Callable[[str, dict[str, Any], str], CheckResult]
+Check = Callable[[str, dict[str, Any], str], ConstraintResult]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def draw(
     return constraint, phrase(rng, constraint)
 
 
-def holds(constraint: dict[str, Any], text: str, instruction: str) -> CheckResult:
+def holds(constraint: dict[str, Any], text: str, instruction: str) -> ConstraintResult:
     """Whether the text keeps the constraint, and why, for a person to read. Any text is allowed;
     a malformed constraint raises Permanent."""
     validate(constraint)
