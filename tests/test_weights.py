@@ -1,5 +1,6 @@
 """Weights resolved for real: packaged models come through pip and load in plain transformers."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -201,6 +202,44 @@ def test_fingerprint_follows_the_content_and_not_the_place(tmp_path):
     assert fingerprint(str(one)) != same
     assert fingerprint("owner/name") == "owner/name"
     assert fingerprint("minilm-l6-v2") == "minilm-l6-v2==0.1.0+1"
+
+
+DECISIVE = [
+    "config.json",
+    "generation_config.json",
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+]
+
+
+def all_files(folder: Path) -> None:
+    for name in DECISIVE:
+        (folder / name).write_text('{"model_type": "llama"}')
+
+
+@pytest.mark.parametrize("name", DECISIVE)
+def test_each_file_that_decides_how_a_model_answers_is_in_its_fingerprint(name, tmp_path):
+    all_files(tmp_path)
+    before = fingerprint(str(tmp_path))
+    (tmp_path / name).write_text('{"model_type": "lla7a"}')  # as long as before
+    assert fingerprint(str(tmp_path)) != before
+
+
+def test_a_fingerprint_outlives_this_program(tmp_path):
+    """It is in the keys of finished work: names and contents, hashed as they always were."""
+    all_files(tmp_path)
+    content = hashlib.sha256(b'{"model_type": "llama"}').hexdigest()
+    lines = "".join(f"{name}\0{content}\n" for name in sorted(DECISIVE))
+    assert fingerprint(str(tmp_path)) == hashlib.sha256(lines.encode()).hexdigest()
 
 
 @pytest.mark.parametrize("answers", [False, True], ids=["refused", "silent"])
