@@ -157,6 +157,20 @@ def test_foreign_stop_token_is_the_one_that_ends_a_turn(foreign: Any) -> None:
     assert ChatFormat.of(foreign).stop_token_id == foreign.convert_tokens_to_ids("<|eot|>")
 
 
+def test_of_two_end_tokens_of_a_foreign_template_the_first_stops_and_is_trained() -> None:
+    """As some templates end a turn and then the text: generation stops at the first."""
+    tokenizer = byte_tokenizer(
+        ["<|head|>", "<|eot|>", "<|end_of_text|>"],
+        eos_token="<|end_of_text|>",
+        chat_template=LLAMA3.replace("{{ bos_token }}", "").replace(
+            "'<|eot|>'", "'<|eot|><|end_of_text|>'"
+        ),
+    )
+    chat = ChatFormat.of(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(chat.stop_token_id) == "<|eot|>"
+    assert trained_text(tokenizer, TALK) == "1. Red\n2. Bleu — naïve 🎉<|eot|>Green.<|eot|>"
+
+
 def test_foreign_template_that_rewrites_earlier_turns_is_refused(foreign: Any) -> None:
     from copy import deepcopy
 
@@ -194,6 +208,27 @@ def test_prepared_tokenizer_carries_end_pad_and_template(mistral: Any, tmp_path:
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert (loaded.eos_token, loaded.pad_token) == ("</s>", "<unk>")
     assert loaded.apply_chat_template(TALK[:2], tokenize=False).startswith("<s><|system|>\n")
+
+
+@pytest.mark.parametrize("own_pad", ["<|im_end|>", "<|endoftext|>"])
+def test_chatml_ends_with_its_own_token_whatever_the_tokenizer_ends_and_pads_with(
+    own_pad: str, tmp_path: Path
+) -> None:
+    """As base models that know ChatML's tokens: their own end is the end of a document."""
+    from transformers import AutoTokenizer
+
+    base = byte_tokenizer(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"],
+        eos_token="<|endoftext|>",
+        pad_token=own_pad,
+        chat_template="a template of its own",
+    )
+    chat = ChatFormat.of(base)
+    assert base.convert_ids_to_tokens(chat.stop_token_id) == "<|im_end|>"
+    chat.prepare().save_pretrained(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert (saved.eos_token, saved.pad_token) == ("<|im_end|>", "<pad>")
+    assert saved.chat_template == CHATML
 
 
 def test_proof_colours_what_is_trained(chatml: Any) -> None:

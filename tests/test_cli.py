@@ -27,11 +27,11 @@ def add_model(run: Path, name: str, created: str, model: Path | None = None) -> 
 
 def test_the_newest_model_of_a_run_comes_last(tmp_path: Path) -> None:
     run = tmp_path / "demo"
-    add_model(run, "sft", "2026-01-02T00:00:00+00:00")
-    add_model(run, "dpo", "2026-01-01T00:00:00+00:00")
+    add_model(run, "sft", "2026-01-01T00:00:00+00:00")
+    add_model(run, "dpo", "2026-01-02T00:00:00+00:00")
     assert list(models_of(run).items()) == [
-        ("dpo", str(tmp_path / "store" / "sft-dpo" / "model")),
         ("sft", str(tmp_path / "store" / "sft-sft" / "model")),
+        ("dpo", str(tmp_path / "store" / "sft-dpo" / "model")),
     ]
 
 

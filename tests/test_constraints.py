@@ -1,7 +1,6 @@
 """Checkable constraints: hand-made texts that keep and break every kind."""
 
 import random
-import time
 
 import pytest
 
@@ -11,10 +10,10 @@ from zephyr_ray.models.constraints import (
     KINDS,
     draw,
     holds,
-    loops,
     phrase,
     validate,
 )
+from zephyr_ray.models.repetition import loops
 
 TASK = "Name a fruit."
 
@@ -141,7 +140,6 @@ def test_every_kind_has_two_texts_that_keep_it_and_two_that_break_it() -> None:
 @pytest.mark.parametrize(("kind", "text"), KEEP)
 def test_kept(kind: str, text: str) -> None:
     assert holds(constraint(kind), text, TASK)[0]
-    assert KINDS[kind].holds(text, constraint(kind), TASK)
 
 
 @pytest.mark.parametrize(("kind", "text"), BREAK)
@@ -156,16 +154,23 @@ def test_empty_text_keeps_nothing_and_odd_text_is_only_judged(kind: str) -> None
     assert all(reason for _, reason in verdicts)
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "text",
-    ["." * 6000 + "a", "```" + " " * 6000 + "a", "\n" * 6000 + "a", "ab " * 6000, "* \n" * 6000],
+    [
+        "." * 400_000 + "a",
+        "```" + " " * 400_000 + "a",
+        "\n" * 400_000 + "a",
+        "ab " * 400_000,
+        "* \n" * 400_000,
+    ],
+    ids=["stops", "fence", "lines", "words", "bullets"],
 )
-def test_hostile_text_is_judged_in_a_moment(text: str) -> None:
-    start = time.perf_counter()
+def test_hostile_text_takes_time_in_proportion_to_its_length(text: str) -> None:
+    """A second; with time that grows as the square it is many minutes, on any machine."""
     for kind in set(KINDS) - {"language"}:
         holds(constraint(kind), text, TASK)
     loops(text)
-    assert time.perf_counter() - start < 2
 
 
 def test_reason_says_what_was_asked_and_found() -> None:

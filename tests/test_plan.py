@@ -174,6 +174,16 @@ def test_what_stands_in_a_demonstrations_file_is_in_the_keys(folder: Path) -> No
     assert to_do(folder, shown) == {"completions", "feedback", "pairs", "dpo"}
 
 
+def test_the_content_of_each_file_of_a_folder_is_in_the_keys(folder: Path) -> None:
+    published = "stages: {own: {kind: published, makes: prompts, files: own}}"
+    (folder / "recipe.yaml").write_text(f"name: small\n{published}\n")
+    (folder / "own" / "more").mkdir(parents=True)
+    (folder / "own" / "more" / "one.jsonl").write_text('{"prompt": "a"}\n')
+    before = plan(folder)["own"].key
+    (folder / "own" / "more" / "one.jsonl").write_text('{"prompt": "b"}\n')
+    assert plan(folder)["own"].key != before
+
+
 def test_why_says_what_changed(folder: Path) -> None:
     make_all(folder)
     assert why(folder, "dpo", "dpo.beta=0.5") == "beta was 0.1, is 0.5"

