@@ -31,7 +31,7 @@ class Format:
     """How a model's conversations are written: what a user's text may not hold, and what ends an
     answer."""
 
-    special_tokens: list[str]
+    control_tokens: list[str]
     stop_token_id: int
 
 
@@ -83,9 +83,7 @@ class Models:
         asked = parse(ChatRequest, body)
         self.handle(asked.model)
         form = self._formats[asked.model]
-        messages = [message.plain() for message in asked.messages]
-        for message in messages:
-            message["content"] = defused(message["content"], form.special_tokens)
+        messages = asked.plain(form.control_tokens)
         settings = self._settings(asked, asked.max_completion_tokens or asked.max_tokens)
         settings |= {"messages": messages, "stop_token_ids": [form.stop_token_id]}
         settings.pop("max_completion_tokens", None)
@@ -187,13 +185,6 @@ async def _events(first: Any, rest: Any) -> AsyncIterator[str]:
     finally:
         # A client that hung up frees its place; after the end this does nothing.
         rest.cancel()
-
-
-def defused(text: str, special: list[str]) -> str:
-    """Text in which no special token stands: one typed by a user would end or open a turn."""
-    for token in special:
-        text = text.replace(token, token[0] + "\u200b" + token[1:])
-    return text
 
 
 def _text(chunk: Any) -> str:

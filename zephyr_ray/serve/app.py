@@ -116,7 +116,8 @@ def application(settings: ServeSettings, keys_needed: bool) -> "Application":
         name: _model_server(settings, name, folder, settings.adapters if name == names[0] else {})
         for name, folder in folders.items()
     }
-    formats = {name: _format(_chat_format(folder)) for name, folder in folders.items()}
+    chats = {name: _chat_format(folder) for name, folder in folders.items()}
+    formats = {name: Format(c.control_tokens, c.stop_token_id) for name, c in chats.items()}
     for adapter in settings.adapters:
         servers[adapter], formats[adapter] = servers[names[0]], formats[names[0]]
     judge = judge_of(settings.run)
@@ -215,12 +216,6 @@ def _chat_format(folder: Path) -> ChatFormat:
     from transformers import AutoTokenizer
 
     return ChatFormat.of(AutoTokenizer.from_pretrained(folder))
-
-
-def _format(chat: ChatFormat) -> Format:
-    added = chat.tokenizer.added_tokens_decoder.values()
-    special = sorted({token.content for token in added if token.special})
-    return Format(special, chat.stop_token_id)
 
 
 def _rank(adapter: Path) -> int:

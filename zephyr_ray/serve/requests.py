@@ -12,6 +12,8 @@ from pydantic import (
     model_validator,
 )
 
+from zephyr_ray.chat import defuse
+
 MOST_MESSAGES, MOST_CHARACTERS = 256, 200_000
 MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS = 8, 4, 20
 MOST_JUDGED = 64
@@ -109,6 +111,11 @@ class ChatRequest(Sampled):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+
+    def plain(self, control_tokens: list[str]) -> list[dict[str, str]]:
+        """Returns the messages with typed control tokens defused."""
+        messages = [message.plain() for message in self.messages]
+        return [{**m, "content": defuse(m["content"], control_tokens)} for m in messages]
 
 
 class CompletionRequest(Sampled):
