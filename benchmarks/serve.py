@@ -21,8 +21,8 @@ from typing import Any
 import httpx
 import openai
 
+from zephyr_ray.models.vllm import CPU_ENVIRONMENT, KV_CACHE_BYTES
 from zephyr_ray.run_folder import models_of
-from zephyr_ray.serve.app import ENGINE_ENVIRONMENT
 
 CLIENTS = (1, 8, 32)
 ANSWERS = {1: 4, 8: 24, 32: 64}
@@ -41,6 +41,7 @@ def main(run: Path) -> None:
     theirs += ["--served-model-name", name, "--host", "127.0.0.1", "--dtype", "bfloat16"]
     theirs += ["--max-model-len", str(CONTEXT), "--enforce-eager", "--no-enable-chunked-prefill"]
     theirs += ["--max-num-batched-tokens", "4096", "--generation-config", "vllm"]
+    theirs += ["--kv-cache-memory-bytes", str(KV_CACHE_BYTES)]
     with served(ours) as here, served(theirs) as there:
         for address in (here, there):
             asyncio.run(load(address, name, 2, 4))  # the first answers warm up
@@ -60,7 +61,7 @@ def served(module: list[str]) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", *module, "--port", str(port)]
-    environment = os.environ | ENGINE_ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "WARNING"}
+    environment = os.environ | CPU_ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "WARNING"}
     environment.pop("ZEPHYR_API_KEYS", None)
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"

@@ -17,6 +17,13 @@ from zephyr_ray.models.weights import resolve
 
 KV_CACHE_BYTES = 1 << 30
 """KV cache of one CPU engine, 1 GiB; a GPU engine sizes its own from free memory."""
+CPU_ENVIRONMENT = {
+    # More than one thread per engine makes the rates of one process unstable.
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TORCHDYNAMO_DISABLE": "1",
+}
+"""Environment of a CPU engine's process, set before it imports torch."""
 
 
 class VllmEngine:
@@ -30,7 +37,7 @@ class VllmEngine:
         folder = resolve(weights)
         settings: dict[str, Any] = {}
         if not gpu:
-            _cpu_environment()
+            os.environ.update(CPU_ENVIRONMENT)
             settings = {
                 "enforce_eager": True,
                 "kv_cache_memory_bytes": KV_CACHE_BYTES,
@@ -140,12 +147,3 @@ def draw(logits: Any) -> Any:
     uniform = torch.rand(len(logits), 1) * cumulated[:, -1:]
     found = torch.searchsorted(cumulated, uniform, right=True).squeeze(-1)
     return found.clamp_max(logits.shape[-1] - 1)
-
-
-def _cpu_environment() -> None:
-    """Before torch is imported: one thread an engine; more make one-process rates unstable."""
-    os.environ.update(
-        OMP_NUM_THREADS="1",
-        OMP_WAIT_POLICY="PASSIVE",
-        TORCHDYNAMO_DISABLE="1",
-    )

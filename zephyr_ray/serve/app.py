@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.engines.base import Model
 from zephyr_ray.errors import Permanent
+from zephyr_ray.models.vllm import CPU_ENVIRONMENT, KV_CACHE_BYTES
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.run_folder import judge_of, models_of
 from zephyr_ray.serve.answers import Format
@@ -22,13 +23,6 @@ from zephyr_ray.serve.judge import JudgeService
 if TYPE_CHECKING:
     from ray.serve import Application
 
-ENGINE_ENVIRONMENT = {
-    # One thread an engine: more make the rates of one process unstable on a CPU.
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-}
 GATEWAY_ENVIRONMENT = {"VLLM_CONFIGURE_LOGGING": "0"}
 HEALTH_SECONDS = 3
 """Between two checks of a replica; three bad ones replace it."""
@@ -160,6 +154,7 @@ def _model_server(
     if not settings.gpus:
         engine |= {
             "enforce_eager": True,
+            "kv_cache_memory_bytes": KV_CACHE_BYTES,
             # vLLM's CPU sampler fails on a seed of a request whose prompt comes in pieces.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(settings.context, 4096),
@@ -189,7 +184,7 @@ def _model_server(
             "max_queued_requests": settings.most_waiting,
             "graceful_shutdown_timeout_s": DRAIN_SECONDS,
         },
-        runtime_env={} if settings.gpus else {"env_vars": ENGINE_ENVIRONMENT},
+        runtime_env={} if settings.gpus else {"env_vars": CPU_ENVIRONMENT},
         # A token is sent on at once: waiting for more would be latency that nobody asked for.
         experimental_configs={"stream_batching_interval_ms": 0},
     )
