@@ -23,8 +23,8 @@ from zephyr_ray.engines.base import ModelSpec
 from zephyr_ray.models.openai import ServedJudge
 from zephyr_ray.models.rules import RulesJudge
 from zephyr_ray.serve import app
-from zephyr_ray.serve.gateway import MOST_BYTES
 from zephyr_ray.serve.requests import MOST_JUDGED
+from zephyr_ray.serve.routing import MOST_BYTES
 
 # --- what the official client can do -------------------------------------------------------------
 
