@@ -52,7 +52,7 @@ def test_a_served_chat_breaks_up_the_control_tokens_of_its_model() -> None:
     request = parse(ChatRequest, json.dumps(body).encode())
     # vLLM applies the template and tokenises the whole text.
     text = tokenizer.apply_chat_template(
-        request.plain(ChatFormat.of(tokenizer).control_tokens), tokenize=False
+        request.plain_messages(ChatFormat.of(tokenizer).control_tokens), tokenize=False
     )
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids) == [

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from fastapi.testclient import TestClient
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.serve.answers import Answer
+from zephyr_ray.serve.dispatcher import ModelResponse
 from zephyr_ray.serve.gateway import Gateway, Limits, respond
 from zephyr_ray.serve.keys import Keys
 from zephyr_ray.serve.routing import build_app
@@ -22,7 +22,7 @@ def logged(caplog: pytest.LogCaptureFixture, log_prompts: bool) -> dict[str, obj
     """The log line of one answered chat."""
 
     async def chat(request: Request) -> Response:
-        return respond(request, Answer("dpo", PROMPT, whole={"id": "1"}), log_prompts)
+        return respond(request, ModelResponse("dpo", PROMPT, body={"id": "1"}), log_prompts)
 
     app = build_app([("POST", "/v1/chat/completions", chat)], Keys([KEY], per_minute=9))
     with caplog.at_level(logging.INFO, "zephyr_ray.serve"):

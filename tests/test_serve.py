@@ -23,8 +23,8 @@ from zephyr_ray.engines.base import ModelSpec
 from zephyr_ray.models.openai import ServedJudge
 from zephyr_ray.models.rules import RulesJudge
 from zephyr_ray.serve import app
-from zephyr_ray.serve.requests import MOST_JUDGED
-from zephyr_ray.serve.routing import MOST_BYTES
+from zephyr_ray.serve.requests import MAX_JUDGED_ROWS
+from zephyr_ray.serve.routing import MAX_BODY_BYTES
 
 # --- what the official client can do -------------------------------------------------------------
 
@@ -232,7 +232,7 @@ def test_serve_run_and_a_rayservice_can_build_it() -> None:
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(b"{", 400), (b'{"model": "\xff"}', 400), (b"", 400), (b" " * (MOST_BYTES + 1), 413)],
+    [(b"{", 400), (b'{"model": "\xff"}', 400), (b"", 400), (b" " * (MAX_BODY_BYTES + 1), 413)],
 )
 def test_a_body_that_is_no_json_or_too_large(body: bytes, status: int, service: Service) -> None:
     reply = service.post("/v1/chat/completions", body)
@@ -387,7 +387,7 @@ def test_the_served_judge_says_what_the_judge_says(
         "/judge/pairwise", {"requests": [{**rows[0], "constraint": {"kind": "zzz"}}]}
     )
     assert wrong.status_code == 422 and "zzz" in wrong.json()["error"]["message"]
-    many = service.post("/judge/pairwise", {"requests": rows * MOST_JUDGED})
+    many = service.post("/judge/pairwise", {"requests": rows * MAX_JUDGED_ROWS})
     assert many.status_code == 422
 
 
@@ -406,7 +406,7 @@ def test_a_talk_in_the_terminal_with_an_address(service: Service) -> None:
     refused = subprocess.run(
         command, input="", capture_output=True, text=True, env={**os.environ, "ZEPHYR_API_KEY": ""}
     )
-    assert refused.returncode == 2 and "wants a key: set ZEPHYR_API_KEY" in refused.stderr
+    assert refused.returncode == 2 and "requires a key; set ZEPHYR_API_KEY" in refused.stderr
     refused = subprocess.run(
         command, input="", capture_output=True, text=True, env={**os.environ, "ZEPHYR_API_KEY": "x"}
     )

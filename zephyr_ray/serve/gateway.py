@@ -1,4 +1,4 @@
-"""The HTTP side: OpenAI-compatible routes, page, votes and judge, behind keys and bounds."""
+"""The ingress deployment: handlers of the page, OpenAI-compatible routes, votes and judge."""
 
 import asyncio
 import logging
@@ -14,8 +14,8 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.models import constraints
-from zephyr_ray.serve.answers import Answer, Format, Models
-from zephyr_ray.serve.keys import VARIABLE, Keys, read_keys
+from zephyr_ray.serve.dispatcher import ChatTokens, Dispatcher, ModelResponse
+from zephyr_ray.serve.keys import KEYS_VARIABLE, Keys, read_keys
 from zephyr_ray.serve.requests import (
     PairwiseRequest,
     RequestError,
@@ -24,7 +24,7 @@ from zephyr_ray.serve.requests import (
     parse,
 )
 from zephyr_ray.serve.routing import Handler, build_app, read_body
-from zephyr_ray.serve.votes import Votes
+from zephyr_ray.serve.vote_file import VoteFile
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -33,43 +33,44 @@ log = logging.getLogger("zephyr_ray.serve")
 
 PAGE = Path(__file__).with_name("page.html")
 STATUS_SECONDS = 2.0
-"""Between two looks at the replicas: anybody may ask for the health, as often as they like."""
+"""Seconds for which /health reuses the state of the replicas: anybody may call it at any rate."""
 
 
 @dataclass(frozen=True)
 class Limits:
     requests_per_minute: int
-    """Of one key, at one gateway replica."""
+    """Maximum per key, at each replica of the gateway."""
     max_tokens: int
-    """Of one answer."""
+    """Maximum tokens per answer."""
     log_prompts: bool
+    """Whether the log line of a request contains its prompt."""
 
 
 class Gateway:
-    """The ingress deployment. `models` and `judge` are handles of the other deployments."""
+    """Serves HTTP. `models` and `judge` are handles of the other deployments."""
 
     def __init__(
         self,
         models: "dict[str, DeploymentHandle]",
         judge: "DeploymentHandle | None",
         votes: Path,
-        formats: dict[str, Format],
+        chat_tokens: dict[str, ChatTokens],
         limits: Limits,
         keys_needed: bool,
     ):
         keys = read_keys()
         if keys_needed and not keys:
-            raise Permanent(f"{VARIABLE} is not set in the environment of the gateway's node")
+            raise Permanent(f"{KEYS_VARIABLE} is not set on the gateway's node; set it there")
         from ray import serve
 
-        self._models = Models(models, formats, limits.max_tokens)
-        self._judge, self._limits, self._votes = judge, limits, Votes(votes)
+        self._dispatcher = Dispatcher(models, chat_tokens, limits.max_tokens)
+        self._judge, self._limits, self._votes = judge, limits, VoteFile(votes)
         self._keys = Keys(keys, limits.requests_per_minute)
         self._started = int(time.time())
         self._application = serve.get_replica_context().app_name
-        self._asked, self._missing = -STATUS_SECONDS, list[str]()
+        self._checked, self._down = -STATUS_SECONDS, list[str]()
         log.setLevel(logging.INFO)
-        # Serve writes what stands on standard output into the replica's log.
+        # Serve writes standard output into the replica's log.
         log.addHandler(logging.StreamHandler(sys.stdout))
         log.propagate = False
 
@@ -77,8 +78,8 @@ class Gateway:
         routes: list[tuple[str, str, Handler]] = [
             ("GET", "/", self._page),
             ("GET", "/health", self._health),
-            ("GET", "/v1/models", self._list),
-            ("GET", "/v1/models/{name}", self._one),
+            ("GET", "/v1/models", self._list_models),
+            ("GET", "/v1/models/{name}", self._get_model),
             ("POST", "/v1/chat/completions", self._chat),
             ("POST", "/v1/completions", self._complete),
             ("POST", "/v1/votes", self._vote),
@@ -104,47 +105,48 @@ class Gateway:
         return HTMLResponse(page, headers=headers)
 
     async def _health(self, request: Request) -> Response:
-        """Ready while every model and the judge have a replica that runs."""
-        if time.monotonic() - self._asked > STATUS_SECONDS:
-            self._asked, self._missing = time.monotonic(), await asyncio.to_thread(self._not_up)
-        if self._missing:
-            message = f"no replica runs of {', '.join(self._missing)}"
+        """Raises RequestError 503 unless every deployment has a running replica."""
+        if time.monotonic() - self._checked > STATUS_SECONDS:
+            self._checked, self._down = time.monotonic(), await asyncio.to_thread(self._find_down)
+        if self._down:
+            message = f"no replica is running of {', '.join(self._down)}"
             raise RequestError(503, message, "not_ready", retry_after=STATUS_SECONDS)
-        return JSONResponse({"status": "ok", "models": self._models.names})
+        return JSONResponse({"status": "ok", "models": self._dispatcher.names})
 
-    def _not_up(self) -> list[str]:
+    def _find_down(self) -> list[str]:
         from ray import serve
 
         deployments = serve.status().applications[self._application].deployments
-        return [name for name, one in deployments.items() if not one.replica_states.get("RUNNING")]
+        return [n for n, status in deployments.items() if not status.replica_states.get("RUNNING")]
 
-    async def _list(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card(n) for n in self._models.names]})
+    async def _list_models(self, request: Request) -> Response:
+        cards = [self._model_card(name) for name in self._dispatcher.names]
+        return JSONResponse({"object": "list", "data": cards})
 
-    async def _one(self, request: Request) -> Response:
+    async def _get_model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        self._models.handle(name)
-        return JSONResponse(self._card(name))
+        self._dispatcher.handle(name)
+        return JSONResponse(self._model_card(name))
 
-    def _card(self, name: str) -> dict[str, Any]:
+    def _model_card(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "zephyr_ray"}
 
     async def _chat(self, request: Request) -> Response:
-        answer = await self._models.chat(await read_body(request), request.state.id)
-        return respond(request, answer, self._limits.log_prompts)
+        response = await self._dispatcher.chat(await read_body(request), request.state.id)
+        return respond(request, response, self._limits.log_prompts)
 
     async def _complete(self, request: Request) -> Response:
-        answer = await self._models.complete(await read_body(request), request.state.id)
-        return respond(request, answer, self._limits.log_prompts)
+        response = await self._dispatcher.complete(await read_body(request), request.state.id)
+        return respond(request, response, self._limits.log_prompts)
 
     async def _vote(self, request: Request) -> Response:
         vote = parse(VoteRequest, await read_body(request))
         if vote.messages[-1].role != "user":
-            raise RequestError(422, "messages: must end with a question", "invalid_value")
+            raise RequestError(422, "messages: must end with a user message", "invalid_value")
         try:
             return JSONResponse({"id": await asyncio.to_thread(self._votes.add, vote)})
         except OSError as error:
-            raise RequestError(507, f"the vote cannot be kept: {error}", "no_storage") from None
+            raise RequestError(507, f"cannot store the vote: {error}", "no_storage") from None
 
     async def _pairwise(self, request: Request) -> Response:
         asked = parse(PairwiseRequest, await read_body(request)).requests
@@ -188,11 +190,11 @@ class Gateway:
                 call.cancel()
 
 
-def respond(request: Request, answer: Answer, log_prompts: bool) -> Response:
-    """The answer as an HTTP response, and its notes for the request's log line."""
-    request.state.note["model"] = answer.model
+def respond(request: Request, response: ModelResponse, log_prompts: bool) -> Response:
+    """Returns the HTTP response, and notes model and prompt for the log line."""
+    request.state.note["model"] = response.model
     if log_prompts:
-        request.state.note["prompt"] = answer.prompt
-    if answer.events is None:
-        return JSONResponse(answer.whole)
-    return StreamingResponse(answer.events, media_type="text/event-stream")
+        request.state.note["prompt"] = response.prompt
+    if response.events is None:
+        return JSONResponse(response.body)
+    return StreamingResponse(response.events, media_type="text/event-stream")
