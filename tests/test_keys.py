@@ -26,6 +26,19 @@ def test_a_bucket_of_requests_refills_with_time(monkeypatch: pytest.MonkeyPatch)
     keys.admit("Bearer one-long-key")
 
 
+def test_an_idle_key_saves_up_no_more_than_one_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    keys = Keys(["one-long-key"], per_minute=3)
+    keys.admit("Bearer one-long-key")
+    now += 3600
+    for _ in range(3):
+        keys.admit("Bearer one-long-key")
+    with pytest.raises(RequestError) as refused:
+        keys.admit("Bearer one-long-key")
+    assert refused.value.status == 429
+
+
 def test_a_client_that_does_not_wait_gets_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now, admitted = 0.0, 0
     monkeypatch.setattr(time, "monotonic", lambda: now)
