@@ -398,6 +398,15 @@ def test_the_served_judge_says_what_the_judge_says(
     assert many.status_code == 422
 
 
+def test_the_judge_scores_an_answer_to_a_prompt_without_a_constraint(service: Service) -> None:
+    answers = [{"text": "A cat."}, {"text": "A c", "finish_reason": "length"}]
+    rows = [{"prompt": "Name a pet.", "completion": answer} for answer in answers]
+    reply = service.post("/judge/score", {"requests": rows})
+    assert reply.status_code == 200, reply.text
+    # Two checks: it ended by itself, and it does not repeat itself; a score is 1 + 9 × their share.
+    assert [result["score"] for result in reply.json()["results"]] == [10, 5.5]
+
+
 def test_zephyr_chat_with_an_address(service: Service) -> None:
     command = [sys.executable, "-m", "zephyr_ray.cli", "chat", service.address, "--model", "slim"]
     done = subprocess.run(
