@@ -88,7 +88,7 @@ def build(settings: ServeSettings) -> "Application":
 def served_weights(settings: ServeSettings) -> dict[str, str]:
     """Returns the weights of each model by name.
 
-    Raises Permanent if the run lacks a model, or a folder is not an adapter.
+    Raises Permanent if the run lacks a model, or an adapter's folder or name cannot be used.
     """
     known = models_of(settings.run)
     names = settings.models or list(known)
@@ -100,7 +100,7 @@ def served_weights(settings: ServeSettings) -> dict[str, str]:
             raise Permanent(f"adapter '{name}': there is no folder {folder}; correct the path")
         if not (folder / "adapter_config.json").is_file():
             raise Permanent(
-                f"adapter '{name}': {folder} has no adapter_config.json; name a LoRA adapter"
+                f"adapter '{name}': {folder} has no adapter_config.json; give a LoRA adapter"
             )
         if name in known:
             raise Permanent(f"adapter '{name}': a model has this name; choose another")
