@@ -1,9 +1,9 @@
-"""`zephyr serve` against `vllm serve`: time to the first token and tokens a second, in one run.
+"""Compares `zephyr serve` with `vllm serve`: time to first token, and tokens per second.
 
     .venv/bin/python benchmarks/serve.py runs/quickstart
 
-Both serve the run's newest model with the same engine settings on this machine, asked in turns, so
-that a slow minute of the machine meets both. Greedy answers of 64 tokens.
+Both serve the run's newest model on this machine with the same engine settings. They are measured
+in alternation, so that a slow minute affects both. Answers are greedy, of 64 tokens.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from typing import Any
 import httpx
 import openai
 
+from zephyr_ray.engines.vllm import CPU_ENVIRONMENT, KV_CACHE_BYTES
 from zephyr_ray.run_folder import models_of
-from zephyr_ray.serve.app import ENGINE_ENVIRONMENT
 
 CLIENTS = (1, 8, 32)
 ANSWERS = {1: 4, 8: 24, 32: 64}
-"""Answers of one round at each load."""
+"""Answers per round, by number of clients."""
 ROUNDS = 4
 TOKENS = 64
 CONTEXT = 1024
@@ -41,16 +41,17 @@ def main(run: Path) -> None:
     theirs += ["--served-model-name", name, "--host", "127.0.0.1", "--dtype", "bfloat16"]
     theirs += ["--max-model-len", str(CONTEXT), "--enforce-eager", "--no-enable-chunked-prefill"]
     theirs += ["--max-num-batched-tokens", "4096", "--generation-config", "vllm"]
+    theirs += ["--kv-cache-memory-bytes", str(KV_CACHE_BYTES)]
     with served(ours) as here, served(theirs) as there:
         for address in (here, there):
-            asyncio.run(load(address, name, 2, 4))  # the first answers warm up
+            asyncio.run(load(address, name, 2, 4))  # warms up
         for clients in CLIENTS:
             rounds = []
             for number in range(ROUNDS):
-                # Each goes first in every other round.
+                # Each service goes first in every other round.
                 order = (here, there) if number % 2 else (there, here)
-                seen = {a: asyncio.run(load(a, name, clients, ANSWERS[clients])) for a in order}
-                rounds.append([seen[here], seen[there]])
+                results = {a: asyncio.run(load(a, name, clients, ANSWERS[clients])) for a in order}
+                rounds.append([results[here], results[there]])
             show(clients, rounds)
 
 
@@ -60,7 +61,7 @@ def served(module: list[str]) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", *module, "--port", str(port)]
-    environment = os.environ | ENGINE_ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "WARNING"}
+    environment = os.environ | CPU_ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "WARNING"}
     environment.pop("ZEPHYR_API_KEYS", None)
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
@@ -79,7 +80,7 @@ def served(module: list[str]) -> Iterator[str]:
 
 
 async def load(address: str, model: str, clients: int, answers: int) -> dict[str, float]:
-    """Tokens a second over all clients, and the median and 95th percentile of the first token."""
+    """Measures tokens per second of all clients, and seconds to first token (median, 95th %)."""
     client = openai.AsyncOpenAI(
         base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=300
     )
@@ -91,10 +92,10 @@ async def load(address: str, model: str, clients: int, answers: int) -> dict[str
         nonlocal tokens
         for number in waiting:
             began = time.monotonic()
-            asked = f"Write {number + 3} facts about {SUBJECTS[number % len(SUBJECTS)]}."
+            prompt = f"Write {number + 3} facts about {SUBJECTS[number % len(SUBJECTS)]}."
             stream: Any = await client.chat.completions.create(
                 model=model,
-                messages=[{"role": "user", "content": asked}],
+                messages=[{"role": "user", "content": prompt}],
                 max_tokens=TOKENS,
                 temperature=0,
                 stream=True,

@@ -22,18 +22,18 @@ FLAGS = [
     "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-port=0",
 ]  # fmt: skip
 KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "1": 49, "2": 50, "3": 51}
-"""Names of keys and their codes; those with a character type it."""
+"""Codes of keys by name; a key named by one character also types it."""
 
 
 class PageError(AssertionError):
-    """The page threw, or did not come to what was waited for."""
+    """Raised if the page throws, or does not reach an expected state in time."""
 
 
 class Chrome:
-    """One browser with one page. Selectors are CSS; times are seconds.
+    """Runs one browser with one page. Selectors are CSS; times are seconds.
 
-    `problems` gathers what the page logged as an error (policy violations and failed loads too)
-    and `requests` every address that it asked for.
+    `problems` collects errors that the page logged, policy violations and failed loads included;
+    `requests` collects every address that it requested.
     """
 
     def __init__(self, binary: str = "chromium"):
@@ -75,7 +75,7 @@ class Chrome:
         self._profile.cleanup()
 
     def command(self, method: str, **params: Any) -> dict[str, Any]:
-        """The result of one command of the protocol. PageError if it is refused."""
+        """Sends one protocol command and returns its result. Raises PageError if it is refused."""
         self._sent += 1
         self._socket.send(json.dumps({"id": self._sent, "method": method, "params": params}))
         while True:
@@ -87,14 +87,14 @@ class Chrome:
             self._note(message)
 
     def open(self, url: str, timeout: float = 20) -> None:
-        """Goes to an address and waits until it has loaded."""
+        """Opens an address and waits until it has loaded."""
         self._loaded = False
         if error := self.command("Page.navigate", url=url).get("errorText"):
             raise PageError(f"{url}: {error}")
         self._until(lambda: self._loaded, f"{url} to load", timeout)
 
     def eval(self, expression: str) -> Any:
-        """The value of a JavaScript expression; a promise is awaited."""
+        """Returns the value of a JavaScript expression, awaiting it if it is a promise."""
         answer = self.command(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
@@ -111,7 +111,7 @@ class Chrome:
         return str(self.eval(f"document.querySelector({json.dumps(selector)}).innerText"))
 
     def click(self, selector: str) -> None:
-        """A real click in the middle of an element. PageError if something lies over it."""
+        """Clicks the middle of an element. Raises PageError if something covers it."""
         point = self.eval(
             f"""(() => {{
               const node = document.querySelector({json.dumps(selector)});
@@ -130,7 +130,7 @@ class Chrome:
             )  # fmt: skip
 
     def type(self, selector: str, text: str) -> None:
-        """Puts text into a field, in place of what it held."""
+        """Replaces the content of a field with text."""
         self.eval(
             f"(() => {{ const field = document.querySelector({json.dumps(selector)});"
             " field.focus(); field.select(); })()"
@@ -138,14 +138,14 @@ class Chrome:
         self.command("Input.insertText", text=text)
 
     def press(self, key: str, shift: bool = False) -> None:
-        """One key, to whatever has the focus; see KEYS."""
+        """Presses one key of KEYS in the focused element."""
         text = "\r" if key == "Enter" else key if len(key) == 1 else ""
         common = {"key": key, "windowsVirtualKeyCode": KEYS[key], "modifiers": 8 if shift else 0}
         self.command("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
         self.command("Input.dispatchKeyEvent", type="keyUp", **common)
 
     def choose(self, selector: str, value: str) -> None:
-        """Picks an option of a <select>, or sets a slider or a number, and tells the page."""
+        """Sets a select, slider or number field, and fires its input and change events."""
         self.eval(
             f"(() => {{ const field = document.querySelector({json.dumps(selector)});"
             f" field.value = {json.dumps(value)};"
@@ -156,7 +156,7 @@ class Chrome:
     def emulate(
         self, width: int = 1280, height: int = 800, dark: bool = False, calm: bool = False
     ) -> None:
-        """The size of the window and what the reader prefers; under 600 px it is a phone."""
+        """Sets window size and user preferences; a width under 600 px emulates a phone."""
         self.command(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
@@ -173,12 +173,12 @@ class Chrome:
         self.command("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
     def screenshot(self, path: Path) -> None:
-        """What the window shows, as PNG."""
+        """Saves a screenshot of the window as PNG."""
         image = self.command("Page.captureScreenshot", format="png")["data"]
         path.write_bytes(base64.b64decode(image))
 
     def _note(self, message: dict[str, Any]) -> None:
-        """Keeps what a test may want to know of an event."""
+        """Records an event that tests may check."""
         params = message.get("params", {})
         match message.get("method"):
             case "Page.loadEventFired":
@@ -200,15 +200,15 @@ class Chrome:
             if time.monotonic() > deadline:
                 raise PageError(f"waited {timeout} s for {what}; problems: {self.problems}")
             time.sleep(0.05)
-            self.command("Runtime.evaluate", expression="0")  # takes in the events that came
+            self.command("Runtime.evaluate", expression="0")  # receives pending events
 
     def _page_address(self) -> str:
-        """The socket of the one page; Chromium writes its port into the profile when it is up."""
+        """Returns the page's socket address; Chromium writes its port to the profile once ready."""
         written = Path(self._profile.name) / "DevToolsActivePort"
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise PageError(f"the browser ended at once with code {self._process.returncode}")
+                raise PageError(f"the browser exited with code {self._process.returncode}")
             if written.exists() and (lines := written.read_text().splitlines()):
                 with urllib.request.urlopen(f"http://127.0.0.1:{lines[0]}/json/list") as answer:
                     pages = [t for t in json.load(answer) if t["type"] == "page"]

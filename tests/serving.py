@@ -1,4 +1,4 @@
-"""A real `zephyr serve` of a tiny model, for the tests that meet it over HTTP."""
+"""Starts a real `zephyr serve` of a tiny model for tests over HTTP."""
 
 import json
 import os
@@ -44,7 +44,7 @@ class Service:
 
 
 def a_run(folder: Path, model: Path) -> Path:
-    """What a finished run leaves: a trained model, and the comparison with its judge."""
+    """Writes what a finished run leaves: a trained model, and a comparison with its judge."""
     store, run = folder / "store", folder / "tiny"
     (run / "models").mkdir(parents=True)
     (run / "data").mkdir()
@@ -84,7 +84,7 @@ def free_port() -> int:
 
 @contextmanager
 def served(tiny_model: Path, folder: Path) -> Iterator[Service]:
-    """Two models, `dpo` and the adapter `slim` on it, and a rules judge; two keys open it."""
+    """Serves the model `dpo`, the adapter `slim` on it, and a rules judge, with two keys."""
     run, port = a_run(folder, tiny_model), free_port()
     adapter = adapter_on(tiny_model, folder / "adapter")
     log = folder / "log"

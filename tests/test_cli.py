@@ -55,7 +55,7 @@ def test_an_unknown_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["chat", str(tmp_path / "nothing")]) == 2
     said = capsys.readouterr()
-    assert said.err.startswith(f"error: there is no folder {tmp_path / 'nothing'}; a run makes it")
+    assert said.err.startswith(f"error: there is no folder {tmp_path / 'nothing'}; run its recipe")
     assert said.err.count("\n") == 1
 
 
@@ -118,6 +118,6 @@ def test_chat_answers_what_is_piped_in(tmp_path: Path, tiny_model: Path) -> None
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("that question is left out") == 1
+    assert done.stderr.count("the conversation continues without this message") == 1
     answers = [text for text in done.stdout.split("\n") if text.strip()]
     assert len(answers) >= 2

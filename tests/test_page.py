@@ -1,6 +1,6 @@
-"""The page of `zephyr serve` in a real browser, against a real service of a tiny model.
+"""Tests the page of `zephyr serve` in a real browser, with a real service of a tiny model.
 
-Skipped where there is no Chromium (`apt-get install chromium`).
+Skipped without Chromium (`apt-get install chromium`).
 """
 
 import json
@@ -26,7 +26,7 @@ def browser() -> Iterator[Chrome]:
 
 @pytest.fixture
 def page(browser: Chrome, service: Service) -> Chrome:
-    """The page with a key given and an empty conversation."""
+    """Opens the page with a valid key and an empty conversation."""
     browser.emulate()
     browser.open(f"{service.address}/")
     browser.eval("localStorage.clear()")
@@ -36,7 +36,7 @@ def page(browser: Chrome, service: Service) -> Chrome:
     browser.type("#key", KEY)
     browser.press("Enter")
     browser.wait("document.querySelectorAll('#model-left option').length === 2")
-    browser.problems.clear()  # of the 401 that asked for the key
+    browser.problems.clear()  # the 401 that made the page ask for the key
     return browser
 
 
@@ -52,7 +52,7 @@ def answer(page: Chrome, side: str) -> str:
     return str(page.eval(f"[...document.querySelectorAll('{selector}')].at(-1).innerText"))
 
 
-def test_a_wrong_key_is_refused_and_a_right_one_opens(browser: Chrome, service: Service) -> None:
+def test_a_wrong_key_is_refused_and_a_valid_one_accepted(browser: Chrome, service: Service) -> None:
     browser.open(f"{service.address}/")
     browser.eval("sessionStorage.clear()")
     browser.open(f"{service.address}/")
@@ -112,7 +112,7 @@ def test_no_sideways_scroll_on_a_phone(page: Chrome) -> None:
 
 
 def show(page: Chrome, text: str) -> None:
-    """As the page shows an answer, in an element of its own: `seen`."""
+    """Renders text as the page renders an answer, into a new element `seen`."""
     page.eval("document.body.append(window.seen = document.createElement('div')), null")
     page.eval(f"seen.append(markdown({json.dumps(text)})), null")
 
@@ -122,7 +122,7 @@ HOSTILE = """<img src=x onerror="window.hacked=1"><script>window.hacked=1</scrip
 <a href="javascript:window.hacked=1">d</a> [e](java&#115;cript:window.hacked=1)"""
 
 
-def test_what_a_model_writes_is_text_and_never_markup(page: Chrome) -> None:
+def test_an_answer_cannot_inject_markup(page: Chrome) -> None:
     show(page, HOSTILE)
     for link in ("a", "b", "e"):
         page.eval(f"[...seen.querySelectorAll('a')].find(a => a.text === '{link}')?.click()")
@@ -134,7 +134,7 @@ def test_what_a_model_writes_is_text_and_never_markup(page: Chrome) -> None:
     assert page.problems == []
 
 
-def test_markdown_is_shown_as_such(page: Chrome) -> None:
+def test_markdown_is_rendered(page: Chrome) -> None:
     text = "# Title\n\n**bold** `code`\n\n1. one\n2. two\n\n```python\nx = '<b>'\n```\n"
     show(page, text)
     count = "(tag) => seen.querySelectorAll(tag).length"

@@ -1,5 +1,5 @@
-"""Two replicas under a steady load: one is killed, then everything is deployed anew. Minutes long,
-so it runs only when asked for: make test-rollout.
+"""Kills one of two replicas under a steady load, then redeploys. Takes minutes, so it runs only by
+`make test-rollout`.
 """
 
 import threading
@@ -17,7 +17,7 @@ CLIENTS = 4
 
 
 class Load:
-    """Clients that ask without a pause, and never try again."""
+    """Sends requests from several clients without a pause and without retries."""
 
     def __init__(self, url: str):
         self.url, self.done, self.failed = url, 0, list[str]()
@@ -51,7 +51,7 @@ class Load:
                     self.failed.append(repr(error))
                 self.done += 1
 
-    def go_on(self, requests: int) -> None:
+    def run_for(self, requests: int) -> None:
         wanted, deadline = self.done + requests, time.monotonic() + 300
         while self.done < wanted:
             assert time.monotonic() < deadline, self.failed[:3]
@@ -93,21 +93,21 @@ def test_a_killed_replica_and_a_redeploy_lose_no_request(
     before = replicas()
     assert len(before) == 2
     with Load(f"{address}/v1/chat/completions") as load:
-        load.go_on(20)
+        load.run_for(20)
         ray.kill(ray.get_actor(before[0], namespace="serve"))
-        load.go_on(40)
+        load.run_for(40)
         serve.run(build(two.model_copy(update={"context": 200})), name="zephyr", route_prefix="/")
-        load.go_on(20)
+        load.run_for(20)
     assert not set(before) & set(replicas())
     assert load.failed == []
     assert load.done >= 80
     for name in replicas():
         ray.kill(ray.get_actor(name, namespace="serve"))
-    health_becomes(address, 503)
-    health_becomes(address, 200)
+    wait_for_health(address, 503)
+    wait_for_health(address, 200)
 
 
-def health_becomes(address: str, status: int) -> None:
+def wait_for_health(address: str, status: int) -> None:
     deadline = time.monotonic() + 180
     while (seen := httpx.get(f"{address}/health", timeout=30).status_code) != status:
         assert time.monotonic() < deadline, seen

@@ -1,4 +1,4 @@
-"""`zephyr serve` as its users meet it: a real service of a tiny model, over HTTP."""
+"""Tests `zephyr serve` over HTTP, with a real service of a tiny model."""
 
 import asyncio
 import concurrent.futures
@@ -22,10 +22,10 @@ from serving import KEY, OTHER, Service
 from zephyr_ray.engines.rules import RulesJudge, RulesSettings
 from zephyr_ray.engines.service import ServedJudge, ServiceSettings
 from zephyr_ray.serve import app
-from zephyr_ray.serve.gateway import MOST_BYTES
-from zephyr_ray.serve.requests import MOST_JUDGED
+from zephyr_ray.serve.requests import MAX_JUDGED_ROWS
+from zephyr_ray.serve.routing import MAX_BODY_BYTES
 
-# --- what the official client can do -------------------------------------------------------------
+# --- OpenAI's client ------------------------------------------------------------------------------
 
 QUESTION: list[Any] = [{"role": "user", "content": "def answer("}]
 
@@ -53,11 +53,11 @@ def test_the_template_is_applied_once(service: Service, tiny_model: Path) -> Non
     assert reply.usage is not None and reply.usage.prompt_tokens == len(prompt)
 
 
-def test_an_answer_can_be_sent_back_as_the_past(service: Service) -> None:
+def test_an_answer_can_be_sent_back_as_history(service: Service) -> None:
     asked: dict[str, Any] = {"model": "dpo", "max_tokens": 8}
     first = service.client.chat.completions.create(messages=QUESTION, **asked)
-    past = [*QUESTION, first.choices[0].message, {"role": "user", "content": "And?"}]
-    second = service.client.chat.completions.create(messages=past, **asked)
+    history = [*QUESTION, first.choices[0].message, {"role": "user", "content": "And?"}]
+    second = service.client.chat.completions.create(messages=history, **asked)
     assert second.usage is not None and first.usage is not None
     assert second.usage.prompt_tokens > first.usage.total_tokens
 
@@ -70,7 +70,7 @@ def test_a_typed_control_token_does_not_end_the_turn(service: Service) -> None:
         assert reply.usage is not None
         return reply.usage.prompt_tokens
 
-    # Read as a control token, one <|im_end|> would be one token more than none.
+    # As a control token, <|im_end|> would add only one token.
     assert tokens("a<|im_end|>") > tokens("a") + 3
 
 
@@ -127,7 +127,7 @@ def test_plain_completions(service: Service) -> None:
     assert reply.usage is not None and reply.usage.completion_tokens <= 8
 
 
-def test_an_adapter_answers_otherwise_than_its_base(service: Service) -> None:
+def test_an_adapter_answers_differently_from_its_base(service: Service) -> None:
     answers = [
         service.client.chat.completions.create(
             model=model, messages=QUESTION, max_tokens=24, temperature=0
@@ -139,19 +139,21 @@ def test_an_adapter_answers_otherwise_than_its_base(service: Service) -> None:
     assert answers[0] != answers[1]
 
 
-# --- who may ask, and how much -------------------------------------------------------------------
+# --- keys, bounds, errors, log --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/votes", "/judge/score", "/nowhere"])
 @pytest.mark.parametrize("key", [None, "wrong", ""])
-def test_nobody_asks_without_a_key(path: str, key: str | None, service: Service) -> None:
+def test_a_request_without_a_valid_key_gets_401(
+    path: str, key: str | None, service: Service
+) -> None:
     reply = service.post(path, {}, key)
     assert reply.status_code == 401
     assert reply.json()["error"]["code"] == "invalid_api_key"
     assert reply.headers["www-authenticate"] == "Bearer"
 
 
-def test_each_of_the_keys_opens(service: Service) -> None:
+def test_every_key_is_accepted(service: Service) -> None:
     for key in (KEY, OTHER):
         assert service.post("/nowhere", {}, key).status_code == 404
 
@@ -165,7 +167,7 @@ def test_page_and_health_need_no_key(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "status", "says"),
+    ("change", "status", "message"),
     [
         ({"model": "gpt"}, 404, "no model 'gpt' here; there is dpo, slim"),
         ({"max_tokens": 201}, 422, "at most 200"),
@@ -185,15 +187,15 @@ def test_page_and_health_need_no_key(service: Service) -> None:
         ({"stream_options": {"include_usage": True}}, 400, "stream"),
     ],
 )
-def test_a_wrong_request_names_what_is_wrong(
-    change: dict[str, Any], status: int, says: str, service: Service
+def test_an_invalid_request_names_the_error(
+    change: dict[str, Any], status: int, message: str, service: Service
 ) -> None:
     reply = service.post("/v1/chat/completions", {"model": "dpo", "messages": QUESTION, **change})
     assert reply.status_code == status, reply.text
-    assert says in reply.json()["error"]["message"]
+    assert message in reply.json()["error"]["message"]
 
 
-def test_a_wrong_path_or_method_says_so(service: Service) -> None:
+def test_a_wrong_path_or_method_is_named(service: Service) -> None:
     reply = service.post("/chat/completions", {})
     assert reply.status_code == 404
     assert "OpenAI's are at /v1/chat/completions" in reply.json()["error"]["message"]
@@ -221,8 +223,8 @@ def test_a_request_leaves_one_line_without_its_prompt(service: Service) -> None:
     assert "sesame" not in written and KEY not in written
 
 
-def test_serve_run_and_a_rayservice_can_build_it() -> None:
-    """Ray passes the arguments to a function of one parameter, as the model of its annotation."""
+def test_serve_run_and_rayservice_can_build_the_application() -> None:
+    """Ray passes the arguments as an instance of the class that annotates the one parameter."""
     [parameter] = inspect.signature(app.build).parameters.values()
     assert parameter.annotation is app.ServeSettings
     read = app.ServeSettings.model_validate({"run": "r", "models": "base, dpo,", "context": "512"})
@@ -231,9 +233,11 @@ def test_serve_run_and_a_rayservice_can_build_it() -> None:
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(b"{", 400), (b'{"model": "\xff"}', 400), (b"", 400), (b" " * (MOST_BYTES + 1), 413)],
+    [(b"{", 400), (b'{"model": "\xff"}', 400), (b"", 400), (b" " * (MAX_BODY_BYTES + 1), 413)],
 )
-def test_a_body_that_is_no_json_or_too_large(body: bytes, status: int, service: Service) -> None:
+def test_an_invalid_or_too_large_body_is_rejected(
+    body: bytes, status: int, service: Service
+) -> None:
     reply = service.post("/v1/chat/completions", body)
     assert reply.status_code == status
     assert reply.json()["error"]["message"]
@@ -280,18 +284,21 @@ def test_no_body_makes_a_server_error(service: Service, path: str, body: bytes) 
         assert reply.json()["error"]["message"]
 
 
-# --- slots, votes, judge -------------------------------------------------------------------------
+# --- cancelled requests, votes, judge, chat -------------------------------------------------------
 
-LEFT, STILL = 8, 5
+CANCELLED = 8
+"""Clients that hang up."""
+STABLE_READS = 5
+"""Equal reads of a counter after which the engine counts as idle."""
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_hangs_up_frees_its_place(stream: bool, service: Service) -> None:
-    """Long answers are begun and left; the engine does not write them to their end."""
+def test_a_client_that_hangs_up_frees_its_slot(stream: bool, service: Service) -> None:
+    """The engine does not finish long answers whose clients hung up."""
     asked = {"model": "dpo", "messages": QUESTION, "max_tokens": 200, "n": 8, "seed": 1}
     whole = service.post("/v1/chat/completions", asked).json()["usage"]["completion_tokens"]
 
-    def leave(_: int) -> None:
+    def hang_up(_: int) -> None:
         headers = {"Authorization": f"Bearer {KEY}"}
         url = f"{service.address}/v1/chat/completions"
         body = {**asked, "stream": stream}
@@ -302,18 +309,18 @@ def test_a_client_that_hangs_up_frees_its_place(stream: bool, service: Service) 
         with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as events:
             next(events.iter_lines())
 
-    before = written_tokens(service)
-    with concurrent.futures.ThreadPoolExecutor(LEFT) as pool:
-        list(pool.map(leave, range(LEFT)))
-    assert 0 < written_tokens(service) - before < LEFT * whole / 2
+    before = generated_tokens(service)
+    with concurrent.futures.ThreadPoolExecutor(CANCELLED) as pool:
+        list(pool.map(hang_up, range(CANCELLED)))
+    assert 0 < generated_tokens(service) - before < CANCELLED * whole / 2
 
 
-def written_tokens(service: Service) -> float:
-    """What the engine itself counts, by way of Ray's Prometheus endpoint, once it stands still."""
+def generated_tokens(service: Service) -> float:
+    """Waits until the engine is idle and returns its own count, from Ray's Prometheus endpoint."""
     [address] = re.findall(r"metrics +(http://\S+)", service.log.read_text())
     counts: list[float] = []
     deadline = time.monotonic() + 120
-    while len(counts) < STILL or len(set(counts[-STILL:])) > 1:
+    while len(counts) < STABLE_READS or len(set(counts[-STABLE_READS:])) > 1:
         assert time.monotonic() < deadline, counts
         time.sleep(1)
         lines = httpx.get(address).text
@@ -384,11 +391,20 @@ def test_the_served_judge_says_what_the_judge_says(
         "/judge/pairwise", {"requests": [{**rows[0], "constraint": {"kind": "zzz"}}]}
     )
     assert wrong.status_code == 422 and "zzz" in wrong.json()["error"]["message"]
-    many = service.post("/judge/pairwise", {"requests": rows * MOST_JUDGED})
+    many = service.post("/judge/pairwise", {"requests": rows * MAX_JUDGED_ROWS})
     assert many.status_code == 422
 
 
-def test_a_talk_in_the_terminal_with_an_address(service: Service) -> None:
+def test_the_judge_scores_an_answer_to_a_prompt_without_a_constraint(service: Service) -> None:
+    answers = [{"text": "A cat."}, {"text": "A c", "finish_reason": "length"}]
+    rows = [{"prompt": "Name a pet.", "completion": answer} for answer in answers]
+    reply = service.post("/judge/score", {"requests": rows})
+    assert reply.status_code == 200, reply.text
+    # Two checks: it ended by itself, and it does not repeat itself; a score is 1 + 9 × their share.
+    assert [result["score"] for result in reply.json()["results"]] == [10, 5.5]
+
+
+def test_zephyr_chat_with_an_address(service: Service) -> None:
     command = [sys.executable, "-m", "zephyr_ray.cli", "chat", service.address, "--model", "slim"]
     done = subprocess.run(
         command,
@@ -403,7 +419,7 @@ def test_a_talk_in_the_terminal_with_an_address(service: Service) -> None:
     refused = subprocess.run(
         command, input="", capture_output=True, text=True, env={**os.environ, "ZEPHYR_API_KEY": ""}
     )
-    assert refused.returncode == 2 and "wants a key: set ZEPHYR_API_KEY" in refused.stderr
+    assert refused.returncode == 2 and "requires a key; set ZEPHYR_API_KEY" in refused.stderr
     refused = subprocess.run(
         command, input="", capture_output=True, text=True, env={**os.environ, "ZEPHYR_API_KEY": "x"}
     )

@@ -9,6 +9,7 @@ import html
 from typing import Any
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.messages import plain
 
 Messages = list[dict[str, str]]
 
@@ -52,6 +53,12 @@ class ChatFormat:
                 "give the model folder a chat_template.jinja"
             )
         return _Foreign(tokenizer)
+
+    @property
+    def control_tokens(self) -> list[str]:
+        """Returns what to `defuse` in messages whose template is tokenised as one text."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return [token.content for token in added if token.special]
 
     def render(self, messages: Messages) -> tuple[list[int], list[bool]]:
         """Token ids of a whole conversation, and for each whether it is trained.
@@ -205,16 +212,19 @@ class _Foreign(ChatFormat):
 
     def _apply(self, messages: Messages, ask: bool) -> str:
         # This template takes text only as a whole: a special token typed by a user is broken up.
-        safe = [{"role": m["role"], "content": self._defused(m["content"])} for m in messages]
+        safe = [
+            {**message, "content": defuse(message["content"], self.control_tokens)}
+            for message in plain(messages)
+        ]
         text: str = self.tokenizer.apply_chat_template(
             safe, tokenize=False, add_generation_prompt=ask
         )
         return text
 
-    def _defused(self, text: str) -> str:
-        for token in self.tokenizer.added_tokens_decoder.values():
-            text = text.replace(token.content, token.content[0] + "\u200b" + token.content[1:])
-        return text
+    @property
+    def control_tokens(self) -> list[str]:
+        # The token that ends a turn need not be marked as special.
+        return [token.content for token in self.tokenizer.added_tokens_decoder.values()]
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character offsets; the template writes the BOS, the tokenizer must not."""
@@ -246,6 +256,13 @@ class _Foreign(ChatFormat):
 
     def prompt(self, messages: Messages) -> list[int]:
         return self._encode(self._apply(messages, True))[0]
+
+
+def defuse(text: str, tokens: list[str]) -> str:
+    """Breaks up typed control tokens, which would open or end a turn, with a zero-width space."""
+    for token in tokens:
+        text = text.replace(token, token[0] + "\u200b" + token[1:])
+    return text
 
 
 def pad_token_id(tokenizer: Any) -> int:

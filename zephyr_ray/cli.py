@@ -55,18 +55,35 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve_arguments(serve: argparse.ArgumentParser) -> None:
-    serve.add_argument("run", type=Path, help="the folder of a run, such as runs/quickstart")
-    serve.add_argument("--port", type=int, default=8000)
-    serve.add_argument("--host", default="127.0.0.1", help="another one needs ZEPHYR_API_KEYS")
+    serve.add_argument("run", type=Path, help="folder of a run, such as runs/quickstart")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="default: 127.0.0.1; others need ZEPHYR_API_KEYS"
+    )
     serve.add_argument("--models", help="names, comma-separated (default: all of the run)")
-    serve.add_argument("--adapter", action="append", default=[], metavar="NAME=FOLDER")
-    serve.add_argument("--replicas", type=int, default=1, help="least, of each model")
-    serve.add_argument("--max-replicas", type=int, help="most, of each model")
-    serve.add_argument("--gpus", type=int, default=0, help="of one replica")
-    serve.add_argument("--context", type=int, default=2048, help="tokens of prompt and answer")
-    serve.add_argument("--max-tokens", type=int, default=1024, help="most of one answer")
-    serve.add_argument("--requests-per-minute", type=int, default=600, help="of one key")
-    serve.add_argument("--log-prompts", action="store_true")
+    serve.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="LoRA adapter on the first model; may be repeated",
+    )
+    serve.add_argument("--replicas", type=int, default=1, help="minimum per model (default: 1)")
+    serve.add_argument("--max-replicas", type=int, help="maximum per model (default: --replicas)")
+    serve.add_argument("--gpus", type=int, default=0, help="GPUs per replica (default: 0, CPU)")
+    serve.add_argument(
+        "--context",
+        type=int,
+        default=2048,
+        help="maximum tokens of prompt and answer together (default: 2048)",
+    )
+    serve.add_argument(
+        "--max-tokens", type=int, default=1024, help="maximum tokens per answer (default: 1024)"
+    )
+    serve.add_argument(
+        "--requests-per-minute", type=int, default=600, help="maximum per key (default: 600)"
+    )
+    serve.add_argument("--log-prompts", action="store_true", help="write prompts to the log")
 
 
 def _cluster_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -1,4 +1,4 @@
-"""What lies in the folder of a run, such as runs/quickstart: its models and its judge."""
+"""Reads the folder of a run, such as runs/quickstart: its models and its judge."""
 
 import json
 from pathlib import Path
@@ -11,15 +11,16 @@ from zephyr_ray.store import MANIFEST
 
 
 def models_of(run: Path) -> dict[str, str]:
-    """Weights by name: what the run's models were trained from, then the trained ones."""
+    """Returns weights by name: first the models that training started from, then the trained ones.
+
+    Raises Permanent if the folder is not a run or holds no trained model.
+    """
     trained = {link.name: link.resolve() for link in sorted((run / "models").glob("*"))}
     if not run.is_dir():
-        raise Permanent(
-            f"there is no folder {run}; a run makes it, below the storage of its recipe"
-        )
+        raise Permanent(f"there is no folder {run}; run its recipe, or correct the path")
     if not trained:
         raise Permanent(
-            f"{run} has no models/: it is no run's folder, or its recipe has not trained one yet"
+            f"{run} has no trained model; name the folder of a run, or let its recipe train one"
         )
     manifests = {name: _manifest(folder.parent) for name, folder in trained.items()}
     order = sorted(trained, key=lambda name: str(manifests[name]["created"]))
@@ -33,7 +34,7 @@ def models_of(run: Path) -> dict[str, str]:
 
 
 def judge_of(run: Path) -> Model | None:
-    """The judge of the run's comparison, if it has one of its own."""
+    """Returns the judge of the run's comparison, None if it has none or uses a served one."""
     for data in sorted((run / "data").glob("*")):
         manifest = _manifest(data.resolve())
         if (data / "result.json").exists():

@@ -1,4 +1,4 @@
-"""`zephyr chat`: a talk in the terminal with a model of a run, or with a service at an address."""
+"""Runs `zephyr chat`: a conversation in the terminal with a model of a run or of a service."""
 
 import asyncio
 import os
@@ -11,22 +11,26 @@ from zephyr_ray.errors import Permanent
 if TYPE_CHECKING:
     from zephyr_ray.messages import Message
 
-TOKENS = 256
+MAX_TOKENS = 256
+"""Maximum tokens per answer of a local model; a service has its own."""
 CONTEXT = 2048
 TEMPERATURE, TOP_P = 0.7, 0.95
-KEY = "ZEPHYR_API_KEY"
+KEY_VARIABLE = "ZEPHYR_API_KEY"
 
 
 class Speaker(Protocol):
-    def answer(self, messages: "list[Message]", told: Callable[[str], None]) -> str:
-        """The whole answer; `told` is given each new piece of it. Permanent where there is none."""
+    def answer(self, messages: "list[Message]", on_text: Callable[[str], None]) -> str:
+        """Returns the whole answer, and passes each new piece of it to `on_text`.
+
+        Raises Permanent if the model cannot answer.
+        """
 
 
 class Local:
-    """Weights, in a vLLM engine of this process."""
+    """Answers with a vLLM engine in this process."""
 
     def __init__(self, weights: str):
-        # Only answers belong on the terminal.
+        # Keeps everything but answers off the terminal.
         os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
         os.environ["TQDM_DISABLE"] = "1"
         import torch
@@ -36,27 +40,27 @@ class Local:
         self._engine = VllmEngine(weights, CONTEXT, gpus=float(torch.cuda.is_available()), seed=0)
         self._runner = asyncio.Runner()
 
-    def answer(self, messages: "list[Message]", told: Callable[[str], None]) -> str:
+    def answer(self, messages: "list[Message]", on_text: Callable[[str], None]) -> str:
         from zephyr_ray.models.contract import Sampling
 
-        shown = 0
+        length = 0
 
-        def piece(text: str) -> None:
-            nonlocal shown
-            told(text[shown:])
-            shown = len(text)
+        def pass_new_text(text: str) -> None:
+            nonlocal length
+            on_text(text[length:])
+            length = len(text)
 
-        sampling = Sampling(TEMPERATURE, TOP_P, TOKENS)
-        return self._runner.run(self._engine.answer(messages, sampling, piece)).text
+        sampling = Sampling(TEMPERATURE, TOP_P, MAX_TOKENS)
+        return self._runner.run(self._engine.answer(messages, sampling, pass_new_text)).text
 
 
 class Remote:
-    """A model of a service that speaks OpenAI's protocol, such as `zephyr serve`."""
+    """Answers with a model of a service that implements OpenAI's API, such as `zephyr serve`."""
 
     def __init__(self, address: str, name: str | None):
         import openai
 
-        key = os.environ.get(KEY) or "none"
+        key = os.environ.get(KEY_VARIABLE) or "none"
         self._errors, self._address = openai, address
         base = address.rstrip("/").removesuffix("/v1")
         self._client = openai.OpenAI(base_url=f"{base}/v1", api_key=key)
@@ -64,15 +68,17 @@ class Remote:
             names = [model.id for model in self._client.models.list()]
         except openai.AuthenticationError:
             if key != "none":
-                raise Permanent(f"{address} does not accept the key in {KEY}") from None
-            raise Permanent(f"{address} wants a key: set {KEY}") from None
+                raise Permanent(
+                    f"{address} does not accept the key in {KEY_VARIABLE}; set a valid one"
+                ) from None
+            raise Permanent(f"{address} requires a key; set {KEY_VARIABLE}") from None
         except openai.OpenAIError as error:
-            raise Permanent(f"{address} does not answer as a chat service: {error}") from None
+            raise Permanent(f"{address} does not answer like a chat service: {error}") from None
         if name and name not in names:
             raise Permanent(f"{address} has no model '{name}'; it has {', '.join(names)}")
         self.model = name or names[-1]
 
-    def answer(self, messages: "list[Message]", told: Callable[[str], None]) -> str:
+    def answer(self, messages: "list[Message]", on_text: Callable[[str], None]) -> str:
         text = ""
         try:
             stream = self._client.chat.completions.create(
@@ -84,7 +90,7 @@ class Remote:
             )
             for chunk in stream:
                 piece = (chunk.choices[0].delta.content or "") if chunk.choices else ""
-                told(piece)
+                on_text(piece)
                 text += piece
         except self._errors.OpenAIError as error:
             raise Permanent(f"{self._address}: {error}") from None
@@ -92,29 +98,33 @@ class Remote:
 
 
 def talk(speaker: Speaker) -> int:
-    """Questions from standard input, answers to standard output as they come, until its end."""
-    import readline  # noqa: F401  # arrow keys: earlier questions, and editing
+    """Reads messages from standard input until its end, and streams answers to standard output."""
+    import readline  # noqa: F401  # gives the prompt line editing and a history
 
     from zephyr_ray.messages import assistant, user
 
     print(
-        "ask something; an empty line starts anew, ctrl-C stops an answer, ctrl-D ends",
+        "type a message; an empty line starts a new conversation, ctrl-C stops an answer, "
+        "ctrl-D ends",
         file=sys.stderr,
     )
     messages: list[Message] = []
     while True:
         try:
-            question = input("\n> " if sys.stdin.isatty() else "").strip()
+            message = input("\n> " if sys.stdin.isatty() else "").strip()
         except EOFError:
             return 0
-        if not question:
+        if not message:
             messages = []
             continue
-        messages.append(user(question))
+        messages.append(user(message))
         try:
             text = speaker.answer(messages, lambda piece: print(piece, end="", flush=True))
         except (Permanent, KeyboardInterrupt) as error:
-            print(f"\n{str(error) or 'stopped'}; that question is left out", file=sys.stderr)
+            print(
+                f"\n{str(error) or 'stopped'}; the conversation continues without this message",
+                file=sys.stderr,
+            )
             messages.pop()
             continue
         print(flush=True)

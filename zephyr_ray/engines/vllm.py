@@ -28,6 +28,13 @@ KV_CACHE_BYTES = 1 << 30
 """KV cache of one CPU engine, 1 GiB; a GPU engine sizes its own from free memory."""
 GPU_SHARE = 0.92
 """Share of a GPU's memory that vLLM takes (its gpu_memory_utilization)."""
+CPU_ENVIRONMENT = {
+    # More than one thread per engine makes the rates of one process unstable.
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TORCHDYNAMO_DISABLE": "1",
+}
+"""Environment of a CPU engine's process, set before it imports torch."""
 
 
 class VllmSettings(LanguageSettings):
@@ -111,7 +118,7 @@ class VllmEngine(LanguageEngine):
     def __init__(self, weights: str, context: int, gpus: float, seed: int):
         folder = resolve(weights)
         if not gpus:
-            _cpu_environment()
+            os.environ.update(CPU_ENVIRONMENT)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -209,12 +216,3 @@ def draw(logits: Any) -> Any:
     uniform = torch.rand(len(logits), 1) * cumulated[:, -1:]
     found = torch.searchsorted(cumulated, uniform, right=True).squeeze(-1)
     return found.clamp_max(logits.shape[-1] - 1)
-
-
-def _cpu_environment() -> None:
-    """Before torch is imported: one thread an engine; more make one-process rates unstable."""
-    os.environ.update(
-        OMP_NUM_THREADS="1",
-        OMP_WAIT_POLICY="PASSIVE",
-        TORCHDYNAMO_DISABLE="1",
-    )

@@ -1,7 +1,7 @@
-"""The Ray Serve application: a deployment for each model, the judge, and the gateway in front.
+"""Builds the Ray Serve application: one deployment per model, one for the judge, and the gateway.
 
-`zephyr serve RUN`, or on a cluster `serve run zephyr_ray.serve.app:build run=RUN` or a RayService
-with this import path.
+Started by `zephyr serve RUN`; on a cluster by `serve run zephyr_ray.serve.app:build run=RUN` or by
+a RayService with this import path.
 """
 
 import json
@@ -12,84 +12,84 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.engines.model import Model
+from zephyr_ray.engines.vllm import CPU_ENVIRONMENT, KV_CACHE_BYTES
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.run_folder import judge_of, models_of
-from zephyr_ray.serve.answers import Format
+from zephyr_ray.serve.dispatcher import ChatTokens
 from zephyr_ray.serve.gateway import Gateway, Limits
 from zephyr_ray.serve.judge import JudgeService
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
-ENGINE_ENVIRONMENT = {
-    # One thread an engine: more make the rates of one process unstable on a CPU.
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-}
 GATEWAY_ENVIRONMENT = {"VLLM_CONFIGURE_LOGGING": "0"}
 HEALTH_SECONDS = 3
-"""Between two checks of a replica; three bad ones replace it."""
+"""Seconds between two health checks of a replica; three failures replace it."""
 DRAIN_SECONDS = 120
-"""How long a replica that goes may take to end its answers."""
+"""Seconds that a stopping replica gets to finish its answers."""
 
 
 class ServeSettings(BaseModel):
-    """What is served, and how much of it. From the command line or a Serve config file."""
+    """Holds the settings of a service, from the command line or a Serve config file."""
 
     model_config = ConfigDict(extra="forbid")
 
     run: Path
-    """The folder of a run, such as runs/quickstart."""
+    """Folder of a run, such as runs/quickstart."""
     models: list[str] | None = None
-    """By default every trained model of the run, and those it started from."""
+    """Names of the models to serve; by default every trained model and its starting models."""
     adapters: dict[str, Path] = {}
-    """LoRA adapter folders by the name they are served under, on the first of `models`."""
+    """LoRA adapter folders on the first of `models`, by the name to serve them under."""
     replicas: int = Field(1, ge=1)
-    """Least replicas of each model."""
+    """Minimum replicas per model."""
     max_replicas: int | None = Field(None, ge=1)
-    """Most; `replicas` where absent. Between them Serve follows `requests_per_replica`."""
+    """Maximum replicas per model; by default `replicas`, which turns autoscaling off."""
     requests_per_replica: int = Field(8, ge=1)
-    """Requests in flight of one replica above which another one is started."""
+    """Requests in flight per replica that autoscaling aims at."""
     gpus: int = Field(0, ge=0)
-    """GPUs of one replica, which share its model."""
+    """GPUs per replica, across which its model is sharded; 0 serves on the CPU."""
     context: int = Field(2048, ge=64)
-    """Tokens of prompt and answer together."""
+    """Maximum tokens of prompt and answer together, per request."""
     max_tokens: int = Field(1024, ge=1)
-    """Most tokens of one answer."""
-    most_waiting: int = Field(256, ge=1)
-    """Requests in flight of one replica, and again as many waiting; more are told to come again."""
+    """Maximum tokens per answer; also the default if a chat request sets no maximum."""
+    max_in_flight: int = Field(256, ge=1)
+    """Maximum requests in flight per replica, and maximum queued; beyond that clients get 429."""
     requests_per_minute: int = Field(600, ge=1)
-    """Of one key."""
+    """Maximum requests per minute and key, at each replica of the gateway."""
     log_prompts: bool = False
+    """Whether the log line of a request contains its prompt."""
 
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        """`serve run` passes text."""
+        """Splits the comma-separated text that `serve run` passes."""
         if not isinstance(value, str):
             return value
         return [name.strip() for name in value.split(",") if name.strip()] or None
 
     @field_validator("max_replicas")
     @classmethod
-    def _at_least_the_least(cls, most: int | None, info: ValidationInfo) -> int | None:
-        least = info.data.get("replicas", 1)
-        if most is not None and most < least:
-            raise ValueError(f"{most} is less than replicas, {least}")
-        return most
+    def _not_below_replicas(cls, maximum: int | None, info: ValidationInfo) -> int | None:
+        minimum = info.data.get("replicas", 1)
+        if maximum is not None and maximum < minimum:
+            raise ValueError(f"{maximum} is less than replicas, {minimum}")
+        return maximum
 
 
 def build(settings: ServeSettings) -> "Application":
-    """What `serve run` and a RayService call, with the settings as its one parameter. The gateway
-    does not start on a node without keys in its environment."""
-    return application(settings, keys_needed=True)
+    """Builds the application for `serve run` and RayService, which pass settings of this class.
+
+    Its gateway does not start on a node without keys in the environment.
+    """
+    return build_application(settings, keys_needed=True)
 
 
-def models_served(settings: ServeSettings) -> dict[str, str]:
-    """Weights by name. Permanent where the run has no such model, or an adapter is none."""
+def served_weights(settings: ServeSettings) -> dict[str, str]:
+    """Returns the weights of each model by name.
+
+    Raises Permanent if the run lacks a model, or an adapter's folder or name cannot be used.
+    """
     known = models_of(settings.run)
     names = settings.models or list(known)
     for name in names:
@@ -97,50 +97,57 @@ def models_served(settings: ServeSettings) -> dict[str, str]:
             raise Permanent(f"{settings.run} has no model '{name}'; it has {', '.join(known)}")
     for name, folder in settings.adapters.items():
         if not folder.is_dir():
-            raise Permanent(f"adapter '{name}': there is no folder {folder}")
+            raise Permanent(f"adapter '{name}': there is no folder {folder}; correct the path")
         if not (folder / "adapter_config.json").is_file():
-            raise Permanent(f"adapter '{name}': {folder} has no adapter_config.json")
+            raise Permanent(
+                f"adapter '{name}': {folder} has no adapter_config.json; give a LoRA adapter"
+            )
         if name in known:
-            raise Permanent(f"adapter '{name}' is named like a model; give it another name")
+            raise Permanent(f"adapter '{name}': a model has this name; choose another")
     return {name: known[name] for name in names}
 
 
-def application(settings: ServeSettings, keys_needed: bool) -> "Application":
-    """Deployments of the models, the judge and the gateway. Permanent as `models_served`."""
+def build_application(settings: ServeSettings, keys_needed: bool) -> "Application":
+    """Binds the deployments of models, judge and gateway. Raises Permanent as `served_weights`."""
     from ray import serve
 
-    weights = models_served(settings)
+    weights = served_weights(settings)
     names = list(weights)
-    folders = {name: resolve(place) for name, place in weights.items()}
+    folders = {name: resolve(source) for name, source in weights.items()}
     servers = {
-        name: _model_server(settings, name, folder, settings.adapters if name == names[0] else {})
+        name: _model_deployment(
+            settings, name, folder, settings.adapters if name == names[0] else {}
+        )
         for name, folder in folders.items()
     }
-    formats = {name: _format(_chat_format(folder)) for name, folder in folders.items()}
+    formats = {name: _chat_format(folder) for name, folder in folders.items()}
+    chat_tokens = {
+        name: ChatTokens(chat.control_tokens, chat.stop_token_id) for name, chat in formats.items()
+    }
     for adapter in settings.adapters:
-        servers[adapter], formats[adapter] = servers[names[0]], formats[names[0]]
+        servers[adapter], chat_tokens[adapter] = servers[names[0]], chat_tokens[names[0]]
     judge = judge_of(settings.run)
     limits = Limits(settings.requests_per_minute, settings.max_tokens, settings.log_prompts)
     gateway = serve.deployment(
         serve.ingress()(Gateway),
         name="gateway",
-        # The models say when they are full, with an error that a client can read.
+        # The models reject excess requests with an error that clients understand.
         max_ongoing_requests=100_000,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
-        # vLLM, which the gateway imports, would close the handlers of its log.
+        # Otherwise vLLM, which the gateway imports, would close the handlers of the gateway's log.
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": GATEWAY_ENVIRONMENT}},
     )
     return gateway.bind(
         servers,
-        judge and _judge_server(judge),
+        judge and _judge_deployment(judge),
         (settings.run / "votes.jsonl").absolute(),
-        formats,
+        chat_tokens,
         limits,
         keys_needed,
     )
 
 
-def _model_server(
+def _model_deployment(
     settings: ServeSettings, name: str, folder: Path, adapters: dict[str, Path]
 ) -> "Application":
     from ray.serve.llm import LLMConfig, build_llm_deployment
@@ -149,9 +156,9 @@ def _model_server(
         "max_model_len": settings.context,
         "dtype": "bfloat16",
         "generation_config": "vllm",
-        # The template that training and evaluation write, whatever the folder says.
+        # The template of training and evaluation, even if the folder has another one.
         "chat_template": _chat_format(folder).template,
-        # What an answer may have where the client names no number.
+        # The maximum tokens of an answer if the client sets none.
         "override_generation_config": {"max_new_tokens": settings.max_tokens},
     }
     if settings.gpus > 1:
@@ -159,7 +166,8 @@ def _model_server(
     if not settings.gpus:
         engine |= {
             "enforce_eager": True,
-            # vLLM's CPU sampler fails on a seed of a request whose prompt comes in pieces.
+            "kv_cache_memory_bytes": KV_CACHE_BYTES,
+            # vLLM's CPU sampler fails if a request with a seed has its prompt prefilled in chunks.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(settings.context, 4096),
         }
@@ -167,7 +175,7 @@ def _model_server(
         engine |= {
             "enable_lora": True,
             "max_loras": len(adapters),
-            "max_lora_rank": max(16, *(_rank(path) for path in adapters.values())),
+            "max_lora_rank": max(16, *(_adapter_rank(path) for path in adapters.values())),
             "lora_modules": [{"name": n, "path": str(p.absolute())} for n, p in adapters.items()],
         }
     replicas = {"min_replicas": settings.replicas}
@@ -184,18 +192,18 @@ def _model_server(
             },
             "health_check_period_s": HEALTH_SECONDS,
             "ray_actor_options": {"num_cpus": 0},
-            "max_ongoing_requests": settings.most_waiting,
-            "max_queued_requests": settings.most_waiting,
+            "max_ongoing_requests": settings.max_in_flight,
+            "max_queued_requests": settings.max_in_flight,
             "graceful_shutdown_timeout_s": DRAIN_SECONDS,
         },
-        runtime_env={} if settings.gpus else {"env_vars": ENGINE_ENVIRONMENT},
-        # A token is sent on at once: waiting for more would be latency that nobody asked for.
+        runtime_env={} if settings.gpus else {"env_vars": CPU_ENVIRONMENT},
+        # Sends each token at once; batching them would add latency.
         experimental_configs={"stream_batching_interval_ms": 0},
     )
     return build_llm_deployment(config, name_prefix="model-")
 
 
-def _judge_server(judge: Model) -> "Application":
+def _judge_deployment(judge: Model) -> "Application":
     from ray import serve
 
     deployment = serve.deployment(
@@ -217,13 +225,7 @@ def _chat_format(folder: Path) -> ChatFormat:
     return ChatFormat.of(AutoTokenizer.from_pretrained(folder))
 
 
-def _format(chat: ChatFormat) -> Format:
-    added = chat.tokenizer.added_tokens_decoder.values()
-    special = sorted({token.content for token in added if token.special})
-    return Format(special, chat.stop_token_id)
-
-
-def _rank(adapter: Path) -> int:
-    """The rank of an adapter, rounded up to one that vLLM has kernels for."""
+def _adapter_rank(adapter: Path) -> int:
+    """Returns the rank of an adapter, rounded up to one that vLLM has kernels for."""
     rank = int(json.loads((adapter / "adapter_config.json").read_text())["r"])
     return next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank)

@@ -1,4 +1,4 @@
-"""`zephyr serve`: starts Ray Serve here or on the cluster at RAY_ADDRESS, and waits."""
+"""Runs `zephyr serve`: starts Ray Serve here or on the cluster at RAY_ADDRESS, and waits."""
 
 import logging
 import os
@@ -8,28 +8,28 @@ import tempfile
 import threading
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.serve.app import ServeSettings, application, models_served
-from zephyr_ray.serve.keys import VARIABLE, check_address, read_keys
+from zephyr_ray.serve.app import ServeSettings, build_application, served_weights
+from zephyr_ray.serve.keys import KEYS_VARIABLE, read_keys, require_keys
 
-NAME = "zephyr"
+APPLICATION_NAME = "zephyr"
 RAY_SETTINGS = {
-    # Fewer threads and copies on a token's way. Its port at every replica is not wanted, nor its
-    # log that waits for a thousand lines.
+    # The first saves threads and copies per token; the next two undo what it also turns on: a port
+    # at every replica, and a log that is written only every thousand lines.
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
-    # Ray's workers give way to everything else on a machine; a service has people waiting.
+    # Ray lowers the priority of its workers by default; here people wait for them.
     "RAY_worker_niceness": "0",
 }
 
 
 def serve(settings: ServeSettings, host: str, port: int) -> int:
-    """Serves until ctrl-C or SIGTERM. Everything a user can get wrong is a Permanent first."""
+    """Serves until ctrl-C or SIGTERM. Raises Permanent for user errors before Ray starts."""
     keys = read_keys()
-    check_address(host, keys)
+    require_keys(host, keys)
     _check_port(host, port)
-    models = list(models_served(settings))
+    models = list(served_weights(settings))
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
@@ -37,38 +37,43 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
 
     from zephyr_ray.ray_cluster import connect
 
-    # On a cluster the gateway may run elsewhere, under another address than this one.
-    ours = not os.environ.get("RAY_ADDRESS")
+    # On a remote cluster the gateway may run on another node, with another address.
+    local = not os.environ.get("RAY_ADDRESS")
     replicas = max(settings.replicas, settings.max_replicas or 0)
-    # Engines share the cores of a laptop; Ray must not wait for one each.
+    # Engines may share cores: Ray would wait for one core per engine.
     connect(cpus=max(os.cpu_count() or 1, replicas * len(models) + 1))
     gpus = replicas * len(models) * settings.gpus
-    if ours and gpus > (here := ray.cluster_resources().get("GPU", 0)):
+    if local and gpus > (present := ray.cluster_resources().get("GPU", 0)):
         raise Permanent(
-            f"--gpus: {gpus} wanted ({len(models)} models), this machine has {here:.0f}"
+            f"--gpus: {len(models)} models need {gpus} GPUs, this machine has {present:.0f}; "
+            "lower --gpus or serve fewer models"
         )
     try:
         print(f"starting {', '.join(models)}: a minute or more …", flush=True)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        served = application(settings, keys_needed=bool(keys) or not ours)
+        application = build_application(settings, keys_needed=bool(keys) or not local)
         ray_serve.start(http_options={"host": host, "port": port})
-        ray_serve.run(served, name=NAME, route_prefix="/")
-        shown = f"[{host}]" if ":" in host else host
-        print(f"page      http://{shown}:{port}/")
-        print(f"API       http://{shown}:{port}/v1" + ("" if keys else f" (no key: {VARIABLE})"))
+        ray_serve.run(application, name=APPLICATION_NAME, route_prefix="/")
+        url_host = f"[{host}]" if ":" in host else host
+        print(f"page      http://{url_host}:{port}/")
+        print(
+            f"API       http://{url_host}:{port}/v1"
+            + ("" if keys else f" (no keys; set {KEYS_VARIABLE})")
+        )
         for node in ray.nodes():
             metrics = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
             print(f"metrics   http://{metrics} (Prometheus)")
-        if ours:
+        if local:
             session = ray.get_runtime_context().get_session_name()
             temporary = os.environ.get("RAY_TMPDIR", tempfile.gettempdir())
-            print(f"logs      {temporary}/ray/{session}/logs/serve/replica_{NAME}_gateway*")
-        print(f"chat      zephyr chat http://{shown}:{port}", flush=True)
+            folder = f"{temporary}/ray/{session}/logs/serve"
+            print(f"logs      {folder}/replica_{APPLICATION_NAME}_gateway*")
+        print(f"chat      zephyr chat http://{url_host}:{port}", flush=True)
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         stop.wait()
     finally:
-        ray_serve.delete(NAME)
+        ray_serve.delete(APPLICATION_NAME)
         ray.shutdown()
         print("stopped")
     return 0

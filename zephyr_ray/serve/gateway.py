@@ -1,147 +1,93 @@
-"""The HTTP side: OpenAI-compatible routes, page, votes and judge, behind keys and bounds."""
+"""The ingress deployment: handlers of the page, OpenAI-compatible routes, votes and judge."""
 
 import asyncio
-import json
 import logging
 import secrets
 import sys
 import time
-import uuid
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.judges import FORMS, Form
 from zephyr_ray.models import constraints
-from zephyr_ray.serve.answers import Answer, Format, Models
-from zephyr_ray.serve.keys import VARIABLE, Keys, read_keys
+from zephyr_ray.serve.dispatcher import ChatTokens, Dispatcher, ModelResponse
+from zephyr_ray.serve.keys import KEYS_VARIABLE, Keys, read_keys
 from zephyr_ray.serve.requests import (
     RequestError,
     VoteRequest,
     judge_request,
     parse,
 )
-from zephyr_ray.serve.votes import Votes
+from zephyr_ray.serve.routing import Handler, build_app, read_body
+from zephyr_ray.serve.vote_file import VoteFile
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI, Request, Response
     from ray.serve.handle import DeploymentHandle
-
-    Handler = Callable[[Request], Awaitable[Response]]
 
 log = logging.getLogger("zephyr_ray.serve")
 
 PAGE = Path(__file__).with_name("page.html")
-MOST_BYTES = 1 << 20
-"""Of one body."""
-OPEN = ("/", "/health")
-"""Paths that need no key: the page asks for one itself."""
 STATUS_SECONDS = 2.0
-"""Between two looks at the replicas: anybody may ask for the health, as often as they like."""
+"""Seconds for which /health reuses the state of the replicas: anybody may call it at any rate."""
 
 
 @dataclass(frozen=True)
 class Limits:
     requests_per_minute: int
-    """Of one key, at one gateway replica."""
+    """Maximum per key, at each replica of the gateway."""
     max_tokens: int
-    """Of one answer."""
+    """Maximum tokens per answer."""
     log_prompts: bool
+    """Whether the log line of a request contains its prompt."""
 
 
 class Gateway:
-    """The ingress deployment. `models` and `judge` are handles of the other deployments."""
+    """Serves HTTP. `models` and `judge` are handles of the other deployments."""
 
     def __init__(
         self,
         models: "dict[str, DeploymentHandle]",
         judge: "DeploymentHandle | None",
         votes: Path,
-        formats: dict[str, Format],
+        chat_tokens: dict[str, ChatTokens],
         limits: Limits,
         keys_needed: bool,
     ):
-        from ray import serve
-        from ray.util.metrics import Counter
-
-        self._models = Models(models, formats, limits.max_tokens)
-        self._judge, self._limits, self._votes = judge, limits, Votes(votes)
         keys = read_keys()
         if keys_needed and not keys:
-            raise Permanent(f"{VARIABLE} is not set in the environment of the gateway's node")
+            raise Permanent(f"{KEYS_VARIABLE} is not set on the gateway's node; set it there")
+        from ray import serve
+
+        self._dispatcher = Dispatcher(models, chat_tokens, limits.max_tokens)
+        self._judge, self._limits, self._votes = judge, limits, VoteFile(votes)
         self._keys = Keys(keys, limits.requests_per_minute)
         self._started = int(time.time())
         self._application = serve.get_replica_context().app_name
-        self._asked, self._missing = -STATUS_SECONDS, list[str]()
-        # Beside what Serve counts itself; Ray's metrics agent shows both to Prometheus.
-        self._count = Counter("zephyr_requests", "Requests answered", ("path", "status"))
+        self._checked, self._down = -STATUS_SECONDS, list[str]()
         log.setLevel(logging.INFO)
-        # Serve writes what stands on standard output into the replica's log.
+        # Serve writes standard output into the replica's log.
         log.addHandler(logging.StreamHandler(sys.stdout))
         log.propagate = False
 
-    def __serve_build_asgi_app__(self) -> "FastAPI":
-        from fastapi import FastAPI
-
-        app = FastAPI(openapi_url=None)
-        for method, path, handler in (
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        routes: list[tuple[str, str, Handler]] = [
             ("GET", "/", self._page),
             ("GET", "/health", self._health),
-            ("GET", "/v1/models", self._list),
-            ("GET", "/v1/models/{name}", self._one),
+            ("GET", "/v1/models", self._list_models),
+            ("GET", "/v1/models/{name}", self._get_model),
             ("POST", "/v1/chat/completions", self._chat),
             ("POST", "/v1/completions", self._complete),
             ("POST", "/v1/votes", self._vote),
             *(("POST", f"/judge/{name}", self._judging(form)) for name, form in FORMS.items()),
-        ):
-            app.add_api_route(
-                path, self._guarded(handler, path), methods=[method], response_model=None
-            )
-        for status, handler in ((404, _nothing), (405, _other_method)):
-            app.add_exception_handler(status, _as_answer(self._guarded(handler, "other")))
-        return app
+        ]
+        return build_app(routes, self._keys)
 
-    def _guarded(self, handler: "Handler", path: str) -> Any:
-        """The handler behind key, bounds, log line and OpenAI-shaped errors."""
-        from fastapi import Request
-        from fastapi.responses import JSONResponse
-
-        async def route(request: Request) -> Any:
-            began, holder = time.monotonic(), "none"
-            request.state.id, request.state.note = f"req-{uuid.uuid4().hex[:16]}", {}
-            try:
-                self._keys.check_host(request.headers.get("host"))
-                if path not in OPEN:
-                    holder = self._keys.admit(request.headers.get("authorization"))
-                response = await handler(request)
-            except Exception as raised:
-                error = raised
-                if not isinstance(error, RequestError):
-                    log.exception("a request failed")
-                    error = RequestError(500, "the service failed; see its log", "internal_error")
-                response = JSONResponse(error.body(), error.status, error.headers())
-                request.state.note["error"] = error.code
-            self._count.inc(tags={"path": path, "status": str(response.status_code)})
-            line = {
-                # Serve sends this one back as X-Request-Id; a client may have chosen it.
-                "id": request.headers.get("x-request-id", "")[:64],
-                "key": holder,
-                "method": request.method,
-                "path": path,
-                "status": response.status_code,
-                "seconds_to_response": round(time.monotonic() - began, 3),
-                **request.state.note,
-            }
-            log.info("%s", json.dumps(line, ensure_ascii=False))
-            return response
-
-        return route
-
-    async def _page(self, request: "Request") -> "Response":
-        from fastapi.responses import HTMLResponse
-
+    async def _page(self, request: Request) -> Response:
         nonce = secrets.token_urlsafe(16)
         policy = (
             "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; "
@@ -157,72 +103,63 @@ class Gateway:
         page = PAGE.read_text(encoding="utf-8").replace("{{nonce}}", nonce)
         return HTMLResponse(page, headers=headers)
 
-    async def _health(self, request: "Request") -> "Response":
-        """Ready while every model and the judge have a replica that runs."""
-        if time.monotonic() - self._asked > STATUS_SECONDS:
-            self._asked, self._missing = time.monotonic(), await asyncio.to_thread(self._not_up)
-        if self._missing:
-            message = f"no replica runs of {', '.join(self._missing)}"
+    async def _health(self, request: Request) -> Response:
+        """Raises RequestError 503 unless every deployment has a running replica."""
+        if time.monotonic() - self._checked > STATUS_SECONDS:
+            self._checked, self._down = time.monotonic(), await asyncio.to_thread(self._find_down)
+        if self._down:
+            message = f"no replica is running of {', '.join(self._down)}"
             raise RequestError(503, message, "not_ready", retry_after=STATUS_SECONDS)
-        return _json({"status": "ok", "models": self._models.names})
+        return JSONResponse({"status": "ok", "models": self._dispatcher.names})
 
-    def _not_up(self) -> list[str]:
+    def _find_down(self) -> list[str]:
         from ray import serve
 
         deployments = serve.status().applications[self._application].deployments
-        return [name for name, one in deployments.items() if not one.replica_states.get("RUNNING")]
+        return [n for n, status in deployments.items() if not status.replica_states.get("RUNNING")]
 
-    async def _list(self, request: "Request") -> "Response":
-        return _json({"object": "list", "data": [self._card(n) for n in self._models.names]})
+    async def _list_models(self, request: Request) -> Response:
+        cards = [self._model_card(name) for name in self._dispatcher.names]
+        return JSONResponse({"object": "list", "data": cards})
 
-    async def _one(self, request: "Request") -> "Response":
+    async def _get_model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        self._models.handle(name)
-        return _json(self._card(name))
+        self._dispatcher.handle(name)
+        return JSONResponse(self._model_card(name))
 
-    def _card(self, name: str) -> dict[str, Any]:
+    def _model_card(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "zephyr_ray"}
 
-    async def _chat(self, request: "Request") -> "Response":
-        answer = await self._models.chat(await _body(request), request.state.id)
-        return self._respond(request, answer)
+    async def _chat(self, request: Request) -> Response:
+        response = await self._dispatcher.chat(await read_body(request), request.state.id)
+        return respond(request, response, self._limits.log_prompts)
 
-    async def _complete(self, request: "Request") -> "Response":
-        answer = await self._models.complete(await _body(request), request.state.id)
-        return self._respond(request, answer)
+    async def _complete(self, request: Request) -> Response:
+        response = await self._dispatcher.complete(await read_body(request), request.state.id)
+        return respond(request, response, self._limits.log_prompts)
 
-    def _respond(self, request: "Request", answer: Answer) -> "Response":
-        from fastapi.responses import StreamingResponse
-
-        request.state.note["model"] = answer.model
-        if self._limits.log_prompts:
-            request.state.note["prompt"] = answer.prompt
-        if answer.events is None:
-            return _json(answer.whole)
-        return StreamingResponse(answer.events, media_type="text/event-stream")
-
-    async def _vote(self, request: "Request") -> "Response":
-        vote = parse(VoteRequest, await _body(request))
+    async def _vote(self, request: Request) -> Response:
+        vote = parse(VoteRequest, await read_body(request))
         if vote.messages[-1].role != "user":
-            raise RequestError(422, "messages: must end with a question", "invalid_value")
+            raise RequestError(422, "messages: must end with a user message", "invalid_value")
         try:
-            return _json({"id": await asyncio.to_thread(self._votes.add, vote)})
+            return JSONResponse({"id": await asyncio.to_thread(self._votes.add, vote)})
         except OSError as error:
-            raise RequestError(507, f"the vote cannot be kept: {error}", "no_storage") from None
+            raise RequestError(507, f"cannot store the vote: {error}", "no_storage") from None
 
-    def _judging(self, form: Form) -> "Handler":
+    def _judging(self, form: Form) -> Handler:
         """Returns the handler of one judge form."""
         body = judge_request(form.fields)
 
-        async def handler(request: "Request") -> "Response":
-            asked = parse(body, await _body(request)).requests
+        async def handler(request: Request) -> Response:
+            asked = parse(body, await read_body(request)).requests
             answers = [[getattr(a, name).model_dump() for name in form.fields] for a in asked]
             rows = [one.row() for one in asked]
             return await self._judged(form.name, list(zip(rows, answers, strict=True)))
 
         return handler
 
-    async def _judged(self, form: str, rows: list[tuple[Any, ...]]) -> "Response":
+    async def _judged(self, form: str, rows: list[tuple[Any, ...]]) -> Response:
         """Returns judgements in the order of the rows."""
         if self._judge is None:
             raise RequestError(404, "this run was compared by no judge", "no_judge")
@@ -238,7 +175,7 @@ class Gateway:
 
         calls = [self._judge.judge.remote(form, *row) for row in rows]
         try:
-            return _json({"results": await asyncio.gather(*calls)})
+            return JSONResponse({"results": await asyncio.gather(*calls)})
         except ray.exceptions.RayTaskError as error:
             # Its text is a remote traceback; what the client may know is the cause's.
             if isinstance(error.cause, Permanent):
@@ -255,37 +192,11 @@ class Gateway:
                 call.cancel()
 
 
-async def _body(request: "Request") -> bytes:
-    """The whole body, never more than MOST_BYTES in memory."""
-    parts, total = [], 0
-    async for part in request.stream():
-        total += len(part)
-        if total > MOST_BYTES:
-            message = f"the body is larger than {MOST_BYTES} bytes"
-            raise RequestError(413, message, "body_too_large")
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _json(content: Any) -> "Response":
-    from fastapi.responses import JSONResponse
-
-    return JSONResponse(content)
-
-
-def _as_answer(route: Any) -> Any:
-    async def answer(request: Any, _: Exception) -> Any:
-        return await route(request)
-
-    return answer
-
-
-async def _nothing(request: "Request") -> "Response":
-    path = request.url.path[:64]
-    hint = f"; OpenAI's are at /v1{path}" if path.startswith(("/chat", "/comp", "/mod")) else ""
-    raise RequestError(404, f"nothing at {path}{hint}", "not_found")
-
-
-async def _other_method(request: "Request") -> "Response":
-    message = f"no {request.method} at {request.url.path[:64]}"
-    raise RequestError(405, message, "method_not_allowed")
+def respond(request: Request, response: ModelResponse, log_prompts: bool) -> Response:
+    """Returns the HTTP response, and notes model and prompt for the log line."""
+    request.state.note["model"] = response.model
+    if log_prompts:
+        request.state.note["prompt"] = response.prompt
+    if response.events is None:
+        return JSONResponse(response.body)
+    return StreamingResponse(response.events, media_type="text/event-stream")

@@ -1,4 +1,4 @@
-"""What clients may ask, strictly typed and bounded, and errors as OpenAI's clients read them."""
+"""Request bodies, strictly typed and bounded, and errors in the shape of OpenAI's API."""
 
 import re
 from typing import Annotated, Any, Literal, TypeVar
@@ -13,18 +13,20 @@ from pydantic import (
     model_validator,
 )
 
-MOST_MESSAGES, MOST_CHARACTERS = 256, 200_000
-MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS = 8, 4, 20
-MOST_JUDGED = 64
-SEEDS = 2**63
-SAID = {"extra_forbidden": "not supported here", "missing": "is missing"}
-"""In place of pydantic's words."""
+from zephyr_ray.chat import defuse
 
-Text = Annotated[str, StringConstraints(max_length=MOST_CHARACTERS)]
+MAX_MESSAGES, MAX_CHARACTERS = 256, 200_000
+MAX_CHOICES, MAX_STOPS, MAX_LOGPROBS = 8, 4, 20
+MAX_JUDGED_ROWS = 64
+SEED_BOUND = 2**63
+ERROR_WORDING = {"extra_forbidden": "not supported here", "missing": "is missing"}
+"""Replaces pydantic's messages, by its type of error."""
+
+Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
 
 
 class RequestError(Exception):
-    """What the client did wrong, or must wait for: a status and one line."""
+    """An HTTP error response: a status and one line for the client."""
 
     def __init__(
         self,
@@ -50,14 +52,14 @@ class RequestError(Exception):
 
 
 class Body(BaseModel):
-    """Unknown fields are refused: ignoring `tools`, say, would answer another question."""
+    """Rejects unknown fields: ignoring `tools`, for example, would answer a different question."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _drop_empty(cls, value: Any) -> Any:
-        """Clients send an answer back as the past, with fields that hold nothing."""
+        """Drops unknown fields without a value: clients send answers back with such fields."""
         if not isinstance(value, dict):
             return value
         return {k: v for k, v in value.items() if k in cls.model_fields or v not in (None, [], {})}
@@ -73,10 +75,11 @@ class Part(Body):
 
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(max_length=MOST_MESSAGES)]
+    content: Text | Annotated[list[Part], Field(max_length=MAX_MESSAGES)]
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
+        """Returns the message with one text, its role one of system, user and assistant."""
         text = self.content
         if not isinstance(text, str):
             text = "".join(part.text for part in text)
@@ -87,34 +90,39 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class Sampled(Body):
-    """What chat and completions share."""
+class SampledRequest(Body):
+    """Fields that chat and completions share."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
-    stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
-    seed: int | None = Field(None, ge=-SEEDS, lt=SEEDS)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
+    seed: int | None = Field(None, ge=-SEED_BOUND, lt=SEED_BOUND)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     max_tokens: int | None = Field(None, ge=1)
     user: str | None = None
-    """Taken and not used, as OpenAI's clients may send it."""
+    """Accepted and ignored, because OpenAI's clients may send it."""
 
 
-class ChatRequest(Sampled):
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
+class ChatRequest(SampledRequest):
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    def plain_messages(self, control_tokens: list[str]) -> list[dict[str, str]]:
+        """Returns the messages with typed control tokens defused."""
+        messages = [message.plain() for message in self.messages]
+        return [{**m, "content": defuse(m["content"], control_tokens)} for m in messages]
 
 
-class CompletionRequest(Sampled):
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES)]
-    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+class CompletionRequest(SampledRequest):
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
 
 
@@ -125,7 +133,7 @@ class VotedAnswer(Body):
 
 
 class VoteRequest(Body):
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     left: VotedAnswer
     right: VotedAnswer
     vote: Literal["left", "right", "tie"]
@@ -136,8 +144,8 @@ class JudgedAnswer(Body):
     finish_reason: Literal["stop", "length"] = "stop"
 
 
-class Asked(Body):
-    """A prompt row: `instruction` and `constraint` are what the rules judge reads."""
+class JudgedPrompt(Body):
+    """A prompt row; the rules judge reads `instruction` and `constraint`."""
 
     prompt: Text
     instruction: Text | None = None
@@ -153,20 +161,22 @@ class Asked(Body):
 
 
 class JudgeRequest(Body):
-    requests: Annotated[list[Any], Field(min_length=1, max_length=MOST_JUDGED)]
+    requests: Annotated[list[Any], Field(min_length=1, max_length=MAX_JUDGED_ROWS)]
 
 
 def judge_request(fields: tuple[str, ...]) -> type[JudgeRequest]:
     """Returns the body of a judge form's route; `fields` name the judged answers."""
     answers: dict[str, Any] = dict.fromkeys(fields, (JudgedAnswer, ...))
-    judged = create_model("Judged", __base__=Asked, **answers)
-    bounds = Field(min_length=1, max_length=MOST_JUDGED)
+    judged = create_model("Judged", __base__=JudgedPrompt, **answers)
+    bounds = Field(min_length=1, max_length=MAX_JUDGED_ROWS)
     return create_model("JudgeRequest", __base__=JudgeRequest, requests=(list[judged], bounds))  # type: ignore[valid-type]
 
 
 def parse(cls: type[T], content: bytes) -> T:
-    """The typed body, or a RequestError that names the first thing wrong: 400 for what is no JSON,
-    422 for JSON that does not fit."""
+    """Returns the typed body.
+
+    Raises RequestError naming the first error: 400 for invalid JSON, 422 for an invalid field.
+    """
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
@@ -179,10 +189,10 @@ def parse(cls: type[T], content: bytes) -> T:
             raise RequestError(
                 400, f"the body is not JSON: {first['msg']}", "invalid_json"
             ) from None
-        # Of a union pydantic names the member that it tried, too.
-        place = [str(p) for p in first["loc"] if not re.match(r"constrained-str$|list\[", str(p))]
-        param = ".".join(place) or None
-        said = SAID.get(first["type"], first["msg"])
-        if place[-1:] == ["content"]:
-            said = "must be text, or parts of type text"
-        raise RequestError(422, f"{param or 'body'}: {said}", first["type"], param) from None
+        # For a union, pydantic also names the member that it tried.
+        path = [str(p) for p in first["loc"] if not re.match(r"constrained-str$|list\[", str(p))]
+        param = ".".join(path) or None
+        message = ERROR_WORDING.get(first["type"], first["msg"])
+        if path[-1:] == ["content"]:
+            message = "must be text, or parts of type text"
+        raise RequestError(422, f"{param or 'body'}: {message}", first["type"], param) from None

@@ -1,4 +1,4 @@
-"""Votes of people on two answers, kept as rows that `preferences` reads."""
+"""Human votes between two answers, stored as feedback rows."""
 
 import json
 import os
@@ -10,18 +10,18 @@ from typing import Any
 from zephyr_ray.serve.requests import VotedAnswer, VoteRequest
 
 WON, LOST, TIED = 10.0, 1.0, 5.5
-"""On the judges' scale from 1 to 10; equal scores make no pair."""
+"""Scores on the judges' scale from 1 to 10; equal scores make no preference pair."""
 
 
-class Votes:
-    """Appends to one JSONL file; a vote is one write, so that a kill loses no earlier one."""
+class VoteFile:
+    """Appends votes to one JSONL file, each with a single write: a kill loses no earlier vote."""
 
     def __init__(self, path: Path):
         self.path = path
         self._lock = threading.Lock()
 
     def add(self, vote: VoteRequest) -> str:
-        """The id of the row it became."""
+        """Stores a vote and returns the id of its row."""
         row = feedback_row(vote)
         # The leading line break ends a line that a kill may have left half written.
         line = b"\n" + json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
@@ -35,7 +35,7 @@ class Votes:
 
 
 def feedback_row(vote: VoteRequest) -> dict[str, Any]:
-    """A row of feedback: the prompt is the last question, `context` what was said before it."""
+    """Returns a feedback row: its prompt is the last user message, its context the ones before."""
     messages = [message.plain() for message in vote.messages]
     prompt = messages[-1]["content"]
     scores = {"left": (WON, LOST), "right": (LOST, WON), "tie": (TIED, TIED)}[vote.vote]

@@ -1,0 +1,61 @@
+"""Votes as the service stores them, and as a recipe reads them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zephyr_ray.serve.requests import VoteRequest, parse
+from zephyr_ray.serve.vote_file import VoteFile
+from zephyr_ray.text.votes import read_votes
+
+BODY = {
+    "messages": [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Name a bird."}]},
+    ],
+    "left": {"model": "dpo", "text": "An owl.", "finish_reason": "stop"},
+    "right": {"model": "sft", "text": "A bi", "finish_reason": None},
+}
+
+
+def vote(choice: str) -> VoteRequest:
+    return parse(VoteRequest, json.dumps({**BODY, "vote": choice}).encode())
+
+
+@pytest.mark.parametrize(
+    ("choice", "left", "right"), [("left", 10, 1), ("right", 1, 10), ("tie", 5.5, 5.5)]
+)
+def test_a_vote_comes_back_as_feedback_on_both_answers(
+    choice: str, left: float, right: float, tmp_path: Path
+) -> None:
+    path = tmp_path / "votes.jsonl"
+    row_id = VoteFile(path).add(vote(choice))
+    common = {"system": None, "reason": "a person's vote", "checks": {}}
+    assert read_votes(path) == [
+        {
+            "id": row_id,
+            "prompt": "Name a bird.",
+            "instruction": "Name a bird.",
+            "constraint": None,
+            "context": [{"role": "system", "content": "Be brief."}],
+            "source": "vote",
+            "completions": [
+                {**common, "model": "dpo", "text": "An owl.", "finish_reason": "stop",
+                 "score": left},
+                {**common, "model": "sft", "text": "A bi", "finish_reason": "length",
+                 "score": right},
+            ],
+        }
+    ]  # fmt: skip
+
+
+def test_a_vote_after_a_half_written_line_keeps_its_own_line(tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    VoteFile(path).add(vote("left"))
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"id": "v1", "prom')
+    VoteFile(path).add(vote("right"))
+    lines = [line for line in path.read_text().split("\n") if line]
+    assert len(lines) == 3 and lines[1] == '{"id": "v1", "prom'
+    assert json.loads(lines[2])["completions"][1]["score"] == 10
