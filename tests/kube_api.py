@@ -208,6 +208,8 @@ def matches(found: dict[str, Any], query: dict[str, str]) -> bool:
 class _Handler(BaseHTTPRequestHandler):
     api: Api
     protocol_version = "HTTP/1.1"
+    # Head and body are two writes; Nagle's algorithm would hold the second for 40 ms.
+    disable_nagle_algorithm = True
 
     def log_message(self, *_: object) -> None:
         pass
