@@ -12,7 +12,7 @@ from cluster_lab import TEAM, write_profile
 from kube_api import TOKEN, Api, Fault
 
 from zephyr_ray import cli
-from zephyr_ray.cluster import checks
+from zephyr_ray.cluster import profile_checks
 
 SEARCH = "/api/2.0/mlflow/experiments/search"
 
@@ -310,7 +310,7 @@ def test_doctor_pulls_the_image_with_a_pod_that_goes_again(
     code: int,
     line: str,
 ) -> None:
-    monkeypatch.setattr(checks, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(profile_checks, "POLL_SECONDS", 0.05)
     healthy(api)
     kept = api.put
 

@@ -219,7 +219,7 @@ def test_what_holds_a_start_up_is_told_once(
 
 
 def test_lines_of_one_moment_are_told_apart_when_a_log_is_taken_up_again() -> None:
-    seen = logs._Seen()
+    seen = logs._Progress()
     first = ["2026-01-01T12:00:01.5Z a", "2026-01-01T12:00:01.51Z b", "2026-01-01T12:00:01.51Z b"]
     assert list(seen.only_new(first)) == ["a", "b", "b"]
     again = [*first, "2026-01-01T12:00:01.51Z b", "2026-01-01T12:00:02Z c", "2026-01-01T12:00:02Z "]

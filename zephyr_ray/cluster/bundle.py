@@ -15,7 +15,7 @@ from zephyr_ray.settings import FILE, marked
 FOLDER = "/etc/zephyr"
 """Where the pods see the ConfigMap."""
 RECIPE = "recipe.yaml"
-MOST_BYTES = 1024**2
+CONFIG_MAP_BYTES = 1024**2
 """Kubernetes' own limit of a ConfigMap."""
 
 
@@ -32,10 +32,10 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
         settings = {n: dict(s) for n, s in (raw.get(section) or {}).items()}
         for name, spec in getattr(recipe, section).items():
             for field, _, values in marked(spec, FILE):
-                new = [_travels(recipe, value, names) for value in values]
-                if new:
+                sent = [_path_in_pods(recipe, value, names) for value in values]
+                if sent:
                     listed = isinstance(getattr(spec, field), list)
-                    settings[name][field] = new if listed else new[0]
+                    settings[name][field] = sent if listed else sent[0]
         raw[section] = settings
     for name, spec in recipe.models.items():
         for weights in filter(None, (spec.weights, spec.relevance)):
@@ -51,10 +51,10 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
         except OSError as error:
             raise Permanent(f"cannot read {file}: {error.strerror}") from None
     size = sum(len(name) + len(content) for name, content in files.items())
-    if size > MOST_BYTES:
+    if size > CONFIG_MAP_BYTES:
         largest = max(files, key=lambda name: len(files[name]))
         raise Permanent(
-            f"{path}: recipe and files are {size / MOST_BYTES:.1f} MiB, a ConfigMap holds 1; "
+            f"{path}: recipe and files are {size / CONFIG_MAP_BYTES:.1f} MiB, a ConfigMap holds 1; "
             f"put {largest.partition('-')[2] or largest} on the cluster's storage and write its "
             "full path there"
         )
@@ -79,7 +79,7 @@ def config_map(name: str, files: dict[str, bytes]) -> dict[str, Any]:
     }
 
 
-def _travels(recipe: Recipe, value: str, names: dict[Path, str]) -> str:
+def _path_in_pods(recipe: Recipe, value: str, names: dict[Path, str]) -> str:
     if Path(value).is_absolute():
         return value
     file = recipe.file(value)
@@ -88,11 +88,11 @@ def _travels(recipe: Recipe, value: str, names: dict[Path, str]) -> str:
     return names.setdefault(file, f"{len(names)}-{clean}")
 
 
-def _storage(wanted: str, storage: str, path: Path) -> str:
-    place = os.path.normpath(Path(storage) / wanted)
+def _storage(folder: str, storage: str, path: Path) -> str:
+    place = os.path.normpath(Path(storage) / folder)
     if not Path(place).is_relative_to(storage):
         raise Permanent(
-            f"{path}: storage {wanted} is not on the cluster's storage, which the profile mounts "
+            f"{path}: storage {folder} is not on the cluster's storage, which the profile mounts "
             f"at {storage}"
         )
     return place

@@ -9,7 +9,7 @@ from typing import Any
 from zephyr_ray.cluster import bundle, profile
 from zephyr_ray.cluster.job import API, VERSION, job_name, ray_job
 from zephyr_ray.cluster.kube import Kube, Missing
-from zephyr_ray.cluster.logs import LogFollower, log_lines, stages, submitters
+from zephyr_ray.cluster.logs import LogFollower, log_lines, stage_states, submitters
 from zephyr_ray.cluster.watch import JOBS, STOPPED, State, states, troubles
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.recipe import Recipe
@@ -26,7 +26,7 @@ def read_profile(path: Path) -> profile.Profile:
     return profile.load(path)
 
 
-def connect(path: Path) -> Kube:
+def connect_kube(path: Path) -> Kube:
     """The cluster of a profile; where there is none, that of the kubeconfig."""
     if path == profile.DEFAULT and not path.exists():
         return Kube()
@@ -57,21 +57,21 @@ def create(kube: Kube, config_map: dict[str, Any], job: dict[str, Any]) -> None:
     """The ConfigMap first, so that no pod waits for it; then it is the job's, and goes with it."""
     name = job["metadata"]["name"]
     steps = [kube.path("configmaps", name), kube.path(JOBS, name)]
-    made = []
+    created = []
     try:
-        made.append(steps[0])
+        created.append(steps[0])
         kube.create(kube.path("configmaps"), config_map)
-        made.append(steps[1])
+        created.append(steps[1])
         uid = kube.create(kube.path(JOBS), job).get("metadata", {}).get("uid", "")
         owner = {"apiVersion": f"{API}/{VERSION}", "kind": "RayJob", "name": name, "uid": uid}
-        made.append("")  # from here on a refusal is of the patch
+        created.append("")  # from here on a refusal is of the patch
         kube.patch(steps[0], {"metadata": {"ownerReferences": [owner]}})
     except BaseException as error:
         # What is refused was not made, and may be another's of that name; after a time-out or
         # ctrl-C it may be there.
         if isinstance(error, Permanent):
-            made.pop()
-        for path in filter(None, reversed(made)):
+            created.pop()
+        for path in filter(None, reversed(created)):
             _forget(kube, path)
         raise
 
@@ -92,14 +92,14 @@ def follow(kube: Kube, name: str, logs: bool) -> int:
     try:
         if follower:
             follower.start()
-        said: set[str] = set()
-        before = ""
+        reported: set[str] = set()
+        last_state = ""
         for state in states(kube, name, _say):
-            if str(state) != before:
-                _say(before := str(state))
+            if str(state) != last_state:
+                _say(last_state := str(state))
             if state.job != "RUNNING" and not state.ended:
-                fresh = [line for line in troubles(kube, state) if line not in said]
-                said.update(fresh)
+                fresh = [line for line in troubles(kube, state) if line not in reported]
+                reported.update(fresh)
                 for line in fresh:
                     _say(line)
         ended = True
@@ -129,7 +129,7 @@ def _interrupted(kube: Kube, name: str) -> int:
 
 def stop(kube: Kube, name: str) -> int:
     """Deletes the job; KubeRay ends the run and takes its cluster down."""
-    _found(kube, name)
+    _existing_job(kube, name)
     kube.delete(kube.path(JOBS, name))
     print(f"{name} is stopped; what it finished is kept, submit the recipe again to go on")
     return 0
@@ -143,17 +143,17 @@ def status(kube: Kube, name: str | None) -> int:
 
     table = Table(box=None, pad_edge=False)
     if name is None:
-        found = [State.of(job) for job in kube.items(kube.path(JOBS))]
-        if not found:
+        states_of_all = [State.of(job) for job in kube.items(kube.path(JOBS))]
+        if not states_of_all:
             print(f"no jobs in {kube.namespace}")
             return 0
         for heading in ("job", "age", "state"):
             table.add_column(heading, overflow="fold")
-        for state in sorted(found, key=lambda s: s.created):
+        for state in sorted(states_of_all, key=lambda s: s.created):
             table.add_row(state.name, _age(state.created), Text(str(state)))
         Console().print(table)
         return 0
-    state = State.of(_found(kube, name))
+    state = State.of(_existing_job(kube, name))
     print(f"job       {name} in {kube.namespace}, {_age(state.created)} old")
     print(f"state     {state}")
     if not state.ended and state.job != "RUNNING":
@@ -168,10 +168,10 @@ def status(kube: Kube, name: str | None) -> int:
     return 0
 
 
-def logs(kube: Kube, name: str, following: bool) -> int:
+def logs(kube: Kube, name: str, follow_to_end: bool) -> int:
     """The log of a job so far; or all of it as it comes, and then the job's exit code."""
-    state = State.of(_found(kube, name))
-    if following:
+    state = State.of(_existing_job(kube, name))
+    if follow_to_end:
         return follow(kube, name, logs=True)
     pods = submitters(kube, name)
     if not pods:
@@ -181,7 +181,7 @@ def logs(kube: Kube, name: str, following: bool) -> int:
     return 0
 
 
-def _found(kube: Kube, name: str) -> dict[str, Any]:
+def _existing_job(kube: Kube, name: str) -> dict[str, Any]:
     try:
         if not re.fullmatch(r"[a-z0-9.-]+", name):
             raise Missing(name)
@@ -195,7 +195,7 @@ def _found(kube: Kube, name: str) -> dict[str, Any]:
 def _stages(kube: Kube, name: str) -> dict[str, tuple[str, str]]:
     try:
         pods = submitters(kube, name)
-        return stages(log_lines(kube, pods[-1]["metadata"]["name"], TAIL)) if pods else {}
+        return stage_states(log_lines(kube, pods[-1]["metadata"]["name"], TAIL)) if pods else {}
     except (Permanent, Temporary):
         return {}  # the pod waits to start, or its log may not be read
 

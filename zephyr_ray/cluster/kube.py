@@ -51,27 +51,27 @@ class Kube:
         configuration.client_go_retries = True
         # The client reads the variable only once, at its import.
         files = os.environ.get("KUBECONFIG") or "~/.kube/config"
-        there = any(os.path.exists(os.path.expanduser(f)) for f in files.split(os.pathsep))
+        has_kubeconfig = any(os.path.exists(os.path.expanduser(f)) for f in files.split(os.pathsep))
         try:
-            if not there and "KUBERNETES_SERVICE_HOST" in os.environ:
+            if not has_kubeconfig and "KUBERNETES_SERVICE_HOST" in os.environ:
                 config.load_incluster_config(configuration)
-                here = NAMESPACE_OF_THIS_POD.read_text().strip()
+                own_namespace = NAMESPACE_OF_THIS_POD.read_text().strip()
             else:
-                every, active = config.list_kube_config_contexts(files)
-                names = [c["name"] for c in every]
+                contexts, active = config.list_kube_config_contexts(files)
+                names = [c["name"] for c in contexts]
                 if context and context not in names:
                     raise Permanent(
                         f"the kubeconfig has no context '{context}'; it has {', '.join(names)}"
                     )
                 config.load_kube_config(files, context, configuration)
-                chosen = next((c for c in every if c["name"] == context), active)
-                here = chosen["context"].get("namespace") or "default"
+                chosen = next((c for c in contexts if c["name"] == context), active)
+                own_namespace = chosen["context"].get("namespace") or "default"
         except (config.ConfigException, OSError, ValueError, TypeError, KeyError) as error:
             raise Permanent(
                 f"no Kubernetes cluster is configured ({_short(error)}); set KUBECONFIG, or "
                 "context in the profile"
             ) from None
-        self.namespace = namespace or here
+        self.namespace = namespace or own_namespace
         self.host = configuration.host
         self._client = client.ApiClient(configuration)
 
@@ -86,11 +86,11 @@ class Kube:
 
     def items(self, path: str, **query: str) -> list[dict[str, Any]]:
         """The objects of a list."""
-        found = self.get(path, **query).get("items", "none")
-        found = [] if found is None else found  # as Go writes an empty list
-        if not isinstance(found, list) or not all(isinstance(o, dict) for o in found):
+        objects = self.get(path, **query).get("items", "none")
+        objects = [] if objects is None else objects  # as Go writes an empty list
+        if not isinstance(objects, list) or not all(isinstance(o, dict) for o in objects):
             raise Permanent(f"{self.host} does not answer as a Kubernetes API server")
-        return [{"metadata": {}, **one} for one in found]
+        return [{"metadata": {}, **one} for one in objects]
 
     def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._json("POST", path, body=body)
@@ -122,15 +122,15 @@ class Kube:
         for line in self.lines(path, seconds + READ_SECONDS, **query):
             try:
                 event = json.loads(line)
-                kind, found = event["type"], event["object"]
+                kind, changed = event["type"], event["object"]
                 if kind != "ERROR":
-                    found["metadata"]["resourceVersion"]
+                    changed["metadata"]["resourceVersion"]
             except (ValueError, KeyError, TypeError):
                 raise Temporary(f"{self.host} broke off in the middle of an event") from None
             if kind == "ERROR":
-                raise self._error(int(found.get("code", 500)), json.dumps(found), path)
+                raise self._error(int(changed.get("code", 500)), json.dumps(changed), path)
             if kind != "BOOKMARK":
-                yield kind, found
+                yield kind, changed
 
     def _json(
         self,

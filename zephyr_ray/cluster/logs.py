@@ -35,13 +35,13 @@ def log_lines(kube: Kube, pod: str, tail: int | None = None) -> Iterator[str]:
     return kube.lines(kube.path("pods", f"{pod}/log"), SILENCE_SECONDS, **query)
 
 
-def stages(lines: Iterable[str]) -> dict[str, tuple[str, str]]:
+def stage_states(lines: Iterable[str]) -> dict[str, tuple[str, str]]:
     """The last (state, note) of each stage that the log tells of, in their order."""
-    found: dict[str, tuple[str, str]] = {}
+    states: dict[str, tuple[str, str]] = {}
     for line in lines:
         if match := STAGE.match(line):
-            found[match[1]] = (match[2], match[3])
-    return found
+            states[match[1]] = (match[2], match[3])
+    return states
 
 
 class LogFollower(threading.Thread):
@@ -62,21 +62,25 @@ class LogFollower(threading.Thread):
         self._closed.set()
 
     def run(self) -> None:
-        done: set[str] = set()
-        seen: dict[str, _Seen] = {}
+        complete_pods: set[str] = set()
+        progress: dict[str, _Progress] = {}
         while not self._closed.is_set():
             last_look = self._ended.is_set()
             try:
-                pods = [p for p in submitters(self._kube, self._name) if _uid(p) not in done]
+                pods = [
+                    p for p in submitters(self._kube, self._name) if _uid(p) not in complete_pods
+                ]
                 started = [p for p in pods if _phase(p) != "Pending"]
                 for pod in started:
                     # A pod that had ended before its log was opened has no more to come.
                     complete = _phase(pod) in ("Succeeded", "Failed")
-                    if _uid(pod) not in seen:
+                    if _uid(pod) not in progress:
                         self._say(f"log of {pod['metadata']['name']}")
-                    self._follow(pod["metadata"]["name"], seen.setdefault(_uid(pod), _Seen()))
+                    self._follow(
+                        pod["metadata"]["name"], progress.setdefault(_uid(pod), _Progress())
+                    )
                     if complete:
-                        done.add(_uid(pod))
+                        complete_pods.add(_uid(pod))
                 if last_look and not started:
                     return
             except (Missing, Temporary):
@@ -86,37 +90,37 @@ class LogFollower(threading.Thread):
                 return
             self._closed.wait(PAUSE_SECONDS)
 
-    def _follow(self, pod: str, seen: "_Seen") -> None:
+    def _follow(self, pod: str, progress: "_Progress") -> None:
         query = {"follow": "true", "timestamps": "true"}
-        if seen.time:
-            query["sinceTime"] = seen.time[:19] + "Z"  # whole seconds: some lines come again
+        if progress.time:
+            query["sinceTime"] = progress.time[:19] + "Z"  # whole seconds: some lines come again
         path = self._kube.path("pods", f"{pod}/log")
-        for line in seen.only_new(self._kube.lines(path, SILENCE_SECONDS, **query)):
+        for line in progress.only_new(self._kube.lines(path, SILENCE_SECONDS, **query)):
             if self._closed.is_set():
                 return
             self._show(line)
 
 
-class _Seen:
+class _Progress:
     """How far a log was shown: its last time stamp, and how many lines bore it."""
 
     def __init__(self) -> None:
         self.time, self._count = "", 0
 
     def only_new(self, lines: Iterable[str]) -> Iterator[str]:
-        again = self._count
+        repeats = self._count
         for line in lines:
             time, _, text = line.partition(" ")
             order = _sortable(time)
             if order < _sortable(self.time):
                 continue
             if order == _sortable(self.time):
-                if again:
-                    again -= 1
+                if repeats:
+                    repeats -= 1
                     continue
                 self._count += 1
             else:
-                self.time, self._count, again = time, 1, 0
+                self.time, self._count, repeats = time, 1, 0
             yield text
 
 

@@ -15,14 +15,18 @@ from zephyr_ray.recipe_file import read_yaml
 from zephyr_ray.settings import Strict, typed
 
 DEFAULT = Path("zephyr-cluster.yaml")
-HEAD_LEAST_BYTES = 4 * 1024**3
+HEAD_MINIMUM_BYTES = 4 * 1024**3
 """The operator's advice: a head with less is killed for memory."""
-GROUPS_IN_A_QUEUE = 7
+QUEUED_GROUPS = 7
 """Kueue takes a RayJob of at most so many worker groups."""
-OWN_VARIABLES = r"HOME|HF_HOME|ZEPHYR_CACHE|PYTHONUNBUFFERED|MLFLOW_TRACKING_URI|RAY_.*|REDIS_.*"
+RESERVED_VARIABLES = (
+    r"HOME|HF_HOME|ZEPHYR_CACHE|PYTHONUNBUFFERED|MLFLOW_TRACKING_URI|RAY_.*|REDIS_.*"
+)
 """Set by the job or the operator; a secret under such a name would break it."""
-UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18} | {
-    unit: 1024 ** (i + 1) for i, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"))
+QUANTITY_UNITS = {
+    **{"m": 1e-3, "": 1},
+    **{prefix: 1000 ** (i + 1) for i, prefix in enumerate("kMGTPE")},
+    **{f"{prefix}i": 1024 ** (i + 1) for i, prefix in enumerate("KMGTPE")},
 }
 
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
@@ -136,18 +140,18 @@ class Profile(Strict):
 def load(path: Path) -> Profile:
     """Reads and checks a profile. Everything wrong is one Permanent line."""
     profile = typed(Profile, read_yaml(path, "profile"), str(path))
-    if quantity(profile.head.memory) < HEAD_LEAST_BYTES:
+    if quantity(profile.head.memory) < HEAD_MINIMUM_BYTES:
         raise Permanent(
             f"{path}: head.memory is {profile.head.memory}; the head needs at least 4Gi"
         )
-    if profile.queue and len(profile.workers) > GROUPS_IN_A_QUEUE:
+    if profile.queue and len(profile.workers) > QUEUED_GROUPS:
         raise Permanent(
-            f"{path}: {len(profile.workers)} worker groups; in a queue at most {GROUPS_IN_A_QUEUE}"
+            f"{path}: {len(profile.workers)} worker groups; in a queue at most {QUEUED_GROUPS}"
         )
     for name in profile.secrets:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise Permanent(f"{path}: secrets: '{name}' is no name of an environment variable")
-        if re.fullmatch(OWN_VARIABLES, name):
+        if re.fullmatch(RESERVED_VARIABLES, name):
             raise Permanent(f"{path}: secrets: {name} is set by the job itself; leave it out")
     return profile
 
@@ -165,4 +169,4 @@ def check_secrets(recipe: Recipe, profile: Profile, path: Path) -> None:
 def quantity(text: str) -> float:
     """Kubernetes' way to write amounts: 500m, 8, 64Gi."""
     number, unit = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", text).groups()  # type: ignore[union-attr]
-    return float(number) * UNITS[unit]
+    return float(number) * QUANTITY_UNITS[unit]

@@ -7,54 +7,58 @@ from base64 import b64decode
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from zephyr_ray.cluster.checks import Verdict, bad, good, unknown
+from zephyr_ray.cluster.checks import CheckResult, bad, good, unknown
 from zephyr_ray.cluster.kube import Forbidden, Kube, Missing, Unauthorized
 from zephyr_ray.cluster.profile import Profile
 from zephyr_ray.errors import Permanent, Temporary
 
-SECONDS = 10.0
+REQUEST_SECONDS = 10.0
 DASHBOARD_PORT = 8265
-ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"
+SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
 """What MLflow answers only to those it lets in; /health it answers to all."""
-ACCOUNT = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-KEPT_OUT = "error trying to reach service"
+ACCOUNT_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+UNREACHABLE = "error trying to reach service"
 """The API server's own words where it cannot reach a pod that is there."""
-TOKEN = "auth_token"
+TOKEN_KEY = "auth_token"
 """The key of the secret that the operator makes for a cluster, under the cluster's name."""
 
 
-def mlflow(kube: Kube, profile: Profile) -> Iterator[Verdict]:
+def check_mlflow(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
     if not profile.mlflow:
         yield good("none in the profile: runs are tracked in a file on the storage")
         return
     try:
-        everybody = _answers_everybody(kube, profile.mlflow)
+        public = _is_public(kube, profile.mlflow)
     except (Permanent, Temporary) as error:
-        if isinstance(error, Forbidden) or KEPT_OUT in str(error):
+        if isinstance(error, Forbidden) or UNREACHABLE in str(error):
             raise  # it could not be looked at
-        where = f" -n {kube.namespace}" if "." not in profile.mlflow else " of that namespace"
-        yield bad(f"{profile.mlflow}: {error}", f"is it up? kubectl get service,pods{where}")
+        location = f" -n {kube.namespace}" if "." not in profile.mlflow else " of that namespace"
+        yield bad(f"{profile.mlflow}: {error}", f"is it up? kubectl get service,pods{location}")
         return
-    named = profile.secrets.keys() >= set(ACCOUNT) or "MLFLOW_TRACKING_TOKEN" in profile.secrets
-    if everybody:
+    has_account = (
+        profile.secrets.keys() >= set(ACCOUNT_VARIABLES)
+        or "MLFLOW_TRACKING_TOKEN" in profile.secrets
+    )
+    if public:
         yield good(f"{profile.mlflow} answers")
-    elif named:
+    elif has_account:
         yield good(f"{profile.mlflow} answers, and wants the account that the profile names")
     else:
         yield bad(
             f"{profile.mlflow} wants an account, and the profile names none",
-            f"in the profile, secrets: {' and '.join(ACCOUNT)}, each {{name: SECRET, key: KEY}}",
+            f"in the profile, secrets: {' and '.join(ACCOUNT_VARIABLES)}, "
+            "each {name: SECRET, key: KEY}",
         )
 
 
-def _answers_everybody(kube: Kube, mlflow: str) -> bool:
+def _is_public(kube: Kube, mlflow: str) -> bool:
     """False where it wants an account. Permanent or Temporary where no MLflow answers."""
     address = urlsplit(mlflow)
     host = (address.hostname or "").removesuffix(".cluster.local").removesuffix(".svc")
     name, _, namespace = host.partition(".")
     if namespace and not (address.hostname or "").endswith((".svc", ".svc.cluster.local")):
         try:
-            urllib.request.urlopen(f"{mlflow}{ASKED}", timeout=SECONDS).close()
+            urllib.request.urlopen(f"{mlflow}{SEARCH}", timeout=REQUEST_SECONDS).close()
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 return False
@@ -64,7 +68,7 @@ def _answers_everybody(kube: Kube, mlflow: str) -> bool:
         return True
     port = address.port or {"http": 80, "https": 443}[address.scheme]
     scheme = "https:" if address.scheme == "https" else ""
-    path = kube.path("services", f"{scheme}{name}:{port}/proxy{address.path}{ASKED}")
+    path = kube.path("services", f"{scheme}{name}:{port}/proxy{address.path}{SEARCH}")
     if namespace:
         path = path.replace(f"/{kube.namespace}/", f"/{namespace}/", 1)
     try:
@@ -74,7 +78,7 @@ def _answers_everybody(kube: Kube, mlflow: str) -> bool:
     return True
 
 
-def dashboards(kube: Kube) -> Iterator[Verdict]:
+def check_dashboards(kube: Kube) -> Iterator[CheckResult]:
     """Ray's API runs code for whoever may use it: it must want the token, and take it."""
     clusters = kube.items(kube.path("ray.io/v1/rayclusters"))
     for cluster in clusters:
@@ -83,14 +87,14 @@ def dashboards(kube: Kube) -> Iterator[Verdict]:
             yield unknown(f"{name} is not ready yet")
             continue
         service = head.get("serviceName") or f"{name}-head-svc"
-        yield from _dashboard(kube, name, service)
+        yield from _check_dashboard(kube, name, service)
     if not clusters:
         yield unknown("no Ray cluster runs now; looked at when one does")
 
 
-def _dashboard(kube: Kube, name: str, service: str) -> Iterator[Verdict]:
+def _check_dashboard(kube: Kube, name: str, service: str) -> Iterator[CheckResult]:
     path = kube.path("services", f"{service}:{DASHBOARD_PORT}/proxy/api/jobs/")
-    if (_status(kube, path, None)) == 200:
+    if _status(kube, path, None) == 200:
         yield bad(
             f"{name}: the dashboard answers without a token; anybody near it may run code",
             "authOptions: {mode: token} in its spec, with rayVersion 2.52 or newer",
@@ -98,7 +102,7 @@ def _dashboard(kube: Kube, name: str, service: str) -> Iterator[Verdict]:
         return
     try:
         data = kube.get(kube.path("secrets", name)).get("data") or {}
-        token = b64decode(data.get(TOKEN, "")).decode().strip()
+        token = b64decode(data.get(TOKEN_KEY, "")).decode().strip()
     except Missing:
         token = ""
     except Forbidden:
@@ -106,7 +110,8 @@ def _dashboard(kube: Kube, name: str, service: str) -> Iterator[Verdict]:
         return
     if not token:
         yield bad(
-            f"{name}: secret {name} has no {TOKEN}", "does the operator run? it makes the secret"
+            f"{name}: secret {name} has no {TOKEN_KEY}",
+            "does the operator run? it makes the secret",
         )
     elif _status(kube, path, token) == 200:
         yield good(f"{name}: the dashboard answers, wants a token and takes this one")

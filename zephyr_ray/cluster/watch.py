@@ -33,8 +33,8 @@ class State:
     created: str
 
     @classmethod
-    def of(cls, found: dict[str, Any], deployment: str | None = None) -> "State":
-        status, metadata = found.get("status") or {}, found.get("metadata") or {}
+    def of(cls, job: dict[str, Any], deployment: str | None = None) -> "State":
+        status, metadata = job.get("status") or {}, job.get("metadata") or {}
         word = lambda name: str(status.get(name) or "")  # noqa: E731
         return cls(
             name=metadata.get("name", ""),
@@ -85,18 +85,18 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
     last = State(name, "Deleted", "", "", "", 0, "", "")
     while True:
         try:
-            found = kube.get(kube.path(JOBS, name))
+            job = kube.get(kube.path(JOBS, name))
             pause, lost = FIRST_PAUSE, False
-            yield (last := State.of(found))
+            yield (last := State.of(job))
             if last.ended:
                 return
             query = {
                 "fieldSelector": f"metadata.name={name}",
-                "resourceVersion": (found.get("metadata") or {}).get("resourceVersion", ""),
+                "resourceVersion": (job.get("metadata") or {}).get("resourceVersion", ""),
             }
             seconds = RUNNING_SECONDS if last.job == "RUNNING" else STARTING_SECONDS
-            for kind, found in kube.watch(kube.path(JOBS), seconds, **query):
-                yield (last := State.of(found, "Deleted" if kind == "DELETED" else None))
+            for kind, job in kube.watch(kube.path(JOBS), seconds, **query):
+                yield (last := State.of(job, "Deleted" if kind == "DELETED" else None))
                 if last.ended:
                     return
         except Missing:
@@ -118,17 +118,17 @@ def troubles(kube: Kube, state: State) -> list[str]:
         events = kube.items(
             kube.path("events"), fieldSelector=f"involvedObject.name={state.name},type=Warning"
         )
-        found = [f"{e.get('reason', '')}: {e.get('message', '')}" for e in events]
+        lines = [f"{e.get('reason', '')}: {e.get('message', '')}" for e in events]
         for label in (
             f"ray.io/cluster={state.cluster}",
             f"batch.kubernetes.io/job-name={state.name}",
         ):
             if not label.endswith("="):
                 pods = kube.items(kube.path("pods"), labelSelector=label)
-                found += [line for pod in pods for line in _held_up(pod)]
+                lines += [line for pod in pods for line in _held_up(pod)]
     except (Permanent, Temporary):
         return []  # it is said of what can be seen; following needs no such rights
-    return [" ".join(line.split())[:300] for line in found]
+    return [" ".join(line.split())[:300] for line in lines]
 
 
 def _held_up(pod: dict[str, Any]) -> Iterator[str]:
