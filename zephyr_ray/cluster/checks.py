@@ -1,4 +1,4 @@
-"""What a run needs of a cluster, one check a function: each tells what it saw, and the fix."""
+"""Checks of the cluster itself. Each function is one check and yields its results."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from zephyr_ray.cluster.kube import Kube, Missing
 OPERATOR_COMMAND = "helm install kuberay-operator kuberay/kuberay-operator --version 1.7.0"
 OPERATOR_MINIMUM = (1, 7)
 TESTED_MINORS = 4
-"""The chart is checked against so many newest minors of Kubernetes."""
+"""Number of newest Kubernetes minor versions that the chart is tested against."""
 REQUIRED_VERBS = [
     ("ray.io", "rayjobs", ("create", "get", "list", "watch", "delete")),
     ("", "configmaps", ("create", "patch", "delete")),
@@ -18,16 +18,18 @@ REQUIRED_VERBS = [
     ("", "pods/log", ("get",)),
     ("", "events", ("list",)),
 ]
-"""What submit, status, logs and stop ask for, as (group, resource, verbs)."""
+"""Permissions that submit, status, logs and stop use, as (group, resource, verbs)."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One line of the table. `unknown` is what could not be told from here."""
+    """One row of doctor's table."""
 
     state: Literal["good", "bad", "unknown"]
+    """`unknown` if these credentials or this machine cannot decide it."""
     observation: str
     fix: str = ""
+    """A command or an imperative; empty if nothing needs fixing."""
 
 
 def good(observation: str) -> CheckResult:
@@ -43,6 +45,7 @@ def unknown(observation: str, fix: str = "") -> CheckResult:
 
 
 def check_versions(kube: Kube) -> Iterator[CheckResult]:
+    """Checks that the server is among the tested minor versions."""
     import kubernetes
 
     client = kubernetes.__version__
@@ -54,10 +57,11 @@ def check_versions(kube: Kube) -> Iterator[CheckResult]:
         yield good(observation)
     else:
         tested = f"1.{newest - TESTED_MINORS + 1} to 1.{newest}"
-        yield unknown(observation, f"zephyr is tested with {tested}; others may work")
+        yield unknown(observation, f"zephyr is tested with {tested}; other versions may work")
 
 
 def check_operator(kube: Kube) -> Iterator[CheckResult]:
+    """Checks that KubeRay's resources exist and a recent operator is running."""
     try:
         kinds = {r["name"] for r in kube.get("/apis/ray.io/v1")["resources"]}
     except Missing:
@@ -70,7 +74,7 @@ def check_operator(kube: Kube) -> Iterator[CheckResult]:
     label = "app.kubernetes.io/name=kuberay-operator"
     deployments = kube.items("/apis/apps/v1/deployments", labelSelector=label)
     if not deployments:
-        yield bad("the kinds are there, but no operator that acts on them", OPERATOR_COMMAND)
+        yield bad("the resources exist, but no operator is running", OPERATOR_COMMAND)
     for deployment in deployments:
         metadata = deployment["metadata"]
         name = f"{metadata['namespace']}/{metadata['name']}"
@@ -86,17 +90,19 @@ def check_operator(kube: Kube) -> Iterator[CheckResult]:
 
 
 def check_namespace(kube: Kube) -> Iterator[CheckResult]:
+    """Checks that the namespace exists and reports its Pod Security level."""
     name = kube.namespace
     try:
         labels = kube.get(f"/api/v1/namespaces/{name}")["metadata"].get("labels") or {}
     except Missing:
         yield bad(f"no namespace {name}", f"kubectl create namespace {name}")
         return
-    enforced = labels.get("pod-security.kubernetes.io/enforce", "left to the cluster")
+    enforced = labels.get("pod-security.kubernetes.io/enforce", "not set on the namespace")
     yield good(f"{name}, Pod Security {enforced}; the pods of a run pass restricted")
 
 
 def check_permissions(kube: Kube) -> Iterator[CheckResult]:
+    """Checks every permission in REQUIRED_VERBS."""
     denied = []
     for group, resource, verbs in REQUIRED_VERBS:
         resource, _, sub = resource.partition("/")
@@ -118,7 +124,7 @@ def check_permissions(kube: Kube) -> Iterator[CheckResult]:
                 denied.append(f"{verb} {resource}{'/' if sub else ''}{sub}")
     if denied:
         yield bad(
-            f"in {kube.namespace} you may not {', '.join(denied)}",
+            f"these credentials may not {', '.join(denied)} in {kube.namespace}",
             "ask for a Role with these verbs (docs/kubernetes-client.md)",
         )
     else:

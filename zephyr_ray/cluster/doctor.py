@@ -1,4 +1,4 @@
-"""`zephyr doctor`: a table of what a run needs of the cluster, each ✓ or ✗ with the fix."""
+"""Runs `zephyr doctor`: checks whether the cluster can run a recipe, and prints a table."""
 
 from collections.abc import Callable, Iterator
 
@@ -28,7 +28,7 @@ MARKS = {"good": "[green]✓[/]", "bad": "[red]✗[/]", "unknown": "[yellow]–[
 
 
 def doctor(profile: Profile, recipe: Recipe | None, pull: bool) -> int:
-    """Prints the table; 0 where nothing is ✗, else 1."""
+    """Prints the table. Returns 1 if any check failed, else 0."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -48,7 +48,7 @@ def doctor(profile: Profile, recipe: Recipe | None, pull: bool) -> int:
 def examine(
     kube: Kube, profile: Profile, recipe: Recipe | None, pull: bool
 ) -> Iterator[tuple[str, CheckResult]]:
-    """Every check, whatever became of those before it."""
+    """Runs every check, even if earlier ones failed, and yields (subject, result)."""
     checks: list[tuple[str, Callable[[], Iterator[CheckResult]]]] = [
         ("versions", lambda: check_versions(kube)),
         ("operator", lambda: check_operator(kube)),
@@ -68,22 +68,22 @@ def examine(
             for result in check():
                 yield subject, result
         except Unauthorized as error:
-            yield subject, bad(str(error), "kubectl auth whoami must answer; then run this again")
-            return  # every other answer would be the same
+            yield subject, bad(str(error), "log in again; kubectl auth whoami must succeed")
+            return  # every other check would fail the same way
         except Forbidden as error:
-            yield subject, unknown(str(error), "ask for that right, or whoever has it")
+            yield subject, unknown(str(error), "ask for that permission, or someone who has it")
         except Permanent as error:
             yield subject, bad(str(error), "")
         except Temporary as error:
             if UNREACHABLE in str(error):
-                fix = "a network policy may keep the API server out; ask by kubectl port-forward"
+                fix = "a network policy may block the API server; check with kubectl port-forward"
                 yield subject, unknown(str(error), fix)
                 continue
-            yield subject, bad(str(error), "try again; is the address right, is a VPN needed?")
+            yield subject, bad(str(error), "check the address and the VPN, then try again")
             if subject == "versions":
-                return  # nobody answers at all
+                return  # the API server does not answer at all
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             yield (
                 subject,
-                unknown(f"an answer of an unknown form ({type(error).__name__}: {error})"),
+                unknown(f"unexpected answer from the cluster ({type(error).__name__}: {error})"),
             )

@@ -1,4 +1,4 @@
-"""What the profile names, looked up in the cluster: nodes, storage, secrets and images."""
+"""Checks that the cluster has what the profile names: nodes, storage, secrets and images."""
 
 import json
 import time
@@ -13,16 +13,18 @@ from zephyr_ray.cluster.profile import Profile, Workers, quantity
 from zephyr_ray.recipe import Recipe
 
 PULL_SECONDS = 600
+"""Maximum seconds to wait for one image."""
 POLL_SECONDS = 1.0
 
 
 def check_nodes(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
+    """Checks for each worker group that the nodes, if empty, could hold its replicas."""
     nodes = kube.items("/api/v1/nodes")
     for name, group in profile.workers.items():
         gpus = f"{group.gpu.count} {group.gpu.kind}" if group.gpu else "no GPU"
         fits = sum(_replicas_on(node, group) for node in nodes if _admits(node, group))
         observation = (
-            f"group {name}: {group.replicas} × {gpus}; empty, the nodes hold {fits} of these"
+            f"group {name}: {group.replicas} × {gpus}; the nodes, if empty, hold {fits} of these"
         )
         if fits >= group.replicas:
             yield good(observation)
@@ -31,8 +33,8 @@ def check_nodes(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
         total = sum(quantity(_allocatable(node).get(kind, "0")) for node in nodes)
         yield bad(
             observation,
-            f"{total:g} {kind} allocatable in all: add nodes (is the GPU operator there?), or "
-            "change node_selector, tolerations or amounts in the profile",
+            f"{total:g} {kind} allocatable in total: add nodes (is the GPU operator installed?) "
+            "or change node_selector, tolerations or amounts in the profile",
         )
 
 
@@ -41,7 +43,7 @@ def _allocatable(node: dict[str, Any]) -> dict[str, str]:
 
 
 def _replicas_on(node: dict[str, Any], group: Workers) -> int:
-    """How many replicas an empty node of this kind would hold."""
+    """Returns how many replicas of the group the node would hold if it were empty."""
     requests = {"cpu": group.cpu, "memory": group.memory}
     if group.gpu:
         requests[group.gpu.kind] = str(group.gpu.count)
@@ -52,6 +54,7 @@ def _replicas_on(node: dict[str, Any], group: Workers) -> int:
 
 
 def _admits(node: dict[str, Any], group: Workers) -> bool:
+    """Returns whether labels, taints and cordoning let the group's pods onto the node."""
     labels, spec = node["metadata"].get("labels") or {}, node.get("spec") or {}
     if spec.get("unschedulable") or not group.node_selector.items() <= labels.items():
         return False
@@ -72,11 +75,14 @@ def _tolerates(toleration: Any, taint: dict[str, str]) -> bool:
 
 
 def check_storage(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
+    """Checks that the claim is bound, or will be on first use, and is ReadWriteMany."""
     name = profile.storage.claim
     try:
         claim = kube.get(kube.path("persistentvolumeclaims", name))
     except Missing:
-        yield bad(f"no claim {name} in {kube.namespace}", "make a ReadWriteMany claim of that name")
+        yield bad(
+            f"no claim {name} in {kube.namespace}", "create a ReadWriteMany claim with that name"
+        )
         return
     modes = claim["spec"].get("accessModes") or []
     phase = claim.get("status", {}).get("phase")
@@ -89,13 +95,13 @@ def check_storage(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
             waits = storage_class.get("volumeBindingMode") == "WaitForFirstConsumer"
         except Missing:
             if phase != "Bound":
-                fix = f"no storage class {class_name}: kubectl get storageclass lists them"
+                fix = f"the storage class {class_name} is missing: see kubectl get storageclass"
                 yield bad(observation, fix)
                 return
         except Forbidden:
             pass  # the claim itself says whether it is bound
     if phase == "Lost" or (phase != "Bound" and not waits):
-        yield bad(observation, f"kubectl describe pvc {name} says why it is not bound")
+        yield bad(observation, f"see kubectl describe pvc {name} for why it is not bound")
     elif "ReadWriteMany" not in modes:
         fix = "head and workers share it: use a storage class with ReadWriteMany (NFS, CephFS, …)"
         yield bad(observation, f"{fix}, unless the cluster is one node")
@@ -104,10 +110,13 @@ def check_storage(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
 
 
 def check_secret_keys(kube: Kube, profile: Profile, recipe: Recipe | None) -> Iterator[CheckResult]:
+    """Checks that each variable has a secret in the profile and the secret has the key."""
     for spec in recipe.models.values() if recipe else []:
         if spec.api_key_env and spec.api_key_env not in profile.secrets:
-            fix = f"in the profile, secrets: {spec.api_key_env}: {{name: SECRET, key: KEY}}"
-            yield bad(f"the recipe reads {spec.api_key_env}, the profile has no secret for it", fix)
+            fix = f"add to secrets in the profile: {spec.api_key_env}: {{name: SECRET, key: KEY}}"
+            yield bad(
+                f"the recipe reads {spec.api_key_env}, but the profile has no secret for it", fix
+            )
     for variable, secret in profile.secrets.items():
         command = f"kubectl create secret generic {secret.name} --from-file={secret.key}=FILE"
         command += f" -n {kube.namespace}"
@@ -127,6 +136,7 @@ def check_secret_keys(kube: Kube, profile: Profile, recipe: Recipe | None) -> It
 
 
 def check_image(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
+    """Checks that each pull secret has a login for the image's registry."""
     first = profile.image.split("/")[0]
     named = "/" in profile.image and ("." in first or ":" in first or first == "localhost")
     registry = first if named else "docker.io"
@@ -140,24 +150,26 @@ def check_image(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
         try:
             hosts = json.loads(b64decode(data[".dockerconfigjson"]))["auths"]
         except (KeyError, ValueError, TypeError):
-            yield bad(f"secret {name} is no registry login", command)
+            yield bad(f"secret {name} is not a registry login", command)
             continue
         if any(registry in host for host in hosts):
             yield good(f"pull secret {name} has a login for {registry}")
         else:
             yield bad(f"pull secret {name} is for {', '.join(hosts)}, not {registry}", command)
     if not profile.image_pull_secrets:
-        yield unknown(f"{profile.image}, pulled without a login", "--pull tries it")
+        yield unknown(
+            f"{profile.image} is pulled without a login", "run zephyr doctor --pull to try it"
+        )
 
 
 def check_pulls(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
-    """Starts each image once."""
+    """Checks each image by starting a pod with it."""
     for image in sorted({profile.image, *(g.image for g in profile.workers.values() if g.image)}):
         yield from _pull(kube, profile, image)
 
 
 def _pull(kube: Kube, profile: Profile, image: str) -> Iterator[CheckResult]:
-    """A pod that ends at once; whether it could start says whether its image came."""
+    """Starts a pod that exits at once, and deletes it. It starts only if its image was pulled."""
     name = job_name("zephyr-pull")
     amounts = {"cpu": "100m", "memory": "64Mi"}
     container = {
@@ -169,11 +181,11 @@ def _pull(kube: Kube, profile: Profile, image: str) -> Iterator[CheckResult]:
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}}
     kube.create(kube.path("pods"), pod | {"spec": restricted_pod(profile, container)})
     try:
-        started, why = time.monotonic(), "it is still being pulled"
+        started, why = time.monotonic(), "still being pulled"
         while time.monotonic() - started < PULL_SECONDS:
             status = kube.get(kube.path("pods", name)).get("status") or {}
             if status.get("phase") in ("Succeeded", "Failed"):
-                yield good(f"{image} came in {time.monotonic() - started:.0f} s")
+                yield good(f"{image} was pulled in {time.monotonic() - started:.0f} s")
                 return
             for container in status.get("containerStatuses") or []:
                 waiting = (container.get("state") or {}).get("waiting") or {}
@@ -183,7 +195,9 @@ def _pull(kube: Kube, profile: Profile, image: str) -> Iterator[CheckResult]:
                     "InvalidImageName",
                 ):
                     why = " ".join(str(waiting.get("message", waiting["reason"])).split())[:200]
-                    yield bad(f"{image}: {why}", "check image and image_pull_secrets")
+                    yield bad(
+                        f"{image}: {why}", "check image and image_pull_secrets in the profile"
+                    )
                     return
             time.sleep(POLL_SECONDS)
         yield bad(f"{image}: {why} after {PULL_SECONDS} s", f"kubectl describe pod {name}")

@@ -1,5 +1,5 @@
-"""Whether what stands beside a run answers: MLflow, and the dashboard of each Ray cluster with its
-token. Services inside the cluster are asked through the API server, so nothing need be opened."""
+"""Checks that MLflow and each Ray dashboard answer and ask for credentials. Services inside the
+cluster are reached through the API server's proxy, so no port has to be opened."""
 
 import urllib.error
 import urllib.request
@@ -15,25 +15,28 @@ from zephyr_ray.errors import Permanent, Temporary
 REQUEST_SECONDS = 10.0
 DASHBOARD_PORT = 8265
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
-"""What MLflow answers only to those it lets in; /health it answers to all."""
+"""Request that MLflow answers only with an account; it answers /health to anyone."""
 ACCOUNT_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 UNREACHABLE = "error trying to reach service"
-"""The API server's own words where it cannot reach a pod that is there."""
+"""The API server's message when it cannot connect to an existing pod."""
 TOKEN_KEY = "auth_token"
-"""The key of the secret that the operator makes for a cluster, under the cluster's name."""
+"""Key in the Secret that the operator creates under the Ray cluster's name."""
 
 
 def check_mlflow(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
+    """Checks that MLflow answers, and that the profile has an account if MLflow needs one."""
     if not profile.mlflow:
-        yield good("none in the profile: runs are tracked in a file on the storage")
+        yield good("not in the profile: runs are tracked in a file on the storage")
         return
     try:
         public = _is_public(kube, profile.mlflow)
     except (Permanent, Temporary) as error:
         if isinstance(error, Forbidden) or UNREACHABLE in str(error):
-            raise  # it could not be looked at
-        location = f" -n {kube.namespace}" if "." not in profile.mlflow else " of that namespace"
-        yield bad(f"{profile.mlflow}: {error}", f"is it up? kubectl get service,pods{location}")
+            raise  # the request did not get through, so the state is unknown
+        location = f" -n {kube.namespace}" if "." not in profile.mlflow else " in that namespace"
+        yield bad(
+            f"{profile.mlflow}: {error}", f"check that it is up: kubectl get service,pods{location}"
+        )
         return
     has_account = (
         profile.secrets.keys() >= set(ACCOUNT_VARIABLES)
@@ -42,17 +45,18 @@ def check_mlflow(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
     if public:
         yield good(f"{profile.mlflow} answers")
     elif has_account:
-        yield good(f"{profile.mlflow} answers, and wants the account that the profile names")
+        yield good(f"{profile.mlflow} answers and needs an account, which the profile names")
     else:
         yield bad(
-            f"{profile.mlflow} wants an account, and the profile names none",
-            f"in the profile, secrets: {' and '.join(ACCOUNT_VARIABLES)}, "
-            "each {name: SECRET, key: KEY}",
+            f"{profile.mlflow} needs an account, but the profile names none",
+            f"add {' and '.join(ACCOUNT_VARIABLES)} to secrets in the profile, "
+            "each as {name: SECRET, key: KEY}",
         )
 
 
 def _is_public(kube: Kube, mlflow: str) -> bool:
-    """False where it wants an account. Permanent or Temporary where no MLflow answers."""
+    """Returns whether MLflow answers without an account. Raises Permanent or Temporary if it does
+    not answer at all."""
     address = urlsplit(mlflow)
     host = (address.hostname or "").removesuffix(".cluster.local").removesuffix(".svc")
     name, _, namespace = host.partition(".")
@@ -62,9 +66,13 @@ def _is_public(kube: Kube, mlflow: str) -> bool:
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 return False
-            raise Permanent(f"answers {error.code}; is it MLflow's address?") from None
+            raise Permanent(
+                f"it answers {error.code}; check that this is MLflow's address"
+            ) from None
         except OSError as error:
-            raise Temporary(f"no answer from here: {getattr(error, 'reason', error)}") from None
+            raise Temporary(
+                f"no answer to this machine: {getattr(error, 'reason', error)}"
+            ) from None
         return True
     port = address.port or {"http": 80, "https": 443}[address.scheme]
     scheme = "https:" if address.scheme == "https" else ""
@@ -79,7 +87,8 @@ def _is_public(kube: Kube, mlflow: str) -> bool:
 
 
 def check_dashboards(kube: Kube) -> Iterator[CheckResult]:
-    """Ray's API runs code for whoever may use it: it must want the token, and take it."""
+    """Checks that each dashboard refuses requests without the token and accepts the token: its API
+    runs code for anyone it admits."""
     clusters = kube.items(kube.path("ray.io/v1/rayclusters"))
     for cluster in clusters:
         name, head = cluster["metadata"]["name"], (cluster.get("status") or {}).get("head") or {}
@@ -89,15 +98,15 @@ def check_dashboards(kube: Kube) -> Iterator[CheckResult]:
         service = head.get("serviceName") or f"{name}-head-svc"
         yield from _check_dashboard(kube, name, service)
     if not clusters:
-        yield unknown("no Ray cluster runs now; looked at when one does")
+        yield unknown("no Ray cluster is running", "run zephyr doctor again while one is")
 
 
 def _check_dashboard(kube: Kube, name: str, service: str) -> Iterator[CheckResult]:
     path = kube.path("services", f"{service}:{DASHBOARD_PORT}/proxy/api/jobs/")
     if _status(kube, path, None) == 200:
         yield bad(
-            f"{name}: the dashboard answers without a token; anybody near it may run code",
-            "authOptions: {mode: token} in its spec, with rayVersion 2.52 or newer",
+            f"{name}: the dashboard answers without a token; anyone who reaches it can run code",
+            "set authOptions: {mode: token} in its spec, with rayVersion 2.52 or newer",
         )
         return
     try:
@@ -106,28 +115,30 @@ def _check_dashboard(kube: Kube, name: str, service: str) -> Iterator[CheckResul
     except Missing:
         token = ""
     except Forbidden:
-        yield unknown(f"{name}: wants a token; you may not read the secret it lies in")
+        yield unknown(f"{name}: needs a token, but these credentials may not read its secret")
         return
     if not token:
         yield bad(
             f"{name}: secret {name} has no {TOKEN_KEY}",
-            "does the operator run? it makes the secret",
+            "check that the operator is running; it creates the secret",
         )
     elif _status(kube, path, token) == 200:
-        yield good(f"{name}: the dashboard answers, wants a token and takes this one")
+        yield good(f"{name}: the dashboard answers, requires a token and accepts this one")
     else:
-        yield bad(f"{name}: the dashboard does not take the token", f"kubectl delete pod of {name}")
+        yield bad(f"{name}: the dashboard rejects the token", f"delete the pods of {name}")
 
 
 def _status(kube: Kube, path: str, token: str | None) -> int:
-    """200, or 401 where Ray refused. Other answers are raised."""
-    # The API server keeps Authorization to itself; Ray reads this one too.
+    """Returns 200, or 401 if Ray refused. Raises Permanent or Temporary for any other answer."""
+    # The API server does not forward Authorization; Ray reads this header too.
     headers = {"X-Ray-Authorization": f"Bearer {token}"} if token else {}
     try:
         kube.text(path, headers)
         return 200
     except Forbidden as error:
-        if "services" in str(error):  # the API server's own refusal names the resource
+        if "services" in str(
+            error
+        ):  # the API server refused, not Ray: its message names the resource
             raise
         return 401
     except Unauthorized:

@@ -1,4 +1,4 @@
-"""A RayJob as it goes: its states until it ends, through retries, lost watches and time-outs."""
+"""Watches a RayJob until it ends, through retries, lost watches and time-outs."""
 
 import re
 import time
@@ -11,25 +11,28 @@ from zephyr_ray.errors import Permanent, Temporary
 
 JOBS = "ray.io/v1/rayjobs"
 STARTING_SECONDS, RUNNING_SECONDS = 10, 60
-"""Of one watch; between two it is looked at what holds a start up."""
+"""Seconds per watch; between two watches the follower looks for what delays the start."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds before a retry, doubled up to the longest."""
 STOPPED, LATE, WRONG = 130, 124, 2
-"""Exit codes: as after ctrl-C; as `timeout` has it; as for a mistake in a recipe."""
+"""Exit codes: the shell's for ctrl-C, that of `timeout`, and ours for a mistake in a recipe."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What KubeRay says of a RayJob."""
+    """Holds what KubeRay reports about a RayJob."""
 
     name: str
     deployment: str
     """Initializing, Running, Retrying, Suspended, Complete, Failed, ValidationFailed, Deleted."""
     job: str
-    """Ray's own word: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED, or none yet."""
+    """Ray's job status: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED, or empty."""
     reason: str
     message: str
     failed: int
+    """Number of failed attempts."""
     cluster: str
+    """Name of the current Ray cluster."""
     created: str
 
     @classmethod
@@ -49,12 +52,12 @@ class State:
 
     @property
     def ended(self) -> bool:
-        # KubeRay turns a failure that will be tried again into Retrying in the same update.
+        # A failure that will be retried is never visible: KubeRay sets Retrying in the same update.
         return self.deployment in ("Complete", "Failed", "ValidationFailed", "Deleted")
 
     @property
     def exit_code(self) -> int:
-        """Of a job that ended: its own where Ray told it."""
+        """Exit code of an ended job: the program's own if Ray reported it."""
         if self.deployment == "ValidationFailed":
             return WRONG
         if self.deployment == "Deleted" or self.job == "STOPPED":
@@ -65,7 +68,7 @@ class State:
             return LATE
         own = re.search(r"failed with exit code (-?\d+)", self.message)
         code = int(own[1]) if own else 1
-        # A negative code is the signal that ended the process; shells write 128 + signal.
+        # A negative code is the signal that ended the process; shells report 128 + signal.
         return (128 - code if code < 0 else code) or 1
 
     def __str__(self) -> str:
@@ -79,8 +82,8 @@ class State:
 
 
 def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]:
-    """Each state of a job, the last one being its end. Lasts through every Temporary error; a
-    state comes again after each watch, changed or not."""
+    """Yields the states of a job until it ends; retries after every Temporary error. Repeats the
+    state after each watch, changed or not."""
     pause, lost = FIRST_PAUSE, False
     last = State(name, "Deleted", "", "", "", 0, "", "")
     while True:
@@ -106,14 +109,14 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
             continue
         except Temporary as error:
             if not lost:
-                say(f"{error}; trying again, the job goes on meanwhile")
+                say(f"{error}; retrying, the job keeps running meanwhile")
             lost = True
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def troubles(kube: Kube, state: State) -> list[str]:
-    """What holds a job up that does not run: warnings of the operator, pods that cannot start."""
+    """Returns what delays a job that is not running: operator warnings, pods that cannot start."""
     try:
         events = kube.items(
             kube.path("events"), fieldSelector=f"involvedObject.name={state.name},type=Warning"
@@ -127,7 +130,7 @@ def troubles(kube: Kube, state: State) -> list[str]:
                 pods = kube.items(kube.path("pods"), labelSelector=label)
                 lines += [line for pod in pods for line in _held_up(pod)]
     except (Permanent, Temporary):
-        return []  # it is said of what can be seen; following needs no such rights
+        return []  # following a job does not need these permissions
     return [" ".join(line.split())[:300] for line in lines]
 
 
