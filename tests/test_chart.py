@@ -225,6 +225,19 @@ def test_the_application_accepts_the_serve_settings() -> None:
     assert "ZEPHYR_API_KEYS" in names and "MLFLOW_TRACKING_PASSWORD" not in names
 
 
+def test_only_pods_that_serve_have_rays_serve_settings_and_all_of_them(preset: str) -> None:
+    from zephyr_ray.serve.command import RAY_SETTINGS
+
+    for pod in pod_templates(render(*PRESETS[preset])):
+        settings = {
+            variable["name"]: variable["value"]
+            for variable in pod["spec"]["containers"][0]["env"]
+            if re.match("RAY_(?!USAGE_STATS_ENABLED|AUTH_TOKEN)", variable["name"])
+        }
+        serves = pod["metadata"]["labels"]["app.kubernetes.io/component"] == "serve"
+        assert settings == (RAY_SETTINGS if serves else {}), pod["metadata"]["labels"]
+
+
 def test_recipes_are_mounted_under_their_paths() -> None:
     rendered = render(*PRESETS["everything"])
     (recipes,) = [d for d in kind(rendered, "ConfigMap") if "recipes" in d["metadata"]["name"]]
@@ -524,6 +537,10 @@ RULES = {
     "autoscaler-environment": (
         (*CLUSTER, "ray.env.RAY_enable_autoscaler_v2=on1"),
         "RAY_enable_autoscaler_v2 is set by",
+    ),
+    "serve-environment": (
+        (*CLUSTER, "ray.env.RAY_worker_niceness=n15"),
+        "RAY_worker_niceness is set by the chart or the operator; remove it",
     ),
     "name-twice": (
         (

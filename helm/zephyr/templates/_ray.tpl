@@ -210,13 +210,10 @@ volumeMounts:
 {{- if ne .component "serve" }}
 {{ include "zephyr.mlflowEnv" .root | trim }}
 {{- else }}
-# As `zephyr serve` has them: fewer threads and copies on a token's way, no port at every replica.
-- name: RAY_SERVE_THROUGHPUT_OPTIMIZED
-  value: "1"
-- name: RAY_SERVE_ENABLE_DIRECT_INGRESS
-  value: "0"
-- name: RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE
-  value: "1"
+{{- range $name, $value := include "zephyr.serveEnv" .root | fromYaml }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
 - name: ZEPHYR_API_KEYS
   valueFrom:
     secretKeyRef: {name: {{ $values.serve.apiKeys.existingSecret | quote }}, key: {{ $values.serve.apiKeys.key | quote }}}
@@ -230,6 +227,16 @@ volumeMounts:
 - name: {{ $name }}
   value: {{ $value | quote }}
 {{- end }}
+{{- end -}}
+
+{{/* Ray's settings for serving. zephyr_ray/serve/command.py owns them and gives the reasons; a test
+compares the two. */}}
+{{- define "zephyr.serveEnv" -}}
+RAY_SERVE_ENABLE_DIRECT_INGRESS: "0"
+RAY_SERVE_LOG_TO_STDERR: "0"
+RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE: "1"
+RAY_SERVE_THROUGHPUT_OPTIMIZED: "1"
+RAY_worker_niceness: "0"
 {{- end -}}
 
 {{/* The operator adds /dev/shm, sized by memory. */}}
