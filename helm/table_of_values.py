@@ -1,4 +1,4 @@
-"""Writes the table of values into the chart's README, from the comments of values.yaml.
+"""Writes the table of settings in the chart's README from the comments in values.yaml.
 
 python helm/table_of_values.py [--check]
 """
@@ -17,9 +17,9 @@ KEY = re.compile(r"^( *)([A-Za-z][\w-]*):")
 
 
 def rows(text: str) -> list[tuple[str, str, str]]:
-    """(setting, default, meaning) of every setting; the meaning is the comment above it."""
+    """Returns (name, default, meaning) of every setting; the meaning is the comment above it."""
     values = yaml.safe_load(text)
-    found: list[tuple[str, str, str]] = []
+    settings: list[tuple[str, str, str]] = []
     path: list[tuple[int, str]] = []
     comment: list[str] = []
     for line in text.splitlines():
@@ -36,14 +36,15 @@ def rows(text: str) -> list[tuple[str, str, str]]:
             default = _at(values, names)
             meaning = _sentences(comment)
             if not isinstance(default, dict) or not default:
-                found.append((".".join(names), json.dumps(default), meaning))
+                settings.append((".".join(names), json.dumps(default), meaning))
             elif meaning:
-                found.append((".".join(names), "", meaning))
+                settings.append((".".join(names), "", meaning))
             comment = []
-    return found
+    return settings
 
 
 def table(text: str) -> str:
+    """Returns the Markdown table of all settings."""
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     for setting, default, meaning in rows(text):
         shown = f"`{default}`" if default else ""
@@ -58,7 +59,7 @@ def _at(values: Any, names: list[str]) -> Any:
 
 
 def _sentences(comment: list[str]) -> str:
-    """Examples, which are indented, as code."""
+    """Joins a comment into one line; indented lines are examples and become code."""
     text, before = "", False
     for line in comment:
         example = line.startswith("  ")

@@ -1,4 +1,4 @@
-"""Renders the chart and checks what comes out: helm, Kubernetes' strict schemas, KubeRay's CRDs."""
+"""Renders the chart with helm and validates it against Kubernetes' schemas and KubeRay's CRDs."""
 
 import json
 import os
@@ -29,7 +29,7 @@ Document = dict[str, Any]
 
 
 def tool(name: str) -> str:
-    """On PATH, or fetched by `make chart-tools`; the test is skipped where it is neither."""
+    """Returns a program's path, from PATH or .tools; skips the test if it is in neither."""
     fetched = [TOOLS / "bin" / name, TOOLS / "checks" / "bin" / name]
     for path in (shutil.which(name), *(str(p) for p in fetched if p.exists())):
         if path:
@@ -49,7 +49,7 @@ def template(
     apis: tuple[str, ...] = APIS,
     more: tuple[str, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """`helm template` with values files (of the chart, or paths) and --set lines."""
+    """Runs `helm template` with values files (names in the chart, or paths) and --set lines."""
     files = [path if Path(path).is_absolute() else str(CHART / path) for path in values]
     return helm(
         *("template", release, str(CHART), "--namespace", namespace, "--kube-version", "1.37.0"),
@@ -76,20 +76,20 @@ def kind(rendered: list[Document], name: str) -> list[Document]:
 
 
 def ray_specs(rendered: list[Document]) -> list[Document]:
-    """The Ray cluster inside every RayCluster, RayJob and RayService."""
+    """Returns the Ray cluster spec of every RayCluster, RayJob and RayService."""
     places = {"RayCluster": (), "RayJob": ("rayClusterSpec",), "RayService": ("rayClusterConfig",)}
-    found = []
+    specs = []
     for document in rendered:
         if document["kind"] in places:
             spec = document["spec"]
             for key in places[document["kind"]]:
                 spec = spec[key]
-            found.append(spec)
-    return found
+            specs.append(spec)
+    return specs
 
 
 def pod_templates(rendered: list[Document]) -> list[Document]:
-    """Every pod that the rendering leads to, as {metadata, spec}."""
+    """Returns every pod that the documents create, as {metadata, spec}."""
     pods = [document for document in rendered if document["kind"] == "Pod"]
     pods += [d["spec"]["template"] for d in kind(rendered, "Deployment")]
     pods += [d["spec"]["submitterPodTemplate"] for d in kind(rendered, "RayJob")]
@@ -101,11 +101,13 @@ def pod_templates(rendered: list[Document]) -> list[Document]:
 
 @cache
 def _kubernetes(minor: str) -> tuple[Path, Any]:
-    found = list(TOOLS.glob(f"checks/lib/*/site-packages/kubernetes_validate/*/v{minor}.*-strict"))
-    if not found:
+    folders = list(
+        TOOLS.glob(f"checks/lib/*/site-packages/kubernetes_validate/*/v{minor}.*-strict")
+    )
+    if not folders:
         pytest.skip("kubernetes-validate is not in .tools (make chart-tools)")
-    definitions = json.loads((found[0] / "_definitions.json").read_text())
-    return found[0], Resource.from_contents(definitions) @ Registry()
+    definitions = json.loads((folders[0] / "_definitions.json").read_text())
+    return folders[0], Resource.from_contents(definitions) @ Registry()
 
 
 @cache
@@ -163,8 +165,8 @@ def crd_errors(rendered: list[Document]) -> list[str]:
 
 
 def schema_errors(rendered: list[Document], minor: str) -> list[str]:
-    """What Kubernetes of this minor would refuse, pods of custom resources included. PodMonitor,
-    HTTPRoute and Kueue's queues have no schema here; Ray's have CRDs."""
+    """Returns what this Kubernetes minor would reject, including in pods of custom resources.
+    PodMonitor, HTTPRoute and Kueue's queues have no schema here; crd_errors checks Ray's."""
     own = ("ray.io", "monitoring.coreos.com", "gateway.networking.k8s.io", "kueue.x-k8s.io")
     pods = [{"apiVersion": "v1", "kind": "Pod", **pod} for pod in pod_templates(rendered)]
     known = [d for d in rendered if d["apiVersion"].partition("/")[0] not in own]
@@ -172,7 +174,7 @@ def schema_errors(rendered: list[Document], minor: str) -> list[str]:
 
 
 def merged(base: Document, over: Document) -> Document:
-    """Values as helm merges them: maps into each other, null takes away."""
+    """Merges values like helm: maps recursively, and null deletes."""
     result = dict(base)
     for key, value in over.items():
         if value is None:
@@ -191,7 +193,7 @@ def default_values() -> Document:
 
 
 def values_errors(over: Document) -> list[str]:
-    """What values.schema.json says of the defaults with these on top."""
+    """Returns the schema violations of the defaults merged with `over`."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     validator = jsonschema.Draft7Validator(schema)
     return [

@@ -1,4 +1,4 @@
-"""A folder on a laptop with a recipe, a profile and a kubeconfig, and the cluster it names."""
+"""Provides a folder with a recipe, a profile and a kubeconfig, and the cluster they name."""
 
 import json
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def api() -> Iterator[Api]:
 
 @pytest.fixture
 def here(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a recipe, a profile and a kubeconfig, and short pauses."""
+    """Returns a folder with a recipe, a profile and a kubeconfig; shortens pauses."""
     (tmp_path / "seeds").mkdir()
     tasks = ["Name a blue thing.", "Name a green thing."]
     lines = [json.dumps({"instruction": task}) for task in tasks]
@@ -83,19 +83,19 @@ def write_profile(folder: Path, **changes: Any) -> None:
     (folder / "zephyr-cluster.yaml").write_text(yaml.safe_dump(changed))
 
 
-def ends(api: Api, name: str, job: str = "SUCCEEDED", **status: Any) -> None:
+def end_job(api: Api, name: str, job: str = "SUCCEEDED", **status: Any) -> None:
     deployment = "Failed" if job == "FAILED" else "Complete"
     api.status(name, jobDeploymentStatus=deployment, jobStatus=job, **status)
 
 
-def made_job(api: Api) -> dict[str, Any]:
-    [found] = [o for path, o in api.objects.items() if path.startswith(f"{JOBS}/")]
-    return found
+def created_job(api: Api) -> dict[str, Any]:
+    [job] = [o for path, o in api.objects.items() if path.startswith(f"{JOBS}/")]
+    return job
 
 
 def error(capsys: pytest.CaptureFixture, *command: str, code: int = 2) -> str:
-    """The one line that a command ends with."""
+    """Runs a command that must fail and returns its one line of error."""
     assert cli.main(list(command)) == code
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1, said
-    return said
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1, line
+    return line

@@ -1,7 +1,7 @@
-"""Containers in place of a cluster: podman with runc, in a network of its own without a way out.
+"""Runs pods as containers instead of on a cluster: podman with runc, in an isolated network.
 
-Needs root; podman, runc, conmon, netavark, aardvark-dns and iproute2 of the distribution; and the
-image (`make image`). `CONTAINERS_CONF` names settings other than these.
+Needs root; the distribution's podman, runc, conmon, netavark, aardvark-dns and iproute2; and the
+image (`make image`). `CONTAINERS_CONF` replaces these settings.
 """
 
 import os
@@ -18,7 +18,7 @@ from pod_flags import Document, Node, run_flags
 
 NETWORK = "zephyr-lab"
 NAMES = Path("/run/containers/networks/aardvark-dns")
-"""Podman's name server: what it serves, a file a network, and its process."""
+"""Folder of Podman's name server: one file per network, and its process id."""
 SETTINGS = """
 [engine]
 runtime = "runc"
@@ -55,12 +55,12 @@ class Lab:
         assert done.returncode == 0, done.stderr
 
     def execute(self, name: str, *command: str, seconds: float = 120) -> tuple[int, str]:
-        """Exit code, and what the command said, both streams."""
+        """Runs a command in a pod; returns its exit code and the output of both streams."""
         done = self.podman("exec", name, *command, seconds=seconds)
         return done.returncode, done.stdout + done.stderr
 
     def kill(self, name: str) -> None:
-        """As the kernel or a lost node would: no process of the pod gets a word."""
+        """Kills all processes of a pod at once, like the kernel or a lost node."""
         assert self.podman("kill", "--signal=KILL", name).returncode == 0
 
     def remove(self, name: str) -> None:
@@ -89,7 +89,7 @@ def lab(folder: Path, image: str) -> Iterator[Lab]:
     try:
         subprocess.run(["ip", "-n", NETWORK, "link", "set", "lo", "up"], check=True)
         if here.podman("image", "exists", image).returncode:
-            pytest.skip(f"there is no image {image} (make image)")
+            pytest.skip(f"no image {image}; run make image")
         made = here.podman("network", "create", NETWORK)
         assert made.returncode == 0, made.stderr
         yield here
@@ -101,11 +101,11 @@ def lab(folder: Path, image: str) -> Iterator[Lab]:
 
 
 def _clear(here: Lab) -> None:
-    """What a killed run left: containers, network, and a name server in a network that is gone."""
+    """Removes what a killed run left: containers, the network, and its name server."""
     if Path("/run/netns", NETWORK).exists():
         here.podman("network", "rm", "--force", NETWORK)
         subprocess.run(["ip", "netns", "delete", NETWORK], check=True)
     (NAMES / NETWORK).unlink(missing_ok=True)
     with suppress(OSError, ValueError):
-        # Without networks to serve it ends.
+        # It exits when it has no network to serve.
         os.kill(int((NAMES / "aardvark.pid").read_text()), signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""KubeRay's own schemas, turned strict: a field it does not know is an error."""
+"""Validates objects against KubeRay's CRDs, made strict: an unknown field is an error."""
 
 import os
 from functools import cache
@@ -12,15 +12,17 @@ import yaml
 FOLDER = Path(os.environ.get("KUBERAY_CRDS") or Path(__file__).resolve().parents[2] / "shared/crds")
 
 
-def crd_errors(plural: str, found: dict[str, Any]) -> list[str]:
-    """What KubeRay's schema of ray.io/v1 has against an object."""
+def crd_errors(plural: str, document: dict[str, Any]) -> list[str]:
+    """Returns the violations of KubeRay's schema of ray.io/v1."""
     validator = jsonschema.Draft202012Validator(_crd_schema(plural))
-    return [f"{error.json_path}: {error.message[:300]}" for error in validator.iter_errors(found)]
+    return [
+        f"{error.json_path}: {error.message[:300]}" for error in validator.iter_errors(document)
+    ]
 
 
 @cache
 def _crd_schema(plural: str) -> dict[str, Any]:
-    """The strict JSON schema of ray.io/v1; skips the test where the CRDs are not at hand."""
+    """Returns the strict JSON schema of ray.io/v1; skips the test if the CRDs are missing."""
     path = FOLDER / f"ray.io_{plural}.yaml"
     if not path.exists():
         pytest.skip(f"no KubeRay CRDs in {FOLDER}; KUBERAY_CRDS names their folder")
@@ -38,7 +40,7 @@ def _strict(schema: Any) -> Any:
         return schema
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
-    # A property may itself be called "format" or "properties": those of a schema are its own.
+    # A property may itself be named "properties"; only the schema's own keyword is recursed into.
     strict = {k: _strict(v) for k, v in schema.items() if k not in ("properties", "default")}
     if "properties" in schema:
         strict["properties"] = {k: _strict(v) for k, v in schema["properties"].items()}

@@ -1,6 +1,5 @@
-"""A small Kubernetes API over HTTP: objects, watches, logs and proxies kept in memory, and faults
-on demand. It checks what the real one checks of a request's form; what KubeRay would do, a test
-does as `operator`."""
+"""Serves a small Kubernetes API over HTTP: objects, watches, logs and proxies in memory, and faults
+on demand. It validates the form of requests like the real one; tests play KubeRay as `operator`."""
 
 import json
 import re
@@ -24,7 +23,7 @@ COLLECTION = re.compile(r"/(api/v1|apis/[^/]+/[^/]+)(/namespaces/[^/]+)?/[a-z]+$
 
 @dataclass
 class Fault:
-    """What goes wrong for the next `times` requests that match."""
+    """Makes the next `times` matching requests fail."""
 
     method: str
     pattern: str
@@ -45,24 +44,24 @@ class Request:
 
 class Api:
     def __init__(self, certificate: Path | None = None) -> None:
-        """With a certificate (and its key in the same file) it speaks TLS."""
+        """Serves TLS if given a certificate (with its key in the same file)."""
         self.objects: dict[str, dict[str, Any]] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.logs: dict[str, list[tuple[str, str]]] = {}
-        """Lines of a pod, each with its time."""
+        """(time stamp, text) of each log line, by pod."""
         self.denied: set[str] = set()
-        """Resources that a SelfSubjectAccessReview says no to."""
+        """'verb resource' pairs that a SelfSubjectAccessReview denies."""
         self.forbidden: set[str] = set()
         """Patterns of paths that answer 403."""
         self.proxies: dict[str, Callable[[str, dict[str, str]], tuple[int, str]]] = {}
-        """(path, headers) to (status, text), by 'service:port'."""
+        """Answers of proxied services, by 'service:port': (path, headers) to (status, text)."""
         self.operator: Callable[[Api, str], None] | None = None
-        """Runs in a thread of its own for each RayJob that is made."""
+        """Runs in its own thread for each created RayJob."""
         self.operator_error: list[BaseException] = []
         self._changes: list[tuple[int, str, str, dict[str, Any]]] = []
         self.oldest = 0
-        """Watches from before this version answer 410."""
+        """Watches from an older version get 410."""
         self.changed = threading.Condition()
         self._version = 100
         self.closing = False
@@ -101,26 +100,26 @@ class Api:
             }
         )
 
-    def put(self, path: str, found: dict[str, Any], kind: str = "") -> dict[str, Any]:
-        """Stores an object as it is now and tells watchers."""
+    def put(self, path: str, document: dict[str, Any], kind: str = "") -> dict[str, Any]:
+        """Stores a copy of an object and notifies watchers."""
         with self.changed:
             self._version += 1
-            found = json.loads(json.dumps(found))
-            found["metadata"]["resourceVersion"] = str(self._version)
+            document = json.loads(json.dumps(document))
+            document["metadata"]["resourceVersion"] = str(self._version)
             kind = kind or ("MODIFIED" if path in self.objects else "ADDED")
             if kind == "DELETED":
                 self.objects.pop(path, None)
             else:
-                self.objects[path] = found
-            self._changes.append((self._version, kind, path, found))
+                self.objects[path] = document
+            self._changes.append((self._version, kind, path, document))
             self.changed.notify_all()
-            return found
+            return document
 
     def status(self, name: str, **status: Any) -> None:
-        """What the operator writes of a RayJob."""
+        """Updates a RayJob's status like the operator."""
         path = f"/apis/ray.io/v1/namespaces/team/rayjobs/{name}"
-        found = self.objects[path]
-        self.put(path, found | {"status": found.get("status", {}) | status})
+        document = self.objects[path]
+        self.put(path, document | {"status": document.get("status", {}) | status})
 
     def pod(self, name: str, job: str, phase: str = "Running", created: str = "") -> None:
         metadata = {
@@ -149,7 +148,7 @@ class Api:
     def wait_for(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, "the client did not ask in time"
+            assert time.monotonic() < end, "the client sent no such request in time"
             time.sleep(0.01)
 
     def fault(self, method: str, path: str) -> Fault | None:
@@ -161,18 +160,18 @@ class Api:
         return None
 
     def select(self, collection: str, query: dict[str, str]) -> list[dict[str, Any]]:
-        # Cluster-wide lists of namespaced kinds take every namespace.
+        # A cluster-wide list of a namespaced kind covers all namespaces.
         prefix = re.sub(r"/(?=[a-z]+$)", "(/namespaces/[^/]+)?/", re.escape(collection))
         if "/namespaces/" in collection:
             prefix = re.escape(collection)
         return [
-            found
-            for path, found in sorted(self.objects.items())
-            if re.fullmatch(f"{prefix}/[^/]+", path) and matches(found, query)
+            document
+            for path, document in sorted(self.objects.items())
+            if re.fullmatch(f"{prefix}/[^/]+", path) and matches(document, query)
         ]
 
     def changes(self, collection: str, query: dict[str, str]) -> Iterator[dict[str, Any] | None]:
-        """Watch events as they come; None when there was nothing for a while."""
+        """Yields watch events as they occur, and None after each pause without any."""
         at = int(query["resourceVersion"])
         while not self.closing:
             with self.changed:
@@ -183,21 +182,21 @@ class Api:
                 fresh = [c for c in self._changes if c[0] > at]
                 if not fresh:
                     self.changed.wait(0.1)
-            for version, kind, path, found in fresh:
+            for version, kind, path, document in fresh:
                 at = version
-                if path.startswith(f"{collection}/") and matches(found, query):
-                    yield {"type": kind, "object": found}
+                if path.startswith(f"{collection}/") and matches(document, query):
+                    yield {"type": kind, "object": document}
             yield None
 
 
-def matches(found: dict[str, Any], query: dict[str, str]) -> bool:
+def matches(document: dict[str, Any], query: dict[str, str]) -> bool:
     for part in filter(None, query.get("labelSelector", "").split(",")):
         key, _, value = part.partition("=")
-        if found["metadata"].get("labels", {}).get(key) != value:
+        if document["metadata"].get("labels", {}).get(key) != value:
             return False
     for part in filter(None, query.get("fieldSelector", "").split(",")):
         key, _, value = part.partition("=")
-        place: Any = found
+        place: Any = document
         for name in key.split("."):
             place = place.get(name, {})
         if place != value:
@@ -208,6 +207,8 @@ def matches(found: dict[str, Any], query: dict[str, str]) -> bool:
 class _Handler(BaseHTTPRequestHandler):
     api: Api
     protocol_version = "HTTP/1.1"
+    # Headers and body are two writes; Nagle's algorithm would delay the second by 40 ms.
+    disable_nagle_algorithm = True
 
     def log_message(self, *_: object) -> None:
         pass
@@ -239,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.action in ("hang", "drop"):
                 self.close_connection = True
                 return self.connection.shutdown(socket.SHUT_RDWR)
-            message = fault.message or "as the test wants"
+            message = fault.message or "requested by the test"
             return self._refuse(int(fault.action), message, fault.headers)
         if any(re.search(pattern, path) for pattern in api.forbidden):
             kind = path.split("/")[-1]
@@ -301,9 +302,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.api.operator_error.append(error)
 
     def _patch(self, path: str, _: Any, body: Any) -> None:
-        found = self.api.objects[path]
-        metadata = found["metadata"] | body.get("metadata", {})
-        self._answer(200, self.api.put(path, {**found, **body, "metadata": metadata}))
+        document = self.api.objects[path]
+        metadata = document["metadata"] | body.get("metadata", {})
+        self._answer(200, self.api.put(path, {**document, **body, "metadata": metadata}))
 
     def _delete(self, path: str, _: Any, __: Any) -> None:
         if path not in self.api.objects:

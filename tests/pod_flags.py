@@ -1,9 +1,8 @@
-"""A pod template as flags of `podman run`: what the kubelet would make of the chart's pods.
+"""Translates a pod template into flags of `podman run`, as the kubelet would start it.
 
-What the translator does not know it refuses, so that nothing of the chart is dropped in silence.
-Not translated, and said so by name: placement, the ServiceAccount (no pod here has its token), the
-size limits of emptyDirs (the kubelet evicts, it does not bound), probes (the test asks what they
-would ask).
+Unknown fields raise an AssertionError, so that nothing in the chart is dropped silently. Ignored by
+name: placement, the ServiceAccount (no pod here has its token), size limits of emptyDirs (the
+kubelet evicts instead of limiting), and probes (the test sends their requests itself).
 """
 
 import json
@@ -22,7 +21,7 @@ UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 @dataclass
 class Node:
-    """A node of the cluster: its folder holds volumes, its namespace secrets and ConfigMaps."""
+    """Plays a node: its folder holds the volumes, its namespace the secrets and ConfigMaps."""
 
     folder: Path
     secrets: dict[str, dict[str, str]]
@@ -33,7 +32,7 @@ class Node:
 
 
 def run_flags(pod: Document, name: str, node: Node) -> list[str]:
-    """Everything behind `podman run`: flags, image, arguments."""
+    """Returns the arguments of `podman run`: flags, image, command arguments."""
     spec = pod["spec"]
     (container,) = spec["containers"]
     security = {**spec["securityContext"], **container["securityContext"]}
@@ -68,12 +67,12 @@ def _security(security: Document) -> list[str]:
     known |= {"seccompProfile", "allowPrivilegeEscalation", "readOnlyRootFilesystem"}
     _nothing_left(security, known | {"capabilities"})
     assert security["runAsNonRoot"] and security["runAsUser"] > 0
-    # Podman's default profile is the runtime's.
+    # RuntimeDefault is Podman's default.
     assert security["seccompProfile"] == {"type": "RuntimeDefault"}
     flags = [f"--user={security['runAsUser']}:{security['runAsGroup']}"]
     flags.append(f"--group-add={security['fsGroup']}")
     if security["readOnlyRootFilesystem"]:
-        # Podman would put a tmpfs on /tmp, /run and /var/tmp; the kubelet does not.
+        # Podman would mount a tmpfs on /tmp, /run and /var/tmp; the kubelet does not.
         flags += ["--read-only", "--read-only-tmpfs=false"]
     if not security["allowPrivilegeEscalation"]:
         flags.append("--security-opt=no-new-privileges")
@@ -84,7 +83,7 @@ def _limits(resources: Document) -> list[str]:
     limits, requests = resources["limits"], resources["requests"]
     _nothing_left(limits, {"cpu", "memory"})
     memory = quantity(limits["memory"])
-    # Kubernetes has no swap and no bound of processes of its own.
+    # Kubernetes has no swap and does not limit the number of processes.
     return [
         *(f"--memory={memory}b", f"--memory-swap={memory}b"),
         *("--cpu-period=100000", f"--cpu-quota={round(100_000 * cpus(limits['cpu']))}"),
@@ -117,7 +116,7 @@ def environment(container: Document, node: Node) -> dict[str, str]:
 def _volumes(
     volumes: list[Document], container: Document, pod: str, node: Node, group: int
 ) -> list[str]:
-    """Folders of the node. Only the claims outlive their pod."""
+    """Returns --volume flags for folders of the node. Only claims outlive their pod."""
     own = node.folder / "pods" / pod
     shutil.rmtree(own, ignore_errors=True)
     paths, flags = {}, []
@@ -147,7 +146,7 @@ def _volumes(
 
 
 def _folder(path: Path, group: int) -> None:
-    """As the kubelet leaves a volume with fsGroup: root's, writable for the group, inherited."""
+    """Creates a folder like the kubelet with fsGroup: owned by root, group-writable, setgid."""
     if not path.exists():
         path.mkdir(parents=True)
         shutil.chown(path, group=group)
@@ -162,13 +161,13 @@ def _config_map(path: Path, data: dict[str, str], items: list[Document] | None) 
     path.mkdir(parents=True, exist_ok=True)
 
 
-# ------------------------------------------------------------------ what the operator adds
+# ------------------------------------------------------------------ added by the operator
 
 
 @dataclass(frozen=True)
 class RayPods:
-    """The pods that the KubeRay operator (1.7) makes of a RayCluster: its start command, its
-    environment, the token and /dev/shm. The wait for the head is the test's."""
+    """Builds the pods of a RayCluster like the KubeRay operator (1.7): adds the start command, the
+    environment, the token and /dev/shm. The test itself waits for the head."""
 
     name: str
     namespace: str
@@ -233,7 +232,7 @@ class RayPods:
 
 
 def token(spec: Document, cluster: str) -> list[Document]:
-    """Of the Secret that the operator makes."""
+    """Returns the variables with the token from the Secret that the operator creates."""
     if spec["authOptions"]["mode"] != "token":
         return []
     secret = {"secretKeyRef": {"name": cluster, "key": "auth_token"}}

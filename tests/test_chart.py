@@ -1,5 +1,5 @@
-"""The chart: what it renders passes Kubernetes, KubeRay and Pod Security, and what the operator
-would refuse it refuses first."""
+"""Tests the chart: its output passes Kubernetes, KubeRay and Pod Security, and it rejects what the
+operator would reject."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def _preset(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-# ------------------------------------------------------------------ what is rendered
+# ------------------------------------------------------------------ rendering
 
 
 def test_helm_lint_finds_nothing(preset: str) -> None:
@@ -55,8 +55,8 @@ def test_helm_lint_finds_nothing(preset: str) -> None:
     assert "[WARNING]" not in done.stdout and "[ERROR]" not in done.stdout
 
 
-def test_a_rendering_is_the_golden_one(preset: str) -> None:
-    """After a wanted change: make chart-golden, and read the difference."""
+def test_the_output_is_the_golden_one(preset: str) -> None:
+    """After an intended change, run make chart-golden and review the diff."""
     done = template(*PRESETS[preset])
     assert done.returncode == 0, done.stderr
     assert done.stdout == (GOLDEN / f"{preset}.yaml").read_text()
@@ -134,7 +134,7 @@ def test_only_the_head_of_an_autoscaled_cluster_mounts_a_token(preset: str) -> N
         assert head["serviceAccountName"].endswith("-autoscaler")
 
 
-def test_ray_clusters_are_as_the_operator_wants_them(preset: str) -> None:
+def test_ray_clusters_meet_the_operators_rules(preset: str) -> None:
     for spec in ray_specs(render(*PRESETS[preset])):
         head = spec["headGroupSpec"]
         assert spec["rayVersion"] == "2.60.0" and spec["authOptions"] == {"mode": "token"}
@@ -154,7 +154,7 @@ def test_ray_clusters_are_as_the_operator_wants_them(preset: str) -> None:
             assert not names & {"RAY_REDIS_ADDRESS", "RAY_AUTH_TOKEN", "RAY_enable_autoscaler_v2"}
 
 
-def test_gpus_are_limits_and_take_the_gpu_image() -> None:
+def test_gpu_groups_have_gpu_limits_and_the_gpu_image() -> None:
     (spec,) = ray_specs(render(*PRESETS["multinode"]))
     cpu, gpu = (g["template"]["spec"]["containers"][0] for g in spec["workerGroupSpecs"])
     assert gpu["resources"]["limits"]["nvidia.com/gpu"] == 8
@@ -162,7 +162,7 @@ def test_gpus_are_limits_and_take_the_gpu_image() -> None:
     assert "nvidia.com/gpu" not in cpu["resources"]["limits"]
 
 
-def test_a_job_starts_again_and_its_words_are_quoted() -> None:
+def test_a_job_retries_and_its_words_are_quoted() -> None:
     sets = ("pipeline.set[0]=stage.text=it's; rm -rf $HOME `x`",)
     (job,) = kind(render(*PRESETS["kind"], sets=sets), "RayJob")
     spec = job["spec"]
@@ -175,7 +175,7 @@ def test_a_job_starts_again_and_its_words_are_quoted() -> None:
     ]  # fmt: skip
 
 
-def test_names_that_look_like_numbers_stay_text(tmp_path: Path) -> None:
+def test_names_that_look_like_numbers_stay_strings(tmp_path: Path) -> None:
     values = {
         "fullnameOverride": "z1",
         "image": {"pullSecrets": ["1"]},
@@ -194,7 +194,7 @@ def test_names_that_look_like_numbers_stay_text(tmp_path: Path) -> None:
         assert all(isinstance(v, str) for v in document["metadata"]["labels"].values())
 
 
-def test_large_numbers_stay_whole(tmp_path: Path) -> None:
+def test_large_numbers_stay_integers(tmp_path: Path) -> None:
     path = tmp_path / "values.yaml"
     values = {"user": {"id": 1000650000}, "pipeline": {"activeDeadlineSeconds": 31536000}}
     path.write_text(yaml.safe_dump(values))
@@ -210,7 +210,7 @@ def test_a_number_of_cpus_may_be_a_number() -> None:
     assert limits["cpu"] == "6"
 
 
-def test_serve_settings_are_what_the_application_reads() -> None:
+def test_the_application_accepts_the_serve_settings() -> None:
     from zephyr_ray.serve.app import ServeSettings
 
     (service,) = kind(render(*PRESETS["everything"]), "RayService")
@@ -225,16 +225,29 @@ def test_serve_settings_are_what_the_application_reads() -> None:
     assert "ZEPHYR_API_KEYS" in names and "MLFLOW_TRACKING_PASSWORD" not in names
 
 
-def test_recipes_come_back_under_their_paths() -> None:
+def test_only_pods_that_serve_have_rays_serve_settings_and_all_of_them(preset: str) -> None:
+    from zephyr_ray.serve.command import RAY_SETTINGS
+
+    for pod in pod_templates(render(*PRESETS[preset])):
+        settings = {
+            variable["name"]: variable["value"]
+            for variable in pod["spec"]["containers"][0]["env"]
+            if re.match("RAY_(?!USAGE_STATS_ENABLED|AUTH_TOKEN)", variable["name"])
+        }
+        serves = pod["metadata"]["labels"]["app.kubernetes.io/component"] == "serve"
+        assert settings == (RAY_SETTINGS if serves else {}), pod["metadata"]["labels"]
+
+
+def test_recipes_are_mounted_under_their_paths() -> None:
     rendered = render(*PRESETS["everything"])
     (recipes,) = [d for d in kind(rendered, "ConfigMap") if "recipes" in d["metadata"]["name"]]
     (spec, *_) = ray_specs(rendered)
     (volume,) = [
         v for v in spec["headGroupSpec"]["template"]["spec"]["volumes"] if v["name"] == "recipes"
     ]
-    found = {item["path"]: recipes["data"][item["key"]] for item in volume["configMap"]["items"]}
-    assert found["seeds/train.jsonl"] == '{"prompt": "Name three rivers."}\n'
-    assert yaml.safe_load(found["mine.yaml"])["name"] == "mine"
+    files = {item["path"]: recipes["data"][item["key"]] for item in volume["configMap"]["items"]}
+    assert files["seeds/train.jsonl"] == '{"prompt": "Name three rivers."}\n'
+    assert yaml.safe_load(files["mine.yaml"])["name"] == "mine"
 
 
 def test_no_secret_is_rendered(preset: str) -> None:
@@ -247,7 +260,7 @@ def test_no_secret_is_rendered(preset: str) -> None:
                     assert "value" not in variable, variable["name"]
 
 
-def test_nothing_is_exposed_unless_asked() -> None:
+def test_nothing_is_exposed_by_default() -> None:
     for preset in ("kind", "gpu-8", "multinode"):
         rendered = render(*PRESETS[preset])
         assert not kind(rendered, "Ingress") and not kind(rendered, "HTTPRoute")
@@ -267,7 +280,7 @@ def test_every_pod_has_a_closed_network(preset: str) -> None:
             assert "Egress" in policy["spec"]["policyTypes"]
 
 
-def test_mlflow_is_reached_from_its_namespace_only_and_with_a_password() -> None:
+def test_mlflow_is_reached_only_from_its_namespace_and_with_a_password() -> None:
     rendered = render(*PRESETS["everything"])
     (policy,) = [
         p for p in kind(rendered, "NetworkPolicy") if p["metadata"]["name"] == "zephyr-mlflow"
@@ -291,7 +304,7 @@ def test_only_autoscaled_heads_reach_the_api_server() -> None:
 
 
 def test_disruption_budgets_count_by_number(preset: str) -> None:
-    """Ray pods have no controller with a scale: maxUnavailable would not work."""
+    """maxUnavailable would not work, because Ray pods have no controller with a scale."""
     budgets = kind(render(*PRESETS[preset]), "PodDisruptionBudget")
     assert budgets
     for budget in budgets:
@@ -325,7 +338,7 @@ def test_external_database_and_bucket_need_no_claim() -> None:
     assert ports == [53, 53, 5432, 9000]
 
 
-def test_an_mlflow_of_ones_own_is_reached() -> None:
+def test_an_external_mlflow_is_used() -> None:
     sets = ("mlflow.enabled=false", "mlflow.trackingUri=http://mlflow.tools:8080")
     rendered = render(sets=sets)
     assert not kind(rendered, "Deployment")
@@ -367,18 +380,18 @@ def test_the_port_of_redis_is_open(address: str, port: int) -> None:
 
 def test_a_new_recipe_does_not_touch_the_service() -> None:
     def service(*sets: str) -> dict[str, Any]:
-        (found,) = kind(render(sets=(*SERVE, *sets)), "RayService")
-        return found
+        (document,) = kind(render(sets=(*SERVE, *sets)), "RayService")
+        return document
 
     assert service() == service("recipes.new=x")
 
 
-def test_a_job_that_a_queue_holds_is_not_released_by_an_upgrade() -> None:
+def test_an_upgrade_does_not_release_a_queued_job() -> None:
     (job,) = kind(render("values-multinode.yaml"), "RayJob")
     assert "suspend" not in job["spec"]
 
 
-def test_mig_slices_are_asked_for_by_name() -> None:
+def test_mig_slices_are_requested_by_name() -> None:
     sets = ("workerGroups.gpu.gpuResource=nvidia.com/mig-3g.40gb",)
     (spec,) = ray_specs(render("values-gpu-8.yaml", sets=sets))
     limits = spec["workerGroupSpecs"][1]["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -454,13 +467,13 @@ def test_an_overlay_builds_and_is_valid(overlay: str) -> None:
     assert crd_errors(built) == []
 
 
-def test_dashboard_asks_for_metrics_by_name() -> None:
+def test_dashboard_queries_metrics_by_name() -> None:
     board = json.loads((ROOT / "k8s" / "monitoring" / "dashboard.json").read_text())
     queries = [t["expr"] for p in board["panels"] for t in p.get("targets", [])]
     assert len(queries) >= 8 and any("zephyr_requests" in query for query in queries)
 
 
-# ------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------ rejections
 
 CLUSTER = (SECRET,)
 SERVE = (*CLUSTER, "serve.enabled=true", "serve.run=quickstart", "serve.apiKeys.existingSecret=k")
@@ -477,12 +490,15 @@ RULES = {
     ),
     "open-ray": (
         (*CLUSTER, "ray.auth=disabled", "networkPolicy.enabled=false"),
-        "would let everybody in the cluster run code",
+        "would let anyone in the cluster run code",
     ),
-    "redis-address": ((*CLUSTER, "ray.gcsFaultTolerance.enabled=true"), "needs redisAddress"),
+    "redis-address": (
+        (*CLUSTER, "ray.gcsFaultTolerance.enabled=true"),
+        "set ray.gcsFaultTolerance.redisAddress",
+    ),
     "redis-user": (
         (*CLUSTER, "ray.gcsFaultTolerance.usernameKey=user"),
-        "usernameKey needs existingSecret",
+        "usernameKey names a key of a Secret; set ray.gcsFaultTolerance.existingSecret",
     ),
     "head-num-cpus": (
         (*CLUSTER, "ray.head.rayStartParams.num-cpus=null2"),
@@ -492,7 +508,10 @@ RULES = {
         (*CLUSTER, GROUP + ".rayStartParams.num-gpus=one"),
         "workerGroups.cpu.rayStartParams.num-gpus: Ray takes it from the resources",
     ),
-    "group-labels": ((*CLUSTER, GROUP + ".rayStartParams.labels=a"), "use the labels of the group"),
+    "group-labels": (
+        (*CLUSTER, GROUP + ".rayStartParams.labels=a"),
+        "use the labels of the worker group",
+    ),
     "redis-parameter": (
         (*CLUSTER, "ray.head.rayStartParams.redis-password=x"),
         "redis-password: use ray.gcsFaultTolerance",
@@ -505,9 +524,12 @@ RULES = {
     "replicas-range": ((*CLUSTER, GROUP + ".replicas=9"), "replicas 9 is not between"),
     "two-affinities": (
         (*CLUSTER, GROUP + ".sameTopology=zone", GROUP + ".affinity.podAffinity.a=b"),
-        "sameTopology is a podAffinity",
+        "sameTopology and affinity.podAffinity exclude each other",
     ),
-    "unknown-group": ((*CLUSTER, "cluster.workerGroups={gpus}"), "has no group 'gpus'; it has cpu"),
+    "unknown-group": (
+        (*CLUSTER, "cluster.workerGroups={gpus}"),
+        "has no group 'gpus'; use cpu or gpu",
+    ),
     "redis-environment": (
         (*CLUSTER, "ray.env.RAY_REDIS_ADDRESS=x"),
         "RAY_REDIS_ADDRESS is set by the chart or the operator",
@@ -516,68 +538,81 @@ RULES = {
         (*CLUSTER, "ray.env.RAY_enable_autoscaler_v2=on1"),
         "RAY_enable_autoscaler_v2 is set by",
     ),
+    "serve-environment": (
+        (*CLUSTER, "ray.env.RAY_worker_niceness=n15"),
+        "RAY_worker_niceness is set by the chart or the operator; remove it",
+    ),
     "name-twice": (
         (
             *CLUSTER, "ray.env.A=b", "ray.secretEnv[0].name=A", "ray.secretEnv[0].secret=s",
             "ray.secretEnv[0].key=k",
         ),
-        "a name stands twice",
+        "a name appears twice",
     ),
     "secret-of-the-token": (
         ("mlflow.auth.existingSecret=zephyr",),
-        "a Secret of yours is named 'zephyr': so the operator names the one with",
+        "the Secret name 'zephyr' is taken by the operator for the Ray cluster's token",
     ),
-    "access-mode": ((*CLUSTER, "storage.accessMode=ReadWriteOnce"), "serves one node"),
-    "kueue-queue": ((*JOB, "scheduling.scheduler=volcano"), "volcano needs scheduling.queue"),
+    "access-mode": ((*CLUSTER, "storage.accessMode=ReadWriteOnce"), "serves only one node"),
+    "kueue-queue": (
+        (*JOB, "scheduling.scheduler=volcano"),
+        "volcano needs a queue; set scheduling.queue",
+    ),
     "kueue-autoscaling": (
         (*CLUSTER, "scheduling.scheduler=kueue", "scheduling.queue=q"),
         "set cluster.autoscaling to false",
     ),
     "unknown-recipe": ((*JOB, "pipeline.recipe=mine.yaml"), "recipes has no 'mine.yaml'"),
-    "serve-run": ((*CLUSTER, "serve.enabled=true"), "serve.enabled needs serve.run"),
+    "serve-run": (
+        (*CLUSTER, "serve.enabled=true"),
+        "serve.enabled needs a run to serve; set serve.run",
+    ),
     "serve-keys": (
         (*CLUSTER, "serve.enabled=true", "serve.run=r"),
-        "serve.enabled needs serve.apiKeys.existingSecret: kubectl create secret",
+        "set serve.apiKeys.existingSecret to a Secret: kubectl create secret",
     ),
     "serve-replicas": ((*SERVE, "serve.replicas=3"), "maxReplicas 1 is less than serve.replicas 3"),
-    "serve-gpus": ((*SERVE, "serve.gpus=1"), "serve.gpus is 1, but no group of serve.workerGroups"),
+    "serve-gpus": ((*SERVE, "serve.gpus=1"), "serve.gpus is 1, but no group in serve.workerGroups"),
     "serve-gpus-of-one": (
         (*SERVE, "serve.gpus=9", "serve.workerGroups={cpu,gpu}"),
-        "serve.gpus is 9, but no group of serve.workerGroups has so many",
+        "serve.gpus is 9, but no group in serve.workerGroups has that many",
     ),
     "serve-tokens": ((*SERVE, "serve.maxTokens=5000"), "5000 is more than serve.context 2048"),
     "no-pods": (
         (*JOB, "pipeline.workerGroups={cpu,gpu}"),
-        "pipeline.workerGroups: group 'gpu' has no pods and nobody adds any",
+        "pipeline.workerGroups: group 'gpu' has no pods and no autoscaler to add any",
     ),
     "cpu-request": (
         (*CLUSTER, "mlflow.resources.cpu=500m", "mlflow.resources.cpuRequest=0.6"),
-        "mlflow.resources: cpuRequest 0.6 is more than cpu 500m",
+        "mlflow.resources: cpuRequest 0.6 is more than the limit cpu 500m",
     ),
     "dashboard-port": (
         (*CLUSTER, "ray.head.rayStartParams.dashboard-port=x1"),
         "dashboard-port is set by the chart or the operator",
     ),
-    "recipe-name": ((*CLUSTER, "recipes.a--b=x"), "recipes: 'a--b': a name with --"),
+    "recipe-name": ((*CLUSTER, "recipes.a--b=x"), "recipes: 'a--b' contains --"),
     "submitter-namespace": (
         (*CLUSTER, "rbac.submitters[0].kind=ServiceAccount", "rbac.submitters[0].name=ci"),
-        "the ServiceAccount 'ci' needs its namespace",
+        "the ServiceAccount 'ci' has no namespace; add it",
     ),
-    "mlflow-account": ((), "mlflow.enabled needs mlflow.auth.existingSecret: kubectl create"),
+    "mlflow-account": ((), "set mlflow.auth.existingSecret to a Secret: kubectl create"),
     "two-mlflows": ((*CLUSTER, "mlflow.trackingUri=http://m:5000"), "names another server"),
-    "ingress-serve": ((*CLUSTER, "ingress.enabled=true"), "they need serve.enabled"),
-    "ingress-peers": ((*SERVE, "ingress.enabled=true"), "need networkPolicy.serveClients"),
-    "ingress-host": ((*SERVE, PEER, "ingress.enabled=true"), "ingress.enabled needs ingress.host"),
-    "ingress-tls": ((*INGRESS, "ingress.tls.enabled=true"), "needs ingress.tls.secretName"),
-    "gateway-parent": ((*SERVE, PEER, "gateway.enabled=true"), "needs gateway.parentRefs"),
-    "prometheus": ((*CLUSTER, "podMonitor.enabled=true"), "needs networkPolicy.prometheusNames"),
+    "ingress-serve": ((*CLUSTER, "ingress.enabled=true"), "set serve.enabled"),
+    "ingress-peers": ((*SERVE, "ingress.enabled=true"), "namespace to networkPolicy.serveClients"),
+    "ingress-host": (
+        (*SERVE, PEER, "ingress.enabled=true"),
+        "ingress.enabled needs a host; set ingress.host",
+    ),
+    "ingress-tls": ((*INGRESS, "ingress.tls.enabled=true"), "set ingress.tls.secretName"),
+    "gateway-parent": ((*SERVE, PEER, "gateway.enabled=true"), "set gateway.parentRefs"),
+    "prometheus": ((*CLUSTER, "podMonitor.enabled=true"), "set networkPolicy.prometheusNamespace"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_is_one_clear_line(rule: str) -> None:
     sets, expected = RULES[rule]
-    line = _refusal(template(sets=sets))
+    line = _rejection(template(sets=sets))
     assert expected in line
 
 
@@ -593,15 +628,13 @@ def test_a_rule_is_one_clear_line(rule: str) -> None:
         ),
     ],
 )
-def test_what_is_not_on_the_cluster_is_named(
-    api: str, sets: tuple[str, ...], expected: str
-) -> None:
+def test_a_missing_api_is_named(api: str, sets: tuple[str, ...], expected: str) -> None:
     apis = () if api.startswith("ray.io") else ("ray.io/v1/RayCluster",)
-    assert expected in _refusal(template(sets=sets, apis=apis))
+    assert expected in _rejection(template(sets=sets, apis=apis))
 
 
 def test_a_name_starts_with_a_letter() -> None:
-    assert "must start with a letter" in _refusal(template(sets=CLUSTER, release="1st"))
+    assert "must start with a letter" in _rejection(template(sets=CLUSTER, release="1st"))
 
 
 def test_kueue_takes_seven_groups(tmp_path: Path) -> None:
@@ -615,7 +648,9 @@ def test_kueue_takes_seven_groups(tmp_path: Path) -> None:
     }
     path = tmp_path / "values.yaml"
     path.write_text(yaml.safe_dump(values))
-    assert "cluster.workerGroups has 8 groups: Kueue takes 7" in _refusal(template(str(path)))
+    assert "cluster.workerGroups has 8 groups; Kueue accepts at most 7" in _rejection(
+        template(str(path))
+    )
 
 
 def test_recipes_fit_a_configmap(tmp_path: Path) -> None:
@@ -625,7 +660,7 @@ def test_recipes_fit_a_configmap(tmp_path: Path) -> None:
             {"recipes": {"a.yaml": "x" * 1_000_001}, "mlflow": {"auth": {"existingSecret": "s"}}}
         )
     )
-    assert "a ConfigMap holds 1 MB" in _refusal(template(str(path)))
+    assert "a ConfigMap holds 1 MB" in _rejection(template(str(path)))
 
 
 def test_helm_reads_the_schema() -> None:
@@ -673,7 +708,7 @@ def test_helm_reads_the_schema() -> None:
     ],
     ids=lambda values: json.dumps(values)[:60],
 )
-def test_the_schema_refuses(values: dict[str, object]) -> None:
+def test_the_schema_rejects(values: dict[str, object]) -> None:
     assert values_errors(values)
 
 
@@ -701,15 +736,15 @@ CHECKOV = {
     "CKV_K8S_9": ("ray-|submitter|test", "the operator adds Ray's probes; the others end"),
     "CKV_K8S_38": ("ray-head", "the autoscaler in the head asks the API server"),
 }
-"""What checkov may find: (in which containers, why)."""
+"""Accepted checkov findings: (pattern of containers, reason)."""
 
 
-def test_checkov_finds_nothing_but_the_listed(tmp_path: Path) -> None:
+def test_checkov_finds_only_accepted_findings(tmp_path: Path) -> None:
     rendered = render(*PRESETS["everything"])
     checked = [d for d in rendered if d["kind"] not in ("RayCluster", "RayJob", "RayService")]
     for number, pod in enumerate(pod_templates(rendered)):
         (container,) = pod["spec"]["containers"]
-        if "kind" not in pod and container["name"] != "mlflow":  # which is a Deployment there
+        if "kind" not in pod and container["name"] != "mlflow":  # checked as a Deployment
             metadata = {"name": f"{container['name']}-{number}", **pod["metadata"]}
             checked.append({"apiVersion": "v1", "kind": "Pod", **pod, "metadata": metadata})
     text = [json.dumps({**d, "metadata": {**d["metadata"], "namespace": "lab"}}) for d in checked]
@@ -717,12 +752,12 @@ def test_checkov_finds_nothing_but_the_listed(tmp_path: Path) -> None:
     arguments = ["--framework", "kubernetes", "--skip-download", "--quiet", "--compact"]
     arguments += ["--directory", str(tmp_path), "--output", "json"]
     done = subprocess.run([tool("checkov"), *arguments], capture_output=True, text=True)
-    found = json.loads(done.stdout)
-    assert found["summary"]["passed"] > 500 and found["summary"]["parsing_errors"] == 0
-    failed = {(c["check_id"], c["resource"]) for c in found["results"]["failed_checks"]}
+    report = json.loads(done.stdout)
+    assert report["summary"]["passed"] > 500 and report["summary"]["parsing_errors"] == 0
+    failed = {(c["check_id"], c["resource"]) for c in report["results"]["failed_checks"]}
     unlisted = {f for f in failed if not re.search(CHECKOV.get(f[0], ("^$", ""))[0], f[1])}
     assert unlisted == set()
-    assert {check for check, _ in failed} == set(CHECKOV), "an exception that nothing needs"
+    assert {check for check, _ in failed} == set(CHECKOV), "unused exceptions"
 
 
 def _files(preset: str) -> list[str]:
@@ -734,7 +769,7 @@ def _selects(selector: dict[str, dict[str, str]], labels: dict[str, str]) -> boo
     return selector["matchLabels"].items() <= labels.items()
 
 
-def _refusal(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode != 0, "it was rendered"
+def _rejection(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode != 0, "helm rendered it"
     (line,) = [line for line in done.stderr.splitlines() if "Error:" in line or "error:" in line]
     return line

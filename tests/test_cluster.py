@@ -1,4 +1,4 @@
-"""`zephyr submit`: what is sent to a Kubernetes API, and what is refused before or by it."""
+"""Tests `zephyr submit`: what it sends to a Kubernetes API, and what is rejected and how."""
 
 import ipaddress
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_lab import JOBS, RECIPE, TEAM, error, made_job, write_profile
+from cluster_lab import JOBS, RECIPE, TEAM, created_job, error, write_profile
 from crds import crd_errors
 from kube_api import TOKEN, Api, Fault
 
@@ -24,19 +24,19 @@ from zephyr_ray.plan import make_plan
 from zephyr_ray.store import Store
 
 
-def test_the_job_is_one_that_kuberays_schema_takes(here: Path) -> None:
+def test_the_job_matches_kuberays_schema(here: Path) -> None:
     job = ray_job("small-abcde", profile.load(here / "zephyr-cluster.yaml"))
     assert crd_errors("rayjobs", job) == []
 
 
-def test_the_strict_schema_tells_a_misspelt_field(here: Path) -> None:
+def test_the_strict_schema_rejects_a_misspelt_field(here: Path) -> None:
     job = ray_job("small-abcde", profile.load(here / "zephyr-cluster.yaml"))
     job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["minReplica"] = 1
-    [said] = crd_errors("rayjobs", job)
-    assert "'minReplica' was unexpected" in said
+    [output] = crd_errors("rayjobs", job)
+    assert "'minReplica' was unexpected" in output
 
 
-def test_what_the_operator_checks_holds(here: Path) -> None:
+def test_the_job_meets_the_operators_rules(here: Path) -> None:
     job = ray_job("small-abcde", profile.load(here / "zephyr-cluster.yaml"))
     spec = job["spec"]
     assert job["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "research"}
@@ -50,7 +50,7 @@ def test_what_the_operator_checks_holds(here: Path) -> None:
     head, (cpu, gpu) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
     assert head["rayStartParams"]["num-cpus"] == "0"
     for group in (head, cpu, gpu):
-        assert "resources" not in group  # either these or rayStartParams; limits say it all
+        assert "resources" not in group  # Ray reads the limits
         assert all(isinstance(v, str) for v in group["rayStartParams"].values())
         amounts = group["template"]["spec"]["containers"][0]["resources"]
         assert amounts["limits"] == amounts["requests"]
@@ -84,7 +84,7 @@ def test_every_pod_passes_pod_security_restricted(here: Path) -> None:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }
-        # The root is read-only: what is written to is a volume.
+        # The root is read-only, so writable paths must be volumes.
         volumes = {v["name"]: v for v in pod["volumes"]}
         mounts = {m["mountPath"]: volumes[m["name"]] for m in container["volumeMounts"]}
         home = {e["name"]: e.get("value") for e in container["env"]}["HOME"]
@@ -94,7 +94,7 @@ def test_every_pod_passes_pod_security_restricted(here: Path) -> None:
         }
 
 
-def test_names_are_what_the_operator_takes() -> None:
+def test_names_are_valid_for_the_operator() -> None:
     for recipe in ("small", "9-lives", "a.b_c", "x" * 80, "long-" * 12, "7"):
         name = job_name(recipe)
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= 47, name
@@ -116,12 +116,12 @@ def test_keys_reach_the_pods_by_reference_only(here: Path) -> None:
 def test_the_recipe_that_travels_is_the_recipe_that_was_checked(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """With what it extends, --set and its files; every stage keeps its key."""
+    """The sent recipe, with extends, --set and files applied, gives every stage the same key."""
     more = "extends: small.yaml\nname: more\nstages:\n  prompts: "
     more += "{kind: prompts, seeds: seeds/train.jsonl, count: 1}\n"
     (here / "more.yaml").write_text(more)
     assert cli.main(["submit", "more.yaml", "--set", "answers.max_tokens=9"]) == 0
-    name = made_job(api)["metadata"]["name"]
+    name = created_job(api)["metadata"]["name"]
     assert f"job       {name} in team" in capsys.readouterr().out
     sent = api.objects[f"{TEAM}/configmaps/{name}"]
     there = here / "pod"
@@ -136,9 +136,9 @@ def test_the_recipe_that_travels_is_the_recipe_that_was_checked(
     assert keys[0] == keys[1] and len(keys[0]) == 3
 
 
-def test_the_config_map_is_the_jobs_and_goes_with_it(api: Api, here: Path) -> None:
+def test_the_job_owns_the_config_map(api: Api, here: Path) -> None:
     assert cli.main(["submit", "small.yaml"]) == 0
-    job = made_job(api)
+    job = created_job(api)
     sent = api.objects[f"{TEAM}/configmaps/{job['metadata']['name']}"]
     [owner] = sent["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["uid"]) == ("RayJob", job["metadata"]["uid"])
@@ -156,10 +156,10 @@ def test_a_submit_that_fails_half_way_leaves_nothing(
     assert not [p for p in api.objects if p.startswith((f"{JOBS}/", f"{TEAM}/configmaps/"))]
 
 
-def test_a_job_that_was_made_but_not_answered_for_goes_again(
+def test_a_job_created_without_an_answer_is_deleted(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """The connection breaks after the server made the RayJob: nobody would know its name."""
+    """The connection breaks after the server created the RayJob, whose name is never shown."""
     api.faults = [Fault("ANSWER", "rayjobs", "drop")]
     assert "the connection broke" in error(capsys, "submit", "small.yaml", code=1)
     [asked] = api.asked("DELETE", "rayjobs/")
@@ -168,7 +168,7 @@ def test_a_job_that_was_made_but_not_answered_for_goes_again(
 
 
 @pytest.mark.parametrize("taken", ["configmaps", "rayjobs"])
-def test_what_another_made_under_the_same_name_stays(
+def test_an_object_of_someone_else_under_the_same_name_stays(
     api: Api, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, taken: str
 ) -> None:
     monkeypatch.setattr(command, "job_name", lambda recipe: "small-aaaaa")
@@ -179,7 +179,7 @@ def test_what_another_made_under_the_same_name_stays(
     assert [p for p in api.objects if p.endswith("small-aaaaa")] == [path]
 
 
-# What is wrong is one line, before any request
+# Mistakes: one line, before any request
 
 
 @pytest.mark.parametrize(
@@ -197,17 +197,23 @@ def test_what_another_made_under_the_same_name_stays(
             {"workers": {"w": {"cpu": 1, "memory": "1Gi", "gpu": {"kind": "a100", "count": 1}}}},
             "workers.w.gpu.kind",
         ),
-        ({"head": {"cpu": 1, "memory": "2Gi"}}, "the head needs at least 4Gi"),
+        ({"head": {"cpu": 1, "memory": "2Gi"}}, "head.memory is 2Gi; set it to 4Gi or more"),
         ({"mlflow": "http://mlflow:99999"}, "mlflow"),
-        ({"workers": {"w": {"cpu": 1, "memory": "8GB"}}}, "'8GB': write it like 8Gi"),
+        (
+            {"workers": {"w": {"cpu": 1, "memory": "8GB"}}},
+            "'8GB' is not a quantity; write it like 8Gi",
+        ),
         ({"mlflow": "http://me:secret@mlflow"}, "without user or password"),
-        ({"secrets": {"RAY_AUTH_TOKEN": {"name": "a", "key": "b"}}}, "set by the job itself"),
-        ({"secrets": {"a-b": {"name": "a", "key": "b"}}}, "no name of an environment variable"),
-        ({"secrets": {}}, "reads JUDGE_KEY; add under secrets"),
+        (
+            {"secrets": {"RAY_AUTH_TOKEN": {"name": "a", "key": "b"}}},
+            "the job itself sets RAY_AUTH_TOKEN",
+        ),
+        ({"secrets": {"a-b": {"name": "a", "key": "b"}}}, "not a valid variable name"),
+        ({"secrets": {}}, "secrets lacks JUDGE_KEY, which model 'judge' reads; add JUDGE_KEY: "),
         ({"namespace": "Team A"}, "setting 'namespace'"),
         (
             {"workers": {f"g{n}": {"cpu": 1, "memory": "1Gi"} for n in range(8)}},
-            "8 worker groups; in a queue at most 7",
+            "8 worker groups; use at most 7 in a queue",
         ),
     ],
 )
@@ -215,8 +221,8 @@ def test_a_profile_mistake_is_one_line_and_no_request(
     api: Api, here: Path, capsys: pytest.CaptureFixture, change: dict[str, Any], line: str
 ) -> None:
     write_profile(here, **change)
-    said = error(capsys, "submit", "small.yaml")
-    assert line in said and "zephyr-cluster.yaml" in said
+    output = error(capsys, "submit", "small.yaml")
+    assert line in output and "zephyr-cluster.yaml" in output
     assert not api.requests
 
 
@@ -229,7 +235,7 @@ def test_a_profile_mistake_is_one_line_and_no_request(
         ("name: small", "name: small\nstorage: ../runs", "not on the cluster's storage"),
         ("name: small", "name: small\nstorage: /mnt/zephyr/../x", "not on the cluster's storage"),
         ("weights: owner/tiny", "weights: tiny", "not a hub id"),
-        ("weights: owner/tiny", "weights: seeds", "is a folder of this machine"),
+        ("weights: owner/tiny", "weights: seeds", "is a folder on this machine"),
     ],
 )
 def test_a_recipe_mistake_is_one_line_and_no_request(
@@ -240,12 +246,12 @@ def test_a_recipe_mistake_is_one_line_and_no_request(
     assert not api.requests
 
 
-def test_an_unknown_context_names_those_there_are(
+def test_an_unknown_context_names_the_known_ones(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
     write_profile(here, context="nowhere")
-    said = error(capsys, "submit", "small.yaml")
-    assert "the kubeconfig has no context 'nowhere'; it has lab" in said
+    output = error(capsys, "submit", "small.yaml")
+    assert "the kubeconfig has no context 'nowhere'; use lab" in output
     assert not api.requests
 
 
@@ -256,45 +262,45 @@ def test_more_gpus_than_the_profile_has_are_refused(
     assert cli.main(["submit", "small.yaml"]) == 0  # two pods of four
     sent = len(api.requests)
     (here / "small.yaml").write_text(RECIPE.replace("owner/tiny", "owner/tiny, gpus: 9"))
-    said = error(capsys, "submit", "small.yaml")
-    assert "stage 'answers' wants 9 GPUs, zephyr-cluster.yaml has 8" in said
+    output = error(capsys, "submit", "small.yaml")
+    assert "stage 'answers' needs 9 GPUs, zephyr-cluster.yaml has 8" in output
     assert len(api.requests) == sent
 
 
-def test_too_large_files_are_told_where_to_go(
+def test_too_large_files_are_rejected_with_advice(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
     line = json.dumps({"instruction": "Name a thing. " * 40}) + "\n"
     (here / "seeds" / "train.jsonl").write_text(line * (1024**2 // len(line) + 1))
-    said = error(capsys, "submit", "small.yaml")
-    assert "a ConfigMap holds 1" in said and "train.jsonl on the cluster's storage" in said
+    output = error(capsys, "submit", "small.yaml")
+    assert "a ConfigMap holds 1" in output and "train.jsonl to the cluster's storage" in output
     assert not api.requests
 
 
-def test_a_file_by_its_full_path_is_one_of_the_cluster(api: Api, here: Path) -> None:
+def test_an_absolute_path_names_a_file_on_the_cluster(api: Api, here: Path) -> None:
     (here / "small.yaml").write_text(RECIPE.replace("seeds/train", "/mnt/zephyr/train"))
     assert cli.main(["submit", "small.yaml"]) == 0
-    sent = api.objects[f"{TEAM}/configmaps/{made_job(api)['metadata']['name']}"]
+    sent = api.objects[f"{TEAM}/configmaps/{created_job(api)['metadata']['name']}"]
     assert set(sent["data"]) == {"recipe.yaml"}
     assert "seeds: /mnt/zephyr/train.jsonl" in sent["data"]["recipe.yaml"]
 
 
-def test_bytes_that_are_no_text_travel_too() -> None:
+def test_binary_files_go_into_binary_data() -> None:
     made = bundle.config_map("x", {"recipe.yaml": b"a: 1", "0-x.bin": b"\xff\x00"})
     assert (made["data"], made["binaryData"]) == ({"recipe.yaml": "a: 1"}, {"0-x.bin": "/wA="})
 
 
-def test_no_profile_and_no_kubeconfig_say_so(
+def test_a_missing_profile_or_kubeconfig_is_one_line(
     here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "zephyr-cluster.yaml").rename(here / "other.yaml")
-    assert "no zephyr-cluster.yaml here" in error(capsys, "submit", "small.yaml")
+    assert "zephyr-cluster.yaml is missing; write one" in error(capsys, "submit", "small.yaml")
     monkeypatch.setenv("KUBECONFIG", str(here / "nothing"))
-    said = error(capsys, "submit", "small.yaml", "--profile", "other.yaml")
-    assert "no Kubernetes cluster is configured" in said
+    output = error(capsys, "submit", "small.yaml", "--profile", "other.yaml")
+    assert "no Kubernetes cluster is configured" in output
 
 
-# What the API refuses
+# Rejected by the API
 
 
 @pytest.mark.parametrize(
@@ -309,7 +315,7 @@ def test_no_profile_and_no_kubeconfig_say_so(
         (Fault("POST", "rayjobs", "drop"), 1, "the connection broke"),
     ],
 )
-def test_a_refusal_is_one_line(
+def test_a_rejection_is_one_line(
     api: Api,
     here: Path,
     capsys: pytest.CaptureFixture,
@@ -321,27 +327,27 @@ def test_a_refusal_is_one_line(
     if fault.action == "hang":
         monkeypatch.setattr(kube, "READ_SECONDS", 0.3)
     api.faults = [fault]
-    said = error(capsys, "submit", "small.yaml", code=code)
-    assert line in said and TOKEN not in said
+    output = error(capsys, "submit", "small.yaml", code=code)
+    assert line in output and TOKEN not in output
 
 
 def test_a_cluster_without_kuberay_names_the_command(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
     del api.objects["/apis/ray.io/v1"]
-    said = error(capsys, "submit", "small.yaml")
-    assert "install the KubeRay operator (helm install kuberay-operator" in said
+    output = error(capsys, "submit", "small.yaml")
+    assert "install the KubeRay operator (helm install kuberay-operator" in output
     assert "KubeRay operator" in error(capsys, "status", "x")
 
 
-def test_a_server_that_is_not_there_is_one_line(
+def test_an_unreachable_server_is_one_line(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
     api.close()
     assert "cannot reach http://127.0.0.1" in error(capsys, "status", code=1)
 
 
-def test_a_read_that_is_put_off_is_made_again(api: Api, here: Path) -> None:
+def test_a_deferred_read_is_repeated(api: Api, here: Path) -> None:
     api.faults = [Fault("GET", "rayjobs", 429, headers={"Retry-After": "0"})]
     assert cli.main(["status"]) == 0
     assert len(api.asked("GET", "rayjobs")) == 2
@@ -349,14 +355,16 @@ def test_a_read_that_is_put_off_is_made_again(api: Api, here: Path) -> None:
 
 def test_an_unknown_job_is_one_line(api: Api, here: Path, capsys: pytest.CaptureFixture) -> None:
     for word in ("status", "logs", "stop"):
-        assert "no job nope in team; zephyr status lists them" in error(capsys, word, "nope")
+        assert "no job nope in team; list the jobs with zephyr status" in error(
+            capsys, word, "nope"
+        )
 
 
-# How the API is reached
+# Reaching the API
 
 
 def certificate(folder: Path) -> Path:
-    """Of 127.0.0.1, signed by itself, with its key."""
+    """Writes a self-signed certificate of 127.0.0.1 and its key to one file."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -381,7 +389,7 @@ def certificate(folder: Path) -> Path:
     return path
 
 
-def test_a_server_is_trusted_by_the_authority_of_the_kubeconfig_only(
+def test_only_the_kubeconfigs_authority_is_trusted(
     here: Path, capsys: pytest.CaptureFixture
 ) -> None:
     pem = certificate(here)
@@ -397,8 +405,8 @@ def test_a_server_is_trusted_by_the_authority_of_the_kubeconfig_only(
 
 
 def test_a_token_may_come_from_a_plugin_of_the_kubeconfig(api: Api, here: Path) -> None:
-    """As the clouds have it."""
-    told = {
+    """Cloud providers work this way."""
+    credential = {
         "apiVersion": "client.authentication.k8s.io/v1",
         "kind": "ExecCredential",
         "status": {"token": TOKEN},
@@ -406,7 +414,7 @@ def test_a_token_may_come_from_a_plugin_of_the_kubeconfig(api: Api, here: Path) 
     plugin = {
         "apiVersion": "client.authentication.k8s.io/v1",
         "command": "echo",
-        "args": [json.dumps(told)],
+        "args": [json.dumps(credential)],
         "interactiveMode": "Never",
     }
     (here / "kubeconfig").write_text(api.kubeconfig({"exec": plugin}))

@@ -1,6 +1,7 @@
-"""The chart's own pods as containers: a recipe through `ray job submit`, killed twice, finished.
+"""Runs the chart's pods as containers: submits a recipe, kills it twice, lets it finish.
 
-`make test-cluster`. One fixture does all of it in sequence, as it is dear, and notes what it saw.
+Run with `make test-cluster`. One fixture does everything in sequence, because it is expensive, and
+records observations.
 """
 
 import base64
@@ -30,7 +31,7 @@ MLFLOW = f"http://zephyr-mlflow.{NAMESPACE}.svc:5000"
 RECIPE = """
 name: tiny
 models:
-  # One row at a time, so that a kill finds the stage in the middle.
+  # One row at a time, so that a kill hits the middle of the stage.
   base: {weights: /mnt/zephyr/tiny_model, temperature: 1.0, top_p: 1, concurrency: 1}
   judge: {engine: rules}
 stages:
@@ -67,8 +68,8 @@ THINGS = ["apples", "bridges", "doors", "engines", "forests", "gardens", "hats",
 
 
 @dataclass
-class Seen:
-    """What the run showed, in its order."""
+class Observations:
+    """Records observations of the run in chronological order."""
 
     users: dict[str, str] = field(default_factory=dict)
     writes_refused: dict[str, int] = field(default_factory=dict)
@@ -86,7 +87,7 @@ class Seen:
 
 
 class Platform:
-    """The rendered chart in the lab, and what the operator would do for it."""
+    """Runs the rendered chart in the lab and plays the operator."""
 
     def __init__(self, here: Lab, rendered: list[Document]):
         self.here = here
@@ -115,7 +116,7 @@ class Platform:
 
     def start_head(self, name: str) -> None:
         pod = self.pods.head(name)
-        # The Service, and what the operator waits for before it starts workers.
+        # Adds the Service, and waits like the operator before it starts workers.
         self.here.start(pod, name, self.pods.head_service)
         ready = ("ray", "health-check", "--address", "127.0.0.1:6379")
         self.until(lambda: self.here.execute(name, *ready)[0] == 0, START_SECONDS, name, every=1)
@@ -125,7 +126,7 @@ class Platform:
         self.here.start(self.pods.worker(group, name), name)
 
     def start_submitter(self) -> None:
-        """The chart's submitter pod; it stays, so that each command need not start one."""
+        """Starts the chart's submitter pod and keeps it for all commands."""
         pod = json.loads(json.dumps(self.job["spec"]["submitterPodTemplate"]))
         container = pod["spec"]["containers"][0]
         container |= {"command": ["sleep"], "args": ["infinity"]}
@@ -137,31 +138,31 @@ class Platform:
         return f"http://{self.pods.head_service}:8265"
 
     def submit(self, name: str) -> None:
-        """As the operator's submitter does; the entry point is pasted into a shell there, too."""
+        """Submits like the operator's submitter, which also passes the entry point to a shell."""
         line = f"ray job submit --address {self.dashboard} --no-wait --submission-id {name}"
-        said = ""
+        output = ""
         for _ in range(20):
-            code, said = self.here.execute(
+            code, output = self.here.execute(
                 *("submitter", "bash", "-ce", f"{line} -- {self.job['spec']['entrypoint']}")
             )
             if code == 0:
                 return
-            time.sleep(5)  # the dashboard comes up after the head
-        raise AssertionError(said)
+            time.sleep(5)  # the dashboard starts after the head
+        raise AssertionError(output)
 
     def ended(self, name: str) -> str:
-        """How the job ended: "succeeded", "failed", "was stopped"; empty while it runs."""
-        _, said = self.here.execute(
+        """Returns "succeeded", "failed" or "was stopped"; empty while the job runs."""
+        _, output = self.here.execute(
             *("submitter", "ray", "job", "status", "--address", self.dashboard, name)
         )
-        found = re.search(f"Job '{name}' (succeeded|failed|was stopped)", said)
+        found = re.search(f"Job '{name}' (succeeded|failed|was stopped)", output)
         return found[1] if found else ""
 
     def job_log(self, name: str) -> str:
-        _, said = self.here.execute(
+        _, output = self.here.execute(
             *("submitter", "ray", "job", "logs", "--address", self.dashboard, name)
         )
-        return said
+        return output
 
     def journal(self, stage: str, name: str) -> list[Document]:
         entries = []
@@ -170,7 +171,7 @@ class Platform:
                 try:
                     entries.append(json.loads(line))
                 except ValueError:
-                    continue  # empty, or cut short by the kill
+                    continue  # empty, or cut off by the kill
         return entries
 
     def manifests(self) -> dict[str, Path]:
@@ -178,16 +179,16 @@ class Platform:
         return {json.loads(path.read_text())["name"]: path for path in paths}
 
     def ask_mlflow(self, path: str, body: Any = None, password: str | None = None) -> str:
-        """Over HTTP from the submitter's pod: the answer's body, then its head."""
+        """Asks MLflow from the submitter pod; returns the answer's body, then its headers."""
         account = f"{self.accounts['username']}:{password or self.accounts['password']}"
         header = "Authorization: Basic " + base64.b64encode(account.encode()).decode()
         post = ["--header=Content-Type: application/json", f"--post-data={json.dumps(body)}"]
-        _, said = self.here.execute(
+        _, output = self.here.execute(
             *("submitter", "wget", "-nv", "-S", "-O-", "--tries=1", f"--header={header}"),
             *(post if body else []),
             f"{MLFLOW}{path}",
         )
-        return said
+        return output
 
     def until(
         self,
@@ -197,12 +198,12 @@ class Platform:
         job: str = "",
         every: float = 0.1,
     ) -> None:
-        """Until it is true; else an error with what these pods said."""
+        """Waits until `true()`. Raises AssertionError with the pods' logs if it takes too long."""
         began = asked = time.monotonic()
         while not true():
             now, wrong = time.monotonic(), ""
             if now - began > seconds:
-                wrong = f"{seconds} s are over"
+                wrong = f"timed out after {seconds} s"
             if dead := [p for p in pods if self.here.state(p) not in ("running", "created")]:
                 wrong = f"ended: {dead}"
             if job and now - asked > 20:
@@ -215,7 +216,7 @@ class Platform:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Any:
+def observed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Any:
     folder = tmp_path_factory.mktemp("cluster")
     tasks = [
         {"instruction": f"Describe {2 + n} {THINGS[n % 9]} in plain {style} words."}
@@ -238,12 +239,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Any:
         yield _run(Platform(here, rendered), tiny_model)
 
 
-def _run(platform: Platform, tiny_model: Path) -> Seen:
-    here, saw, began = platform.here, Seen(), time.monotonic()
+def _run(platform: Platform, tiny_model: Path) -> Observations:
+    here, observed, began = platform.here, Observations(), time.monotonic()
 
     def note(what: str) -> None:
-        saw.seconds[what] = round(time.monotonic() - began, 1)
-        print(f"{saw.seconds[what]:7.1f} s  {what}", flush=True)
+        observed.seconds[what] = round(time.monotonic() - began, 1)
+        print(f"{observed.seconds[what]:7.1f} s  {what}", flush=True)
 
     platform.start_mlflow()
     platform.start_head("head-1")
@@ -258,12 +259,14 @@ def _run(platform: Platform, tiny_model: Path) -> Seen:
     )
     note("MLflow answers")
     for pod in ("mlflow", "head-1", "worker-1"):
-        saw.users[pod] = here.execute(pod, "id", "-u")[1].strip()
-        saw.writes_refused[pod] = here.execute(pod, "touch", "/home/zephyr/x")[0]
-    saw.without_token = here.execute(
+        observed.users[pod] = here.execute(pod, "id", "-u")[1].strip()
+        observed.writes_refused[pod] = here.execute(pod, "touch", "/home/zephyr/x")[0]
+    observed.without_token = here.execute(
         *("submitter", "wget", "-nv", "-S", "-O-", "--tries=1", f"{platform.dashboard}/api/jobs/")
     )[1]
-    saw.without_password = platform.ask_mlflow("/api/2.0/mlflow/runs/search", {}, "not this one")
+    observed.without_password = platform.ask_mlflow(
+        "/api/2.0/mlflow/runs/search", {}, "not this one"
+    )
 
     platform.submit("run-1")
     note("submitted")
@@ -271,12 +274,12 @@ def _run(platform: Platform, tiny_model: Path) -> Seen:
     rows = lambda: len(platform.journal("self_refine", "rows"))  # noqa: E731
     platform.until(lambda: rows() >= 4, JOB_SECONDS, *alive, job="run-1")
     here.kill("worker-1")
-    saw.rows_at_kill = rows()
+    observed.rows_at_kill = rows()
     note("worker killed")
     here.remove("worker-1")
     platform.start_worker("worker-2")
     platform.until(
-        lambda: rows() > saw.rows_at_kill or "dialogues" in platform.manifests(),
+        lambda: rows() > observed.rows_at_kill or "dialogues" in platform.manifests(),
         JOB_SECONDS,
         *alive,
         job="run-1",
@@ -291,13 +294,15 @@ def _run(platform: Platform, tiny_model: Path) -> Seen:
         job="run-1",
     )
     here.kill("head-1")
-    saw.steps_at_kill = len({row["step"] for row in platform.journal("sft", "steps")})
+    observed.steps_at_kill = len({row["step"] for row in platform.journal("sft", "steps")})
     note("head killed")
-    saw.done_before = {name: path.stat().st_mtime for name, path in platform.manifests().items()}
+    observed.done_before = {
+        name: path.stat().st_mtime for name, path in platform.manifests().items()
+    }
     here.remove("head-1")
     platform.start_head("head-2")
     note("new head answers")
-    # A worker of a head that is gone ends by itself, and the operator makes a new one.
+    # A worker exits when its head is gone, and the operator replaces it.
     platform.until(lambda: here.state("worker-2") == "exited", START_SECONDS, every=1)
     note("old worker ended")
     here.remove("worker-2")
@@ -307,46 +312,46 @@ def _run(platform: Platform, tiny_model: Path) -> Seen:
     second = ("head-2", "worker-3", "mlflow")
     platform.until(lambda: platform.ended("run-2") != "", JOB_SECONDS, *second, every=5)
     note("ended")
-    saw.ended, saw.log = platform.ended("run-2"), platform.job_log("run-2")
+    observed.ended, observed.log = platform.ended("run-2"), platform.job_log("run-2")
     manifests = platform.manifests()
-    saw.done_after = {name: path.stat().st_mtime for name, path in manifests.items()}
-    saw.attempts = {n: json.loads(p.read_text())["attempts"] for n, p in manifests.items()}
+    observed.done_after = {name: path.stat().st_mtime for name, path in manifests.items()}
+    observed.attempts = {n: json.loads(p.read_text())["attempts"] for n, p in manifests.items()}
     body = json.JSONDecoder().raw_decode
     found = platform.ask_mlflow("/api/2.0/mlflow/experiments/get-by-name?experiment_name=tiny")
     experiment = body(found)[0]["experiment"]["experiment_id"]
     query = {"experiment_ids": [experiment], "max_results": 100}
-    saw.runs = body(platform.ask_mlflow("/api/2.0/mlflow/runs/search", query))[0]["runs"]
-    return saw
+    observed.runs = body(platform.ask_mlflow("/api/2.0/mlflow/runs/search", query))[0]["runs"]
+    return observed
 
 
-def test_pods_run_as_the_chart_says(seen: Seen) -> None:
-    assert set(seen.users.values()) == {"1000"}
-    assert all(seen.writes_refused.values())
+def test_pods_run_as_the_charts_user(observed: Observations) -> None:
+    assert set(observed.users.values()) == {"1000"}
+    assert all(observed.writes_refused.values())
 
 
-def test_ray_and_mlflow_answer_nobody_without_credentials(seen: Seen) -> None:
-    assert "401" in seen.without_token, seen.without_token
-    assert "401" in seen.without_password, seen.without_password
+def test_ray_and_mlflow_reject_requests_without_credentials(observed: Observations) -> None:
+    assert "401" in observed.without_token, observed.without_token
+    assert "401" in observed.without_password, observed.without_password
 
 
-def test_a_lost_worker_costs_no_answered_row(seen: Seen) -> None:
-    assert 4 <= seen.rows_at_kill < 36
-    assert "dialogues" in seen.done_before
-    assert seen.attempts["dialogues"] == 1  # the same driver, on a new worker
+def test_a_lost_worker_costs_no_answered_row(observed: Observations) -> None:
+    assert 4 <= observed.rows_at_kill < 36
+    assert "dialogues" in observed.done_before
+    assert observed.attempts["dialogues"] == 1  # the same driver, on a new worker
 
 
-def test_a_lost_head_is_finished_from_the_store(seen: Seen) -> None:
-    assert seen.ended == "succeeded", seen.log
-    assert sorted(seen.done_after) == sorted(STAGES)
-    assert {"prompts", "dialogues", "clean"} <= set(seen.done_before)
-    again = {name: seen.done_after[name] for name in seen.done_before}
-    assert again == seen.done_before  # made once, read twice
-    assert seen.steps_at_kill >= 2 and seen.attempts["sft"] == 2
+def test_a_run_finishes_from_the_store_after_losing_its_head(observed: Observations) -> None:
+    assert observed.ended == "succeeded", observed.log
+    assert sorted(observed.done_after) == sorted(STAGES)
+    assert {"prompts", "dialogues", "clean"} <= set(observed.done_before)
+    again = {name: observed.done_after[name] for name in observed.done_before}
+    assert again == observed.done_before  # made once, reused
+    assert observed.steps_at_kill >= 2 and observed.attempts["sft"] == 2
 
 
-def test_mlflow_has_the_run_whole(seen: Seen) -> None:
-    state = {run["info"]["run_name"]: run["info"]["status"] for run in seen.runs}
+def test_mlflow_has_the_complete_run(observed: Observations) -> None:
+    state = {run["info"]["run_name"]: run["info"]["status"] for run in observed.runs}
     assert state == dict.fromkeys(["tiny", *STAGES], "FINISHED")
-    (sft,) = [run for run in seen.runs if run["info"]["run_name"] == "sft"]
+    (sft,) = [run for run in observed.runs if run["info"]["run_name"] == "sft"]
     metrics = {metric["key"]: metric["value"] for metric in sft["data"]["metrics"]}
     assert metrics["train/loss_final"] > 0

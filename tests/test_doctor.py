@@ -1,4 +1,4 @@
-"""`zephyr doctor` on a cluster that is fit, and on each one that is not."""
+"""Tests `zephyr doctor` on a healthy cluster, and on a cluster with each fault."""
 
 import json
 import re
@@ -12,13 +12,13 @@ from cluster_lab import TEAM, write_profile
 from kube_api import TOKEN, Api, Fault
 
 from zephyr_ray import cli
-from zephyr_ray.cluster import checks
+from zephyr_ray.cluster import profile_checks
 
 SEARCH = "/api/2.0/mlflow/experiments/search"
 
 
 def healthy(api: Api) -> None:
-    """A cluster that is fit for the profile and the recipe of these tests."""
+    """Sets up a cluster that can run the recipe of these tests."""
     enforced = {"pod-security.kubernetes.io/enforce": "restricted"}
     api.put(TEAM, {"metadata": {"name": "team", "labels": enforced}})
     api.objects["/version"] = {"major": "1", "minor": "37", "gitVersion": "v1.37.1"}
@@ -72,7 +72,7 @@ def secret(api: Api, name: str, values: dict[str, str]) -> None:
 
 
 def ray_cluster(api: Api, guarded: bool = True) -> None:
-    """A Ray cluster whose jobs API wants the token of its secret, unless it is left open."""
+    """Adds a Ray cluster whose jobs API requires its token if `guarded`."""
     secret(api, "demo", {"auth_token": "ray-token"})
     status = {"state": "ready", "head": {"serviceName": "demo-head-svc"}}
     path = "/apis/ray.io/v1/namespaces/team/rayclusters/demo"
@@ -89,8 +89,8 @@ def ray_cluster(api: Api, guarded: bool = True) -> None:
     api.proxies["demo-head-svc:8265"] = dashboard
 
 
-def examined(capsys: pytest.CaptureFixture, *arguments: str, code: int) -> str:
-    """What doctor says, its table unfolded into one line of words a row."""
+def doctor_output(capsys: pytest.CaptureFixture, *arguments: str, code: int) -> str:
+    """Returns what doctor prints after asserting its exit code."""
     assert cli.main(["doctor", "small.yaml", *arguments]) == code
     return capsys.readouterr().out
 
@@ -100,34 +100,34 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
 
 
-def test_doctor_finds_nothing_wrong_with_a_fit_cluster(
+def test_doctor_finds_nothing_wrong_with_a_healthy_cluster(
     api: Api, here: Path, wide: None, capsys: pytest.CaptureFixture
 ) -> None:
     healthy(api)
-    told = examined(capsys, code=0)
-    assert "✗" not in told and "–" not in told.replace(" – ", "")
+    output = doctor_output(capsys, code=0)
+    assert "✗" not in output and "–" not in output.replace(" – ", "")
     for line in (
         r"✓ +versions +http\S+ runs v1.37.1",
         r"✓ +operator +operator kuberay/kuberay-operator is \S+:v1.7.0",
         r"✓ +namespace +team, Pod Security restricted;",
         r"✓ +permissions +all that submit, status, logs and stop need in team",
-        r"✓ +nodes +group cpu: 1 × no GPU; empty, the nodes hold [1-9]",
-        r"✓ +nodes +group gpu: 2 × 4 nvidia.com/gpu; empty, the nodes hold 2 of",
+        r"✓ +nodes +group cpu: 1 × no GPU; the nodes, if empty, hold [1-9]",
+        r"✓ +nodes +group gpu: 2 × 4 nvidia.com/gpu; the nodes, if empty, hold 2 of",
         r"✓ +storage +claim shared: Bound, ReadWriteMany, class nfs",
         r"✓ +secrets +JUDGE_KEY: secret keys has judge",
         r"✓ +image +pull secret login has a login for registry.example",
         r"✓ +MLflow +http://mlflow:5000 answers",
-        r"✓ +Ray +demo: the dashboard answers, wants a token and takes this one",
+        r"✓ +Ray +demo: the dashboard answers, requires a token and accepts this one",
     ):
-        assert re.search(line, told), (line, told)
-    assert "sk-very-secret" not in told and "ray-token" not in told and TOKEN not in told
+        assert re.search(line, output), (line, output)
+    assert "sk-very-secret" not in output and "ray-token" not in output and TOKEN not in output
 
 
 def changed(path: str, **changes: Any) -> Callable[[Api], None]:
     return lambda api: api.objects[path].update(changes)
 
 
-def gone(path: str) -> Callable[[Api], None]:
+def deleted(path: str) -> Callable[[Api], None]:
     return lambda api: api.objects.pop(path) and None
 
 
@@ -139,22 +139,22 @@ def small_nodes(api: Api) -> None:
 DEPLOYMENT = "/apis/apps/v1/namespaces/kuberay/deployments/kuberay-operator"
 OLD = {"spec": {"template": {"spec": {"containers": [{"image": "kuberay/operator:v1.5.1"}]}}}}
 CLAIM = f"{TEAM}/persistentvolumeclaims/shared"
-ILLS: dict[str, tuple[Callable[[Api], None], str]] = {
+FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
     "old server": (
         changed("/version", minor="28+", gitVersion="v1.28.0"),
         r"– +versions .*v1.28.0.* tested with 1.34 to 1.37",
     ),
     "no kinds": (
-        gone("/apis/ray.io/v1"),
+        deleted("/apis/ray.io/v1"),
         r"✗ +operator +no rayclusters and rayjobs in ray.io/v1 +helm install kuberay-operator",
     ),
-    "no operator": (gone(DEPLOYMENT), r"✗ +operator .*no operator that acts .*helm install"),
+    "no operator": (deleted(DEPLOYMENT), r"✗ +operator .*no operator is running .*helm install"),
     "operator down": (changed(DEPLOYMENT, status={}), r"✗ +operator .*no running pod +kubectl"),
     "old operator": (changed(DEPLOYMENT, **OLD), r"✗ +operator .*v1.5.1 +helm upgrade"),
-    "no namespace": (gone(TEAM), r"✗ +namespace +no namespace team +kubectl create namespace"),
-    "no right": (
+    "no namespace": (deleted(TEAM), r"✗ +namespace +no namespace team +kubectl create namespace"),
+    "missing permission": (
         lambda api: api.denied.update({"create rayjobs", "get pods/log"}),
-        r"✗ +permissions +in team you may not create rayjobs, get pods/log +ask for a Role",
+        r"✗ +permissions +these credentials may not create rayjobs, get pods/log in team +ask for",
     ),
     "tainted": (
         changed("/api/v1/nodes/cpu", spec={"unschedulable": True}),
@@ -162,14 +162,17 @@ ILLS: dict[str, tuple[Callable[[Api], None], str]] = {
     ),
     "few GPUs": (
         small_nodes,
-        r"✗ +nodes +group gpu: .* hold 0 of these +6 nvidia.com/gpu allocatable in all",
+        r"✗ +nodes +group gpu: .* hold 0 of these +6 nvidia.com/gpu allocatable in total",
     ),
-    "nodes unseen": (
+    "nodes forbidden": (
         lambda api: api.forbidden.add("/nodes$"),
         r"– +nodes +not allowed: nodes is forbidden",
     ),
-    "no claim": (gone(CLAIM), r"✗ +storage +no claim shared in team +make a ReadWriteMany claim"),
-    "one node's claim": (
+    "no claim": (
+        deleted(CLAIM),
+        r"✗ +storage +no claim shared in team +create a ReadWriteMany claim",
+    ),
+    "claim for one node": (
         changed(CLAIM, spec={"accessModes": ["ReadWriteOnce"], "storageClassName": "nfs"}),
         r"✗ +storage .*ReadWriteOnce.* use a storage class with ReadWriteMany",
     ),
@@ -178,47 +181,47 @@ ILLS: dict[str, tuple[Callable[[Api], None], str]] = {
         r"✗ +storage +claim shared: Pending.* kubectl describe pvc shared",
     ),
     "no secret": (
-        gone(f"{TEAM}/secrets/keys"),
+        deleted(f"{TEAM}/secrets/keys"),
         r"✗ +secrets +JUDGE_KEY: no secret keys in team +kubectl create secret generic keys",
     ),
     "wrong key": (
         lambda api: secret(api, "keys", {"other": "x"}),
         r"✗ +secrets +JUDGE_KEY: secret keys has no judge; it has other",
     ),
-    "secrets unseen": (
+    "secrets forbidden": (
         lambda api: api.forbidden.add("/secrets/keys"),
         r"– +secrets +not allowed: keys is forbidden",
     ),
-    "no login": (gone(f"{TEAM}/secrets/login"), r"✗ +image +no pull secret login in team"),
+    "no login": (deleted(f"{TEAM}/secrets/login"), r"✗ +image +no pull secret login in team"),
     "other login": (
         lambda api: secret(api, "login", {".dockerconfigjson": '{"auths": {"quay.io": {}}}'}),
         r"✗ +image +pull secret login is for quay.io, not registry.example",
     ),
-    "MLflow unseen": (
+    "MLflow forbidden": (
         lambda api: api.forbidden.add("/services/mlflow:5000"),
         r"– +MLflow +not allowed: ",
     ),
-    "an MLflow of others": (
+    "MLflow needs an account": (
         lambda api: api.proxies.update({"mlflow:5000": lambda path, _: (401, "who are you")}),
-        r"✗ +MLflow +http://mlflow:5000 wants an account.*MLFLOW_TRACKING_USERNAME",
+        r"✗ +MLflow +http://mlflow:5000 needs an account.*MLFLOW_TRACKING_USERNAME",
     ),
-    "something else than MLflow": (
+    "not MLflow": (
         lambda api: api.proxies.update({"mlflow:5000": lambda path, _: (404, "not found")}),
         r"✗ +MLflow +http://mlflow:5000: not found",
     ),
-    "an MLflow behind a network policy": (
+    "MLflow behind a network policy": (
         lambda api: api.faults.append(
             Fault("GET", "mlflow:5000", 503, message="error trying to reach service: i/o timeout")
         ),
-        r"– +MLflow +.*trying to reach service.* a network policy may keep the API server out",
+        r"– +MLflow +.*trying to reach service.* a network policy may block the API server",
     ),
     "lists without lists": (
         lambda api: api.faults.append(Fault("GET", "nodes", 200, message='{"items": {}}')),
         r"✗ +nodes +\S+ does not answer as a Kubernetes API server",
     ),
-    "odd objects": (
+    "unexpected objects": (
         lambda api: api.put("/api/v1/nodes/odd", {"metadata": {"name": "odd"}, "status": []}),
-        r"– +nodes +an answer of an unknown form",
+        r"– +nodes +unexpected answer from the cluster",
     ),
     "no MLflow": (
         lambda api: api.proxies.pop("mlflow:5000") and None,
@@ -230,35 +233,35 @@ ILLS: dict[str, tuple[Callable[[Api], None], str]] = {
     ),
     "other token": (
         lambda api: secret(api, "demo", {"auth_token": "of-another"}),
-        r"✗ +Ray +demo: the dashboard does not take the token",
+        r"✗ +Ray +demo: the dashboard rejects the token",
     ),
     "no Ray": (
-        gone("/apis/ray.io/v1/namespaces/team/rayclusters/demo"),
-        r"– +Ray +no Ray cluster runs now",
+        deleted("/apis/ray.io/v1/namespaces/team/rayclusters/demo"),
+        r"– +Ray +no Ray cluster is running",
     ),
     "time-out": (
         lambda api: api.faults.append(Fault("GET", "persistentvolumeclaims", "hang")),
-        r"✗ +storage +cannot reach \S+ \(timed out\) +try again",
+        r"✗ +storage +cannot reach \S+ \(timed out\) +check the address and the VPN, then try",
     ),
 }
 
 
-@pytest.mark.parametrize(("ill", "line"), ILLS.values(), ids=ILLS)
-def test_doctor_tells_what_is_wrong_and_the_fix(
+@pytest.mark.parametrize(("break_it", "line"), FAULTY.values(), ids=FAULTY)
+def test_doctor_reports_the_fault_and_the_fix(
     api: Api,
     here: Path,
     wide: None,
     capsys: pytest.CaptureFixture,
-    ill: Callable[[Api], None],
+    break_it: Callable[[Api], None],
     line: str,
 ) -> None:
     healthy(api)
-    ill(api)
-    told = examined(capsys, code=1 if line.startswith("✗") else 0)
-    assert re.search(line, told), told
-    wrong = [row for row in told.splitlines() if row.startswith(("✗", "–"))]
-    # Without KubeRay there are no Ray clusters to look at either.
-    assert len(wrong) == (2 if "no rayclusters" in line else 1), told
+    break_it(api)
+    output = doctor_output(capsys, code=1 if line.startswith("✗") else 0)
+    assert re.search(line, output), output
+    failures = [row for row in output.splitlines() if row.startswith(("✗", "–"))]
+    # Without KubeRay there are no Ray clusters either.
+    assert len(failures) == (2 if "no rayclusters" in line else 1), output
 
 
 def test_doctor_needs_no_recipe_and_no_secrets(
@@ -267,11 +270,13 @@ def test_doctor_needs_no_recipe_and_no_secrets(
     healthy(api)
     write_profile(here, secrets=None, mlflow=None)
     assert cli.main(["doctor"]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"✓ +secrets +none needed", told)
+    output = capsys.readouterr().out
+    assert re.search(r"✓ +secrets +none needed", output)
     write_profile(here, secrets=None)
-    told = examined(capsys, code=1)
-    assert re.search(r"✗ +secrets +the recipe reads JUDGE_KEY, the profile has no secret", told)
+    output = doctor_output(capsys, code=1)
+    assert re.search(
+        r"✗ +secrets +the recipe reads JUDGE_KEY, but the profile has no secret", output
+    )
 
 
 def test_doctor_without_a_valid_token_says_so(
@@ -279,15 +284,15 @@ def test_doctor_without_a_valid_token_says_so(
 ) -> None:
     healthy(api)
     (here / "kubeconfig").write_text(api.kubeconfig({"token": "old"}))
-    told = examined(capsys, code=1)
-    assert "✓" not in told
-    assert "does not accept these credentials; log in again" in told and "old" not in told
+    output = doctor_output(capsys, code=1)
+    assert "✓" not in output
+    assert "does not accept these credentials; log in again" in output and "old" not in output
 
 
 @pytest.mark.parametrize(
     ("status", "code", "line"),
     [
-        ({"phase": "Succeeded"}, 0, r"✓ +pull +registry.example/zephyr-ray:1.0 came in"),
+        ({"phase": "Succeeded"}, 0, r"✓ +pull +registry.example/zephyr-ray:1.0 was pulled in"),
         (
             {
                 "phase": "Pending",
@@ -310,7 +315,7 @@ def test_doctor_pulls_the_image_with_a_pod_that_goes_again(
     code: int,
     line: str,
 ) -> None:
-    monkeypatch.setattr(checks, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(profile_checks, "POLL_SECONDS", 0.05)
     healthy(api)
     kept = api.put
 
@@ -318,8 +323,8 @@ def test_doctor_pulls_the_image_with_a_pod_that_goes_again(
         is_pod = "/pods/zephyr-pull" in path and kind != "DELETED"
         return kept(path, found | {"status": status} if is_pod else found, kind)
 
-    api.put = put  # type: ignore[method-assign]  # the kubelet's part
-    assert re.search(line, examined(capsys, "--pull", code=code))
+    api.put = put  # type: ignore[method-assign]  # plays the kubelet
+    assert re.search(line, doctor_output(capsys, "--pull", code=code))
     containers = [made.body["spec"]["containers"][0] for made in api.asked("POST", "pods$")]
     assert [c["image"].rpartition(":")[2] for c in containers] == ["1.0", "1.0-gpu"]
     assert all(c["securityContext"]["readOnlyRootFilesystem"] for c in containers)

@@ -1,4 +1,4 @@
-"""Following a RayJob to its end, whatever breaks meanwhile; status, logs and stop."""
+"""Tests following a RayJob to its end through failures, and status, logs and stop."""
 
 import copy
 import os
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_lab import JOBS, TEAM, ends, error
+from cluster_lab import JOBS, TEAM, end_job, error
 from kube_api import Api, Fault
 
 from zephyr_ray import cli
 from zephyr_ray.cluster import logs
 
 
-def lasts(api: Api, name: str) -> None:
-    """A run of two stages, as KubeRay would tell of it, once all faults have struck."""
+def run_two_stages(api: Api, name: str) -> None:
+    """Plays KubeRay for a run of two stages; ends it when all faults have occurred."""
     api.wait_for(lambda: any("watch" in r.query for r in api.requests))
     api.status(name, jobDeploymentStatus="Initializing", rayClusterName=f"{name}-c")
     api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
@@ -31,7 +31,7 @@ def lasts(api: Api, name: str) -> None:
     api.log("submitter", "12:00:03 answers: done 2 rows", "2026-01-01T12:00:03Z")
     api.wait_for(lambda: not any(fault.times for fault in api.faults))
     api.phase("submitter", "Succeeded")
-    ends(api, name)
+    end_job(api, name)
 
 
 LOG = [
@@ -42,18 +42,18 @@ LOG = [
 
 
 def shown(out: str) -> list[str]:
-    """The log lines of a followed job, without the three that name it."""
+    """Returns the log lines of a followed job, without the three that name it."""
     return out.splitlines()[3:]
 
 
-def test_follow_shows_log_and_states_and_ends_with_the_jobs_code(
+def test_follow_shows_log_and_states_and_returns_the_jobs_code(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    api.operator = lasts
+    api.operator = run_two_stages
     assert cli.main(["submit", "small.yaml", "--follow"]) == 0
-    said = capsys.readouterr()
-    assert shown(said.out) == LOG
-    states = [line.partition("▸ ")[2] for line in said.err.splitlines()]
+    output = capsys.readouterr()
+    assert shown(output.out) == LOG
+    states = [line.partition("▸ ")[2] for line in output.err.splitlines()]
     assert states[0] == "waiting for the operator" and states[-1] == "complete, job succeeded"
     assert any(state.startswith("running, job running, on small-") for state in states)
 
@@ -69,15 +69,15 @@ def test_follow_shows_log_and_states_and_ends_with_the_jobs_code(
         ("STOPPED", {}, 130),
     ],
 )
-def test_wait_ends_with_the_jobs_own_code(
+def test_wait_returns_the_jobs_code(
     api: Api, here: Path, job: str, status: dict[str, str], code: int
 ) -> None:
-    api.operator = lambda api, name: ends(api, name, job, **status)
+    api.operator = lambda api, name: end_job(api, name, job, **status)
     assert cli.main(["submit", "small.yaml", "--wait"]) == code
     assert not api.asked("GET", "/log")
 
 
-def test_what_the_operator_refuses_ends_the_wait(
+def test_a_job_that_the_operator_rejects_ends_the_wait(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
     api.operator = lambda api, name: api.status(
@@ -112,14 +112,14 @@ def test_follow_goes_on_through_a_retry_on_a_fresh_cluster(
         api.pod("second", name, created="2026-01-01T12:01:00Z")
         api.log("second", "two", "2026-01-01T12:01:01Z")
         api.phase("second", "Succeeded")
-        ends(api, name)
+        end_job(api, name)
 
     api.operator = operator
     assert cli.main(["submit", "small.yaml", "--follow"]) == 0
-    said = capsys.readouterr()
-    assert shown(said.out) == ["one", "two"]
-    assert "retrying, after 1 failed" in said.err
-    assert re.search(r"log of first\n(.*\n)*.*log of second", said.err)
+    output = capsys.readouterr()
+    assert shown(output.out) == ["one", "two"]
+    assert "retrying, after 1 failed" in output.err
+    assert re.search(r"log of first\n(.*\n)*.*log of second", output.err)
 
 
 FAULTS = {
@@ -142,16 +142,16 @@ def test_follow_survives(
     capsys: pytest.CaptureFixture,
     faults: list[Fault],
 ) -> None:
-    """Each line is shown once, whatever breaks meanwhile."""
-    api.faults, api.operator = copy.deepcopy(faults), lasts
+    """Every log line is shown exactly once."""
+    api.faults, api.operator = copy.deepcopy(faults), run_two_stages
     assert cli.main(["submit", "small.yaml", "--follow"]) == 0
     assert shown(capsys.readouterr().out) == LOG
 
 
-def test_a_watch_that_is_too_old_is_begun_anew(
+def test_a_watch_from_a_too_old_version_is_restarted(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """410 as an event in the middle of a watch, which is how a real one tells."""
+    """A real server sends the 410 as an event in the middle of a watch."""
 
     def operator(api: Api, name: str) -> None:
         api.wait_for(lambda: any("watch" in r.query for r in api.requests))
@@ -160,14 +160,14 @@ def test_a_watch_that_is_too_old_is_begun_anew(
             api.changed.notify_all()
         api.wait_for(lambda: len(api.asked("GET", f"rayjobs/{name}")) >= 3)
         api.oldest = 0
-        ends(api, name)
+        end_job(api, name)
 
     api.operator = operator
     assert cli.main(["submit", "small.yaml", "--wait"]) == 0
-    assert "trying again" not in capsys.readouterr().err  # nothing is amiss
+    assert "retrying" not in capsys.readouterr().err
 
 
-def test_a_token_that_is_taken_back_ends_the_wait_with_one_line(
+def test_a_revoked_token_ends_the_wait_with_one_line(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
     api.faults = [Fault("GET", "rayjobs", 401)]
@@ -175,7 +175,7 @@ def test_a_token_that_is_taken_back_ends_the_wait_with_one_line(
     assert "error: http" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_what_holds_a_start_up_is_told_once(
+def test_a_cause_of_delay_is_printed_once(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
     def operator(api: Api, name: str) -> None:
@@ -205,21 +205,21 @@ def test_what_holds_a_start_up_is_told_once(
         )
         api.status(name, jobDeploymentStatus="Initializing", rayClusterName="c1")
         api.wait_for(lambda: len(api.asked("GET", "events")) >= 2)
-        ends(api, name)
+        end_job(api, name)
 
     api.operator = operator
     assert cli.main(["submit", "small.yaml", "--wait"]) == 0
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     for line in (
         "InvalidRayJobSpec: no such field",
         "head: ImagePullBackOff: no such image",
         "head is not scheduled: 0/3 nodes",
     ):
-        assert said.count(line) == 1, said
+        assert output.count(line) == 1, output
 
 
-def test_lines_of_one_moment_are_told_apart_when_a_log_is_taken_up_again() -> None:
-    seen = logs._Seen()
+def test_lines_with_equal_time_stamps_are_not_repeated_when_a_log_resumes() -> None:
+    seen = logs._Progress()
     first = ["2026-01-01T12:00:01.5Z a", "2026-01-01T12:00:01.51Z b", "2026-01-01T12:00:01.51Z b"]
     assert list(seen.only_new(first)) == ["a", "b", "b"]
     again = [*first, "2026-01-01T12:00:01.51Z b", "2026-01-01T12:00:02Z c", "2026-01-01T12:00:02Z "]
@@ -241,7 +241,7 @@ def test_ctrl_c_asks_whether_to_leave_it_running(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
-        # Tests that a shell runs in the background are born deaf to it, and so are their children.
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
@@ -249,13 +249,13 @@ def test_ctrl_c_asks_whether_to_leave_it_running(
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         os.write(master, f"{answer}\n".encode())
-        said = process.communicate(timeout=20)[0].decode()
+        output = process.communicate(timeout=20)[0].decode()
     finally:
         process.kill()
         os.close(master)
         os.close(terminal)
-    assert process.returncode == 130, said
-    assert "running? [Y/n]" in said
+    assert process.returncode == 130, output
+    assert "running? [Y/n]" in output
     assert bool([p for p in api.objects if p.startswith(f"{JOBS}/")]) is left
 
 
@@ -267,7 +267,7 @@ def a_job(api: Api, name: str, **status: Any) -> None:
     api.put(f"{JOBS}/{name}", {"metadata": metadata, "spec": {}, "status": status})
 
 
-def test_status_lists_jobs_and_tells_the_stages_of_one(
+def test_status_lists_jobs_and_shows_the_stages_of_one(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
     a_job(api, "one", jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
@@ -282,20 +282,20 @@ def test_status_lists_jobs_and_tells_the_stages_of_one(
     ):
         api.log("submitter", f"12:00:0{second} {text}", f"2026-01-01T12:00:0{second}Z")
     assert cli.main(["status", "two"]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"prompts +done +2 rows", told)
-    assert re.search(r"answers +running +1/2 rows", told)
+    output = capsys.readouterr().out
+    assert re.search(r"prompts +done +2 rows", output)
+    assert re.search(r"answers +running +1/2 rows", output)
 
 
 @pytest.mark.parametrize("name", ["a/../../pods/b", "a?watch=true", ""])
-def test_a_name_that_is_none_is_no_path(
+def test_an_invalid_name_never_becomes_a_path(
     api: Api, here: Path, capsys: pytest.CaptureFixture, name: str
 ) -> None:
     assert "no job" in error(capsys, "stop", name)
     assert not api.requests
 
 
-def test_logs_prints_what_there_is(api: Api, here: Path, capsys: pytest.CaptureFixture) -> None:
+def test_logs_prints_the_log_so_far(api: Api, here: Path, capsys: pytest.CaptureFixture) -> None:
     a_job(api, "one", jobDeploymentStatus="Running", jobStatus="RUNNING")
     assert "one has no log: running" in error(capsys, "logs", "one")
     api.pod("submitter", "one")
@@ -304,12 +304,12 @@ def test_logs_prints_what_there_is(api: Api, here: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out == "hello\n"
 
 
-def test_logs_follow_ends_with_the_jobs_code(api: Api, here: Path) -> None:
+def test_logs_follow_returns_the_jobs_code(api: Api, here: Path) -> None:
     a_job(api, "one", jobDeploymentStatus="Failed", jobStatus="FAILED")
     assert cli.main(["logs", "one", "--follow"]) == 1
 
 
-def test_stop_deletes_the_job_and_what_is_its(api: Api, here: Path) -> None:
+def test_stop_deletes_the_job_and_its_dependents(api: Api, here: Path) -> None:
     a_job(api, "one")
     assert cli.main(["stop", "one"]) == 0
     [asked] = api.asked("DELETE", "rayjobs/one")

@@ -1,4 +1,4 @@
-"""The pipeline as a Ray job on a cluster that was started by `ray start`."""
+"""Tests the pipeline as a Ray job on a cluster started with `ray start`."""
 
 import contextlib
 import json
@@ -47,7 +47,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def environment(folder: str) -> dict[str, str]:
-    """Of programs that find the cluster below `folder` the way Ray finds one on a machine."""
+    """Returns the environment in which programs find the cluster in `folder` as a local one."""
     return {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")} | {
         "RAY_TMPDIR": folder,
         "RAY_AUTH_MODE": "disabled",
@@ -59,8 +59,8 @@ def environment(folder: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """`ray start --head --block` in its own process group, ended with the module."""
-    # Ray puts sockets below its folder, and their names must be short.
+    """Runs `ray start --head --block` in its own process group until the module ends."""
+    # Ray creates sockets in its folder, and socket paths must be short.
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="zr") as folder:
         gcs, dashboard, listen, grpc, metrics = free_ports(5)
         log = Path(folder, "start.log")
@@ -70,7 +70,7 @@ def cluster() -> Iterator[Cluster]:
             *("--include-dashboard=true", "--dashboard-host=127.0.0.1"),
             *(f"--dashboard-port={dashboard}", "--num-cpus=4"),
             f"--object-store-memory={256 * 1024**2}",
-            # Other clusters on this machine have the default ports; without an agent no job runs.
+            # Other clusters on this machine use the default ports; without its agent no job runs.
             *(f"--dashboard-agent-listen-port={listen}", f"--dashboard-agent-grpc-port={grpc}"),
             f"--metrics-export-port={metrics}",
         ]
@@ -122,8 +122,8 @@ def recipe(tmp_path: Path, tiny_model: Path) -> Path:
 
 
 def manifests(storage: Path) -> dict[str, dict]:
-    found = [json.loads(path.read_text()) for path in storage.glob("store/*/manifest.json")]
-    return {manifest["name"]: manifest for manifest in found}
+    contents = [json.loads(path.read_text()) for path in storage.glob("store/*/manifest.json")]
+    return {manifest["name"]: manifest for manifest in contents}
 
 
 def test_a_submitted_job_makes_its_artifacts_on_the_cluster(
@@ -143,14 +143,14 @@ def test_a_submitted_job_makes_its_artifacts_on_the_cluster(
             text=True,
             timeout=400,
         )
-        # The dashboard answers before its agent takes jobs, much before on a loaded machine.
+        # The dashboard answers before its agent accepts jobs, long before on a loaded machine.
         not_yet = re.search("No available agent|Failed to connect", done.stderr)
         if not not_yet or time.monotonic() > deadline:
             break
         time.sleep(2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
-    # The pipeline's own lines come back to who submitted it.
+    # The submitter sees the pipeline's own lines.
     assert "answers: done" in done.stdout
     made = manifests(storage)
     assert {name: m["counts"]["rows"] for name, m in made.items()} == {"prompts": 6, "answers": 6}
@@ -159,7 +159,7 @@ def test_a_submitted_job_makes_its_artifacts_on_the_cluster(
 
 
 def _actors(cluster: Cluster) -> dict[str, int]:
-    """Row actors the cluster knows: the work was done there, and nothing is left running."""
+    """Counts the row actors that the cluster knows: those alive now, and those ever started."""
     with urllib.request.urlopen(
         f"{cluster.dashboard}/api/v0/actors?limit=1000&detail=1", timeout=30
     ) as response:
@@ -168,10 +168,10 @@ def _actors(cluster: Cluster) -> dict[str, int]:
     return {"ALIVE": sum(a["state"] == "ALIVE" for a in rows), "ever": len(rows)}
 
 
-def test_without_an_address_a_run_keeps_to_a_cluster_of_its_own(
+def test_without_an_address_a_run_starts_its_own_cluster(
     cluster: Cluster, recipe: Path, tmp_path: Path
 ) -> None:
-    """A cluster that happens to run on the machine is not taken, nor does it break the run."""
+    """A cluster that happens to run on the machine is neither used nor in the way."""
     before = _actors(cluster)["ever"]
     done = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""What the cluster test makes of the chart's pods, without starting any."""
+"""Tests the translation of the chart's pods into podman flags, without starting any."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_a_worker_has_the_charts_security_limits_and_volumes(node: Node, pods: R
     )
 
 
-def test_what_is_not_known_is_refused(node: Node, pods: RayPods) -> None:
+def test_an_unknown_field_is_rejected(node: Node, pods: RayPods) -> None:
     pod = pods.head("h")
     pod["spec"]["containers"][0]["lifecycle"] = {}
     with pytest.raises(AssertionError, match="lifecycle"):

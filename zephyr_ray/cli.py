@@ -131,7 +131,7 @@ def _cluster(options: argparse.Namespace) -> int:
         if checked:
             check_room(checked, checked.stages, profile.cpus, profile.gpus, str(options.profile))
         return doctor(profile, checked, options.pull)
-    kube = command.connect(options.profile)
+    kube = command.connect_kube(options.profile)
     if options.command == "status":
         return command.status(kube, options.job)
     if options.command == "logs":

@@ -1,4 +1,4 @@
-"""The recipe as it travels: one whole recipe file and the files it reads, in a ConfigMap."""
+"""Packs a recipe and the files it reads into a ConfigMap."""
 
 import base64
 import os
@@ -13,18 +13,18 @@ from zephyr_ray.recipe import Recipe
 from zephyr_ray.settings import FILE, WEIGHTS, Strict, marked
 
 FOLDER = "/etc/zephyr"
-"""Where the pods see the ConfigMap."""
+"""Mount path of the ConfigMap in the pods."""
 RECIPE = "recipe.yaml"
-MOST_BYTES = 1024**2
-"""Kubernetes' own limit of a ConfigMap."""
+CONFIG_MAP_BYTES = 1024**2
+"""Maximum bytes per ConfigMap, set by Kubernetes."""
 
 
 def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dict[str, bytes]:
-    """The files of the ConfigMap. `raw` is the recipe as read, with what it extends and --set in
-    it; `storage` is the folder of the pods under which results are kept.
+    """Returns the files of the ConfigMap by key. `raw` is the recipe after `extends` and --set;
+    `storage` is the folder where the pods mount the shared claim.
 
-    An absolute path is one of the cluster and stays; a relative file travels. Permanent where it
-    cannot be read or all of it is too much.
+    Absolute paths name files on the cluster and are kept; relative files are included. Raises
+    Permanent if a file cannot be read or the total exceeds CONFIG_MAP_BYTES.
     """
     raw = {**raw, "name": recipe.name, "storage": _storage(str(recipe.storage), storage, path)}
     names: dict[Path, str] = {}
@@ -36,17 +36,17 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
         settings = {n: dict(s) for n, s in (raw.get(section) or {}).items()}
         for name, spec in named.items():
             for field, _, values in marked(spec, FILE):
-                new = [_travels(recipe, value, names) for value in values]
-                if new:
+                sent = [_path_in_pods(recipe, value, names) for value in values]
+                if sent:
                     listed = isinstance(getattr(spec, field), list)
-                    settings[name][field] = new if listed else new[0]
+                    settings[name][field] = sent if listed else sent[0]
         raw[section] = settings
     for name, model in models.items():
         for weights in [v for _, _, values in marked(model, WEIGHTS) for v in values]:
             if not Path(weights).is_absolute() and recipe.file(weights).is_dir():
                 raise Permanent(
-                    f"{path}: model '{name}': weights '{weights}' is a folder of this machine; put "
-                    "it on the cluster's storage and write its full path there"
+                    f"{path}: model '{name}': weights '{weights}' is a folder on this machine; "
+                    "copy it to the cluster's storage and give its absolute path there"
                 )
     files = {RECIPE: yaml.safe_dump(raw, sort_keys=False, allow_unicode=True).encode()}
     for file, name in names.items():
@@ -55,17 +55,18 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
         except OSError as error:
             raise Permanent(f"cannot read {file}: {error.strerror}") from None
     size = sum(len(name) + len(content) for name, content in files.items())
-    if size > MOST_BYTES:
+    if size > CONFIG_MAP_BYTES:
         largest = max(files, key=lambda name: len(files[name]))
         raise Permanent(
-            f"{path}: recipe and files are {size / MOST_BYTES:.1f} MiB, a ConfigMap holds 1; "
-            f"put {largest.partition('-')[2] or largest} on the cluster's storage and write its "
-            "full path there"
+            f"{path}: recipe and files are {size / CONFIG_MAP_BYTES:.1f} MiB, a ConfigMap holds 1; "
+            f"copy {largest.partition('-')[2] or largest} to the cluster's storage and give its "
+            "absolute path there"
         )
     return files
 
 
 def config_map(name: str, files: dict[str, bytes]) -> dict[str, Any]:
+    """Returns an immutable ConfigMap; content that is not UTF-8 goes into `binaryData`."""
     data: dict[str, str] = {}
     binary: dict[str, str] = {}
     for file, content in files.items():
@@ -83,20 +84,22 @@ def config_map(name: str, files: dict[str, bytes]) -> dict[str, Any]:
     }
 
 
-def _travels(recipe: Recipe, value: str, names: dict[Path, str]) -> str:
+def _path_in_pods(recipe: Recipe, value: str, names: dict[Path, str]) -> str:
+    """Returns the value to write into the packed recipe; adds a relative file to `names`."""
     if Path(value).is_absolute():
         return value
     file = recipe.file(value)
-    # Two files may have the same name in two folders; keys of a ConfigMap have no folders.
+    # The number keeps equal names from two folders apart: ConfigMap keys have no folders.
     clean = re.sub(r"[^-._a-zA-Z0-9]", "_", file.name)[:200]
     return names.setdefault(file, f"{len(names)}-{clean}")
 
 
-def _storage(wanted: str, storage: str, path: Path) -> str:
-    place = os.path.normpath(Path(storage) / wanted)
+def _storage(folder: str, storage: str, path: Path) -> str:
+    """Returns the recipe's storage as the pods see it. Raises Permanent if it leaves the mount."""
+    place = os.path.normpath(Path(storage) / folder)
     if not Path(place).is_relative_to(storage):
         raise Permanent(
-            f"{path}: storage {wanted} is not on the cluster's storage, which the profile mounts "
-            f"at {storage}"
+            f"{path}: storage {folder} is not on the cluster's storage; use a folder below "
+            f"{storage}, where the profile mounts it"
         )
     return place

@@ -1,4 +1,4 @@
-"""`zephyr submit | status | logs | stop`: a recipe as a RayJob, and what became of it."""
+"""Runs `zephyr submit`, `status`, `logs` and `stop`."""
 
 import re
 import sys
@@ -9,25 +9,26 @@ from typing import Any
 from zephyr_ray.cluster import bundle, profile
 from zephyr_ray.cluster.job import API, VERSION, job_name, ray_job
 from zephyr_ray.cluster.kube import Kube, Missing
-from zephyr_ray.cluster.logs import LogFollower, log_lines, stages, submitters
+from zephyr_ray.cluster.logs import LogFollower, log_lines, stage_states, submitters
 from zephyr_ray.cluster.watch import JOBS, STOPPED, State, states, troubles
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.recipe import Recipe
 
 TAIL = 5000
-"""Lines of a log in which `zephyr status` looks for stages."""
+"""Number of last log lines in which `zephyr status` looks for stages."""
 
 
 def read_profile(path: Path) -> profile.Profile:
+    """Loads a profile. Raises Permanent if it is missing or invalid."""
     if path == profile.DEFAULT and not path.exists():
         raise Permanent(
-            f"no {path} here: write one (docs/kubernetes-client.md), or name another with --profile"
+            f"{path} is missing; write one (docs/kubernetes-client.md) or choose one with --profile"
         )
     return profile.load(path)
 
 
-def connect(path: Path) -> Kube:
-    """The cluster of a profile; where there is none, that of the kubeconfig."""
+def connect_kube(path: Path) -> Kube:
+    """Connects to the profile's cluster; without the default profile, to the kubeconfig's."""
     if path == profile.DEFAULT and not path.exists():
         return Kube()
     loaded = profile.load(path)
@@ -42,7 +43,8 @@ def submit(
     wait: bool,
     logs: bool,
 ) -> int:
-    """Makes the job; `raw` is the checked recipe as read. 0, or the job's code when waited for."""
+    """Creates the job from `raw`, the checked recipe as read. Returns its exit code if it waits for
+    the end, else 0."""
     files = bundle.bundle(raw, recipe, loaded.storage.folder, path)
     kube = Kube(loaded.context, loaded.namespace)
     name = job_name(recipe.name)
@@ -54,24 +56,24 @@ def submit(
 
 
 def create(kube: Kube, config_map: dict[str, Any], job: dict[str, Any]) -> None:
-    """The ConfigMap first, so that no pod waits for it; then it is the job's, and goes with it."""
+    """Creates the ConfigMap, then the job that owns it; deletes both again if a step fails."""
     name = job["metadata"]["name"]
     steps = [kube.path("configmaps", name), kube.path(JOBS, name)]
-    made = []
+    created = []
     try:
-        made.append(steps[0])
+        created.append(steps[0])
         kube.create(kube.path("configmaps"), config_map)
-        made.append(steps[1])
+        created.append(steps[1])
         uid = kube.create(kube.path(JOBS), job).get("metadata", {}).get("uid", "")
         owner = {"apiVersion": f"{API}/{VERSION}", "kind": "RayJob", "name": name, "uid": uid}
-        made.append("")  # from here on a refusal is of the patch
+        created.append("")  # both exist: a rejection now concerns only the patch
         kube.patch(steps[0], {"metadata": {"ownerReferences": [owner]}})
     except BaseException as error:
-        # What is refused was not made, and may be another's of that name; after a time-out or
-        # ctrl-C it may be there.
+        # A rejected object was not created, and one of that name may belong to someone else. After
+        # a time-out or ctrl-C the object may exist.
         if isinstance(error, Permanent):
-            made.pop()
-        for path in filter(None, reversed(made)):
+            created.pop()
+        for path in filter(None, reversed(created)):
             _forget(kube, path)
         raise
 
@@ -82,24 +84,24 @@ def _forget(kube: Kube, path: str) -> None:
     except Missing:
         pass
     except (Permanent, Temporary) as error:
-        print(f"perhaps left behind: {path} ({error})", file=sys.stderr)
+        print(f"could not delete {path} ({error}); delete it if it exists", file=sys.stderr)
 
 
 def follow(kube: Kube, name: str, logs: bool) -> int:
-    """Waits for the end of a job and returns its exit code. Ctrl-C asks whether it shall go on."""
+    """Waits for a job to end and returns its exit code. Ctrl-C asks whether to leave it running."""
     follower = LogFollower(kube, name, _show, _say) if logs else None
     ended = False
     try:
         if follower:
             follower.start()
-        said: set[str] = set()
-        before = ""
+        reported: set[str] = set()
+        last_state = ""
         for state in states(kube, name, _say):
-            if str(state) != before:
-                _say(before := str(state))
+            if str(state) != last_state:
+                _say(last_state := str(state))
             if state.job != "RUNNING" and not state.ended:
-                fresh = [line for line in troubles(kube, state) if line not in said]
-                said.update(fresh)
+                fresh = [line for line in troubles(kube, state) if line not in reported]
+                reported.update(fresh)
                 for line in fresh:
                     _say(line)
         ended = True
@@ -123,37 +125,39 @@ def _interrupted(kube: Kube, name: str) -> int:
     if answer.strip().lower() in ("n", "no"):
         stop(kube, name)
     else:
-        print(f"\n{name} goes on; zephyr logs {name} --follow shows it again", file=sys.stderr)
+        print(
+            f"\n{name} keeps running; zephyr logs {name} --follow shows it again", file=sys.stderr
+        )
     return STOPPED
 
 
 def stop(kube: Kube, name: str) -> int:
-    """Deletes the job; KubeRay ends the run and takes its cluster down."""
-    _found(kube, name)
+    """Deletes the job; KubeRay then ends the run and deletes its Ray cluster."""
+    _existing_job(kube, name)
     kube.delete(kube.path(JOBS, name))
-    print(f"{name} is stopped; what it finished is kept, submit the recipe again to go on")
+    print(f"{name} is stopped; finished work is kept, submit the recipe again to continue")
     return 0
 
 
 def status(kube: Kube, name: str | None) -> int:
-    """All jobs of the namespace, or all of one job."""
+    """Prints a table of all jobs in the namespace, or the state and stages of one job."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     if name is None:
-        found = [State.of(job) for job in kube.items(kube.path(JOBS))]
-        if not found:
+        states_of_all = [State.of(job) for job in kube.items(kube.path(JOBS))]
+        if not states_of_all:
             print(f"no jobs in {kube.namespace}")
             return 0
         for heading in ("job", "age", "state"):
             table.add_column(heading, overflow="fold")
-        for state in sorted(found, key=lambda s: s.created):
+        for state in sorted(states_of_all, key=lambda s: s.created):
             table.add_row(state.name, _age(state.created), Text(str(state)))
         Console().print(table)
         return 0
-    state = State.of(_found(kube, name))
+    state = State.of(_existing_job(kube, name))
     print(f"job       {name} in {kube.namespace}, {_age(state.created)} old")
     print(f"state     {state}")
     if not state.ended and state.job != "RUNNING":
@@ -168,10 +172,10 @@ def status(kube: Kube, name: str | None) -> int:
     return 0
 
 
-def logs(kube: Kube, name: str, following: bool) -> int:
-    """The log of a job so far; or all of it as it comes, and then the job's exit code."""
-    state = State.of(_found(kube, name))
-    if following:
+def logs(kube: Kube, name: str, follow_to_end: bool) -> int:
+    """Prints a job's log so far and returns 0; or follows it and returns the job's exit code."""
+    state = State.of(_existing_job(kube, name))
+    if follow_to_end:
         return follow(kube, name, logs=True)
     pods = submitters(kube, name)
     if not pods:
@@ -181,7 +185,7 @@ def logs(kube: Kube, name: str, following: bool) -> int:
     return 0
 
 
-def _found(kube: Kube, name: str) -> dict[str, Any]:
+def _existing_job(kube: Kube, name: str) -> dict[str, Any]:
     try:
         if not re.fullmatch(r"[a-z0-9.-]+", name):
             raise Missing(name)
@@ -189,15 +193,17 @@ def _found(kube: Kube, name: str) -> dict[str, Any]:
     except Missing as error:
         if "RayJobs" in str(error):
             raise
-        raise Permanent(f"no job {name} in {kube.namespace}; zephyr status lists them") from None
+        raise Permanent(
+            f"no job {name} in {kube.namespace}; list the jobs with zephyr status"
+        ) from None
 
 
 def _stages(kube: Kube, name: str) -> dict[str, tuple[str, str]]:
     try:
         pods = submitters(kube, name)
-        return stages(log_lines(kube, pods[-1]["metadata"]["name"], TAIL)) if pods else {}
+        return stage_states(log_lines(kube, pods[-1]["metadata"]["name"], TAIL)) if pods else {}
     except (Permanent, Temporary):
-        return {}  # the pod waits to start, or its log may not be read
+        return {}  # the pod has not started, or these credentials may not read its log
 
 
 def _age(created: str) -> str:
@@ -216,5 +222,5 @@ def _show(line: str) -> None:
 
 
 def _say(line: str) -> None:
-    """Of the job itself, beside its log."""
+    """Prints a line about the job to standard error, apart from its log."""
     print(f"{datetime.now():%H:%M:%S} ▸ {line}", file=sys.stderr, flush=True)

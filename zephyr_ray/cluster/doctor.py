@@ -1,11 +1,26 @@
-"""`zephyr doctor`: a table of what a run needs of the cluster, each ✓ or ✗ with the fix."""
+"""Runs `zephyr doctor`: checks whether the cluster can run a recipe, and prints a table."""
 
 from collections.abc import Callable, Iterator
 
-from zephyr_ray.cluster import checks, services
-from zephyr_ray.cluster.checks import Verdict, bad, unknown
+from zephyr_ray.cluster.checks import (
+    CheckResult,
+    bad,
+    check_namespace,
+    check_operator,
+    check_permissions,
+    check_versions,
+    unknown,
+)
 from zephyr_ray.cluster.kube import Forbidden, Kube, Unauthorized
 from zephyr_ray.cluster.profile import Profile
+from zephyr_ray.cluster.profile_checks import (
+    check_image,
+    check_nodes,
+    check_pulls,
+    check_secret_keys,
+    check_storage,
+)
+from zephyr_ray.cluster.services import UNREACHABLE, check_dashboards, check_mlflow
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.recipe import Recipe
 
@@ -13,7 +28,7 @@ MARKS = {"good": "[green]✓[/]", "bad": "[red]✗[/]", "unknown": "[yellow]–[
 
 
 def doctor(profile: Profile, recipe: Recipe | None, pull: bool) -> int:
-    """Prints the table; 0 where nothing is ✗, else 1."""
+    """Prints the table. Returns 1 if any check failed, else 0."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -22,50 +37,53 @@ def doctor(profile: Profile, recipe: Recipe | None, pull: bool) -> int:
     table = Table(box=None, pad_edge=False)
     for heading in ("", "what", "seen", "fix"):
         table.add_column(heading, overflow="fold")
-    wrong = 0
-    for what, verdict in examine(kube, profile, recipe, pull):
-        wrong += verdict.state == "bad"
-        table.add_row(MARKS[verdict.state], what, Text(verdict.saw), Text(verdict.fix))
+    failures = 0
+    for subject, result in examine(kube, profile, recipe, pull):
+        failures += result.state == "bad"
+        table.add_row(MARKS[result.state], subject, Text(result.observation), Text(result.fix))
     Console().print(table)
-    return 1 if wrong else 0
+    return 1 if failures else 0
 
 
 def examine(
     kube: Kube, profile: Profile, recipe: Recipe | None, pull: bool
-) -> Iterator[tuple[str, Verdict]]:
-    """Every check, whatever became of those before it."""
-    every: list[tuple[str, Callable[[], Iterator[Verdict]]]] = [
-        ("versions", lambda: checks.versions(kube)),
-        ("operator", lambda: checks.operator(kube)),
-        ("namespace", lambda: checks.namespace(kube)),
-        ("permissions", lambda: checks.permissions(kube)),
-        ("nodes", lambda: checks.gpus(kube, profile)),
-        ("storage", lambda: checks.storage(kube, profile)),
-        ("secrets", lambda: checks.secrets(kube, profile, recipe)),
-        ("image", lambda: checks.image(kube, profile)),
-        ("MLflow", lambda: services.mlflow(kube, profile)),
-        ("Ray", lambda: services.dashboards(kube)),
+) -> Iterator[tuple[str, CheckResult]]:
+    """Runs every check, even if earlier ones failed, and yields (subject, result)."""
+    checks: list[tuple[str, Callable[[], Iterator[CheckResult]]]] = [
+        ("versions", lambda: check_versions(kube)),
+        ("operator", lambda: check_operator(kube)),
+        ("namespace", lambda: check_namespace(kube)),
+        ("permissions", lambda: check_permissions(kube)),
+        ("nodes", lambda: check_nodes(kube, profile)),
+        ("storage", lambda: check_storage(kube, profile)),
+        ("secrets", lambda: check_secret_keys(kube, profile, recipe)),
+        ("image", lambda: check_image(kube, profile)),
+        ("MLflow", lambda: check_mlflow(kube, profile)),
+        ("Ray", lambda: check_dashboards(kube)),
     ]
     if pull:
-        every.append(("pull", lambda: checks.pull(kube, profile)))
-    for what, check in every:
+        checks.append(("pull", lambda: check_pulls(kube, profile)))
+    for subject, check in checks:
         try:
-            for verdict in check():
-                yield what, verdict
+            for result in check():
+                yield subject, result
         except Unauthorized as error:
-            yield what, bad(str(error), "kubectl auth whoami must answer; then run this again")
-            return  # every other answer would be the same
+            yield subject, bad(str(error), "log in again; kubectl auth whoami must succeed")
+            return  # every other check would fail the same way
         except Forbidden as error:
-            yield what, unknown(str(error), "ask for that right, or whoever has it")
+            yield subject, unknown(str(error), "ask for that permission, or someone who has it")
         except Permanent as error:
-            yield what, bad(str(error), "")
+            yield subject, bad(str(error), "")
         except Temporary as error:
-            if services.KEPT_OUT in str(error):
-                fix = "a network policy may keep the API server out; ask by kubectl port-forward"
-                yield what, unknown(str(error), fix)
+            if UNREACHABLE in str(error):
+                fix = "a network policy may block the API server; check with kubectl port-forward"
+                yield subject, unknown(str(error), fix)
                 continue
-            yield what, bad(str(error), "try again; is the address right, is a VPN needed?")
-            if what == "versions":
-                return  # nobody answers at all
+            yield subject, bad(str(error), "check the address and the VPN, then try again")
+            if subject == "versions":
+                return  # the API server does not answer at all
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            yield what, unknown(f"an answer of an unknown form ({type(error).__name__}: {error})")
+            yield (
+                subject,
+                unknown(f"unexpected answer from the cluster ({type(error).__name__}: {error})"),
+            )

@@ -1,7 +1,7 @@
-"""A RayJob of KubeRay (v1.7, ray.io/v1) from a profile: what the operator checks holds here.
+"""Builds a KubeRay RayJob (v1.7, ray.io/v1) from a profile.
 
-The operator has no webhook: what it does not like shows only as an event. So names, strings,
-resources and authentication are made right by construction.
+The operator has no webhook and reports an invalid job only as an event, so names, strings,
+resources and authentication are valid by construction.
 """
 
 import re
@@ -14,18 +14,18 @@ from zephyr_ray.cluster.profile import Group, Profile, Workers
 
 API, VERSION = "ray.io", "v1"
 RAY_VERSION = "2.60.0"
-"""Of the image; the operator asks for it before it turns token authentication on."""
+"""Ray version in the image; the operator needs it to enable token authentication."""
 NAME_LENGTH = 47
 USER = 1000
 HOME = "/home/zephyr"
 CLIENT = {"zephyr-ray/client": "true"}
-"""Pods with this label reach the chart's MLflow and services through its network policies."""
+"""Label that the chart's network policies admit to MLflow and the services."""
 SUBMITTER = {"cpu": "500m", "memory": "1Gi"}
 SUFFIX = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def job_name(recipe: str) -> str:
-    """A fresh DNS-1035 name of at most 47 characters that begins with the recipe's."""
+    """Returns a new DNS-1035 name of at most 47 characters that starts with the recipe's name."""
     clean = re.sub(r"[^a-z0-9]+", "-", recipe.lower()).strip("-")
     clean = clean if clean[:1].isalpha() else f"z-{clean}".rstrip("-")
     suffix = "".join(secrets.choice(SUFFIX) for _ in range(5))
@@ -33,10 +33,10 @@ def job_name(recipe: str) -> str:
 
 
 def ray_job(name: str, profile: Profile) -> dict[str, Any]:
-    """The RayJob that runs the recipe in the ConfigMap of the same name."""
+    """Returns the RayJob that runs the recipe in the ConfigMap of the same name."""
     entry = ["python", "-m", "zephyr_ray.pipeline", f"{FOLDER}/{RECIPE}"]
     spec: dict[str, Any] = {
-        # The operator pastes it into a shell.
+        # The operator passes it to a shell.
         "entrypoint": shlex.join(entry),
         "submissionMode": "K8sJobMode",
         "shutdownAfterJobFinishes": True,
@@ -47,7 +47,7 @@ def ray_job(name: str, profile: Profile) -> dict[str, Any]:
             "rayVersion": RAY_VERSION,
             "authOptions": {"mode": "token"},
             "headGroupSpec": {
-                # The head runs the driver, and no tasks or actors.
+                # The head runs the driver, but no tasks or actors.
                 "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
                 "template": _template("ray-head", name, profile, profile.head),
             },
@@ -78,9 +78,10 @@ def ray_job(name: str, profile: Profile) -> dict[str, Any]:
 
 
 def restricted_pod(profile: Profile, container: dict[str, Any]) -> dict[str, Any]:
-    """A pod of one container that Pod Security `restricted` admits; it writes to /tmp and HOME."""
-    # Never: the operator makes a new pod, where a container started again in the old one would be
-    # a head without its state.
+    """Returns a one-container pod spec that Pod Security `restricted` admits. Only /tmp and HOME
+    are writable."""
+    # With another restart policy a head could restart in place, without its state; the operator
+    # replaces the pod instead.
     mounts = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "home", "mountPath": HOME}]
     return {
         "restartPolicy": "Never",
@@ -92,7 +93,7 @@ def restricted_pod(profile: Profile, container: dict[str, Any]) -> dict[str, Any
             "runAsUser": USER,
             "runAsGroup": USER,
             "fsGroup": USER,
-            # Else every start walks all files of the storage.
+            # Otherwise every start walks all files on the storage.
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
@@ -114,7 +115,7 @@ def restricted_pod(profile: Profile, container: dict[str, Any]) -> dict[str, Any
 
 
 def _submitter(profile: Profile) -> dict[str, Any]:
-    """Runs `ray job submit` and follows its log; the operator fills in command and token."""
+    """Returns the pod that submits the job and relays its log; the operator adds command, token."""
     container = {
         "name": "ray-job-submitter",
         "resources": {"requests": SUBMITTER, "limits": SUBMITTER},
@@ -123,13 +124,14 @@ def _submitter(profile: Profile) -> dict[str, Any]:
 
 
 def _template(role: str, name: str, profile: Profile, group: Group) -> dict[str, Any]:
+    """Returns the pod template of the head or of a worker group."""
     amounts = {"cpu": group.cpu, "memory": group.memory}
     if isinstance(group, Workers) and group.gpu:
         amounts[group.gpu.kind] = str(group.gpu.count)
     container = {
         "name": role,
         "image": (group.image if isinstance(group, Workers) else None) or profile.image,
-        # Ray takes its CPUs, memory and GPUs from the limits; memory must be asked for in full.
+        # Ray reads CPUs, memory and GPUs from the limits; the memory request must equal its limit.
         "resources": {"requests": amounts, "limits": amounts},
         "env": _environment(profile),
         "volumeMounts": [
@@ -148,12 +150,13 @@ def _template(role: str, name: str, profile: Profile, group: Group) -> dict[str,
 
 
 def _environment(profile: Profile) -> list[dict[str, Any]]:
+    """Returns the environment of head and workers; secrets appear by reference only."""
     plain = {
         "PYTHONUNBUFFERED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        # What is fetched once lies where every pod finds it.
+        # One pod downloads, all pods read.
         "ZEPHYR_CACHE": f"{profile.storage.folder}/cache/weights",
         "HF_HOME": f"{profile.storage.folder}/cache/huggingface",
     }

@@ -1,7 +1,7 @@
-"""The Kubernetes API from this machine: plain objects in and out, and errors that are one line.
+"""Talks to the Kubernetes API with plain objects, and turns failures into one-line errors.
 
-The official client brings the connection: kubeconfig, tokens and their renewal, certificates,
-proxies. Its thousand typed methods are left aside: a path says which object is meant.
+The official client handles the connection: kubeconfig, tokens and their renewal, certificates,
+proxies. Its typed methods are not used; objects are addressed by path.
 """
 
 import json
@@ -15,68 +15,69 @@ from zephyr_ray.errors import Permanent, Temporary
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 RETRIES = 5
-"""Of a read that the API server itself puts off (429 or 5xx with Retry-After)."""
+"""Retries of a read that the API server defers (429 or 5xx with Retry-After)."""
 NAMESPACE_OF_THIS_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 PATCH = {"Content-Type": "application/merge-patch+json"}
 
 
 class Missing(Permanent):
-    """404: no such object, or no such kind of object."""
+    """404: the object or its resource type does not exist."""
 
 
 class Unauthorized(Permanent):
-    """401: nobody the server knows."""
+    """401: the server does not accept the credentials."""
 
 
 class Forbidden(Permanent):
-    """403: these credentials may not do that."""
+    """403: the credentials lack the permission."""
 
 
 class Gone(Temporary):
-    """410: the version to watch from is too old; read again, and watch from there."""
+    """410: the resource version to watch from is too old; read the object again first."""
 
 
 class Kube:
-    """One namespace of one cluster."""
+    """Connects to one namespace of one cluster."""
 
     def __init__(self, context: str | None = None, namespace: str | None = None):
         import urllib3
         from kubernetes import client, config
 
         configuration = client.Configuration()
-        # Who waits decides about retries; the client's own would multiply every time-out.
+        # Callers decide about retries; the client's own retries would multiply every time-out.
         configuration.retries = urllib3.Retry(
             RETRIES, connect=0, read=0, redirect=0, status=0, other=0
         )
         configuration.client_go_retries = True
-        # The client reads the variable only once, at its import.
+        # The client reads KUBECONFIG only once, at import.
         files = os.environ.get("KUBECONFIG") or "~/.kube/config"
-        there = any(os.path.exists(os.path.expanduser(f)) for f in files.split(os.pathsep))
+        has_kubeconfig = any(os.path.exists(os.path.expanduser(f)) for f in files.split(os.pathsep))
         try:
-            if not there and "KUBERNETES_SERVICE_HOST" in os.environ:
+            if not has_kubeconfig and "KUBERNETES_SERVICE_HOST" in os.environ:
                 config.load_incluster_config(configuration)
-                here = NAMESPACE_OF_THIS_POD.read_text().strip()
+                own_namespace = NAMESPACE_OF_THIS_POD.read_text().strip()
             else:
-                every, active = config.list_kube_config_contexts(files)
-                names = [c["name"] for c in every]
+                contexts, active = config.list_kube_config_contexts(files)
+                names = [c["name"] for c in contexts]
                 if context and context not in names:
                     raise Permanent(
-                        f"the kubeconfig has no context '{context}'; it has {', '.join(names)}"
+                        f"the kubeconfig has no context '{context}'; use {' or '.join(names)}"
                     )
                 config.load_kube_config(files, context, configuration)
-                chosen = next((c for c in every if c["name"] == context), active)
-                here = chosen["context"].get("namespace") or "default"
+                chosen = next((c for c in contexts if c["name"] == context), active)
+                own_namespace = chosen["context"].get("namespace") or "default"
         except (config.ConfigException, OSError, ValueError, TypeError, KeyError) as error:
             raise Permanent(
-                f"no Kubernetes cluster is configured ({_short(error)}); set KUBECONFIG, or "
+                f"no Kubernetes cluster is configured ({_short(error)}); set KUBECONFIG or "
                 "context in the profile"
             ) from None
-        self.namespace = namespace or here
+        self.namespace = namespace or own_namespace
         self.host = configuration.host
         self._client = client.ApiClient(configuration)
 
     def path(self, kind: str, name: str = "") -> str:
-        """Of an object of this namespace, or of all of its kind: 'pods', 'ray.io/v1/rayjobs'."""
+        """Returns the path of an object or a collection in this namespace. `kind` is like 'pods' or
+        'ray.io/v1/rayjobs'."""
         group, _, plural = kind.rpartition("/")
         root = f"/apis/{group}" if group else "/api/v1"
         return f"{root}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
@@ -85,12 +86,12 @@ class Kube:
         return self._json("GET", path, query)
 
     def items(self, path: str, **query: str) -> list[dict[str, Any]]:
-        """The objects of a list."""
-        found = self.get(path, **query).get("items", "none")
-        found = [] if found is None else found  # as Go writes an empty list
-        if not isinstance(found, list) or not all(isinstance(o, dict) for o in found):
+        """Returns the objects of a list."""
+        objects = self.get(path, **query).get("items", "none")
+        objects = [] if objects is None else objects  # Go serializes an empty list as null
+        if not isinstance(objects, list) or not all(isinstance(o, dict) for o in objects):
             raise Permanent(f"{self.host} does not answer as a Kubernetes API server")
-        return [{"metadata": {}, **one} for one in found]
+        return [{"metadata": {}, **one} for one in objects]
 
     def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._json("POST", path, body=body)
@@ -106,7 +107,7 @@ class Kube:
             return str(response.data.decode(errors="replace"))
 
     def lines(self, path: str, seconds: float, **query: str) -> Iterator[str]:
-        """An answer line by line as it comes; Temporary after so many seconds of silence."""
+        """Yields lines as they arrive. Raises Temporary after `seconds` without data."""
         with self._open("GET", path, query, seconds=seconds) as response:
             rest = b""
             for chunk in response.stream(2**16, decode_content=True):
@@ -117,20 +118,21 @@ class Kube:
                 yield rest.decode(errors="replace")
 
     def watch(self, path: str, seconds: int, **query: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(ADDED | MODIFIED | DELETED, object) for about so many seconds. Raises Gone."""
+        """Yields (ADDED | MODIFIED | DELETED, object) for about `seconds`. Raises Gone if the
+        resource version is too old."""
         query |= {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
         for line in self.lines(path, seconds + READ_SECONDS, **query):
             try:
                 event = json.loads(line)
-                kind, found = event["type"], event["object"]
+                kind, changed = event["type"], event["object"]
                 if kind != "ERROR":
-                    found["metadata"]["resourceVersion"]
+                    changed["metadata"]["resourceVersion"]
             except (ValueError, KeyError, TypeError):
-                raise Temporary(f"{self.host} broke off in the middle of an event") from None
+                raise Temporary(f"{self.host} cut off a watch event") from None
             if kind == "ERROR":
-                raise self._error(int(found.get("code", 500)), json.dumps(found), path)
+                raise self._error(int(changed.get("code", 500)), json.dumps(changed), path)
             if kind != "BOOKMARK":
-                yield kind, found
+                yield kind, changed
 
     def _json(
         self,
@@ -159,7 +161,7 @@ class Kube:
         headers: dict[str, str] | None = None,
         seconds: float | None = None,
     ) -> Iterator[Any]:
-        """The response to read from, an error status already raised."""
+        """Yields the open response. Raises Permanent or Temporary for an error status."""
         import urllib3
         from kubernetes.client.exceptions import ApiException
 
@@ -184,15 +186,15 @@ class Kube:
                 raise self._error(response.status, response.data.decode(errors="replace"), path)
             yield response
         except ApiException as error:
-            if error.status:  # what the API server asked to put off, too often
+            if error.status:  # the API server deferred the request more than RETRIES times
                 raise self._error(error.status, error.body or "", path) from None
             raise Permanent(f"{self.host}: {_short(error.reason)}") from None
         except urllib3.exceptions.HTTPError as error:
             cause = getattr(error, "reason", None)
             if isinstance(cause, urllib3.exceptions.SSLError):
                 raise Permanent(
-                    f"{self.host}: its certificate is not trusted; does certificate-authority of "
-                    "the kubeconfig belong to this server?"
+                    f"{self.host}: its certificate is not trusted; set certificate-authority in "
+                    "the kubeconfig to this server's"
                 ) from None
             raise Temporary(f"cannot reach {self.host} ({_reason(error)})") from None
         finally:
@@ -200,6 +202,7 @@ class Kube:
                 response.close()
 
     def _error(self, status: int, body: str, path: str) -> Permanent | Temporary:
+        """Returns the exception for an error status; its type carries the retry policy."""
         try:
             message = json.loads(body)["message"]
         except (ValueError, KeyError, TypeError):
@@ -214,7 +217,7 @@ class Kube:
                 "404 page not found", ""
             ):
                 return Missing(
-                    "the cluster has no RayJobs (ray.io/v1): install the KubeRay operator "
+                    "the cluster has no RayJobs (ray.io/v1); install the KubeRay operator "
                     "(helm install kuberay-operator kuberay/kuberay-operator)"
                 )
             return Missing(message)
@@ -226,12 +229,12 @@ class Kube:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong below the layers of urllib3: 'Connection refused', 'timed out'."""
+    """Returns the root cause below urllib3's wrappers, like 'Connection refused' or 'timed out'."""
     import urllib3
 
     if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason:
         return _reason(error.reason)
-    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # a TimeoutError, too
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # it is a TimeoutError too
     if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
         return "timed out"
     if isinstance(error, urllib3.exceptions.ProtocolError):

@@ -1,5 +1,5 @@
-"""The profile: what a cluster looks like from a laptop, and what a run may take of it. A small
-strict YAML file beside the recipes; the recipe itself says nothing about clusters."""
+"""Defines the profile: the strict YAML file that describes a cluster and what a run may use of it.
+A recipe says nothing about clusters."""
 
 import math
 import re
@@ -15,14 +15,18 @@ from zephyr_ray.recipe_file import read_yaml
 from zephyr_ray.settings import Strict, typed
 
 DEFAULT = Path("zephyr-cluster.yaml")
-HEAD_LEAST_BYTES = 4 * 1024**3
-"""The operator's advice: a head with less is killed for memory."""
-GROUPS_IN_A_QUEUE = 7
-"""Kueue takes a RayJob of at most so many worker groups."""
-OWN_VARIABLES = r"HOME|HF_HOME|ZEPHYR_CACHE|PYTHONUNBUFFERED|MLFLOW_TRACKING_URI|RAY_.*|REDIS_.*"
-"""Set by the job or the operator; a secret under such a name would break it."""
-UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18} | {
-    unit: 1024 ** (i + 1) for i, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"))
+HEAD_MINIMUM_BYTES = 4 * 1024**3
+"""Minimum memory of the head, as KubeRay advises; a smaller head is killed for memory."""
+QUEUED_GROUPS = 7
+"""Maximum worker groups per RayJob that Kueue accepts."""
+RESERVED_VARIABLES = (
+    r"HOME|HF_HOME|ZEPHYR_CACHE|PYTHONUNBUFFERED|MLFLOW_TRACKING_URI|RAY_.*|REDIS_.*"
+)
+"""Matches variables that the job or the operator sets; a secret must not replace them."""
+QUANTITY_UNITS = {
+    **{"m": 1e-3, "": 1},
+    **{prefix: 1000 ** (i + 1) for i, prefix in enumerate("kMGTPE")},
+    **{f"{prefix}i": 1024 ** (i + 1) for i, prefix in enumerate("KMGTPE")},
 }
 
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
@@ -32,7 +36,7 @@ DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_
 def _like(pattern: str, example: str) -> AfterValidator:
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
-            raise ValueError(f"'{value}': write it like {example}")
+            raise ValueError(f"'{value}' is not a quantity; write it like {example}")
         return value
 
     return AfterValidator(check)
@@ -46,7 +50,7 @@ Cpu = Annotated[
 Memory = Annotated[
     str, _like(r"[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)", "8Gi, as Kubernetes does")
 ]
-# What the operator counts as GPUs of Ray: names that end in gpu, and NVIDIA's slices.
+# The operator counts these as Ray GPUs: names that end in gpu, and NVIDIA's MIG slices.
 GpuKind = Annotated[
     str,
     _like(
@@ -60,12 +64,12 @@ def _without_credentials(address: str) -> str:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise ValueError("must be http:// or https:// and a host, without user or password")
-    _ = parts.port  # ValueError where it is none
+    _ = parts.port  # raises ValueError if it is not a port
     return address.rstrip("/")
 
 
 class Toleration(Strict):
-    """Kubernetes' own words, but for the case."""
+    """Holds a Kubernetes toleration."""
 
     key: str | None = None
     operator: Literal["Equal", "Exists"] = "Equal"
@@ -88,14 +92,14 @@ class Group(Strict):
 class Workers(Group):
     replicas: int = Field(1, ge=1)
     gpu: Gpu | None = None
-    """GPUs of each replica."""
+    """GPUs per replica; none if omitted."""
     image: str | None = Field(None, pattern=r"^[^\s]+$")
-    """In place of the profile's, such as one with CUDA."""
+    """Image of this group, such as one with CUDA; the profile's if omitted."""
 
 
 class Storage(Strict):
     claim: DnsName
-    """A PersistentVolumeClaim that every pod can mount at once."""
+    """Name of a PersistentVolumeClaim that all pods can mount at once."""
     folder: str = Field("/mnt/zephyr", pattern=r"^(/[A-Za-z0-9._-]+)+$")
 
 
@@ -110,59 +114,62 @@ class Profile(Strict):
     head: Group = Group(cpu="2", memory="8Gi")
     workers: dict[DnsLabel, Workers] = Field(min_length=1)
     context: str | None = None
-    """Of the kubeconfig; its current one where this is left out."""
+    """Context of the kubeconfig; its current one if omitted."""
     namespace: DnsLabel | None = None
+    """Namespace of the run; the context's if omitted."""
     image_pull_secrets: list[DnsName] = []
     mlflow: Annotated[str, AfterValidator(_without_credentials)] | None = None
+    """Address of the MLflow server as the pods see it; without it, runs are tracked in a file."""
     secrets: dict[str, SecretKey] = {}
-    """Environment variables of the run, and where their values lie."""
+    """Secret and key that hold each environment variable of the run."""
     queue: DnsName | None = None
+    """Kueue LocalQueue of the job."""
     active_deadline_seconds: int | None = Field(None, ge=1)
+    """Seconds after which the operator ends the job; unlimited if omitted."""
     backoff_limit: int = Field(2, ge=0)
-    """How often a failed run starts anew on a fresh cluster; the store makes that cheap."""
+    """Maximum retries of a failed run, each on a new Ray cluster; finished stages are reused."""
     ttl_seconds: int = Field(600, ge=0)
-    """How long the cluster of a finished run stays, to look at."""
+    """Seconds that the Ray cluster stays up after the run, for inspection."""
 
     @property
     def cpus(self) -> float:
-        """Of all workers together, as Ray counts: whole ones of each."""
+        """Total CPUs of all workers as Ray counts them: each worker's rounded up."""
         return sum(w.replicas * math.ceil(quantity(w.cpu)) for w in self.workers.values())
 
     @property
     def gpus(self) -> int:
+        """Total GPUs of all workers."""
         return sum(w.replicas * w.gpu.count for w in self.workers.values() if w.gpu)
 
 
 def load(path: Path) -> Profile:
-    """Reads and checks a profile. Everything wrong is one Permanent line."""
+    """Reads and validates a profile. Raises Permanent with one line if anything is wrong."""
     profile = typed(Profile, read_yaml(path, "profile"), str(path))
-    if quantity(profile.head.memory) < HEAD_LEAST_BYTES:
+    if quantity(profile.head.memory) < HEAD_MINIMUM_BYTES:
+        raise Permanent(f"{path}: head.memory is {profile.head.memory}; set it to 4Gi or more")
+    if profile.queue and len(profile.workers) > QUEUED_GROUPS:
         raise Permanent(
-            f"{path}: head.memory is {profile.head.memory}; the head needs at least 4Gi"
-        )
-    if profile.queue and len(profile.workers) > GROUPS_IN_A_QUEUE:
-        raise Permanent(
-            f"{path}: {len(profile.workers)} worker groups; in a queue at most {GROUPS_IN_A_QUEUE}"
+            f"{path}: {len(profile.workers)} worker groups; use at most {QUEUED_GROUPS} in a queue"
         )
     for name in profile.secrets:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise Permanent(f"{path}: secrets: '{name}' is no name of an environment variable")
-        if re.fullmatch(OWN_VARIABLES, name):
-            raise Permanent(f"{path}: secrets: {name} is set by the job itself; leave it out")
+            raise Permanent(f"{path}: secrets: '{name}' is not a valid variable name; rename it")
+        if re.fullmatch(RESERVED_VARIABLES, name):
+            raise Permanent(f"{path}: secrets: the job itself sets {name}; remove it")
     return profile
 
 
 def check_secrets(recipe: Recipe, profile: Profile, path: Path) -> None:
-    """Every key the recipe's models need must come from a secret. Raises Permanent."""
+    """Raises Permanent if a model needs an API key that the profile has no secret for."""
     for variable, model in recipe.variables().items():
         if variable not in profile.secrets:
             raise Permanent(
-                f"{path}: model '{model}' of the recipe reads {variable}; add under "
-                f"secrets: {variable}: {{name: SECRET, key: KEY}}"
+                f"{path}: secrets lacks {variable}, which model '{model}' reads; add "
+                f"{variable}: {{name: SECRET, key: KEY}}"
             )
 
 
 def quantity(text: str) -> float:
-    """Kubernetes' way to write amounts: 500m, 8, 64Gi."""
+    """Returns the number that a Kubernetes quantity such as 500m, 8 or 64Gi stands for."""
     number, unit = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", text).groups()  # type: ignore[union-attr]
-    return float(number) * UNITS[unit]
+    return float(number) * QUANTITY_UNITS[unit]

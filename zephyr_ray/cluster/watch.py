@@ -1,4 +1,4 @@
-"""A RayJob as it goes: its states until it ends, through retries, lost watches and time-outs."""
+"""Watches a RayJob until it ends, through retries, lost watches and time-outs."""
 
 import re
 import time
@@ -11,30 +11,33 @@ from zephyr_ray.errors import Permanent, Temporary
 
 JOBS = "ray.io/v1/rayjobs"
 STARTING_SECONDS, RUNNING_SECONDS = 10, 60
-"""Of one watch; between two it is looked at what holds a start up."""
+"""Seconds per watch; between two watches the follower looks for what delays the start."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds before a retry, doubled up to the longest."""
 STOPPED, LATE, WRONG = 130, 124, 2
-"""Exit codes: as after ctrl-C; as `timeout` has it; as for a mistake in a recipe."""
+"""Exit codes: the shell's for ctrl-C, that of `timeout`, and ours for a mistake in a recipe."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What KubeRay says of a RayJob."""
+    """Holds what KubeRay reports about a RayJob."""
 
     name: str
     deployment: str
     """Initializing, Running, Retrying, Suspended, Complete, Failed, ValidationFailed, Deleted."""
     job: str
-    """Ray's own word: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED, or none yet."""
+    """Ray's job status: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED, or empty."""
     reason: str
     message: str
     failed: int
+    """Number of failed attempts."""
     cluster: str
+    """Name of the current Ray cluster."""
     created: str
 
     @classmethod
-    def of(cls, found: dict[str, Any], deployment: str | None = None) -> "State":
-        status, metadata = found.get("status") or {}, found.get("metadata") or {}
+    def of(cls, job: dict[str, Any], deployment: str | None = None) -> "State":
+        status, metadata = job.get("status") or {}, job.get("metadata") or {}
         word = lambda name: str(status.get(name) or "")  # noqa: E731
         return cls(
             name=metadata.get("name", ""),
@@ -49,12 +52,12 @@ class State:
 
     @property
     def ended(self) -> bool:
-        # KubeRay turns a failure that will be tried again into Retrying in the same update.
+        # A failure that will be retried is never visible: KubeRay sets Retrying in the same update.
         return self.deployment in ("Complete", "Failed", "ValidationFailed", "Deleted")
 
     @property
     def exit_code(self) -> int:
-        """Of a job that ended: its own where Ray told it."""
+        """Exit code of an ended job: the program's own if Ray reported it."""
         if self.deployment == "ValidationFailed":
             return WRONG
         if self.deployment == "Deleted" or self.job == "STOPPED":
@@ -65,7 +68,7 @@ class State:
             return LATE
         own = re.search(r"failed with exit code (-?\d+)", self.message)
         code = int(own[1]) if own else 1
-        # A negative code is the signal that ended the process; shells write 128 + signal.
+        # A negative code is the signal that ended the process; shells report 128 + signal.
         return (128 - code if code < 0 else code) or 1
 
     def __str__(self) -> str:
@@ -79,24 +82,24 @@ class State:
 
 
 def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]:
-    """Each state of a job, the last one being its end. Lasts through every Temporary error; a
-    state comes again after each watch, changed or not."""
+    """Yields the states of a job until it ends; retries after every Temporary error. Repeats the
+    state after each watch, changed or not."""
     pause, lost = FIRST_PAUSE, False
     last = State(name, "Deleted", "", "", "", 0, "", "")
     while True:
         try:
-            found = kube.get(kube.path(JOBS, name))
+            job = kube.get(kube.path(JOBS, name))
             pause, lost = FIRST_PAUSE, False
-            yield (last := State.of(found))
+            yield (last := State.of(job))
             if last.ended:
                 return
             query = {
                 "fieldSelector": f"metadata.name={name}",
-                "resourceVersion": (found.get("metadata") or {}).get("resourceVersion", ""),
+                "resourceVersion": (job.get("metadata") or {}).get("resourceVersion", ""),
             }
             seconds = RUNNING_SECONDS if last.job == "RUNNING" else STARTING_SECONDS
-            for kind, found in kube.watch(kube.path(JOBS), seconds, **query):
-                yield (last := State.of(found, "Deleted" if kind == "DELETED" else None))
+            for kind, job in kube.watch(kube.path(JOBS), seconds, **query):
+                yield (last := State.of(job, "Deleted" if kind == "DELETED" else None))
                 if last.ended:
                     return
         except Missing:
@@ -106,29 +109,29 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
             continue
         except Temporary as error:
             if not lost:
-                say(f"{error}; trying again, the job goes on meanwhile")
+                say(f"{error}; retrying, the job keeps running meanwhile")
             lost = True
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def troubles(kube: Kube, state: State) -> list[str]:
-    """What holds a job up that does not run: warnings of the operator, pods that cannot start."""
+    """Returns what delays a job that is not running: operator warnings, pods that cannot start."""
     try:
         events = kube.items(
             kube.path("events"), fieldSelector=f"involvedObject.name={state.name},type=Warning"
         )
-        found = [f"{e.get('reason', '')}: {e.get('message', '')}" for e in events]
+        lines = [f"{e.get('reason', '')}: {e.get('message', '')}" for e in events]
         for label in (
             f"ray.io/cluster={state.cluster}",
             f"batch.kubernetes.io/job-name={state.name}",
         ):
             if not label.endswith("="):
                 pods = kube.items(kube.path("pods"), labelSelector=label)
-                found += [line for pod in pods for line in _held_up(pod)]
+                lines += [line for pod in pods for line in _held_up(pod)]
     except (Permanent, Temporary):
-        return []  # it is said of what can be seen; following needs no such rights
-    return [" ".join(line.split())[:300] for line in found]
+        return []  # following a job does not need these permissions
+    return [" ".join(line.split())[:300] for line in lines]
 
 
 def _held_up(pod: dict[str, Any]) -> Iterator[str]:

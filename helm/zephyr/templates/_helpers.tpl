@@ -1,6 +1,6 @@
-{{/* Names, labels, and the parts that pods of all kinds share. */}}
+{{/* Defines names, labels, and the parts shared by pods of all kinds. */}}
 
-{{/* 35 characters at most: with the longest suffix a RayJob stays within 47. */}}
+{{/* At most 35 characters: the longest suffix keeps a RayJob's name within 47. */}}
 {{- define "zephyr.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 35 | trimSuffix "-" -}}
@@ -31,8 +31,8 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
-{{/* What selects pods of a component. Not app.kubernetes.io/name: the operator's services select
-Ray pods by it. Called with (dict "root" $ "component" "cluster"). */}}
+{{/* Labels that select the pods of a component. app.kubernetes.io/name is not among them, because
+the operator's services select Ray pods by it. Called with (dict "root" $ "component" "cluster"). */}}
 {{- define "zephyr.selector" -}}
 app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/part-of: zephyr
@@ -54,7 +54,7 @@ runAsNonRoot: true
 runAsUser: {{ .Values.user.id | int64 }}
 runAsGroup: {{ .Values.user.group | int64 }}
 fsGroup: {{ .Values.user.group | int64 }}
-# A change of owner over all of a large storage would hold every start.
+# Otherwise every start changes the owner of all files on the storage.
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile:
   type: RuntimeDefault
@@ -70,7 +70,7 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
-{{/* Requests and limits; requests of memory and GPUs equal their limits. Called with
+{{/* Requests and limits; memory and GPU requests equal their limits. Called with
 (dict "resources" … "gpus" 8 "gpuResource" "nvidia.com/gpu"). */}}
 {{- define "zephyr.resources" -}}
 {{- $r := .resources -}}
@@ -103,7 +103,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* Where pods may run. Called with a group, the head, or mlflow. */}}
+{{/* Scheduling constraints of a pod. Called with a group, the head, or mlflow. */}}
 {{- define "zephyr.placement" -}}
 {{- with .nodeSelector }}
 nodeSelector:
@@ -125,7 +125,7 @@ runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
-{{/* Where a run keeps its record, and the account for it. */}}
+{{/* Address of the tracking server. */}}
 {{- define "zephyr.mlflowUri" -}}
 {{- if .Values.mlflow.enabled -}}
 http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
@@ -151,7 +151,7 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
 {{- end }}
 {{- end -}}
 
-{{/* One quoted word for a shell. */}}
+{{/* Quotes one word for a shell. */}}
 {{- define "zephyr.quote" -}}
 '{{ . | replace "'" "'\"'\"'" }}'
 {{- end -}}
@@ -170,7 +170,7 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
 {{- if hasSuffix "m" $text }}{{ trimSuffix "m" $text | int64 }}{{ else }}{{ mulf (float64 $text) 1000 | int64 }}{{ end -}}
 {{- end -}}
 
-{{/* "yes" where MLflow keeps something on its claim. */}}
+{{/* "yes" if MLflow stores anything on its claim, else empty. */}}
 {{- define "zephyr.mlflowLocal" -}}
 {{- with .Values.mlflow }}
 {{- if not (and .database.existingSecret .artifacts.destination) }}yes{{ end }}
@@ -182,7 +182,7 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
     - namespaceSelector:
         matchLabels:
           kubernetes.io/metadata.name: kube-system
-    # A cache on the node.
+    # NodeLocal DNSCache.
     - ipBlock:
         cidr: 169.254.20.10/32
   ports:
@@ -195,7 +195,7 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
 - to:
     - ipBlock:
         cidr: 0.0.0.0/0
-        # Neighbours in the network, and the cloud's metadata with its credentials.
+        # Private networks, and the cloud's metadata server with its credentials.
         except: [10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16]
   ports:
     {{- range . }}
@@ -204,7 +204,7 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
 {{- end }}
 {{- end -}}
 
-{{/* The port of a URL; that of its scheme where there is none. */}}
+{{/* The port of a URL, or the default port of its scheme. */}}
 {{- define "zephyr.port" -}}
 {{- regexFind ":[0-9]+(/.*)?$" . | regexFind "[0-9]+" | default (ternary "80" "443" (hasPrefix "http:" .)) -}}
 {{- end -}}

@@ -1,5 +1,5 @@
-{{/* The Ray cluster that RayCluster, RayJob and RayService have in common: a head that takes no
-tasks, and worker groups. Called with (dict "root" $ "component" "cluster" "spec" .Values.cluster). */}}
+{{/* The Ray cluster spec of RayCluster, RayJob and RayService: a head without tasks, and worker
+groups. Called with (dict "root" $ "component" "cluster" "spec" .Values.cluster). */}}
 {{- define "zephyr.raySpec" -}}
 {{- $values := .root.Values -}}
 rayVersion: {{ $values.ray.version | quote }}
@@ -40,7 +40,7 @@ gcsFaultToleranceOptions:
 headGroupSpec:
   serviceType: ClusterIP
   rayStartParams:
-    # Its CPUs are for the control plane and the drivers of jobs.
+    # Keeps the head's CPUs for the control plane and the drivers of jobs.
     num-cpus: "0"
     dashboard-host: "0.0.0.0"
     {{- with $values.ray.head.rayStartParams }}
@@ -53,7 +53,7 @@ workerGroupSpecs:
   {{- range $name := .spec.workerGroups }}
   {{- $group := get $values.workerGroups $name }}
   {{- if not $group }}
-  {{- fail (printf "%s.workerGroups: workerGroups has no group '%s'; it has %s" $call.component $name (keys $values.workerGroups | sortAlpha | join ", ")) }}
+  {{- fail (printf "%s.workerGroups: workerGroups has no group '%s'; use %s" $call.component $name (keys $values.workerGroups | sortAlpha | join " or ")) }}
   {{- end }}
   - groupName: {{ $name | quote }}
     replicas: {{ if hasKey $group "replicas" }}{{ $group.replicas }}{{ else }}{{ $group.minReplicas }}{{ end }}
@@ -86,9 +86,9 @@ metadata:
     {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
-  # The operator makes a new pod; a container started again in the old one would be an empty head.
+  # A head restarted in place would have lost its state; the operator creates a new pod instead.
   restartPolicy: Never
-  # The autoscaler in this pod asks the API server; nothing else does.
+  # Only the autoscaler, a container of this pod, calls the API server.
   serviceAccountName: {{ include "zephyr.fullname" .root }}-{{ if .spec.autoscaling }}autoscaler{{ else }}ray{{ end }}
   automountServiceAccountToken: {{ .spec.autoscaling }}
   enableServiceLinks: false
@@ -138,7 +138,7 @@ spec:
   serviceAccountName: {{ include "zephyr.fullname" .root }}-ray
   automountServiceAccountToken: false
   enableServiceLinks: false
-  # Replicas of Serve end their answers for up to two minutes.
+  # Replicas of Serve take up to two minutes to finish their answers.
   terminationGracePeriodSeconds: {{ if eq .component "serve" }}150{{ else }}60{{ end }}
   securityContext:
     {{- include "zephyr.podSecurity" .root | nindent 4 }}
@@ -175,7 +175,7 @@ spec:
     {{- include "zephyr.rayVolumes" . | nindent 4 }}
 {{- end -}}
 
-{{/* What the containers of head and workers have in common. */}}
+{{/* The parts shared by the containers of head and workers. */}}
 {{- define "zephyr.rayContainer" -}}
 {{- $values := .root.Values -}}
 securityContext:
@@ -193,10 +193,10 @@ volumeMounts:
 
 {{- define "zephyr.rayEnv" -}}
 {{- $values := .root.Values -}}
-# The image's own home, with configs/ in it, is read-only like the rest.
+# The image's own home, which holds configs/, is read-only.
 - name: HOME
   value: /scratch
-# What is fetched once lies where every pod finds it.
+# One pod downloads, all pods read.
 - name: ZEPHYR_CACHE
   value: /mnt/zephyr/cache/weights
 - name: HF_HOME
@@ -210,13 +210,10 @@ volumeMounts:
 {{- if ne .component "serve" }}
 {{ include "zephyr.mlflowEnv" .root | trim }}
 {{- else }}
-# As `zephyr serve` has them: fewer threads and copies on a token's way, no port at every replica.
-- name: RAY_SERVE_THROUGHPUT_OPTIMIZED
-  value: "1"
-- name: RAY_SERVE_ENABLE_DIRECT_INGRESS
-  value: "0"
-- name: RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE
-  value: "1"
+{{- range $name, $value := include "zephyr.serveEnv" .root | fromYaml }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
 - name: ZEPHYR_API_KEYS
   valueFrom:
     secretKeyRef: {name: {{ $values.serve.apiKeys.existingSecret | quote }}, key: {{ $values.serve.apiKeys.key | quote }}}
@@ -232,18 +229,28 @@ volumeMounts:
 {{- end }}
 {{- end -}}
 
+{{/* Ray's settings for serving. zephyr_ray/serve/command.py owns them and gives the reasons; a test
+compares the two. */}}
+{{- define "zephyr.serveEnv" -}}
+RAY_SERVE_ENABLE_DIRECT_INGRESS: "0"
+RAY_SERVE_LOG_TO_STDERR: "0"
+RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE: "1"
+RAY_SERVE_THROUGHPUT_OPTIMIZED: "1"
+RAY_worker_niceness: "0"
+{{- end -}}
+
 {{/* The operator adds /dev/shm, sized by memory. */}}
 {{- define "zephyr.rayVolumes" -}}
 - name: storage
   persistentVolumeClaim:
     claimName: {{ include "zephyr.storageClaim" .root | quote }}
 {{- if ne .component "serve" }}
-# A new recipe must not make a new service.
+# The service does not mount recipes: a new recipe must not start a new service.
 - name: recipes
   configMap:
     name: {{ include "zephyr.fullname" .root }}-recipes
     {{- with .root.Values.recipes }}
-    # A key has no "/": files in folders get theirs back here.
+    # Keys cannot contain "/"; this restores the folders.
     items:
       {{- range $path, $_ := . }}
       - {key: {{ replace "/" "--" $path | quote }}, path: {{ $path | quote }}}

@@ -1,11 +1,11 @@
-{{/* What the schema cannot say. The operator and its neighbours would say it only after the install,
-as events; here each is one line before it. */}}
+{{/* Rules that the schema cannot express. Each fails with one line before the install; the operator
+would report it only afterwards, as an event. */}}
 {{- define "zephyr.rules" -}}
 {{- $v := .Values -}}
 
 {{- $full := include "zephyr.fullname" . -}}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) }}
-{{- fail (printf "the name '%s' must start with a letter and hold only a-z, 0-9 and '-': choose another release name or set fullnameOverride" $full) }}
+{{- fail (printf "the name '%s' must start with a letter and contain only a-z, 0-9 and '-'; choose another release name or set fullnameOverride" $full) }}
 {{- end }}
 
 {{- $parts := dict -}}
@@ -15,29 +15,29 @@ as events; here each is one line before it. */}}
 {{- end }}
 {{- if $parts }}
 {{- if not (.Capabilities.APIVersions.Has "ray.io/v1/RayCluster") }}
-{{- fail "the KubeRay operator is not on this cluster: helm install kuberay-operator kuberay-operator --repo https://ray-project.github.io/kuberay-helm/ --version 1.7.0 --namespace kuberay-system --create-namespace (for `helm template` add --api-versions ray.io/v1/RayCluster)" }}
+{{- fail "the KubeRay operator is not on this cluster; install it: helm install kuberay-operator kuberay-operator --repo https://ray-project.github.io/kuberay-helm/ --version 1.7.0 --namespace kuberay-system --create-namespace (for `helm template` add --api-versions ray.io/v1/RayCluster)" }}
 {{- end }}
 {{- end }}
 
 {{- if lt (include "zephyr.bytes" $v.ray.head.resources.memory | int64) 4294967296 }}
-{{- fail (printf "ray.head.resources.memory is %s: a head needs at least 4Gi" $v.ray.head.resources.memory) }}
+{{- fail (printf "ray.head.resources.memory is %s; a head needs at least 4Gi; raise it" $v.ray.head.resources.memory) }}
 {{- end }}
 {{- if and (eq $v.ray.auth "token") (semverCompare "<2.52.0-0" $v.ray.version) }}
-{{- fail (printf "ray.auth token needs Ray 2.52 or newer, ray.version is %s" $v.ray.version) }}
+{{- fail (printf "ray.auth token needs Ray 2.52 or newer, but ray.version is %s; use an image with a newer Ray" $v.ray.version) }}
 {{- end }}
 {{- if semverCompare ">=2.11.0-0, <2.38.0-0" $v.ray.version }}
-{{- fail (printf "ray.version %s: the agents of Ray 2.11 to 2.37 hang under the operator; use a newer one" $v.ray.version) }}
+{{- fail (printf "ray.version %s: the agents of Ray 2.11 to 2.37 hang under the operator; use a newer version" $v.ray.version) }}
 {{- end }}
 {{- if and (eq $v.ray.auth "disabled") (not $v.networkPolicy.enabled) }}
-{{- fail "ray.auth disabled with networkPolicy.enabled false would let everybody in the cluster run code here: keep one of them" }}
+{{- fail "ray.auth disabled with networkPolicy.enabled false would let anyone in the cluster run code here; enable one of them" }}
 {{- end }}
 
 {{- $ft := $v.ray.gcsFaultTolerance }}
 {{- if and $ft.enabled (not $ft.redisAddress) }}
-{{- fail "ray.gcsFaultTolerance.enabled needs redisAddress, such as redis:6379" }}
+{{- fail "ray.gcsFaultTolerance.enabled needs an address; set ray.gcsFaultTolerance.redisAddress, such as redis:6379" }}
 {{- end }}
 {{- if and $ft.usernameKey (not $ft.existingSecret) }}
-{{- fail "ray.gcsFaultTolerance.usernameKey needs existingSecret, which holds it" }}
+{{- fail "ray.gcsFaultTolerance.usernameKey names a key of a Secret; set ray.gcsFaultTolerance.existingSecret" }}
 {{- end }}
 
 {{- $forbidden := list "num-cpus" "num-gpus" "memory" "resources" }}
@@ -48,35 +48,35 @@ as events; here each is one line before it. */}}
 {{- range $where, $params := $starts }}
 {{- range $key := $forbidden }}
 {{- if hasKey $params $key }}
-{{- fail (printf "%s.rayStartParams.%s: Ray takes it from the resources; leave it out (the head's num-cpus is always \"0\")" $where $key) }}
+{{- fail (printf "%s.rayStartParams.%s: Ray takes it from the resources, and the head's num-cpus is always \"0\"; remove it" $where $key) }}
 {{- end }}
 {{- end }}
 {{- if hasKey $params "labels" }}
-{{- fail (printf "%s.rayStartParams.labels: use the labels of the group" $where) }}
+{{- fail (printf "%s.rayStartParams.labels: use the labels of the worker group instead" $where) }}
 {{- end }}
 {{- range $key := list "redis-password" "redis-username" "external-storage-namespace" }}
 {{- if hasKey $params $key }}
-{{- fail (printf "%s.rayStartParams.%s: use ray.gcsFaultTolerance" $where $key) }}
+{{- fail (printf "%s.rayStartParams.%s: use ray.gcsFaultTolerance instead" $where $key) }}
 {{- end }}
 {{- end }}
 {{- range $key := list "dashboard-host" "dashboard-port" "include-dashboard" "metrics-export-port" "port" "address" "block" "head" }}
 {{- if hasKey $params $key }}
-{{- fail (printf "%s.rayStartParams.%s is set by the chart or the operator; leave it out" $where $key) }}
+{{- fail (printf "%s.rayStartParams.%s is set by the chart or the operator; remove it" $where $key) }}
 {{- end }}
 {{- end }}
 {{- end }}
 
 {{- range $name, $group := $v.workerGroups }}
 {{- if gt ($group.minReplicas | int) ($group.maxReplicas | int) }}
-{{- fail (printf "workerGroups.%s: minReplicas %v is more than maxReplicas %v" $name $group.minReplicas $group.maxReplicas) }}
+{{- fail (printf "workerGroups.%s: minReplicas %v is more than maxReplicas %v; lower it" $name $group.minReplicas $group.maxReplicas) }}
 {{- end }}
 {{- if hasKey $group "replicas" }}
 {{- if or (lt ($group.replicas | int) ($group.minReplicas | int)) (gt ($group.replicas | int) ($group.maxReplicas | int)) }}
-{{- fail (printf "workerGroups.%s: replicas %v is not between minReplicas %v and maxReplicas %v" $name $group.replicas $group.minReplicas $group.maxReplicas) }}
+{{- fail (printf "workerGroups.%s: replicas %v is not between minReplicas %v and maxReplicas %v; change it" $name $group.replicas $group.minReplicas $group.maxReplicas) }}
 {{- end }}
 {{- end }}
 {{- if and $group.sameTopology (hasKey ($group.affinity | default dict) "podAffinity") }}
-{{- fail (printf "workerGroups.%s: sameTopology is a podAffinity; leave one of them out" $name) }}
+{{- fail (printf "workerGroups.%s: sameTopology and affinity.podAffinity exclude each other; remove one" $name) }}
 {{- end }}
 {{- end }}
 
@@ -86,7 +86,7 @@ as events; here each is one line before it. */}}
 {{- end }}
 {{- range $where, $r := $amounts }}
 {{- if and $r.cpuRequest (gt (include "zephyr.millis" $r.cpuRequest | int64) (include "zephyr.millis" $r.cpu | int64)) }}
-{{- fail (printf "%s.resources: cpuRequest %v is more than cpu %v, the limit" $where $r.cpuRequest $r.cpu) }}
+{{- fail (printf "%s.resources: cpuRequest %v is more than the limit cpu %v; lower it" $where $r.cpuRequest $r.cpu) }}
 {{- end }}
 {{- end }}
 
@@ -94,50 +94,50 @@ as events; here each is one line before it. */}}
 {{- $given := list $v.mlflow.auth.existingSecret $v.serve.apiKeys.existingSecret $v.mlflow.database.existingSecret $v.mlflow.artifacts.existingSecret $ft.existingSecret }}
 {{- range $v.ray.secretEnv }}{{- $given = append $given .secret }}{{- end }}
 {{- if has $full $given }}
-{{- fail (printf "a Secret of yours is named '%s': so the operator names the one with the Ray cluster's token; choose another name" $full) }}
+{{- fail (printf "the Secret name '%s' is taken by the operator for the Ray cluster's token; rename your Secret" $full) }}
 {{- end }}
 {{- end }}
 
-{{- $taken := list "HOME" "ZEPHYR_CACHE" "HF_HOME" "ZEPHYR_API_KEYS" "MLFLOW_TRACKING_URI" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "RAY_USAGE_STATS_ENABLED" "HF_HUB_DISABLE_TELEMETRY" "VLLM_NO_USAGE_STATS" "RAY_AUTH_MODE" "RAY_AUTH_TOKEN" "RAY_SERVE_THROUGHPUT_OPTIMIZED" "RAY_SERVE_ENABLE_DIRECT_INGRESS" "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE" "RAY_REDIS_ADDRESS" "REDIS_PASSWORD" "REDIS_USERNAME" "RAY_enable_autoscaler_v2" }}
+{{- $taken := list "HOME" "ZEPHYR_CACHE" "HF_HOME" "ZEPHYR_API_KEYS" "MLFLOW_TRACKING_URI" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "RAY_USAGE_STATS_ENABLED" "HF_HUB_DISABLE_TELEMETRY" "VLLM_NO_USAGE_STATS" "RAY_AUTH_MODE" "RAY_AUTH_TOKEN" "RAY_REDIS_ADDRESS" "REDIS_PASSWORD" "REDIS_USERNAME" "RAY_enable_autoscaler_v2" | concat (include "zephyr.serveEnv" . | fromYaml | keys) }}
 {{- $names := keys $v.ray.env }}
 {{- range $v.ray.secretEnv }}{{- $names = append $names .name }}{{- end }}
 {{- range $names }}
 {{- if has . $taken }}
-{{- fail (printf "ray.env and ray.secretEnv: %s is set by the chart or the operator" .) }}
+{{- fail (printf "ray.env and ray.secretEnv: %s is set by the chart or the operator; remove it" .) }}
 {{- end }}
 {{- end }}
 {{- if ne (len $names) (len (uniq $names)) }}
-{{- fail "ray.env and ray.secretEnv: a name stands twice" }}
+{{- fail "ray.env and ray.secretEnv: a name appears twice; remove one" }}
 {{- end }}
 
 {{- if and (ne $v.storage.accessMode "ReadWriteMany") (not $v.storage.singleNode) }}
-{{- fail (printf "storage.accessMode %s serves one node: use ReadWriteMany, or set storage.singleNode where every pod runs on one node" $v.storage.accessMode) }}
+{{- fail (printf "storage.accessMode %s serves only one node; use ReadWriteMany, or set storage.singleNode if every pod runs on one node" $v.storage.accessMode) }}
 {{- end }}
 
 {{- range $name, $part := $parts }}
 {{- if and (eq $v.scheduling.scheduler "kueue") $part.autoscaling }}
-{{- fail (printf "scheduling.scheduler kueue admits clusters of a fixed size: set %s.autoscaling to false" $name) }}
+{{- fail (printf "scheduling.scheduler kueue admits only clusters of a fixed size; set %s.autoscaling to false" $name) }}
 {{- end }}
 {{- if not $part.autoscaling }}
 {{- range $part.workerGroups }}
 {{- $group := get $v.workerGroups . | default dict }}
 {{- if and $group (not ($group.replicas | default $group.minReplicas | int)) }}
-{{- fail (printf "%s.workerGroups: group '%s' has no pods and nobody adds any: set workerGroups.%s.replicas or minReplicas, or %s.autoscaling" $name . . $name) }}
+{{- fail (printf "%s.workerGroups: group '%s' has no pods and no autoscaler to add any; set workerGroups.%s.replicas or minReplicas, or %s.autoscaling" $name . . $name) }}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- if and (eq $v.scheduling.scheduler "kueue") (gt (len $part.workerGroups) 7) }}
-{{- fail (printf "%s.workerGroups has %d groups: Kueue takes 7 at most" $name (len $part.workerGroups)) }}
+{{- fail (printf "%s.workerGroups has %d groups; Kueue accepts at most 7; remove some" $name (len $part.workerGroups)) }}
 {{- end }}
 {{- end }}
 {{- if and $v.scheduling.scheduler (not $v.scheduling.queue) }}
-{{- fail (printf "scheduling.scheduler %s needs scheduling.queue" $v.scheduling.scheduler) }}
+{{- fail (printf "scheduling.scheduler %s needs a queue; set scheduling.queue" $v.scheduling.scheduler) }}
 {{- end }}
 
 {{- if $v.pipeline.enabled }}
 {{- with $v.pipeline.recipe }}
 {{- if not (or (hasPrefix "/" .) (hasPrefix "configs/" .) (hasKey $v.recipes .)) }}
-{{- fail (printf "pipeline.recipe: recipes has no '%s'; add it, or name configs/… of the image or an absolute path" .) }}
+{{- fail (printf "pipeline.recipe: recipes has no '%s'; add it, or use configs/… of the image or an absolute path" .) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -145,78 +145,78 @@ as events; here each is one line before it. */}}
 {{- range $path, $text := $v.recipes }}
 {{- $bytes = add $bytes (len $text) }}
 {{- if contains "--" $path }}
-{{- fail (printf "recipes: '%s': a name with -- may become another's, as the ConfigMap keeps / so" $path) }}
+{{- fail (printf "recipes: '%s' contains --, which the ConfigMap uses in place of /; rename it" $path) }}
 {{- end }}
 {{- end }}
 {{- if gt $bytes 1000000 }}
-{{- fail (printf "recipes are %d bytes together; a ConfigMap holds 1 MB: put large files on the storage" $bytes) }}
+{{- fail (printf "recipes are %d bytes in total; a ConfigMap holds 1 MB; put large files on the storage" $bytes) }}
 {{- end }}
 
 {{- range $v.rbac.submitters }}
 {{- if and (eq .kind "ServiceAccount") (not .namespace) }}
-{{- fail (printf "rbac.submitters: the ServiceAccount '%s' needs its namespace" .name) }}
+{{- fail (printf "rbac.submitters: the ServiceAccount '%s' has no namespace; add it" .name) }}
 {{- end }}
 {{- end }}
 
 {{- if $v.serve.enabled }}
 {{- if not $v.serve.run }}
-{{- fail "serve.enabled needs serve.run, the name of a finished run on the storage" }}
+{{- fail "serve.enabled needs a run to serve; set serve.run to the name of a finished run on the storage" }}
 {{- end }}
 {{- if not $v.serve.apiKeys.existingSecret }}
-{{- fail "serve.enabled needs serve.apiKeys.existingSecret: kubectl create secret generic zephyr-accounts --from-literal=ZEPHYR_API_KEYS=one-of-mine,another" }}
+{{- fail "serve.enabled needs API keys; set serve.apiKeys.existingSecret to a Secret: kubectl create secret generic zephyr-accounts --from-literal=ZEPHYR_API_KEYS=one-of-mine,another" }}
 {{- end }}
 {{- $gpus := 0 }}
 {{- range $v.serve.workerGroups }}
 {{- $gpus = max $gpus ((get $v.workerGroups . | default dict).gpus | default 0) }}
 {{- end }}
 {{- if gt ($v.serve.gpus | int) ($gpus | int) }}
-{{- fail (printf "serve.gpus is %v, but no group of serve.workerGroups has so many" $v.serve.gpus) }}
+{{- fail (printf "serve.gpus is %v, but no group in serve.workerGroups has that many; add one or lower serve.gpus" $v.serve.gpus) }}
 {{- end }}
 {{- if gt ($v.serve.maxTokens | int) ($v.serve.context | int) }}
-{{- fail (printf "serve.maxTokens %v is more than serve.context %v, of prompt and answer together" $v.serve.maxTokens $v.serve.context) }}
+{{- fail (printf "serve.maxTokens %v is more than serve.context %v, the maximum of prompt and answer together; lower it" $v.serve.maxTokens $v.serve.context) }}
 {{- end }}
 {{- if lt ($v.serve.maxReplicas | int) ($v.serve.replicas | int) }}
-{{- fail (printf "serve.maxReplicas %v is less than serve.replicas %v" $v.serve.maxReplicas $v.serve.replicas) }}
+{{- fail (printf "serve.maxReplicas %v is less than serve.replicas %v; raise it" $v.serve.maxReplicas $v.serve.replicas) }}
 {{- end }}
 {{- end }}
 
 {{- if $v.mlflow.enabled }}
 {{- if not $v.mlflow.auth.existingSecret }}
-{{- fail "mlflow.enabled needs mlflow.auth.existingSecret: kubectl create secret generic zephyr-accounts --from-literal=username=zephyr --from-literal=password=\"$(openssl rand -hex 16)\" --from-literal=flask-secret-key=\"$(openssl rand -hex 16)\"" }}
+{{- fail "mlflow.enabled needs an account; set mlflow.auth.existingSecret to a Secret: kubectl create secret generic zephyr-accounts --from-literal=username=zephyr --from-literal=password=\"$(openssl rand -hex 16)\" --from-literal=flask-secret-key=\"$(openssl rand -hex 16)\"" }}
 {{- end }}
 {{- if $v.mlflow.trackingUri }}
-{{- fail "mlflow.trackingUri names another server: set mlflow.enabled to false" }}
+{{- fail "mlflow.trackingUri names another server; set mlflow.enabled to false" }}
 {{- end }}
 {{- end }}
 
 {{- if or $v.ingress.enabled $v.gateway.enabled }}
 {{- if not $v.serve.enabled }}
-{{- fail "ingress and gateway lead to chat and judge: they need serve.enabled" }}
+{{- fail "ingress and gateway lead to chat and judge; set serve.enabled" }}
 {{- end }}
 {{- if and $v.networkPolicy.enabled (not $v.networkPolicy.serveClients) }}
-{{- fail "ingress and gateway need networkPolicy.serveClients: the namespace of the controller, or it is shut out" }}
+{{- fail "ingress and gateway are blocked by the network policy; add the controller's namespace to networkPolicy.serveClients" }}
 {{- end }}
 {{- end }}
 {{- if and $v.ingress.enabled (not $v.ingress.host) }}
-{{- fail "ingress.enabled needs ingress.host" }}
+{{- fail "ingress.enabled needs a host; set ingress.host" }}
 {{- end }}
 {{- if and $v.ingress.tls.enabled (not $v.ingress.tls.secretName) }}
-{{- fail "ingress.tls.enabled needs ingress.tls.secretName" }}
+{{- fail "ingress.tls.enabled needs a certificate; set ingress.tls.secretName" }}
 {{- end }}
 {{- if $v.gateway.enabled }}
 {{- if not $v.gateway.parentRefs }}
-{{- fail "gateway.enabled needs gateway.parentRefs: the Gateway to attach to" }}
+{{- fail "gateway.enabled needs a Gateway to attach to; set gateway.parentRefs" }}
 {{- end }}
 {{- if not (.Capabilities.APIVersions.Has "gateway.networking.k8s.io/v1/HTTPRoute") }}
-{{- fail "gateway.enabled: the Gateway API is not on this cluster (for `helm template` add --api-versions gateway.networking.k8s.io/v1/HTTPRoute)" }}
+{{- fail "gateway.enabled: the Gateway API is not on this cluster; install it (for `helm template` add --api-versions gateway.networking.k8s.io/v1/HTTPRoute)" }}
 {{- end }}
 {{- end }}
 {{- if $v.podMonitor.enabled }}
 {{- if not (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1/PodMonitor") }}
-{{- fail "podMonitor.enabled: the Prometheus operator is not on this cluster (for `helm template` add --api-versions monitoring.coreos.com/v1/PodMonitor)" }}
+{{- fail "podMonitor.enabled: the Prometheus operator is not on this cluster; install it (for `helm template` add --api-versions monitoring.coreos.com/v1/PodMonitor)" }}
 {{- end }}
 {{- if and $v.networkPolicy.enabled (not $v.networkPolicy.prometheusNamespace) }}
-{{- fail "podMonitor.enabled needs networkPolicy.prometheusNamespace, or Prometheus is shut out" }}
+{{- fail "podMonitor.enabled: the network policy blocks Prometheus; set networkPolicy.prometheusNamespace" }}
 {{- end }}
 {{- end }}
 {{- end -}}

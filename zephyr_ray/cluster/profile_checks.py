@@ -1,0 +1,203 @@
+"""Checks that the cluster has what the profile names: nodes, storage, secrets and images."""
+
+import json
+import time
+from base64 import b64decode
+from collections.abc import Iterator
+from typing import Any
+
+from zephyr_ray.cluster.checks import CheckResult, bad, good, unknown
+from zephyr_ray.cluster.job import job_name, restricted_pod
+from zephyr_ray.cluster.kube import Forbidden, Kube, Missing
+from zephyr_ray.cluster.profile import Profile, Workers, quantity
+from zephyr_ray.recipe import Recipe
+
+PULL_SECONDS = 600
+"""Maximum seconds to wait for one image."""
+POLL_SECONDS = 1.0
+
+
+def check_nodes(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
+    """Checks for each worker group that the nodes, if empty, could hold its replicas."""
+    nodes = kube.items("/api/v1/nodes")
+    for name, group in profile.workers.items():
+        gpus = f"{group.gpu.count} {group.gpu.kind}" if group.gpu else "no GPU"
+        fits = sum(_replicas_on(node, group) for node in nodes if _admits(node, group))
+        observation = (
+            f"group {name}: {group.replicas} × {gpus}; the nodes, if empty, hold {fits} of these"
+        )
+        if fits >= group.replicas:
+            yield good(observation)
+            continue
+        kind = group.gpu.kind if group.gpu else "cpu"
+        total = sum(quantity(_allocatable(node).get(kind, "0")) for node in nodes)
+        yield bad(
+            observation,
+            f"{total:g} {kind} allocatable in total: add nodes (is the GPU operator installed?) "
+            "or change node_selector, tolerations or amounts in the profile",
+        )
+
+
+def _allocatable(node: dict[str, Any]) -> dict[str, str]:
+    return dict(node.get("status", {}).get("allocatable") or {})
+
+
+def _replicas_on(node: dict[str, Any], group: Workers) -> int:
+    """Returns how many replicas of the group the node would hold if it were empty."""
+    requests = {"cpu": group.cpu, "memory": group.memory}
+    if group.gpu:
+        requests[group.gpu.kind] = str(group.gpu.count)
+    allocatable = _allocatable(node)
+    return int(
+        min(quantity(allocatable.get(kind, "0")) // quantity(n) for kind, n in requests.items())
+    )
+
+
+def _admits(node: dict[str, Any], group: Workers) -> bool:
+    """Returns whether labels, taints and cordoning let the group's pods onto the node."""
+    labels, spec = node["metadata"].get("labels") or {}, node.get("spec") or {}
+    if spec.get("unschedulable") or not group.node_selector.items() <= labels.items():
+        return False
+    return all(
+        taint["effect"] == "PreferNoSchedule"
+        or any(_tolerates(t, taint) for t in group.tolerations)
+        for taint in spec.get("taints") or []
+    )
+
+
+def _tolerates(toleration: Any, taint: dict[str, str]) -> bool:
+    if toleration.effect not in (None, taint["effect"]):
+        return False
+    if toleration.key is None:
+        return bool(toleration.operator == "Exists")
+    same = toleration.operator == "Exists" or (toleration.value or "") == taint.get("value", "")
+    return toleration.key == taint["key"] and same
+
+
+def check_storage(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
+    """Checks that the claim is bound, or will be on first use, and is ReadWriteMany."""
+    name = profile.storage.claim
+    try:
+        claim = kube.get(kube.path("persistentvolumeclaims", name))
+    except Missing:
+        yield bad(
+            f"no claim {name} in {kube.namespace}", "create a ReadWriteMany claim with that name"
+        )
+        return
+    modes = claim["spec"].get("accessModes") or []
+    phase = claim.get("status", {}).get("phase")
+    class_name = claim["spec"].get("storageClassName")
+    observation = f"claim {name}: {phase}, {', '.join(modes)}, class {class_name or 'none'}"
+    waits = False
+    if class_name:
+        try:
+            storage_class = kube.get(f"/apis/storage.k8s.io/v1/storageclasses/{class_name}")
+            waits = storage_class.get("volumeBindingMode") == "WaitForFirstConsumer"
+        except Missing:
+            if phase != "Bound":
+                fix = f"the storage class {class_name} is missing: see kubectl get storageclass"
+                yield bad(observation, fix)
+                return
+        except Forbidden:
+            pass  # the claim itself says whether it is bound
+    if phase == "Lost" or (phase != "Bound" and not waits):
+        yield bad(observation, f"see kubectl describe pvc {name} for why it is not bound")
+    elif "ReadWriteMany" not in modes:
+        fix = "head and workers share it: use a storage class with ReadWriteMany (NFS, CephFS, …)"
+        yield bad(observation, f"{fix}, unless the cluster is one node")
+    else:
+        yield good(observation)
+
+
+def check_secret_keys(kube: Kube, profile: Profile, recipe: Recipe | None) -> Iterator[CheckResult]:
+    """Checks that each variable has a secret in the profile and the secret has the key."""
+    variables = recipe.variables() if recipe else {}
+    for variable in [v for v in variables if v not in profile.secrets]:
+        fix = f"add to secrets in the profile: {variable}: {{name: SECRET, key: KEY}}"
+        yield bad(f"the recipe reads {variable}, but the profile has no secret for it", fix)
+    for variable, secret in profile.secrets.items():
+        command = f"kubectl create secret generic {secret.name} --from-file={secret.key}=FILE"
+        command += f" -n {kube.namespace}"
+        try:
+            data = kube.get(kube.path("secrets", secret.name)).get("data") or {}
+        except Missing:
+            yield bad(f"{variable}: no secret {secret.name} in {kube.namespace}", command)
+            continue
+        if not data.get(secret.key):
+            keys = ", ".join(sorted(data)) or "none"
+            missing = f"{variable}: secret {secret.name} has no {secret.key}; it has {keys}"
+            yield bad(missing, command)
+        else:
+            yield good(f"{variable}: secret {secret.name} has {secret.key}")
+    if not profile.secrets and not variables:
+        yield good("none needed")
+
+
+def check_image(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
+    """Checks that each pull secret has a login for the image's registry."""
+    first = profile.image.split("/")[0]
+    named = "/" in profile.image and ("." in first or ":" in first or first == "localhost")
+    registry = first if named else "docker.io"
+    for name in profile.image_pull_secrets:
+        command = f"kubectl create secret docker-registry {name} --docker-server={registry} …"
+        try:
+            data = kube.get(kube.path("secrets", name)).get("data") or {}
+        except Missing:
+            yield bad(f"no pull secret {name} in {kube.namespace}", command)
+            continue
+        try:
+            hosts = json.loads(b64decode(data[".dockerconfigjson"]))["auths"]
+        except (KeyError, ValueError, TypeError):
+            yield bad(f"secret {name} is not a registry login", command)
+            continue
+        if any(registry in host for host in hosts):
+            yield good(f"pull secret {name} has a login for {registry}")
+        else:
+            yield bad(f"pull secret {name} is for {', '.join(hosts)}, not {registry}", command)
+    if not profile.image_pull_secrets:
+        yield unknown(
+            f"{profile.image} is pulled without a login", "run zephyr doctor --pull to try it"
+        )
+
+
+def check_pulls(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
+    """Checks each image by starting a pod with it."""
+    for image in sorted({profile.image, *(g.image for g in profile.workers.values() if g.image)}):
+        yield from _pull(kube, profile, image)
+
+
+def _pull(kube: Kube, profile: Profile, image: str) -> Iterator[CheckResult]:
+    """Starts a pod that exits at once, and deletes it. It starts only if its image was pulled."""
+    name = job_name("zephyr-pull")
+    amounts = {"cpu": "100m", "memory": "64Mi"}
+    container = {
+        "name": "pull",
+        "image": image,
+        "command": ["true"],
+        "resources": {"requests": amounts, "limits": amounts},
+    }
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}}
+    kube.create(kube.path("pods"), pod | {"spec": restricted_pod(profile, container)})
+    try:
+        started, why = time.monotonic(), "still being pulled"
+        while time.monotonic() - started < PULL_SECONDS:
+            status = kube.get(kube.path("pods", name)).get("status") or {}
+            if status.get("phase") in ("Succeeded", "Failed"):
+                yield good(f"{image} was pulled in {time.monotonic() - started:.0f} s")
+                return
+            for container in status.get("containerStatuses") or []:
+                waiting = (container.get("state") or {}).get("waiting") or {}
+                if waiting.get("reason") in (
+                    "ErrImagePull",
+                    "ImagePullBackOff",
+                    "InvalidImageName",
+                ):
+                    why = " ".join(str(waiting.get("message", waiting["reason"])).split())[:200]
+                    yield bad(
+                        f"{image}: {why}", "check image and image_pull_secrets in the profile"
+                    )
+                    return
+            time.sleep(POLL_SECONDS)
+        yield bad(f"{image}: {why} after {PULL_SECONDS} s", f"kubectl describe pod {name}")
+    finally:
+        kube.delete(kube.path("pods", name))
