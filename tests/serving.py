@@ -59,7 +59,8 @@ def a_run(folder: Path, model: Path) -> Path:
         ),
     ):
         (store / name).mkdir(parents=True)
-        (store / name / "manifest.json").write_text(json.dumps(manifest))
+        whole = {"key": name, "files": {}, **manifest}
+        (store / name / "manifest.json").write_text(json.dumps(whole))
     (store / "pairwise-1" / "result.json").write_text("{}")
     shutil.copytree(model, store / "dpo-1" / "model")
     (run / "models" / "dpo").symlink_to("../../store/dpo-1/model")

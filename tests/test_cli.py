@@ -20,7 +20,9 @@ def add_model(run: Path, name: str, created: str, model: Path | None = None) -> 
         shutil.copytree(model, artifact / "model")
     else:
         (artifact / "model").mkdir(parents=True)
-    (artifact / "manifest.json").write_text(json.dumps({"created": created}))
+    (artifact / "manifest.json").write_text(
+        json.dumps({"kind": "sft", "key": name, "files": {}, "created": created})
+    )
     (run / "models").mkdir(parents=True, exist_ok=True)
     (run / "models" / name).symlink_to(f"../../store/sft-{name}/model")
 
@@ -40,7 +42,7 @@ def test_what_a_model_started_from_can_be_talked_to(tmp_path: Path) -> None:
     add_model(run, "sft", "2026-01-01")
     manifest = tmp_path / "store" / "sft-sft" / "manifest.json"
     models = {"base": {"weights": "small"}, "student": {"weights": str(run / "models" / "sft")}}
-    manifest.write_text(json.dumps({"created": "2026-01-01", "models": models}))
+    manifest.write_text(json.dumps({"kind": "sft", "key": "k", "files": {}, "models": models}))
     assert list(models_of(run).items())[0] == ("base", "small")
 
 

@@ -416,7 +416,7 @@ def test_hours_of_an_earlier_run_are_measured(recipe_file: Path) -> None:
     counts = {"rows": 100, "sequences": 50}
     manifest = {"recipe": "recipe", "name": "sft", "seconds": 250.0, "counts": counts}
     manifest |= {"created": "2026-01-02T03:04:05", "settings": {"epochs": 2}}
-    store.commit("sft", "0123456789abcdef", manifest)
+    store.commit("sft", "0123456789abcdef", **manifest)
     # 100 sequences in 250 s; at most 100 of them are to come.
     assert any(
         "4 min (at 0.4 sequences a second, as measured 2026-01-02)" in line

@@ -8,6 +8,7 @@ import pytest
 from zephyr_ray.errors import Permanent
 from zephyr_ray.judge.pairwise import Pairwise, _control_note, pass_difference, passed, summary
 from zephyr_ray.judge.statistics import bootstrap
+from zephyr_ray.manifest import Manifest
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, write_rows
 
@@ -89,7 +90,7 @@ def test_answers_to_other_prompts_of_the_same_ids_are_refused(tmp_path: Path) ->
         (tmp_path / stage).mkdir()
         answer = {"model": stage, "text": "Eel.", "finish_reason": "stop"}
         write_rows(tmp_path / stage, [{"id": "p00000", "prompt": prompt, "completions": [answer]}])
-        inputs[stage] = Artifact(tmp_path / stage, {"key": stage})
+        inputs[stage] = Artifact(tmp_path / stage, Manifest(kind="text", key=stage, files={}))
     work = Work("winrate", tmp_path / "made", 0, inputs, {}, {})
     with pytest.raises(Permanent, match="'dpo' answers other prompts than 'base'"):
         Pairwise(judge="judge", baseline="base", answers=["dpo"]).run(work)

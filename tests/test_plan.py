@@ -12,7 +12,7 @@ import pytest
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.headers import count_parameters
 from zephyr_ray.pipeline import KINDS, _link, _unlink_stale
-from zephyr_ray.plan import Step, make_plan, remember
+from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, preflight
 from zephyr_ray.recipe import Recipe, load
 from zephyr_ray.store import Store, write_rows
@@ -73,8 +73,9 @@ def make_all(folder: Path, *overrides: str) -> None:
             place = store.folder(step.stage.kind, step.key)
             place.mkdir()
             write_rows(place, [{"id": "a"}, {"id": "b"}])
-            store.commit(step.stage.kind, step.key, {"counts": {"rows": 2}})
-        remember(recipe, store, step)
+            store.commit(step.stage.kind, step.key, counts={"rows": 2}, identity=step.identity)
+            step.artifact = store.find(step.stage.kind, step.key)
+        _link(recipe, store, step)
 
 
 def to_do(folder: Path, *overrides: str) -> set[str]:
@@ -195,14 +196,25 @@ def test_why_says_what_changed(folder: Path) -> None:
 
 def test_why_says_new_kind_interrupted_or_deleted(folder: Path) -> None:
     make_all(folder)
+    kind = "heldout={kind: self_instruct, model: base, seeds: seeds.jsonl, count: 1}"
+    assert why(folder, "heldout", kind) == "kind was prompts"
     store, step = Store(folder / "runs"), plan(folder)["heldout"]
     place = store.folder("prompts", step.key)
     shutil.rmtree(place)
     assert why(folder, "heldout") == "its artifact was deleted"
     (place / "scratch").mkdir(parents=True)
     assert why(folder, "heldout") == "was interrupted: goes on"
-    kind = "heldout={kind: self_instruct, model: base, seeds: seeds.jsonl, count: 1}"
-    assert why(folder, "heldout", kind) == "kind was prompts"
+
+
+def test_why_says_that_a_manifest_is_of_an_earlier_version(folder: Path) -> None:
+    make_all(folder)
+    step = plan(folder)["heldout"]
+    path = Store(folder / "runs").folder("prompts", step.key) / "manifest.json"
+    old = json.loads(path.read_text())
+    path.write_text(json.dumps({**old, "identity": None, "metrics": {}, "version": 1}))
+    assert plan(folder)["heldout"].artifact
+    count = "heldout.count=2"
+    assert why(folder, "heldout", count) == "was made by an earlier version of zephyr_ray"
 
 
 def test_until_ends_the_plan(folder: Path) -> None:
@@ -219,7 +231,7 @@ def test_expected_rows_are_those_of_the_prompts_whatever_trains_the_model(folder
     )
     store = Store(folder / "runs")
     step = plan(folder)["sft"]
-    store.commit("sft", step.key, {"counts": {"rows": 77}})
+    store.commit("sft", step.key, counts={"rows": 77})
     assert plan(folder)["more"].rows == 2
 
 

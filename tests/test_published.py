@@ -10,6 +10,7 @@ import train_once
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
+from zephyr_ray.manifest import Manifest
 from zephyr_ray.pipeline import KINDS
 from zephyr_ray.plan import make_plan
 from zephyr_ray.preflight import check_files
@@ -86,7 +87,7 @@ def made(files: Path, **settings: Any) -> tuple[list[Row], Work]:
     work = Work("published", folder, 0, {}, {}, {"files": files})
     work.scratch.mkdir(parents=True, exist_ok=True)
     stage.run(work)
-    return Artifact(folder, {}).rows(), work
+    return Artifact(folder, Manifest(kind="text", key="k", files={})).rows(), work
 
 
 @pytest.fixture

@@ -383,7 +383,7 @@ def test_a_corrupted_artifact_stops_the_run_and_is_kept(
     rows = store.folder("prompts", step.key) / "rows.jsonl"
     rows.parent.mkdir()
     rows.write_text('{"id": "p00000"}\n')
-    store.commit("prompts", step.key, {"counts": {"rows": 1}, "seconds": 0})
+    store.commit("prompts", step.key, counts={"rows": 1})
     assert make_plan(recipe, store)[0].artifact is not None
     damaged = rows.read_bytes().replace(b"p00000", b"p00001")
     rows.write_bytes(damaged)

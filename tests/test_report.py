@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from zephyr_ray.manifest import Manifest
 from zephyr_ray.report import contents
 from zephyr_ray.report.page import Report
 from zephyr_ray.stage import Work
@@ -22,7 +23,7 @@ def make(root: Path, name: str, kind: str, **manifest: Any) -> Artifact:
     folder.mkdir()
     whole = {"name": name, "kind": kind, "key": f"{len(name):016x}", "version": 1} | manifest
     whole.setdefault("counts", {"rows": 3})
-    return Artifact(folder, whole)
+    return Artifact(folder, Manifest(**{"files": {}} | whole))
 
 
 def write(artifact: Artifact, name: str, rows: list[dict[str, Any]]) -> Artifact:
@@ -112,7 +113,7 @@ def pairwise(root: Path, **changes: Any) -> Artifact:
 
 
 def page(root: Path, *artifacts: Artifact) -> str:
-    inputs = {a.manifest["name"]: a for a in artifacts}
+    inputs = {a.manifest.name: a for a in artifacts}
     work = Work("report", root / "report", 0, inputs, {}, {})
     work.folder.mkdir()
     Report(of=list(inputs), title="quickstart").run(work)

@@ -330,6 +330,7 @@ def generated_tokens(service: Service) -> float:
 
 
 def test_a_vote_is_a_row_that_preferences_reads(service: Service, tmp_path: Path) -> None:
+    from zephyr_ray.manifest import Manifest
     from zephyr_ray.stage import Work
     from zephyr_ray.store import Artifact, read_jsonl
     from zephyr_ray.text.preferences import Preferences
@@ -353,7 +354,8 @@ def test_a_vote_is_a_row_that_preferences_reads(service: Service, tmp_path: Path
     work.folder.mkdir()
     Votes(file=str(file)).run(work)
     assert work.counts == {"rows": 2, "ties": 1}
-    made = Work("pairs", tmp_path, 0, {"votes": Artifact(work.folder, {})}, {}, {})
+    votes = Artifact(work.folder, Manifest(kind="votes", key="k", files={}))
+    made = Work("pairs", tmp_path, 0, {"votes": votes}, {}, {})
     Preferences(feedback="votes").run(made)
     [pair] = read_jsonl(tmp_path / "rows.jsonl")
     assert pair["chosen"] == [*talk, {"role": "assistant", "content": "A bird"}]

@@ -24,7 +24,7 @@ def made(storage: Path) -> Store:
     (folder / "model" / "weights").write_bytes(b"0123456789")
     (folder / "scratch").mkdir()
     (folder / "scratch" / "journal").write_text("unfinished")
-    store.commit("text", "k", {"counts": {"rows": 2}})
+    store.commit("text", "k", counts={"rows": 2})
     return store
 
 
@@ -61,9 +61,9 @@ def test_an_artifact_is_found_with_its_rows(tmp_path: Path) -> None:
     assert artifact is not None
     assert artifact.rows() == [{"id": "a"}, {"id": "b"}]
     assert artifact.key == "k"
-    assert artifact.manifest["counts"] == {"rows": 2}
-    assert set(artifact.manifest["files"]) == {"rows.jsonl", "model/weights"}
-    assert artifact.manifest["files"]["model/weights"]["bytes"] == 10
+    assert artifact.manifest.counts == {"rows": 2}
+    assert set(artifact.manifest.files) == {"rows.jsonl", "model/weights"}
+    assert artifact.manifest.files["model/weights"].bytes == 10
 
 
 def test_scratch_outlives_a_commit_that_fails(
@@ -80,10 +80,10 @@ def test_scratch_outlives_a_commit_that_fails(
 
     monkeypatch.setattr("zephyr_ray.store.write_whole", killed)
     with pytest.raises(KeyboardInterrupt):
-        store.commit("text", "k", {})
+        store.commit("text", "k")
     assert (scratch / "journal").read_text() == "dear"
     monkeypatch.undo()
-    store.commit("text", "k", {})
+    store.commit("text", "k")
     assert not scratch.exists()
 
 
@@ -100,7 +100,7 @@ def test_without_the_hashes_of_its_files_a_folder_is_not_an_artifact(
 
     monkeypatch.setattr("zephyr_ray.store.file_digest", unreadable)
     with pytest.raises(OSError):
-        store.commit("text", "k", {})
+        store.commit("text", "k")
     assert store.find("text", "k") is None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.manifest import Manifest
 from zephyr_ray.messages import Message, assistant, plain, user
 from zephyr_ray.models.contract import Reply
 from zephyr_ray.stage import Stage, Work
@@ -45,7 +46,7 @@ def work_on(folder: Path, **inputs: list[dict[str, Any]]) -> Work:
     for name, rows in inputs.items():
         (folder / name).mkdir()
         write_rows(folder / name, rows)
-        artifacts[name] = Artifact(folder / name, {"key": name})
+        artifacts[name] = Artifact(folder / name, Manifest(kind="text", key=name, files={}))
     (folder / "made").mkdir()
     return Work("made", folder / "made", 0, artifacts, {}, {})
 

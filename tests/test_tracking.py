@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.manifest import Manifest
 from zephyr_ray.tracking import Tracking
 
 
@@ -24,20 +25,24 @@ def local(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
+BARE = Manifest(kind="sft", key="k", files={})
+
+
 @pytest.fixture
-def artifact(tmp_path: Path) -> tuple[dict, Path]:
+def artifact(tmp_path: Path) -> tuple[Manifest, Path]:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     rows = "".join(json.dumps({"id": i}) + "\n" for i in range(25))
     (tmp_path / "rows.jsonl").write_text(rows)
-    manifest = {
-        "kind": "sft",
-        "settings": {"epochs": 1, "model": "base"},
-        "counts": {"rows": 25, "dropped/too long": 3},
-        "metrics": {"loss": 1.5},
-        "seconds": 12.5,
-    }
+    manifest = Manifest(
+        kind="sft",
+        key="k1",
+        files={},
+        settings={"epochs": 1, "model": "base"},
+        counts={"rows": 25, "dropped/too long": 3, "loss": 1.5},
+        seconds=12.5,
+    )
     return manifest, tmp_path
 
 
@@ -75,7 +80,7 @@ def test_step_metrics_stand_beside_params_in_one_run(storage: Path, tmp_path: Pa
     stage = tracking.stage("dpo", "dpo", "k1", {"beta": 0.1})
     for step in range(250):
         stage.log_metrics({"loss": 250 - step, "rewards/margins": step, "note": "text"}, step)
-    stage.finish({}, tmp_path)
+    stage.finish(BARE, tmp_path)
     run = tracking.client.get_run(stage.run_id)
     history = tracking.client.get_metric_history(stage.run_id, "rewards/margins")
     assert [(m.step, m.value) for m in history] == [(i, i) for i in range(250)]
@@ -112,7 +117,7 @@ def test_numbers_are_sent_every_two_seconds_or_hundred(
 
 
 def test_finished_stage_shows_counts_and_artifacts(
-    storage: Path, artifact: tuple[dict, Path]
+    storage: Path, artifact: tuple[Manifest, Path]
 ) -> None:
     manifest, folder = artifact
     tracking = Tracking.open(storage, "artifacts", "k0", {})
@@ -130,7 +135,7 @@ def test_finished_stage_shows_counts_and_artifacts(
 
 
 def test_trained_model_is_a_logged_model_of_its_run(
-    storage: Path, artifact: tuple[dict, Path]
+    storage: Path, artifact: tuple[Manifest, Path]
 ) -> None:
     manifest, folder = artifact
     tracking = Tracking.open(storage, "models", "k0", {})
@@ -155,7 +160,7 @@ def test_reused_stage_is_a_tag_of_the_parent(storage: Path) -> None:
 
 
 def test_run_left_open_by_a_kill_is_completed_when_its_stage_is_reused(
-    storage: Path, artifact: tuple[dict, Path]
+    storage: Path, artifact: tuple[Manifest, Path]
 ) -> None:
     manifest, folder = artifact
     tracking = Tracking.open(storage, "late", "k0", {})
@@ -169,7 +174,8 @@ def test_names_and_values_beyond_the_limits_are_cut(storage: Path, tmp_path: Pat
     tracking = Tracking.open(storage, "limits", "k0", {"long": "x" * 7000, "a=b": 1})
     assert tracking.client.get_run(tracking.run_id).data.params == {"long": "x" * 6000, "a_b": "1"}
     stage = tracking.stage("s", "clean", "k1", {f"p{i}": i for i in range(150)})
-    stage.finish({"counts": {"dropped/„as an AI“": 2, "a//b": 1}}, tmp_path)
+    counts = {"dropped/„as an AI“": 2, "a//b": 1}
+    stage.finish(BARE.model_copy(update={"counts": counts}), tmp_path)
     run = tracking.client.get_run(stage.run_id)
     assert run.data.metrics == {"dropped/_as an AI_": 2, "a/b": 1}
     assert len(run.data.params) == 151
@@ -218,6 +224,6 @@ def test_hiccup_in_mid_run_warns_once_and_loses_no_metric(
     assert [r.name for r in caplog.records].count("zephyr_ray") == 1
     tracking.client._tracking_client.store.engine.dispose()
     away.replace(storage / "mlflow.db")
-    stage.finish({}, tmp_path)
+    stage.finish(BARE, tmp_path)
     history = tracking.client.get_metric_history(stage.run_id, "loss")
     assert [m.value for m in history] == [0, 1, 2, 3, 4]

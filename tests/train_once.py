@@ -8,6 +8,7 @@ from typing import Any
 
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.vllm import VllmSettings
+from zephyr_ray.manifest import Manifest
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, write_rows
 from zephyr_ray.train.dpo import Dpo
@@ -67,7 +68,7 @@ def work_for(folder: Path, model: Path, rows: list[dict[str, Any]]) -> Work:
         name="train",
         folder=made,
         seed=0,
-        inputs={"data": Artifact(data, {"key": "data"})},
+        inputs={"data": Artifact(data, Manifest(kind="text", key="data", files={}))},
         models={"base": Model("base", VllmSettings(weights=str(model)))},
         files={},
     )

@@ -25,7 +25,7 @@ from zephyr_ray.display import CONSOLE, ConsoleHandler, Display, duration
 from zephyr_ray.errors import Permanent
 from zephyr_ray.estimate.page import print_estimate
 from zephyr_ray.judge.pairwise import Pairwise
-from zephyr_ray.plan import Step, make_plan, remember
+from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, preflight
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.report.page import Report
@@ -101,7 +101,7 @@ def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
         preflight(recipe, store, steps)
         _unlink_stale(recipe, store, make_plan(recipe, store) if until else steps)
         # There while a run is under way: a kill after the last manifest leaves MLflow's run open.
-        unfinished = store.storage / recipe.name / "made" / ".unfinished"
+        unfinished = store.storage / recipe.name / ".unfinished"
         if unfinished.exists() or any(step.artifact is None for step in steps):
             unfinished.parent.mkdir(parents=True, exist_ok=True)
             unfinished.touch()
@@ -111,7 +111,6 @@ def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
             CONSOLE.print(f"All {len(steps)} stages are there already.")
         for step in steps:
             _link(recipe, store, step)
-            remember(recipe, store, step)
             # A kill right after the manifest leaves it: gigabytes that nobody would read again.
             shutil.rmtree(store.folder(step.stage.kind, step.key) / SCRATCH, ignore_errors=True)
     _say_where(recipe, store)
@@ -146,7 +145,6 @@ def _walk(recipe: Recipe, store: Store, steps: list[Step]) -> None:
                     raise
                 stage_run.finish(step.artifact.manifest, step.artifact.folder)
                 _link(recipe, store, step)
-                remember(recipe, store, step)
                 display.set(step.name, "done", _summary(step.artifact))
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -186,23 +184,18 @@ def _make(
     return store.commit(
         stage.kind,
         step.key,
-        {
-            "name": step.name,
-            "version": stage.version,
-            "recipe": recipe.name,
-            "settings": stage.model_dump(mode="json"),
-            "reads": {name: artifacts[name].key for name in recipe.stages_read(stage)},
-            "models": {
-                name: model.settings.model_dump(mode="json") for name, model in models.items()
-            },
-            "counts": work.counts,
-            "metrics": {},
-            "examples": work.examples,
-            "seconds": round(clock.seconds, 1),
-            "attempts": clock.attempts,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "zephyr_ray": __version__,
-        },
+        identity=step.identity,
+        name=step.name,
+        recipe=recipe.name,
+        settings=stage.model_dump(mode="json"),
+        reads={name: artifacts[name].key for name in recipe.stages_read(stage)},
+        models={name: model.settings.model_dump(mode="json") for name, model in models.items()},
+        counts=work.counts,
+        examples=work.examples,
+        seconds=round(clock.seconds, 1),
+        attempts=clock.attempts,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        zephyr_ray=__version__,
     )
 
 
@@ -258,12 +251,12 @@ def _unlink_stale(recipe: Recipe, store: Store, steps: list[Step]) -> None:
 
 def _summary(artifact: Artifact) -> str:
     manifest = artifact.manifest
-    counts = manifest["counts"]
+    counts = manifest.counts
     shown = [f"{counts['rows']:.0f} rows"] if "rows" in counts else []
     shown += [f"{counts['steps']:.0f} steps"] if "steps" in counts else []
     dropped = sum(v for k, v in counts.items() if k.startswith(("dropped/", "failed/")))
     shown += [f"{dropped:.0f} dropped"] if dropped else []
-    return " · ".join([*shown, duration(manifest["seconds"])])
+    return " · ".join([*shown, duration(manifest.seconds)])
 
 
 def print_plan(recipe: Recipe, steps: list[Step]) -> None:

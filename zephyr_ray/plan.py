@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.manifest import read_manifest
 from zephyr_ray.recipe import Recipe
+from zephyr_ray.run_folder import artifact_shown
 from zephyr_ray.settings import FILE, OPERATIONAL, Reads, marked
 from zephyr_ray.stage import Stage
 from zephyr_ray.store import SCRATCH, Artifact, Store, content_key, digest
@@ -40,7 +41,8 @@ def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[St
         artifact = store.find(stage.kind, key)
         reads = [read for read in recipe.stages_read(stage) if read in steps]
         if artifact:
-            why, rows = "", artifact.manifest["counts"].get("rows")
+            why, made = "", artifact.manifest.counts.get("rows")
+            rows = None if made is None else int(made)
         else:
             why = _why(recipe, store, name, stage, key, identity, steps)
             known = {r: n for r in reads if (n := steps[r].rows) is not None}
@@ -93,24 +95,28 @@ def _why(
     changed = [r for r in recipe.stages_read(stage) if r in steps and not steps[r].artifact]
     if changed:
         return f"reads {', '.join(changed)}, to do"
-    try:
-        record = store.storage / recipe.name / "made" / f"{name}.json"
-        before = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    shown = artifact_shown(store.storage / recipe.name, name, stage.view[0])
+    if shown is None:
         return "not made yet"
+    try:
+        before = read_manifest(shown).identity
+    except ValueError:
+        return "its artifact was deleted"
+    if before is None:
+        return "was made by an earlier version of zephyr_ray"
     if before["kind"] != identity["kind"]:
         return f"kind was {before['kind']}"
     if before["version"] != identity["version"]:
         return f"{stage.kind} is of a new version"
     old, new = before["settings"], identity["settings"]
     names = [n for n in sorted({*old, *new}) if old.get(n) != new.get(n)]
-    said = [
+    changes = [
         f"{n} was {old.get(n)}, is {new.get(n)}"
         if _short(old.get(n), new.get(n))
         else f"{n} changed"
         for n in names
     ]
-    return "; ".join(said) or "its artifact was deleted"
+    return "; ".join(changes) or "its artifact was deleted"
 
 
 def _short(*values: Any) -> bool:
@@ -118,10 +124,3 @@ def _short(*values: Any) -> bool:
         value is None or isinstance(value, int | float | bool) or len(str(value)) < 16
         for value in values
     )
-
-
-def remember(recipe: Recipe, store: Store, step: Step) -> None:
-    """Leaves what the next plan compares with."""
-    folder = store.storage / recipe.name / "made"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{step.name}.json").write_text(json.dumps(step.identity), encoding="utf-8")

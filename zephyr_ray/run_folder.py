@@ -1,13 +1,12 @@
 """Reads the folder of a run, such as runs/quickstart: its models and its judge."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from zephyr_ray.engines import ENGINES
 from zephyr_ray.engines.model import Model
 from zephyr_ray.errors import Permanent
-from zephyr_ray.store import MANIFEST
+from zephyr_ray.manifest import Manifest, read_manifest
+from zephyr_ray.store import STORE
 
 
 def models_of(run: Path) -> dict[str, str]:
@@ -23,11 +22,11 @@ def models_of(run: Path) -> dict[str, str]:
             f"{run} has no trained model; name the folder of a run, or let its recipe train one"
         )
     manifests = {name: _manifest(folder.parent) for name, folder in trained.items()}
-    order = sorted(trained, key=lambda name: str(manifests[name]["created"]))
+    order = sorted(trained, key=lambda name: manifests[name].created)
     started = {
         name: spec["weights"]
         for manifest in manifests.values()
-        for name, spec in manifest.get("models", {}).items()
+        for name, spec in manifest.models.items()
         if name not in trained and spec["weights"]
     }
     return started | {name: str(trained[name]) for name in order}
@@ -38,21 +37,29 @@ def judge_of(run: Path) -> Model | None:
     for data in sorted((run / "data").glob("*")):
         manifest = _manifest(data.resolve())
         if (data / "result.json").exists():
-            name = manifest["settings"]["judge"]
-            settings = ENGINES[manifest["models"][name]["engine"]]
+            name = manifest.settings["judge"]
+            settings = ENGINES[manifest.models[name]["engine"]]
             # Manifests of earlier versions have the settings of every engine in each model.
-            known = {
-                k: v for k, v in manifest["models"][name].items() if k in settings.model_fields
-            }
+            known = {k: v for k, v in manifest.models[name].items() if k in settings.model_fields}
             judge = Model(name, settings.model_validate(known))
             if judge.settings.served:
                 return judge
     return None
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def artifact_shown(run: Path, stage: str, view: str) -> Path | None:
+    """Returns the folder of the artifact that the run's links show for a stage, which may have
+    been deleted; None if there is no link."""
+    links = [run / v.format(name=stage) for v in (view, "data/{name}", "models/{name}")]
+    link = next((link for link in links if link.is_symlink()), None)
+    if link is None:
+        return None
+    target = link.resolve()
+    return target if target.parent.name == STORE else target.parent
+
+
+def _manifest(folder: Path) -> Manifest:
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Permanent(f"{folder} has no readable manifest ({error}); run its recipe") from None
-    return manifest
+        return read_manifest(folder)
+    except ValueError as error:
+        raise Permanent(f"{error}; run the recipe again") from None

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.manifest import MANIFEST, File, Manifest, read_manifest
 
-MANIFEST = "manifest.json"
+STORE = "store"
+"""The folder of all artifacts, below the storage folder."""
 SCRATCH = "scratch"
 """Journals and checkpoints of unfinished work; no part of the artifact."""
 ROWS = "rows.jsonl"
@@ -122,11 +124,11 @@ class Artifact:
     """A whole artifact: its folder and its manifest."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @property
     def key(self) -> str:
-        return str(self.manifest["key"])
+        return self.manifest.key
 
     @property
     def model(self) -> Path:
@@ -141,7 +143,7 @@ class Store:
 
     def __init__(self, storage: Path):
         self.storage = storage.absolute()
-        self.root = self.storage / "store"
+        self.root = self.storage / STORE
 
     def prepare(self) -> None:
         """Makes the folder and proves that it can be written."""
@@ -159,41 +161,36 @@ class Store:
     def folder(self, kind: str, key: str) -> Path:
         return self.root / f"{kind}-{key}"
 
-    def find(self, kind: str, key: str, verify: bool = True) -> Artifact | None:
+    def find(self, kind: str, key: str) -> Artifact | None:
         """The whole artifact under this key, or None. Damage is a Permanent, never a rerun."""
         folder = self.folder(kind, key)
-        path = folder / MANIFEST
-        if not path.exists():
+        if not (folder / MANIFEST).exists():
             return None
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            files = [(n, e["bytes"], e["sha256"]) for n, e in manifest["files"].items()]
-        except (ValueError, KeyError, AttributeError, TypeError):
+            manifest = read_manifest(folder)
+        except ValueError:
             raise _corrupted(folder, f"{MANIFEST} cannot be read") from None
-        for name, size, sha256 in files if verify else ():
+        for name, entry in manifest.files.items():
             file = folder / name
             if not file.is_file():
                 raise _corrupted(folder, f"{name} is missing")
-            if file.stat().st_size != size or file_digest(file) != sha256:
+            if file.stat().st_size != entry.bytes or file_digest(file) != entry.sha256:
                 raise _corrupted(folder, f"{name} does not match the hash in its manifest")
         return Artifact(folder, manifest)
 
-    def commit(self, kind: str, key: str, manifest: dict[str, Any]) -> Artifact:
+    def commit(self, kind: str, key: str, **facts: Any) -> Artifact:
         """Makes the folder an artifact: hashes every file, then writes the manifest. Scratch goes
         last: without a manifest it is all that a restart has."""
         folder = self.folder(kind, key)
         files = {
-            str(path.relative_to(folder)): {
-                "bytes": path.stat().st_size,
-                "sha256": file_digest(path),
-            }
+            str(path.relative_to(folder)): File(bytes=path.stat().st_size, sha256=file_digest(path))
             for path in sorted(folder.rglob("*"))
             if path.is_file()
             and path.name != MANIFEST
             and path.relative_to(folder).parts[0] != SCRATCH
         }
-        manifest = {**manifest, "kind": kind, "key": key, "files": files}
-        write_whole(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        manifest = Manifest(kind=kind, key=key, files=files, **facts)
+        write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1))
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         return Artifact(folder, manifest)
 

@@ -6,7 +6,6 @@ is a notebook and never a reason to stop: what fails is warned about once, and m
 next try.
 """
 
-import json
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,7 +81,7 @@ class Tracking:
         self,
         name: str,
         key: str,
-        manifest: dict[str, Any] | None = None,
+        manifest: Manifest | None = None,
         folder: Path | None = None,
     ) -> None:
         """Notes that the stage was reused.
@@ -98,7 +98,7 @@ class Tracking:
                 "AND attributes.status != 'FINISHED'",
             )
             if open_run and manifest and folder:
-                self.stage(name, manifest["kind"], key, {}).finish(manifest, folder)
+                self.stage(name, manifest.kind, key, {}).finish(manifest, folder)
 
     def finish(self, status: str = "FINISHED") -> None:
         """`status`: FINISHED, FAILED or KILLED."""
@@ -162,17 +162,16 @@ class StageRun:
         if late > FLUSH_SECONDS or (late > 0 and len(self._buffer) >= FLUSH_ENTRIES):
             self._flush()
 
-    def finish(self, manifest: dict[str, Any], folder: Path, status: str = "FINISHED") -> None:
+    def finish(self, manifest: Manifest, folder: Path, status: str = "FINISHED") -> None:
         """Logs what the artifact says; done twice, it changes nothing."""
         self._flush()
-        figures = {**manifest.get("metrics", {}), **manifest.get("counts", {})}
-        figures["seconds"] = manifest.get("seconds")
+        figures = {**manifest.counts, "seconds": manifest.seconds}
         with self._tracking.patient():
             model_id = self._model(manifest, folder) if (folder / "model").is_dir() else None
             for batch in _batches(_metrics(figures, self._step, model_id)):
                 self._client.log_batch(self.run_id, metrics=batch)
-            text = json.dumps(manifest, indent=1, ensure_ascii=False)
-            self._client.log_text(self.run_id, text, "manifest.json")
+            text = manifest.model_dump_json(indent=1)
+            self._client.log_text(self.run_id, text, MANIFEST)
             for path in (folder / name for name in ARTIFACTS):
                 if path.is_file():
                     self._client.log_artifact(self.run_id, str(path))
@@ -199,7 +198,7 @@ class StageRun:
                 self._buffer = self._buffer[len(batch) :]
             self._flush_at = time.monotonic()
 
-    def _model(self, manifest: dict[str, Any], folder: Path) -> str:
+    def _model(self, manifest: Manifest, folder: Path) -> str:
         """The logged model of this run: an entry that says where the weights lie, not a copy.
 
         The steps of `mlflow.create_external_model`, which would use the global tracking URI.
@@ -220,9 +219,7 @@ class StageRun:
                 "zephyr.key": self._key,
                 "zephyr.weights": str(folder / "model"),
             },
-            params={
-                _name(k): str(v)[:PARAM_LENGTH] for k, v in manifest.get("settings", {}).items()
-            },
+            params={_name(k): str(v)[:PARAM_LENGTH] for k, v in manifest.settings.items()},
             model_type=self._kind,
         )
         self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)

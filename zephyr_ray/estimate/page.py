@@ -1,6 +1,5 @@
 """The estimate below the plan's table: every stage that is still to do, in a few lines each."""
 
-import json
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +9,7 @@ from zephyr_ray.demand import Calls
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.estimate import training
 from zephyr_ray.formatting import gib, hours, millions
+from zephyr_ray.manifest import read_manifest
 from zephyr_ray.models.shapes import find_shape
 from zephyr_ray.plan import Step
 from zephyr_ray.recipe import Recipe
@@ -144,14 +144,14 @@ def _rate(recipe: Recipe, store: Store, step: Step) -> tuple[float | None, str]:
     newest: tuple[str, float] = ("", 0)
     for path in store.root.glob(f"{step.stage.kind}-*/manifest.json"):
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            counts, seconds = manifest["counts"], manifest["seconds"]
-            same = (manifest["recipe"], manifest["name"]) == (recipe.name, step.name)
+            manifest = read_manifest(path.parent)
+            counts, seconds = manifest.counts, manifest.seconds
+            same = (manifest.recipe, manifest.name) == (recipe.name, step.name)
             # Training is measured with its start: loading, packing, the reference.
-            done = counts.get("sequences", counts["rows"]) * manifest["settings"].get("epochs", 1)
-            if same and seconds > 0 and manifest["created"] > newest[0]:
-                newest = (manifest["created"], done / seconds)
-        except (OSError, ValueError, KeyError, TypeError):
+            done = counts.get("sequences", counts["rows"]) * manifest.settings.get("epochs", 1)
+            if same and seconds > 0 and manifest.created > newest[0]:
+                newest = (manifest.created, done / seconds)
+        except (ValueError, KeyError, TypeError):
             continue
     return (
         (newest[1], f"at {newest[1]:.2g} {_unit(step)} a second, as measured {newest[0][:10]}")
@@ -168,7 +168,7 @@ def _tokens_of_rows(recipe: Recipe, steps: list[Step]) -> dict[str, float]:
     """Returns the mean tokens per row of each stage's artifact, as far as they are known."""
     tokens: dict[str, float] = {}
     for step in steps:
-        counts = step.artifact.manifest["counts"] if step.artifact else {}
+        counts = step.artifact.manifest.counts if step.artifact else {}
         known = step.stage.row_tokens(tokens)
         if counts.get("characters") and counts.get("rows"):
             known = counts["characters"] / counts["rows"] / CHARACTERS

@@ -36,7 +36,7 @@ def evaluations(inputs: Inputs, colours: Palette) -> list[dict[str, Any]]:
     found = []
     for name, artifact in inputs.items():
         path = artifact.folder / "result.json"
-        if artifact.manifest["kind"] != "pairwise" or not path.is_file():
+        if artifact.manifest.kind != "pairwise" or not path.is_file():
             continue
         result = json.loads(path.read_text(encoding="utf-8"))
         models = result["models"]
@@ -56,7 +56,7 @@ def evaluations(inputs: Inputs, colours: Palette) -> list[dict[str, Any]]:
             {
                 **result,
                 "stage": name,
-                "judged_by": _model(artifact.manifest.get("models", {}).get(result["judge"], {})),
+                "judged_by": _model(artifact.manifest.models.get(result["judge"], {})),
                 "prompts": max((m.get("prompts", 0) for m in models.values()), default=0),
                 "plots": [
                     *([plots.interval_bars(title, wins, bars, 0.5)] if wins else []),
@@ -133,7 +133,7 @@ def scores(inputs: Inputs, colours: Palette) -> list[dict[str, Any]]:
     """Score distributions a feedback stage, one plot a model."""
     found = []
     for name, artifact in inputs.items():
-        if artifact.manifest["kind"] != "feedback":
+        if artifact.manifest.kind != "feedback":
             continue
         by_model: dict[str, list[float]] = {}
         unscored = 0
@@ -155,20 +155,20 @@ def stages(inputs: Inputs) -> list[dict[str, Any]]:
     found = []
     for name, artifact in inputs.items():
         manifest = artifact.manifest
-        counts = manifest.get("counts", {})
+        counts = manifest.counts
         trouble = {k: v for k, v in counts.items() if k.startswith(TROUBLE)}
-        examples = manifest.get("examples", {})
+        examples = manifest.examples
         found.append(
             {
                 "name": name,
-                **{k: manifest.get(k) for k in ("kind", "key", "seconds", "attempts")},
-                "created": str(manifest.get("created", ""))[:16].replace("T", " "),
-                "settings": {k: _text(v) for k, v in manifest.get("settings", {}).items()}
-                | {f"model {n}": _model(spec) for n, spec in manifest.get("models", {}).items()},
-                "reads": manifest.get("reads", {}),
+                **{k: getattr(manifest, k) for k in ("kind", "key", "seconds", "attempts")},
+                "created": manifest.created[:16].replace("T", " "),
+                "settings": {k: _text(v) for k, v in manifest.settings.items()}
+                | {f"model {n}": _model(spec) for n, spec in manifest.models.items()},
+                "reads": manifest.reads,
                 "rows": counts.get("rows"),
                 "counts": {k: v for k, v in counts.items() if k != "rows" and k not in trouble},
-                "metrics": manifest.get("metrics", {}),
+                "metrics": {},
                 "trouble": [
                     {"what": k, "count": trouble.get(k), "examples": _texts(examples.get(k, []))}
                     for k in sorted({*trouble, *examples})
