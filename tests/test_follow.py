@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -226,18 +227,14 @@ def test_lines_with_equal_time_stamps_are_not_repeated_when_a_log_resumes() -> N
     assert list(seen.only_new(again)) == ["b", "c", ""]
 
 
-@pytest.mark.parametrize(("answer", "left"), [("n", False), ("", True)])
-def test_ctrl_c_asks_whether_to_leave_it_running(
-    api: Api, here: Path, answer: str, left: bool
-) -> None:
-    def operator(api: Api, name: str) -> None:
-        api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
-
-    api.operator = operator
-    master, terminal = pty.openpty()
+def interrupted(api: Api, stdin: int, answer: Callable[[], object] = lambda: None) -> str:
+    """Interrupts a waiting `zephyr submit`, then answers; returns its output."""
+    api.operator = lambda api, name: api.status(
+        name, jobDeploymentStatus="Running", jobStatus="RUNNING"
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "zephyr_ray.cli", "submit", "small.yaml", "--wait"],
-        stdin=terminal,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
@@ -248,15 +245,39 @@ def test_ctrl_c_asks_whether_to_leave_it_running(
         api.wait_for(lambda: any("watch" in r.query for r in api.requests), 30)
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
-        os.write(master, f"{answer}\n".encode())
+        answer()
         output = process.communicate(timeout=20)[0].decode()
     finally:
         process.kill()
+    assert process.returncode == 130, output
+    return output
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n", False), ("", True)])
+def test_ctrl_c_asks_whether_to_leave_it_running(
+    api: Api, here: Path, answer: str, left: bool
+) -> None:
+    master, terminal = pty.openpty()
+    try:
+        output = interrupted(api, terminal, lambda: os.write(master, f"{answer}\n".encode()))
+    finally:
         os.close(master)
         os.close(terminal)
-    assert process.returncode == 130, output
     assert "running? [Y/n]" in output
     assert bool([p for p in api.objects if p.startswith(f"{JOBS}/")]) is left
+
+
+def test_without_a_terminal_the_job_keeps_running(api: Api, here: Path) -> None:
+    """A closed or piped standard input must not count as an answer."""
+    reading, writing = os.pipe()
+    os.write(writing, b"n\n")
+    try:
+        output = interrupted(api, reading)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert "[Y/n]" not in output and "keeps running" in output
+    assert not api.asked("DELETE", "rayjobs")
 
 
 # status, logs, stop
