@@ -480,7 +480,7 @@ CHECKOV = {
     "CKV_K8S_40": (".", "1000 is the image's user; user.id names another"),
     "CKV_K8S_8": ("ray-|submitter|test", "the operator adds Ray's probes; the others end"),
     "CKV_K8S_9": ("ray-|submitter|test", "the operator adds Ray's probes; the others end"),
-    "CKV_K8S_38": ("ray-head", "the autoscaler in the head asks the API server"),
+    "CKV_K8S_38": ("ray-head", "the autoscaler in the head calls the API server"),
 }
 """Accepted checkov findings: (pattern of containers, reason)."""
 

@@ -69,8 +69,8 @@ def test_a_job_created_without_an_answer_is_deleted(
     """The connection breaks after the server created the RayJob, whose name is never shown."""
     api.faults = [Fault("ANSWER", "rayjobs", "drop")]
     assert "the connection broke" in error(capsys, "submit", "small.yaml", code=1)
-    [asked] = api.asked("DELETE", "rayjobs/")
-    assert asked.path not in api.objects
+    [request] = api.sent("DELETE", "rayjobs/")
+    assert request.path not in api.objects
     assert not [p for p in api.objects if p.startswith(f"{TEAM}/configmaps/")]
 
 
@@ -208,8 +208,11 @@ def test_an_absolute_path_names_a_file_on_the_cluster(api: Api, here: Path) -> N
 
 
 def test_binary_files_go_into_binary_data() -> None:
-    made = bundle.config_map("x", {"recipe.yaml": b"a: 1", "0-x.bin": b"\xff\x00"})
-    assert (made["data"], made["binaryData"]) == ({"recipe.yaml": "a: 1"}, {"0-x.bin": "/wA="})
+    document = bundle.config_map("x", {"recipe.yaml": b"a: 1", "0-x.bin": b"\xff\x00"})
+    assert (document["data"], document["binaryData"]) == (
+        {"recipe.yaml": "a: 1"},
+        {"0-x.bin": "/wA="},
+    )
 
 
 def test_a_missing_profile_or_kubeconfig_is_one_line(
@@ -272,7 +275,7 @@ def test_an_unreachable_server_is_one_line(
 def test_a_deferred_read_is_repeated(api: Api, here: Path) -> None:
     api.faults = [Fault("GET", "rayjobs", 429, headers={"Retry-After": "0"})]
     assert cli.main(["status"]) == 0
-    assert len(api.asked("GET", "rayjobs")) == 2
+    assert len(api.sent("GET", "rayjobs")) == 2
 
 
 def test_an_unknown_job_is_one_line(api: Api, here: Path, capsys: pytest.CaptureFixture) -> None:
@@ -295,7 +298,7 @@ def certificate(folder: Path) -> Path:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lab")])
     now = datetime.now(UTC)
     address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    made = (
+    issued = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(hours=1))
@@ -307,7 +310,7 @@ def certificate(folder: Path) -> Path:
         pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     path = folder / "certificate.pem"
-    path.write_bytes(private + made.public_bytes(pem))
+    path.write_bytes(private + issued.public_bytes(pem))
     return path
 
 

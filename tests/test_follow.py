@@ -28,7 +28,7 @@ def run_two_stages(api: Api, name: str) -> None:
     api.pod("submitter", name)
     api.log("submitter", "12:00:01 prompts: running", "2026-01-01T12:00:01.5Z")
     api.log("submitter", "12:00:02 prompts: done 2 rows", "2026-01-01T12:00:02Z")
-    api.wait_for(lambda: bool(api.asked("GET", "submitter/log")))
+    api.wait_for(lambda: bool(api.sent("GET", "submitter/log")))
     api.log("submitter", "12:00:03 answers: done 2 rows", "2026-01-01T12:00:03Z")
     api.wait_for(lambda: not any(fault.times for fault in api.faults))
     api.phase("submitter", "Succeeded")
@@ -75,7 +75,7 @@ def test_wait_returns_the_jobs_code(
 ) -> None:
     api.operator = lambda api, name: end_job(api, name, job, **status)
     assert cli.main(["submit", "small.yaml", "--wait"]) == code
-    assert not api.asked("GET", "/log")
+    assert not api.sent("GET", "/log")
 
 
 def test_a_job_that_the_operator_rejects_ends_the_wait(
@@ -104,7 +104,7 @@ def test_follow_goes_on_through_a_retry_on_a_fresh_cluster(
         api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
         api.pod("first", name, created="2026-01-01T12:00:00Z")
         api.log("first", "one", "2026-01-01T12:00:01Z")
-        api.wait_for(lambda: bool(api.asked("GET", "first/log")))
+        api.wait_for(lambda: bool(api.sent("GET", "first/log")))
         api.status(name, jobDeploymentStatus="Retrying", jobStatus="", failed=1)
         time.sleep(0.2)
         path = f"{TEAM}/pods/first"
@@ -159,7 +159,7 @@ def test_a_watch_from_a_too_old_version_is_restarted(
         api.oldest = 10**6
         with api.changed:
             api.changed.notify_all()
-        api.wait_for(lambda: len(api.asked("GET", f"rayjobs/{name}")) >= 3)
+        api.wait_for(lambda: len(api.sent("GET", f"rayjobs/{name}")) >= 3)
         api.oldest = 0
         end_job(api, name)
 
@@ -205,7 +205,7 @@ def test_a_cause_of_delay_is_printed_once(
             },
         )
         api.status(name, jobDeploymentStatus="Initializing", rayClusterName="c1")
-        api.wait_for(lambda: len(api.asked("GET", "events")) >= 2)
+        api.wait_for(lambda: len(api.sent("GET", "events")) >= 2)
         end_job(api, name)
 
     api.operator = operator
@@ -277,7 +277,7 @@ def test_without_a_terminal_the_job_keeps_running(api: Api, here: Path) -> None:
         os.close(reading)
         os.close(writing)
     assert "[Y/n]" not in output and "keeps running" in output
-    assert not api.asked("DELETE", "rayjobs")
+    assert not api.sent("DELETE", "rayjobs")
 
 
 # status, logs, stop
@@ -333,8 +333,8 @@ def test_logs_follow_returns_the_jobs_code(api: Api, here: Path) -> None:
 def test_stop_deletes_the_job_and_its_dependents(api: Api, here: Path) -> None:
     a_job(api, "one")
     assert cli.main(["stop", "one"]) == 0
-    [asked] = api.asked("DELETE", "rayjobs/one")
-    assert asked.query["propagationPolicy"] == "Background"
+    [request] = api.sent("DELETE", "rayjobs/one")
+    assert request.query["propagationPolicy"] == "Background"
     assert f"{JOBS}/one" not in api.objects
 
 

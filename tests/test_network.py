@@ -111,7 +111,7 @@ def peer_name(peer: Document) -> str:
         excluded = " ".join(sorted(value.get("except", [])))
         return f"{value['cidr']} except {excluded}" if excluded else str(value["cidr"])
     assert set(value) <= {"matchLabels", "matchExpressions"}
-    terms = [f"{key}={wanted}" for key, wanted in value.get("matchLabels", {}).items()]
+    terms = [f"{key}={text}" for key, text in value.get("matchLabels", {}).items()]
     for expression in value.get("matchExpressions", []):
         assert expression["operator"] == "In"
         terms.append(f"{expression['key']} in {'|'.join(expression['values'])}")
