@@ -1,13 +1,13 @@
 """Renders the chart with helm and validates it against Kubernetes' schemas and KubeRay's CRDs."""
 
 import json
-import os
 import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import crds
 import jsonschema
 import pytest
 import yaml
@@ -25,6 +25,9 @@ APIS = (
     "monitoring.coreos.com/v1/PodMonitor",
     "gateway.networking.k8s.io/v1/HTTPRoute",
 )
+CLUSTER = ("mlflow.auth.existingSecret=zephyr-accounts",)
+"""--set lines that the defaults need to render."""
+SERVE = (*CLUSTER, "serve.enabled=true", "serve.run=quickstart", "serve.apiKeys.existingSecret=k")
 Document = dict[str, Any]
 
 
@@ -125,43 +128,14 @@ def kubernetes_errors(document: Document, minor: str) -> list[str]:
     return [f"{e.json_path}: {e.message[:200]}" for e in validator.iter_errors(document)]
 
 
-@cache
-def _crd_validator(plural: str) -> Any:
-    named = os.environ.get("KUBERAY_CRDS")
-    folder = Path(named) if named else ROOT.parent / "shared" / "crds"
-    path = folder / f"ray.io_{plural}.yaml"
-    if not path.exists():
-        pytest.skip(f"KubeRay's CRDs are not in {folder} (KUBERAY_CRDS names another place)")
-    versions = yaml.load(path.read_text(), yaml.CSafeLoader)["spec"]["versions"]
-    (schema,) = [v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1"]
-    return jsonschema.Draft202012Validator(_strict(schema))
-
-
-def _strict(schema: Any) -> Any:
-    """An OpenAPI schema as a JSON schema that knows no other names than its own."""
-    if isinstance(schema, list):
-        return [_strict(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    strict = {key: _strict(value) for key, value in schema.items()}
-    if schema.get("x-kubernetes-int-or-string") is True:
-        strict.pop("type", None)
-        strict["anyOf"] = [{"type": "integer"}, {"type": "string"}]
-    open_ended = schema.get("x-kubernetes-preserve-unknown-fields") or "type" not in schema
-    if isinstance(schema.get("properties"), dict) and not open_ended:
-        strict.setdefault("additionalProperties", False)
-    return strict
-
-
 def crd_errors(rendered: list[Document]) -> list[str]:
-    """What KubeRay's CRDs would refuse or silently drop."""
-    errors = []
-    for document in rendered:
-        if document["apiVersion"].startswith("ray.io/"):
-            validator = _crd_validator(document["kind"].lower() + "s")
-            body = {key: value for key, value in document.items() if key != "metadata"}
-            errors += [f"{e.json_path}: {e.message[:200]}" for e in validator.iter_errors(body)]
-    return errors
+    """Returns what KubeRay's CRDs would reject or silently drop."""
+    return [
+        error
+        for document in rendered
+        if document["apiVersion"].startswith("ray.io/")
+        for error in crds.crd_errors(document["kind"].lower() + "s", document)
+    ]
 
 
 def schema_errors(rendered: list[Document], minor: str) -> list[str]:

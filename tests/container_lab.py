@@ -90,8 +90,8 @@ def lab(folder: Path, image: str) -> Iterator[Lab]:
         subprocess.run(["ip", "-n", NETWORK, "link", "set", "lo", "up"], check=True)
         if here.podman("image", "exists", image).returncode:
             pytest.skip(f"no image {image}; run make image")
-        made = here.podman("network", "create", NETWORK)
-        assert made.returncode == 0, made.stderr
+        created = here.podman("network", "create", NETWORK)
+        assert created.returncode == 0, created.stderr
         yield here
     finally:
         for pod in list(here.pods):

@@ -142,7 +142,8 @@ class Api:
             self.logs[pod].append((when, text))
             self.changed.notify_all()
 
-    def asked(self, method: str, pattern: str) -> list[Request]:
+    def sent(self, method: str, pattern: str) -> list[Request]:
+        """Returns the requests whose path matches."""
         return [r for r in self.requests if r.method == method and re.search(pattern, r.path)]
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -274,9 +275,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _post(self, path: str, _: Any, body: Any) -> None:
         api = self.api
         if path.endswith("selfsubjectaccessreviews"):
-            asked = body["spec"]["resourceAttributes"]
-            name = "/".join(filter(None, (asked["resource"], asked["subresource"])))
-            allowed = f"{asked['verb']} {name}" not in api.denied
+            attributes = body["spec"]["resourceAttributes"]
+            name = "/".join(filter(None, (attributes["resource"], attributes["subresource"])))
+            allowed = f"{attributes['verb']} {name}" not in api.denied
             return self._answer(201, body | {"status": {"allowed": allowed}})
         if path.startswith("/apis/ray.io") and "/apis/ray.io/v1" not in api.objects:
             return self._answer(404, "404 page not found\n")
@@ -287,10 +288,10 @@ class _Handler(BaseHTTPRequestHandler):
             "uid": f"uid-of-{name}",
             "creationTimestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
-        made = api.put(f"{path}/{name}", body)
+        created = api.put(f"{path}/{name}", body)
         if api.fault("ANSWER", path):
             return self.connection.shutdown(socket.SHUT_RDWR)
-        self._answer(201, made)
+        self._answer(201, created)
         if path.endswith("/rayjobs") and api.operator:
             threading.Thread(target=self._operate, args=(name,), daemon=True).start()
 

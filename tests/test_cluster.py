@@ -3,8 +3,6 @@
 import ipaddress
 import json
 import os
-import re
-import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -13,104 +11,13 @@ from typing import Any
 
 import pytest
 from cluster_lab import JOBS, RECIPE, TEAM, created_job, error, write_profile
-from crds import crd_errors
 from kube_api import TOKEN, Api, Fault
 
 from zephyr_ray import cli, pipeline
 from zephyr_ray import recipe as recipes
-from zephyr_ray.cluster import bundle, command, kube, profile
-from zephyr_ray.cluster.job import job_name, ray_job
+from zephyr_ray.cluster import bundle, command, kube
 from zephyr_ray.plan import make_plan
 from zephyr_ray.store import Store
-
-
-def test_the_job_matches_kuberays_schema(here: Path) -> None:
-    job = ray_job("small-abcde", profile.load(here / "zephyr-cluster.yaml"))
-    assert crd_errors("rayjobs", job) == []
-
-
-def test_the_strict_schema_rejects_a_misspelt_field(here: Path) -> None:
-    job = ray_job("small-abcde", profile.load(here / "zephyr-cluster.yaml"))
-    job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["minReplica"] = 1
-    [output] = crd_errors("rayjobs", job)
-    assert "'minReplica' was unexpected" in output
-
-
-def test_the_job_meets_the_operators_rules(here: Path) -> None:
-    job = ray_job("small-abcde", profile.load(here / "zephyr-cluster.yaml"))
-    spec = job["spec"]
-    assert job["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "research"}
-    assert (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, 600)
-    assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (2, 3600)
-    assert shlex.split(spec["entrypoint"]) == [
-        *("python", "-m", "zephyr_ray.pipeline", "/etc/zephyr/recipe.yaml")
-    ]
-    cluster = spec["rayClusterSpec"]
-    assert (cluster["authOptions"], cluster["rayVersion"]) == ({"mode": "token"}, "2.60.0")
-    head, (cpu, gpu) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
-    assert head["rayStartParams"]["num-cpus"] == "0"
-    for group in (head, cpu, gpu):
-        assert "resources" not in group  # Ray reads the limits
-        assert all(isinstance(v, str) for v in group["rayStartParams"].values())
-        amounts = group["template"]["spec"]["containers"][0]["resources"]
-        assert amounts["limits"] == amounts["requests"]
-    assert (gpu["minReplicas"], gpu["replicas"], gpu["maxReplicas"]) == (2, 2, 2)
-    pod = gpu["template"]["spec"]
-    assert pod["containers"][0]["resources"]["limits"] == {
-        "cpu": "8",
-        "memory": "64Gi",
-        "nvidia.com/gpu": "4",
-    }
-    assert [g["template"]["spec"]["containers"][0]["image"][-4:] for g in (head, cpu, gpu)] == [
-        *(":1.0", ":1.0", "-gpu")
-    ]
-    assert pod["nodeSelector"] == {"pool": "a100"}
-    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
-
-
-def test_every_pod_passes_pod_security_restricted(here: Path) -> None:
-    spec = ray_job("small-abcde", profile.load(here / "zephyr-cluster.yaml"))["spec"]
-    cluster = spec["rayClusterSpec"]
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    for template in [spec["submitterPodTemplate"], *(g["template"] for g in groups)]:
-        pod = template["spec"]
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert pod["automountServiceAccountToken"] is False
-        assert pod["imagePullSecrets"] == [{"name": "login"}]
-        [container] = pod["containers"]
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
-        # The root is read-only, so writable paths must be volumes.
-        volumes = {v["name"]: v for v in pod["volumes"]}
-        mounts = {m["mountPath"]: volumes[m["name"]] for m in container["volumeMounts"]}
-        home = {e["name"]: e.get("value") for e in container["env"]}["HOME"]
-        assert "emptyDir" in mounts["/tmp"] and "emptyDir" in mounts[str(home)]
-        assert {next(k for k in v if k != "name") for v in pod["volumes"]} <= {
-            *("emptyDir", "configMap", "persistentVolumeClaim")
-        }
-
-
-def test_names_are_valid_for_the_operator() -> None:
-    for recipe in ("small", "9-lives", "a.b_c", "x" * 80, "long-" * 12, "7"):
-        name = job_name(recipe)
-        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= 47, name
-    assert job_name("small") != job_name("small")
-
-
-def test_keys_reach_the_pods_by_reference_only(here: Path) -> None:
-    job = ray_job("small-abcde", profile.load(here / "zephyr-cluster.yaml"))
-    container = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"][
-        "containers"
-    ][0]
-    [key] = [e for e in container["env"] if e["name"] == "JUDGE_KEY"]
-    assert key == {
-        "name": "JUDGE_KEY",
-        "valueFrom": {"secretKeyRef": {"name": "keys", "key": "judge"}},
-    }
 
 
 def test_the_recipe_that_travels_is_the_recipe_that_was_checked(
@@ -162,8 +69,8 @@ def test_a_job_created_without_an_answer_is_deleted(
     """The connection breaks after the server created the RayJob, whose name is never shown."""
     api.faults = [Fault("ANSWER", "rayjobs", "drop")]
     assert "the connection broke" in error(capsys, "submit", "small.yaml", code=1)
-    [asked] = api.asked("DELETE", "rayjobs/")
-    assert asked.path not in api.objects
+    [request] = api.sent("DELETE", "rayjobs/")
+    assert request.path not in api.objects
     assert not [p for p in api.objects if p.startswith(f"{TEAM}/configmaps/")]
 
 
@@ -267,6 +174,21 @@ def test_more_gpus_than_the_profile_has_are_refused(
     assert len(api.requests) == sent
 
 
+def test_more_cpus_than_the_profile_has_are_refused(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    more = "  dialogues: {kind: self_refine, model: base, prompts: prompts}\n"
+    more += "  sft: {kind: sft, model: base, data: dialogues, global_batch: 20, workers: 5, "
+    more += "cpus_per_worker: CPUS}\n"
+    (here / "small.yaml").write_text(RECIPE + more.replace("CPUS", "4"))
+    assert cli.main(["submit", "small.yaml"]) == 0  # all 20: one worker of 4 and two of 8
+    sent = len(api.requests)
+    (here / "small.yaml").write_text(RECIPE + more.replace("CPUS", "5"))
+    line = error(capsys, "submit", "small.yaml")
+    assert "stage 'sft'" in line and "25 CPUs" in line and "zephyr-cluster.yaml has 20" in line
+    assert len(api.requests) == sent
+
+
 def test_too_large_files_are_rejected_with_advice(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -286,8 +208,11 @@ def test_an_absolute_path_names_a_file_on_the_cluster(api: Api, here: Path) -> N
 
 
 def test_binary_files_go_into_binary_data() -> None:
-    made = bundle.config_map("x", {"recipe.yaml": b"a: 1", "0-x.bin": b"\xff\x00"})
-    assert (made["data"], made["binaryData"]) == ({"recipe.yaml": "a: 1"}, {"0-x.bin": "/wA="})
+    document = bundle.config_map("x", {"recipe.yaml": b"a: 1", "0-x.bin": b"\xff\x00"})
+    assert (document["data"], document["binaryData"]) == (
+        {"recipe.yaml": "a: 1"},
+        {"0-x.bin": "/wA="},
+    )
 
 
 def test_a_missing_profile_or_kubeconfig_is_one_line(
@@ -350,7 +275,7 @@ def test_an_unreachable_server_is_one_line(
 def test_a_deferred_read_is_repeated(api: Api, here: Path) -> None:
     api.faults = [Fault("GET", "rayjobs", 429, headers={"Retry-After": "0"})]
     assert cli.main(["status"]) == 0
-    assert len(api.asked("GET", "rayjobs")) == 2
+    assert len(api.sent("GET", "rayjobs")) == 2
 
 
 def test_an_unknown_job_is_one_line(api: Api, here: Path, capsys: pytest.CaptureFixture) -> None:
@@ -373,7 +298,7 @@ def certificate(folder: Path) -> Path:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lab")])
     now = datetime.now(UTC)
     address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    made = (
+    issued = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(hours=1))
@@ -385,7 +310,7 @@ def certificate(folder: Path) -> Path:
         pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     path = folder / "certificate.pem"
-    path.write_bytes(private + made.public_bytes(pem))
+    path.write_bytes(private + issued.public_bytes(pem))
     return path
 
 

@@ -155,8 +155,8 @@ class Platform:
         _, output = self.here.execute(
             *("submitter", "ray", "job", "status", "--address", self.dashboard, name)
         )
-        found = re.search(f"Job '{name}' (succeeded|failed|was stopped)", output)
-        return found[1] if found else ""
+        match = re.search(f"Job '{name}' (succeeded|failed|was stopped)", output)
+        return match[1] if match else ""
 
     def job_log(self, name: str) -> str:
         _, output = self.here.execute(
@@ -199,15 +199,15 @@ class Platform:
         every: float = 0.1,
     ) -> None:
         """Waits until `true()`. Raises AssertionError with the pods' logs if it takes too long."""
-        began = asked = time.monotonic()
+        began = checked = time.monotonic()
         while not true():
             now, wrong = time.monotonic(), ""
             if now - began > seconds:
                 wrong = f"timed out after {seconds} s"
             if dead := [p for p in pods if self.here.state(p) not in ("running", "created")]:
                 wrong = f"ended: {dead}"
-            if job and now - asked > 20:
-                asked = now
+            if job and now - checked > 20:
+                checked = now
                 wrong = self.job_log(job) if self.ended(job) else wrong
             if wrong:
                 logs = [f"--- {pod}\n{self.here.logs(pod)}" for pod in pods]
@@ -317,8 +317,8 @@ def _run(platform: Platform, tiny_model: Path) -> Observations:
     observed.done_after = {name: path.stat().st_mtime for name, path in manifests.items()}
     observed.attempts = {n: json.loads(p.read_text())["attempts"] for n, p in manifests.items()}
     body = json.JSONDecoder().raw_decode
-    found = platform.ask_mlflow("/api/2.0/mlflow/experiments/get-by-name?experiment_name=tiny")
-    experiment = body(found)[0]["experiment"]["experiment_id"]
+    answer = platform.ask_mlflow("/api/2.0/mlflow/experiments/get-by-name?experiment_name=tiny")
+    experiment = body(answer)[0]["experiment"]["experiment_id"]
     query = {"experiment_ids": [experiment], "max_results": 100}
     observed.runs = body(platform.ask_mlflow("/api/2.0/mlflow/runs/search", query))[0]["runs"]
     return observed

@@ -317,15 +317,15 @@ def test_doctor_pulls_the_image_with_a_pod_that_goes_again(
 ) -> None:
     monkeypatch.setattr(profile_checks, "POLL_SECONDS", 0.05)
     healthy(api)
-    kept = api.put
+    store = api.put
 
-    def put(path: str, found: dict[str, Any], kind: str = "") -> dict[str, Any]:
+    def put(path: str, document: dict[str, Any], kind: str = "") -> dict[str, Any]:
         is_pod = "/pods/zephyr-pull" in path and kind != "DELETED"
-        return kept(path, found | {"status": status} if is_pod else found, kind)
+        return store(path, document | {"status": status} if is_pod else document, kind)
 
     api.put = put  # type: ignore[method-assign]  # plays the kubelet
     assert re.search(line, doctor_output(capsys, "--pull", code=code))
-    containers = [made.body["spec"]["containers"][0] for made in api.asked("POST", "pods$")]
+    containers = [request.body["spec"]["containers"][0] for request in api.sent("POST", "pods$")]
     assert [c["image"].rpartition(":")[2] for c in containers] == ["1.0", "1.0-gpu"]
     assert all(c["securityContext"]["readOnlyRootFilesystem"] for c in containers)
     assert not [path for path in api.objects if "/pods/zephyr-pull" in path]

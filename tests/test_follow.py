@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def run_two_stages(api: Api, name: str) -> None:
     api.pod("submitter", name)
     api.log("submitter", "12:00:01 prompts: running", "2026-01-01T12:00:01.5Z")
     api.log("submitter", "12:00:02 prompts: done 2 rows", "2026-01-01T12:00:02Z")
-    api.wait_for(lambda: bool(api.asked("GET", "submitter/log")))
+    api.wait_for(lambda: bool(api.sent("GET", "submitter/log")))
     api.log("submitter", "12:00:03 answers: done 2 rows", "2026-01-01T12:00:03Z")
     api.wait_for(lambda: not any(fault.times for fault in api.faults))
     api.phase("submitter", "Succeeded")
@@ -74,7 +75,7 @@ def test_wait_returns_the_jobs_code(
 ) -> None:
     api.operator = lambda api, name: end_job(api, name, job, **status)
     assert cli.main(["submit", "small.yaml", "--wait"]) == code
-    assert not api.asked("GET", "/log")
+    assert not api.sent("GET", "/log")
 
 
 def test_a_job_that_the_operator_rejects_ends_the_wait(
@@ -103,7 +104,7 @@ def test_follow_goes_on_through_a_retry_on_a_fresh_cluster(
         api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
         api.pod("first", name, created="2026-01-01T12:00:00Z")
         api.log("first", "one", "2026-01-01T12:00:01Z")
-        api.wait_for(lambda: bool(api.asked("GET", "first/log")))
+        api.wait_for(lambda: bool(api.sent("GET", "first/log")))
         api.status(name, jobDeploymentStatus="Retrying", jobStatus="", failed=1)
         time.sleep(0.2)
         path = f"{TEAM}/pods/first"
@@ -158,7 +159,7 @@ def test_a_watch_from_a_too_old_version_is_restarted(
         api.oldest = 10**6
         with api.changed:
             api.changed.notify_all()
-        api.wait_for(lambda: len(api.asked("GET", f"rayjobs/{name}")) >= 3)
+        api.wait_for(lambda: len(api.sent("GET", f"rayjobs/{name}")) >= 3)
         api.oldest = 0
         end_job(api, name)
 
@@ -204,7 +205,7 @@ def test_a_cause_of_delay_is_printed_once(
             },
         )
         api.status(name, jobDeploymentStatus="Initializing", rayClusterName="c1")
-        api.wait_for(lambda: len(api.asked("GET", "events")) >= 2)
+        api.wait_for(lambda: len(api.sent("GET", "events")) >= 2)
         end_job(api, name)
 
     api.operator = operator
@@ -226,18 +227,14 @@ def test_lines_with_equal_time_stamps_are_not_repeated_when_a_log_resumes() -> N
     assert list(seen.only_new(again)) == ["b", "c", ""]
 
 
-@pytest.mark.parametrize(("answer", "left"), [("n", False), ("", True)])
-def test_ctrl_c_asks_whether_to_leave_it_running(
-    api: Api, here: Path, answer: str, left: bool
-) -> None:
-    def operator(api: Api, name: str) -> None:
-        api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
-
-    api.operator = operator
-    master, terminal = pty.openpty()
+def interrupted(api: Api, stdin: int, answer: Callable[[], object] = lambda: None) -> str:
+    """Interrupts a waiting `zephyr submit`, then answers; returns its output."""
+    api.operator = lambda api, name: api.status(
+        name, jobDeploymentStatus="Running", jobStatus="RUNNING"
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "zephyr_ray.cli", "submit", "small.yaml", "--wait"],
-        stdin=terminal,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
@@ -248,15 +245,39 @@ def test_ctrl_c_asks_whether_to_leave_it_running(
         api.wait_for(lambda: any("watch" in r.query for r in api.requests), 30)
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
-        os.write(master, f"{answer}\n".encode())
+        answer()
         output = process.communicate(timeout=20)[0].decode()
     finally:
         process.kill()
+    assert process.returncode == 130, output
+    return output
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n", False), ("", True)])
+def test_ctrl_c_asks_whether_to_leave_it_running(
+    api: Api, here: Path, answer: str, left: bool
+) -> None:
+    master, terminal = pty.openpty()
+    try:
+        output = interrupted(api, terminal, lambda: os.write(master, f"{answer}\n".encode()))
+    finally:
         os.close(master)
         os.close(terminal)
-    assert process.returncode == 130, output
     assert "running? [Y/n]" in output
     assert bool([p for p in api.objects if p.startswith(f"{JOBS}/")]) is left
+
+
+def test_without_a_terminal_the_job_keeps_running(api: Api, here: Path) -> None:
+    """A closed or piped standard input must not count as an answer."""
+    reading, writing = os.pipe()
+    os.write(writing, b"n\n")
+    try:
+        output = interrupted(api, reading)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert "[Y/n]" not in output and "keeps running" in output
+    assert not api.sent("DELETE", "rayjobs")
 
 
 # status, logs, stop
@@ -312,8 +333,8 @@ def test_logs_follow_returns_the_jobs_code(api: Api, here: Path) -> None:
 def test_stop_deletes_the_job_and_its_dependents(api: Api, here: Path) -> None:
     a_job(api, "one")
     assert cli.main(["stop", "one"]) == 0
-    [asked] = api.asked("DELETE", "rayjobs/one")
-    assert asked.query["propagationPolicy"] == "Background"
+    [request] = api.sent("DELETE", "rayjobs/one")
+    assert request.query["propagationPolicy"] == "Background"
     assert f"{JOBS}/one" not in api.objects
 
 

@@ -152,8 +152,11 @@ def test_a_submitted_job_makes_its_artifacts_on_the_cluster(
     assert "succeeded" in done.stdout
     # The submitter sees the pipeline's own lines.
     assert "answers: done" in done.stdout
-    made = manifests(storage)
-    assert {name: m["counts"]["rows"] for name, m in made.items()} == {"prompts": 6, "answers": 6}
+    contents = manifests(storage)
+    assert {name: m["counts"]["rows"] for name, m in contents.items()} == {
+        "prompts": 6,
+        "answers": 6,
+    }
     assert (storage / "job" / "data" / "answers" / "rows.jsonl").is_file()
     assert _actors(cluster) == {"ALIVE": 0, "ever": 1}
 

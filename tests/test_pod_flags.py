@@ -26,14 +26,18 @@ def pods() -> RayPods:
 def test_a_worker_has_the_charts_security_limits_and_volumes(node: Node, pods: RayPods) -> None:
     (group,) = pods.spec["workerGroupSpecs"]
     flags = run_flags(pods.worker(group, "w"), "w", node)
-    wanted = {"--user=1000:1000", "--group-add=1000", "--read-only", "--read-only-tmpfs=false"}
-    wanted |= {"--cap-drop=ALL", "--security-opt=no-new-privileges", "--restart=no"}
-    wanted |= {"--memory=10737418240b", "--cpu-quota=400000", "--cpu-shares=2048"}
-    wanted |= {"--env=RAY_AUTH_TOKEN=t", "--env=MLFLOW_TRACKING_PASSWORD=p", "--env=HOME=/scratch"}
-    wanted |= {"--shm-size=10737418240b", f"--volume={node.folder}/pods/w/tmp:/tmp:rw"}
-    wanted |= {f"--volume={node.folder}/pods/w/recipes:/etc/zephyr/recipes:ro"}
-    wanted |= {f"--volume={node.folder}/claims/zephyr-storage:/mnt/zephyr:rw"}
-    assert not wanted - set(flags)
+    expected = {"--user=1000:1000", "--group-add=1000", "--read-only", "--read-only-tmpfs=false"}
+    expected |= {"--cap-drop=ALL", "--security-opt=no-new-privileges", "--restart=no"}
+    expected |= {"--memory=10737418240b", "--cpu-quota=400000", "--cpu-shares=2048"}
+    expected |= {
+        "--env=RAY_AUTH_TOKEN=t",
+        "--env=MLFLOW_TRACKING_PASSWORD=p",
+        "--env=HOME=/scratch",
+    }
+    expected |= {"--shm-size=10737418240b", f"--volume={node.folder}/pods/w/tmp:/tmp:rw"}
+    expected |= {f"--volume={node.folder}/pods/w/recipes:/etc/zephyr/recipes:ro"}
+    expected |= {f"--volume={node.folder}/claims/zephyr-storage:/mnt/zephyr:rw"}
+    assert not expected - set(flags)
     assert flags[-1] == (
         "ulimit -n 65536; ray start --block --address=zephyr-head-svc.lab.svc.cluster.local:6379 "
         "--dashboard-agent-listen-port=52365 --memory=10737418240 --metrics-export-port=8080 "

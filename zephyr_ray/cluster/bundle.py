@@ -24,7 +24,8 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
     `storage` is the folder where the pods mount the shared claim.
 
     Absolute paths name files on the cluster and are kept; relative files are included. Raises
-    Permanent if a file cannot be read or the total exceeds CONFIG_MAP_BYTES.
+    Permanent if a file cannot be read, weights are a folder on this machine, the storage is outside
+    the mount, or the total exceeds CONFIG_MAP_BYTES.
     """
     raw = {**raw, "name": recipe.name, "storage": _storage(str(recipe.storage), storage, path)}
     names: dict[Path, str] = {}
@@ -53,7 +54,7 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
         try:
             files[name] = file.read_bytes()
         except OSError as error:
-            raise Permanent(f"cannot read {file}: {error.strerror}") from None
+            raise Permanent(f"cannot read {file}: {error.strerror}; check the path") from None
     size = sum(len(name) + len(content) for name, content in files.items())
     if size > CONFIG_MAP_BYTES:
         largest = max(files, key=lambda name: len(files[name]))

@@ -59,21 +59,21 @@ def create(kube: Kube, config_map: dict[str, Any], job: dict[str, Any]) -> None:
     """Creates the ConfigMap, then the job that owns it; deletes both again if a step fails."""
     name = job["metadata"]["name"]
     steps = [kube.path("configmaps", name), kube.path(JOBS, name)]
-    created = []
+    to_delete = []
     try:
-        created.append(steps[0])
+        to_delete.append(steps[0])
         kube.create(kube.path("configmaps"), config_map)
-        created.append(steps[1])
+        to_delete.append(steps[1])
         uid = kube.create(kube.path(JOBS), job).get("metadata", {}).get("uid", "")
         owner = {"apiVersion": f"{API}/{VERSION}", "kind": "RayJob", "name": name, "uid": uid}
-        created.append("")  # both exist: a rejection now concerns only the patch
+        to_delete.append("")  # both exist: a rejection now concerns only the patch
         kube.patch(steps[0], {"metadata": {"ownerReferences": [owner]}})
     except BaseException as error:
         # A rejected object was not created, and one of that name may belong to someone else. After
         # a time-out or ctrl-C the object may exist.
         if isinstance(error, Permanent):
-            created.pop()
-        for path in filter(None, reversed(created)):
+            to_delete.pop()
+        for path in filter(None, reversed(to_delete)):
             _forget(kube, path)
         raise
 

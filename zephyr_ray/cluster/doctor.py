@@ -83,7 +83,5 @@ def examine(
             if subject == "versions":
                 return  # the API server does not answer at all
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            yield (
-                subject,
-                unknown(f"unexpected answer from the cluster ({type(error).__name__}: {error})"),
-            )
+            reason = f"{type(error).__name__}: {error}"
+            yield subject, unknown(f"unexpected answer from the cluster ({reason})")

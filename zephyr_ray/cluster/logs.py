@@ -95,9 +95,8 @@ class LogFollower(threading.Thread):
     def _follow(self, pod: str, progress: "_Progress") -> None:
         query = {"follow": "true", "timestamps": "true"}
         if progress.time:
-            query["sinceTime"] = (
-                progress.time[:19] + "Z"
-            )  # whole seconds only, so some lines repeat
+            # The API takes whole seconds only, so some lines repeat.
+            query["sinceTime"] = progress.time[:19] + "Z"
         path = self._kube.path("pods", f"{pod}/log")
         for line in progress.only_new(self._kube.lines(path, SILENCE_SECONDS, **query)):
             if self._closed.is_set():

@@ -136,9 +136,8 @@ def _status(kube: Kube, path: str, token: str | None) -> int:
         kube.text(path, headers)
         return 200
     except Forbidden as error:
-        if "services" in str(
-            error
-        ):  # the API server refused, not Ray: its message names the resource
+        # A refusal by the API server names the resource; one by Ray does not.
+        if "services" in str(error):
             raise
         return 401
     except Unauthorized:

@@ -1,0 +1,182 @@
+"""Tests the chart's network policies: exactly who reaches each pod, and what each pod reaches.
+
+The expected peers of ingress come from the table "Who gets in" in docs/kubernetes.md.
+"""
+
+import re
+
+import pytest
+from chart_tools import GOLDEN, ROOT, Document, kind, pod_templates, render
+
+EVERYTHING = str(GOLDEN / "everything-values.yaml")
+RAY_PARTS = ("cluster", "pipeline", "serve")
+Access = set[tuple[str, str]]
+"""(peer, port) pairs."""
+
+
+def part(*names: str) -> str:
+    """Returns a peer: the release's pods of these components."""
+    component, instance = "app.kubernetes.io/component", "app.kubernetes.io/instance"
+    if len(names) > 1:
+        return f"pods {component} in {'|'.join(names)},{instance} in zephyr"
+    return f"pods {component}={names[0]},{instance}=zephyr,app.kubernetes.io/part-of=zephyr"
+
+
+def namespace(name: str) -> str:
+    """Returns a peer: all pods of a namespace."""
+    return f"namespace kubernetes.io/metadata.name={name}"
+
+
+ANYONE, ALL = "anyone", "all"
+CLIENTS = "pods zephyr-ray/client=true"
+PEERS = {
+    "the operator": namespace("kuberay-system"),
+    "the submitter and test pods of the release": part("submitter"),
+    'pods labelled `zephyr-ray/client: "true"`': CLIENTS,
+    "pods with that label": CLIENTS,
+    "the release's Ray clusters and jobs": part("cluster", "pipeline"),
+}
+"""Peers by their name in the table."""
+SETTINGS = {
+    "`networkPolicy.serveClients`": namespace("ingress-nginx"),
+    "`networkPolicy.prometheusNamespace`": namespace("monitoring"),
+}
+"""Peers that everything-values.yaml sets and the presets do not."""
+SAME_PART = "pods of the same part (`cluster`, `pipeline` or `serve`)"
+PODS_OF_PORT = {"8000": ("serve",), "5000": ("mlflow",)}
+"""Components that listen on a port, unless all parts with Ray do."""
+DNS = {
+    (peer, f"53/{protocol}")
+    for peer in (namespace("kube-system"), "169.254.20.10/32")
+    for protocol in ("TCP", "UDP")
+}
+INTERNET = "0.0.0.0/0 except 10.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.168.0.0/16"
+
+
+# ------------------------------------------------------------------ expected
+
+
+def documented(component: str, settings: dict[str, str]) -> Access:
+    """Returns who reaches a component according to the docs."""
+    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    table = text.partition("## Who gets in")[2].partition("\n\n")[2].partition("\n\n")[0]
+    pairs: Access = set()
+    for row in table.splitlines()[2:]:
+        where, admitted, _ = (cell.strip() for cell in row.strip("|").split(" | "))
+        ports = re.findall(r"\d{4,}", where.partition(":")[0]) or [ALL]
+        for port in ports:
+            if component not in PODS_OF_PORT.get(port, RAY_PARTS):
+                continue
+            for name in admitted.split("; "):
+                peer = part(component) if name == SAME_PART else (PEERS | settings).get(name)
+                assert peer or name in SETTINGS, f"unknown peer in the docs: {name}"
+                if peer:
+                    pairs.add((peer, port if port == ALL else f"{port}/TCP"))
+    return pairs
+
+
+# ------------------------------------------------------------------ rendered
+
+
+def access(rendered: list[Document], labels: dict[str, str], direction: str) -> Access:
+    """Returns the (peer, port) pairs that all policies together allow a pod."""
+    policies = [p["spec"] for p in kind(rendered, "NetworkPolicy")]
+    policies = [
+        p
+        for p in policies
+        if selects(p["podSelector"], labels) and direction.capitalize() in p["policyTypes"]
+    ]
+    if not policies:
+        return {(ANYONE, ALL)}
+    key = "from" if direction == "ingress" else "to"
+    return {
+        (peer_name(peer) if peer else ANYONE, port)
+        for policy in policies
+        for rule in policy[direction]
+        for peer in rule.get(key) or [None]
+        for port in port_names(rule)
+    }
+
+
+def selects(selector: Document, labels: dict[str, str]) -> bool:
+    assert set(selector) == {"matchLabels"}
+    return bool(selector["matchLabels"].items() <= labels.items())
+
+
+def peer_name(peer: Document) -> str:
+    """Returns one text per peer; equal texts mean equal peers."""
+    assert len(peer) == 1, peer
+    ((name, value),) = peer.items()
+    if name == "ipBlock":
+        excluded = " ".join(sorted(value.get("except", [])))
+        return f"{value['cidr']} except {excluded}" if excluded else str(value["cidr"])
+    assert set(value) <= {"matchLabels", "matchExpressions"}
+    terms = [f"{key}={text}" for key, text in value.get("matchLabels", {}).items()]
+    for expression in value.get("matchExpressions", []):
+        assert expression["operator"] == "In"
+        terms.append(f"{expression['key']} in {'|'.join(expression['values'])}")
+    plural = {"podSelector": "pods", "namespaceSelector": "namespace"}[name]
+    return f"{plural} {','.join(sorted(terms)) or 'any'}"
+
+
+def port_names(rule: Document) -> list[str]:
+    assert all(set(port) == {"port", "protocol"} for port in rule.get("ports", []))
+    return [f"{port['port']}/{port['protocol']}" for port in rule.get("ports", [])] or [ALL]
+
+
+def pod_labels(rendered: list[Document]) -> list[dict[str, str]]:
+    """Returns the labels of every pod, with the node type that the operator adds to Ray pods."""
+    result = []
+    for pod in pod_templates(rendered):
+        name = pod["spec"]["containers"][0]["name"]
+        node_type = {"ray.io/node-type": name[4:]} if name.startswith("ray-") else {}
+        result.append(pod["metadata"]["labels"] | node_type)
+    return result
+
+
+# ------------------------------------------------------------------ tests
+
+
+@pytest.mark.parametrize(
+    "values", [EVERYTHING, "values-kind.yaml", "values-gpu-8.yaml", "values-multinode.yaml"]
+)
+def test_the_docs_say_exactly_who_gets_in(values: str) -> None:
+    rendered = render(values)
+    settings = SETTINGS if values == EVERYTHING else {}
+    for labels in pod_labels(rendered):
+        component = labels["app.kubernetes.io/component"]
+        expected = documented(component, settings)
+        assert access(rendered, labels, "ingress") == expected, labels
+        assert expected or component == "submitter"
+
+
+def egress_of_everything(component: str, head: bool) -> Access:
+    extra = ("10.1.2.3/32", "9000/TCP")
+    if component == "submitter":
+        return {(ANYONE, ALL)}
+    if component == "mlflow":
+        return DNS | {(ANYONE, "443/TCP"), extra}  # 443: the bucket of the artifacts
+    allowed = DNS | {(part(component), ALL), (ANYONE, "6380/TCP"), (INTERNET, "443/TCP"), extra}
+    if component != "serve":
+        allowed |= {(part("mlflow"), "5000/TCP"), (part("serve"), "8000/TCP")}
+    if head:
+        allowed |= {("0.0.0.0/0", "443/TCP"), ("0.0.0.0/0", "6443/TCP")}
+    return allowed
+
+
+def test_pods_reach_only_what_they_need() -> None:
+    """The metadata server and private networks stay closed, the API server but for heads."""
+    rendered = render(EVERYTHING)
+    for labels in pod_labels(rendered):
+        component = labels["app.kubernetes.io/component"]
+        expected = egress_of_everything(component, labels.get("ray.io/node-type") == "head")
+        assert access(rendered, labels, "egress") == expected, labels
+
+
+def test_pods_of_a_fixed_size_job_do_not_reach_the_api_server() -> None:
+    rendered = render("values-kind.yaml")
+    job = {(part("pipeline"), ALL), (part("mlflow"), "5000/TCP"), (INTERNET, "443/TCP")}
+    expected = {"pipeline": DNS | job, "mlflow": DNS, "submitter": {(ANYONE, ALL)}}
+    for labels in pod_labels(rendered):
+        component = labels["app.kubernetes.io/component"]
+        assert access(rendered, labels, "egress") == expected[component], labels

@@ -1,0 +1,165 @@
+"""Tests the RayJob and the ConfigMap that are built from a profile and a recipe."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cluster_lab import RECIPE, write_profile
+from crds import crd_errors
+
+from zephyr_ray import pipeline, recipe_file
+from zephyr_ray import recipe as recipes
+from zephyr_ray.cluster import bundle
+from zephyr_ray.cluster.job import job_name, ray_job
+from zephyr_ray.cluster.profile import load
+
+
+def job_of(here: Path) -> dict[str, Any]:
+    return ray_job("small-abcde", load(here / "zephyr-cluster.yaml"))
+
+
+def ray_pods(here: Path) -> list[dict[str, Any]]:
+    """Returns the pod specs of the head and of each worker group."""
+    cluster = job_of(here)["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [group["template"]["spec"] for group in groups]
+
+
+def test_the_job_matches_kuberays_schema(here: Path) -> None:
+    job = job_of(here)
+    assert crd_errors("rayjobs", job) == []
+
+
+def test_the_strict_schema_rejects_a_misspelt_field(here: Path) -> None:
+    job = job_of(here)
+    job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["minReplica"] = 1
+    [output] = crd_errors("rayjobs", job)
+    assert "'minReplica' was unexpected" in output
+
+
+def test_the_job_meets_the_operators_rules(here: Path) -> None:
+    job = job_of(here)
+    spec = job["spec"]
+    assert job["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "research"}
+    assert (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, 600)
+    assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (2, 3600)
+    assert shlex.split(spec["entrypoint"]) == [
+        *("python", "-m", "zephyr_ray.pipeline", "/etc/zephyr/recipe.yaml")
+    ]
+    cluster = spec["rayClusterSpec"]
+    assert (cluster["authOptions"], cluster["rayVersion"]) == ({"mode": "token"}, "2.60.0")
+    head, (cpu, gpu) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    for group in (head, cpu, gpu):
+        assert "resources" not in group  # Ray reads the limits
+        assert all(isinstance(v, str) for v in group["rayStartParams"].values())
+        amounts = group["template"]["spec"]["containers"][0]["resources"]
+        assert amounts["limits"] == amounts["requests"]
+    assert (gpu["minReplicas"], gpu["replicas"], gpu["maxReplicas"]) == (2, 2, 2)
+    pod = gpu["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"] == {
+        "cpu": "8",
+        "memory": "64Gi",
+        "nvidia.com/gpu": "4",
+    }
+    assert [g["template"]["spec"]["containers"][0]["image"][-4:] for g in (head, cpu, gpu)] == [
+        *(":1.0", ":1.0", "-gpu")
+    ]
+    assert pod["nodeSelector"] == {"pool": "a100"}
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+
+
+def test_every_pod_passes_pod_security_restricted(here: Path) -> None:
+    spec = job_of(here)["spec"]
+    cluster = spec["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for template in [spec["submitterPodTemplate"], *(g["template"] for g in groups)]:
+        pod = template["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["imagePullSecrets"] == [{"name": "login"}]
+        [container] = pod["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        # The root is read-only, so writable paths must be volumes.
+        volumes = {v["name"]: v for v in pod["volumes"]}
+        mounts = {m["mountPath"]: volumes[m["name"]] for m in container["volumeMounts"]}
+        home = {e["name"]: e.get("value") for e in container["env"]}["HOME"]
+        assert "emptyDir" in mounts["/tmp"] and "emptyDir" in mounts[str(home)]
+        assert {next(k for k in v if k != "name") for v in pod["volumes"]} <= {
+            *("emptyDir", "configMap", "persistentVolumeClaim")
+        }
+
+
+def test_names_are_valid_for_the_operator() -> None:
+    for recipe in ("small", "9-lives", "a.b_c", "x" * 80, "long-" * 12, "7"):
+        name = job_name(recipe)
+        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= 47, name
+    assert job_name("small") != job_name("small")
+
+
+def test_keys_reach_the_pods_by_reference_only(here: Path) -> None:
+    job = job_of(here)
+    container = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"][
+        "containers"
+    ][0]
+    [key] = [e for e in container["env"] if e["name"] == "JUDGE_KEY"]
+    assert key == {
+        "name": "JUDGE_KEY",
+        "valueFrom": {"secretKeyRef": {"name": "keys", "key": "judge"}},
+    }
+
+
+def test_every_ray_pod_mounts_the_claim_as_its_storage(here: Path) -> None:
+    pods = ray_pods(here)
+    assert len(pods) == 3
+    for pod in pods:
+        [mount] = [m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "storage"]
+        assert mount == {"name": "storage", "mountPath": "/mnt/zephyr"}
+        [volume] = [v for v in pod["volumes"] if v["name"] == "storage"]
+        assert volume == {"name": "storage", "persistentVolumeClaim": {"claimName": "shared"}}
+
+
+@pytest.mark.parametrize("address", ["http://mlflow:5000", None])
+def test_every_ray_pod_has_the_profiles_mlflow_address(here: Path, address: str | None) -> None:
+    write_profile(here, mlflow=address)
+    for pod in ray_pods(here):
+        variables = {e["name"]: e.get("value") for e in pod["containers"][0]["env"]}
+        assert variables.get("MLFLOW_TRACKING_URI") == address
+
+
+def test_all_pods_carry_the_label_that_network_policies_admit(here: Path) -> None:
+    spec = job_of(here)["spec"]
+    cluster = spec["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for template in [spec["submitterPodTemplate"], *(group["template"] for group in groups)]:
+        assert template["metadata"]["labels"] == {"zephyr-ray/client": "true"}
+
+
+def test_cpus_are_counted_per_worker_and_rounded_up(here: Path) -> None:
+    workers = {
+        "small": {"cpu": "500m", "memory": "1Gi", "replicas": 3},
+        "large": {"cpu": 1.5, "memory": "1Gi", "replicas": 2},
+    }
+    write_profile(here, workers=workers)
+    assert load(here / "zephyr-cluster.yaml").cpus == 7  # 3 × 1 + 2 × 2
+
+
+def test_files_of_equal_names_stay_apart(here: Path) -> None:
+    (here / "other").mkdir()
+    (here / "other" / "train.jsonl").write_text("other\n")
+    more = "  more: {kind: prompts, seeds: other/train.jsonl, count: 1}\n"
+    path = here / "small.yaml"
+    path.write_text(RECIPE + more)
+    recipe = recipes.load(path, pipeline.KINDS)
+    files = bundle.bundle(recipe_file.read(path, [])[0], recipe, "/mnt/zephyr", path)
+    sent = yaml.safe_load(files["recipe.yaml"])["stages"]
+    assert files[sent["more"]["seeds"]] == b"other\n"
+    assert files[sent["prompts"]["seeds"]] == (here / "seeds" / "train.jsonl").read_bytes()
