@@ -25,6 +25,7 @@ ZEPHYR = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+"""Tokens to pad with, by preference, if the tokenizer has no usable padding token."""
 
 
 class ChatFormat:
@@ -198,8 +199,8 @@ class _Foreign(ChatFormat):
         ends = [token for token in self._encode(answered)[0][len(before) :] if token in special]
         if not ends:
             raise Permanent(
-                "the chat template ends assistant messages without a special token; a model trained "
-                "with it would never stop; give the model folder another template"
+                "the chat template ends assistant messages without a special token; a model "
+                "trained with it would never stop; give the model folder another template"
             )
         self.stop_token_id = ends[0]
 

@@ -13,7 +13,7 @@ from zephyr_ray.models.openai import api_key
 from zephyr_ray.models.vllm import KV_CACHE_BYTES
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.plan import Step, digest, model_spec, stages_read, start_weights, weights_place
-from zephyr_ray.ray_cluster import check_address
+from zephyr_ray.ray_cluster import check_reachable
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.settings import FILE, marked
 from zephyr_ray.stage import Stage
@@ -29,7 +29,7 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
     """Everything a user can get wrong, checked before any model is loaded. Raises Permanent."""
     todo = [step for step in steps if step.artifact is None]
     if todo:
-        check_address()
+        check_reachable()
     if not os.environ.get("RAY_ADDRESS"):  # else the work runs on a cluster, not here
         check_room(recipe, [step.name for step in todo], os.cpu_count() or 1, None, "this machine")
     disk = TEXT_BYTES
