@@ -26,6 +26,7 @@ log = logging.getLogger("zephyr_ray")
 ARTIFACTS = ("metrics.jsonl", "report.html", "mask.html")
 SAMPLES = 20
 FLUSH_SECONDS, FLUSH_ENTRIES, PATIENCE_SECONDS = 2.0, 100, 30.0
+"""Flush after so many seconds or metrics; after a failed flush, wait before the next one."""
 PARAM_LENGTH, TAG_LENGTH, NAME_LENGTH, BATCH = 6000, 5000, 250, 100
 """Limits of mlflow.utils.validation; older servers allow 5,000 characters per tag."""
 
