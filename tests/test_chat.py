@@ -31,7 +31,7 @@ def chatml(tiny_model: Path) -> Any:
 
 
 def byte_tokenizer(special: list[str], **kwargs: Any) -> Any:
-    """One token a byte and the given special tokens; adds a BOS where told to."""
+    """One token per byte and the given special tokens; prepends a BOS if <s> is one of them."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -125,6 +125,7 @@ ODD = [
     "```json\n```",
     "\u202e(",
     "1" * 6000,
+    "1" * 6000 + ". a",
 ]
 
 
@@ -160,7 +161,7 @@ def test_empty_text_keeps_nothing_and_odd_text_is_only_judged(kind: str) -> None
     [
         "." * 400_000 + "a",
         "```" + " " * 400_000 + "a",
-        "\n" * 400_000 + "a",
+        "a" + "\n" * 400_000 + "a",
         "ab " * 400_000,
         "* \n" * 400_000,
     ],

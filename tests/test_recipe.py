@@ -102,11 +102,11 @@ MISTAKES = {
     "bad yaml": ("[sft]", "[sft", "line 9"),
     "a tab": ("  judge:", "\tjudge:", "line 4"),
     "no such date": ("seed: 7", "seed: 2024-13-45", "month"),
-    "key twice in stages": ("  pairs:", "  sft:", "line 11: 'sft' stands twice"),
+    "key twice in stages": ("  pairs:", "  sft:", "line 11: 'sft' appears twice"),
     "key twice in a stage": (
         "kind: preferences",
         "kind: preferences, kind: sft",
-        "line 11: 'kind' s",
+        "line 11: 'kind' appears",
     ),
     "models no mapping": ("  base: {weights: smollm2-135m-instruct}\n", "  - base\n", "line 4"),
     "stage no mapping": ("{kind: preferences, feedback: feedback}", "3", "'pairs'.*found int"),
@@ -258,7 +258,7 @@ def test_a_recipe_on_top_of_two_others_is_refused(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "more.yaml").write_text("extends: recipe.yaml\n")
     (tmp_path / "most.yaml").write_text("extends: more.yaml\n")
-    with pytest.raises(Permanent, match="more.yaml, which itself extends another"):
+    with pytest.raises(Permanent, match="more.yaml, which extends another recipe"):
         load(tmp_path / "most.yaml", KINDS)
 
 
@@ -266,7 +266,7 @@ SETS = {
     "no value": ("pairs.rejected", "write stage.setting=value"),
     "empty part": ("pairs..rejected=all", "write stage.setting=value"),
     "unknown stage": ("pair.rejected=all", "has no 'pair'"),
-    "model without models": ("base.temperature=1", "a model's are models.base.temperature=1"),
+    "model without models": ("base.temperature=1", "for a model write models.base.temperature=1"),
     "unknown model": ("models.bass.temperature=1", "has no 'bass'"),
     "misspelt setting": ("pairs.rejecte=all", "unknown setting 'rejecte'; did you mean 'rejected'"),
     "wrong value": ("pairs.rejected=some", "'rejected'.*got 'some'"),

@@ -208,7 +208,7 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-        with pytest.raises(Permanent, match="another run is working"), store.exclusive():
+        with pytest.raises(Permanent, match="locked by another run"), store.exclusive():
             pass
     finally:
         holder.kill()  # no chance to clean up
@@ -244,7 +244,7 @@ def test_a_folder_in_the_place_of_a_link_is_one_line_and_kept(tmp_path: Path) ->
     view = store.storage / "quickstart" / "data" / "text"
     view.mkdir(parents=True)
     (view / "notes").write_text("mine")
-    with pytest.raises(Permanent, match="data/text is in the way"):
+    with pytest.raises(Permanent, match="data/text to its artifact: a folder is in the way"):
         store.link(view, store.folder("text", "k"))
     assert [path.name for path in view.parent.iterdir()] == ["text"]
     assert (view / "notes").read_text() == "mine"

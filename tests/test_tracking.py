@@ -202,10 +202,18 @@ def test_unreachable_server_is_one_clear_line_soon(
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_damaged_database_is_one_clear_line_soon(tmp_path: Path, slept: list[float]) -> None:
+def test_damaged_database_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"no database at all, but long enough to be read" * 99)
     with pytest.raises(Permanent, match="mlflow.db cannot be used .*not a database"):
         Tracking.open(tmp_path, "damaged", "k0", {})
+
+
+def test_database_that_cannot_be_opened_is_one_clear_line_soon(
+    tmp_path: Path, slept: list[float]
+) -> None:
+    (tmp_path / "mlflow.db").mkdir()
+    with pytest.raises(Permanent, match="mlflow.db cannot be used .*unable to open"):
+        Tracking.open(tmp_path, "closed", "k0", {})
     assert slept == []
 
 

@@ -1,8 +1,8 @@
-"""A conversation as tokens, and which of them are trained: the mask comes from how it is built.
+"""Turn a conversation into tokens and a loss mask.
 
-Three formats. ChatML and Zephyr are assembled here message by message, so that what is trained is
-known, not guessed: every assistant text and the token that ends its turn. Any other chat template
-is a foreign one; there the spans come from the differences of its prefixes.
+The mask selects every assistant text and the token that ends its turn. There are three formats:
+ChatML and Zephyr are assembled here message by message, so the mask follows from the construction.
+Any other chat template is foreign; its mask follows from comparing its prefixes.
 """
 
 import html
@@ -26,15 +26,16 @@ ZEPHYR = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+"""Tokens to pad with, by preference, if the tokenizer has no usable padding token."""
 
 
 class ChatFormat:
-    """How one tokenizer writes conversations. `ChatFormat.of(tokenizer)` chooses."""
+    """The conversation format of one tokenizer; `ChatFormat.of(tokenizer)` selects it."""
 
     stop_token_id: int
-    """Ends an assistant turn, is trained, and stops generation."""
+    """Token that ends an assistant turn; it is trained and stops generation."""
     template: str
-    """The same format for plain transformers and for vLLM."""
+    """Jinja template of this format, for plain transformers and vLLM."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -61,9 +62,9 @@ class ChatFormat:
         return [token.content for token in added if token.special]
 
     def render(self, messages: Messages) -> tuple[list[int], list[bool]]:
-        """Token ids of a whole conversation, and for each whether it is trained.
+        """Returns the token ids of a conversation, and for each whether it is trained.
 
-        Permanent when nothing would be trained: such a row is a mistake, never a zero loss.
+        Raises Permanent if no token would be trained.
         """
         ids, trained = self._render(messages)
         if not any(trained):
@@ -74,15 +75,15 @@ class ChatFormat:
         return ids, trained
 
     def ends(self, ids: list[int], trained: list[bool]) -> list[int]:
-        """Where in a rendered conversation its answers end: one position an answer."""
+        """Returns the position of each answer's end token in a rendered conversation."""
         return [at for at, on in enumerate(trained) if on and ids[at] == self.stop_token_id]
 
     def prompt(self, messages: Messages) -> list[int]:
-        """Token ids up to where the assistant's next answer starts."""
+        """Returns the token ids up to the start of the assistant's next answer."""
         raise NotImplementedError
 
     def prepare(self) -> Any:
-        """The tokenizer as it is saved with a trained model: pad, end of turn and template set."""
+        """Sets padding, end token and template, and returns the tokenizer, ready to be saved."""
         tokenizer = self.tokenizer
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(self.stop_token_id)
@@ -90,7 +91,7 @@ class ChatFormat:
         return tokenizer
 
     def proof(self, messages: Messages) -> tuple[str, str]:
-        """A coloured sample, for a terminal and as HTML: trained tokens green, the rest grey."""
+        """Colours trained tokens green and others grey, for a terminal and as HTML."""
         ids, trained = self.render(messages)
         ansi, page, start = "", "", 0
         for end in range(1, len(ids) + 1):
@@ -107,21 +108,21 @@ class ChatFormat:
         raise NotImplementedError
 
     def _text(self, text: str) -> list[int]:
-        """Tokens of plain text: a user who types <|im_end|> does not end the turn."""
+        """Tokenises plain text: a typed <|im_end|> does not become the end token."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
             "input_ids"
         ]
         return ids
 
     def _turn(self, lead: str, text: str) -> tuple[list[int], list[int]]:
-        """Tokens of a turn's lead and of its text.
+        """Tokenises a turn's lead and its text.
 
-        Both are tokenised in one go, as the template does it, unless a token then crosses the
-        border (text that opens with white space): generation starts after the lead alone.
+        They are tokenised together, as in the template, unless a token would span both (text that
+        starts with white space): generation starts after the lead.
         """
-        head, whole = self._text(lead), self._text(lead + text)
-        if whole[: len(head)] == head:
-            return head, whole[len(head) :]
+        head, both = self._text(lead), self._text(lead + text)
+        if both[: len(head)] == head:
+            return head, both[len(head) :]
         return head, self._text(text)
 
 
@@ -130,7 +131,7 @@ class _ChatML(ChatFormat):
 
     def __init__(self, tokenizer: Any):
         super().__init__(tokenizer)
-        # Not the tokenizer's own: many add a system message that is not in what is trained here.
+        # Many tokenizers' own templates add a system message that is not trained here.
         self.template = CHATML
         self._start = tokenizer.convert_tokens_to_ids("<|im_start|>")
         self.stop_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -156,7 +157,7 @@ class _ChatML(ChatFormat):
 
 
 class _Zephyr(ChatFormat):
-    """<|role|>\\ntext</s>\\n; the role markers are plain text, one BOS where the model has one."""
+    """<|role|>\\ntext</s>\\n; role markers are plain text; one BOS if the model has one."""
 
     def __init__(self, tokenizer: Any):
         super().__init__(tokenizer)
@@ -164,8 +165,8 @@ class _Zephyr(ChatFormat):
         bos = tokenizer.bos_token_id
         self._bos = [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
         self.template = ZEPHYR.replace("add_bos", "true" if self._bos else "false", 1)
-        # Some tokenizers put a space before a text, but not before what follows a special token;
-        # turns do. There a text is tokenised behind a character that merges with nothing.
+        # Some tokenizers prepend a space to text, except after a special token, where turns start.
+        # A leading character that merges with nothing suppresses the space.
         after = tokenizer(f"{tokenizer.eos_token}a", add_special_tokens=False)["input_ids"][1:]
         self._before = "" if after == super()._text("a") else "\x01"
 
@@ -175,7 +176,7 @@ class _Zephyr(ChatFormat):
     def _turns(self, messages: Messages) -> tuple[list[int], list[bool]]:
         ids, trained = list(self._bos), [False] * len(self._bos)
         for number, message in enumerate(messages):
-            # The line break after </s> is tokenised with what follows it, as in the template.
+            # As in the template, the line break after </s> is tokenised with the next turn.
             lead = ("\n" if number else "") + f"<|{message['role']}|>\n"
             head, text = self._turn(lead, message["content"])
             ids += [*head, *text, self.stop_token_id]
@@ -194,18 +195,18 @@ class _Zephyr(ChatFormat):
 
 
 class _Foreign(ChatFormat):
-    """The tokenizer's own template; trained spans are what each assistant message adds."""
+    """The tokenizer's own template; the tokens that an assistant message adds are trained."""
 
     def __init__(self, tokenizer: Any):
         super().__init__(tokenizer)
         ask = [{"role": "user", "content": "a"}]
         before = self.prompt(ask)
-        whole = self._encode(self._apply([*ask, {"role": "assistant", "content": "b"}], False))[0]
+        answered = self._apply([*ask, {"role": "assistant", "content": "b"}], False)
         special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-        ends = [token for token in whole[len(before) :] if token in special]
+        ends = [token for token in self._encode(answered)[0][len(before) :] if token in special]
         if not ends:
             raise Permanent(
-                "the chat template ends an assistant message without a special token, so a model "
+                "the chat template ends assistant messages without a special token; a model "
                 "trained with it would never stop; give the model folder another template"
             )
         self.stop_token_id = ends[0]
@@ -227,7 +228,7 @@ class _Foreign(ChatFormat):
         return [token.content for token in self.tokenizer.added_tokens_decoder.values()]
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and character offsets; the template writes the BOS, the tokenizer must not."""
+        """Returns ids and character offsets; the template already contains the BOS."""
         coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return coded["input_ids"], coded["offset_mapping"]
 
@@ -244,8 +245,8 @@ class _Foreign(ChatFormat):
             )
             if not (whole.startswith(before) and whole.startswith(after)):
                 raise Permanent(
-                    "the chat template writes earlier turns differently once later ones follow; "
-                    "its loss mask cannot be known; give the model folder another template"
+                    "the chat template changes earlier turns when later ones follow; its loss mask "
+                    "is unknown; give the model folder another template"
                 )
             for at, (start, end) in enumerate(offsets):
                 if start >= len(before) and end <= len(after) and end > start:
@@ -266,13 +267,13 @@ def defuse(text: str, tokens: list[str]) -> str:
 
 
 def pad_token_id(tokenizer: Any) -> int:
-    """A padding token that is never an end token: else the model would not learn to stop."""
+    """Returns a padding token that is not an end token, so that the end token is trained."""
     vocabulary = tokenizer.get_vocab()
     ends = {tokenizer.eos_token_id, vocabulary.get("<|im_end|>")}
     for token in (tokenizer.pad_token, *PADS, tokenizer.unk_token):
         if token in vocabulary and vocabulary[token] not in ends:
             return int(vocabulary[token])
     raise Permanent(
-        "the tokenizer has no token to pad with besides its end token "
-        f"{tokenizer.eos_token!r}; add a pad_token to its tokenizer_config.json"
+        f"the tokenizer has no padding token other than its end token {tokenizer.eos_token!r}; "
+        "add a pad_token to its tokenizer_config.json"
     )

@@ -1,9 +1,9 @@
-"""The two kinds of failure. Policy lives in the type: who catches one knows what to do."""
+"""The two kinds of failure. The type carries the policy: it tells the caller whether to retry."""
 
 
 class Permanent(Exception):
-    """Trying again cannot help: bad input, bad key, budget spent. One clear line; exit code 2."""
+    """A retry cannot help: bad input, bad key, budget spent. Shown as one line; exit code 2."""
 
 
 class Temporary(Exception):
-    """Trying again can help: rate limits, server errors, time-outs, a lost worker."""
+    """A retry can help: rate limit, server error, time-out, lost worker."""

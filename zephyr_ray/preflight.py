@@ -8,7 +8,7 @@ from pathlib import Path
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.plan import Step
-from zephyr_ray.ray_cluster import check_address
+from zephyr_ray.ray_cluster import check_reachable
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.store import Store, digest
 
@@ -21,7 +21,7 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
     todo = [step for step in steps if step.artifact is None]
     on_cluster = bool(os.environ.get("RAY_ADDRESS"))
     if todo:
-        check_address()
+        check_reachable()
     if not on_cluster:
         check_room(recipe, [step.name for step in todo], os.cpu_count() or 1, None, "this machine")
     disk = TEXT_BYTES

@@ -1,6 +1,6 @@
-"""The recipe file as it is written: YAML with every key once, `extends`, and `--set` overrides.
+"""Read a recipe file: YAML without duplicate keys, `extends`, and `--set` overrides.
 
-A recipe may build on another one (`extends: quickstart.yaml`) and add or replace lines.
+A recipe may extend another one (`extends: quickstart.yaml`) and add or replace lines.
 """
 
 from pathlib import Path
@@ -12,15 +12,15 @@ from zephyr_ray.errors import Permanent
 
 
 def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
-    """The settings of a recipe file, not yet checked, and the folders its files may lie in: its
-    own, then that of the recipe it extends. Permanent where it cannot be read."""
+    """Returns a recipe's unchecked settings, and the folders to search for the files it names: its
+    own, then that of the recipe it extends. Raises Permanent if it cannot be read."""
     raw, folders = read_yaml(path), [path.parent]
     if "extends" in raw:
         base = path.parent / str(raw.pop("extends"))
         below = read_yaml(base)
         if "extends" in below:
             raise Permanent(
-                f"{path}: extends {base}, which itself extends another; extend that one"
+                f"{path}: extends {base}, which extends another recipe; extend that one instead"
             )
         raw = _extend(below, raw)
         folders.append(base.parent)
@@ -30,24 +30,25 @@ def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
+    """Returns `value` if it is a mapping. Raises Permanent otherwise, and names `where`."""
     if not isinstance(value, dict):
-        found = "nothing" if value is None else type(value).__name__
-        raise Permanent(f"{where}: expected 'name: value' lines, found {found}")
+        actual = "nothing" if value is None else type(value).__name__
+        raise Permanent(f"{where}: expected 'name: value' lines, found {actual}")
     return value
 
 
 def _extend(base: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
-    """A recipe on top of one beside it. A stage it repeats keeps its place; new ones stand before
-    the repeated one that follows them, or at the end."""
+    """Merges a recipe into the one it extends. A repeated stage keeps its position; new stages go
+    before the repeated stage that follows them, or to the end."""
     old, new = (mapping(r.get("stages") or {}, "stages") for r in (base, raw))
-    order, waiting = list(old), []
+    order, pending = list(old), []
     for name in new:
-        waiting.append(name)
+        pending.append(name)
         if name in old:
             at = order.index(name)
-            order[at : at + 1] = waiting
-            waiting = []
-    stages = {name: new.get(name, old.get(name)) for name in [*order, *waiting]}
+            order[at : at + 1] = pending
+            pending = []
+    stages = {name: new.get(name, old.get(name)) for name in [*order, *pending]}
     below, above = (mapping(r.get("models") or {}, "models") for r in (base, raw))
     models = {**below, **above}
     return {**base, **raw, "models": models, "stages": stages}
@@ -64,7 +65,7 @@ def _override(raw: dict[str, Any], text: str) -> None:
         path = ["stages", *path]
     for part in path[:-1]:
         if not isinstance(place, dict) or not isinstance(place.get(part), dict):
-            hint = f"; a model's are models.{text}" if part in (raw.get("models") or {}) else ""
+            hint = f"; for a model write models.{text}" if part in (raw.get("models") or {}) else ""
             raise Permanent(f"--set {text}: the recipe has no '{part}'{hint}")
         place = place[part]
     try:
@@ -74,7 +75,7 @@ def _override(raw: dict[str, Any], text: str) -> None:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys; a stage lost that way would be silent."""
+    """Rejects duplicate keys, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -84,14 +85,14 @@ class _UniqueKeys(yaml.SafeLoader):
             key = str(self.construct_object(key_node, deep=True))
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"'{key}' stands twice", key_node.start_mark
+                    None, None, f"'{key}' appears twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
-    """A file of `name: value` lines; a key that stands twice, and all else wrong, is Permanent."""
+    """Returns the mapping in a YAML file. Raises Permanent if it is invalid or repeats a key."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -104,5 +105,5 @@ def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise Permanent(f"{path}{line}: {problem}") from None
-    except ValueError as error:  # a date that is none, for one
+    except ValueError as error:  # an impossible date, for example
         raise Permanent(f"{path}: {error}") from None

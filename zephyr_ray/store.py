@@ -1,12 +1,12 @@
-"""Artifacts on storage, under content keys, whole when their manifest is there.
+"""Store artifacts under content keys; an artifact is complete once it has a manifest.
 
     <storage>/store/<kind>-<key>/manifest.json     written last
     <storage>/store/<kind>-<key>/…                 rows.jsonl, model/, report.html, …
-    <storage>/<recipe name>/{data,models}/<stage>  links a person opens
+    <storage>/<recipe name>/{data,models}/<stage>  links for people
 
-A folder without a manifest is unfinished work: its journals and checkpoints are what a restart
-goes on from. Keys hash what goes in (kind, version, settings, keys of what is read), never what
-comes out, because generation is not deterministic.
+A folder without a manifest is unfinished work; a restart resumes from its journals and checkpoints.
+Keys hash inputs (kind, version, settings, keys of what is read), never outputs, because generation
+is not deterministic.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from zephyr_ray.manifest import MANIFEST, File, Manifest, read_manifest
 STORE = "store"
 """The folder of all artifacts, below the storage folder."""
 SCRATCH = "scratch"
-"""Journals and checkpoints of unfinished work; no part of the artifact."""
+"""Folder for journals and checkpoints of unfinished work; not part of the artifact."""
 ROWS = "rows.jsonl"
 
 
 def content_key(parts: dict[str, Any]) -> str:
-    """16 hex digits (64 bits) of SHA-256 over canonical JSON."""
+    """Returns 16 hex digits (64 bits) of SHA-256 over canonical JSON."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -54,12 +54,12 @@ def digest(path: Path) -> str:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSONL file; a malformed line is a Permanent that names it."""
+    """Yields the rows of a JSONL file. Raises Permanent if a line is malformed, and names it."""
     return (row for _, row in numbered_jsonl(path))
 
 
 def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSONL file, each with the number of its line."""
+    """Yields the rows of a JSONL file, each with its line number."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -74,7 +74,7 @@ def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a small file so that a reader or a kill never meets half of it."""
+    """Replaces a small file atomically: neither a reader nor a kill leaves half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with part.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -84,10 +84,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 class Journal:
-    """Finished rows or steps of a running stage, one JSON line each, appended as they happen.
+    """Finished rows or steps of a running stage, one JSON line each.
 
-    Each writer has a file of its own in `folder`, so that actors on several nodes never share one.
-    A line cut short by a kill is not a finished row and is passed over.
+    Each writer has its own file in `folder`, so that actors on several nodes never share one.
+    Readers skip a line that a kill cut short.
     """
 
     def __init__(self, folder: Path, writer: str | None = None):
@@ -98,13 +98,13 @@ class Journal:
 
     def append(self, entry: dict[str, Any]) -> None:
         assert self._file is not None
-        # The leading line break ends a line that an earlier kill may have left half written.
+        # The leading line break ends a line that a kill may have cut short.
         self._file.write(
             b"\n" + json.dumps(entry, ensure_ascii=False).encode(errors="replace") + b"\n"
         )
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """Entries that have appeared since the last call, from all writers."""
+        """Yields the entries of all writers since the last call."""
         for path in sorted(self.folder.glob("*.jsonl")):
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
@@ -121,7 +121,7 @@ class Journal:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A whole artifact: its folder and its manifest."""
+    """A complete artifact: its folder and its manifest."""
 
     folder: Path
     manifest: Manifest
@@ -146,7 +146,7 @@ class Store:
         self.root = self.storage / STORE
 
     def prepare(self) -> None:
-        """Makes the folder and proves that it can be written."""
+        """Creates the folder. Raises Permanent if it cannot be written."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{os.getpid()}"
@@ -162,7 +162,7 @@ class Store:
         return self.root / f"{kind}-{key}"
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The whole artifact under this key, or None. Damage is a Permanent, never a rerun."""
+        """Returns the complete artifact of this key, or None. Raises Permanent if it is damaged."""
         folder = self.folder(kind, key)
         if not (folder / MANIFEST).exists():
             return None
@@ -179,8 +179,8 @@ class Store:
         return Artifact(folder, manifest)
 
     def commit(self, kind: str, key: str, **facts: Any) -> Artifact:
-        """Makes the folder an artifact: hashes every file, then writes the manifest. Scratch goes
-        last: without a manifest it is all that a restart has."""
+        """Hashes every file, writes the manifest, and only then deletes the scratch folder, which a
+        restart needs as long as there is no manifest."""
         folder = self.folder(kind, key)
         files = {
             str(path.relative_to(folder)): File(bytes=path.stat().st_size, sha256=file_digest(path))
@@ -196,7 +196,7 @@ class Store:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """One pipeline per storage, for recipes share artifacts; the lock ends with its process."""
+        """Locks the storage, whose artifacts recipes share; the lock ends with its process."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.root / ".lock", timeout=0)
@@ -204,7 +204,7 @@ class Store:
             lock.acquire()
         except Timeout:
             raise Permanent(
-                f"another run is working in {self.storage}; wait for it, or stop it, or choose "
+                f"storage folder {self.storage} is locked by another run; wait for it, or choose "
                 "another folder with --set storage=FOLDER"
             ) from None
         try:
@@ -213,7 +213,7 @@ class Store:
             lock.release()
 
     def link(self, view: Path, target: Path) -> None:
-        """A relative link at `view`, so that the storage folder can be moved as a whole."""
+        """Creates a relative link at `view`, so that the storage folder can be moved."""
         view.parent.mkdir(parents=True, exist_ok=True)
         part = view.with_name(f".{view.name}.{os.getpid()}")
         part.unlink(missing_ok=True)
@@ -223,13 +223,14 @@ class Store:
         except OSError:
             part.unlink()
             raise Permanent(
-                f"{view} is in the way: a link to what was made goes there; move it away"
+                f"cannot link {view} to its artifact: a folder is in the way; move it away"
             ) from None
 
 
 def write_rows(folder: Path, rows: Iterable[dict[str, Any]], name: str = ROWS) -> int:
+    """Writes a JSONL file and returns the number of its rows."""
     count = 0
-    # Half a surrogate pair, which JSON can carry and UTF-8 cannot, becomes a question mark.
+    # A lone surrogate, which JSON can hold but UTF-8 cannot, becomes a question mark.
     with (folder / name).open("w", encoding="utf-8", errors="replace") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -240,5 +241,5 @@ def write_rows(folder: Path, rows: Iterable[dict[str, Any]], name: str = ROWS) -
 def _corrupted(folder: Path, what: str) -> Permanent:
     return Permanent(
         f"artifact {folder.name} is corrupted: {what}; restore it, or delete {folder} "
-        "to have it made again"
+        "to make it again"
     )

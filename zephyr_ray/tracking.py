@@ -1,9 +1,8 @@
-"""MLflow, used by the driver only: one parent run a pipeline, one nested run a stage.
+"""Log to MLflow, from the driver only: one parent run per pipeline, one nested run per stage.
 
-By default SQLite in `<storage>/mlflow.db` and artifacts in `<storage>/mlartifacts`;
-`MLFLOW_TRACKING_URI` names another place. Opening must work, or nothing starts. After that MLflow
-is a notebook and never a reason to stop: what fails is warned about once, and metrics wait for the
-next try.
+MLFLOW_TRACKING_URI names the server; the default is SQLite in `<storage>/mlflow.db` with artifacts
+in `<storage>/mlartifacts`. A pipeline starts only if MLflow can be opened. Later failures never
+stop it: the first one logs a warning, and metrics are kept until the next attempt.
 """
 
 import logging
@@ -27,21 +26,22 @@ log = logging.getLogger("zephyr_ray")
 ARTIFACTS = ("metrics.jsonl", "report.html", "mask.html")
 SAMPLES = 20
 FLUSH_SECONDS, FLUSH_ENTRIES, PATIENCE_SECONDS = 2.0, 100, 30.0
+"""Flush after so many seconds or metrics; after a failed flush, wait before the next one."""
 PARAM_LENGTH, TAG_LENGTH, NAME_LENGTH, BATCH = 6000, 5000, 250, 100
-"""Limits of mlflow.utils.validation; an older server allows tags of 5,000 characters only."""
+"""Limits of mlflow.utils.validation; older servers allow 5,000 characters per tag."""
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # MLflow's own 7 retries of 120 s would hold the whole pipeline for a server that is away.
+    # MLflow's 7 retries of 120 s would block the pipeline if the server is down.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 
 
 class Tracking:
-    """The parent run of one pipeline. Only `open` raises."""
+    """The parent run of one pipeline; only `open` raises."""
 
     def __init__(self, client: "MlflowClient", experiment_id: str, run_id: str):
         self.client, self.experiment_id, self.run_id = client, experiment_id, run_id
@@ -51,7 +51,7 @@ class Tracking:
     def open(
         cls, storage: Path, recipe_name: str, recipe_key: str, params: dict[str, Any]
     ) -> "Tracking":
-        """Goes on in the parent run of this recipe key, or makes it; Permanent if that fails."""
+        """Resumes or creates the parent run of this recipe key. Raises Permanent if it cannot."""
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage.absolute()}/mlflow.db"
@@ -68,13 +68,12 @@ class Tracking:
         except Exception as error:  # whatever the driver of this database or server raises
             raise Permanent(
                 f"MLflow at {_public(uri)} cannot be used ({_reason(error)}); start or repair it, "
-                "or correct MLFLOW_TRACKING_URI (without it, MLflow is a file in the storage "
-                "folder)"
+                "or unset MLFLOW_TRACKING_URI to use a file in the storage folder"
             ) from None
         return cls(client, experiment_id, run_id)
 
     def stage(self, name: str, kind: str, key: str, params: dict[str, Any]) -> "StageRun":
-        """The nested run of this stage key, found or made."""
+        """Resumes or creates the nested run of this stage key."""
         return StageRun(self, name, kind, key, params)
 
     def cached(
@@ -84,10 +83,9 @@ class Tracking:
         manifest: Manifest | None = None,
         folder: Path | None = None,
     ) -> None:
-        """Notes that the stage was reused.
+        """Records that the stage was reused.
 
-        With the artifact given, a nested run that a kill left open after the artifact was whole
-        is completed.
+        Given its artifact, also completes a nested run that a kill left open after the commit.
         """
         with self.patient():
             self.client.set_tag(self.run_id, f"zephyr.cached.{name}", key)
@@ -101,13 +99,13 @@ class Tracking:
                 self.stage(name, manifest.kind, key, {}).finish(manifest, folder)
 
     def finish(self, status: str = "FINISHED") -> None:
-        """`status`: FINISHED, FAILED or KILLED."""
+        """Ends the parent run with FINISHED, FAILED or KILLED."""
         with self.patient():
             self.client.set_terminated(self.run_id, status)
 
     @contextmanager
     def patient(self) -> Iterator[None]:
-        """What fails inside is warned about once and left."""
+        """Suppresses exceptions; logs the first one of this run as a warning."""
         try:
             yield
         except Exception as error:
@@ -131,7 +129,7 @@ class StageRun:
 
     @property
     def run_id(self) -> str:
-        """Found or made at the first use that MLflow answers."""
+        """Finds or creates the run at the first use for which MLflow is available."""
         if self._run_id is None:
             parent = self._tracking.run_id
             run_id = _find_run(
@@ -155,7 +153,7 @@ class StageRun:
         return self._run_id
 
     def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
-        """Keeps one step's numbers; they are sent every two seconds or hundred numbers."""
+        """Buffers the metrics of one step; sends them every two seconds or 100 metrics."""
         self._buffer += _metrics(metrics, step)
         self._step = max(self._step, step)
         late = time.monotonic() - self._flush_at
@@ -163,7 +161,7 @@ class StageRun:
             self._flush()
 
     def finish(self, manifest: Manifest, folder: Path, status: str = "FINISHED") -> None:
-        """Logs what the artifact says; done twice, it changes nothing."""
+        """Logs the artifact's metrics and files and ends the run; calling it again is harmless."""
         self._flush()
         figures = {**manifest.counts, "seconds": manifest.seconds}
         with self._tracking.patient():
@@ -199,17 +197,17 @@ class StageRun:
             self._flush_at = time.monotonic()
 
     def _model(self, manifest: Manifest, folder: Path) -> str:
-        """The logged model of this run: an entry that says where the weights lie, not a copy.
+        """Finds or creates this run's logged model: the location of its weights, not a copy.
 
-        The steps of `mlflow.create_external_model`, which would use the global tracking URI.
+        Repeats `mlflow.create_external_model`, which would use the global tracking URI.
         """
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
-        found = self._client.search_logged_models(
+        models = self._client.search_logged_models(
             [self._tracking.experiment_id], f"source_run_id = '{self.run_id}'", max_results=1
         )
-        if found:
-            return str(found[0].model_id)
+        if models:
+            return str(models[0].model_id)
         model = self._client.create_logged_model(
             self._tracking.experiment_id,
             name=re.sub(r"[^\w-]", "_", self._name),
@@ -231,7 +229,7 @@ def _connect(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 
     if "sql" in uri.partition("://")[0]:
-        # MLflow tries a database that does not answer ten times, for 100 seconds.
+        # MLflow retries ten times, for 100 seconds, if the database does not answer.
         from sqlalchemy import create_engine, inspect
 
         engine = create_engine(uri)
@@ -243,7 +241,7 @@ def _connect(uri: str) -> "MlflowClient":
 def _experiment(client: "MlflowClient", uri: str, storage: Path, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        # A server keeps artifacts itself; beside a database they go to the storage folder.
+        # A server stores artifacts itself; with a database they go to the storage folder.
         served = uri.startswith("http")
         location = None if served else (storage.absolute() / "mlartifacts").as_uri()
         return str(client.create_experiment(name, artifact_location=location))
@@ -258,7 +256,7 @@ def _find_run(client: "MlflowClient", experiment_id: str, query: str) -> str | N
 
 
 def _log_params(client: "MlflowClient", run_id: str, params: dict[str, Any]) -> None:
-    """MLflow refuses to change a parameter: a resumed run keeps its first ones."""
+    """Logs new parameters; a resumed run keeps its old ones, as MLflow refuses to change them."""
     from mlflow.entities import Param
 
     known = client.get_run(run_id).data.params
@@ -284,13 +282,13 @@ def _batches(items: list[Any]) -> Iterator[list[Any]]:
 
 
 def _name(name: str) -> str:
-    """A name MLflow takes: letters, digits and `_-. :/`, and no path that climbs or doubles."""
+    """Returns a name that MLflow accepts: letters, digits, `_-. :/`, no empty or dotted parts."""
     parts = re.sub(r"[^A-Za-z0-9_\-. :/]", "_", str(name)).split("/")
     return "/".join(p for p in parts if p.strip(". "))[:NAME_LENGTH] or "_"
 
 
 def _public(text: str) -> str:
-    """Without the user and password a URI may carry."""
+    """Removes user and password from URIs."""
     return re.sub(r"//[^@/\s]*@", "//", text)
 
 

@@ -1,7 +1,7 @@
-"""The checks of constraints: each reads one answer and says whether it keeps its constraint.
+"""Check one answer against one constraint: one function per kind.
 
-A check takes the stripped answer, the constraint's arguments and the bare instruction. Answers come
-from models: they are only read.
+A check takes the stripped answer, the constraint and the bare instruction. It reads the answer and
+never runs it, because answers come from models.
 """
 
 import json
@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 ConstraintResult = tuple[bool, str]
-"""Whether the constraint holds, and the reason in words."""
+"""Whether the answer keeps the constraint, and the reason as one line for a person."""
 
 LANGUAGES = {"English": "en", "Spanish": "es", "French": "fr"}
 
@@ -19,13 +19,13 @@ _FENCE = re.compile(r"\A```(?:json)?(.*)```\Z", re.DOTALL | re.IGNORECASE)
 _ABBREVIATION = re.compile(
     r"\b(?:e\.g|i\.e|etc|vs|mrs?|ms|dr|st|a\.m|p\.m|u\.s|approx)\.", re.IGNORECASE
 )
-# A full stop inside closing quotes ends the sentence only when no lower-case word goes on after it.
+# A full stop inside closing quotes ends a sentence only if no lower-case word follows.
 _SENTENCE_BREAK = re.compile(r"(?<![.!?])[.!?]++(?:\s+|[\"')\]”’]+\s+(?![a-z]))")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]”’]*\Z")
 
 
 def words(text: str) -> list[str]:
-    """The case-folded words of a text, without punctuation."""
+    """Returns the case-folded words of a text, without punctuation."""
     return re.findall(r"\w+(?:['’]\w+)*", text.casefold())
 
 
@@ -34,7 +34,7 @@ def has_word(text: str, word: str) -> bool:
 
 
 def _count_words(text: str) -> int:
-    """Words as a person counts them: stretches between spaces that hold a letter or digit."""
+    """Counts the stretches between spaces that contain a letter or digit, as a person would."""
     return sum(any(char.isalnum() for char in word) for word in text.split())
 
 
@@ -57,31 +57,31 @@ def lowercase(text: str, args: dict[str, Any], instruction: str) -> ConstraintRe
 def one_sentence(text: str, args: dict[str, Any], instruction: str) -> ConstraintResult:
     plain = _ABBREVIATION.sub("abbreviation", text[:-1]) + text[-1:]
     lines = [line for line in plain.splitlines() if words(line)]
-    found = sum(bool(words(part)) for line in lines for part in _SENTENCE_BREAK.split(line))
-    if found == 1 and not _SENTENCE_END.search(text):
+    count = sum(bool(words(part)) for line in lines for part in _SENTENCE_BREAK.split(line))
+    if count == 1 and not _SENTENCE_END.search(text):
         return False, "one sentence asked for, its end mark is missing"
-    return found == 1, f"one sentence asked for, {found} found"
+    return count == 1, f"one sentence asked for, {count} found"
 
 
 def bullets(text: str, args: dict[str, Any], instruction: str) -> ConstraintResult:
-    found = len(_BULLET.findall(text))
-    return found == args["n"], f"{args['n']} bullets asked for, {found} found"
+    count = len(_BULLET.findall(text))
+    return count == args["n"], f"{args['n']} bullets asked for, {count} found"
 
 
 def numbered(text: str, args: dict[str, Any], instruction: str) -> ConstraintResult:
-    found = [int(number) for number in _NUMBERED.findall(text)]
-    ok = found == list(range(1, args["n"] + 1))
-    return ok, f"items numbered 1 to {args['n']} asked for, found {found or 'none'}"
+    numbers = [int(number) for number in _NUMBERED.findall(text)]
+    ok = numbers == list(range(1, args["n"] + 1))
+    return ok, f"items numbered 1 to {args['n']} asked for, found {numbers or 'none'}"
 
 
 def max_words(text: str, args: dict[str, Any], instruction: str) -> ConstraintResult:
-    found = _count_words(text)
-    return found <= args["n"], f"at most {args['n']} words asked for, {found} found"
+    count = _count_words(text)
+    return count <= args["n"], f"at most {args['n']} words asked for, {count} found"
 
 
 def min_words(text: str, args: dict[str, Any], instruction: str) -> ConstraintResult:
-    found = _count_words(text)
-    return found >= args["n"], f"at least {args['n']} words asked for, {found} found"
+    count = _count_words(text)
+    return count >= args["n"], f"at least {args['n']} words asked for, {count} found"
 
 
 def include_word(text: str, args: dict[str, Any], instruction: str) -> ConstraintResult:
@@ -90,22 +90,22 @@ def include_word(text: str, args: dict[str, Any], instruction: str) -> Constrain
 
 
 def avoid_word(text: str, args: dict[str, Any], instruction: str) -> ConstraintResult:
-    found = has_word(text, args["word"])
-    return not found, f"no '{args['word']}' asked for, {'found' if found else 'none found'}"
+    used = has_word(text, args["word"])
+    return not used, f"no '{args['word']}' asked for, {'found' if used else 'none found'}"
 
 
 def start_with(text: str, args: dict[str, Any], instruction: str) -> ConstraintResult:
-    phrase_, flat = _flat(args["phrase"]), _flat(text)
-    rest = flat[len(phrase_) :]
-    ok = flat.startswith(phrase_) and not rest[:1].isalnum() and bool(words(rest))
+    opening, flat = _flat(args["phrase"]), _flat(text)
+    rest = flat[len(opening) :]
+    ok = flat.startswith(opening) and not rest[:1].isalnum() and bool(words(rest))
     return ok, f"a start with '{args['phrase']}' and more asked for, found '{text[:40]}'"
 
 
 def end_with(text: str, args: dict[str, Any], instruction: str) -> ConstraintResult:
-    # The final mark is forgiven: "Good luck" for "Good luck!" keeps the wish.
-    phrase_, flat = _flat(args["phrase"]).rstrip(".! "), _flat(text).rstrip(".! ")
-    rest = flat[: len(flat) - len(phrase_)]
-    ok = flat.endswith(phrase_) and not rest[-1:].isalnum() and bool(words(rest))
+    # The final mark may be missing: "Good luck" passes for "Good luck!".
+    closing, flat = _flat(args["phrase"]).rstrip(".! "), _flat(text).rstrip(".! ")
+    rest = flat[: len(flat) - len(closing)]
+    ok = flat.endswith(closing) and not rest[-1:].isalnum() and bool(words(rest))
     return ok, f"an end with '{args['phrase']}' after more asked for, found '{text[-40:]}'"
 
 
@@ -119,33 +119,33 @@ def json_answer(text: str, args: dict[str, Any], instruction: str) -> Constraint
     try:
         value = json.loads(fenced[1] if fenced else text)
         answer = value.get("answer") if isinstance(value, dict) else None
-        said = "" if answer is None else json.dumps(answer, ensure_ascii=False)
+        written = "" if answer is None else json.dumps(answer, ensure_ascii=False)
     except (ValueError, RecursionError):
         return False, "a JSON object asked for, the text is not JSON"
-    ok = any(char.isalnum() for char in said)
+    ok = any(char.isalnum() for char in written)
     return ok, f"a JSON object with an 'answer' asked for, {'found' if ok else 'not found'}"
 
 
 def no_commas(text: str, args: dict[str, Any], instruction: str) -> ConstraintResult:
-    found = sum(text.count(mark) for mark in ",，、،")
-    return not found, f"no commas asked for, {found} found"
+    count = sum(text.count(mark) for mark in ",，、،")
+    return not count, f"no commas asked for, {count} found"
 
 
 def repeat_question(text: str, args: dict[str, Any], instruction: str) -> ConstraintResult:
-    asked, found = words(instruction), words(text)
-    if found[: len(asked)] != asked:
+    request, answer = words(instruction), words(text)
+    if answer[: len(request)] != request:
         return False, "the request word for word asked for first, not found"
-    more = len(found) - len(asked)
+    more = len(answer) - len(request)
     return more > 0, f"the request and then an answer asked for, {more} words follow it"
 
 
 def language(text: str, args: dict[str, Any], instruction: str) -> ConstraintResult:
     from langdetect import DetectorFactory, LangDetectException, detect
 
-    DetectorFactory.seed = 0  # the detector draws samples: without a seed verdicts vary
+    DetectorFactory.seed = 0  # the detector samples: without a seed its results vary
     try:
-        found = detect(text)
+        detected = detect(text)
     except LangDetectException:
-        found = "none"
+        detected = "none"
     wanted = LANGUAGES[args["language"]]
-    return found == wanted, f"language {wanted} asked for, {found} found"
+    return detected == wanted, f"language {wanted} asked for, {detected} found"

@@ -1,8 +1,8 @@
-"""Constraints on an answer that code can check: what the `rules` judge knows.
+"""Draw, phrase and check constraints that code can verify; the `rules` judge scores with them.
 
-A constraint is plain data, `{"kind": "max_words", "n": 15}`. A kind knows how to ask for itself in
-words, how to draw its arguments, and how to check an answer. `instruction` is always the bare task,
-without the sentence that asks for the constraint. Texts come from models: they are only read.
+A constraint is plain data: `{"kind": "max_words", "n": 15}`. Its kind lists the sentences that ask
+for it, the values to draw its arguments from, and the check of an answer. `instruction` is always
+the bare task, without the sentence that asks for the constraint.
 """
 
 import random
@@ -19,17 +19,19 @@ Check = Callable[[str, dict[str, Any], str], ConstraintResult]
 
 @dataclass(frozen=True)
 class ConstraintKind:
-    """One kind. `values` gives each argument's name and the values it is drawn from; other values
-    of the same type are as good unless `closed`."""
+    """One kind of constraint."""
 
     phrasings: tuple[str, ...]
+    """Sentences that ask for it; `{n}` stands for the argument `n`."""
     check: Check
     values: dict[str, tuple[int, ...] | tuple[str, ...]] = field(default_factory=dict)
+    """Values to draw from, by argument."""
     closed: bool = False
+    """Whether an argument must be one of `values`; otherwise any value of that type is valid."""
 
 
 def validate(constraint: dict[str, Any]) -> None:
-    """Raise Permanent unless the kind is known and has exactly its arguments, each usable."""
+    """Raises Permanent unless the kind is known and has exactly its arguments, each valid."""
     if not isinstance(constraint, dict) or "kind" not in constraint:
         raise Permanent(f"constraint {constraint!r} has no kind; write it as {{'kind': ..., ...}}")
     name = constraint["kind"]
@@ -57,7 +59,7 @@ def validate(constraint: dict[str, Any]) -> None:
 
 
 def phrase(rng: random.Random, constraint: dict[str, Any]) -> str:
-    """One of the sentences that ask for this constraint, to append to the instruction."""
+    """Returns a random sentence that asks for this constraint, to append to the instruction."""
     validate(constraint)
     return rng.choice(KINDS[constraint["kind"]].phrasings).format(**constraint)
 
@@ -65,21 +67,22 @@ def phrase(rng: random.Random, constraint: dict[str, Any]) -> str:
 def draw(
     rng: random.Random, instruction: str, kinds: list[str] | None = None
 ) -> tuple[dict[str, Any], str]:
-    """A random constraint (of `kinds`, by default DEFAULT_KINDS) and the sentence asking for it."""
+    """Returns a random constraint, by default of DEFAULT_KINDS, and a sentence asking for it."""
     name = rng.choice(DEFAULT_KINDS if kinds is None else kinds)
     if name not in KINDS:
         raise Permanent(f"unknown constraint kind {name!r}; known kinds: {', '.join(KINDS)}")
     constraint: dict[str, Any] = {"kind": name}
     for arg, values in KINDS[name].values.items():
-        # A word the instruction already has is drawn only if none is left.
+        # Words of the instruction make the constraint trivial or impossible.
         fresh = [value for value in values if not has_word(instruction, str(value))]
         constraint[arg] = rng.choice(fresh or values)
     return constraint, phrase(rng, constraint)
 
 
 def holds(constraint: dict[str, Any], text: str, instruction: str) -> ConstraintResult:
-    """Whether the text keeps the constraint, and why, for a person to read. Any text is allowed;
-    a malformed constraint raises Permanent."""
+    """Returns whether the text keeps the constraint, and why.
+
+    Raises Permanent if the constraint is malformed."""
     validate(constraint)
     if not any(char.isalnum() for char in text):
         return False, "the answer is empty"
@@ -156,7 +159,7 @@ KINDS: dict[str, ConstraintKind] = {
         checks.include_word,
         {"word": ("because", "simple", "people", "often", "together", "enjoy", "small", "today")},
     ),
-    # Words that a natural answer is likely to use, so that keeping the rule takes care.
+    # Natural answers are likely to use these words, so avoiding them takes care.
     "avoid_word": ConstraintKind(
         (
             'Do not use the word "{word}".',
@@ -224,5 +227,5 @@ KINDS: dict[str, ConstraintKind] = {
     ),
 }
 
-# Language is left to those who ask for it: a detector is a guess on a short text, not a checks.
+# Without `language`: on a short text a detector guesses.
 DEFAULT_KINDS = [name for name in KINDS if name != "language"]

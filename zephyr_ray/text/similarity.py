@@ -1,4 +1,4 @@
-"""ROUGE-L between short texts, and how varied a set of them is."""
+"""Measure ROUGE-L between short texts, and the diversity of a set of texts."""
 
 import math
 import re
@@ -15,29 +15,30 @@ def words(text: str) -> list[str]:
 
 
 class Kept:
-    """Texts kept so far. ROUGE-L F = 2·LCS/(m+n), which is the normalised Indel similarity."""
+    """The texts kept so far. ROUGE-L F = 2·LCS/(m+n) equals the normalised Indel similarity."""
 
     def __init__(self, texts: list[str]):
         self._words = [words(text) for text in texts]
 
     def nearest(self, text: str, cutoff: float = 0.0) -> float:
-        """ROUGE-L F (0 to 1) to the most similar text kept; 0 when none reaches `cutoff`."""
-        found = extractOne(
+        """Returns ROUGE-L F (0 to 1) to the most similar text kept; 0 if none reaches `cutoff`."""
+        match = extractOne(
             words(text),
             self._words,
             scorer=_ROUGE_L,
             processor=None,
             score_cutoff=cutoff,
         )
-        return float(found[1]) if found else 0.0
+        return float(match[1]) if match else 0.0
 
     def add(self, text: str) -> None:
         self._words.append(words(text))
 
 
 def diversity(texts: list[str]) -> dict[str, float]:
-    """Distinct 1- and 2-grams (share), ROUGE-L to the nearest other text (mean and maximum), and
-    the spread of opening words, which in instructions are mostly verbs (count, entropy in bits)."""
+    """Returns the shares of distinct 1- and 2-grams, the mean and maximum ROUGE-L to the nearest
+    other text, and the number and entropy (in bits) of first words, mostly verbs in instructions.
+    """
     if not texts:
         return {}
     tokens = [words(text) for text in texts]
@@ -45,12 +46,12 @@ def diversity(texts: list[str]) -> dict[str, float]:
     for n in (1, 2):
         grams = [tuple(t[i : i + n]) for t in tokens for i in range(len(t) - n + 1)]
         figures[f"distinct_{n}"] = len(set(grams)) / max(1, len(grams))
-    # Of the two nearest texts one is the text itself.
+    # One of the two nearest texts is the text itself.
     scores = [
-        [found[1] for found in extract(t, tokens, scorer=_ROUGE_L, processor=None, limit=2)]
+        [match[1] for match in extract(t, tokens, scorer=_ROUGE_L, processor=None, limit=2)]
         for t in tokens
     ]
-    nearest = [found[1] for found in scores if len(found) == 2] or [0.0]
+    nearest = [pair[1] for pair in scores if len(pair) == 2] or [0.0]
     figures["nearest_mean"] = sum(nearest) / len(nearest)
     figures["nearest_max"] = max(nearest)
     first = Counter(t[0] for t in tokens if t)
