@@ -21,9 +21,10 @@ from rich.text import Text
 
 from zephyr_ray import __version__
 from zephyr_ray import recipe as recipes
-from zephyr_ray.display import CONSOLE, ConsoleHandler, Display, duration
+from zephyr_ray.display import CONSOLE, ConsoleHandler, Display
 from zephyr_ray.errors import Permanent
 from zephyr_ray.estimate.page import print_estimate
+from zephyr_ray.formatting import duration
 from zephyr_ray.judge.pairwise import Pairwise
 from zephyr_ray.plan import Step, lineage, make_plan, remember, stages_read, start_model
 from zephyr_ray.preflight import check_files, preflight
