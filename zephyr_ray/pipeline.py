@@ -180,6 +180,7 @@ def _make(
         folder=store.folder(stage.kind, step.key),
         seed=getattr(stage, "seed", recipe.seed),
         inputs={name: artifacts[name] for name in reads},
+        stages={name: recipe.stages[name] for name in reads},
         models=models,
         files={f: recipe.file(v) for f, _, values in marked(stage, FILE) for v in values},
         log_metrics=stage_run.log_metrics,

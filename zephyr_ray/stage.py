@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from zephyr_ray.engines.base import Model
+from zephyr_ray.section import Section
 from zephyr_ray.settings import Strict
 from zephyr_ray.store import SCRATCH, Artifact, Journal, write_rows
 
@@ -38,6 +39,8 @@ class Work:
     models: dict[str, Model]
     files: dict[str, Path]
     """FILE settings by field name, resolved."""
+    stages: "dict[str, Stage]" = field(default_factory=dict)
+    """The stages that made `inputs`."""
     log_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None
     progress: Progress = field(default_factory=Progress)
     counts: dict[str, float] = field(default_factory=dict)
@@ -82,3 +85,7 @@ class Stage(Strict):
     def expected(self, rows: dict[str, int]) -> int | None:
         """Rows this stage will make (or steps it will take), from the rows of what it reads."""
         return next(iter(rows.values()), None)
+
+    def section(self, artifact: Artifact) -> Section | None:
+        """Returns what a finished artifact of this stage contributes to the report, if anything."""
+        return None

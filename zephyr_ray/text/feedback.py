@@ -2,10 +2,13 @@
 
 from typing import Annotated, Any
 
+from zephyr_ray.formatting import number
 from zephyr_ray.models.judging import Judge
 from zephyr_ray.rows import run_rows
+from zephyr_ray.section import Block, Chapter, Histogram, Place, Section, Text
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Stage, Work
+from zephyr_ray.store import Artifact
 
 
 class Feedback(Stage):
@@ -43,6 +46,24 @@ class Feedback(Stage):
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.completions)
+
+    def section(self, artifact: Artifact) -> Section | None:
+        """Returns one histogram of scores per model; answers without a score are only counted."""
+        scores: dict[str, list[float]] = {}
+        unscored = 0
+        for row in artifact.rows():
+            for completion in row["completions"]:
+                if completion.get("score") is None:
+                    unscored += 1
+                else:
+                    scores.setdefault(completion["model"], []).append(completion["score"])
+        if not scores:
+            return None
+        blocks: list[Block] = [Histogram(model, tuple(s)) for model, s in scores.items()]
+        if unscored:
+            note = f"{number(unscored)} answers have no readable score."
+            blocks.insert(0, Text(note, soft=True))
+        return Section((Chapter("Scores the judge gave", Place.PROCESS, tuple(blocks)),))
 
 
 async def rate(row: dict[str, Any], judge: Judge) -> dict[str, Any]:

@@ -1,0 +1,48 @@
+"""What manifests say of the stages of a run: counts, settings, and what was dropped."""
+
+import json
+from typing import Any
+
+from zephyr_ray.formatting import describe_model
+from zephyr_ray.store import Artifact
+
+LONGEST_TEXT = 2000
+TROUBLE = ("dropped", "failed", "truncated", "flips", "parse_failures", "unparsable", "over_long")
+"""Prefixes of the counts that are listed as what failed and was dropped."""
+
+
+def stage_row(name: str, artifact: Artifact) -> dict[str, Any]:
+    """Collects what the page's tables show of one stage; any of it may be missing."""
+    manifest = artifact.manifest
+    counts, examples = manifest.get("counts", {}), manifest.get("examples", {})
+    trouble = {k: v for k, v in counts.items() if k.startswith(TROUBLE)}
+    return {
+        "name": name,
+        **{k: manifest.get(k) for k in ("kind", "key", "seconds", "attempts")},
+        "created": str(manifest.get("created", ""))[:16].replace("T", " "),
+        "settings": {k: _text(v) for k, v in manifest.get("settings", {}).items()}
+        | {f"model {n}": describe_model(spec) for n, spec in manifest.get("models", {}).items()},
+        "reads": manifest.get("reads", {}),
+        "rows": counts.get("rows"),
+        "counts": {k: v for k, v in counts.items() if k != "rows" and k not in trouble},
+        "metrics": manifest.get("metrics", {}),
+        "trouble": [
+            {
+                "what": what,
+                "count": trouble.get(what),
+                "examples": [shortened(_text(value)) for value in examples.get(what, [])],
+            }
+            for what in sorted({*trouble, *examples})
+            if trouble.get(what) or examples.get(what)
+        ],
+    }
+
+
+def shortened(text: str) -> str:
+    """Cuts a text that is too long for the page, and says how much is missing."""
+    more = len(text) - LONGEST_TEXT
+    return text if more <= 0 else f"{text[:LONGEST_TEXT]} … ({more} more characters)"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
