@@ -1,14 +1,22 @@
 """The figures of a comparison, by hand on rows few enough to count."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import run_here
 
+from zephyr_ray.engines.model import Model
+from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.errors import Permanent
-from zephyr_ray.judge.pairwise import Pairwise, _control_note, pass_difference, passed, summary
-from zephyr_ray.judge.statistics import bootstrap
+from zephyr_ray.judge import figures, pairwise, section
+from zephyr_ray.judge.figures import Figure, interval, pass_difference, passed, summary
+from zephyr_ray.judge.pairwise import Pairwise
+from zephyr_ray.judge.statistics import bootstrap, paired_difference
+from zephyr_ray.judge.wording import control_note
 from zephyr_ray.manifest import Manifest
+from zephyr_ray.section import Bars, Block, Interval, Sample, Table
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, write_rows
 
@@ -120,16 +128,216 @@ def test_pass_difference_of_nothing_in_common_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "says"),
-    [(0.01, 0.2, "adds to what"), (-0.2, -0.01, "does harm"), (-0.1, 0.1, "adds nothing")],
+    ("low", "high", "ends", "says"),
+    [
+        (0.01, 0.2, "[+0.010, +0.200]", "adds to what"),
+        (-0.2, -0.01, "[−0.200, −0.010]", "does harm"),
+        (-0.1, 0.1, "[−0.100, +0.100]", "adds nothing"),
+    ],
 )
-def test_the_control_note_follows_the_interval(low: float, high: float, says: str) -> None:
-    found = {"a": "dpo", "b": "control", "pass_difference": 0.05, "low": low, "high": high}
+def test_the_control_note_follows_the_interval(
+    low: float, high: float, ends: str, says: str
+) -> None:
+    difference = {"a": "dpo", "b": "control", "pass_difference": 0.05, "low": low, "high": high}
     other = {"a": "dpo", "b": "base", "pass_difference": 0.5, "low": 0.4, "high": 0.6}
-    note = _control_note([other, found], "dpo", "control")
+    note = control_note([other, difference], "dpo", "control")
     assert says in note
-    assert f"+0.050 [{low:+.3f}, {high:+.3f}]" in note
+    assert f"+0.050 {ends}" in note
 
 
 def test_the_control_note_without_figures_says_so() -> None:
-    assert "not isolated" in _control_note([], "dpo", "control")
+    assert "not isolated" in control_note([], "dpo", "control")
+
+
+BULLETS = "* a cod\n* an eel"
+
+
+def compared(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: dict[str, list[str]],
+    engine: Any = None,
+    **settings: Any,
+) -> Artifact:
+    """The artifact of a pairwise stage over models' answers by model, the baseline's first. Each
+    prompt asks for two bullets. The judge is called in this process."""
+    run_here(monkeypatch, pairwise, engine)
+    inputs = {}
+    for model, texts in answers.items():
+        made = folder / model
+        made.mkdir()
+        write_rows(
+            made,
+            [
+                {
+                    "id": f"p{number}",
+                    "prompt": f"Name fish number {number}. Give 2 bullets.",
+                    "instruction": f"Name fish number {number}.",
+                    "constraint": {"kind": "bullets", "n": 2},
+                    "completions": [{"model": model, "text": text, "finish_reason": "stop"}],
+                }
+                for number, text in enumerate(texts)
+            ],
+        )
+        inputs[f"answers_{model}"] = Artifact(made, Manifest(kind="text", key=model, files={}))
+    baseline, *others = inputs
+    stage = Pairwise(judge="judge", baseline=baseline, answers=others, **settings)
+    models = {"judge": Model("judge", RulesSettings())}
+    work = Work("winrate", folder / "winrate", 0, inputs, models, {})
+    work.folder.mkdir()
+    stage.run(work)
+    return Artifact(work.folder, Manifest(kind="pairwise", key="k", files={}, counts=work.counts))
+
+
+def result(artifact: Artifact) -> dict[str, Any]:
+    return json.loads((artifact.folder / "result.json").read_text(encoding="utf-8"))
+
+
+def blocks(artifact: Artifact, kind: type) -> list[Any]:
+    """The blocks of one type in what the artifact contributes to the report."""
+    chapters = section.pairwise_section(artifact).chapters
+    every: list[Block] = [block for chapter in chapters for block in chapter.blocks]
+    return [block for block in every if isinstance(block, kind)]
+
+
+@pytest.fixture
+def fish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
+    """The base model keeps no constraint, sft one of two, dpo both."""
+    answers = {
+        "base": ["Cod.", "Some eel."],
+        "sft": [BULLETS, "An eel, I guess."],
+        "dpo": [BULLETS, BULLETS],
+    }
+    return compared(tmp_path, monkeypatch, answers)
+
+
+def test_a_model_that_keeps_its_constraints_wins(fish: Artifact) -> None:
+    models = result(fish)["models"]
+    rates = {m: (v["win_rate"], v["wins"], v["ties"], v["losses"]) for m, v in models.items()}
+    assert rates == {"base": (0.5, 0, 2, 0), "sft": (0.75, 1, 1, 0), "dpo": (1.0, 2, 0, 0)}
+    assert {m: v["pass_rate"] for m, v in models.items()} == {"base": 0.0, "sft": 0.5, "dpo": 1.0}
+    # Every star is a word: 6 in two bullets, 4 in the other answer of sft, 1 and 2 in base.
+    assert {m: v["words"] for m, v in models.items()} == {"base": 1.5, "sft": 5.0, "dpo": 6.0}
+
+
+def test_differences_are_those_of_the_last_model(fish: Artifact) -> None:
+    differences = [(d["a"], d["b"], d["pass_difference"]) for d in result(fish)["differences"]]
+    assert differences == [("dpo", "base", 1.0), ("dpo", "sft", 0.5)]
+
+
+def test_rows_and_samples_have_each_model_s_own_verdict(fish: Artifact) -> None:
+    rows = {row["id"]: row for row in fish.rows()}
+    verdicts = {i: {m: v["verdict"] for m, v in r["verdicts"].items()} for i, r in rows.items()}
+    assert verdicts == {
+        "p0": {"base": 0.5, "sft": 1.0, "dpo": 1.0},
+        "p1": {"base": 0.5, "sft": 0.5, "dpo": 1.0},
+    }
+    assert rows["p1"]["answers"]["sft"]["text"] == "An eel, I guess."
+    assert rows["p1"]["answers"]["dpo"]["score"] == 10
+    samples = {s.prompt: {a.model: a.outcome for a in s.answers} for s in blocks(fish, Sample)}
+    assert samples["Name fish number 1. Give 2 bullets."] == {
+        "base": "tie",
+        "sft": "tie",
+        "dpo": "win",
+    }
+
+
+def test_counts_are_the_plotted_figures(fish: Artifact) -> None:
+    assert fish.manifest.counts == {
+        "unparsable": 0,
+        "flips": 0,
+        "win_rate/sft": 0.75,
+        "win_rate/dpo": 1.0,
+        "pass_rate/base": 0.0,
+        "pass_rate/sft": 0.5,
+        "pass_rate/dpo": 1.0,
+        "rows": 2,
+    }
+
+
+def test_the_control_note_has_the_sign_of_last_minus_control(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"base": ["Cod."] * 2, "control": [BULLETS] * 2, "dpo": ["Cod."] * 2}
+    [note] = result(compared(tmp_path, monkeypatch, answers, control="answers_control"))["notes"]
+    assert note.startswith("dpo against control") and "−1.000 [−1.000, −1.000]" in note
+    assert "does harm" in note
+
+
+class Scripted:
+    """Reads its verdict and whether the constraint is kept from the answer: "0.5 kept"."""
+
+    def ask_for(self, model: Model, row: dict[str, Any]) -> "Scripted":
+        return self
+
+    async def judge(
+        self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        assert form == "pairwise"
+        verdict, kept = answers[0]["text"].split()
+        score = {"score": 1.0, "reason": "", "checks": {"constraint": kept == "kept"}}
+        read = None if verdict == "?" else float(verdict)
+        return {"verdict": read, "reason": "", "scores": [score, score], "flip": verdict == "0.5"}
+
+
+def test_the_stage_s_seed_draws_every_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = [1.0] * 15 + [0.5] * 9 + [0.0] * 23
+    kept = [number % 3 == 0 for number in range(47)]
+    texts = [f"{v} {'kept' if k else 'broken'}" for v, k in zip(verdicts, kept, strict=True)]
+    for values in (verdicts, kept):
+        assert bootstrap(values, 7) != bootstrap(values, 0), "the seed must show in the interval"
+    made = compared(
+        tmp_path, monkeypatch, {"base": ["0.5 broken"] * 47, "dpo": texts}, Scripted(), seed=7
+    )
+    model, [difference] = result(made)["models"]["dpo"], result(made)["differences"]
+    assert (model["win_rate"], model["low"], model["high"]) == bootstrap(verdicts, 7)
+    assert (model["pass_rate"], model["pass_low"], model["pass_high"]) == bootstrap(kept, 7)
+    ends = (difference["pass_difference"], difference["low"], difference["high"])
+    assert ends == paired_difference(kept, [0] * 47, 7)
+
+
+def test_unparsable_verdicts_and_flips_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"base": ["0 kept"] * 3, "dpo": ["? kept", "0.5 kept", "1 kept"]}
+    made = compared(tmp_path, monkeypatch, answers, Scripted())
+    assert (made.manifest.counts["unparsable"], made.manifest.counts["flips"]) == (1, 1)
+    assert result(made)["models"]["dpo"]["win_rate"] == 0.75  # (0.5 + 1) / 2
+
+
+def test_result_has_the_names_that_earlier_versions_wrote(fish: Artifact) -> None:
+    written = result(fish)
+    assert set(written) == {"baseline", "judge", "control", "models", "differences", "notes"}
+    assert set(written["models"]["dpo"]) == {
+        *("win_rate", "low", "high", "wins", "ties", "losses", "flips", "parse_failures"),
+        *("prompts", "pass_rate", "pass_low", "pass_high", "on_topic", "words", "length_bias"),
+        "by_constraint",
+    }
+
+
+def test_a_new_figure_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = Figure(
+        names=("short", "short_low", "short_high"),
+        compute=lambda rows, seed: bootstrap([row["words"][0] < 3 for row in rows], seed),
+        heading="Short",
+        help="share of answers under three words.",
+        cell=interval,
+        plot="Short answers",
+    )
+    for module in (figures, pairwise, section):
+        monkeypatch.setattr(module, "FIGURES", (*figures.FIGURES, short))
+    made = compared(tmp_path, monkeypatch, {"base": ["Cod."] * 2, "dpo": [BULLETS] * 2})
+    assert result(made)["models"]["base"]["short"] == 1.0
+    assert made.manifest.counts["short/dpo"] == 0.0
+    table, bars = blocks(made, Table)[0], blocks(made, Bars)[-1]
+    assert table.columns[-1].heading == "Short"
+    assert [row[-1] for row in table.rows] == [Interval(1.0, 1.0, 1.0), Interval(0.0, 0.0, 0.0)]
+    assert table.help[-1] == "Short: share of answers under three words."
+    assert (bars.title, [name for name, _ in bars.bars]) == ("Short answers", ["base", "dpo"])
+
+
+def test_a_figure_that_no_model_has_takes_no_column(fish: Artifact) -> None:
+    headings = [column.heading for column in blocks(fish, Table)[0].columns]
+    assert "Checks passed" in headings and "On topic" not in headings

@@ -7,15 +7,37 @@ from typing import Any
 
 import pytest
 
+from zephyr_ray.judge.pairwise import Pairwise
 from zephyr_ray.manifest import Manifest
-from zephyr_ray.report import contents
 from zephyr_ray.report.page import Report
-from zephyr_ray.stage import Work
+from zephyr_ray.section import (
+    Bars,
+    Chapter,
+    Column,
+    Curve,
+    Histogram,
+    Interval,
+    Place,
+    Section,
+    Table,
+    Text,
+)
+from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import Artifact
+from zephyr_ray.text.feedback import Feedback
+from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.sft import Sft
 
 EVIL = "<script>alert('x')</script><img src=http://evil.example/a.png>"
 MODELS = ("base", "sft", "dpo", "control")
 PASS = dict(zip(MODELS, (0.208, 0.637, 0.783, 0.767), strict=True))
+STAGES: dict[str, Stage] = {
+    "feedback": Feedback(judge="judge", completions="answers"),
+    "sft": Sft(model="base", data="dialogues"),
+    "dpo": Dpo(model="sft", data="pairs"),
+    "pairwise": Pairwise(judge="judge", baseline="answers_base", answers=["answers_dpo"]),
+    "self_instruct": Stage(),
+}
 
 
 def make(root: Path, name: str, kind: str, **manifest: Any) -> Artifact:
@@ -50,7 +72,7 @@ def training(root: Path, name: str, kind: str) -> Artifact:
         reads={"rated": "0" * 16},
         seconds=95.0,
         attempts=2,
-        metrics={"loss": 0.5},
+        counts={"rows": 3, "train/loss_final": 0.5},
         created="2026-11-22T10:00:00+00:00",
     )
     (artifact.folder / "mask.html").write_text("<p>the <mark>mask</mark></p>")
@@ -112,19 +134,25 @@ def pairwise(root: Path, **changes: Any) -> Artifact:
     return write(artifact, "rows.jsonl", rows)
 
 
-def page(root: Path, *artifacts: Artifact) -> str:
+def page(root: Path, *artifacts: Artifact, **stages: Stage) -> str:
     inputs = {a.manifest.name: a for a in artifacts}
-    work = Work("report", root / "report", 0, inputs, {}, {})
+    known = {n: s for n, a in inputs.items() if (s := STAGES.get(a.manifest.kind))}
+    work = Work("report", root / "report", 0, inputs, {}, {}, known | stages)
     work.folder.mkdir()
     Report(of=list(inputs), title="quickstart").run(work)
     return (work.folder / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def full(tmp_path: Path) -> str:
-    parts = [feedback, pairwise]
-    stages = [training(tmp_path, "sft", "sft"), training(tmp_path, "dpo", "dpo")]
-    return page(tmp_path, *stages, *(part(tmp_path) for part in parts))
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("run")
+    stages = [training(root, "sft", "sft"), training(root, "dpo", "dpo")]
+    return page(root, *stages, feedback(root), pairwise(root))
+
+
+def labels(html: str) -> list[str]:
+    """The descriptions of the plots."""
+    return re.findall(r'<svg [^>]*aria-label="([^"]+)"', html)
 
 
 def words(html: str) -> str:
@@ -151,10 +179,22 @@ def test_headline_is_honest_about_the_control(full: str) -> None:
     ) in full
 
 
+NO_DIFFERENCE = "cannot be distinguished from no difference (0.50)"
+
+
 def test_headline_says_when_the_interval_holds_one_half(tmp_path: Path) -> None:
     figures = {"win_rate": 0.52, "low": 0.44, "high": 0.6, "prompts": 240}
     html = page(tmp_path, pairwise(tmp_path, models={"base": {}, "sft": figures}, differences=[]))
-    assert "cannot be told from no difference" in html
+    assert NO_DIFFERENCE in html
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.55, 0.7), (0.2, 0.45)])
+def test_headline_of_a_winner_or_a_loser_leaves_no_doubt(
+    tmp_path: Path, low: float, high: float
+) -> None:
+    figures = {"win_rate": (low + high) / 2, "low": low, "high": high, "prompts": 240}
+    html = page(tmp_path, pairwise(tmp_path, models={"base": {}, "sft": figures}, differences=[]))
+    assert '<p class="headline">sft has' in html and NO_DIFFERENCE not in html
 
 
 @pytest.mark.parametrize(
@@ -189,14 +229,14 @@ def test_headline_is_about_the_model_whose_differences_were_taken(tmp_path: Path
 
 def test_figures_of_models_and_constraints_appear(full: str) -> None:
     text = words(full)
-    for figure in ("0.64", "[0.58, 0.70]", "18.2", "1\u202f501 / 40 / 30", "no_commas 16 0.91"):
+    for figure in ("0.64", "[0.58, 0.70]", "18.3", "1\u202f501 / 40 / 30", "no_commas 16 0.91"):
         assert figure in text
     assert "0.49" not in text, "the baseline has no win rate against itself"
 
 
 def test_stage_times_attempts_and_drops_appear(full: str) -> None:
     text = words(full)
-    assert "dpo dpo 3 1 min 35 s 2 loss 0.500" in text
+    assert "dpo dpo 3 1 min 35 s 2 train/loss_final 0.50" in text
     assert "Sum 4 min 31 s" in text
     assert "dropped/near duplicate 7" in text and "truncated 4" in text
     assert "over_long" not in text, "what never happened is no row"
@@ -225,11 +265,82 @@ def test_samples_are_chosen_by_hash_of_the_id(full: str) -> None:
 
 
 def test_plots_are_inline_and_described(full: str) -> None:
-    labels = re.findall(r'<svg [^>]*aria-label="([^"]+)"', full)
-    assert "Win rate against base: sft 0.77 from 0.72 to 0.83; dpo" in labels[0]
-    assert "sft · loss over 30 steps: from 2.93 to 1" in labels
+    described = labels(full)
+    assert "Win rate against base: sft 0.77 from 0.72 to 0.83; dpo" in described[0]
+    assert "sft · loss over 30 steps: from 2.93 to 1" in described
     # Two bars, one loss, three of DPO, two models, wall time.
-    assert len(labels) == 2 + 1 + 3 + 2 + 1
+    assert len(described) == 2 + 1 + 3 + 2 + 1
+
+
+def test_each_rate_has_its_own_interval(full: str) -> None:
+    assert (
+        "Checks passed: base 0.21 from 0.15 to 0.27; sft 0.64 from 0.58 to 0.70" in labels(full)[1]
+    )
+
+
+def test_an_answer_without_a_score_is_counted_but_not_drawn(full: str) -> None:
+    [sft] = [label for label in labels(full) if label.startswith("sft: ")]
+    assert "1 was given 0 times" in sft and "9 was given 3 times" in sft
+    assert "3 answers have no readable score." in full
+
+
+def test_samples_show_who_won(tmp_path: Path) -> None:
+    artifact = pairwise(tmp_path)
+    answers = {m: {"text": f"{m} says", "finish_reason": "stop"} for m in MODELS}
+    verdicts = {"sft": {"verdict": 0.0}, "dpo": {"verdict": 1.0}, "control": {"verdict": 0.5}}
+    row = {"id": "h", "prompt": "Name a fish.", "answers": answers, "verdicts": verdicts}
+    html = page(tmp_path, write(artifact, "rows.jsonl", [row]))
+    headers = re.findall(r"<header>(.*?)</header>", html)
+    assert [words(header).split() for header in headers] == [
+        ["base"],
+        ["sft", "loss"],
+        ["dpo", "win"],
+        ["control", "tie"],
+    ]
+
+
+class Toy(Stage):
+    """A kind of stage that the report has never heard of."""
+
+    kind = "toy"
+
+    def section(self, artifact: Artifact) -> Section:
+        cells = ("row", 1234, 0.745, Interval(-0.5, -0.745, 0.25), (3, 1), None, EVIL)
+        columns = (*(Column(heading, digits=2) for heading in "abcdef"), Column("g"))
+        blocks = (
+            Text(f"A finding. {EVIL}"),
+            Table(columns, (cells,), "Title", ("Explained.",)),
+            Bars("Bars", (("x", Interval(0.745, 0.445, 0.9)),)),
+            Histogram("y", (2.5, 7.75, 8.2)),
+        )
+        curve = Chapter(
+            "Toys", Place.PROCESS, (Curve("height", ((1, 2.0), (2, 4.0))),), "An intro."
+        )
+        chapters = (Chapter("Toy results", Place.RESULT, blocks), curve)
+        return Section(chapters, "Toys are fun.")
+
+
+def test_a_new_kind_of_stage_is_drawn_as_it_is(tmp_path: Path) -> None:
+    html = page(tmp_path, make(tmp_path, "toy", "toy"), toy=Toy())
+    assert headings(html)[:2] == ["Toy results", "Toys"]
+    assert '<p class="headline">Toys are fun.' in html
+    text = words(html)
+    for part in ("A finding.", "Title", "Explained.", "An intro."):
+        assert part in text
+    assert "row 1\u202f234 0.75 −0.50 [−0.75, 0.25] 3 / 1 –" in text
+    assert "<script" not in html and html.count("&lt;script") == 2
+    bars, histogram, curve = labels(html)[:3]
+    assert bars == "Bars: x 0.75 from 0.45 to 0.90"
+    assert "3 was given 1 times" in histogram and "8 was given 2 times" in histogram
+    assert curve == "toy · height over 2 steps: from 2 to 4"
+
+
+def test_chapters_of_several_stages_name_them(tmp_path: Path) -> None:
+    made = [make(tmp_path, name, "toy") for name in ("left", "right")]
+    html = page(tmp_path, *made, left=Toy(), right=Toy())
+    assert headings(html)[:2] == ["Toy results", "Toys"]
+    assert re.findall(r"<h3><a [^>]*>(\w+)</a></h3>", html) == ["left", "right"] * 2
+    assert html.count("An intro.") == 1
 
 
 def test_mask_proof_is_kept_apart(full: str) -> None:
@@ -252,13 +363,5 @@ def test_model_missing_from_parts_does_not_break_the_page(tmp_path: Path) -> Non
 def test_step_written_twice_by_a_resumed_run_counts_once(tmp_path: Path) -> None:
     artifact = make(tmp_path, "sft", "sft")
     write(artifact, "metrics.jsonl", [{"step": s, "loss": v} for s, v in ((1, 9), (2, 8), (1, 7))])
-    [plot] = contents.curves({"sft": artifact}, contents.Palette())
-    assert "sft · loss over 2 steps: from 7 to 8" in plot
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(3.21, "3.2 s"), (59.4, "59 s"), (95, "1 min 35 s"), (3720, "1 h 2 min"), (None, "–")],
-)
-def test_duration(seconds: float | None, text: str) -> None:
-    assert contents.duration(seconds) == text
+    [label] = labels(page(tmp_path, artifact))
+    assert label == "sft · loss over 2 steps: from 7 to 8"

@@ -86,6 +86,12 @@ def test_paired_difference_has_the_sign_of_a_minus_b() -> None:
     assert (low, high) == pytest.approx((0.2 - 0.0784, 0.2 + 0.0784), abs=0.011)
 
 
+def test_paired_difference_is_drawn_with_its_seed() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 20))
+    assert paired_difference(a, b, seed=4) == bootstrap(a - b, seed=4)
+    assert paired_difference(a, b, seed=4) != paired_difference(a, b, seed=5)
+
+
 def test_paired_difference_needs_the_same_prompts() -> None:
     with pytest.raises(ValueError, match="same prompts"):
         paired_difference([1, 0], [1], seed=0)

@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from zephyr_ray.formatting import duration
 from zephyr_ray.plan import Step
 from zephyr_ray.stage import Progress
 
@@ -97,9 +98,3 @@ def _figures(progress: Progress) -> str:
     else:
         text += f" · {duration(seconds)} so far"
     return text + (f" · {progress.note}" if progress.note else "")
-
-
-def duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,13 +1,53 @@
-"""Numbers as people read them."""
+"""Values as people read them: the one owner of rounding, signs and durations."""
+
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from typing import Any
 
 from zephyr_ray.demand import GIB
 
+LARGEST = 1e15
+"""Numbers from here on, and those that are not finite, are written with an exponent."""
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Formats whole numbers with separated thousands, others with `digits` decimals, None as "–".
+
+    Halves are rounded away from zero as they are written in decimal: 0.745 is 0.75.
+    """
+    if value is None:
+        return "–"
+    return _decimal(value, 0 if isinstance(value, int) else digits)
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """Formats a difference: like `number`, with a plus sign if it is not negative."""
+    text = number(value, digits)
+    return text if text.startswith(("–", "−")) else f"+{text}"
+
+
+def percent(share: float) -> str:
+    """Formats a share of one in whole percent."""
+    return f"{_decimal(share, 0, scale=2)}%"
+
+
+def duration(seconds: float | None) -> str:
+    """Formats seconds in the two largest units: 3.2 s, 1 min 35 s, 1 h 2 min."""
+    if seconds is None:
+        return "–"
+    if seconds < 9.95:
+        return f"{number(float(seconds), 1)} s"
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
 
 def gib(size: float) -> str:
-    """Returns bytes in GiB, with three digits at most."""
+    """Formats bytes in GiB, with three digits at most."""
     value = size / GIB
-    digits = 0 if value >= 99.5 else 1 if value >= 0.95 else 2
-    return f"{value:.{digits}f} GiB"
+    return f"{number(value, 0 if value >= 99.5 else 1 if value >= 0.95 else 2)} GiB"
 
 
 def millions(count: float) -> str:
@@ -15,4 +55,31 @@ def millions(count: float) -> str:
 
 
 def hours(value: float) -> str:
+    """Formats hours, or minutes below one hour."""
     return f"{value:.1f} h" if value >= 1 else f"{value * 60:.0f} min"
+
+
+def describe_model(spec: dict[str, Any]) -> str:
+    """Describes a model of a manifest in a line: what it is and how answers are drawn from it."""
+    weights = Path(spec.get("weights") or "")
+    trained = weights.name == "model"  # the folder of the artifact names the stage and its key
+    parts = [weights.parent.name if trained else str(spec.get("weights") or "")]
+    parts += [str(spec.get(k) or "") for k in ("engine", "model", "base_url")]
+    if spec.get("relevance"):
+        parts.append(f"on topic by {Path(spec['relevance']).name} ≥ {spec['relevance_min']}")
+    if spec.get("weights") or spec.get("model"):
+        parts.append(f"temperature {spec['temperature']}, top_p {spec['top_p']}")
+    if spec.get("demonstrations"):
+        parts.append("with worked examples")
+    return ", ".join(part for part in parts if part)
+
+
+def _decimal(value: float, digits: int, scale: int = 0) -> str:
+    """`value` × 10^`scale`, rounded to `digits` decimals."""
+    if not abs(value) < LARGEST:
+        return f"{value:.3g}"
+    # Through repr: 0.745 in binary is below its decimal, and would be rounded down.
+    exact = Decimal(repr(value if isinstance(value, int) else float(value))).scaleb(scale)
+    rounded = exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    text = f"{abs(rounded):,}".replace(",", "\u202f")
+    return f"−{text}" if rounded < 0 else text

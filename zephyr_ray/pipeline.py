@@ -21,9 +21,10 @@ from rich.text import Text
 
 from zephyr_ray import __version__
 from zephyr_ray import recipe as recipes
-from zephyr_ray.display import CONSOLE, ConsoleHandler, Display, duration
+from zephyr_ray.display import CONSOLE, ConsoleHandler, Display
 from zephyr_ray.errors import Permanent
 from zephyr_ray.estimate.page import print_estimate
+from zephyr_ray.formatting import duration
 from zephyr_ray.judge.pairwise import Pairwise
 from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, preflight
@@ -172,6 +173,7 @@ def _make(
         folder=store.folder(stage.kind, step.key),
         seed=getattr(stage, "seed", recipe.seed),
         inputs={name: artifacts[name] for name in reads},
+        stages={name: recipe.stages[name] for name in reads},
         models=models,
         files=recipe.files(stage),
         log_metrics=stage_run.log_metrics,

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from zephyr_ray.demand import Calls, Footprint, Processors
 from zephyr_ray.engines.model import Model, RecipeModel
+from zephyr_ray.section import Section
 from zephyr_ray.settings import Strict
 from zephyr_ray.store import SCRATCH, Artifact, Journal, write_rows
 
@@ -43,6 +44,8 @@ class Work:
     models: dict[str, Model]
     files: dict[str, Path]
     """Files by the setting that names them."""
+    stages: "dict[str, Stage]" = field(default_factory=dict)
+    """The stages that made `inputs`."""
     log_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None
     progress: Progress = field(default_factory=Progress)
     counts: dict[str, float] = field(default_factory=dict)
@@ -121,3 +124,7 @@ class Stage(Strict):
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
         """Raises Permanent if a model, whose weights are at hand, is of no use to it."""
+
+    def section(self, artifact: Artifact) -> Section | None:
+        """Returns what a finished artifact of this stage contributes to the report, if anything."""
+        return None

@@ -1,4 +1,4 @@
-"""The report's plots: small inline SVG, one idea each, narrow enough for a phone.
+"""Draws the report's plots: small inline SVG, one idea each, narrow enough for a phone.
 
 Text stays text, so that it takes the page's font and can be searched. Ink is `currentColor`, so
 that the page's light and dark schemes apply; series have one colour that is legible on both.
@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
+
+from zephyr_ray.formatting import duration, number
+from zephyr_ray.section import Bars, Block, Curve, Histogram
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +41,28 @@ STYLE: dict[str, Any] = {
     ),
 }
 
-Interval = tuple[str, float, float, float]
-"""Label, value, low, high."""
+
+class Palette(dict[str, str]):
+    """One colour per model or stage, the same in every plot, assigned in order of appearance."""
+
+    def __missing__(self, name: str) -> str:
+        self[name] = COLOURS[len(self) % len(COLOURS)]
+        return self[name]
+
+
+def draw(plots: Sequence[Block], stage: str, colours: Palette) -> list[Markup]:
+    """Draws the plots of one kind that stand side by side in a stage's part of a chapter."""
+    drawn = []
+    most = max((n for p in plots if isinstance(p, Histogram) for n in p.counts), default=0)
+    for block in plots:
+        match block:
+            case Bars():
+                drawn.append(interval_bars(block, colours))
+            case Curve():
+                drawn.append(curve(block, stage, colours[stage]))
+            case Histogram():
+                drawn.append(histogram(block, most, colours[block.title]))
+    return drawn
 
 
 class Plot:
@@ -52,7 +75,7 @@ class Plot:
 
 @contextmanager
 def plot(label: str, height: float) -> Iterator[Plot]:
-    """A figure of WIDTH by `height` inches, described by `label` for who cannot see it."""
+    """Yields a figure of WIDTH by `height` inches; `label` describes it to screen readers."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -66,7 +89,7 @@ def plot(label: str, height: float) -> Iterator[Plot]:
 
 
 def _inline(svg: str, label: str) -> Markup:
-    """Without prologue, metadata, fixed size and the ids nothing refers to."""
+    """Removes prologue, metadata, fixed size and unused ids."""
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     used = set(re.findall(r"#([\w-]+)", svg))
@@ -80,34 +103,34 @@ def _inline(svg: str, label: str) -> Markup:
     )
 
 
-def interval_bars(
-    title: str, items: Sequence[Interval], colours: dict[str, str], line: float | None = None
-) -> Markup:
-    """Horizontal bars on 0..1 with their intervals, and a dashed line to compare with."""
-    label = f"{title}: " + "; ".join(
-        f"{n} {v:.2f} from {lo:.2f} to {hi:.2f}" for n, v, lo, hi in items
+def interval_bars(block: Bars, colours: Palette) -> Markup:
+    """Draws horizontal bars on 0..1 with their intervals, and a dashed line to compare with."""
+    label = f"{block.title}: " + "; ".join(
+        f"{name} {number(bar.value)} from {number(bar.low)} to {number(bar.high)}"
+        for name, bar in block.bars
     )
-    with plot(label, 0.75 + 0.34 * len(items)) as drawn:
+    with plot(label, 0.75 + 0.34 * len(block.bars)) as drawn:
         axes = drawn.axes
-        for place, (name, value, low, high) in enumerate(items):
-            axes.barh(place, value, color=colours[name], height=0.62)
-            axes.plot([low, high], [place, place], color=INK, linewidth=1.6, marker="|")
-            axes.text(1.02, place, f"{value:.2f}", va="center")
-        if line is not None:
-            axes.axvline(line, color=INK, linestyle=(0, (4, 3)), linewidth=1)
-        axes.set_yticks(range(len(items)), [_short(name) for name, *_ in items])
+        for place, (name, bar) in enumerate(block.bars):
+            axes.barh(place, bar.value, color=colours[name], height=0.62)
+            axes.plot([bar.low, bar.high], [place, place], color=INK, linewidth=1.6, marker="|")
+            axes.text(1.02, place, number(bar.value), va="center")
+        if block.line is not None:
+            axes.axvline(block.line, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+        axes.set_yticks(range(len(block.bars)), [_short(name) for name, _ in block.bars])
         axes.set_xlim(0, 1)
         axes.invert_yaxis()
-        axes.set_title(title)
+        axes.set_title(block.title)
     return drawn.svg
 
 
-def curve(title: str, points: Sequence[tuple[float, float]], colour: str) -> Markup:
-    """One training figure over the steps."""
+def curve(block: Curve, stage: str, colour: str) -> Markup:
+    """Draws one value over the steps of a stage."""
     from matplotlib.ticker import MaxNLocator
 
-    steps, values = zip(*points, strict=True)
-    label = f"{title} over {len(steps)} steps: from {values[0]:.3g} to {values[-1]:.3g}"
+    steps, values = zip(*block.points, strict=True)
+    ends = f"from {values[0]:.3g} to {values[-1]:.3g}"
+    label = f"{stage} · {block.title} over {len(steps)} steps: {ends}"
     with plot(label, 2.3) as drawn:
         drawn.axes.plot(
             steps, values, color=colour, linewidth=1.6, marker="o" if len(steps) < 3 else None
@@ -116,34 +139,36 @@ def curve(title: str, points: Sequence[tuple[float, float]], colour: str) -> Mar
         drawn.axes.margins(x=0.02)
         drawn.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         drawn.axes.set_xlabel("step")
-        drawn.axes.set_title(title)
+        drawn.axes.set_title(block.title)
     return drawn.svg
 
 
-def histogram(title: str, scores: Sequence[float], top: int, colour: str) -> Markup:
-    """How often each score from 1 to 10 was given; `top` makes neighbours comparable."""
-    counts = [sum(round(s) == n for s in scores) for n in range(1, 11)]
-    mean = sum(scores) / len(scores)
-    label = f"{title}: " + ", ".join(f"{n} was given {c} times" for n, c in enumerate(counts, 1))
+def histogram(block: Histogram, most: int, colour: str) -> Markup:
+    """Draws how often each score was given; `most` makes neighbours comparable."""
+    counts = block.counts
+    mean = number(sum(block.scores) / len(block.scores), 1)
+    given = ", ".join(f"{n} was given {c} times" for n, c in enumerate(counts, 1))
+    label = f"{block.title}: {given}"
     with plot(label, 1.9) as drawn:
         drawn.axes.bar(range(1, 11), counts, color=colour, width=0.8)
         drawn.axes.set_xticks(range(1, 11))
-        drawn.axes.set_ylim(0, top * 1.08)
+        drawn.axes.set_ylim(0, most * 1.08)
         drawn.axes.grid(axis="y")
-        drawn.axes.set_title(f"{_short(title)} · mean {mean:.1f}, {len(scores)} answers")
+        drawn.axes.set_title(f"{_short(block.title)} · mean {mean}, {len(block.scores)} answers")
     return drawn.svg
 
 
-def time_bars(items: Sequence[tuple[str, float, str]], colour: str) -> Markup:
-    """Wall time a stage: (name, seconds, text)."""
-    label = "Wall time: " + "; ".join(f"{name} {text}" for name, _, text in items)
-    with plot(label, 0.5 + 0.27 * len(items)) as drawn:
+def time_bars(seconds: dict[str, float]) -> Markup:
+    """Draws the wall time of each stage."""
+    texts = {name: duration(value) for name, value in seconds.items()}
+    label = "Wall time: " + "; ".join(f"{name} {text}" for name, text in texts.items())
+    with plot(label, 0.5 + 0.27 * len(texts)) as drawn:
         axes = drawn.axes
-        longest = max(seconds for _, seconds, _ in items) or 1
-        for place, (_, seconds, text) in enumerate(items):
-            axes.barh(place, seconds, color=colour, height=0.66)
-            axes.text(seconds + longest * 0.015, place, text, va="center", fontsize=9)
-        axes.set_yticks(range(len(items)), [_short(name) for name, *_ in items])
+        longest = max(seconds.values()) or 1
+        for place, (name, text) in enumerate(texts.items()):
+            axes.barh(place, seconds[name], color=COLOURS[0], height=0.66)
+            axes.text(seconds[name] + longest * 0.015, place, text, va="center", fontsize=9)
+        axes.set_yticks(range(len(texts)), [_short(name) for name in texts])
         axes.set_xlim(0, longest * 1.28)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)

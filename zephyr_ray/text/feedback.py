@@ -3,11 +3,14 @@
 from typing import Annotated, Any
 
 from zephyr_ray.demand import Calls
+from zephyr_ray.formatting import number
 from zephyr_ray.judges import FORMS
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
+from zephyr_ray.section import Block, Chapter, Histogram, Place, Section, Text
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
+from zephyr_ray.store import Artifact
 
 
 class Feedback(Stage):
@@ -51,6 +54,24 @@ class Feedback(Stage):
             return {}
         answers, tokens = reads[self.completions].answer_bounds()
         return {self.judge: FORMS["score"].calls(prompts * answers, PROMPT_TOKENS, tokens)}
+
+    def section(self, artifact: Artifact) -> Section | None:
+        """Returns one histogram of scores per model; answers without a score are only counted."""
+        scores: dict[str, list[float]] = {}
+        unscored = 0
+        for row in artifact.rows():
+            for completion in row["completions"]:
+                if completion.get("score") is None:
+                    unscored += 1
+                else:
+                    scores.setdefault(completion["model"], []).append(completion["score"])
+        if not scores:
+            return None
+        blocks: list[Block] = [Histogram(model, tuple(s)) for model, s in scores.items()]
+        if unscored:
+            note = f"{number(unscored)} answers have no readable score."
+            blocks.insert(0, Text(note, soft=True))
+        return Section((Chapter("Scores the judge gave", Place.PROCESS, tuple(blocks)),))
 
 
 async def rate(row: dict[str, Any], ask: Ask) -> dict[str, Any]:

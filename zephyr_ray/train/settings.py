@@ -8,8 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.section import Section
 from zephyr_ray.settings import OPERATIONAL, Reads, Strict
 from zephyr_ray.stage import Stage
+from zephyr_ray.store import Artifact
+from zephyr_ray.train.section import training_section
 
 BUCKET = 50_000_000
 """Elements that DeepSpeed reduces or gathers at once."""
@@ -81,6 +84,9 @@ class TrainingSettings(Stage):
         if self.offload != "none" and self.zero == 0 or self.offload == "all" and self.zero != 3:
             least = 3 if self.offload == "all" else 2
             raise Permanent(f"offload: {self.offload} needs zero: {least}, not zero: {self.zero}")
+
+    def section(self, artifact: Artifact) -> Section:
+        return training_section(artifact)
 
     def batches(self) -> tuple[int, int]:
         """(rows of one forward pass on one worker, forward passes per step)."""

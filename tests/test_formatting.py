@@ -1,0 +1,57 @@
+"""Numbers and durations as people read them."""
+
+import pytest
+
+from zephyr_ray.formatting import duration, number, percent, signed
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.745, "0.75"), (0.445, "0.45"), (0.744, "0.74"), (1.005, "1.01"), (-0.125, "−0.13")],
+)
+def test_halves_are_rounded_away_from_zero(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (None, 2, "–"),
+        (1234567, 2, "1\u202f234\u202f567"),
+        (1.0, 2, "1.00"),
+        (18.25, 1, "18.3"),
+        (-0.001, 2, "0.00"),
+        (float("nan"), 2, "nan"),
+        (1e30, 2, "1e+30"),
+    ],
+)
+def test_number(value: float | None, digits: int, text: str) -> None:
+    assert number(value, digits) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0125, "+0.013"), (-0.042, "−0.042"), (0.0, "+0.000"), (None, "–")]
+)
+def test_signed(value: float | None, text: str) -> None:
+    assert signed(value) == text
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.145, "15%"), (0.783, "78%"), (1.0, "100%")])
+def test_percent(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (3.21, "3.2 s"),
+        (9.97, "10 s"),
+        (59.4, "59 s"),
+        (59.5, "1 min 0 s"),
+        (95, "1 min 35 s"),
+        (3720, "1 h 2 min"),
+        (None, "–"),
+    ],
+)
+def test_duration(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,197 @@
+"""The figures of a comparison: how each is computed from judged rows, and how it is shown.
+
+FIGURES is the one list of them: result.json, the manifest's counts, the report's table and its bars
+follow from it. A new figure is one entry.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from zephyr_ray.judge.statistics import bootstrap, length_bias, paired_difference
+from zephyr_ray.section import Cell, Interval
+
+Row = dict[str, Any]
+"""One judged comparison of a model's answer with the baseline's."""
+
+
+def single(value: float | None) -> Cell:
+    return value
+
+
+def several(*values: int | None) -> Cell:
+    return None if all(value is None for value in values) else values
+
+
+def interval(value: float | None, low: float | None, high: float | None) -> Cell:
+    return value if value is None or low is None or high is None else Interval(value, low, high)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a model."""
+
+    names: tuple[str, ...]
+    """Names of its values in result.json."""
+    compute: Callable[[list[Row], int], tuple[Any, ...]]
+    """Returns the values from a model's judged rows and the seed of the bootstrap."""
+    heading: str = ""
+    """Of its column in the report; a figure without a heading has no column."""
+    help: str = ""
+    digits: int = 2
+    cell: Callable[..., Cell] = single
+    """Makes a cell of the table from the values."""
+    compared: bool = False
+    """Compares with the baseline, so the baseline itself has none."""
+    plot: str = ""
+    """Title of its bars. A plotted figure is also a count of the manifest."""
+
+    def shown(self, values: dict[str, Any]) -> Cell:
+        """Returns the cell from a model's part of result.json, which may lack this figure."""
+        return self.cell(*(values.get(name) for name in self.names))
+
+
+def summary(rows: list[Row], seed: int) -> dict[str, Any]:
+    """Computes every figure of one model from its judged rows."""
+    return {
+        name: value
+        for figure in FIGURES
+        for name, value in zip(figure.names, figure.compute(rows, seed), strict=True)
+    }
+
+
+def passed(row: Row) -> bool | None:
+    """Returns whether the model's answer ended, keeps its constraint and does not loop.
+
+    None if no rule judged it. Being on topic is a figure of its own.
+    """
+    if not row["scores"]:
+        return None
+    checks = row["scores"][0]["checks"]
+    return all(value for name, value in checks.items() if name != "on_topic")
+
+
+def pass_difference(a: list[Row], b: list[Row], seed: int) -> dict[str, float] | None:
+    """Computes the pass rate of `a` minus that of `b`, over the prompts that both answered."""
+    passed_b = {row["prompt_id"]: passed(row) for row in b}
+    pairs = [
+        (float(p), float(q))
+        for row in a
+        if (p := passed(row)) is not None and (q := passed_b.get(row["prompt_id"])) is not None
+    ]
+    if not pairs:
+        return None
+    mean, low, high = paired_difference([p for p, _ in pairs], [q for _, q in pairs], seed)
+    return {"pass_difference": mean, "low": low, "high": high}
+
+
+def _win_rate(rows: list[Row], seed: int) -> tuple[float, float, float]:
+    verdicts = [row["verdict"] for row in _parsed(rows)]
+    return bootstrap(verdicts, seed) if verdicts else (0.5, 0.0, 1.0)
+
+
+def _pass_rate(rows: list[Row], seed: int) -> tuple[float | None, float | None, float | None]:
+    passes = [float(p) for row in rows if (p := passed(row)) is not None]
+    return bootstrap(passes, seed) if passes else (None, None, None)
+
+
+def _on_topic(rows: list[Row], seed: int) -> tuple[float | None]:
+    checks = [row["scores"][0]["checks"] for row in rows if row["scores"]]
+    topics = [held["on_topic"] for held in checks if "on_topic" in held]
+    return (sum(topics) / len(topics) if topics else None,)
+
+
+def _words(rows: list[Row], seed: int) -> tuple[float]:
+    return (sum(row["words"][0] for row in rows) / len(rows),)
+
+
+def _tally(rows: list[Row], seed: int) -> tuple[int, int, int]:
+    tally = Counter(row["verdict"] for row in rows)
+    return tally[1.0], tally[0.5], tally[0.0]
+
+
+def _flips(rows: list[Row], seed: int) -> tuple[int]:
+    return (sum(bool(row.get("flip")) for row in rows),)
+
+
+def _unparsable(rows: list[Row], seed: int) -> tuple[int]:
+    return (len(rows) - len(_parsed(rows)),)
+
+
+def _length_bias(rows: list[Row], seed: int) -> tuple[float | None]:
+    parsed = _parsed(rows)
+    words = [row["words"][0] for row in parsed], [row["words"][1] for row in parsed]
+    return (length_bias([row["verdict"] for row in parsed], *words),)
+
+
+def _prompts(rows: list[Row], seed: int) -> tuple[int]:
+    return (len(rows),)
+
+
+def _by_constraint(rows: list[Row], seed: int) -> tuple[dict[str, Any]]:
+    kinds: dict[str, list[bool]] = {}
+    for row in rows:
+        if row["constraint"] and (held := passed(row)) is not None:
+            kinds.setdefault(row["constraint"]["kind"], []).append(held)
+    rates = {k: {"pass_rate": sum(v) / len(v), "prompts": len(v)} for k, v in sorted(kinds.items())}
+    return (rates,)
+
+
+def _parsed(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["verdict"] is not None]
+
+
+FIGURES = (
+    Figure(
+        names=("win_rate", "low", "high"),
+        compute=_win_rate,
+        heading="Win rate",
+        cell=interval,
+        compared=True,
+        plot="Win rate against {baseline}",
+    ),
+    Figure(
+        names=("pass_rate", "pass_low", "pass_high"),
+        compute=_pass_rate,
+        heading="Checks passed",
+        help="share of answers that keep their constraint, ended by themselves and do not loop. "
+        "A score is 1 + 9 × the share of the checks that an answer passes. Rules see form, not "
+        "truth: a wrong answer in the right form passes.",
+        cell=interval,
+        plot="Checks passed",
+    ),
+    Figure(
+        names=("on_topic",),
+        compute=_on_topic,
+        heading="On topic",
+        help="share of answers close to their task in meaning; counts in the win rate, not in the "
+        "checks passed.",
+    ),
+    Figure(names=("words",), compute=_words, heading="Words", digits=1),
+    Figure(
+        names=("wins", "ties", "losses"),
+        compute=_tally,
+        heading="Wins / ties / losses",
+        cell=several,
+        compared=True,
+    ),
+    Figure(
+        names=("flips",),
+        compute=_flips,
+        heading="Flips",
+        help="verdicts that changed with the order of the answers, counted as ties.",
+        compared=True,
+    ),
+    Figure(names=("parse_failures",), compute=_unparsable, heading="Unparsable", compared=True),
+    Figure(
+        names=("length_bias",),
+        compute=_length_bias,
+        heading="Longer wins",
+        help="share of decided verdicts that went to the longer answer; 0.50 is no preference for "
+        "length.",
+        compared=True,
+    ),
+    Figure(names=("prompts",), compute=_prompts),
+    Figure(names=("by_constraint",), compute=_by_constraint),
+)

@@ -1,0 +1,93 @@
+"""Gathers the answers of several completions stages for a comparison, by model and by prompt."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.stage import Work
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The answers of several models; the first model is the baseline."""
+
+    models: dict[str, str]
+    """Model by stage."""
+    prompts: dict[str, Row]
+    """By prompt id: the first row that has it, with "prompt", "instruction" and "constraint"."""
+    answers: dict[str, dict[str, Row]]
+    """Completions by model and prompt id."""
+
+    @property
+    def baseline(self) -> str:
+        return next(iter(self.answers))
+
+    def comparisons(self) -> Iterator[Row]:
+        """Yields a row to judge for each model and each prompt that it and the baseline answered.
+
+        The model's answer is `first`, so a verdict of 1 is its win. The baseline is compared with
+        itself too: its answers are checked like all others.
+        """
+        for model, answers in self.answers.items():
+            for prompt_id, prompt in self.prompts.items():
+                if prompt_id in answers and prompt_id in self.answers[self.baseline]:
+                    yield {
+                        "id": f"{prompt_id}/{model}",
+                        "model": model,
+                        **{name: prompt[name] for name in ("instruction", "prompt", "constraint")},
+                        "prompt_id": prompt_id,
+                        "first": answers[prompt_id],
+                        "second": self.answers[self.baseline][prompt_id],
+                    }
+
+    def side_by_side(self, judged: list[Row]) -> Iterator[Row]:
+        """Yields one row per judged prompt, with the answer and the verdict of every model."""
+        by_prompt: dict[str, dict[str, Row]] = {}
+        for row in judged:
+            by_prompt.setdefault(row["prompt_id"], {})[row["model"]] = row
+        for prompt_id, by_model in by_prompt.items():
+            yield {
+                "id": prompt_id,
+                "prompt": self.prompts[prompt_id]["prompt"],
+                "constraint": self.prompts[prompt_id]["constraint"],
+                "answers": {
+                    model: _answer(self.answers[model][prompt_id], row["scores"])
+                    for model, row in by_model.items()
+                },
+                "verdicts": {
+                    model: {"verdict": row["verdict"], "reason": row["reason"]}
+                    for model, row in by_model.items()
+                },
+            }
+
+
+def gather(work: Work, stages: list[str]) -> Gathered:
+    """Reads the answers of `stages`, one model each, the baseline's first.
+
+    Raises Permanent if two stages have different prompts under one id.
+    """
+    gathered = Gathered(models={}, prompts={}, answers={})
+    for stage in stages:
+        rows = work.inputs[stage].rows()
+        model = rows[0]["completions"][0]["model"]
+        gathered.models[stage] = model
+        gathered.answers[model] = {row["id"]: row["completions"][0] for row in rows}
+        for row in rows:
+            if gathered.prompts.setdefault(row["id"], row)["prompt"] != row["prompt"]:
+                raise Permanent(
+                    f"stage '{work.name}': '{stage}' answers other prompts than "
+                    f"'{stages[0]}' (row {row['id']}); give both the same prompts"
+                )
+    return gathered
+
+
+def _answer(completion: Row, scores: list[Row] | None) -> Row:
+    return {
+        "text": completion["text"],
+        "finish_reason": completion["finish_reason"],
+        "score": scores[0]["score"] if scores else None,
+        "reason": scores[0]["reason"] if scores else "",
+    }

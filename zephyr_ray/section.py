@@ -1,0 +1,140 @@
+"""What a stage's artifact contributes to the report: typed values, without markup or drawing.
+
+A stage returns a `Section`; the report draws whatever is in it. A stage kind with a new figure, or
+a new stage kind, needs no change in the report.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+
+class Place(IntEnum):
+    """Where a chapter stands on the page."""
+
+    RESULT = 1
+    PROCESS = 2
+    SAMPLES = 3
+    APPENDIX = 4
+    """Below the tables of stages and settings."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+    soft: bool = False
+    """Explains instead of reporting a finding."""
+
+
+Cell = str | int | float | tuple[int | float | None, ...] | Interval | None
+
+
+@dataclass(frozen=True)
+class Column:
+    heading: str
+    digits: int | None = None
+    """Decimals of its numbers; None for a column of text."""
+    signed: bool = False
+    shaded: bool = False
+    """Shades each cell by its value, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of a row names it."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    title: str = ""
+    help: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One horizontal bar from 0 to 1 per name, with its interval."""
+
+    title: str
+    bars: tuple[tuple[str, Interval], ...]
+    line: float | None = None
+    """A value to compare the bars with."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One value over the steps of a stage."""
+
+    title: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often each score from 1 to 10 was given."""
+
+    title: str
+    scores: tuple[float, ...]
+
+    @property
+    def counts(self) -> list[int]:
+        """Scores per whole number from 1 to 10; halves count upward."""
+        return [sum(int(score + 0.5) == whole for score in self.scores) for whole in range(1, 11)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One model's answer in a sample."""
+
+    model: str
+    text: str
+    outcome: Literal["win", "tie", "loss"] | None = None
+    facts: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and the answers to it, side by side."""
+
+    prompt: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """An HTML page of its own, shown in a sandboxed frame."""
+
+    html: str
+
+
+Block = Text | Table | Bars | Curve | Histogram | Sample | Document
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Blocks under one heading; chapters of several stages with the same title become one."""
+
+    title: str
+    place: Place
+    blocks: tuple[Block, ...]
+    intro: str = ""
+    """One explanation for all stages of the chapter."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that one artifact contributes."""
+
+    chapters: tuple[Chapter, ...]
+    headline: str = ""
+    """The finding in a sentence or two. The report opens with the headline of its last stage."""
