@@ -243,6 +243,12 @@ def test_stage_times_attempts_and_drops_appear(full: str) -> None:
     assert "learning_rate 5e-05" in text
 
 
+def test_counts_are_whole_and_shares_are_not(tmp_path: Path) -> None:
+    counts = {"rows": 3, "openings": 11.0, "all_unique": 1.0, "score_mean": 6.125}
+    text = words(page(tmp_path, make(tmp_path, "seeds", "self_instruct", counts=counts)))
+    assert "openings 11, all_unique 1.00, score_mean 6.13" in text
+
+
 def test_words_of_models_are_text(full: str) -> None:
     assert "<script" not in full and "<img" not in full
     assert full.count("&lt;script&gt;alert(") >= 40

@@ -1,4 +1,4 @@
-"""What a stage's artifact contributes to the report: typed values, without markup or drawing.
+"""Defines what a stage's artifact contributes to the report: typed values, without markup.
 
 A stage returns a `Section`; the report draws whatever is in it. A stage kind with a new figure, or
 a new stage kind, needs no change in the report.
@@ -10,7 +10,7 @@ from typing import Literal
 
 
 class Place(IntEnum):
-    """Where a chapter stands on the page."""
+    """Position of a chapter on the page, from the top."""
 
     RESULT = 1
     PROCESS = 2

@@ -1,6 +1,6 @@
-"""The figures of a comparison: how each is computed from judged rows, and how it is shown.
+"""Defines the figures of a comparison: how each is computed from judged rows and how it is shown.
 
-FIGURES is the one list of them: result.json, the manifest's counts, the report's table and its bars
+FIGURES lists them all: result.json, the manifest's counts, the report's table and its bars
 follow from it. A new figure is one entry.
 """
 
@@ -37,7 +37,7 @@ class Figure:
     compute: Callable[[list[Row], int], tuple[Any, ...]]
     """Returns the values from a model's judged rows and the seed of the bootstrap."""
     heading: str = ""
-    """Of its column in the report; a figure without a heading has no column."""
+    """Heading of its column in the report; a figure without one has no column."""
     help: str = ""
     digits: int = 2
     cell: Callable[..., Cell] = single

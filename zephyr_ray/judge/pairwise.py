@@ -36,7 +36,7 @@ class Pairwise(Stage):
     answers: Annotated[list[str], Reads("completions")] = Field(min_length=1)
     baseline: Annotated[str, Reads("completions")]
     control: Annotated[str | None, Reads("completions")] = None
-    """The answers of a model trained without the preference term, to compare the last one with."""
+    """Answers of a model trained without the DPO term; the last model is compared with it."""
     seed: int = 0
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
@@ -45,11 +45,14 @@ class Pairwise(Stage):
             models = set(getattr(reads[stage], "models", []))
             if len(models) > 1:
                 raise Permanent(
-                    f"'{stage}' has answers of {', '.join(sorted(models))}; it needs one model"
+                    f"'{stage}' has answers of {', '.join(sorted(models))}; "
+                    "it needs one model: make one completions stage per model"
                 )
             for model in models:
                 if names.setdefault(model, stage) != stage:
-                    raise Permanent(f"'{stage}' and '{names[model]}' are both answers of '{model}'")
+                    raise Permanent(
+                        f"'{stage}' and '{names[model]}' are both answers of '{model}'; remove one"
+                    )
 
     def run(self, work: Work) -> None:
         gathered = gather(work, self._stages())

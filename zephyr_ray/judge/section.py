@@ -1,4 +1,4 @@
-"""What a finished comparison contributes to the report."""
+"""Builds what a finished comparison contributes to the report."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Intervals for win rates and pass rates, by bootstrap over prompts."""
+"""Computes intervals for win rates and pass rates by bootstrap over prompts."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 CHUNK = 4_000_000
-"""Random draws held in memory at once."""
+"""Maximum random draws in memory at once."""
 
 
 def bootstrap(
     values: ArrayLike, seed: int, n: int = 10_000, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Mean of one value per prompt with its percentile bootstrap interval: (mean, low, high).
+    """Computes the mean of one value per prompt and its interval: (mean, low, high).
 
-    Prompts are drawn with replacement `n` times; the interval holds the middle `level` of the
-    means (Efron and Tibshirani 1993, chapter 13). No value at all is a ValueError; one value, or
-    equal ones, give an interval of no width, which says that nothing is known, not that all is.
+    Percentile bootstrap: prompts are drawn with replacement `n` times, and the interval holds the
+    middle `level` of the means (Efron and Tibshirani 1993, chapter 13). One value, or equal values,
+    give an interval of zero width, which means unknown rather than certain. Raises ValueError if
+    there is no value.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
@@ -34,10 +35,10 @@ def bootstrap(
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, seed: int) -> tuple[float, float, float]:
-    """Mean of a - b over the same prompts, with its interval: (mean, low, high).
+    """Computes the mean of a - b over the same prompts and its interval: (mean, low, high).
 
-    Pairing takes out how hard a prompt is, so two models are compared by this and not by whether
-    their own intervals overlap.
+    Pairing cancels the difficulty of each prompt, so it separates two models better than their own
+    intervals do. Raises ValueError if the two sides differ in length.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:
@@ -48,10 +49,10 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int) -> tuple[float, flo
 def length_bias(
     verdicts: Sequence[float], len_a: Sequence[int], len_b: Sequence[int]
 ) -> float | None:
-    """Share of decided verdicts (1: a wins, 0: b wins) that the longer answer won.
+    """Computes the share of decided verdicts (1: a wins, 0: b wins) that the longer answer won.
 
-    0.5 is no preference for length. Ties (0.5) and pairs of equal length say nothing and are left
-    out; None when nothing is left.
+    0.5 is no preference for length. Ties (0.5) and pairs of equal length are left out. Returns None
+    if nothing is left.
     """
     won = [
         (verdict > 0.5) == (a > b)

@@ -1,4 +1,4 @@
-"""Sentences about the result of a comparison, each worded here and nowhere else.
+"""Words the sentences about the result of a comparison, each in this one place.
 
 A result is the content of result.json; one written by an earlier version may lack parts.
 """

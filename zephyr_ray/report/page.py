@@ -1,4 +1,4 @@
-"""The report stage: one self-contained HTML page about a whole run."""
+"""Writes the report: one self-contained HTML page about a run."""
 
 from datetime import date
 from pathlib import Path

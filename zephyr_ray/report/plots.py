@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#b8860b", "#3a9fbf", "#aa3377", "#808080")
-"""Paul Tol's bright scheme, told apart by the colour-blind; its yellow and cyan darkened."""
+"""Paul Tol's bright scheme, distinct to colour-blind readers; its yellow and cyan are darker."""
 INK = "#010203"
 WIDTH = 4.6
 STYLE: dict[str, Any] = {
@@ -66,7 +66,7 @@ def draw(plots: Sequence[Block], stage: str, colours: Palette) -> list[Markup]:
 
 
 class Plot:
-    """One figure on its way to SVG; `axes` is drawn on inside `plot`."""
+    """One figure: draw on `axes` inside `plot`, then read `svg`."""
 
     def __init__(self, axes: "Axes"):
         self.axes = axes

@@ -1,4 +1,4 @@
-"""What manifests say of the stages of a run: counts, settings, and what was dropped."""
+"""Reads manifests for the page's tables: counts, settings, and what was dropped."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ def stage_row(name: str, artifact: Artifact) -> dict[str, Any]:
         | {f"model {n}": describe_model(spec) for n, spec in manifest.models.items()},
         "reads": manifest.reads,
         "rows": counts.get("rows"),
-        "counts": {k: v for k, v in counts.items() if k != "rows" and k not in trouble},
+        "counts": {k: _whole(v) for k, v in counts.items() if k != "rows" and k not in trouble},
         "trouble": [
             {
                 "what": what,
@@ -41,6 +41,11 @@ def shortened(text: str) -> str:
     """Cuts a text that is too long for the page, and says how much is missing."""
     more = len(text) - LONGEST_TEXT
     return text if more <= 0 else f"{text[:LONGEST_TEXT]} … ({more} more characters)"
+
+
+def _whole(value: float) -> float:
+    """Makes a count that is written as 11.0 a whole number; shares of 0.0 and 1.0 stay."""
+    return int(value) if float(value).is_integer() and not 0 <= value <= 1 else value
 
 
 def _text(value: Any) -> str:

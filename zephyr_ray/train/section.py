@@ -1,4 +1,4 @@
-"""What a finished training stage contributes to the report."""
+"""Builds what a finished training stage contributes to the report."""
 
 from zephyr_ray.section import Chapter, Curve, Document, Place, Section
 from zephyr_ray.store import Artifact, read_jsonl
