@@ -23,6 +23,8 @@ class Dpo(TrainingSettings):
 
     kind: ClassVar[str] = "dpo"
     version: ClassVar[int] = 2
+    unit: ClassVar[str] = "pairs"
+    sequences_per_row: ClassVar[int] = 2
 
     data: Annotated[str, Reads("pairs")]
     beta: float = Field(0.1, gt=0)

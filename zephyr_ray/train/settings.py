@@ -32,6 +32,10 @@ class TrainingSettings(Stage):
     workers and micro batch only say how it is computed."""
 
     makes: ClassVar[str] = "weights"
+    unit: ClassVar[str]
+    """What one row of training is, in the plural: `global_batch` and the rates count these."""
+    sequences_per_row: ClassVar[int]
+    """Token sequences of up to `max_length` in one row."""
 
     model: Annotated[str, Reads("weights")]
     learning_rate: float = Field(gt=0)

@@ -25,6 +25,8 @@ class Sft(TrainingSettings):
 
     kind: ClassVar[str] = "sft"
     version: ClassVar[int] = 2
+    unit: ClassVar[str] = "sequences"
+    sequences_per_row: ClassVar[int] = 1
 
     data: Annotated[str, Reads("dialogues")]
     learning_rate: float = Field(2e-5, gt=0)
