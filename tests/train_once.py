@@ -1,4 +1,4 @@
-"""A small training stage: called by the tests, and run as a program by the one that kills it."""
+"""Run a small training stage: tests call it, and the test that kills a driver runs it as a program."""
 
 import os
 import random
