@@ -58,7 +58,7 @@ class Dpo(TrainingSettings):
         return DpoObjective(beta=self.beta, nll_weight=self.nll_weight)
 
     def _prepare(self, work: Work, chat: ChatFormat) -> list[int]:
-        """Write and count scratch/data, log a sample of the mask; return lengths of longer sides."""
+        """Write and count scratch/data, log a sample of the mask; return the longer lengths."""
         from datasets import Dataset
 
         work.counts["truncated"] = 0
