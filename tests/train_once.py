@@ -1,4 +1,4 @@
-"""A small training stage: called by the tests, and run as a program by the one that kills it."""
+"""Run a small training stage. Tests call it, and one runs it as a program in order to kill it."""
 
 import os
 import random

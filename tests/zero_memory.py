@@ -1,6 +1,6 @@
-"""What two workers really hold at each ZeRO stage: run as a program by test_estimate.py.
+"""Measure the memory of two workers at each ZeRO stage. test_estimate.py runs this as a program.
 
-Prints one JSON line a stage: bytes at rest after a step, and the highest during one, on rank 0.
+Prints one JSON line per stage: bytes held after a step, and the peak during a step, on rank 0.
 """
 
 import gc
@@ -23,7 +23,7 @@ MODEL = {
     "tie_word_embeddings": False,
 }
 BUCKET = 100_000
-"""Small beside the model, as the real one is beside 7B."""
+"""Small relative to the model, as `settings.BUCKET` is relative to 7B parameters."""
 
 
 def settings(zero: int, offload: str = "none") -> Sft:
@@ -31,7 +31,7 @@ def settings(zero: int, offload: str = "none") -> Sft:
 
 
 def peak_bytes(work: Any) -> int:
-    """Most bytes that PyTorch's CPU allocator held during `work` beyond those before it."""
+    """Return the peak bytes in PyTorch's CPU allocator during `work`, above those before it."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -45,14 +45,14 @@ def peak_bytes(work: Any) -> int:
 
 
 def held_bytes() -> int:
-    """Bytes of all storages that live tensors point at."""
+    """Return the bytes of all storages that live tensors refer to."""
     import torch
 
     gc.collect()
     storages = {}
-    for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
-            storage = thing.untyped_storage()
+    for value in gc.get_objects():
+        if issubclass(type(value), torch.Tensor) and value.device.type == "cpu":
+            storage = value.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
@@ -89,7 +89,7 @@ def measure(zero: int, offload: str) -> dict[str, int]:
         model = LlamaForCausalLM(LlamaConfig(**MODEL, use_cache=False))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    ids = torch.arange(8)[None]  # few tokens: what is measured is the model's state
+    ids = torch.arange(8)[None]  # few tokens, so that activations do not count
 
     def step() -> None:
         engine.backward(engine(ids, labels=ids).loss)
@@ -97,9 +97,9 @@ def measure(zero: int, offload: str) -> dict[str, int]:
 
     step()
     held = held_bytes() - before
-    found = {"held": held, "peak": held + peak_bytes(step)}
+    measured = {"held": held, "peak": held + peak_bytes(step)}
     engine.destroy()
-    return found
+    return measured
 
 
 if __name__ == "__main__":

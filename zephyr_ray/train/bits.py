@@ -1,4 +1,4 @@
-"""What the package bitsandbytes does for training: start weights in 4 bits, a paged optimiser."""
+"""Features that need the package bitsandbytes: start weights in 4 bits, and a paged optimizer."""
 
 import importlib.util
 from typing import Any
@@ -7,7 +7,8 @@ from zephyr_ray.errors import Permanent
 
 
 def four_bits() -> dict[str, Any]:
-    """What from_pretrained is told for QLoRA: NF4 on this worker's GPU, products in bf16."""
+    """Return the arguments of from_pretrained for QLoRA: NF4 on this worker's GPU, matrix products
+    in bf16."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -19,5 +20,6 @@ def four_bits() -> dict[str, Any]:
 
 
 def need_bitsandbytes(what: str) -> None:
+    """Raises Permanent if the package is not installed; `what` is the setting that needs it."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise Permanent(f"{what} needs the package bitsandbytes on every worker")
+        raise Permanent(f"{what} needs the package bitsandbytes on every worker; install it")

@@ -1,8 +1,9 @@
-"""Direct preference optimisation against the frozen start model: dDPO, Zephyr's second half."""
+"""Train on preference pairs: direct preference optimization against the frozen start model, the
+second half of Zephyr's recipe."""
 
 import logging
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,10 +12,13 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.messages import with_facts
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Work
-from zephyr_ray.train.reference import with_reference
+from zephyr_ray.train.job import Job
 from zephyr_ray.train.stage import TrainingStage
-from zephyr_ray.train.worker import Job, LeanCheckpoints, load_chat
+from zephyr_ray.train.start_model import load_chat
 from zephyr_ray.train.workers import train
+
+if TYPE_CHECKING:
+    from zephyr_ray.train.objectives import Objective
 
 log = logging.getLogger("zephyr_ray")
 
@@ -29,14 +33,15 @@ class Dpo(TrainingStage):
 
     data: Annotated[str, Reads("pairs")]
     beta: float = Field(0.1, gt=0)
+    """Weight of the KL penalty against the start model."""
     learning_rate: float = Field(5e-7, gt=0)
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "linear"
     epochs: float = Field(3, gt=0)
     global_batch: int = Field(32, ge=1)
     max_length: int = Field(1024, ge=16)
-    """Of prompt and answer together; longer answers are cut."""
+    """Maximum tokens of prompt and answer together; longer answers are truncated."""
     nll_weight: float = Field(0.0, ge=0)
-    """Weight of the chosen answer's mean negative log-likelihood a token, beside the DPO loss."""
+    """Weight of the chosen answer's negative log-likelihood per token, added to the DPO loss."""
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.data)
@@ -45,12 +50,16 @@ class Dpo(TrainingStage):
         self.batches()
         weights = work.models[self.model].weights
         lengths = self._prepare(work, load_chat(weights))
-        arguments = {"beta": self.beta, "precompute_ref_log_probs": True}
         order = self.order(lengths)
-        train(work, Job(self, weights, work.folder, order, classes, arguments, with_reference))
+        train(work, Job(settings=self, weights=weights, folder=work.folder, order=order))
+
+    def objective(self) -> "Objective":
+        from zephyr_ray.train.objectives import DpoObjective
+
+        return DpoObjective(beta=self.beta, nll_weight=self.nll_weight)
 
     def _prepare(self, work: Work, chat: ChatFormat) -> list[int]:
-        """Writes scratch/data and counts what is in it; lengths of its longer sides."""
+        """Write and count scratch/data, log a sample of the mask; return the longer lengths."""
         from datasets import Dataset
 
         work.counts["truncated"] = 0
@@ -98,9 +107,9 @@ class Dpo(TrainingStage):
 
 
 def answer(chat: ChatFormat, messages: Messages) -> tuple[list[int], list[int]]:
-    """Tokens of what is asked, and of the last answer up to and with its end token.
+    """Return the tokens of the prompt, and of the last answer with its end token.
 
-    An answer that was cut off has no end token: nobody chose to end there.
+    A truncated answer has no end token, because it does not end by choice.
     """
     if messages[-1]["role"] != "assistant":
         raise Permanent("a pair must end with an assistant message")
@@ -110,35 +119,3 @@ def answer(chat: ChatFormat, messages: Messages) -> tuple[list[int], list[int]]:
     if ids[: len(prompt)] != prompt:
         raise Permanent("the chat template writes a prompt differently once it is answered")
     return prompt, ids[len(prompt) : end]
-
-
-def classes() -> tuple[type, type]:
-    """TRL's arguments and trainer, for rows that are tokens and carry the reference's scores."""
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    class Trainer(LeanCheckpoints, DPOTrainer):
-        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-            return dataset
-
-        def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
-            return dataset
-
-        def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-            seen: list[Any] = []
-
-            def recorded(**kwargs: Any) -> Any:
-                seen.append(model(**kwargs))
-                return seen[-1]
-
-            loss = super()._compute_loss(recorded, inputs, return_outputs)
-            if not self.job.settings.nll_weight:
-                return loss
-            # Not TRL's "sft" term: that is a mean over the tokens of one forward pass, so that its
-            # weight on a pair would depend on the number of workers. Here every pair counts alike.
-            lengths = inputs["completion_mask"][:, 1:].sum(dim=1).chunk(2)[0]
-            nll = -(seen[0].log_probs.sum(dim=1).chunk(2)[0] / lengths)
-            self._metrics["train"]["nll"].append(self.accelerator.gather(nll).mean().item())
-            return loss + self.job.settings.nll_weight * nll.mean()
-
-    return DPOConfig, Trainer

@@ -1,77 +1,88 @@
-"""What every training stage is told, and what follows from it: batches, steps and their order."""
+"""Settings of every training stage, and what follows from them: batches, steps and their order."""
 
 import math
 import random
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.section import Section
 from zephyr_ray.settings import OPERATIONAL, Reads, Strict
 from zephyr_ray.stage import Stage
-from zephyr_ray.store import Artifact
-from zephyr_ray.train.section import training_section
+
+if TYPE_CHECKING:
+    from zephyr_ray.train.objectives import Objective
 
 BUCKET = 50_000_000
-"""Elements that DeepSpeed reduces or gathers at once."""
+"""Maximum elements that DeepSpeed reduces or gathers at once."""
 
 
 class Lora(Strict):
-    """Low-rank adapters on the linear layers; merged into the saved model."""
+    """Low-rank adapters on linear layers, merged into the saved model."""
 
     r: int = Field(16, ge=1)
+    """Rank."""
     alpha: int = Field(16, ge=1)
+    """The adapters' output is multiplied by alpha / r."""
     dropout: float = Field(0.05, ge=0, lt=1)
     targets: list[str] | None = None
-    """Names of the adapted modules; every linear layer but the output layer where absent."""
+    """Names of the adapted modules; by default all linear layers except the output layer."""
     quantized: bool = False
-    """QLoRA: the start weights in 4 bits (NF4, blocks of 64); needs bitsandbytes and a GPU."""
+    """QLoRA: start weights in 4 bits (NF4, blocks of 64). Needs bitsandbytes and a GPU."""
 
 
 class TrainingSettings(Stage):
-    """Settings shared by sft and dpo. The global batch is the unit: it fixes the result, while
-    workers and micro batch only say how it is computed."""
+    """Settings shared by all training stages. The global batch determines the result; workers and
+    micro batch determine only how it is computed."""
 
     makes: ClassVar[str] = "weights"
     unit: ClassVar[str]
-    """What one row of training is, in the plural: `global_batch` and the rates count these."""
+    """What a row of training is, in the plural; `global_batch` and throughput count these."""
     sequences_per_row: ClassVar[int]
-    """Token sequences of up to `max_length` in one row."""
+    """Token sequences per row, each of at most `max_length` tokens."""
 
     model: Annotated[str, Reads("weights")]
     learning_rate: float = Field(gt=0)
     schedule: Literal["cosine", "linear", "constant_with_warmup"]
     epochs: float = Field(gt=0)
     global_batch: int = Field(ge=1)
-    """Rows (packed sequences, pairs) of one optimiser step, over all workers."""
+    """Rows (packed sequences, pairs) per optimizer step, over all workers."""
     max_length: int = Field(ge=16)
+    """Maximum tokens per sequence."""
     warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises."""
+    """Fraction of the steps during which the learning rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this L2 norm, over all parameters."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Of the matrix products; weights, gradients and optimiser state stay in fp32."""
+    """Precision of matrix products; weights, gradients and optimizer state are always fp32."""
     lora: Lora | None = None
     seed: int = 0
+    """Seed of the row order, packing, dropout and adapter initialization."""
     zero: Annotated[Literal[0, 1, 2, 3], OPERATIONAL] = 3
-    """DeepSpeed's ZeRO stage: what is split over the workers."""
+    """DeepSpeed's ZeRO stage: what is split over workers. 0 nothing, 1 the optimizer state, 2 also
+    gradients, 3 also weights."""
     workers: Annotated[int, OPERATIONAL] = Field(1, ge=1)
     cpus_per_worker: Annotated[int, OPERATIONAL] = Field(1, ge=1)
-    """Without a GPU, also the worker's threads."""
+    """CPUs per worker; without a GPU also its number of threads."""
     gpus_per_worker: Annotated[int, OPERATIONAL] = Field(0, ge=0, le=1)
     micro_batch: Annotated[int, OPERATIONAL] = Field(4, ge=1)
-    """Most rows of one forward pass on one worker."""
+    """Maximum rows per forward pass on one worker."""
     gradient_checkpointing: Annotated[bool, OPERATIONAL] = False
-    """Keeps one activation a layer, and computes the others again on the way back."""
+    """Store one activation per layer and recompute the rest in the backward pass."""
     offload: Annotated[Literal["none", "optimizer", "all"], OPERATIONAL] = "none"
-    """What of a worker's share lies in its node's memory and not on its GPU: the optimiser (zero 1
-    to 3), or the weights too (zero 3)."""
+    """Part of a worker's share kept in CPU memory, not on the GPU: the optimizer state (zero 1 to
+    3), or also the weights (zero 3)."""
     optimizer: Annotated[Literal["adamw", "paged_adamw_32bit"], OPERATIONAL] = "adamw"
-    """The same update; the paged one (bitsandbytes, a GPU) moves its state out when memory ends."""
+    """Both compute the same update. The paged one moves its state to CPU memory when GPU memory is
+    full; it needs bitsandbytes and a GPU."""
     checkpoint_every: Annotated[int, OPERATIONAL] = Field(50, ge=1)
-    """Steps."""
+    """Optimizer steps between two checkpoints."""
+
+    def objective(self) -> "Objective":
+        """Return the loss and metrics; called in a worker, because it imports PyTorch and TRL."""
+        raise NotImplementedError
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         self.batches()
@@ -80,16 +91,16 @@ class TrainingSettings(Stage):
             what = "lora.quantized" if quantized else f"optimizer: {self.optimizer}"
             raise Permanent(f"{what} needs a GPU: set gpus_per_worker: 1")
         if quantized and self.zero == 3:
-            raise Permanent("lora.quantized: weights of 4 bits cannot be split; set zero: 2")
+            raise Permanent("lora.quantized: ZeRO stage 3 cannot split 4-bit weights; set zero: 2")
         if self.offload != "none" and self.zero == 0 or self.offload == "all" and self.zero != 3:
             least = 3 if self.offload == "all" else 2
             raise Permanent(f"offload: {self.offload} needs zero: {least}, not zero: {self.zero}")
 
-    def section(self, artifact: Artifact) -> Section:
-        return training_section(artifact)
-
     def batches(self) -> tuple[int, int]:
-        """(rows of one forward pass on one worker, forward passes per step)."""
+        """Return rows per forward pass on one worker, and forward passes per step.
+
+        Raises Permanent if the global batch cannot be split evenly over the workers.
+        """
         share, rest = divmod(self.global_batch, self.workers)
         if rest:
             raise Permanent(
@@ -100,9 +111,11 @@ class TrainingSettings(Stage):
         return micro, share // micro
 
     def order(self, lengths: list[int]) -> list[int]:
-        """Row indices in the order of training: whole steps of `global_batch`, the same for any
-        number of workers. A last step that the epochs leave half empty is filled from another
-        shuffle. Within a step, which is one sum, rows of like length stand together."""
+        """Return row numbers in training order: whole steps, the same for any number of workers.
+
+        Each epoch is shuffled anew; rows of one more epoch fill the last step. Within a step, where
+        order does not change the result, rows are sorted by length to save padding.
+        """
         steps = max(1, math.ceil(self.epochs * len(lengths) / self.global_batch))
         shuffle = random.Random(self.seed)
         stream: list[int] = []
@@ -119,10 +132,13 @@ class TrainingSettings(Stage):
         return ordered
 
     def deepspeed(self) -> dict[str, Any]:
-        """The DeepSpeed configuration. `torch_autocast` keeps fp32 weights: weights rounded to
-        bf16 between stages would lose the small updates of preference training."""
-        host = {"device": "cpu", "pin_memory": self.gpus_per_worker > 0}
-        moved = {"none": (), "optimizer": ("optimizer",), "all": ("optimizer", "param")}
+        """Return the DeepSpeed configuration.
+
+        `torch_autocast` keeps weights in fp32; rounding them to bf16 between stages would lose the
+        small updates of preference training.
+        """
+        cpu = {"device": "cpu", "pin_memory": self.gpus_per_worker > 0}
+        offloaded = {"none": (), "optimizer": ("optimizer",), "all": ("optimizer", "param")}
         return {
             "train_micro_batch_size_per_gpu": "auto",
             "gradient_accumulation_steps": "auto",
@@ -130,11 +146,11 @@ class TrainingSettings(Stage):
             "gradient_clipping": "auto",
             "zero_optimization": {
                 "stage": self.zero,
-                # Elements; the default of 5e8 would hold 2 GB of fp32 gradients a worker.
+                # The default of 5e8 elements would hold 2 GB of fp32 gradients per worker.
                 "reduce_bucket_size": BUCKET,
                 "allgather_bucket_size": BUCKET,
                 "stage3_gather_16bit_weights_on_model_save": True,
-                **{f"offload_{part}": host for part in moved[self.offload]},
+                **{f"offload_{part}": cpu for part in offloaded[self.offload]},
             },
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,

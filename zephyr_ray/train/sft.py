@@ -1,8 +1,8 @@
-"""Supervised fine-tuning on dialogues: dSFT, the first half of Zephyr's recipe."""
+"""Fine-tune a model on dialogues: supervised fine-tuning, the first half of Zephyr's recipe."""
 
 import logging
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,14 +11,18 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.messages import answers, with_facts
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Work
+from zephyr_ray.train.job import Job
 from zephyr_ray.train.stage import TrainingStage
-from zephyr_ray.train.worker import Job, LeanCheckpoints, load_chat
+from zephyr_ray.train.start_model import load_chat
 from zephyr_ray.train.workers import train
+
+if TYPE_CHECKING:
+    from zephyr_ray.train.objectives import Objective
 
 log = logging.getLogger("zephyr_ray")
 
 IGNORED = -100
-"""The label of a token that is not trained."""
+"""Label of a token that is not trained."""
 
 
 class Sft(TrainingStage):
@@ -36,7 +40,7 @@ class Sft(TrainingStage):
     global_batch: int = Field(512, ge=1)
     max_length: int = Field(2048, ge=16)
     packing: bool = True
-    """Several dialogues in one sequence of max_length, which do not see each other."""
+    """Fill sequences of max_length with several dialogues, which do not attend to each other."""
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.data)
@@ -47,22 +51,22 @@ class Sft(TrainingStage):
         chat = load_chat(weights)
         rows = work.inputs[self.data].rows()
         lengths = self._prepare(work, chat, rows)
-        # Rows are packed already; packed ones keep the positions of each dialogue. Single dialogues
-        # are padded: of like length within a step, they cost less padding than attention over all.
-        arguments = {
-            "packing": False,
-            "padding_free": self.packing,
-            "dataset_kwargs": {"skip_prepare_dataset": True},
-        }
-        job = Job(self, weights, work.folder, self.order(lengths), classes, arguments)
-        train(work, job)
+        order = self.order(lengths)
+        train(work, Job(settings=self, weights=weights, folder=work.folder, order=order))
+
+    def objective(self) -> "Objective":
+        from zephyr_ray.train.objectives import SftObjective
+
+        # Dialogues that are not packed are padded: a step's rows have similar lengths, so padding
+        # costs less than attention over the concatenated batch.
+        return SftObjective(packing=self.packing)
 
     def _prepare(self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]) -> list[int]:
-        """Writes scratch/data, counts what is in it and shows the mask; lengths of its rows."""
+        """Write and count scratch/data, log a sample of the mask; return the rows' lengths."""
         import numpy as np
         from datasets import Dataset, Features, Sequence, Value
 
-        # Arrays: 285 M tokens in lists of Python numbers would be 20 GB.
+        # Arrays, because 285 M tokens in lists of Python numbers would take 20 GB.
         kept = [
             {name: np.array(tokens, np.int32) for name, tokens in row.items()}
             for row in self._tokens(work, chat, rows)
@@ -99,7 +103,7 @@ class Sft(TrainingStage):
                 ids, trained = chat.render(row["messages"])
             except Permanent as error:
                 raise Permanent(f"row '{row['id']}' of '{self.data}': {error}") from None
-            # Where an answer was cut off, nobody chose to end: that end is not learnt.
+            # A truncated answer does not end by choice, so its end token is not trained.
             ends = zip(chat.ends(ids, trained), answers(row["messages"]), strict=False)
             for end in [at for at, answer in ends if answer.get("finish_reason") == "length"]:
                 trained[end] = False
@@ -111,14 +115,3 @@ class Sft(TrainingStage):
                 continue
             labels = [token if on else IGNORED for token, on in zip(ids, trained, strict=True)]
             yield {"input_ids": ids, "labels": labels}
-
-
-def classes() -> tuple[type, type]:
-    """TRL's arguments and trainer; the rows are already tokens and labels."""
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    class Trainer(LeanCheckpoints, SFTTrainer):
-        pass
-
-    return SFTConfig, Trainer

@@ -5,7 +5,10 @@ from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.headers import tensors
 from zephyr_ray.models.weights import resolve
+from zephyr_ray.section import Section
+from zephyr_ray.store import Artifact
 from zephyr_ray.train import memory
+from zephyr_ray.train.section import training_section
 from zephyr_ray.train.settings import TrainingSettings
 
 CHECKPOINTS = 2
@@ -16,6 +19,9 @@ class TrainingStage(TrainingSettings):
     """A stage that trains a model."""
 
     view = ("models/{name}", "model")
+
+    def section(self, artifact: Artifact) -> Section:
+        return training_section(artifact)
 
     def processors(self, models: dict[str, RecipeModel]) -> Processors:
         return Processors(

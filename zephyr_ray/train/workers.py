@@ -1,34 +1,31 @@
-"""Trains on Ray Train workers: the driver's side.
+"""Train on Ray Train workers: the driver's side.
 
-The driver prepares rows and a job (plain values) and calls `train`. What happens on the way goes
-through files on storage: steps into a journal, state into checkpoints.
+The driver prepares rows and a job (plain values) and calls `train`. Workers answer through files on
+storage: steps in a journal, state in checkpoints, a permanent error in a file of its own.
 """
 
-import json
-import logging
 import math
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.ray_cluster import connect
 from zephyr_ray.stage import Work
 from zephyr_ray.store import write_rows
-from zephyr_ray.train.worker import Job, run_worker
-
-log = logging.getLogger("zephyr_ray")
+from zephyr_ray.train.checkpoints import discard_torn_state
+from zephyr_ray.train.job import Job
+from zephyr_ray.train.worker import run_worker
 
 STEPS = "metrics.jsonl"
 
 
 def train(work: Work, job: Job) -> None:
-    """Runs the job to its end; leaves model/, metrics.jsonl and the final loss in the counts.
+    """Run the job to its end: write model/ and metrics.jsonl, count steps and the final loss.
 
-    To be called from the main thread: Ray Train takes the interrupt signal for itself.
+    Call it from the main thread, because Ray Train replaces the interrupt handler.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -36,8 +33,8 @@ def train(work: Work, job: Job) -> None:
     connect()
 
     settings, gpus = job.settings, job.settings.gpus_per_worker
-    settings.batches()
-    _forget_torn_state(job.scratch)
+    job.refusal.unlink(missing_ok=True)
+    discard_torn_state(job)
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"job": job},
@@ -48,8 +45,8 @@ def train(work: Work, job: Job) -> None:
         ),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=RunConfig(
-            # Ray's run state and the checkpoints it names have to lie in one folder.
-            name="checkpoints",
+            # Ray requires its run state and the checkpoints that it names in one folder.
+            name=job.checkpoints.name,
             storage_path=str(job.scratch.absolute()),
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
@@ -57,23 +54,22 @@ def train(work: Work, job: Job) -> None:
     )
     with _followed(work, job), _interrupt_restored():
         trainer.fit()
-    refused = job.scratch / "refused"
-    if refused.exists():
-        raise Permanent(refused.read_text(encoding="utf-8"))
-    last = {row["step"]: row for row in work.journal("steps").new()}
-    steps = [last[step] for step in sorted(last)]
+    if job.refusal.exists():
+        raise Permanent(job.refusal.read_text(encoding="utf-8"))
+    entries = {row["step"]: row for row in work.journal("steps").new()}
+    steps = [entries[step] for step in sorted(entries)]
     tail = steps[-max(1, len(steps) // 10) :]
     work.counts["steps"] = write_rows(work.folder, steps, STEPS)
     rows = work.counts.get("sequences", work.counts["rows"])
-    wanted = math.ceil(settings.epochs * rows)
-    work.counts["repeated_to_fill_the_last_step"] = len(job.order) - wanted
+    in_epochs = math.ceil(settings.epochs * rows)
+    work.counts["repeated_to_fill_the_last_step"] = len(job.order) - in_epochs
     work.counts["train/loss_final"] = sum(row["loss"] for row in tail) / len(tail)
 
 
 @contextmanager
 def _followed(work: Work, job: Job) -> Iterator[None]:
-    """While training runs, shows its steps as progress and logs their metrics."""
-    journal, over = work.journal("steps"), threading.Event()
+    """Show training's steps as progress and log their metrics while the context is open."""
+    journal, finished = work.journal("steps"), threading.Event()
     work.progress.unit, work.progress.total = "steps", job.steps
 
     def note(row: dict[str, Any]) -> None:
@@ -81,16 +77,16 @@ def _followed(work: Work, job: Job) -> Iterator[None]:
         metrics = {key: value for key, value in row.items() if key not in ("step", "steps")}
         work.log_metrics(metrics, row["step"])
 
-    # Those of an attempt that was killed, too: it may not have sent its last ones to MLflow.
+    # Also the steps of a killed attempt, which may not have sent its last ones to MLflow.
     for row in journal.new():
         note(row)
     work.progress.resumed = work.progress.done
 
     def follow() -> None:
         while True:
-            last = over.wait(0.5)
+            last = finished.wait(0.5)
             for row in journal.new():
-                # After a resume steps come again from the checkpoint on.
+                # After a resume, steps repeat from the checkpoint on.
                 work.progress.resumed = min(work.progress.resumed, row["step"] - 1)
                 note(row)
             if last:
@@ -101,28 +97,15 @@ def _followed(work: Work, job: Job) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         thread.join()
 
 
 @contextmanager
 def _interrupt_restored() -> Iterator[None]:
-    """Ray Train takes Ctrl-C for itself and does not give it back."""
+    """Restore the handler of Ctrl-C, which Ray Train replaces for good."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-
-
-def _forget_torn_state(scratch: Path) -> None:
-    """Ray writes its run state in place: a kill may leave half of it, which it would not read."""
-    state = scratch / "checkpoints" / "checkpoint_manager_snapshot.json"
-    (scratch / "refused").unlink(missing_ok=True)
-    try:
-        json.loads(state.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        pass
-    except ValueError:
-        log.warning("the state of an interrupted run is half written: training starts again")
-        state.unlink()

@@ -1,0 +1,216 @@
+"""What training makes of its rows: tokens, packing, batches and their order. No Ray, no engine."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import train_once
+
+from zephyr_ray.chat import ChatFormat
+from zephyr_ray.errors import Permanent
+from zephyr_ray.stage import Work
+from zephyr_ray.train.dpo import Dpo, answer
+from zephyr_ray.train.sft import Sft
+from zephyr_ray.train.start_model import load_chat, load_model
+
+
+@pytest.fixture(scope="module")
+def chat(tiny_model: Path) -> ChatFormat:
+    return load_chat(str(tiny_model))
+
+
+def talk(*texts: str) -> list[dict[str, str]]:
+    roles = ["user", "assistant"] * len(texts)
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+
+
+def pair(chosen: list[dict[str, str]], rejected: list[dict[str, str]]) -> dict[str, Any]:
+    return {"id": "p", "chosen": chosen, "rejected": rejected}
+
+
+@pytest.fixture
+def work(tmp_path: Path, tiny_model: Path) -> Work:
+    work = train_once.work_for(tmp_path, tiny_model, [])
+    work.counts["truncated"] = 0
+    return work
+
+
+def test_global_batch_that_cannot_be_split_is_an_error() -> None:
+    stage = Sft(model="base", data="data", global_batch=9, workers=2)
+    with pytest.raises(Permanent, match="global_batch 9 .* 2 workers"):
+        stage.batches()
+
+
+@pytest.mark.parametrize(
+    ("workers", "micro", "expected"),
+    [(1, 4, (4, 3)), (2, 4, (3, 2)), (4, 4, (3, 1)), (3, 1, (1, 4))],
+)
+def test_micro_batch_and_accumulation_follow(
+    workers: int, micro: int, expected: tuple[int, int]
+) -> None:
+    stage = Sft(model="base", data="data", global_batch=12, workers=workers, micro_batch=micro)
+    assert stage.batches() == expected
+
+
+def order(seed: int, epochs: int = 3) -> list[list[int]]:
+    """The order of 20 rows of one length, per epoch."""
+    stage = Sft(model="base", data="data", global_batch=1, epochs=epochs, seed=seed)
+    rows = stage.order([1] * 20)
+    return [rows[at : at + 20] for at in range(0, len(rows), 20)]
+
+
+def test_order_fills_whole_steps_and_shows_every_row() -> None:
+    stage = Sft(model="base", data="data", global_batch=4, epochs=1, seed=3)
+    lengths = [7, 3, 9, 1, 5, 2]
+    rows = stage.order(lengths)
+    assert len(rows) == 8 and set(rows) == set(range(6))
+    assert [lengths[row] for row in rows[:4]] == sorted(
+        (lengths[row] for row in rows[:4]), reverse=True
+    )
+
+
+def test_every_epoch_shows_every_row_in_an_order_of_its_own() -> None:
+    epochs = order(seed=0)
+    assert [sorted(epoch) for epoch in epochs] == [list(range(20))] * 3
+    assert len({tuple(epoch) for epoch in [*epochs, list(range(20))]}) == 4
+
+
+def test_the_seed_determines_the_order() -> None:
+    assert order(seed=1) == order(seed=1) != order(seed=2)
+
+
+def test_the_end_of_an_answer_that_was_cut_off_is_not_trained(chat: ChatFormat, work: Work) -> None:
+    rows = [{"id": "r", "messages": talk("a", "b", "a", "b"), "finish": ["length", "stop"]}]
+    [row] = Sft(model="base", data="data", packing=False)._tokens(work, chat, rows)
+    ends = [label for label in row["labels"] if label == chat.stop_token_id]
+    assert row["input_ids"].count(chat.stop_token_id) == 4 and len(ends) == 1
+    assert row["labels"].index(chat.stop_token_id) > len(row["labels"]) // 2
+
+
+def test_truncation_is_counted_and_an_empty_row_dropped(chat: ChatFormat, work: Work) -> None:
+    long, answer = "stone " * 60, "old " * 60
+    rows = [
+        {"id": "cut", "messages": talk("a", answer)},
+        {"id": "lost", "messages": talk(long, answer)},
+    ]
+    stage = Sft(model="base", data="data", packing=False, max_length=32)
+    assert stage._prepare(work, chat, rows) == [32]
+    assert work.counts["truncated"] == 2
+    assert work.counts["dropped/truncated_to_nothing"] == 1
+    assert work.examples["dropped/truncated_to_nothing"] == ["lost"]
+
+
+@pytest.mark.parametrize(("missing", "truncated"), [(0, 0), (1, 1)])
+def test_a_dialogue_of_max_length_is_kept_whole(
+    missing: int, truncated: int, chat: ChatFormat, work: Work
+) -> None:
+    messages = talk("a", "one two three four five six seven")
+    ids, _ = chat.render(messages)
+    length = len(ids) - missing
+    stage = Sft(model="base", data="data", max_length=length)
+    [row] = stage._tokens(work, chat, [{"id": "r", "messages": messages}])
+    assert row["input_ids"] == ids[:length] and work.counts["truncated"] == truncated
+
+
+@pytest.mark.parametrize(("packing", "lengths"), [({}, [2, 2, 1]), ({"packing": False}, [1] * 5)])
+def test_dialogues_fill_sequences_of_max_length_by_default(
+    packing: dict[str, bool], lengths: list[int], chat: ChatFormat, work: Work
+) -> None:
+    rows = [{"id": str(n), "messages": talk("a", "one two three four five")} for n in range(5)]
+    length = len(chat.render(rows[0]["messages"])[0])
+    stage = Sft(model="base", data="data", max_length=2 * length + 1, **packing)
+    assert stage._prepare(work, chat, rows) == [length * dialogues for dialogues in lengths]
+    assert (work.counts["rows"], work.counts["sequences"]) == (5, len(lengths))
+
+
+def test_packed_dialogues_do_not_attend_to_each_other(
+    chat: ChatFormat, work: Work, tiny_model: Path
+) -> None:
+    import torch
+    from datasets import load_from_disk
+
+    stage = Sft(model="base", data="data", max_length=512)
+    assert len(stage._prepare(work, chat, train_once.dialogues(3))) == 1
+    [row] = load_from_disk(str(work.scratch / "data"))
+    batch = stage.objective().collator(pad_token_id=0)([row])
+    model = load_model(str(tiny_model))
+    with torch.no_grad():
+        # Without a cache, as in training: with one, transformers takes the row for a single text.
+        places = batch["position_ids"]
+        packed = model(batch["input_ids"], position_ids=places, use_cache=False).logits[0]
+        dialogues = torch.tensor(row["input_ids"]).split(row["seq_lengths"])
+        alone = torch.cat([model(ids[None]).logits[0] for ids in dialogues])
+    assert len(dialogues) == 3 and (packed - alone).abs().max() < 1e-4
+
+
+def test_an_answer_that_was_cut_off_has_no_end_in_dpo(chat: ChatFormat) -> None:
+    prompt, whole = answer(chat, talk("a", "b c"), "stop")
+    assert answer(chat, talk("a", "b c"), "length") == (prompt, whole[:-1])
+    assert whole[-1] == chat.stop_token_id
+
+
+def test_dpo_trains_the_last_answer_of_a_conversation(chat: ChatFormat) -> None:
+    prompt, trained = answer(chat, talk("a", "first", "b", "last"))
+    assert prompt == chat.prompt(talk("a", "first", "b"))
+    assert chat.tokenizer.decode(trained) == "last<|im_end|>"
+
+
+def test_the_start_of_long_answers_is_kept_beside_the_prompt(chat: ChatFormat, work: Work) -> None:
+    prompt, chosen = answer(chat, talk("ask", "one two three four five six"))
+    _, rejected = answer(chat, talk("ask", "nine ten"))
+    room = 3
+    assert len(rejected) > room  # so that both are truncated
+    stage = Dpo(model="base", data="data", max_length=len(prompt) + room)
+    rows = [pair(talk("ask", "one two three four five six"), talk("ask", "nine ten"))]
+    [row] = stage._tokens(work, chat, rows)
+    assert row["prompt_ids"] == prompt
+    assert (row["chosen_ids"], row["rejected_ids"]) == (chosen[:room], rejected[:room])
+    assert row["lengths"] == [stage.max_length] * 2 and work.counts["truncated"] == 1
+
+
+def test_a_pair_of_max_length_is_kept_whole(chat: ChatFormat, work: Work) -> None:
+    prompt, chosen = answer(chat, talk("ask", "one two three four five six"))
+    stage = Dpo(model="base", data="data", max_length=len(prompt) + len(chosen))
+    rows = [pair(talk("ask", "one two three four five six"), talk("ask", "nine"))]
+    [row] = stage._tokens(work, chat, rows)
+    assert row["chosen_ids"] == chosen and work.counts["truncated"] == 0
+
+
+def test_a_prompt_that_leaves_no_room_is_dropped(chat: ChatFormat, work: Work) -> None:
+    ask = "one two three four five six seven eight nine ten"
+    stage = Dpo(model="base", data="data", max_length=len(chat.prompt(talk(ask))))
+    assert list(stage._tokens(work, chat, [pair(talk(ask, "a"), talk(ask, "b"))])) == []
+    assert work.examples == {"dropped/prompt_fills_max_length": ["p"]}
+
+
+def test_two_prompts_in_a_pair_are_an_error(chat: ChatFormat, work: Work) -> None:
+    rows = [pair(talk("ask", "one"), talk("other", "two"))]
+    with pytest.raises(Permanent, match="row 'p' of 'data': two different prompts"):
+        list(Dpo(model="base", data="data")._tokens(work, chat, rows))
+
+
+@pytest.mark.parametrize("rejected", ["one two three four", "one two three five"])
+def test_answers_that_are_equal_once_truncated_are_dropped(
+    rejected: str, chat: ChatFormat, work: Work
+) -> None:
+    prompt, _ = answer(chat, talk("ask", "one"))
+    common = len(chat.tokenizer("one two three", add_special_tokens=False)["input_ids"])
+    stage = Dpo(model="base", data="data", max_length=len(prompt) + common)
+    rows = [pair(talk("ask", "one two three four"), talk("ask", rejected))]
+    assert list(stage._tokens(work, chat, rows)) == []
+    assert work.examples == {"dropped/same_or_empty_answers": ["p"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lora": {"quantized": True}, "zero": 2}, "lora.quantized needs a GPU: set gpus_per"),
+        ({"optimizer": "paged_adamw_32bit"}, "optimizer: paged_adamw_32bit needs a GPU"),
+        ({"lora": {"quantized": True}, "gpus_per_worker": 1}, "4-bit weights; set zero: 2"),
+        ({"offload": "optimizer", "zero": 0}, "offload: optimizer needs zero: 2, not zero: 0"),
+        ({"offload": "all", "zero": 2}, "offload: all needs zero: 3, not zero: 2"),
+    ],
+)
+def test_settings_that_cannot_go_together(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(Permanent, match=says):
+        Sft(model="base", data="data", **settings).check({}, {})

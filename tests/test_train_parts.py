@@ -1,0 +1,243 @@
+"""The parts of a training worker, each alone: losses, objectives, arguments, reference, saving. No
+Ray, no engine."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from zephyr_ray.chat import CHATML, ChatFormat
+from zephyr_ray.errors import Permanent
+from zephyr_ray.store import Journal, read_jsonl
+from zephyr_ray.train.arguments import trainer_arguments
+from zephyr_ray.train.checkpoints import fits
+from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.job import Job
+from zephyr_ray.train.reference import missing_rows, shares
+from zephyr_ray.train.sft import Sft
+from zephyr_ray.train.start_model import load_model
+
+
+def job(folder: Path, **settings: Any) -> Job:
+    stage = Sft(model="base", data="data", **settings)
+    return Job(settings=stage, weights="", folder=folder, order=list(range(40)))
+
+
+def output() -> SimpleNamespace:
+    """The output layer of two pairs of up to three tokens: chosen, chosen, rejected, rejected."""
+    import torch
+
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 1, 0], [0, 1, 0]]).bool()
+    log_probs = torch.tensor([[-1.0, -2, -3], [0, -1, -3], [-4, -5, 0], [0, -2, 0]])
+    top = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]]).bool()
+    return SimpleNamespace(
+        log_probs=log_probs,
+        label_mask=mask,
+        entropy=torch.where(mask, 2.0, 99),
+        mean_logits=torch.tensor([[1.0, 1, 1], [99, 2, 2], [3, 3, 99], [99, 6, 99]]),
+        is_top1=top,
+    )
+
+
+def reference() -> dict[str, Any]:
+    import torch
+
+    return {
+        "ref_chosen_logps": torch.tensor([-7.0, -3.0]),
+        "ref_rejected_logps": torch.tensor([-8.0, -2.5]),
+    }
+
+
+# By hand, from `output` and `reference`: log-ratios of the chosen answers are +1 and -1, of the
+# rejected ones -1 and +0.5; β is 0.1.
+DPO_LOSSES = [math.log(1 + math.exp(-0.1 * 2)), math.log(1 + math.exp(0.1 * 1.5))]
+CHOSEN_NLL = [6 / 3, 4 / 2]
+
+
+def dpo_losses(**settings: Any) -> tuple[list[float], dict[str, list[float]]]:
+    objective = Dpo(model="base", data="data", **settings).objective()
+    losses, metrics = objective.losses(output(), reference())
+    return losses.tolist(), {name: terms.tolist() for name, terms in metrics.items()}
+
+
+def test_sft_trains_the_likelihood_of_every_trained_token() -> None:
+    losses, metrics = Sft(model="base", data="data").objective().losses(output(), {})
+    assert losses.tolist() == [1, 2, 3, 1, 3, 4, 5, 2]
+    assert metrics["entropy"].tolist() == [2] * 8
+    assert metrics["mean_token_accuracy"].tolist() == [1, 0, 0, 1, 0, 1, 1, 0]
+    assert metrics.keys() == {"entropy", "mean_token_accuracy"}
+
+
+def test_dpo_loss_prefers_the_chosen_answer() -> None:
+    assert dpo_losses()[0] == pytest.approx(DPO_LOSSES)
+
+
+def test_nll_of_chosen_answers_is_added_per_token_with_its_weight() -> None:
+    losses, metrics = dpo_losses(nll_weight=0.5)
+    both = zip(DPO_LOSSES, CHOSEN_NLL, strict=True)
+    assert losses == pytest.approx([dpo + 0.5 * nll for dpo, nll in both])
+    assert metrics["nll"] == pytest.approx(CHOSEN_NLL)
+
+
+def test_dpo_metrics() -> None:
+    assert dpo_losses()[1] == {
+        "entropy": [2] * 8,
+        "logits/chosen": [1, 1, 1, 2, 2],
+        "logits/rejected": [3, 3, 6],
+        "mean_token_accuracy": [1, 0, 0, 1, 0],
+        "rewards/chosen": pytest.approx([0.1, -0.1]),
+        "rewards/rejected": pytest.approx([-0.1, 0.05]),
+        "rewards/accuracies": [1, 0],
+        "rewards/margins": pytest.approx([0.2, -0.15]),
+        "logps/chosen": [-6, -4],
+        "logps/rejected": [-9, -2],
+    }
+
+
+def test_only_answers_are_labels_in_dpo() -> None:
+    objective = Dpo(model="base", data="data").objective()
+    row = {"prompt_ids": [5, 6], "chosen_ids": [7, 8], "rejected_ids": [9]}
+    inputs = objective.inputs(objective.collator(pad_token_id=0)([row]))
+    assert inputs["input_ids"].tolist() == [[5, 6, 7, 8], [5, 6, 9, 0]]
+    assert inputs["labels"].tolist() == [[-100, -100, 7, 8], [-100, -100, 9, -100]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("setting", "argument", "value"),
+    [
+        ({"gradient_checkpointing": True}, "gradient_checkpointing", True),
+        ({"gradient_checkpointing": False}, "gradient_checkpointing", False),
+        ({"weight_decay": 0.03}, "weight_decay", 0.03),
+        ({"max_grad_norm": 0.7}, "max_grad_norm", 0.7),
+        ({"schedule": "constant_with_warmup"}, "lr_scheduler_type", "constant_with_warmup"),
+        ({"schedule": "linear"}, "lr_scheduler_type", "linear"),
+        ({"warmup": 0.25}, "warmup_steps", 3),  # of 10 steps, rounded up
+        ({"learning_rate": 0.004}, "learning_rate", 0.004),
+        ({"seed": 7}, "seed", 7),
+        ({"checkpoint_every": 9}, "save_steps", 9),
+    ],
+)
+def test_a_setting_reaches_the_trainer(
+    setting: dict[str, Any], argument: str, value: Any, tmp_path: Path
+) -> None:
+    assert trainer_arguments(job(tmp_path, global_batch=4, **setting))[argument] == value
+
+
+@pytest.mark.parametrize(("precision", "enabled"), [("bf16", True), ("fp32", False)])
+def test_precision_is_deepspeeds_autocast(precision: str, enabled: bool, tmp_path: Path) -> None:
+    arguments = trainer_arguments(job(tmp_path, precision=precision))
+    assert arguments["deepspeed"]["torch_autocast"] == {"enabled": enabled, "dtype": "bfloat16"}
+    assert arguments["bf16"] is False  # the trainer's own would round the weights
+
+
+def test_scored_pairs_are_not_scored_again(tmp_path: Path) -> None:
+    lengths = [[3, 3], [9, 1], [2, 2], [4, 4]]
+    assert missing_rows(tmp_path, lengths) == [1, 3, 0, 2]
+    Journal(tmp_path, writer="rank1").append({"row": 3, "chosen": -1.0, "rejected": -2.0})
+    assert missing_rows(tmp_path, lengths) == [1, 0, 2]
+
+
+def test_workers_score_equal_numbers_of_batches() -> None:
+    assert shares([6, 5, 4, 3, 2, 1, 0], size=2, world=2) == [[[6, 4], [2, 0]], [[5, 3], [1]]]
+    assert shares([2, 1, 0], size=1, world=2) == [[[2], [0]], [[1], []]]
+
+
+@pytest.mark.parametrize(
+    ("files", "layouts"),
+    [
+        (["mp_rank_00_model"], {(0, 1), (0, 2)}),
+        (["mp_rank_00_model", *(f"zero_pp_rank_{n}_mp_rank_00_optim" for n in (0, 1))], {(2, 2)}),
+        ([f"zero_pp_rank_0_mp_rank_00_{what}" for what in ("model", "optim")], {(3, 1)}),
+    ],
+)
+def test_a_checkpoint_is_read_only_as_it_was_written(
+    files: list[str], layouts: set[tuple[int, int]], tmp_path: Path
+) -> None:
+    (tmp_path / "global_step5").mkdir()
+    for name in files:
+        (tmp_path / "global_step5" / f"{name}_states.pt").touch()
+    every = [(zero, workers) for zero in (0, 2, 3) for workers in (1, 2)]
+    assert {layout for layout in every if fits(tmp_path, *layout)} == layouts
+
+
+def test_other_zero_stage_is_refused() -> None:
+    import deepspeed
+
+    from zephyr_ray.train.reporter import refuse_other_engines
+
+    engine = deepspeed.DeepSpeedEngine.__new__(deepspeed.DeepSpeedEngine)
+    engine.zero_optimization_stage = lambda: 1
+    with pytest.raises(Permanent, match="ZeRO stage 1, the recipe asks for 3"):
+        refuse_other_engines(engine, 3)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_training(loss: float, tmp_path: Path) -> None:
+    from transformers import TrainerState
+
+    from zephyr_ray.train.reporter import Reporter
+
+    reporter = Reporter(job(tmp_path), trainer=None, rank=0)
+    reporter.on_step_begin(None, None, None)
+    with pytest.raises(Permanent, match=f"the loss is {loss} at step 3; lower learning_rate"):
+        reporter.on_log(None, TrainerState(global_step=3), None, {"loss": loss})
+    assert list(Journal(tmp_path / "scratch" / "steps").new()) == []
+
+
+def test_rank_0_writes_the_steps(tmp_path: Path) -> None:
+    from transformers import TrainerState
+
+    from zephyr_ray.train.reporter import Reporter
+
+    for rank in (0, 1):
+        reporter = Reporter(job(tmp_path, global_batch=4), trainer=None, rank=rank)
+        reporter.on_step_begin(None, None, None)
+        reporter.on_log(None, TrainerState(global_step=3), None, {"loss": 0.5, "nll": 2.0})
+    [step] = read_jsonl(tmp_path / "scratch" / "steps" / "rank0.jsonl")
+    assert step.pop("seconds") >= 0
+    assert step == {"step": 3, "steps": 10, "loss": 0.5, "nll": 2.0}
+
+
+def test_saved_model_ends_and_pads_as_it_was_trained(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    from zephyr_ray.train.saving import write_model
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.eos_token = "<|im_start|>"
+    tokenizer.pad_token = "<|im_end|>"
+    tokenizer.chat_template = "{{ messages }}"
+    model = load_model(str(tiny_model))
+    model.config.use_cache = False
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = config.pad_token_id = None
+    write_model(model, ChatFormat.of(tokenizer).prepare(), tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert (saved.eos_token, saved.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    assert saved.chat_template == CHATML
+    assert AutoConfig.from_pretrained(tmp_path).use_cache
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((tmp_path / name).read_text())
+        assert (config["eos_token_id"], config["pad_token_id"]) == (2, 0)
+
+
+def test_start_weights_of_qlora_are_asked_for_in_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    import torch
+
+    from zephyr_ray.train.bits import four_bits
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Permanent, match="lora.quantized needs the package bitsandbytes"):
+        four_bits()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    settings = four_bits()
+    config = settings["quantization_config"]
+    assert (config.load_in_4bit, config.bnb_4bit_quant_type) == (True, "nf4")
+    assert settings["device_map"] == {"": 3}

@@ -1,0 +1,161 @@
+"""Our trainer against TRL's own on one batch: equal losses and metrics. No Ray, no engine."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.sft import Sft
+from zephyr_ray.train.start_model import load_model
+
+DIALOGUES = [
+    {"input_ids": [5, 6, 7, 8, 9, 2], "labels": [-100, -100, 7, 8, 9, 2], "seq_lengths": [6]},
+    {"input_ids": [5, 9, 2, 4, 7, 2], "labels": [-100, 9, 2, -100, 7, 2], "seq_lengths": [3, 3]},
+]
+PAIRS = [
+    {
+        "prompt_ids": [5, 6, 7],
+        "chosen_ids": [8, 9, 10, 2],
+        "rejected_ids": [11, 2],
+        "ref_chosen_logps": -20.0,
+        "ref_rejected_logps": -10.0,
+    },
+    {
+        "prompt_ids": [5, 6],
+        "chosen_ids": [8, 2],
+        "rejected_ids": [12, 13, 14],
+        "ref_chosen_logps": -11.0,
+        "ref_rejected_logps": -21.0,
+    },
+]
+LORA = {"r": 4, "targets": ["q_proj"], "dropout": 0.3}
+
+
+@pytest.fixture(params=["dense", "experts"])
+def start(request: pytest.FixtureRequest, tiny_model: Path) -> Any:
+    """A function that makes the start model: a Llama, or a mixture of experts."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    def experts() -> Any:
+        torch.manual_seed(0)
+        config = MixtralConfig(
+            vocab_size=1000,
+            hidden_size=64,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=4,
+            router_aux_loss_coef=0.5,
+        )
+        return MixtralForCausalLM(config)
+
+    return experts if request.param == "experts" else lambda: load_model(str(tiny_model))
+
+
+@pytest.fixture
+def common(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What both trainers get."""
+    import trl.trainer.utils
+    from transformers import AutoTokenizer
+    from trl.trainer.sft_config import SFTConfig
+
+    monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: True)
+    args = SFTConfig(
+        str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+    )
+    return {"args": args, "tokenizer": AutoTokenizer.from_pretrained(tiny_model)}
+
+
+def trained(stage: Any, start: Any, common: dict[str, Any], rows: list[dict[str, Any]]) -> Any:
+    from datasets import Dataset
+
+    from zephyr_ray.train.arguments import adapter_config
+    from zephyr_ray.train.trainer import Trainer
+
+    return Trainer(
+        stage.objective(),
+        ["trl"],
+        model=start(),
+        train_dataset=Dataset.from_list(rows),
+        peft_config=adapter_config(stage.lora),
+        **common,
+    )
+
+
+def step(trainer: Any, rows: list[dict[str, Any]], tokens: Any) -> dict[str, float]:
+    """Loss and metrics of a forward pass, one of two in its step."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 2
+    batch = trainer.data_collator(rows)
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=tokens)
+    return {"loss": loss.item(), **{name: v[-1] for name, v in trainer._metrics["train"].items()}}
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_sft_is_that_of_trl(packing: bool, start: Any, common: dict[str, Any]) -> None:
+    import torch
+    from datasets import Dataset
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    ours = trained(Sft(model="base", data="data", packing=packing), start, common, DIALOGUES)
+    common["args"].padding_free = packing
+    theirs = SFTTrainer(
+        start(),
+        common["args"],
+        train_dataset=Dataset.from_list(DIALOGUES),
+        processing_class=common["tokenizer"],
+    )
+    tokens = torch.tensor(19)  # of the whole step
+    assert step(ours, DIALOGUES, tokens) == pytest.approx(step(theirs, DIALOGUES, tokens), abs=1e-5)
+
+
+def test_dpo_is_that_of_trl(start: Any, common: dict[str, Any], tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    class Theirs(DPOTrainer):
+        """With rows that are tokens and carry the reference's scores."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+        _precompute_ref_logps = _prepare_dataset
+
+    ours = trained(Dpo(model="base", data="data", beta=0.3), start, common, PAIRS)
+    args = DPOConfig(
+        str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        beta=0.3,
+        precompute_ref_log_probs=True,
+    )
+    theirs = Theirs(
+        start(),
+        args=args,
+        train_dataset=Dataset.from_list(PAIRS),
+        processing_class=common["tokenizer"],
+    )
+    assert step(ours, PAIRS, None) == pytest.approx(step(theirs, PAIRS, None), abs=1e-5)
+
+
+@pytest.mark.parametrize(("stage", "rows", "p"), [(Sft, DIALOGUES, 0.3), (Dpo, PAIRS, 0)])
+@pytest.mark.parametrize("start", ["dense"], indirect=True)
+def test_dropout_is_off_in_dpo(
+    stage: Any, rows: list[dict[str, Any]], p: float, start: Any, common: dict[str, Any]
+) -> None:
+    from torch.nn import Dropout
+
+    trainer = trained(stage(model="base", data="data", lora=LORA), start, common, rows)
+    modules = [module for module in trainer.model.modules() if isinstance(module, Dropout)]
+    assert modules and {module.p for module in modules} == {p}

@@ -1,0 +1,36 @@
+"""A training job: what the driver hands to every worker."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from zephyr_ray.train.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a worker needs. Its folders are on storage that every node mounts."""
+
+    settings: TrainingSettings
+    weights: str
+    """Start weights: a folder or a name for `models.weights.resolve`."""
+    folder: Path
+    """Folder of the artifact: model/, and scratch/ with data, checkpoints and steps."""
+    order: list[int]
+    """Row numbers of scratch/data in training order: steps × global_batch of them."""
+
+    @property
+    def scratch(self) -> Path:
+        return self.folder / "scratch"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.scratch / "checkpoints"
+
+    @property
+    def refusal(self) -> Path:
+        """File with the message of a worker's permanent error."""
+        return self.scratch / "refused"
+
+    @property
+    def steps(self) -> int:
+        return len(self.order) // self.settings.global_batch

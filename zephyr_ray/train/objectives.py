@@ -1,0 +1,128 @@
+"""Objectives of the training stages: make a batch of rows, and losses and metrics of a batch.
+
+`TrainingSettings.objective` creates one, `trainer.Trainer` minimizes it. Imports PyTorch and TRL:
+import this module only in a worker.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from zephyr_ray.train.losses import answer_nll, dpo, token_nll
+
+Batch = dict[str, Tensor]
+Metrics = dict[str, Tensor]
+"""Terms of every metric; the trainer logs the mean over the terms of all workers."""
+
+
+class Objective(ABC):
+    """Batches, losses and metrics of one training stage."""
+
+    fields: ClassVar[tuple[str, ...]]
+    """Fields of TRL's FusedCausalLMOutput that the metrics need beside `log_probs`."""
+    needs_reference: ClassVar[bool] = False
+    """Whether rows need the start model's log-probabilities (`reference.with_reference`)."""
+    dropout: ClassVar[bool] = True
+    """Whether the model's dropout layers stay active."""
+
+    @abstractmethod
+    def collator(self, pad_token_id: int) -> Callable[[list[dict[str, Any]]], Batch]:
+        """Return the function that makes a batch of rows."""
+
+    @abstractmethod
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """Return the arguments of the model; `labels` are -100 at untrained positions."""
+
+    @abstractmethod
+    def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Return the loss of every trained token or of every pair, and the metrics.
+
+        `output` is TRL's FusedCausalLMOutput. The trainer minimizes the mean over the global batch.
+        If losses are per token, the batch must have `labels`: from them it counts a step's tokens.
+        """
+
+
+@dataclass(frozen=True)
+class SftObjective(Objective):
+    """Negative log-likelihood per trained token. A row has `input_ids`, `labels` and, if dialogues
+    are packed, `seq_lengths`."""
+
+    packing: bool
+    """Concatenate the rows of a batch, with positions that restart at each dialogue; else pad."""
+
+    fields = ("entropy", "is_top1")
+
+    def collator(self, pad_token_id: int) -> Callable[[list[dict[str, Any]]], Batch]:
+        collate: Any = DataCollatorForLanguageModeling(pad_token_id, padding_free=self.packing)
+        return collate
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        return dict(batch)
+
+    def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
+        trained = output.label_mask
+        return token_nll(output.log_probs, trained), {
+            "entropy": output.entropy[trained],
+            "mean_token_accuracy": output.is_top1[trained],
+        }
+
+
+@dataclass(frozen=True)
+class DpoObjective(Objective):
+    """DPO, plus the weighted negative log-likelihood of the chosen answers. A row has `prompt_ids`,
+    `chosen_ids` and `rejected_ids`; a batch holds all chosen sequences, then all rejected ones."""
+
+    beta: float
+    nll_weight: float
+
+    fields = ("entropy", "is_top1", "mean_logits")
+    needs_reference = True
+    dropout = False
+
+    def collator(self, pad_token_id: int) -> Callable[[list[dict[str, Any]]], Batch]:
+        collate: Any = DataCollatorForPreference(pad_token_id)
+        return collate
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
+        chosen, rejected = pair_log_probs(output)
+        chosen_ratio = chosen - batch["ref_chosen_logps"]
+        rejected_ratio = rejected - batch["ref_rejected_logps"]
+        losses = dpo(chosen_ratio, rejected_ratio, self.beta)
+
+        chosen_reward = self.beta * chosen_ratio.detach()
+        rejected_reward = self.beta * rejected_ratio.detach()
+        answers = output.label_mask
+        chosen_tokens, rejected_tokens = answers.chunk(2)
+        chosen_logits, rejected_logits = output.mean_logits.chunk(2)
+        metrics = {
+            "entropy": output.entropy[answers],
+            "logits/chosen": chosen_logits[chosen_tokens],
+            "logits/rejected": rejected_logits[rejected_tokens],
+            "mean_token_accuracy": output.is_top1.chunk(2)[0][chosen_tokens],
+            "rewards/chosen": chosen_reward,
+            "rewards/rejected": rejected_reward,
+            "rewards/accuracies": chosen_reward > rejected_reward,
+            "rewards/margins": chosen_reward - rejected_reward,
+            "logps/chosen": chosen,
+            "logps/rejected": rejected,
+        }
+        if self.nll_weight:
+            metrics["nll"] = answer_nll(chosen, chosen_tokens.sum(dim=1))
+            losses = losses + self.nll_weight * metrics["nll"]
+        return losses, metrics
+
+
+def pair_log_probs(output: Any) -> tuple[Tensor, Tensor]:
+    """Return log π(y|x) of the chosen and of the rejected answers, each of shape (pairs,)."""
+    chosen, rejected = output.log_probs.sum(dim=1).chunk(2)
+    return chosen, rejected

@@ -1,0 +1,79 @@
+"""Follow training from inside a worker: check the engine and the loss, write steps, report
+checkpoints.
+
+Imports transformers: import this module only in a worker.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import Checkpoint, CheckpointUploadMode
+from transformers import TrainerCallback
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.store import Journal
+from zephyr_ray.train.job import Job
+
+
+class Reporter(TrainerCallback):
+    """Writes steps to the job's journal (rank 0) and reports checkpoints to Ray Train (all)."""
+
+    def __init__(self, job: Job, trainer: Any, rank: int):
+        self.job, self.trainer, self.rank = job, trainer, rank
+        self.journal = Journal(job.scratch / "steps", writer="rank0") if rank == 0 else None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        refuse_other_engines(self.trainer.model_wrapped, self.job.settings.zero)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise Permanent(
+                f"the loss is {logs['loss']} at step {state.global_step}; "
+                "lower learning_rate, or look at the rows"
+            )
+        if self.journal:
+            seconds = time.monotonic() - self.started
+            entry = {"step": state.global_step, "steps": self.job.steps, "seconds": seconds}
+            self.journal.append({**entry, **logs})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= self.job.steps:
+            control.should_save = False  # the trained model is saved next
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        ray.train.report(
+            {"step": state.global_step},
+            # One report names it; the others wait until every worker has written its part.
+            checkpoint=Checkpoint(path) if self.rank == 0 else None,
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+        )
+
+
+def refuse_other_engines(engine: Any, zero: int) -> None:
+    """Raises Permanent if this is not DeepSpeed's engine at ZeRO stage `zero`.
+
+    The Hugging Face trainer silently ignores the DeepSpeed configuration if it cannot use it.
+    """
+    import deepspeed
+
+    if not isinstance(engine, deepspeed.DeepSpeedEngine):
+        raise Permanent(
+            f"training would run on {type(engine).__name__}, not on DeepSpeed: the trainer ignored "
+            "the DeepSpeed configuration; install the pinned versions of accelerate, transformers "
+            "and deepspeed"
+        )
+    actual = engine.zero_optimization_stage()
+    if actual != zero:
+        raise Permanent(
+            f"DeepSpeed runs at ZeRO stage {actual}, the recipe asks for {zero}; install the "
+            "pinned versions of accelerate, transformers and deepspeed"
+        )
