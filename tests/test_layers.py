@@ -1,0 +1,62 @@
+"""What the linter's contracts cannot say: nothing branches on a kind, an engine or what is made."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+from zephyr_ray.pipeline import STAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = {"kind", "engine", "makes"}
+OWNERS = {
+    "zephyr_ray/references.py",  # checks that a stage makes what another one reads
+    "zephyr_ray/recipe.py",  # looks names up in the lists of kinds and engines
+    "zephyr_ray/plan.py",  # says that a stage's kind was another one
+}
+OTHER_MEANINGS = {
+    "zephyr_ray/cluster/kube.py",  # kinds of watch events
+    "zephyr_ray/cluster/watch.py",
+    "zephyr_ray/cluster/checks.py",  # kinds of GPUs
+    "zephyr_ray/models/gguf_conversion.py",  # kinds of tokens
+    "zephyr_ray/cluster/profile_checks.py",  # kinds of GPUs and storage classes
+    "zephyr_ray/models/constraints.py",  # kinds of constraints
+    "zephyr_ray/engines/demonstrations.py",
+}
+
+
+def named(node: ast.expr) -> bool:
+    """Whether an operand is `kind`, `x.kind` or `x["kind"]`."""
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        return node.slice.value in NAMES
+    return getattr(node, "attr", None) in NAMES or getattr(node, "id", None) in NAMES
+
+
+def branches(source: str) -> list[int]:
+    """Lines that compare one of NAMES, or match on it."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        compared = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        compared += [node.subject] if isinstance(node, ast.Match) else []
+        found += [node.lineno for operand in compared if named(operand)]
+    return found
+
+
+def test_a_branch_is_found() -> None:
+    lines = ['s.kind == "sft"', 'engine in ("a", "b")', 'm["makes"] != x', "kinds == 1"]
+    assert [branches(line) for line in lines] == [[1], [1], [1], []]
+
+
+def test_nothing_outside_its_owner_branches_on_kind_engine_or_makes() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in (ROOT / "zephyr_ray").rglob("*.py")
+        if str(path.relative_to(ROOT)) not in OWNERS | OTHER_MEANINGS
+        for line in branches(path.read_text(encoding="utf-8"))
+    }
+    assert found == set()
+
+
+def test_every_kind_of_stage_is_independent_by_contract() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    [kinds] = [c for c in contracts["contracts"] if c["type"] == "independence"]
+    assert set(kinds["modules"]) == {stage.__module__ for stage in STAGES}
