@@ -23,7 +23,7 @@ from zephyr_ray import __version__
 from zephyr_ray import recipe as recipes
 from zephyr_ray.display import CONSOLE, ConsoleHandler, Display
 from zephyr_ray.errors import Permanent
-from zephyr_ray.estimate.page import print_estimate
+from zephyr_ray.estimate.printing import print_estimate
 from zephyr_ray.formatting import duration
 from zephyr_ray.judge.pairwise import Pairwise
 from zephyr_ray.plan import Step, make_plan

@@ -6,7 +6,7 @@ from typing import Any
 
 from zephyr_ray.engines import demonstrations
 from zephyr_ray.engines.settings import ModelSettings
-from zephyr_ray.models.shapes import Shape, weigh
+from zephyr_ray.models.shapes import Shape, find_shape_or_size
 from zephyr_ray.models.weights import fingerprint
 from zephyr_ray.store import Artifact, digest
 
@@ -71,7 +71,7 @@ class RecipeModel:
 
     def shape(self) -> Shape | None:
         """Returns the model's shape, if it has weights and they are at hand."""
-        return weigh(self.main.origin) if "weights" in self.weights else None
+        return find_shape_or_size(self.main.origin) if "weights" in self.weights else None
 
     def identity(self, keys: dict[str, str]) -> dict[str, Any]:
         """Returns what stands for the model in the keys of stages that it answers or judges."""

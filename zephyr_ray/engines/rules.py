@@ -21,7 +21,7 @@ class RulesSettings(ModelSettings):
     """A judge that needs no language model."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"judge"})
-    asked = False
+    calls_counted = False
 
     engine: Literal["rules"] = "rules"
     relevance: Annotated[str | None, WEIGHTS] = None

@@ -41,8 +41,8 @@ class ModelSettings(Strict):
 
     uses: ClassVar[frozenset[str]]
     """What a stage may use the model for: "weights" to train, "model" to answer, "judge"."""
-    asked: ClassVar[bool] = True
-    """Whether the plan counts calls: false for an engine that answers by code."""
+    calls_counted: ClassVar[bool] = True
+    """Whether the plan counts calls; False for an engine that answers by code."""
     metered: ClassVar[bool] = False
     """Whether calls are paid for."""
     served: ClassVar[bool] = True
@@ -94,7 +94,7 @@ class ModelSettings(Strict):
         """Returns the price of so many calls, or None if it is not stated."""
         return None
 
-    def room(self, shape: Shape, gpu_gib: float | None) -> str:
+    def describe_memory(self, shape: Shape, gpu_gib: float | None) -> str:
         """Returns one line about weights and KV cache for the plan; empty if nothing is held
         here. `gpu_gib` is the memory of one GPU in GiB, if it is stated."""
         return ""

@@ -68,7 +68,7 @@ class VllmSettings(LanguageSettings):
         weights = 2 * shape.parameters if shape else 0
         return weights + KV_CACHE_BYTES + PROCESS_BYTES
 
-    def room(self, shape: Shape, gpu_gib: float | None) -> str:
+    def describe_memory(self, shape: Shape, gpu_gib: float | None) -> str:
         weights = 2.0 * shape.parameters
         one = shape.kv_bytes(min(self.context, shape.context or self.context))
         each = f"KV cache {gib(one)} per conversation of {self.context} tokens"
