@@ -167,7 +167,7 @@ def _make(
     stage = step.stage
     artifacts = {s.name: s.artifact for s in steps if s.artifact}
     reads = recipe.lineage(stage) if stage.reads_lineage else recipe.stages_read(stage)
-    models = {n: model.ready(artifacts) for n, model in recipe.models_read(stage).items()}
+    models = {n: model.to_model(artifacts) for n, model in recipe.models_read(stage).items()}
     work = Work(
         name=step.name,
         folder=store.folder(stage.kind, step.key),

@@ -1,4 +1,4 @@
-"""The engines, by the name a recipe gives them. A new engine is one file and one entry here."""
+"""Lists the engines by their name in recipes. A new engine is one file and one entry here."""
 
 from zephyr_ray.engines.openai import OpenAISettings
 from zephyr_ray.engines.rules import RulesSettings

@@ -1,4 +1,4 @@
-"""The forms of judgement, by name. A new form is one file and one entry here."""
+"""Lists the judge forms by name. A new form is one file and one entry here."""
 
 from zephyr_ray.judges.form import Form
 from zephyr_ray.judges.pairwise import Pairwise
