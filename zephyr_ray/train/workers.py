@@ -103,7 +103,7 @@ def _followed(work: Work, job: Job) -> Iterator[None]:
 
 @contextmanager
 def _interrupt_restored() -> Iterator[None]:
-    """Restores the handler of Ctrl-C, which Ray Train replaces for good."""
+    """Restores the handler of Ctrl-C, which Ray Train replaces permanently."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
