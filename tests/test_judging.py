@@ -25,9 +25,9 @@ class Scripted:
         self.replies, self.questions = list(answers), []  # type: list[str], list[str]
 
     async def __call__(
-        self, messages: list[Message], *, max_tokens: int, shown: bool = True
+        self, messages: list[Message], *, max_tokens: int, with_demonstrations: bool = True
     ) -> Reply:
-        assert not shown, "a judge's question is not the row's task"
+        assert not with_demonstrations, "a judge's question is not the row's task"
         self.questions.append(messages[-1]["content"])
         return Reply(self.replies.pop(0), "stop")
 

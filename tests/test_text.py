@@ -33,9 +33,9 @@ class Scripted:
         self.requests: list[tuple[list[Message], int, bool]] = []
 
     async def __call__(
-        self, messages: list[Message], *, max_tokens: int, shown: bool = True
+        self, messages: list[Message], *, max_tokens: int, with_demonstrations: bool = True
     ) -> Reply:
-        self.requests.append((plain(messages), max_tokens, shown))
+        self.requests.append((plain(messages), max_tokens, with_demonstrations))
         answer = next(self._answers)
         return answer if isinstance(answer, Reply) else Reply(answer, "stop", 5, 3)
 
@@ -112,11 +112,11 @@ def test_invent_shows_eight_tasks_at_most_two_machine_made() -> None:
         "instructions": ["made one", "made two", "made three", "made four"],
     }
     machine_made = []
-    for messages, _, shown in ask.requests:
+    for messages, _, with_demonstrations in ask.requests:
         listed = [line for line in messages[0]["content"].splitlines() if line[:1].isdigit()]
         assert [int(line.split(".")[0]) for line in listed] == list(range(1, 9))
         assert "list from 9" in messages[0]["content"]
-        assert len(set(listed)) == 8 and not shown
+        assert len(set(listed)) == 8 and not with_demonstrations
         machine_made.append(sum("made" in line for line in listed))
     assert machine_made == [0, 2]
 
