@@ -14,6 +14,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import Manifest
 from zephyr_ray.messages import Message, assistant, plain, user
 from zephyr_ray.models.contract import Reply
+from zephyr_ray.models.similarity import Kept, diversity
 from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import Artifact, read_jsonl, write_rows
 from zephyr_ray.text.cleaning import UNHELPFUL, Clean, true_case
@@ -21,7 +22,6 @@ from zephyr_ray.text.completions import PRINCIPLES, complete
 from zephyr_ray.text.dialogues import self_refine
 from zephyr_ray.text.preferences import Chosen, Preferences
 from zephyr_ray.text.prompts import Prompts, SelfInstruct, invent, read_list
-from zephyr_ray.text.similarity import Kept, diversity
 from zephyr_ray.text.votes import Votes
 
 

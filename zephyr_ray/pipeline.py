@@ -13,6 +13,7 @@ import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from rich.console import Console
@@ -25,30 +26,31 @@ from zephyr_ray.display import CONSOLE, ConsoleHandler, Display
 from zephyr_ray.errors import Permanent
 from zephyr_ray.estimate.page import print_estimate
 from zephyr_ray.formatting import duration
-from zephyr_ray.judge.pairwise import Pairwise
 from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, preflight
 from zephyr_ray.recipe import Recipe
-from zephyr_ray.report.page import Report
 from zephyr_ray.stage import Stage, Work, log
 from zephyr_ray.store import SCRATCH, Artifact, Store, content_key
-from zephyr_ray.text.cleaning import Clean
-from zephyr_ray.text.completions import Completions
-from zephyr_ray.text.dialogues import SelfRefine
-from zephyr_ray.text.feedback import Feedback
-from zephyr_ray.text.preferences import Chosen, Preferences
-from zephyr_ray.text.prompts import Prompts, SelfInstruct
-from zephyr_ray.text.published import Published
-from zephyr_ray.text.votes import Votes
 from zephyr_ray.tracking import StageRun, Tracking
-from zephyr_ray.train.dpo import Dpo
-from zephyr_ray.train.sft import Sft
 
-STAGES: tuple[type[Stage], ...] = (
-    Prompts, SelfInstruct, SelfRefine, Clean, Sft, Completions, Feedback, Preferences, Chosen,
-    Dpo, Pairwise, Report, Votes, Published,
-)  # fmt: skip
-KINDS = {stage.kind: stage for stage in STAGES}
+STAGES = (
+    "zephyr_ray.text.prompts:Prompts",
+    "zephyr_ray.text.prompts:SelfInstruct",
+    "zephyr_ray.text.dialogues:SelfRefine",
+    "zephyr_ray.text.cleaning:Clean",
+    "zephyr_ray.train.sft:Sft",
+    "zephyr_ray.text.completions:Completions",
+    "zephyr_ray.text.feedback:Feedback",
+    "zephyr_ray.text.preferences:Preferences",
+    "zephyr_ray.text.preferences:Chosen",
+    "zephyr_ray.train.dpo:Dpo",
+    "zephyr_ray.judge.pairwise:Pairwise",
+    "zephyr_ray.report.page:Report",
+    "zephyr_ray.text.votes:Votes",
+    "zephyr_ray.text.published:Published",
+)
+"""The kinds of stages. A new kind is one file and one line here."""
+KINDS: dict[str, type[Stage]] = {stage.kind: stage for stage in map(resolve_name, STAGES)}
 
 
 def main(arguments: list[str] | None = None) -> int:
