@@ -260,11 +260,11 @@ def test_a_model_is_started_from_its_folder_beside_the_recipe(folder: Path) -> N
         '{"instruction": "Name pets.", "constraint": {"kind": "bullets", "n": 2}, "answer": "* a"}'
     )
     recipe = read(folder, "models.base.demonstrations=shown.jsonl", "models.judge.relevance=tiny")
-    model = recipe.models["base"].ready({})
+    model = recipe.models["base"].to_model({})
     assert Path(model.weights) == folder / "tiny"
     assert model.demonstrations[0]["prompt"].startswith("Name pets. Answer with exactly 2 bullet")
     # The judge's encoder is found by an actor whose working folder is another one.
-    assert recipe.models["judge"].ready({}).settings.model_dump()["relevance"] == str(
+    assert recipe.models["judge"].to_model({}).settings.model_dump()["relevance"] == str(
         folder / "tiny"
     )
 

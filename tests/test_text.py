@@ -1,4 +1,4 @@
-"""Text stages: row programs with a scripted model, and what needs no model, worked out by hand."""
+"""Tests row programs of text stages with a scripted model, and the rest by hand computation."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import Manifest
 from zephyr_ray.messages import Message, assistant, plain, user
 from zephyr_ray.models.contract import Reply
-from zephyr_ray.models.similarity import Kept, diversity
+from zephyr_ray.models.similarity import SimilarityIndex, diversity
 from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import Artifact, read_jsonl, write_rows
 from zephyr_ray.text.cleaning import UNHELPFUL, Clean, true_case
@@ -26,29 +26,29 @@ from zephyr_ray.text.votes import Votes
 
 
 class Scripted:
-    """A model that gives its answers in order; `asked` holds the conversations it saw."""
+    """A model that gives its answers in order; `requests` holds what it was asked."""
 
     def __init__(self, *answers: str | Reply):
         self._answers = iter(answers)
-        self.asked: list[tuple[list[Message], int, bool]] = []
+        self.requests: list[tuple[list[Message], int, bool]] = []
 
     async def __call__(
         self, messages: list[Message], *, max_tokens: int, shown: bool = True
     ) -> Reply:
-        self.asked.append((plain(messages), max_tokens, shown))
+        self.requests.append((plain(messages), max_tokens, shown))
         answer = next(self._answers)
         return answer if isinstance(answer, Reply) else Reply(answer, "stop", 5, 3)
 
 
 def work_on(folder: Path, **inputs: list[dict[str, Any]]) -> Work:
-    """A stage's work with artifacts on disk, by the name of the stage that made them."""
+    """Returns a stage's work, with artifacts on disk by the name of the stage that made them."""
     artifacts = {}
     for name, rows in inputs.items():
         (folder / name).mkdir()
         write_rows(folder / name, rows)
         artifacts[name] = Artifact(folder / name, Manifest(kind="text", key=name, files={}))
-    (folder / "made").mkdir()
-    return Work("made", folder / "made", 0, artifacts, {}, {})
+    (folder / "artifact").mkdir()
+    return Work("stage", folder / "artifact", 0, artifacts, {}, {})
 
 
 def run(stage: Stage, work: Work) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def test_self_refine_asks_in_the_papers_order() -> None:
         "A cat.", '"What does it eat?"\nI hope so.', "Fish.", "Where does it sleep?", "In"
     )
     result = asyncio.run(self_refine(row, ask, turns=3, max_tokens=9))
-    first, refine_1, second, refine_2, third = ask.asked
+    first, refine_1, second, refine_2, third = ask.requests
     dialogue = [user("Name a pet. Use no commas."), assistant("A cat.")]
     assert first == (dialogue[:1], 9, True)
     # The teacher refines from (x⁰, y⁰) alone, without the conversation or its demonstrations.
@@ -112,7 +112,7 @@ def test_invent_shows_eight_tasks_at_most_two_machine_made() -> None:
         "instructions": ["made one", "made two", "made three", "made four"],
     }
     machine_made = []
-    for messages, _, shown in ask.asked:
+    for messages, _, shown in ask.requests:
         listed = [line for line in messages[0]["content"].splitlines() if line[:1].isdigit()]
         assert [int(line.split(".")[0]) for line in listed] == list(range(1, 9))
         assert "list from 9" in messages[0]["content"]
@@ -126,7 +126,7 @@ def test_invent_is_the_same_for_the_same_row() -> None:
         ask = Scripted("1. a", "1. b", "1. c")
         row = {"id": "r", "seed": seed}
         asyncio.run(invent(row, ask, seeds=[f"task {n}" for n in range(50)]))
-        return ask.asked[0][0][0]["content"]
+        return ask.requests[0][0][0]["content"]
 
     assert first_request(0.25) == first_request(0.25) != first_request(0.75)
 
@@ -151,7 +151,9 @@ def test_complete_puts_the_principle_in_the_system_prompt() -> None:
     ask = Scripted("A cat.")
     row = {"id": "p1/0", "member": "base", "system": principle, "prompt": "Name a pet."}
     answer = asyncio.run(complete(row, ask, max_tokens=7))
-    assert ask.asked == [([{"role": "system", "content": principle}, user("Name a pet.")], 7, True)]
+    assert ask.requests == [
+        ([{"role": "system", "content": principle}, user("Name a pet.")], 7, True)
+    ]
     assert answer == {
         "id": "p1/0",
         "model": "base",
@@ -166,10 +168,10 @@ def test_complete_without_a_principle_has_no_system_prompt() -> None:
     ask = Scripted("A cat.")
     row = {"id": "p1/0", "member": "base", "system": None, "prompt": "Name a pet."}
     asyncio.run(complete(row, ask, max_tokens=7))
-    assert ask.asked[0][0] == [user("Name a pet.")]
+    assert ask.requests[0][0] == [user("Name a pet.")]
 
 
-# Likeness
+# Similarity
 
 
 @pytest.mark.parametrize(
@@ -185,19 +187,19 @@ def test_complete_without_a_principle_has_no_system_prompt() -> None:
     ],
 )
 def test_rouge_l_by_hand(a: str, b: str, score: float) -> None:
-    assert Kept([a]).nearest(b) == pytest.approx(score)
+    assert SimilarityIndex([a]).nearest(b) == pytest.approx(score)
 
 
-def test_nearest_is_the_most_similar_one_kept() -> None:
-    kept = Kept(["a b c", "a b x"])
-    assert kept.nearest("a b c d") == pytest.approx(6 / 7)
-    kept.add("a b c d")
-    assert kept.nearest("a b c d") == 1.0
-    assert kept.nearest("a y z", cutoff=0.7) == 0.0
-    assert Kept([]).nearest("a b") == 0.0
+def test_nearest_is_the_most_similar_text() -> None:
+    index = SimilarityIndex(["a b c", "a b x"])
+    assert index.nearest("a b c d") == pytest.approx(6 / 7)
+    index.add("a b c d")
+    assert index.nearest("a b c d") == 1.0
+    assert index.nearest("a y z", cutoff=0.7) == 0.0
+    assert SimilarityIndex([]).nearest("a b") == 0.0
 
 
-def test_rouge_l_is_what_the_textbook_computes() -> None:
+def test_rouge_l_equals_the_textbook_algorithm() -> None:
     def textbook(a: list[str], b: list[str]) -> float:
         row = [0] * (len(b) + 1)
         for x in a:
@@ -210,7 +212,7 @@ def test_rouge_l_is_what_the_textbook_computes() -> None:
     rng = random.Random(0)
     for _ in range(100):
         a, b = ([rng.choice("abcde") for _ in range(rng.randint(1, 12))] for _ in range(2))
-        assert Kept([" ".join(a)]).nearest(" ".join(b)) == pytest.approx(textbook(a, b))
+        assert SimilarityIndex([" ".join(a)]).nearest(" ".join(b)) == pytest.approx(textbook(a, b))
 
 
 def test_diversity_of_three_texts_by_hand() -> None:
@@ -286,8 +288,8 @@ def test_each_filter_of_self_instruct_counts_what_it_drops(
     instruction: str, tmp_path: Path
 ) -> None:
     rule, work = USABLE[instruction], work_on(tmp_path)
-    kept = Kept(["Tell me about the sea"])
-    held_out = Kept(["Which river is the longest one"])
+    kept = SimilarityIndex(["Tell me about the sea"])
+    held_out = SimilarityIndex(["Which river is the longest one"])
     stage = SelfInstruct(model="base", seeds="seeds.jsonl", count=1)
     usable = stage._usable({"instruction": instruction}, kept, held_out, work)
     assert usable == (rule is None)
@@ -295,20 +297,26 @@ def test_each_filter_of_self_instruct_counts_what_it_drops(
     assert work.examples == ({f"dropped/{rule}": [instruction]} if rule else {})
 
 
-def test_similarity_of_exactly_the_limit_is_kept(tmp_path: Path) -> None:
+def test_a_task_at_exactly_the_similarity_limit_is_kept(tmp_path: Path) -> None:
     stage = SelfInstruct(model="base", seeds="seeds.jsonl", count=1, max_similarity=0.75)
     work = work_on(tmp_path)
     # LCS 3 of 4 and 4 words: 0.75.
     assert stage._usable(
-        {"instruction": "tell me the time"}, Kept(["tell me the news"]), Kept([]), work
+        {"instruction": "tell me the time"},
+        SimilarityIndex(["tell me the news"]),
+        SimilarityIndex([]),
+        work,
     )
     stage = stage.model_copy(update={"max_similarity": 0.74})
     assert not stage._usable(
-        {"instruction": "tell me the time"}, Kept(["tell me the news"]), Kept([]), work
+        {"instruction": "tell me the time"},
+        SimilarityIndex(["tell me the news"]),
+        SimilarityIndex([]),
+        work,
     )
 
 
-def test_self_instruct_of_seeds_alone_asks_nobody(tmp_path: Path) -> None:
+def test_self_instruct_with_enough_seeds_asks_no_model(tmp_path: Path) -> None:
     held_out = [{"id": "h1", "instruction": "Which river is the longest one"}]
     work = work_on(tmp_path, heldout=held_out)
     work.files = seeds_file(
@@ -318,7 +326,7 @@ def test_self_instruct_of_seeds_alone_asks_nobody(tmp_path: Path) -> None:
     )
     stage = SelfInstruct(model="base", seeds="seeds.jsonl", count=1, apart_from="heldout")
     [row] = run(stage, work)
-    # With a full stop, for the sentence of a constraint that follows.
+    # A full stop is added, because a constraint's sentence may follow.
     assert row["instruction"] == "Name three kinds of trees."
     assert work.counts["dropped/held-out, exact"] == 1
     assert (work.counts["seeds"], work.counts["new"], work.counts["short_of_count"]) == (1, 0, 0)
@@ -337,7 +345,7 @@ def test_self_instruct_of_seeds_alone_asks_nobody(tmp_path: Path) -> None:
         ("First line.\nsecond line.", "First line.\nSecond line."),
     ],
 )
-def test_true_case_mends(before: str, after: str) -> None:
+def test_true_case_corrects(before: str, after: str) -> None:
     assert true_case(before) == after
 
 
@@ -377,7 +385,7 @@ def test_true_case_leaves_alone(text: str) -> None:
         "I do not possess emotions.",
     ],
 )
-def test_unhelpful_assistants_are_found(text: str) -> None:
+def test_unhelpful_assistants_are_detected(text: str) -> None:
     assert UNHELPFUL.search(text)
 
 
@@ -395,7 +403,7 @@ def test_unhelpful_assistants_are_found(text: str) -> None:
         "In my opinion, I can have it all.",
     ],
 )
-def test_helpful_answers_are_not_taken_for_unhelpful(text: str) -> None:
+def test_helpful_answers_are_not_unhelpful(text: str) -> None:
     assert not UNHELPFUL.search(text)
 
 
@@ -434,7 +442,7 @@ def test_clean_cuts_before_the_first_bad_answer(tmp_path: Path) -> None:
     assert work.examples["dropped/unhelpful assistant"][0] == {"prompt": "Q4?", "answer": BAD}
 
 
-def test_clean_mends_capitals_and_shows_them(tmp_path: Path) -> None:
+def test_clean_corrects_capitals_and_keeps_examples(tmp_path: Path) -> None:
     work = work_on(tmp_path, dialogues=[dialogue("d", "Who are you? tell me.", "Ann. i think so.")])
     [row] = run(Clean(dialogues="dialogues"), work)
     assert [m["content"] for m in row["messages"]] == [
@@ -445,18 +453,21 @@ def test_clean_mends_capitals_and_shows_them(tmp_path: Path) -> None:
     assert work.examples["true-cased"][1] == ["Ann. i think so.", "Ann. I think so."]
 
 
-def test_clean_keeps_the_casing_that_was_asked_for(tmp_path: Path) -> None:
+def test_clean_keeps_the_casing_that_a_constraint_demands(tmp_path: Path) -> None:
     rows = [
         dialogue("low", "Greet me.", "hello. how are you?", constraint={"kind": "lowercase"}),
         dialogue("big", "Greet me, please.", "HELLO. HI.", constraint={"kind": "uppercase"}),
     ]
-    made = run(Clean(dialogues="dialogues"), work_on(tmp_path, dialogues=rows))
-    assert [row["messages"][1]["content"] for row in made] == ["hello. how are you?", "HELLO. HI."]
+    cleaned = run(Clean(dialogues="dialogues"), work_on(tmp_path, dialogues=rows))
+    assert [row["messages"][1]["content"] for row in cleaned] == [
+        "hello. how are you?",
+        "HELLO. HI.",
+    ]
 
 
 def test_clean_of_everything_is_an_error(tmp_path: Path) -> None:
     work = work_on(tmp_path, dialogues=[dialogue("d", "Q?", BAD)])
-    with pytest.raises(Permanent, match=r"no dialogue is left \(1 unhelpful.*; make more"):
+    with pytest.raises(Permanent, match=r"no dialogue is left \(1 unhelpful.*; lower min_score"):
         Clean(dialogues="dialogues").run(work)
 
 
@@ -488,21 +499,21 @@ def pairs_of(
     folder: Path, rows: list[dict[str, Any]], **settings: Any
 ) -> tuple[list[tuple[str, str]], Work]:
     work = work_on(folder, feedback=rows)
-    made = run(Preferences(feedback="feedback", **settings), work)
-    return [(p["chosen"][1]["content"], p["rejected"][1]["content"]) for p in made], work
+    pairs = run(Preferences(feedback="feedback", **settings), work)
+    return [(p["chosen"][1]["content"], p["rejected"][1]["content"]) for p in pairs], work
 
 
 def test_a_pair_holds_both_answers_to_one_prompt(tmp_path: Path) -> None:
     work = work_on(tmp_path, feedback=[FOUR])
     [pair] = run(Preferences(feedback="feedback", rejected="lowest"), work)
-    asked = user("Name a pet. Be short.", instruction="Name a pet.")
+    question = user("Name a pet. Be short.", instruction="Name a pet.")
     assert pair == {
         "id": "p1/0",
         "prompt": "Name a pet. Be short.",
         "instruction": "Name a pet.",
         "constraint": None,
-        "chosen": [asked, assistant("cat", finish_reason="stop")],
-        "rejected": [asked, assistant("emu", finish_reason="length")],
+        "chosen": [question, assistant("cat", finish_reason="stop")],
+        "rejected": [question, assistant("emu", finish_reason="length")],
         "score_chosen": 9,
         "score_rejected": 2,
         "model_chosen": "by cat",
@@ -511,7 +522,7 @@ def test_a_pair_holds_both_answers_to_one_prompt(tmp_path: Path) -> None:
     assert work.counts == {"rows": 1, "margin_mean": 7.0}
 
 
-def test_rejected_all_is_every_other(tmp_path: Path) -> None:
+def test_rejected_all_pairs_every_other_answer(tmp_path: Path) -> None:
     pairs, work = pairs_of(tmp_path, [FOUR], rejected="all")
     assert set(pairs) == {("cat", "dog"), ("cat", "cow"), ("cat", "emu")} and len(pairs) == 3
     assert [row["id"] for row in read_jsonl(work.folder / "rows.jsonl")] == ["p1/0", "p1/1", "p1/2"]
@@ -539,7 +550,7 @@ def test_ties_are_dropped_by_default(tmp_path: Path) -> None:
     assert work.examples["dropped/tie or margin too small"] == ["tie"]
 
 
-def test_ties_can_be_kept_and_favour_nobody(tmp_path: Path) -> None:
+def test_kept_ties_favor_no_answer(tmp_path: Path) -> None:
     rows = [rated(f"p{n}", ("cat", 9), ("dog", 9)) for n in range(200)]
     pairs, _ = pairs_of(tmp_path, rows, ties="keep")
     assert len(pairs) == 200
@@ -583,7 +594,7 @@ def test_answers_without_a_score_are_left_out(tmp_path: Path) -> None:
 
 
 def test_no_pair_at_all_is_an_error_that_says_why(tmp_path: Path) -> None:
-    with pytest.raises(Permanent, match="no pair is left of .*good enough.*loosen min_chosen"):
+    with pytest.raises(Permanent, match="no pair is left of .*good enough.*lower min_chosen"):
         pairs_of(tmp_path, [FOUR], min_chosen=10)
 
 
@@ -628,7 +639,7 @@ def test_a_follow_up_near_a_held_out_prompt_is_cut(tmp_path: Path) -> None:
         ("", "has no votes"),
     ],
 )
-def test_a_file_that_holds_no_votes_is_one_line(line: str, says: str, tmp_path: Path) -> None:
+def test_a_file_without_votes_is_one_line(line: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "votes.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(Permanent, match=says):

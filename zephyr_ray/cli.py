@@ -146,9 +146,9 @@ def _checked(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Recipe]:
     for model in recipe.models.values():
         if not any(path.is_absolute() for path in model.files.values()):
             model.check_demonstrations()
-        for place in model.places:
-            if not Path(place).is_absolute():
-                fingerprint(place)  # Permanent for a name that nobody knows
+        for source in model.sources:
+            if not Path(source).is_absolute():
+                fingerprint(source)  # raises Permanent if the name is unknown
     return recipe_file.read(path, overrides)[0], recipe
 
 

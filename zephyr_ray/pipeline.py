@@ -24,7 +24,7 @@ from zephyr_ray import __version__
 from zephyr_ray import recipe as recipes
 from zephyr_ray.display import CONSOLE, ConsoleHandler, Display
 from zephyr_ray.errors import Permanent
-from zephyr_ray.estimate.page import print_estimate
+from zephyr_ray.estimate.printing import print_estimate
 from zephyr_ray.formatting import duration
 from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, preflight
@@ -169,7 +169,7 @@ def _make(
     stage = step.stage
     artifacts = {s.name: s.artifact for s in steps if s.artifact}
     reads = recipe.lineage(stage) if stage.reads_lineage else recipe.stages_read(stage)
-    models = {n: model.ready(artifacts) for n, model in recipe.models_read(stage).items()}
+    models = {n: model.to_model(artifacts) for n, model in recipe.models_read(stage).items()}
     work = Work(
         name=step.name,
         folder=store.folder(stage.kind, step.key),

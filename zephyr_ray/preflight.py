@@ -29,8 +29,8 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
         models = recipe.models_read(step.stage)
         for model in models.values():
             model.settings.preflight()
-            for place in model.places:
-                resolve(place)
+            for source in model.sources:
+                resolve(source)
             model.check_demonstrations()
         try:
             step.stage.check_models(models)

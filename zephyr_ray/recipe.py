@@ -14,7 +14,7 @@ from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.recipe_file import mapping, read
 from zephyr_ray.references import References
-from zephyr_ray.settings import FILE, Reads, Strict, marked, near, typed
+from zephyr_ray.settings import FILE, Reads, Strict, marked, suggest, typed
 from zephyr_ray.stage import Stage
 
 SEEDS = 2**32
@@ -145,7 +145,7 @@ def _model_settings(raw: Any, where: str) -> ModelSettings:
     raw = mapping(raw, where)
     engine = raw.get("engine", DEFAULT)
     if not isinstance(engine, str) or engine not in ENGINES:
-        raise Permanent(f"{where}: setting 'engine': unknown{near(str(engine), ENGINES)}")
+        raise Permanent(f"{where}: setting 'engine': unknown{suggest(str(engine), ENGINES)}")
     return typed(ENGINES[engine], raw, where)
 
 
@@ -165,7 +165,7 @@ def _stage(
         raise Permanent(f"{where}: setting 'kind' is missing; known: {', '.join(sorted(kinds))}")
     kind = str(settings.pop("kind"))
     if kind not in kinds:
-        raise Permanent(f"{where}: unknown kind '{kind}'{near(kind, kinds)}")
+        raise Permanent(f"{where}: unknown kind '{kind}'{suggest(kind, kinds)}")
     for setting, value in defaults.items():
         if setting in kinds[kind].model_fields:
             settings.setdefault(setting, value)

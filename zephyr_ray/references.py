@@ -7,7 +7,7 @@ from pathlib import Path
 from zephyr_ray.engines.model import RecipeModel, Weights
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
-from zephyr_ray.settings import FILE, WEIGHTS, Reads, marked, near
+from zephyr_ray.settings import FILE, WEIGHTS, Reads, marked, suggest
 from zephyr_ray.stage import Stage
 
 TRAINED = "weights"
@@ -64,7 +64,7 @@ class References:
         else:
             names = [*(self.settings if mark.is_model else []), *self.stages]
             raise Permanent(
-                f"{where}, which is neither a stage nor a model of this recipe{near(ref, names)}"
+                f"{where}, which is neither a stage nor a model of this recipe{suggest(ref, names)}"
             )
 
     def _check_use(self, where: str, mark: Reads, ref: str) -> None:
