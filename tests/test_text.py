@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import Scripted, run, work_on
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.manifest import Manifest
-from zephyr_ray.messages import Message, assistant, plain, user
+from zephyr_ray.messages import assistant, plain, user
 from zephyr_ray.models.contract import Reply
-from zephyr_ray.stage import Stage, Work
-from zephyr_ray.store import Artifact, read_jsonl, write_rows
+from zephyr_ray.stage import Work
+from zephyr_ray.store import read_jsonl
 from zephyr_ray.text.cleaning import UNHELPFUL, Clean, true_case
 from zephyr_ray.text.completions import PRINCIPLES, complete
 from zephyr_ray.text.dialogues import self_refine
@@ -23,37 +23,6 @@ from zephyr_ray.text.preferences import Chosen, Preferences
 from zephyr_ray.text.prompts import Prompts, SelfInstruct, invent, read_list
 from zephyr_ray.text.similarity import Kept, diversity
 from zephyr_ray.text.votes import Votes
-
-
-class Scripted:
-    """A model that gives its answers in order; `asked` holds the conversations it saw."""
-
-    def __init__(self, *answers: str | Reply):
-        self._answers = iter(answers)
-        self.asked: list[tuple[list[Message], int, bool]] = []
-
-    async def __call__(
-        self, messages: list[Message], *, max_tokens: int, shown: bool = True
-    ) -> Reply:
-        self.asked.append((plain(messages), max_tokens, shown))
-        answer = next(self._answers)
-        return answer if isinstance(answer, Reply) else Reply(answer, "stop", 5, 3)
-
-
-def work_on(folder: Path, **inputs: list[dict[str, Any]]) -> Work:
-    """A stage's work with artifacts on disk, by the name of the stage that made them."""
-    artifacts = {}
-    for name, rows in inputs.items():
-        (folder / name).mkdir()
-        write_rows(folder / name, rows)
-        artifacts[name] = Artifact(folder / name, Manifest(kind="text", key=name, files={}))
-    (folder / "made").mkdir()
-    return Work("made", folder / "made", 0, artifacts, {}, {})
-
-
-def run(stage: Stage, work: Work) -> list[dict[str, Any]]:
-    stage.run(work)
-    return list(read_jsonl(work.folder / "rows.jsonl"))
 
 
 def instructions(row: dict[str, Any]) -> list[str]:
