@@ -1,4 +1,4 @@
-"""The pipeline: reads a recipe, plans it, and walks its stages, making what is missing.
+"""Runs a recipe: loads it, plans it, and makes the missing artifacts of its stages in order.
 
 python -m zephyr_ray.pipeline [RECIPE] [--set stage.setting=value] [--until STAGE] [--plan]
 """
@@ -54,7 +54,8 @@ KINDS: dict[str, type[Stage]] = {stage.kind: stage for stage in map(resolve_name
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done; 2 something to mend, said in one line; 1 a fault; 130 interrupted."""
+    """Returns the exit code: 0 done, 1 unexpected error, 2 error for the user to fix, 130
+    interrupted."""
     parser = argparse.ArgumentParser("zephyr_ray.pipeline", description="Run a recipe.")
     parser.add_argument("recipe", nargs="?", type=Path, help="a recipe file (default: quickstart)")
     parser.add_argument(
@@ -84,42 +85,42 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; what is finished is kept, run again to go on", file=sys.stderr)
+        print("interrupted; finished work is kept, run again to continue", file=sys.stderr)
         return 130
 
 
 def default_recipe() -> Path:
-    """configs/quickstart.yaml: inside an installed wheel, or beside the package in a checkout."""
+    """Returns configs/quickstart.yaml, inside an installed wheel or beside the package."""
     package = Path(__file__).parent
     inside = package / "configs" / "quickstart.yaml"
     return inside if inside.exists() else package.parent / "configs" / "quickstart.yaml"
 
 
 def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
-    """Makes every artifact of the recipe that is not there, up to `until`."""
+    """Makes every missing artifact of the recipe, up to `until`."""
     store.prepare()
     with store.exclusive():
         check_files(recipe)
         steps = make_plan(recipe, store, until)
         preflight(recipe, store, steps)
         _unlink_stale(recipe, store, make_plan(recipe, store) if until else steps)
-        # There while a run is under way: a kill after the last manifest leaves MLflow's run open.
+        # Exists during a run: a kill after the last manifest leaves MLflow's run open.
         unfinished = store.storage / recipe.name / ".unfinished"
         if unfinished.exists() or any(step.artifact is None for step in steps):
             unfinished.parent.mkdir(parents=True, exist_ok=True)
             unfinished.touch()
-            _walk(recipe, store, steps)
+            _run_stages(recipe, store, steps)
             unfinished.unlink()
         else:
-            CONSOLE.print(f"All {len(steps)} stages are there already.")
+            CONSOLE.print(f"All {len(steps)} stages are cached.")
         for step in steps:
             _link(recipe, store, step)
-            # A kill right after the manifest leaves it: gigabytes that nobody would read again.
+            # A kill right after the manifest leaves gigabytes of scratch that nothing reads again.
             shutil.rmtree(store.folder(step.stage.kind, step.key) / SCRATCH, ignore_errors=True)
-    _say_where(recipe, store)
+    _print_locations(recipe, store)
 
 
-def _walk(recipe: Recipe, store: Store, steps: list[Step]) -> None:
+def _run_stages(recipe: Recipe, store: Store, steps: list[Step]) -> None:
     keys = {step.name: step.key for step in steps}
     tracking = Tracking.open(
         store.storage,
@@ -140,11 +141,12 @@ def _walk(recipe: Recipe, store: Store, steps: list[Step]) -> None:
                 settings = {"kind": step.stage.kind, **step.stage.model_dump(mode="json")}
                 stage_run = tracking.stage(step.name, step.stage.kind, step.key, settings)
                 try:
-                    step.artifact = _make(recipe, store, steps, step, stage_run, display)
+                    step.artifact = _run_stage(recipe, store, steps, step, stage_run, display)
                 except BaseException as error:
-                    stopped = isinstance(error, KeyboardInterrupt)
-                    stage_run.fail("interrupted" if stopped else f"{error}" or type(error).__name__)
-                    display.set(step.name, "interrupted" if stopped else "failed")
+                    interrupted = isinstance(error, KeyboardInterrupt)
+                    reason = "interrupted" if interrupted else f"{error}" or type(error).__name__
+                    stage_run.fail(reason)
+                    display.set(step.name, "interrupted" if interrupted else "failed")
                     raise
                 stage_run.finish(step.artifact.manifest, step.artifact.folder)
                 _link(recipe, store, step)
@@ -157,7 +159,7 @@ def _walk(recipe: Recipe, store: Store, steps: list[Step]) -> None:
         tracking.finish(status)
 
 
-def _make(
+def _run_stage(
     recipe: Recipe,
     store: Store,
     steps: list[Step],
@@ -165,7 +167,7 @@ def _make(
     stage_run: StageRun,
     display: Display,
 ) -> Artifact:
-    """Runs one stage in its folder and makes the folder an artifact."""
+    """Runs one stage in its folder and commits the folder as an artifact."""
     stage = step.stage
     artifacts = {s.name: s.artifact for s in steps if s.artifact}
     reads = recipe.lineage(stage) if stage.reads_lineage else recipe.stages_read(stage)
@@ -204,7 +206,8 @@ def _make(
 
 
 class _Clock:
-    """Wall time of a stage over all its attempts, kept on disk so that a kill loses a second."""
+    """Wall time of a stage over all attempts, saved twice per second, so that a kill loses
+    little."""
 
     def __init__(self, path: Path, tick: Any):
         self._path, self._tick, self._stop = path, tick, threading.Event()
@@ -235,7 +238,7 @@ class _Clock:
 
 
 def _link(recipe: Recipe, store: Store, step: Step) -> None:
-    """The names a person opens: report.html, models/<stage>, data/<stage>."""
+    """Links the artifact in the run's folder: report.html, models/<stage> or data/<stage>."""
     if step.artifact is None:
         return
     link, target = step.stage.view
@@ -244,8 +247,7 @@ def _link(recipe: Recipe, store: Store, step: Step) -> None:
 
 
 def _unlink_stale(recipe: Recipe, store: Store, steps: list[Step]) -> None:
-    """Takes away names of what this recipe no longer is: a report beside models it does not tell
-    of would mislead. The artifacts stay."""
+    """Removes links to artifacts that the recipe no longer makes; the artifacts stay."""
     view = store.storage / recipe.name
     current = {step.artifact.folder for step in steps if step.artifact}
     for link in [view / "report.html", *view.glob("models/*"), *view.glob("data/*")]:
@@ -269,28 +271,28 @@ def print_plan(recipe: Recipe, steps: list[Step]) -> None:
         table.add_column(heading)
     for step in steps:
         state = "[cyan]cached[/]" if step.artifact else "[yellow]to do[/]"
-        most = "" if step.artifact else "≤ "
-        rows = "" if step.rows is None else f"{most}{step.rows:.0f}"
-        table.add_row(step.name, step.stage.kind, state, rows, Text(step.why))
+        bound = "" if step.artifact else "≤ "
+        rows = "" if step.rows is None else f"{bound}{step.rows:.0f}"
+        table.add_row(step.name, step.stage.kind, state, rows, Text(step.reason))
     Console().print(table)
 
 
-def _say_where(recipe: Recipe, store: Store) -> None:
+def _print_locations(recipe: Recipe, store: Store) -> None:
     view = store.storage / recipe.name
-    shown = os.path.relpath(view)
+    folder = os.path.relpath(view)
     zephyr = shutil.which("zephyr") or os.path.relpath(Path(sys.executable).with_name("zephyr"))
     database = f"sqlite:///{os.path.relpath(store.storage)}/mlflow.db"
-    here = Path("Makefile").exists() and store.storage == Path("runs").absolute()
-    lines = [("open", f"{shown}/")]
+    has_make = Path("Makefile").exists() and store.storage == Path("runs").absolute()
+    lines = [("open", f"{folder}/")]
     if (view / "report.html").exists():
-        lines.append(("report", f"{shown}/report.html"))
+        lines.append(("report", f"{folder}/report.html"))
     if (view / "models").exists():
-        lines.append(("chat", f"{zephyr} chat {shown}"))
+        lines.append(("chat", f"{zephyr} chat {folder}"))
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         lines.append(("MLflow", uri))
     else:
         lines.append(
-            ("MLflow", "make mlflow" if here else f"mlflow ui --backend-store-uri {database}")
+            ("MLflow", "make mlflow" if has_make else f"mlflow ui --backend-store-uri {database}")
         )
     print("\n".join(f"{name:8}{text}" for name, text in lines))
 

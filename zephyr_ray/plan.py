@@ -1,4 +1,4 @@
-"""What a run will do before it starts: content keys, what is there, why the rest must run."""
+"""Plans a run: content keys, cached artifacts, and reasons why the other stages must run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import read_manifest
 from zephyr_ray.recipe import Recipe
-from zephyr_ray.run_folder import artifact_shown
+from zephyr_ray.run_folder import linked_artifact
 from zephyr_ray.settings import FILE, OPERATIONAL, Reads, marked
 from zephyr_ray.stage import Stage
 from zephyr_ray.store import SCRATCH, Artifact, Store, content_key, digest
@@ -22,17 +22,20 @@ class Step:
     stage: Stage
     key: str
     identity: dict[str, Any]
-    """What the key is made of; kept in the manifest so that a later plan can say what changed."""
+    """What the key hashes; the manifest keeps it so that a later plan can say what changed."""
     artifact: Artifact | None
-    why: str
+    """The cached artifact; None if the stage must run."""
+    reason: str
+    """Why the stage must run; empty if it is cached."""
     rows: int | None
+    """Rows of the artifact, or expected rows; None if unknown."""
 
 
 def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[Step]:
-    """The steps in order, up to `until`. Verifies cached artifacts; starts nothing."""
+    """Returns the steps in order, up to `until`. Verifies cached artifacts; starts nothing."""
     if until is not None and until not in recipe.stages:
         raise Permanent(
-            f"--until {until}: the recipe has no such stage: {', '.join(recipe.stages)}"
+            f"--until {until}: the recipe has no such stage; it has {', '.join(recipe.stages)}"
         )
     steps: dict[str, Step] = {}
     for name, stage in recipe.stages.items():
@@ -41,13 +44,13 @@ def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[St
         artifact = store.find(stage.kind, key)
         reads = [read for read in recipe.stages_read(stage) if read in steps]
         if artifact:
-            why, made = "", artifact.manifest.counts.get("rows")
-            rows = None if made is None else int(made)
+            reason, count = "", artifact.manifest.counts.get("rows")
+            rows = None if count is None else int(count)
         else:
-            why = _why(recipe, store, name, stage, key, identity, steps)
-            known = {r: n for r in reads if (n := steps[r].rows) is not None}
-            rows = stage.expected(known)
-        steps[name] = Step(name, stage, key, identity, artifact, why, rows)
+            reason = _rerun_reason(recipe, store, name, stage, key, identity, steps)
+            rows_read = {r: n for r in reads if (n := steps[r].rows) is not None}
+            rows = stage.expected(rows_read)
+        steps[name] = Step(name, stage, key, identity, artifact, reason, rows)
         if name == until:
             break
     return list(steps.values())
@@ -64,7 +67,7 @@ def _identity(recipe: Recipe, stage: Stage, keys: dict[str, str]) -> dict[str, A
         if name in files and value is not None:
             settings[name] = digest(recipe.file(value))
         elif name in reads and isinstance(value, list):
-            # Names of several things read are kept: results are told apart by them.
+            # Names in a list are part of the result, so they are hashed too.
             settings[name] = [[v, _read_identity(recipe, v, reads[name], keys)] for v in value]
         elif name in reads and value is not None:
             settings[name] = _read_identity(recipe, value, reads[name], keys)
@@ -80,7 +83,7 @@ def _read_identity(recipe: Recipe, ref: str, mark: Reads, keys: dict[str, str]) 
     return model.main.identity(keys) if mark.what == "weights" else model.identity(keys)
 
 
-def _why(
+def _rerun_reason(
     recipe: Recipe,
     store: Store,
     name: str,
@@ -89,37 +92,37 @@ def _why(
     identity: dict[str, Any],
     steps: dict[str, Step],
 ) -> str:
-    """Why a stage must run, for a person."""
+    """Returns why a stage must run, as text for the plan."""
     if (store.folder(stage.kind, key) / SCRATCH).exists():
-        return "was interrupted: goes on"
-    changed = [r for r in recipe.stages_read(stage) if r in steps and not steps[r].artifact]
-    if changed:
-        return f"reads {', '.join(changed)}, to do"
-    shown = artifact_shown(store.storage / recipe.name, name, stage.view[0])
-    if shown is None:
+        return "was interrupted, continues"
+    pending = [r for r in recipe.stages_read(stage) if r in steps and not steps[r].artifact]
+    if pending:
+        return f"reads {', '.join(pending)}, to do"
+    previous = linked_artifact(store.storage / recipe.name, name, stage.view[0])
+    if previous is None:
         return "not made yet"
     try:
-        before = read_manifest(shown).identity
+        previous_identity = read_manifest(previous).identity
     except ValueError:
         return "its artifact was deleted"
-    if before is None:
+    if previous_identity is None:
         return "was made by an earlier version of zephyr_ray"
-    if before["kind"] != identity["kind"]:
-        return f"kind was {before['kind']}"
-    if before["version"] != identity["version"]:
-        return f"{stage.kind} is of a new version"
-    old, new = before["settings"], identity["settings"]
+    if previous_identity["kind"] != identity["kind"]:
+        return f"kind was {previous_identity['kind']}"
+    if previous_identity["version"] != identity["version"]:
+        return f"{stage.kind} has a new version"
+    old, new = previous_identity["settings"], identity["settings"]
     names = [n for n in sorted({*old, *new}) if old.get(n) != new.get(n)]
     changes = [
         f"{n} was {old.get(n)}, is {new.get(n)}"
-        if _short(old.get(n), new.get(n))
+        if _are_short(old.get(n), new.get(n))
         else f"{n} changed"
         for n in names
     ]
     return "; ".join(changes) or "its artifact was deleted"
 
 
-def _short(*values: Any) -> bool:
+def _are_short(*values: Any) -> bool:
     return all(
         value is None or isinstance(value, int | float | bool) or len(str(value)) < 16
         for value in values

@@ -10,7 +10,7 @@ from zephyr_ray.store import STORE
 
 
 def models_of(run: Path) -> dict[str, str]:
-    """Returns weights by name: first the models that training started from, then the trained ones.
+    """Returns weights by name: the models that training started from, then the trained ones by age.
 
     Raises Permanent if the folder is not a run or holds no trained model.
     """
@@ -23,33 +23,34 @@ def models_of(run: Path) -> dict[str, str]:
         )
     manifests = {name: _manifest(folder.parent) for name, folder in trained.items()}
     order = sorted(trained, key=lambda name: manifests[name].created)
-    started = {
+    start_models = {
         name: spec["weights"]
         for manifest in manifests.values()
         for name, spec in manifest.models.items()
         if name not in trained and spec["weights"]
     }
-    return started | {name: str(trained[name]) for name in order}
+    return start_models | {name: str(trained[name]) for name in order}
 
 
 def judge_of(run: Path) -> Model | None:
-    """Returns the judge of the run's comparison, None if it has none or uses a served one."""
+    """Returns the judge of the run's comparison; None without one, or if a service was the
+    judge."""
     for data in sorted((run / "data").glob("*")):
         manifest = _manifest(data.resolve())
         if (data / "result.json").exists():
             name = manifest.settings["judge"]
             settings = ENGINES[manifest.models[name]["engine"]]
-            # Manifests of earlier versions have the settings of every engine in each model.
-            known = {k: v for k, v in manifest.models[name].items() if k in settings.model_fields}
-            judge = Model(name, settings.model_validate(known))
+            # In manifests of earlier versions, each model has the settings of all engines.
+            own = {k: v for k, v in manifest.models[name].items() if k in settings.model_fields}
+            judge = Model(name, settings.model_validate(own))
             if judge.settings.served:
                 return judge
     return None
 
 
-def artifact_shown(run: Path, stage: str, view: str) -> Path | None:
-    """Returns the folder of the artifact that the run's links show for a stage, which may have
-    been deleted; None if there is no link."""
+def linked_artifact(run: Path, stage: str, view: str) -> Path | None:
+    """Returns the folder of the artifact that the run links for a stage, which may have been
+    deleted; None if there is no link."""
     links = [run / v.format(name=stage) for v in (view, "data/{name}", "models/{name}")]
     link = next((link for link in links if link.is_symlink()), None)
     if link is None:
