@@ -1,4 +1,4 @@
-"""Store artifacts under content keys; an artifact is complete once it has a manifest.
+"""Stores artifacts under content keys; an artifact is complete once it has a manifest.
 
     <storage>/store/<kind>-<key>/manifest.json     written last
     <storage>/store/<kind>-<key>/…                 rows.jsonl, model/, report.html, …

@@ -12,7 +12,7 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused", "paged_adamw_32bit": "paged_adamw_32
 
 
 def trainer_arguments(job: Job) -> dict[str, Any]:
-    """Return the arguments of TRL's SFTConfig."""
+    """Returns the arguments of TRL's SFTConfig."""
     import torch
 
     settings = job.settings
@@ -52,7 +52,7 @@ def trainer_arguments(job: Job) -> dict[str, Any]:
 
 
 def adapter_config(lora: Lora | None) -> Any:
-    """Return PEFT's configuration of the adapters, or None if the whole model is trained."""
+    """Returns PEFT's configuration of the adapters, or None if the whole model is trained."""
     from peft import LoraConfig
 
     return lora and LoraConfig(

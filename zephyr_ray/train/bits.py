@@ -7,7 +7,7 @@ from zephyr_ray.errors import Permanent
 
 
 def four_bits() -> dict[str, Any]:
-    """Return the arguments of from_pretrained for QLoRA: NF4 on this worker's GPU, matrix products
+    """Returns the arguments of from_pretrained for QLoRA: NF4 on this worker's GPU, matrix products
     in bf16."""
     import torch
     from transformers import BitsAndBytesConfig

@@ -11,7 +11,7 @@ log = logging.getLogger("zephyr_ray")
 
 
 def discard_torn_state(job: Job) -> None:
-    """Remove Ray's run state if a kill left it half written (Ray writes it in place, and could not
+    """Removes Ray's run state if a kill left it half written (Ray writes it in place, and could not
     read it again). Runs on the driver."""
     state = job.checkpoints / "checkpoint_manager_snapshot.json"
     try:
@@ -24,7 +24,7 @@ def discard_torn_state(job: Job) -> None:
 
 
 def last_checkpoint(job: Job) -> str | None:
-    """Return the last checkpoint that all workers reported, and remove all others, which may be
+    """Returns the last checkpoint that all workers reported, and removes all others, which may be
     half written. Runs on every worker."""
     import ray.train
     import torch.distributed
@@ -47,7 +47,7 @@ def last_checkpoint(job: Job) -> str | None:
 
 
 def fits(checkpoint: Path, zero: int, workers: int) -> bool:
-    """Return whether DeepSpeed wrote the checkpoint at this ZeRO stage with this many workers.
+    """Returns whether DeepSpeed wrote the checkpoint at this ZeRO stage with this many workers.
 
     Without ZeRO one file holds everything, for any number of workers. Stages 1 and 2 write a part
     of the optimizer per worker, stage 3 also a part of the model.

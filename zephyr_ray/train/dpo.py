@@ -1,4 +1,4 @@
-"""Train on preference pairs: direct preference optimization against the frozen start model, the
+"""Trains on preference pairs: direct preference optimization against the frozen start model, the
 second half of Zephyr's recipe."""
 
 import logging
@@ -59,7 +59,7 @@ class Dpo(TrainingStage):
         return DpoObjective(beta=self.beta, nll_weight=self.nll_weight)
 
     def _prepare(self, work: Work, chat: ChatFormat) -> list[int]:
-        """Write and count scratch/data, log a sample of the mask; return the longer lengths."""
+        """Writes and counts scratch/data, logs a sample of the mask; returns the longer lengths."""
         from datasets import Dataset
 
         work.counts["truncated"] = 0
@@ -107,7 +107,7 @@ class Dpo(TrainingStage):
 
 
 def answer(chat: ChatFormat, messages: Messages) -> tuple[list[int], list[int]]:
-    """Return the tokens of the prompt, and of the last answer with its end token.
+    """Returns the tokens of the prompt, and of the last answer with its end token.
 
     A truncated answer has no end token, because it does not end by choice.
     """

@@ -9,7 +9,7 @@ from torch.nn.functional import logsigmoid
 
 
 def token_nll(log_probs: Tensor, trained: Tensor) -> Tensor:
-    """Return the negative log-likelihood of every trained token (arXiv 2310.16944, section 3):
+    """Returns the negative log-likelihood of every trained token (arXiv 2310.16944, section 3):
     -log π(y_t|y_<t).
 
     `log_probs` and the boolean `trained` have one shape, the result has shape (trained tokens,).
@@ -18,7 +18,7 @@ def token_nll(log_probs: Tensor, trained: Tensor) -> Tensor:
 
 
 def dpo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
-    """Return the DPO loss of every pair (arXiv 2305.18290, eq. 7): -log σ(β (chosen - rejected)).
+    """Returns the DPO loss of every pair (arXiv 2305.18290, eq. 7): -log σ(β (chosen - rejected)).
 
     `chosen` and `rejected` are log-ratios, log π(y|x) - log π_ref(y|x), summed over the answer's
     tokens; they and the result have shape (pairs,).
@@ -27,7 +27,7 @@ def dpo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 
 
 def answer_nll(log_probs: Tensor, tokens: Tensor) -> Tensor:
-    """Return the negative log-likelihood per token of every answer (arXiv 2404.19733, the NLL term
+    """Returns the negative log-likelihood per token of every answer (arXiv 2404.19733, the NLL term
     of eq. 1): -log π(y|x) / |y|.
 
     `log_probs` is summed over the answer's tokens, `tokens` counts them; both and the result have

@@ -1,4 +1,4 @@
-"""Objectives of the training stages: make a batch of rows, and losses and metrics of a batch.
+"""Objectives of the training stages: batches of rows, and losses and metrics of a batch.
 
 `TrainingSettings.objective` creates one, `trainer.Trainer` minimizes it. Imports PyTorch and TRL:
 import this module only in a worker.
@@ -32,15 +32,15 @@ class Objective(ABC):
 
     @abstractmethod
     def collator(self, pad_token_id: int) -> Callable[[list[dict[str, Any]]], Batch]:
-        """Return the function that makes a batch of rows."""
+        """Returns the function that makes a batch of rows."""
 
     @abstractmethod
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """Return the arguments of the model; `labels` are -100 at untrained positions."""
+        """Returns the arguments of the model; `labels` are -100 at untrained positions."""
 
     @abstractmethod
     def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Return the loss of every trained token or of every pair, and the metrics.
+        """Returns the loss of every trained token or of every pair, and the metrics.
 
         `output` is TRL's FusedCausalLMOutput. The trainer minimizes the mean over the global batch.
         If losses are per token, the batch must have `labels`: from them it counts a step's tokens.
@@ -53,7 +53,8 @@ class SftObjective(Objective):
     are packed, `seq_lengths`."""
 
     packing: bool
-    """Concatenate the rows of a batch, with positions that restart at each dialogue; else pad."""
+    """Concatenates the rows of a batch, with positions that restart at each dialogue; else pads
+    them."""
 
     fields = ("entropy", "is_top1")
 
@@ -123,6 +124,6 @@ class DpoObjective(Objective):
 
 
 def pair_log_probs(output: Any) -> tuple[Tensor, Tensor]:
-    """Return log π(y|x) of the chosen and of the rejected answers, each of shape (pairs,)."""
+    """Returns log π(y|x) of the chosen and of the rejected answers, each of shape (pairs,)."""
     chosen, rejected = output.log_probs.sum(dim=1).chunk(2)
     return chosen, rejected

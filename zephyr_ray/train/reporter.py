@@ -1,4 +1,4 @@
-"""Follow training from inside a worker: check the engine and the loss, write steps, report
+"""Follows training from inside a worker: checks the engine and the loss, writes steps, reports
 checkpoints.
 
 Imports transformers: import this module only in a worker.

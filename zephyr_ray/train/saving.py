@@ -1,4 +1,4 @@
-"""Save the trained model, so that plain transformers and vLLM load it."""
+"""Saves the trained model, so that plain transformers and vLLM load it."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ from zephyr_ray.train.start_model import load_model
 
 
 def save(job: Job, trainer: Any) -> None:
-    """Write model/ in fp32, and adapter/ if an adapter was trained.
+    """Writes model/ in fp32, and adapter/ if an adapter was trained.
 
     Runs on every worker, because all take part in gathering the weights; rank 0 writes.
     """
@@ -29,7 +29,7 @@ def save(job: Job, trainer: Any) -> None:
 
 
 def write_model(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> None:
-    """Write the model with its tokenizer, whose padding and end tokens become the model's own.
+    """Writes the model with its tokenizer, whose padding and end tokens become the model's own.
 
     `state` are the weights, if the model object does not hold them all (ZeRO-3).
     """
@@ -42,7 +42,7 @@ def write_model(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> 
 
 
 def merged(job: Job) -> Any:
-    """Return the start model in full precision with the saved adapter added to its weights."""
+    """Returns the start model in full precision with the saved adapter added to its weights."""
     from peft import PeftModel
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 

@@ -1,4 +1,4 @@
-"""Fine-tune a model on dialogues: supervised fine-tuning, the first half of Zephyr's recipe."""
+"""Fine-tunes a model on dialogues: supervised fine-tuning, the first half of Zephyr's recipe."""
 
 import logging
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ class Sft(TrainingStage):
     global_batch: int = Field(512, ge=1)
     max_length: int = Field(2048, ge=16)
     packing: bool = True
-    """Fill sequences of max_length with several dialogues, which do not attend to each other."""
+    """Fills sequences of max_length with several dialogues, which do not attend to each other."""
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.data)
@@ -62,7 +62,7 @@ class Sft(TrainingStage):
         return SftObjective(packing=self.packing)
 
     def _prepare(self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]) -> list[int]:
-        """Write and count scratch/data, log a sample of the mask; return the rows' lengths."""
+        """Writes and counts scratch/data, logs a sample of the mask; returns the rows' lengths."""
         import numpy as np
         from datasets import Dataset, Features, Sequence, Value
 

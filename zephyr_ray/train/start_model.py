@@ -1,4 +1,4 @@
-"""Load what training starts from: the weights, and the chat format of their tokenizer."""
+"""Loads what training starts from: the weights, and the chat format of their tokenizer."""
 
 import importlib.util
 from typing import Any
@@ -9,7 +9,7 @@ from zephyr_ray.train.settings import Lora
 
 
 def load_model(weights: str, lora: Lora | None = None) -> Any:
-    """Load the start weights in fp32, or in 4 bits for QLoRA.
+    """Loads the start weights in fp32, or in 4 bits for QLoRA.
 
     Attention is FlashAttention if it is installed; else PyTorch's, with a mask that separates
     packed rows (transformers derives it from positions that restart).
@@ -29,7 +29,7 @@ def load_model(weights: str, lora: Lora | None = None) -> Any:
 
 
 def load_chat(weights: str) -> ChatFormat:
-    """Load the tokenizer of the start weights and return its chat format."""
+    """Loads the tokenizer of the start weights and returns its chat format."""
     from transformers import AutoTokenizer
 
     from zephyr_ray.models.weights import resolve

@@ -1,5 +1,5 @@
-"""One training worker: train the objective with TRL's trainer on a DeepSpeed engine, from the last
-reported checkpoint on, and save the model."""
+"""One training worker: trains the objective with TRL's trainer on a DeepSpeed engine, from the last
+reported checkpoint on, and saves the model."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from zephyr_ray.train.start_model import load_chat, load_model
 
 
 def run_worker(config: dict[str, Any]) -> None:
-    """Run one Ray Train worker.
+    """Runs one Ray Train worker.
 
     Permanent errors go to a file, because Ray would retry an exception.
     """
