@@ -164,6 +164,31 @@ def test_activations_are_what_pytorch_allocates(settings: dict[str, Any], tokens
     assert memory.activations(stage, shape_of(SMALL), tokens) == pytest.approx(real, rel=0.1)
 
 
+def test_output_layer_on_a_cpu_is_what_pytorch_allocates() -> None:
+    """TRL's fused output layer, forward and backward, over a vocabulary of half a tile."""
+    import torch
+    from trl.trainer.utils import add_fused_lm_head
+
+    tokens, config = 512, SMALL | {"vocab_size": 16_384, "num_hidden_layers": 1}
+    model, shape = build(config), shape_of(config)
+    add_fused_lm_head(model)
+    hidden = torch.randn(1, tokens + 1, shape.hidden).requires_grad_()
+    output = type("Output", (), {"last_hidden_state": hidden})
+    model.base_model.forward = lambda *_, **__: output
+    labels = torch.arange(tokens + 1)[None]
+    model.lm_head.weight.grad = torch.zeros_like(model.lm_head.weight)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(labels, labels=labels, fused_lm_head=True)
+        out.log_probs.mean().backward()
+
+    step()
+    real = zero_memory.peak_bytes(step)
+    expected = memory.output_layer(sft(), shape, tokens)
+    assert expected == pytest.approx(real, rel=0.1)
+
+
 def test_model_states_are_what_deepspeed_holds() -> None:
     """Runs two workers. On a CPU, offloaded state is in the same memory."""
     root = Path(__file__).resolve().parents[1]

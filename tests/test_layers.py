@@ -58,5 +58,8 @@ def test_nothing_outside_its_owner_branches_on_kind_engine_or_makes() -> None:
 
 def test_every_kind_of_stage_is_independent_by_contract() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    modules = {stage.partition(":")[0] for stage in STAGES}
     [kinds] = [c for c in contracts["contracts"] if c["type"] == "independence"]
-    assert set(kinds["modules"]) == {stage.__module__ for stage in STAGES}
+    assert set(kinds["modules"]) - {"zephyr_ray.text.*"} == {
+        module for module in modules if not module.startswith("zephyr_ray.text.")
+    }

@@ -11,7 +11,7 @@ from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.judge import figures, pairwise, section
-from zephyr_ray.judge.figures import Figure, interval, pass_difference, passed, summary
+from zephyr_ray.judge.figures import Figure, pass_difference, passed, summary
 from zephyr_ray.judge.pairwise import Pairwise
 from zephyr_ray.judge.statistics import bootstrap, paired_difference
 from zephyr_ray.judge.wording import control_note
@@ -323,7 +323,6 @@ def test_a_new_figure_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         compute=lambda rows, seed: bootstrap([row["words"][0] < 3 for row in rows], seed),
         heading="Short",
         help="share of answers under three words.",
-        cell=interval,
         plot="Short answers",
     )
     for module in (figures, pairwise, section):

@@ -237,7 +237,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Seen:
 
     again = program.run()
     # The state that a kill after the last manifest leaves.
-    (program.storage / "tiny" / "made" / ".unfinished").touch()
+    (program.storage / "tiny" / ".unfinished").touch()
     [parent] = {run["parent"] for run in runs if run["name"] == "report"}
     with sqlite3.connect(program.storage / "mlflow.db") as database:
         database.execute("update runs set status = 'RUNNING' where run_uuid = ?", [parent])

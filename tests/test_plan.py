@@ -11,10 +11,11 @@ import pytest
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.headers import count_parameters
-from zephyr_ray.pipeline import KINDS, _link, _unlink_stale
+from zephyr_ray.pipeline import KINDS
 from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, preflight
 from zephyr_ray.recipe import Recipe, load
+from zephyr_ray.run_folder import link_artifact, unlink_stale
 from zephyr_ray.store import Store, write_rows
 
 RECIPE = """\
@@ -65,6 +66,12 @@ def plan(folder: Path, *overrides: str, until: str | None = None) -> dict[str, S
     return {step.name: step for step in make_plan(read(folder, *overrides), store, until)}
 
 
+def link(recipe: Recipe, store: Store, step: Step) -> None:
+    assert step.artifact
+    run = store.storage / recipe.name
+    link_artifact(run, step.name, step.stage.view, step.artifact.folder)
+
+
 def make_all(folder: Path, *overrides: str) -> None:
     """Makes an artifact of two rows for every stage without one, as the pipeline would."""
     store, recipe = Store(folder / "runs"), read(folder, *overrides)
@@ -75,7 +82,7 @@ def make_all(folder: Path, *overrides: str) -> None:
             write_rows(place, [{"id": "a"}, {"id": "b"}])
             store.commit(step.stage.kind, step.key, counts={"rows": 2}, identity=step.identity)
             step.artifact = store.find(step.stage.kind, step.key)
-        _link(recipe, store, step)
+        link(recipe, store, step)
 
 
 def to_do(folder: Path, *overrides: str) -> set[str]:
@@ -437,10 +444,11 @@ def test_links_to_stale_artifacts_are_removed(folder: Path) -> None:
     store, recipe = Store(folder / "runs"), read(folder)
     make_all(folder)
     for step in plan(folder).values():
-        _link(recipe, store, step)
+        link(recipe, store, step)
     view = folder / "runs" / recipe.name
     (view / "data" / "mine").mkdir()
-    _unlink_stale(recipe, store, list(plan(folder, "pairs.rejected=lowest").values()))
+    changed = plan(folder, "pairs.rejected=lowest").values()
+    unlink_stale(folder / "runs" / recipe.name, {s.artifact.folder for s in changed if s.artifact})
     left = {str(path.relative_to(view)) for path in view.glob("*/*") if path.parent.name != "made"}
     texts = {"prompts", "heldout", "dialogues", "completions", "feedback", "mine"}
     assert left == {f"data/{name}" for name in texts} | {"models/sft"}

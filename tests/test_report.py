@@ -110,6 +110,7 @@ def pairwise(root: Path, **changes: Any) -> Artifact:
     result = {
         "baseline": "base",
         "judge": "rules",
+        "control": "control",
         "models": models,
         "differences": [
             {"a": "dpo", "b": "control", "pass_difference": 0.017, "low": -0.042, "high": 0.075}

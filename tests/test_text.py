@@ -9,51 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import Scripted, run, run_here, work_on
 
+from zephyr_ray.engines.model import Model
+from zephyr_ray.engines.vllm import VllmSettings
 from zephyr_ray.errors import Permanent
-from zephyr_ray.manifest import Manifest
-from zephyr_ray.messages import Message, assistant, plain, user
+from zephyr_ray.messages import assistant, plain, user
 from zephyr_ray.models.contract import Reply
-from zephyr_ray.stage import Stage, Work
-from zephyr_ray.store import Artifact, read_jsonl, write_rows
+from zephyr_ray.models.similarity import SimilarityIndex, diversity
+from zephyr_ray.stage import Work
+from zephyr_ray.store import read_jsonl
+from zephyr_ray.text import prompts
 from zephyr_ray.text.cleaning import UNHELPFUL, Clean, true_case
 from zephyr_ray.text.completions import PRINCIPLES, complete
 from zephyr_ray.text.dialogues import self_refine
 from zephyr_ray.text.preferences import Chosen, Preferences
 from zephyr_ray.text.prompts import Prompts, SelfInstruct, invent, read_list
-from zephyr_ray.text.similarity import SimilarityIndex, diversity
 from zephyr_ray.text.votes import Votes
-
-
-class Scripted:
-    """A model that gives its answers in order; `requests` holds what it was asked."""
-
-    def __init__(self, *answers: str | Reply):
-        self._answers = iter(answers)
-        self.requests: list[tuple[list[Message], int, bool]] = []
-
-    async def __call__(
-        self, messages: list[Message], *, max_tokens: int, with_demonstrations: bool = True
-    ) -> Reply:
-        self.requests.append((plain(messages), max_tokens, with_demonstrations))
-        answer = next(self._answers)
-        return answer if isinstance(answer, Reply) else Reply(answer, "stop", 5, 3)
-
-
-def work_on(folder: Path, **inputs: list[dict[str, Any]]) -> Work:
-    """Returns a stage's work, with artifacts on disk by the name of the stage that made them."""
-    artifacts = {}
-    for name, rows in inputs.items():
-        (folder / name).mkdir()
-        write_rows(folder / name, rows)
-        artifacts[name] = Artifact(folder / name, Manifest(kind="text", key=name, files={}))
-    (folder / "artifact").mkdir()
-    return Work("stage", folder / "artifact", 0, artifacts, {}, {})
-
-
-def run(stage: Stage, work: Work) -> list[dict[str, Any]]:
-    stage.run(work)
-    return list(read_jsonl(work.folder / "rows.jsonl"))
 
 
 def instructions(row: dict[str, Any]) -> list[str]:
@@ -265,6 +237,96 @@ def test_prompts_without_constraints(tmp_path: Path) -> None:
     work.files = seeds_file(tmp_path, {"instruction": "Name a tree."})
     [row] = run(Prompts(seeds="seeds.jsonl", constrained=0), work)
     assert (row["constraint"], row["prompt"]) == (None, "Name a tree.")
+
+
+TASKS = [{"instruction": f"Name {n} kinds of trees."} for n in range(400)]
+
+
+def test_the_first_tasks_are_the_prompts(tmp_path: Path) -> None:
+    for count, rows in ((None, 400), (7, 7), (400, 400)):
+        (tmp_path / str(count)).mkdir()
+        work = work_on(tmp_path / str(count))
+        work.files = seeds_file(tmp_path, *TASKS)
+        prompts = run(Prompts(seeds="seeds.jsonl", count=count), work)
+        assert [row["instruction"] for row in prompts] == [t["instruction"] for t in TASKS[:rows]]
+
+
+def drawn(folder: Path, stage: Prompts | SelfInstruct, *tasks: dict[str, Any]) -> list[Any]:
+    """Returns the prompts and constraints that a stage draws for its tasks."""
+    folder.mkdir()
+    work = work_on(folder)
+    work.files = seeds_file(folder, *tasks)
+    return [(row["prompt"], row["constraint"]) for row in run(stage, work)]
+
+
+def test_the_seed_draws_the_constraints_of_prompts(tmp_path: Path) -> None:
+    stages = [Prompts(seeds="seeds.jsonl", seed=seed) for seed in (1, 1, 2)]
+    one, same, other = (drawn(tmp_path / str(n), s, *TASKS) for n, s in enumerate(stages))
+    assert one == same != other
+
+
+def test_constrained_is_the_share_of_prompts_with_a_constraint(tmp_path: Path) -> None:
+    own = {"kind": "json"}
+    tasks = [*TASKS, *({**task, "constraint": own} for task in TASKS[:10])]
+    prompts = drawn(tmp_path / "a", Prompts(seeds="seeds.jsonl", constrained=0.25), *tasks)
+    count = sum(constraint is not None for _, constraint in prompts[:400])
+    # 100 are expected, with a spread of sqrt(400 · 1/4 · 3/4) = 9; four of them.
+    assert 65 < count < 135
+    assert [constraint for _, constraint in prompts[400:]] == [own] * 10
+    every = drawn(tmp_path / "b", Prompts(seeds="seeds.jsonl"), *tasks)
+    assert all(constraint for _, constraint in every)
+
+
+class Inventor:
+    """A model that lists dissimilar tasks; `requests` holds what it was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+
+    def ask_for(self, model: Model, row: dict[str, Any]) -> Any:
+        async def ask(messages: list[Any], *, max_tokens: int, with_demonstrations: bool) -> Reply:
+            self.requests.append(messages[0]["content"])
+            numbers = range(8 * len(self.requests), 8 * len(self.requests) + 8)
+            return Reply("\n".join(f"9. Explain a{n} b{n} c{n} d{n}" for n in numbers), "stop")
+
+        return ask
+
+
+def self_instruct(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> tuple[list[str], list[Any], dict[str, float]]:
+    """Returns the requests to the model, the prompts made from 20 seed tasks, and the counts."""
+    folder.mkdir()
+    work, engine = work_on(folder), Inventor()
+    run_here(monkeypatch, prompts, engine)
+    work.models = {"base": Model("base", VllmSettings(weights="w"))}
+    tasks = ({"instruction": f"Describe e{n} f{n} g{n} h{n}"} for n in range(20))
+    work.files = seeds_file(folder, *tasks)
+    rows = run(SelfInstruct(model="base", seeds="seeds.jsonl", **settings), work)
+    columns = [(row["instruction"], row["constraint"], row["prompt"]) for row in rows]
+    return engine.requests, columns, work.counts
+
+
+def test_self_instruct_makes_count_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests, rows, counts = self_instruct(tmp_path / "a", monkeypatch, count=50)
+    # One round of 24 rows with two requests for eight tasks each, beside 20 seeds.
+    assert len(requests) == 48 and counts["generated"] == 384
+    assert len({instruction for instruction, _, _ in rows}) == len(rows) == 50
+    assert (counts["new"], counts["surplus"], counts["short_of_count"]) == (30, 354, 0)
+    assert sum(instruction.startswith("Describe") for instruction, _, _ in rows) == 20
+
+
+def test_the_seed_of_self_instruct_draws_examples_order_and_constraints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, same, other = (
+        self_instruct(tmp_path / str(n), monkeypatch, count=50, seed=seed)
+        for n, seed in enumerate([1, 1, 2])
+    )
+    assert one == same
+    assert one[0] != other[0]
+    for column in range(2):
+        assert [row[column] for row in one[1]] != [row[column] for row in other[1]]
 
 
 USABLE = {
@@ -522,7 +584,16 @@ def test_a_pair_holds_both_answers_to_one_prompt(tmp_path: Path) -> None:
     assert work.counts == {"rows": 1, "margin_mean": 7.0}
 
 
-def test_rejected_all_pairs_every_other_answer(tmp_path: Path) -> None:
+def test_a_pair_keeps_the_turns_before_its_prompt(tmp_path: Path) -> None:
+    context = [{"role": "system", "content": "Be kind."}, user("Hi."), assistant("Hello.")]
+    work = work_on(tmp_path, feedback=[{**FOUR, "context": context}])
+    [pair] = run(Preferences(feedback="feedback", rejected="lowest"), work)
+    asked = [*context, user("Name a pet. Be short.", instruction="Name a pet.")]
+    assert pair["chosen"] == [*asked, assistant("cat", finish_reason="stop")]
+    assert pair["rejected"] == [*asked, assistant("emu", finish_reason="length")]
+
+
+def test_rejected_all_is_every_other(tmp_path: Path) -> None:
     pairs, work = pairs_of(tmp_path, [FOUR], rejected="all")
     assert set(pairs) == {("cat", "dog"), ("cat", "cow"), ("cat", "emu")} and len(pairs) == 3
     assert [row["id"] for row in read_jsonl(work.folder / "rows.jsonl")] == ["p1/0", "p1/1", "p1/2"]
@@ -628,6 +699,25 @@ def test_a_follow_up_near_a_held_out_prompt_is_cut(tmp_path: Path) -> None:
     assert work.counts["dropped/near a held-out prompt"] == 1
 
 
+VOTE = {
+    "id": "v1",
+    "prompt": "Name a pet.",
+    "completions": [{"text": "cat", "score": 10}, {"text": "dog", "score": 1}],
+}
+
+
+def test_votes_are_feedback_row_by_row(tmp_path: Path) -> None:
+    tie = [{"text": "cat", "score": 5}, {"text": "dog", "score": 5}]
+    rows = [VOTE, {**VOTE, "context": [user("Hi."), assistant("Hello.")], "completions": tie}]
+    path = tmp_path / "votes.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    work = work_on(tmp_path)
+    work.files = {"file": path}
+    Votes(file=str(path)).check({"file": path}, {})
+    assert run(Votes(file=str(path)), work) == rows
+    assert work.counts == {"rows": 2, "ties": 1}
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -637,6 +727,11 @@ def test_a_follow_up_near_a_held_out_prompt_is_cut(tmp_path: Path) -> None:
             "line 1: not a vote",
         ),
         ("", "has no votes"),
+        (json.dumps({**VOTE, "completions": VOTE["completions"][:1]}), "line 1: not a vote"),
+        (json.dumps({**VOTE, "completions": VOTE["completions"] * 2}), "line 1: not a vote"),
+        (json.dumps({**VOTE, "context": "Hello."}), "line 1: not a vote"),
+        (json.dumps({**VOTE, "context": None}), "line 1: not a vote"),
+        (json.dumps({**VOTE, "id": 1}), "line 1: not a vote"),
     ],
 )
 def test_a_file_without_votes_is_one_line(line: str, says: str, tmp_path: Path) -> None:

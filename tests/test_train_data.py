@@ -144,8 +144,9 @@ def test_packed_dialogues_do_not_attend_to_each_other(
 
 
 def test_an_answer_that_was_cut_off_has_no_end_in_dpo(chat: ChatFormat) -> None:
-    prompt, whole = answer(chat, talk("a", "b c"), "stop")
-    assert answer(chat, talk("a", "b c"), "length") == (prompt, whole[:-1])
+    ask, reply = talk("a", "b c")
+    prompt, whole = answer(chat, [ask, reply | {"finish_reason": "stop"}])
+    assert answer(chat, [ask, reply | {"finish_reason": "length"}]) == (prompt, whole[:-1])
     assert whole[-1] == chat.stop_token_id
 
 

@@ -20,14 +20,14 @@ class Step:
 
     name: str
     stage: Stage
-    key: str
     identity: dict[str, Any]
     """What the key hashes; the manifest keeps it so that a later plan can say what changed."""
+    key: str
     artifact: Artifact | None
     """The cached artifact; None if the stage must run."""
-    reason: str
-    """Why the stage must run; empty if it is cached."""
-    rows: int | None
+    reason: str = ""
+    """Why the stage must run."""
+    rows: int | None = None
     """Rows of the artifact, or expected rows; None if unknown."""
 
 
@@ -41,16 +41,16 @@ def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[St
     for name, stage in recipe.stages.items():
         identity = _identity(recipe, stage, {n: s.key for n, s in steps.items()})
         key = content_key(identity)
-        artifact = store.find(stage.kind, key)
-        reads = [read for read in recipe.stages_read(stage) if read in steps]
-        if artifact:
-            reason, count = "", artifact.manifest.counts.get("rows")
-            rows = None if count is None else int(count)
+        step = Step(name, stage, identity, key, store.find(stage.kind, key))
+        if step.artifact:
+            rows = step.artifact.manifest.counts.get("rows")
+            step.rows = None if rows is None else int(rows)
         else:
-            reason = _rerun_reason(recipe, store, name, stage, key, identity, steps)
-            rows_read = {r: n for r in reads if (n := steps[r].rows) is not None}
-            rows = stage.expected(rows_read)
-        steps[name] = Step(name, stage, key, identity, artifact, reason, rows)
+            step.reason = _rerun_reason(recipe, store, step, steps)
+            known = {s.name: s.rows for s in steps.values() if s.rows is not None}
+            reads = recipe.stages_read(stage)
+            step.rows = stage.expected({name: known[name] for name in reads if name in known})
+        steps[name] = step
         if name == until:
             break
     return list(steps.values())
@@ -83,22 +83,14 @@ def _read_identity(recipe: Recipe, ref: str, mark: Reads, keys: dict[str, str]) 
     return model.main.identity(keys) if mark.what == "weights" else model.identity(keys)
 
 
-def _rerun_reason(
-    recipe: Recipe,
-    store: Store,
-    name: str,
-    stage: Stage,
-    key: str,
-    identity: dict[str, Any],
-    steps: dict[str, Step],
-) -> str:
+def _rerun_reason(recipe: Recipe, store: Store, step: Step, earlier: dict[str, Step]) -> str:
     """Returns why a stage must run, as text for the plan."""
-    if (store.folder(stage.kind, key) / SCRATCH).exists():
+    if (store.folder(step.stage.kind, step.key) / SCRATCH).exists():
         return "was interrupted, continues"
-    pending = [r for r in recipe.stages_read(stage) if r in steps and not steps[r].artifact]
+    pending = [read for read in recipe.stages_read(step.stage) if not earlier[read].artifact]
     if pending:
         return f"reads {', '.join(pending)}, to do"
-    previous = linked_artifact(store.storage / recipe.name, name, stage.view[0])
+    previous = linked_artifact(store.storage / recipe.name, step.name, step.stage.view[0])
     if previous is None:
         return "not made yet"
     try:
@@ -107,11 +99,11 @@ def _rerun_reason(
         return "its artifact was deleted"
     if previous_identity is None:
         return "was made by an earlier version of zephyr_ray"
-    if previous_identity["kind"] != identity["kind"]:
+    if previous_identity["kind"] != step.identity["kind"]:
         return f"kind was {previous_identity['kind']}"
-    if previous_identity["version"] != identity["version"]:
-        return f"{stage.kind} has a new version"
-    old, new = previous_identity["settings"], identity["settings"]
+    if previous_identity["version"] != step.identity["version"]:
+        return f"{step.stage.kind} has a new version"
+    old, new = previous_identity["settings"], step.identity["settings"]
     names = [n for n in sorted({*old, *new}) if old.get(n) != new.get(n)]
     changes = [
         f"{n} was {old.get(n)}, is {new.get(n)}"

@@ -1,5 +1,6 @@
-"""Reads the folder of a run, such as runs/quickstart: its models and its judge."""
+"""The folder of a run, such as runs/quickstart: links to its artifacts, its models, its judge."""
 
+import os
 from pathlib import Path
 
 from zephyr_ray.engines import ENGINES
@@ -46,6 +47,34 @@ def judge_of(run: Path) -> Model | None:
             if judge.settings.served:
                 return judge
     return None
+
+
+def link_artifact(run: Path, stage: str, view: tuple[str, str], artifact: Path) -> None:
+    """Links the artifact under the name that a person opens; `view` is the stage's.
+
+    The link is relative, so that the storage folder can be moved. Raises Permanent if a folder has
+    the name.
+    """
+    name, target = view
+    link = run / name.format(name=stage)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    part = link.with_name(f".{link.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)
+    part.symlink_to(os.path.relpath(artifact / target, link.parent))
+    try:
+        part.replace(link)
+    except OSError:
+        part.unlink()
+        raise Permanent(
+            f"cannot link {link} to its artifact: a folder is in the way; move it away"
+        ) from None
+
+
+def unlink_stale(run: Path, current: set[Path]) -> None:
+    """Removes links to artifacts other than the current ones; the artifacts stay."""
+    for link in [run / "report.html", *run.glob("models/*"), *run.glob("data/*")]:
+        if link.is_symlink() and not current & {link.resolve(), link.resolve().parent}:
+            link.unlink()
 
 
 def linked_artifact(run: Path, stage: str, view: str) -> Path | None:

@@ -37,7 +37,7 @@ class Text:
     """Explains instead of reporting a finding."""
 
 
-Cell = str | int | float | tuple[int | float | None, ...] | Interval | None
+Cell = str | int | float | tuple[int | float, ...] | Interval | None
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,6 @@ class Histogram:
     title: str
     scores: tuple[float, ...]
 
-    @property
-    def counts(self) -> list[int]:
-        """Scores per whole number from 1 to 10; halves count upward."""
-        return [sum(int(score + 0.5) == whole for score in self.scores) for whole in range(1, 11)]
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -128,7 +123,7 @@ class Chapter:
     place: Place
     blocks: tuple[Block, ...]
     intro: str = ""
-    """One explanation for all stages of the chapter."""
+    """One explanation for all stages; the first one of a title counts."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
-"""Lists the engines by their name in recipes. A new engine is one file and one entry here."""
+"""The engines, by the name that a recipe gives them. A new engine is one file and one line here."""
 
-from zephyr_ray.engines.openai import OpenAISettings
-from zephyr_ray.engines.rules import RulesSettings
-from zephyr_ray.engines.service import ServiceSettings
+from pkgutil import resolve_name
+
 from zephyr_ray.engines.settings import ModelSettings
-from zephyr_ray.engines.vllm import VllmSettings
 
-_ALL: tuple[type[ModelSettings], ...] = (
-    VllmSettings, OpenAISettings, RulesSettings, ServiceSettings,
-)  # fmt: skip
-ENGINES = {settings.model_fields["engine"].default: settings for settings in _ALL}
+_NAMES = (
+    "zephyr_ray.engines.vllm:VllmSettings",
+    "zephyr_ray.engines.openai:OpenAISettings",
+    "zephyr_ray.engines.rules:RulesSettings",
+    "zephyr_ray.engines.service:ServiceSettings",
+)
+ENGINES: dict[str, type[ModelSettings]] = {
+    settings.model_fields["engine"].default: settings for settings in map(resolve_name, _NAMES)
+}
 DEFAULT = "vllm"

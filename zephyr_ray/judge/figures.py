@@ -16,18 +16,6 @@ Row = dict[str, Any]
 """One judged comparison of a model's answer with the baseline's."""
 
 
-def single(value: float | None) -> Cell:
-    return value
-
-
-def several(*values: int | None) -> Cell:
-    return None if all(value is None for value in values) else values
-
-
-def interval(value: float | None, low: float | None, high: float | None) -> Cell:
-    return value if value is None or low is None or high is None else Interval(value, low, high)
-
-
 @dataclass(frozen=True)
 class Figure:
     """One figure of a model."""
@@ -40,16 +28,22 @@ class Figure:
     """Heading of its column in the report; a figure without one has no column."""
     help: str = ""
     digits: int = 2
-    cell: Callable[..., Cell] = single
-    """Makes a cell of the table from the values."""
     compared: bool = False
     """Compares with the baseline, so the baseline itself has none."""
     plot: str = ""
-    """Title of its bars. A plotted figure is also a count of the manifest."""
+    """Title of its bars. A plotted figure has three values, a rate and the ends of its interval,
+    and the rate is also a count of the manifest."""
 
-    def shown(self, values: dict[str, Any]) -> Cell:
-        """Returns the cell from a model's part of result.json, which may lack this figure."""
-        return self.cell(*(values.get(name) for name in self.names))
+    def cell(self, model: str, result: dict[str, Any]) -> Cell:
+        """Returns the cell of one model; `result` may be of a version without this figure."""
+        if self.compared and model == result["baseline"]:
+            return "baseline" if self.plot else None
+        values = tuple(result["models"][model].get(name) for name in self.names)
+        if None in values:
+            return None
+        if self.plot:
+            return Interval(*values)
+        return values if len(values) > 1 else values[0]
 
 
 def summary(rows: list[Row], seed: int) -> dict[str, Any]:
@@ -76,7 +70,7 @@ def pass_difference(a: list[Row], b: list[Row], seed: int) -> dict[str, float] |
     """Computes the pass rate of `a` minus that of `b`, over the prompts that both answered."""
     passed_b = {row["prompt_id"]: passed(row) for row in b}
     pairs = [
-        (float(p), float(q))
+        (p, q)
         for row in a
         if (p := passed(row)) is not None and (q := passed_b.get(row["prompt_id"])) is not None
     ]
@@ -86,13 +80,17 @@ def pass_difference(a: list[Row], b: list[Row], seed: int) -> dict[str, float] |
     return {"pass_difference": mean, "low": low, "high": high}
 
 
+def _parsed(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["verdict"] is not None]
+
+
 def _win_rate(rows: list[Row], seed: int) -> tuple[float, float, float]:
     verdicts = [row["verdict"] for row in _parsed(rows)]
     return bootstrap(verdicts, seed) if verdicts else (0.5, 0.0, 1.0)
 
 
-def _pass_rate(rows: list[Row], seed: int) -> tuple[float | None, float | None, float | None]:
-    passes = [float(p) for row in rows if (p := passed(row)) is not None]
+def _pass_rate(rows: list[Row], seed: int) -> tuple[float | None, ...]:
+    passes = [p for row in rows if (p := passed(row)) is not None]
     return bootstrap(passes, seed) if passes else (None, None, None)
 
 
@@ -102,31 +100,15 @@ def _on_topic(rows: list[Row], seed: int) -> tuple[float | None]:
     return (sum(topics) / len(topics) if topics else None,)
 
 
-def _words(rows: list[Row], seed: int) -> tuple[float]:
-    return (sum(row["words"][0] for row in rows) / len(rows),)
-
-
 def _tally(rows: list[Row], seed: int) -> tuple[int, int, int]:
     tally = Counter(row["verdict"] for row in rows)
     return tally[1.0], tally[0.5], tally[0.0]
-
-
-def _flips(rows: list[Row], seed: int) -> tuple[int]:
-    return (sum(bool(row.get("flip")) for row in rows),)
-
-
-def _unparsable(rows: list[Row], seed: int) -> tuple[int]:
-    return (len(rows) - len(_parsed(rows)),)
 
 
 def _length_bias(rows: list[Row], seed: int) -> tuple[float | None]:
     parsed = _parsed(rows)
     words = [row["words"][0] for row in parsed], [row["words"][1] for row in parsed]
     return (length_bias([row["verdict"] for row in parsed], *words),)
-
-
-def _prompts(rows: list[Row], seed: int) -> tuple[int]:
-    return (len(rows),)
 
 
 def _by_constraint(rows: list[Row], seed: int) -> tuple[dict[str, Any]]:
@@ -138,16 +120,11 @@ def _by_constraint(rows: list[Row], seed: int) -> tuple[dict[str, Any]]:
     return (rates,)
 
 
-def _parsed(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if row["verdict"] is not None]
-
-
 FIGURES = (
     Figure(
         names=("win_rate", "low", "high"),
         compute=_win_rate,
         heading="Win rate",
-        cell=interval,
         compared=True,
         plot="Win rate against {baseline}",
     ),
@@ -158,7 +135,6 @@ FIGURES = (
         help="share of answers that keep their constraint, ended by themselves and do not loop. "
         "A score is 1 + 9 × the share of the checks that an answer passes. Rules see form, not "
         "truth: a wrong answer in the right form passes.",
-        cell=interval,
         plot="Checks passed",
     ),
     Figure(
@@ -168,22 +144,31 @@ FIGURES = (
         help="share of answers close to their task in meaning; counts in the win rate, not in the "
         "checks passed.",
     ),
-    Figure(names=("words",), compute=_words, heading="Words", digits=1),
+    Figure(
+        names=("words",),
+        compute=lambda rows, seed: (sum(row["words"][0] for row in rows) / len(rows),),
+        heading="Words",
+        digits=1,
+    ),
     Figure(
         names=("wins", "ties", "losses"),
         compute=_tally,
         heading="Wins / ties / losses",
-        cell=several,
         compared=True,
     ),
     Figure(
         names=("flips",),
-        compute=_flips,
+        compute=lambda rows, seed: (sum(bool(row.get("flip")) for row in rows),),
         heading="Flips",
         help="verdicts that changed with the order of the answers, counted as ties.",
         compared=True,
     ),
-    Figure(names=("parse_failures",), compute=_unparsable, heading="Unparsable", compared=True),
+    Figure(
+        names=("parse_failures",),
+        compute=lambda rows, seed: (len(rows) - len(_parsed(rows)),),
+        heading="Unparsable",
+        compared=True,
+    ),
     Figure(
         names=("length_bias",),
         compute=_length_bias,
@@ -192,6 +177,6 @@ FIGURES = (
         "length.",
         compared=True,
     ),
-    Figure(names=("prompts",), compute=_prompts),
+    Figure(names=("prompts",), compute=lambda rows, seed: (len(rows),)),
     Figure(names=("by_constraint",), compute=_by_constraint),
 )

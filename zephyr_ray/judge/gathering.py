@@ -21,26 +21,23 @@ class Gathered:
     answers: dict[str, dict[str, Row]]
     """Completions by model and prompt id."""
 
-    @property
-    def baseline(self) -> str:
-        return next(iter(self.answers))
-
     def comparisons(self) -> Iterator[Row]:
         """Yields a row to judge for each model and each prompt that it and the baseline answered.
 
         The model's answer is `first`, so a verdict of 1 is its win. The baseline is compared with
         itself too: its answers are checked like all others.
         """
+        baseline = next(iter(self.answers.values()))
         for model, answers in self.answers.items():
             for prompt_id, prompt in self.prompts.items():
-                if prompt_id in answers and prompt_id in self.answers[self.baseline]:
+                if prompt_id in answers and prompt_id in baseline:
                     yield {
                         "id": f"{prompt_id}/{model}",
                         "model": model,
                         **{name: prompt[name] for name in ("instruction", "prompt", "constraint")},
                         "prompt_id": prompt_id,
                         "first": answers[prompt_id],
-                        "second": self.answers[self.baseline][prompt_id],
+                        "second": baseline[prompt_id],
                     }
 
     def side_by_side(self, judged: list[Row]) -> Iterator[Row]:

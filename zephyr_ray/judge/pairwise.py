@@ -81,8 +81,8 @@ class Pairwise(Stage):
 
     def _stages(self) -> list[str]:
         """The stages whose answers are compared, the baseline's first."""
-        control = [self.control] if self.control else []
-        return list(dict.fromkeys([self.baseline, *self.answers, *control]))
+        stages = dict.fromkeys([self.baseline, *self.answers, self.control])
+        return [stage for stage in stages if stage]
 
     def _result(self, models: dict[str, str], judged: list[Row]) -> dict[str, Any]:
         """Computes the content of result.json; `models` are the models by stage."""

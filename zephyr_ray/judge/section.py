@@ -2,16 +2,16 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from zephyr_ray.formatting import describe_model, number
 from zephyr_ray.judge import wording
-from zephyr_ray.judge.figures import FIGURES, Figure
+from zephyr_ray.judge.figures import FIGURES
 from zephyr_ray.section import (
     Answer,
     Bars,
     Block,
-    Cell,
     Chapter,
     Column,
     Interval,
@@ -26,20 +26,18 @@ from zephyr_ray.store import Artifact
 SAMPLES = 10
 
 Result = dict[str, Any]
-"""The content of result.json; one written by an earlier version may lack parts."""
+"""The content of result.json."""
 
 
 def pairwise_section(artifact: Artifact) -> Section:
     """Returns figures, differences and samples of a pairwise stage's artifact."""
     result = json.loads((artifact.folder / "result.json").read_text(encoding="utf-8"))
-    blocks = [
-        Text(_intro(result, artifact), soft=True),
-        *_bars(result),
-        _figures(result),
-        *_differences(result),
-        *_by_constraint(result),
-    ]
-    chapters = [Chapter("Result", Place.RESULT, tuple(blocks))]
+    bars, table = _figures(result)
+    intro = Text(
+        _intro(result, artifact, "; the dashed line is no difference" if bars else ""), soft=True
+    )
+    blocks = (intro, *bars, table, *_differences(result), *_by_constraint(result))
+    chapters = [Chapter("Result", Place.RESULT, blocks)]
     if samples := _samples(artifact, list(result["models"])):
         explained = Text(
             "Not picked by anyone: the held-out prompts whose ids have the smallest SHA-256. "
@@ -51,10 +49,9 @@ def pairwise_section(artifact: Artifact) -> Section:
     return Section(tuple(chapters), wording.headline(result))
 
 
-def _intro(result: Result, artifact: Artifact) -> str:
+def _intro(result: Result, artifact: Artifact, line: str) -> str:
     judge = describe_model(artifact.manifest.models.get(result["judge"], {}))
     prompts = max((m.get("prompts", 0) for m in result["models"].values()), default=0)
-    line = "; the dashed line is no difference" if _bars(result) else ""
     return (
         f"{prompts} held-out prompts, judged by “{result['judge']}”{f' ({judge})' if judge else ''}"
         f", every model against “{result['baseline']}”; a tie counts one half. Thin lines and "
@@ -62,46 +59,32 @@ def _intro(result: Result, artifact: Artifact) -> str:
     )
 
 
-def _bars(result: Result) -> list[Bars]:
-    drawn = []
-    for figure in FIGURES:
-        cells = {model: _cell(figure, model, result) for model in result["models"]}
-        bars = tuple((m, cell) for m, cell in cells.items() if isinstance(cell, Interval))
-        if figure.plot and bars:
-            title = figure.plot.format(baseline=result["baseline"])
-            drawn.append(Bars(title, bars, 0.5 if figure.compared else None))
-    return drawn
-
-
-def _figures(result: Result) -> Table:
-    """One row per model; a figure that no model has, as in a result of an older version, is left
-    out."""
+def _figures(result: Result) -> tuple[list[Bars], Table]:
+    """One column per figure that a model has, one row per model, and bars of plotted figures."""
     models = result["models"]
-    figures = [
-        f for f in FIGURES if f.heading and any(f.shown(m) is not None for m in models.values())
-    ]
-    return Table(
-        columns=(Column("Model"), *(Column(f.heading, f.digits) for f in figures)),
-        rows=tuple((m, *(_cell(f, m, result) for f in figures)) for m in models),
-        help=tuple(f"{f.heading}: {f.help}" for f in figures if f.help),
-    )
-
-
-def _cell(figure: Figure, model: str, result: Result) -> Cell:
-    if figure.compared and model == result["baseline"]:
-        return "baseline" if figure.plot else None
-    return figure.shown(result["models"][model])
-
-
-def _differences(result: Result) -> list[Block]:
-    differences = result.get("differences", [])
-    blocks: list[Block] = []
-    if differences:
-        columns = (
-            Column("Models"),
-            Column("Difference", digits=3, signed=True),
-            Column("Interval"),
+    columns = [(f, [f.cell(m, result) for m in models]) for f in FIGURES if f.heading]
+    columns = [(f, cells) for f, cells in columns if set(cells) - {None, "baseline"}]
+    bars = [
+        Bars(
+            figure.plot.format(baseline=result["baseline"]),
+            tuple((m, c) for m, c in zip(models, cells, strict=True) if isinstance(c, Interval)),
+            line=0.5 if figure.compared else None,
         )
+        for figure, cells in columns
+        if figure.plot
+    ]
+    table = Table(
+        columns=(Column("Model"), *(Column(f.heading, f.digits) for f, _ in columns)),
+        rows=tuple(zip(models, *(cells for _, cells in columns), strict=True)),
+        help=tuple(f"{f.heading}: {f.help}" for f, _ in columns if f.help),
+    )
+    return bars, table
+
+
+def _differences(result: Result) -> Iterator[Block]:
+    differences = result["differences"]
+    if differences:
+        interval = Column("Difference", digits=3, signed=True)
         rows = tuple(
             (
                 f"{d['a']} − {d['b']}",
@@ -110,29 +93,28 @@ def _differences(result: Result) -> list[Block]:
             )
             for d in differences
         )
-        blocks.append(Table(columns, rows, "Differences in checks passed, on the same prompts"))
-    blocks += [Text(note) for note in result.get("notes", [])]
-    if differences and not result.get("control"):
-        blocks.append(Text(wording.NO_CONTROL, soft=True))
-    return blocks
+        title = "Differences in checks passed, on the same prompts"
+        yield Table((Column("Models"), interval, Column("Interval")), rows, title)
+    yield from map(Text, result["notes"])
+    if differences and not result["control"]:
+        yield Text(wording.NO_CONTROL, soft=True)
 
 
-def _by_constraint(result: Result) -> list[Table]:
+def _by_constraint(result: Result) -> Iterator[Table]:
     """Pass rates by kind of constraint and model, the most frequent kind first."""
-    by_model = [m.get("by_constraint") or {} for m in result["models"].values()]
+    by_model = [m.get("by_constraint", {}) for m in result["models"].values()]
     prompts: dict[str, int] = {}
     for kinds in by_model:
-        for kind, cell in kinds.items():
-            prompts[kind] = max(prompts.get(kind, 0), cell["prompts"])
-    if not prompts:
-        return []
-    models = (Column(model, digits=2, shaded=True) for model in result["models"])
-    rows = tuple(
-        (kind, count, *(kinds.get(kind, {}).get("pass_rate") for kinds in by_model))
-        for kind, count in sorted(prompts.items(), key=lambda item: (-item[1], item[0]))
-    )
-    columns = (Column("Constraint"), Column("Prompts", digits=0), *models)
-    return [Table(columns, rows, "Checks passed by kind of constraint")]
+        for kind, rate in kinds.items():
+            prompts[kind] = max(prompts.get(kind, 0), rate["prompts"])
+    if prompts:
+        models = (Column(model, digits=2, shaded=True) for model in result["models"])
+        rows = tuple(
+            (kind, count, *(kinds.get(kind, {}).get("pass_rate") for kinds in by_model))
+            for kind, count in sorted(prompts.items(), key=lambda item: (-item[1], item[0]))
+        )
+        columns = (Column("Constraint"), Column("Prompts", digits=0), *models)
+        yield Table(columns, rows, "Checks passed by kind of constraint")
 
 
 def _samples(artifact: Artifact, models: list[str]) -> list[Sample]:

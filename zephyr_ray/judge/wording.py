@@ -1,7 +1,4 @@
-"""Words the sentences about the result of a comparison, each in this one place.
-
-A result is the content of result.json; one written by an earlier version may lack parts.
-"""
+"""Words the sentences about the result of a comparison, each in this one place."""
 
 from typing import Any
 
@@ -32,7 +29,7 @@ def certainty(difference: dict[str, Any]) -> str:
 
 def control_note(differences: list[dict[str, Any]], last: str, control: str) -> str:
     """Says what the last model has over the control."""
-    difference = next((d for d in differences if d["b"] == control), None)
+    difference = _between(differences, last, control)
     if difference is None:
         return f"No rule judged {last} and {control}, so the DPO term is not isolated."
     _, effect = EFFECTS[direction(difference["low"], difference["high"])]
@@ -40,21 +37,31 @@ def control_note(differences: list[dict[str, Any]], last: str, control: str) -> 
 
 
 def headline(result: dict[str, Any]) -> str:
-    """Says how the last model compares with the baseline, and whether the DPO term adds to it."""
-    models, baseline = result["models"], result["baseline"]
-    last, control = _last(result), _control(result)
-    if last is None:
+    """Says how the last model compares with the baseline, and whether the DPO term adds to it.
+
+    `result` is the content of result.json.
+    """
+    models, baseline, control = result["models"], result["baseline"], result["control"]
+    trained = [model for model in models if model not in (baseline, control)]
+    # The last model is the one whose differences were taken, if rules judged.
+    subjects = [d["a"] for d in result["differences"]] + trained[::-1]
+    last = next((model for model in subjects if model in trained), "")
+    figures, before = models.get(last, {}), models.get(baseline, {})
+    if figures.get("win_rate") is None:
         return ""
-    figures, before = models[last], models.get(baseline, {})
-    text = _win_rate(last, figures, baseline)
-    difference = _between(result, last, control)
-    if difference:
+    text = (
+        f"{last} has a win rate of {number(figures['win_rate'])} [{number(figures['low'])}, "
+        f"{number(figures['high'])}] against {baseline} on {figures['prompts']} held-out prompts"
+    )
+    if direction(figures["low"], figures["high"], even=0.5) == 0:
+        text += ", which cannot be distinguished from no difference (0.50)"
+    if difference := _between(result["differences"], last, control):
         effect, _ = EFFECTS[direction(difference["low"], difference["high"])]
         text += (
             f"; over {control}, the DPO term {effect}: {_difference(difference)} of checks passed"
         )
     text += "."
-    if _known(figures, "pass_rate", "words") and _known(before, "pass_rate", "words"):
+    if None not in (figures.get("pass_rate"), before.get("pass_rate")):
         text += (
             f" {percent(figures['pass_rate'])} of its answers pass the checks ({baseline}: "
             f"{percent(before['pass_rate'])}), in {number(figures['words'], 0)} words on average "
@@ -63,53 +70,16 @@ def headline(result: dict[str, Any]) -> str:
     return text
 
 
-def _win_rate(model: str, figures: dict[str, Any], baseline: str) -> str:
-    text = f"{model} has a win rate of {number(figures['win_rate'])}"
-    interval = _known(figures, "low", "high")
-    if interval:
-        text += f" [{number(figures['low'])}, {number(figures['high'])}]"
-    text += f" against {baseline} on {figures.get('prompts', 0)} held-out prompts"
-    if interval and direction(figures["low"], figures["high"], even=0.5) == 0:
-        text += ", which cannot be distinguished from no difference (0.50)"
-    return text
-
-
-def _last(result: dict[str, Any]) -> str | None:
-    """The model that the result is about: the one whose differences were taken."""
-    models, control = result["models"], _control(result)
-    trained = [m for m in models if m not in (result["baseline"], control)]
-    differences = result.get("differences", [])
-    if differences and differences[0]["a"] in trained:
-        last: str = differences[0]["a"]
-        return last if _known(models[last], "win_rate") else None
-    return next((m for m in reversed(trained) if _known(models[m], "win_rate")), None)
-
-
-def _control(result: dict[str, Any]) -> str | None:
-    """The control; a result that does not name it may have a model that is called so."""
-    differences = result.get("differences", [])
-    compared = {model for entry in differences for model in (entry["a"], entry["b"])}
-    called: str | None = next((m for m in sorted(compared) if "control" in m), None)
-    return result.get("control") or called
-
-
-def _between(result: dict[str, Any], a: str, b: str | None) -> dict[str, Any] | None:
-    """The difference of `a` over `b`, whichever way round the result has it."""
-    for entry in result.get("differences", []):
+def _between(differences: list[dict[str, Any]], a: str, b: str | None) -> dict[str, Any] | None:
+    """The difference of `a` over `b`, whichever way round it was taken."""
+    for entry in differences:
+        mean, low, high = entry["pass_difference"], entry["low"], entry["high"]
         if (entry["a"], entry["b"]) == (a, b):
-            return dict(entry)
+            return entry
         if (entry["b"], entry["a"]) == (a, b):
-            return {
-                "pass_difference": -entry["pass_difference"],
-                "low": -entry["high"],
-                "high": -entry["low"],
-            }
+            return {"pass_difference": -mean, "low": -high, "high": -low}
     return None
 
 
 def _difference(entry: dict[str, Any]) -> str:
     return f"{signed(entry['pass_difference'])} [{signed(entry['low'])}, {signed(entry['high'])}]"
-
-
-def _known(figures: dict[str, Any], *names: str) -> bool:
-    return all(figures.get(name) is not None for name in names)

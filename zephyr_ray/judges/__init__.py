@@ -1,8 +1,11 @@
-"""Lists the judge forms by name. A new form is one file and one entry here."""
+"""The forms of judgement, by name. A new form is one file and one line here."""
+
+from pkgutil import resolve_name
 
 from zephyr_ray.judges.form import Form
-from zephyr_ray.judges.pairwise import Pairwise
-from zephyr_ray.judges.score import Score
 
-_ALL: tuple[Form, ...] = (Score(), Pairwise())
-FORMS = {form.name: form for form in _ALL}
+_NAMES = (
+    "zephyr_ray.judges.score:Score",
+    "zephyr_ray.judges.pairwise:Pairwise",
+)
+FORMS: dict[str, Form] = {form.name: form() for form in map(resolve_name, _NAMES)}

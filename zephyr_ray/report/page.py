@@ -1,19 +1,26 @@
 """Writes the report: one self-contained HTML page about a run."""
 
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
 from datetime import date
+from itertools import cycle, groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from zephyr_ray.formatting import duration, number
-from zephyr_ray.report import plots
-from zephyr_ray.report.chapters import arrange, cell
-from zephyr_ray.report.stages import shortened, stage_row
-from zephyr_ray.section import Section
+from markupsafe import Markup, escape
+
+from zephyr_ray.formatting import describe_model, duration, number, signed
+from zephyr_ray.report.plots import COLOURS, draw, time_bars
+from zephyr_ray.section import Cell, Column, Interval, Place, Section
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import Artifact
 
 TEMPLATE = Path(__file__).with_name("template.html")
+LONGEST_TEXT = 2000
+TROUBLE = ("dropped", "failed", "truncated", "flips", "parse_failures", "unparsable", "over_long")
+"""Prefixes of the counts that are listed as what failed and was dropped."""
 
 
 class Report(Stage):
@@ -52,12 +59,98 @@ def render(title: str, inputs: dict[str, Artifact], sections: dict[str, Section]
     stages = [stage_row(name, artifact) for name, artifact in inputs.items()]
     seconds = {row["name"]: row["seconds"] for row in stages if row["seconds"]}
     headlines = [section.headline for section in sections.values() if section.headline]
+    chapters = arrange(sections)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
         date=date.today().isoformat(),
         headline=headlines[-1] if headlines else "",
-        chapters=arrange(sections),
+        chapters=[chapter for chapter in chapters if chapter.place < Place.APPENDIX],
+        appendix=[chapter for chapter in chapters if chapter.place == Place.APPENDIX],
         stages=stages,
-        wall_time=plots.time_bars(seconds) if seconds else None,
+        wall_time=time_bars(seconds) if seconds else None,
         total_seconds=sum(seconds.values()),
     )
+
+
+@dataclass
+class PageChapter:
+    """What all stages contribute under one title."""
+
+    title: str
+    place: Place
+    intro: str = ""
+    parts: dict[str, list[tuple[str, list[Any]]]] = field(default_factory=dict)
+    """By stage: runs of blocks of one type, as (name of the type, blocks or drawn plots)."""
+
+
+def arrange(sections: dict[str, Section]) -> list[PageChapter]:
+    """Merges chapters of the same title, orders them by place and draws their plots."""
+    by_stage = [(stage, c) for stage, section in sections.items() for c in section.chapters]
+    by_stage.sort(key=lambda item: item[1].place)
+    # One colour per model or stage, the same in every plot, in order of appearance.
+    colours: dict[str, str] = defaultdict(cycle(COLOURS).__next__)
+    arranged: dict[str, PageChapter] = {}
+    for stage, chapter in by_stage:
+        merged = arranged.setdefault(chapter.title, PageChapter(chapter.title, chapter.place))
+        merged.intro = merged.intro or chapter.intro
+        runs = [(kind, list(run)) for kind, run in groupby(chapter.blocks, key=type)]
+        merged.parts[stage] = [
+            (kind.__name__.lower(), draw(blocks, stage, colours) or blocks) for kind, blocks in runs
+        ]
+    return list(arranged.values())
+
+
+def cell(value: Cell, column: Column) -> Markup:
+    """Formats a cell of a table. Everything is escaped."""
+    if isinstance(value, str):
+        return escape(value)
+
+    def text(part: float | None) -> str:
+        digits = column.digits or 0
+        return signed(part, digits) if column.signed else number(part, digits)
+
+    if isinstance(value, Interval):
+        ends = f"[{text(value.low)}, {text(value.high)}]"
+        return Markup("{} <small>{}</small>").format(text(value.value), ends)
+    return escape(" / ".join(map(text, value)) if isinstance(value, tuple) else text(value))
+
+
+def stage_row(name: str, artifact: Artifact) -> dict[str, Any]:
+    """Collects what the page's tables show of one stage; any of it may be missing."""
+    manifest = artifact.manifest
+    counts, examples = manifest.counts, manifest.examples
+    trouble = {k: v for k, v in counts.items() if k.startswith(TROUBLE)}
+    return {
+        "name": name,
+        **{k: getattr(manifest, k) for k in ("kind", "key", "seconds", "attempts")},
+        "created": manifest.created[:16].replace("T", " "),
+        "settings": {k: _text(v) for k, v in manifest.settings.items()}
+        | {f"model {n}": describe_model(spec) for n, spec in manifest.models.items()},
+        "reads": manifest.reads,
+        "rows": counts.get("rows"),
+        "counts": {k: _whole(v) for k, v in counts.items() if k != "rows" and k not in trouble},
+        "trouble": [
+            {
+                "what": what,
+                "count": trouble.get(what),
+                "examples": [shortened(_text(value)) for value in examples.get(what, [])],
+            }
+            for what in sorted({*trouble, *examples})
+            if trouble.get(what) or examples.get(what)
+        ],
+    }
+
+
+def shortened(text: str) -> str:
+    """Cuts a text that is too long for the page, and says how much is missing."""
+    more = len(text) - LONGEST_TEXT
+    return text if more <= 0 else f"{text[:LONGEST_TEXT]} … ({more} more characters)"
+
+
+def _whole(value: float) -> float:
+    """Makes a count that is written as 11.0 a whole number; shares of 0.0 and 1.0 stay."""
+    return int(value) if float(value).is_integer() and not 0 <= value <= 1 else value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -42,18 +42,10 @@ STYLE: dict[str, Any] = {
 }
 
 
-class Palette(dict[str, str]):
-    """One colour per model or stage, the same in every plot, assigned in order of appearance."""
-
-    def __missing__(self, name: str) -> str:
-        self[name] = COLOURS[len(self) % len(COLOURS)]
-        return self[name]
-
-
-def draw(plots: Sequence[Block], stage: str, colours: Palette) -> list[Markup]:
+def draw(plots: Sequence[Block], stage: str, colours: dict[str, str]) -> list[Markup]:
     """Draws the plots of one kind that stand side by side in a stage's part of a chapter."""
     drawn = []
-    most = max((n for p in plots if isinstance(p, Histogram) for n in p.counts), default=0)
+    most = max((n for p in plots if isinstance(p, Histogram) for n in counts(p)), default=0)
     for block in plots:
         match block:
             case Bars():
@@ -103,7 +95,7 @@ def _inline(svg: str, label: str) -> Markup:
     )
 
 
-def interval_bars(block: Bars, colours: Palette) -> Markup:
+def interval_bars(block: Bars, colours: dict[str, str]) -> Markup:
     """Draws horizontal bars on 0..1 with their intervals, and a dashed line to compare with."""
     label = f"{block.title}: " + "; ".join(
         f"{name} {number(bar.value)} from {number(bar.low)} to {number(bar.high)}"
@@ -145,17 +137,22 @@ def curve(block: Curve, stage: str, colour: str) -> Markup:
 
 def histogram(block: Histogram, most: int, colour: str) -> Markup:
     """Draws how often each score was given; `most` makes neighbours comparable."""
-    counts = block.counts
+    times = counts(block)
     mean = number(sum(block.scores) / len(block.scores), 1)
-    given = ", ".join(f"{n} was given {c} times" for n, c in enumerate(counts, 1))
+    given = ", ".join(f"{n} was given {c} times" for n, c in enumerate(times, 1))
     label = f"{block.title}: {given}"
     with plot(label, 1.9) as drawn:
-        drawn.axes.bar(range(1, 11), counts, color=colour, width=0.8)
+        drawn.axes.bar(range(1, 11), times, color=colour, width=0.8)
         drawn.axes.set_xticks(range(1, 11))
         drawn.axes.set_ylim(0, most * 1.08)
         drawn.axes.grid(axis="y")
         drawn.axes.set_title(f"{_short(block.title)} · mean {mean}, {len(block.scores)} answers")
     return drawn.svg
+
+
+def counts(block: Histogram) -> list[int]:
+    """Counts the scores per whole number from 1 to 10; halves count upward."""
+    return [sum(int(score + 0.5) == whole for score in block.scores) for whole in range(1, 11)]
 
 
 def time_bars(seconds: dict[str, float]) -> Markup:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.engines.model import Model
@@ -53,7 +53,9 @@ class ServeSettings(BaseModel):
     """Maximum tokens of prompt and answer together, per request."""
     max_tokens: int = Field(1024, ge=1)
     """Maximum tokens per answer; also the default if a chat request sets no maximum."""
-    max_in_flight: int = Field(256, ge=1)
+    max_in_flight: int = Field(
+        256, ge=1, validation_alias=AliasChoices("max_in_flight", "most_waiting")
+    )
     """Maximum requests in flight per replica, and maximum queued; beyond that clients get 429."""
     requests_per_minute: int = Field(600, ge=1)
     """Maximum requests per minute and key, at each replica of the gateway."""

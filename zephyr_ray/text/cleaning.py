@@ -11,10 +11,10 @@ from zephyr_ray.judges import FORMS
 from zephyr_ray.messages import Message, answers, exchanges, with_facts
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
+from zephyr_ray.models.similarity import SimilarityIndex
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
-from zephyr_ray.text.similarity import SimilarityIndex
 
 NEAR = 0.7
 """ROUGE-L F above which a question is a near duplicate of a held-out prompt (Self-Instruct)."""

@@ -59,18 +59,15 @@ class Feedback(Stage):
 
     def section(self, artifact: Artifact) -> Section | None:
         """Returns one histogram of scores per model; answers without a score are only counted."""
+        completions = [c for row in artifact.rows() for c in row["completions"]]
         scores: dict[str, list[float]] = {}
-        unscored = 0
-        for row in artifact.rows():
-            for completion in row["completions"]:
-                if completion.get("score") is None:
-                    unscored += 1
-                else:
-                    scores.setdefault(completion["model"], []).append(completion["score"])
+        for completion in completions:
+            if completion["score"] is not None:
+                scores.setdefault(completion["model"], []).append(completion["score"])
         if not scores:
             return None
         blocks: list[Block] = [Histogram(model, tuple(s)) for model, s in scores.items()]
-        if unscored:
+        if unscored := sum(completion["score"] is None for completion in completions):
             note = f"{number(unscored)} answers have no readable score."
             blocks.insert(0, Text(note, soft=True))
         return Section((Chapter("Scores the judge gave", Place.PROCESS, tuple(blocks)),))

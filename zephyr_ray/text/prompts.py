@@ -14,11 +14,11 @@ from zephyr_ray.messages import user
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.repetition import loops
+from zephyr_ray.models.similarity import SimilarityIndex, diversity
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import FILE, Reads
 from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import numbered_jsonl
-from zephyr_ray.text.similarity import SimilarityIndex, diversity
 
 IN_CONTEXT, MACHINE_MADE = 8, 2
 """Tasks shown per request, and how many of them at most are machine-made (Self-Instruct)."""

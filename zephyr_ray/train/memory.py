@@ -16,6 +16,9 @@ LIVE = 1_000_000_000
 """Maximum parameters that ZeRO-3 keeps gathered (DeepSpeed's stage3_max_live_parameters)."""
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768
 """Size of a tile of the output layer (TRL)."""
+TILE_BYTES_GPU, TILE_BYTES_CPU = 2, 31
+"""Bytes per logit of a tile: TRL's GPU kernel works in place; its CPU code holds the tile in bf16,
+seven intermediate results in fp32 and a mask (trl.kernels.chunked_logprob)."""
 FOUR_BITS = 0.5 + 4 / 64
 """Bytes per weight in NF4: four bits, and an fp32 scale per 64 weights."""
 
@@ -120,7 +123,8 @@ def _rounded_weights(settings: TrainingSettings, shape: Shape) -> float:
 
 def output_layer(settings: TrainingSettings, shape: Shape, tokens: int) -> float:
     """Returns the bytes of one tile of logits, the weight's gradient and the gradients of the
-    input, as in TRL's GPU kernels."""
-    tile = 2 * min(tokens, TILE_TOKENS) * min(shape.vocabulary, TILE_VOCABULARY)
+    input, as in TRL's chunked log-probabilities."""
+    per_logit = TILE_BYTES_GPU if settings.gpus_per_worker else TILE_BYTES_CPU
+    tile = per_logit * min(tokens, TILE_TOKENS) * min(shape.vocabulary, TILE_VOCABULARY)
     weight_gradient = 0 if settings.lora else 4 * shape.vocabulary * shape.hidden
     return tile + weight_gradient + 8 * tokens * shape.hidden
