@@ -350,10 +350,10 @@ def test_each_filter_of_self_instruct_counts_what_it_drops(
     instruction: str, tmp_path: Path
 ) -> None:
     rule, work = USABLE[instruction], work_on(tmp_path)
-    kept = SimilarityIndex(["Tell me about the sea"])
+    accepted = SimilarityIndex(["Tell me about the sea"])
     held_out = SimilarityIndex(["Which river is the longest one"])
     stage = SelfInstruct(model="base", seeds="seeds.jsonl", count=1)
-    usable = stage._usable({"instruction": instruction}, kept, held_out, work)
+    usable = stage._usable({"instruction": instruction}, accepted, held_out, work)
     assert usable == (rule is None)
     assert work.counts == ({f"dropped/{rule}": 1} if rule else {})
     assert work.examples == ({f"dropped/{rule}": [instruction]} if rule else {})
@@ -489,11 +489,11 @@ def test_clean_cuts_before_the_first_bad_answer(tmp_path: Path) -> None:
         dialogue("again", "q1?", "a1.", "Other?", "Yes."),
     ]
     work = work_on(tmp_path, dialogues=rows)
-    kept = {row["id"]: row for row in run(Clean(dialogues="dialogues"), work)}
-    assert list(kept) == ["good", "late", "empty"]
-    assert kept["good"]["messages"] == rows[0]["messages"]
-    assert kept["late"]["messages"] == rows[1]["messages"][:2]
-    assert kept["empty"]["messages"] == rows[3]["messages"][:2]
+    cleaned = {row["id"]: row for row in run(Clean(dialogues="dialogues"), work)}
+    assert list(cleaned) == ["good", "late", "empty"]
+    assert cleaned["good"]["messages"] == rows[0]["messages"]
+    assert cleaned["late"]["messages"] == rows[1]["messages"][:2]
+    assert cleaned["empty"]["messages"] == rows[3]["messages"][:2]
     assert work.counts == {
         "rows": 3,
         "dropped/unhelpful assistant": 2,
@@ -588,9 +588,9 @@ def test_a_pair_keeps_the_turns_before_its_prompt(tmp_path: Path) -> None:
     context = [{"role": "system", "content": "Be kind."}, user("Hi."), assistant("Hello.")]
     work = work_on(tmp_path, feedback=[{**FOUR, "context": context}])
     [pair] = run(Preferences(feedback="feedback", rejected="lowest"), work)
-    asked = [*context, user("Name a pet. Be short.", instruction="Name a pet.")]
-    assert pair["chosen"] == [*asked, assistant("cat", finish_reason="stop")]
-    assert pair["rejected"] == [*asked, assistant("emu", finish_reason="length")]
+    conversation = [*context, user("Name a pet. Be short.", instruction="Name a pet.")]
+    assert pair["chosen"] == [*conversation, assistant("cat", finish_reason="stop")]
+    assert pair["rejected"] == [*conversation, assistant("emu", finish_reason="length")]
 
 
 def test_rejected_all_is_every_other(tmp_path: Path) -> None:
