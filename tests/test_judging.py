@@ -27,9 +27,9 @@ class Scripted:
         self.replies, self.questions = list(answers), []  # type: list[str], list[str]
 
     async def __call__(
-        self, messages: list[Message], *, max_tokens: int, shown: bool = True
+        self, messages: list[Message], *, max_tokens: int, with_demonstrations: bool = True
     ) -> Reply:
-        assert not shown, "a judge's question is not the row's task"
+        assert not with_demonstrations, "a judge's question is not the row's task"
         self.questions.append(messages[-1]["content"])
         return Reply(self.replies.pop(0), "stop")
 
@@ -163,7 +163,7 @@ def test_a_model_is_asked_about_the_prompt_with_its_constraint(form: str) -> Non
     answers = [{"text": text, "finish_reason": "stop"} for text in ("A cat.", "A dog.")]
     ask = Scripted("no", "no")
     asyncio.run(FORMS[form].judge(row, answers[: len(FORMS[form].fields)], ask))
-    assert ask.asked and all(row["prompt"] in text for text in ask.asked)
+    assert ask.questions and all(row["prompt"] in text for text in ask.questions)
 
 
 RULES = RulesJudge(RulesSettings())

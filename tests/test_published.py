@@ -124,7 +124,7 @@ def test_ultrafeedback_rows_are_what_dpo_reads(name: str, folder: Path, tiny_mod
     training.counts["truncated"] = 0
     chat = load_chat(tiny_model)
     [pair, _] = Dpo(model="base", data="data")._tokens(training, chat, rows)
-    assert pair["prompt_ids"] == chat.prompt(talk("So?"))
+    assert pair["prompt_ids"] == chat.prompt(conversation("So?"))
     texts = [chat.tokenizer.decode(pair[f"{side}_ids"]) for side in ("chosen", "rejected")]
     assert texts == ["Yes.<|im_end|>", "Maybe.<|im_end|>"]
 
