@@ -247,12 +247,12 @@ def test_the_first_tasks_are_the_prompts(tmp_path: Path) -> None:
         (tmp_path / str(count)).mkdir()
         work = work_on(tmp_path / str(count))
         work.files = seeds_file(tmp_path, *TASKS)
-        made = run(Prompts(seeds="seeds.jsonl", count=count), work)
-        assert [row["instruction"] for row in made] == [t["instruction"] for t in TASKS[:rows]]
+        prompts = run(Prompts(seeds="seeds.jsonl", count=count), work)
+        assert [row["instruction"] for row in prompts] == [t["instruction"] for t in TASKS[:rows]]
 
 
 def drawn(folder: Path, stage: Prompts | SelfInstruct, *tasks: dict[str, Any]) -> list[Any]:
-    """The constraints and prompts that a stage draws for its tasks."""
+    """Returns the prompts and constraints that a stage draws for its tasks."""
     folder.mkdir()
     work = work_on(folder)
     work.files = seeds_file(folder, *tasks)
@@ -268,25 +268,25 @@ def test_the_seed_draws_the_constraints_of_prompts(tmp_path: Path) -> None:
 def test_constrained_is_the_share_of_prompts_with_a_constraint(tmp_path: Path) -> None:
     own = {"kind": "json"}
     tasks = [*TASKS, *({**task, "constraint": own} for task in TASKS[:10])]
-    made = drawn(tmp_path / "a", Prompts(seeds="seeds.jsonl", constrained=0.25), *tasks)
-    count = sum(constraint is not None for _, constraint in made[:400])
+    prompts = drawn(tmp_path / "a", Prompts(seeds="seeds.jsonl", constrained=0.25), *tasks)
+    count = sum(constraint is not None for _, constraint in prompts[:400])
     # 100 are expected, with a spread of sqrt(400 · 1/4 · 3/4) = 9; four of them.
     assert 65 < count < 135
-    assert [constraint for _, constraint in made[400:]] == [own] * 10
+    assert [constraint for _, constraint in prompts[400:]] == [own] * 10
     every = drawn(tmp_path / "b", Prompts(seeds="seeds.jsonl"), *tasks)
     assert all(constraint for _, constraint in every)
 
 
 class Inventor:
-    """A model that lists tasks unlike each other; `asked` holds what it was shown."""
+    """A model that lists dissimilar tasks; `requests` holds what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     def ask_for(self, model: Model, row: dict[str, Any]) -> Any:
         async def ask(messages: list[Any], *, max_tokens: int, with_demonstrations: bool) -> Reply:
-            self.asked.append(messages[0]["content"])
-            numbers = range(8 * len(self.asked), 8 * len(self.asked) + 8)
+            self.requests.append(messages[0]["content"])
+            numbers = range(8 * len(self.requests), 8 * len(self.requests) + 8)
             return Reply("\n".join(f"9. Explain a{n} b{n} c{n} d{n}" for n in numbers), "stop")
 
         return ask
@@ -295,7 +295,7 @@ class Inventor:
 def self_instruct(
     folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
 ) -> tuple[list[str], list[Any], dict[str, float]]:
-    """What the model was shown, the prompts made of 20 seed tasks, and the counts."""
+    """Returns the requests to the model, the prompts made from 20 seed tasks, and the counts."""
     folder.mkdir()
     work, engine = work_on(folder), Inventor()
     run_here(monkeypatch, prompts, engine)
@@ -303,20 +303,20 @@ def self_instruct(
     tasks = ({"instruction": f"Describe e{n} f{n} g{n} h{n}"} for n in range(20))
     work.files = seeds_file(folder, *tasks)
     rows = run(SelfInstruct(model="base", seeds="seeds.jsonl", **settings), work)
-    made = [(row["instruction"], row["constraint"], row["prompt"]) for row in rows]
-    return engine.asked, made, work.counts
+    columns = [(row["instruction"], row["constraint"], row["prompt"]) for row in rows]
+    return engine.requests, columns, work.counts
 
 
 def test_self_instruct_makes_count_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, made, counts = self_instruct(tmp_path / "a", monkeypatch, count=50)
-    # One round of 24 rows, each of two requests of eight tasks, beside 20 seeds.
-    assert len(asked) == 48 and counts["generated"] == 384
-    assert len({instruction for instruction, _, _ in made}) == len(made) == 50
+    requests, rows, counts = self_instruct(tmp_path / "a", monkeypatch, count=50)
+    # One round of 24 rows with two requests for eight tasks each, beside 20 seeds.
+    assert len(requests) == 48 and counts["generated"] == 384
+    assert len({instruction for instruction, _, _ in rows}) == len(rows) == 50
     assert (counts["new"], counts["surplus"], counts["short_of_count"]) == (30, 354, 0)
-    assert sum(instruction.startswith("Describe") for instruction, _, _ in made) == 20
+    assert sum(instruction.startswith("Describe") for instruction, _, _ in rows) == 20
 
 
-def test_the_seed_of_self_instruct_draws_what_is_shown_the_order_and_the_constraints(
+def test_the_seed_of_self_instruct_draws_examples_order_and_constraints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, same, other = (
