@@ -242,6 +242,24 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
         load(more, KINDS)
 
 
+def test_lines_of_the_extending_recipe_come_first(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "more.yaml").write_text(
+        "extends: recipe.yaml\nname: mine\nseed: 8\n"
+        "models:\n  base: {weights: owner/mine, top_p: 1}\n  extra: {engine: rules}\n"
+        "stages:\n  prompts: {kind: prompts, seeds: seeds.jsonl, count: 1}\n"
+    )
+    recipe = load(tmp_path / "more.yaml", KINDS)
+    assert (recipe.name, recipe.seed) == ("mine", 8)
+    base = recipe.models["base"]
+    assert (base.main.origin, base.settings.model_dump()["top_p"]) == ("owner/mine", 1)
+    assert [name for name in recipe.models if name not in recipe.stages] == [
+        "base", "judge", "extra"
+    ]  # fmt: skip
+    settings = recipe.stages["prompts"].model_dump()
+    assert (settings["count"], settings["seed"]) == (1, 8)
+
+
 def test_files_of_an_extended_recipe_are_beside_it(tmp_path: Path) -> None:
     write(tmp_path)
     mine = tmp_path / "mine"

@@ -527,6 +527,22 @@ def test_clean_keeps_the_casing_that_a_constraint_demands(tmp_path: Path) -> Non
     ]
 
 
+def test_clean_corrects_no_capital_whose_correction_breaks_the_constraint(tmp_path: Path) -> None:
+    # A small letter after a closing quote makes it one sentence, a capital makes it two.
+    said = 'She said "Go home!" i think.'
+    rows = [
+        dialogue("one", "Who said it?", said, constraint={"kind": "one_sentence"}),
+        dialogue("broken", "Who?", f"{said} Bye.", constraint={"kind": "one_sentence"}),
+        dialogue("free", "Who spoke?", said),
+    ]
+    work = work_on(tmp_path, dialogues=rows)
+    made = run(Clean(dialogues="dialogues"), work)
+    corrected = said.replace(" i ", " I ")
+    answered = [row["messages"][1]["content"] for row in made]
+    assert answered == [said, f"{corrected} Bye.", corrected]
+    assert work.counts["true-cased"] == 2
+
+
 def test_clean_of_everything_is_an_error(tmp_path: Path) -> None:
     work = work_on(tmp_path, dialogues=[dialogue("d", "Q?", BAD)])
     with pytest.raises(Permanent, match=r"no dialogue is left \(1 unhelpful.*; lower min_score"):
@@ -708,14 +724,15 @@ VOTE = {
 
 def test_votes_are_feedback_row_by_row(tmp_path: Path) -> None:
     tie = [{"text": "cat", "score": 5}, {"text": "dog", "score": 5}]
-    rows = [VOTE, {**VOTE, "context": [user("Hi."), assistant("Hello.")], "completions": tie}]
+    context = [user("Hi."), assistant("Hello.")]
+    rows = [VOTE, {**VOTE, "context": context, "completions": tie}, {**VOTE, "id": "v3"}]
     path = tmp_path / "votes.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     work = work_on(tmp_path)
     work.files = {"file": path}
     Votes(file=str(path)).check({"file": path}, {})
     assert run(Votes(file=str(path)), work) == rows
-    assert work.counts == {"rows": 2, "ties": 1}
+    assert work.counts == {"rows": 3, "ties": 1}
 
 
 @pytest.mark.parametrize(
