@@ -12,6 +12,8 @@ from zephyr_ray.ray_cluster import check_reachable
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.store import Store, digest
 
+RAY_BYTES = 1.5e9
+"""Resident memory of Ray's own processes, with those that control a training stage, measured."""
 TEXT_BYTES = 100e6
 """Bytes of disk per stage for text and logs."""
 
@@ -86,11 +88,11 @@ def check_processors(
             )
 
 
-def _check_memory(name: str, needed: float) -> None:
+def _check_memory(name: str, footprint: float) -> None:
     import psutil
 
-    free = psutil.virtual_memory().available
-    if needed > free:
+    needed, free = footprint + RAY_BYTES, psutil.virtual_memory().available
+    if footprint and needed > free:
         raise Permanent(
             f"stage '{name}' needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
             "free; lower its micro_batch, workers or actors, set zero: 3, or use a smaller model"
