@@ -1,5 +1,7 @@
 """Builds what a finished training stage contributes to the report."""
 
+from collections.abc import Iterator
+
 from zephyr_ray.section import Chapter, Curve, Document, Place, Section
 from zephyr_ray.store import Artifact, read_jsonl
 
@@ -19,7 +21,7 @@ MASK = "Which tokens the loss counts, as the training stage saw them."
 def training_section(artifact: Artifact) -> Section:
     """Returns the curves of metrics.jsonl and the loss mask of mask.html."""
     chapters = []
-    if curves := _curves(artifact):
+    if curves := tuple(_curves(artifact)):
         intro = REWARDS if any(curve.title.startswith("reward") for curve in curves) else ""
         chapters.append(Chapter("Training", Place.PROCESS, curves, intro))
     mask = artifact.folder / "mask.html"
@@ -29,14 +31,10 @@ def training_section(artifact: Artifact) -> Section:
     return Section(tuple(chapters))
 
 
-def _curves(artifact: Artifact) -> tuple[Curve, ...]:
+def _curves(artifact: Artifact) -> Iterator[Curve]:
     """If a resumed run wrote a step twice, the later line counts."""
-    path = artifact.folder / "metrics.jsonl"
-    by_step = {row["step"]: row for row in read_jsonl(path)} if path.is_file() else {}
-    points = {
-        title: tuple(
-            (step, row[name]) for step, row in sorted(by_step.items()) if row.get(name) is not None
-        )
-        for name, title in CURVES.items()
-    }
-    return tuple(Curve(title, values) for title, values in points.items() if values)
+    by_step = {row["step"]: row for row in read_jsonl(artifact.folder / "metrics.jsonl")}
+    for name, title in CURVES.items():
+        steps = sorted(by_step.items())
+        if points := tuple((step, row[name]) for step, row in steps if name in row):
+            yield Curve(title, points)
