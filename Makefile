@@ -1,4 +1,4 @@
-# make demo: the whole recipe on this machine · make test: the tests · make check: everything
+# make demo: the quickstart on this machine · make test: the tests · make check: all checks
 .DEFAULT_GOAL := demo
 .PHONY: .venv demo test test-rollout test-cluster image image-gpu check format mlflow clean
 
@@ -15,13 +15,13 @@ include helm/chart.mk
 
 .venv: $(STAMP)
 
-# torch's CPU build lies on few indexes: the configured ones first, PyTorch's own second.
+# Few indexes have torch's CPU build: try the configured ones first, then PyTorch's own.
 $(STAMP): requirements-cpu.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "zephyr_ray needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	@command -v g++ >/dev/null || \
 		{ echo "g++ is missing: DeepSpeed compiles its operators with it (apt-get install g++)"; exit 1; }
-	@echo "Setting up .venv: 3.5 GB, some minutes"
+	@echo "Setting up .venv: 3.5 GB, several minutes"
 	@$(PYTHON) -m venv .venv || { echo "python venv failed (apt-get install python3-venv)"; exit 1; }
 	@.venv/bin/pip install -q --no-deps "$(TORCH)" || { \
 		echo "$(TORCH) is not on the configured indexes; trying $(TORCH_INDEX)"; \
@@ -39,11 +39,11 @@ test: $(STAMP) $(TOOLS)
 test-rollout: $(STAMP)
 	.venv/bin/python -m pytest -m rollout
 
-# The chart's pods as containers of podman, with kills: root and the image; 7 minutes.
+# The chart's pods as podman containers, with kills. Needs root and the image; takes 7 minutes.
 test-cluster: $(STAMP) $(TOOLS)
 	.venv/bin/python -m pytest -m cluster -n 0 -s
 
-# With podman, docker or buildah. IMAGE_FLAGS: for a proxy, a package index of your own, a base digest.
+# Uses podman, docker or buildah. IMAGE_FLAGS may set a proxy, a package index or a base digest.
 image:
 	$(BUILDER) build --target cpu --tag zephyr-ray:$(VERSION) \
 		--build-arg TORCH_INDEX=$(TORCH_INDEX) $(IMAGE_FLAGS) .
@@ -67,6 +67,6 @@ mlflow: $(STAMP)
 	.venv/bin/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
 		--backend-store-uri sqlite:///runs/mlflow.db --artifacts-destination runs/mlartifacts
 
-# The environment and caches of tools; what a run made (runs/) stays.
+# Removes the environment and caches of tools; keeps the results in runs/.
 clean:
 	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,13 +1,49 @@
-"""Runs row programs in this process, without Ray: what a cheap test of a stage needs."""
+"""Runs stages in this process, without Ray and engines: what a cheap test of a stage needs."""
 
 import asyncio
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 from zephyr_ray.engines.model import Model
-from zephyr_ray.stage import Work
+from zephyr_ray.manifest import Manifest
+from zephyr_ray.messages import Message, plain
+from zephyr_ray.models.contract import Reply
+from zephyr_ray.stage import Stage, Work
+from zephyr_ray.store import Artifact, read_jsonl, write_rows
+
+
+class Scripted:
+    """A model that gives its answers in order; `asked` holds the conversations it saw."""
+
+    def __init__(self, *answers: str | Reply):
+        self._answers = iter(answers)
+        self.asked: list[tuple[list[Message], int, bool]] = []
+
+    async def __call__(
+        self, messages: list[Message], *, max_tokens: int, shown: bool = True
+    ) -> Reply:
+        self.asked.append((plain(messages), max_tokens, shown))
+        answer = next(self._answers)
+        return answer if isinstance(answer, Reply) else Reply(answer, "stop", 5, 3)
+
+
+def work_on(folder: Path, **inputs: list[dict[str, Any]]) -> Work:
+    """A stage's work with artifacts on disk, by the name of the stage that made them."""
+    artifacts = {}
+    for name, rows in inputs.items():
+        (folder / name).mkdir()
+        write_rows(folder / name, rows)
+        artifacts[name] = Artifact(folder / name, Manifest(kind="text", key=name, files={}))
+    (folder / "made").mkdir()
+    return Work("made", folder / "made", 0, artifacts, {}, {})
+
+
+def run(stage: Stage, work: Work) -> list[dict[str, Any]]:
+    stage.run(work)
+    return list(read_jsonl(work.folder / "rows.jsonl"))
 
 
 def run_here(monkeypatch: pytest.MonkeyPatch, module: ModuleType, engine: Any = None) -> None:

@@ -34,7 +34,7 @@ from pod_flags import environment as pod_environment
 
 from zephyr_ray import recipe as recipes
 from zephyr_ray.pipeline import KINDS
-from zephyr_ray.preflight import check_room
+from zephyr_ray.preflight import check_processors
 
 PRESETS = {
     "kind": ("values-kind.yaml",),
@@ -436,7 +436,7 @@ def test_the_pods_of_a_job_have_the_cpus_and_gpus_of_its_recipe(where: str) -> N
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         for what in has:
             has[what] += group["maxReplicas"] * float(limits.get(what, 0))
-    check_room(recipe, recipe.stages, has["cpu"], has["nvidia.com/gpu"], where)
+    check_processors(recipe, recipe.stages, has["cpu"], has["nvidia.com/gpu"], where)
 
 
 @pytest.mark.parametrize("overlay", ["kind", "gpu", "kueue"])

@@ -1,4 +1,4 @@
-"""The estimate against what PyTorch, PEFT and DeepSpeed allocate, and against figures by hand."""
+"""Tests the estimate against what PyTorch, PEFT and DeepSpeed allocate, and by hand computation."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import zero_memory
 from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
 from zephyr_ray.estimate import training
-from zephyr_ray.estimate.page import lines
+from zephyr_ray.estimate.printing import estimate_lines
 from zephyr_ray.models import shapes
 from zephyr_ray.models.shapes import Shape, find_shape, shape_of
 from zephyr_ray.pipeline import KINDS, main
@@ -79,14 +79,14 @@ def test_mistral_7b_has_its_published_number_of_parameters() -> None:
 def test_parameters_are_those_of_the_built_model(config: dict[str, Any]) -> None:
     model = build(config, meta=True)
     assert shape_of(config).parameters == sum(p.numel() for p in model.parameters())
-    found = shapes._built(config)
-    assert (found.parameters, found.linear) == (
+    built = shapes._built_shape(config)
+    assert (built.parameters, built.linear) == (
         shape_of(config).parameters,
         shape_of(config).linear,
     )
 
 
-def test_another_family_is_counted_from_the_model_itself() -> None:
+def test_another_architecture_is_counted_from_the_built_model() -> None:
     config = {"model_type": "gpt_neox", "hidden_size": 64, "num_attention_heads": 4}
     config |= {"num_hidden_layers": 2, "intermediate_size": 256, "vocab_size": 100}
     shape = shape_of(config)
@@ -116,7 +116,7 @@ def test_kv_cache_is_that_of_transformers() -> None:
         model(torch.arange(77)[None], past_key_values=cache, use_cache=True)
     real = sum(t.untyped_storage().nbytes() for a in cache.layers for t in (a.keys, a.values))
     assert shape_of(SMALL).kv_bytes(77) == real
-    # 128 KiB a token of Mistral-7B: 32 layers, keys and values of 8 heads of 128, in bf16.
+    # 128 KiB per token of Mistral-7B: 32 layers, keys and values of 8 heads of 128, in bf16.
     assert shape_of(MISTRAL_7B).kv_bytes(1) == 32 * 2 * 8 * 128 * 2
 
 
@@ -135,8 +135,8 @@ def test_kv_cache_is_that_of_transformers() -> None:
     ],
 )
 def test_activations_are_what_pytorch_allocates(settings: dict[str, Any], tokens: int) -> None:
-    """The layers of a small Llama on a CPU, by the allocator's own record. The output layer is not
-    in it: its kernel on GPUs is another."""
+    """Measures the layers of a small Llama on a CPU by the allocator's record, without the output
+    layer, whose GPU kernel differs."""
     import torch
 
     torch.set_num_threads(1)
@@ -164,24 +164,49 @@ def test_activations_are_what_pytorch_allocates(settings: dict[str, Any], tokens
     assert memory.activations(stage, shape_of(SMALL), tokens) == pytest.approx(real, rel=0.1)
 
 
+def test_output_layer_on_a_cpu_is_what_pytorch_allocates() -> None:
+    """TRL's fused output layer, forward and backward, over a vocabulary of half a tile."""
+    import torch
+    from trl.trainer.utils import add_fused_lm_head
+
+    tokens, config = 512, SMALL | {"vocab_size": 16_384, "num_hidden_layers": 1}
+    model, shape = build(config), shape_of(config)
+    add_fused_lm_head(model)
+    hidden = torch.randn(1, tokens + 1, shape.hidden).requires_grad_()
+    output = type("Output", (), {"last_hidden_state": hidden})
+    model.base_model.forward = lambda *_, **__: output
+    labels = torch.arange(tokens + 1)[None]
+    model.lm_head.weight.grad = torch.zeros_like(model.lm_head.weight)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(labels, labels=labels, fused_lm_head=True)
+        out.log_probs.mean().backward()
+
+    step()
+    real = zero_memory.peak_bytes(step)
+    expected = memory.output_layer(sft(), shape, tokens)
+    assert expected == pytest.approx(real, rel=0.1)
+
+
 def test_model_states_are_what_deepspeed_holds() -> None:
-    """Two workers; on a CPU, what is offloaded lies in the same memory."""
+    """Runs two workers. On a CPU, offloaded state is in the same memory."""
     root = Path(__file__).resolve().parents[1]
     env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     stages = ["1:none", "2:none", "3:none", "3:optimizer"]
     program = [sys.executable, str(root / "tests" / "zero_memory.py"), "29671", *stages]
     out = subprocess.run(program, env=env, capture_output=True, text=True, check=True).stdout
     shape = shape_of(zero_memory.MODEL)
-    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    assert len(found) == len(stages)
-    for real in found:
+    measurements = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert len(measurements) == len(stages)
+    for real in measurements:
         stage = zero_memory.settings(real["zero"], real["offload"])
         states = memory.model_states(stage, shape, zero_memory.BUCKET)
         peak = sum(states) + memory._rounded_weights(stage, shape)
         assert peak == pytest.approx(real["peak"], rel=0.1), real
 
 
-def test_adamw_on_one_worker_is_sixteen_bytes_a_parameter() -> None:
+def test_adamw_on_one_worker_is_sixteen_bytes_per_parameter() -> None:
     import torch
 
     model = build(SMALL)
@@ -196,8 +221,8 @@ def test_adamw_on_one_worker_is_sixteen_bytes_a_parameter() -> None:
 
 @pytest.mark.parametrize(
     ("zero", "weights", "gradients", "optimizer"),
-    # 7.24 × 10⁹ parameters on 8 GPUs: 4 bytes of weights, 4 of gradients, 12 of the optimiser's
-    # share (8 where it is not split and has no weights of its own), in GiB.
+    # 7.24 × 10⁹ parameters on 8 GPUs, in GiB: 4 bytes of weights, 4 of gradients, 12 of optimizer
+    # state (8 if it is not split and has no master weights).
     [
         (0, 26.98, 26.98, 53.95),
         (1, 26.98, 26.98, 10.12),
@@ -208,16 +233,16 @@ def test_adamw_on_one_worker_is_sixteen_bytes_a_parameter() -> None:
 def test_states_of_7b_by_hand(
     zero: int, weights: float, gradients: float, optimizer: float
 ) -> None:
-    found = memory.model_states(sft(zero=zero, workers=8), shape_of(MISTRAL_7B))
-    assert [part / GIB for part in found[:3]] == pytest.approx(
+    states = memory.model_states(sft(zero=zero, workers=8), shape_of(MISTRAL_7B))
+    assert [part / GIB for part in states[:3]] == pytest.approx(
         [weights, gradients, optimizer], abs=0.01
     )
 
 
-def test_offloaded_and_quantised_states_of_7b_by_hand() -> None:
+def test_offloaded_and_quantized_states_of_7b_by_hand() -> None:
     shape = shape_of(MISTRAL_7B)
-    moved = memory.model_states(sft(zero=3, workers=8, offload="all"), shape)
-    assert moved[:3] == (0, 0, 0) and moved[4] == pytest.approx(24 * shape.parameters / 8)
+    offloaded = memory.model_states(sft(zero=3, workers=8, offload="all"), shape)
+    assert offloaded[:3] == (0, 0, 0) and offloaded[4] == pytest.approx(24 * shape.parameters / 8)
     qlora = sft(zero=2, workers=8, lora={"quantized": True})
     # 6.98 × 10⁹ in 4.5 bits; embeddings, output layer and norms in fp32; adapters in fp32.
     expected = 0.5625 * shape.linear + 4 * (shape.parameters - shape.linear) + 4 * 41_943_040
@@ -242,7 +267,7 @@ def test_weights_in_four_bits_are_what_bitsandbytes_holds(
     assert memory.start_weights(sft(lora={"quantized": True}), shape_of(SMALL)) == real
 
 
-def planned(stage: Any, gib: float = 80, **more: Any) -> training.Training:
+def planned(stage: Any, gib: float = 80, **more: Any) -> training.TrainingEstimate:
     hardware = Hardware(gpu_memory_gib=gib, **more)
     return training.estimate(stage, shape_of(MISTRAL_7B), hardware, 207_865, 1371.08, None)
 
@@ -252,19 +277,19 @@ FULL = {"gpus_per_worker": 1, "gradient_checkpointing": True, "global_batch": 12
 
 
 def test_ultrachat_packs_into_the_published_tokens_and_sequences() -> None:
-    found = planned(sft(**FULL, workers=8, micro_batch=4), tflops=276)
-    assert found.sequences == pytest.approx(139_000, rel=0.01)
-    assert found.tokens == pytest.approx(285e6, rel=0.01)
-    assert found.steps == 1088 and found.fits and not found.bound
+    estimate = planned(sft(**FULL, workers=8, micro_batch=4), tflops=276)
+    assert estimate.sequences == pytest.approx(139_000, rel=0.01)
+    assert estimate.tokens == pytest.approx(285e6, rel=0.01)
+    assert estimate.steps == 1088 and estimate.fits and not estimate.upper_bound
     # Published: 5,614 s on 8 GPUs.
-    assert found.hours == pytest.approx(5614 / 3600, rel=0.02)
+    assert estimate.hours == pytest.approx(5614 / 3600, rel=0.02)
 
 
 def test_a_stated_rate_gives_the_hours() -> None:
     stage = sft(**FULL, workers=8)
-    found = training.estimate(stage, shape_of(MISTRAL_7B), None, 207_865, 1371.08, 24.83)
-    assert found.hours == pytest.approx(5614 / 3600, rel=0.01)
-    assert found.fits is None and found.most is None
+    estimate = training.estimate(stage, shape_of(MISTRAL_7B), None, 207_865, 1371.08, 24.83)
+    assert estimate.hours == pytest.approx(5614 / 3600, rel=0.01)
+    assert estimate.fits is None and estimate.largest_micro_batch is None
 
 
 @pytest.mark.parametrize(
@@ -276,18 +301,18 @@ def test_a_stated_rate_gives_the_hours() -> None:
         ({"workers": 8, "micro_batch": 16}, 48, "micro_batch: 8 makes it fit"),
         ({"workers": 1, "zero": 0}, 80, "offload: optimizer makes it fit"),
         ({"workers": 2, "zero": 3}, 48, "offload: optimizer makes it fit"),
-        ({"workers": 1, "zero": 0}, 4, "no setting makes it fit; a GPU with more memory, LoRA"),
+        ({"workers": 1, "zero": 0}, 4, "no setting makes it fit; use a GPU with more memory, LoRA"),
     ],
 )
-def test_what_does_not_fit_is_told_what_would(
+def test_a_stage_that_does_not_fit_gets_advice(
     settings: dict[str, Any], gib: float, advice: str
 ) -> None:
-    found = planned(sft(**FULL | {"micro_batch": 4} | settings), gib)
-    assert found.fits == (not advice)
-    assert found.advice.find(advice) >= 0, found.advice
-    if found.most:
-        more = sft(**FULL | settings | {"micro_batch": found.most})
-        assert planned(more, gib).fits
+    estimate = planned(sft(**FULL | {"micro_batch": 4} | settings), gib)
+    assert estimate.fits == (not advice)
+    assert estimate.advice.find(advice) >= 0, estimate.advice
+    if estimate.largest_micro_batch:
+        largest = sft(**FULL | settings | {"micro_batch": estimate.largest_micro_batch})
+        assert planned(largest, gib).fits
 
 
 def test_70b_has_its_number_of_parameters() -> None:
@@ -296,15 +321,16 @@ def test_70b_has_its_number_of_parameters() -> None:
 
 
 def test_hours_of_lora_and_of_dpo_by_hand() -> None:
-    full, few = (planned(sft(**FULL, workers=8, **more), tflops=100) for more in ({}, LORA))
-    assert full.hours and few.hours
-    assert full.hours / few.hours == pytest.approx(6 / 4)
+    full, lora = (planned(sft(**FULL, workers=8, **more), tflops=100) for more in ({}, LORA))
+    assert full.hours and lora.hours
+    assert full.hours / lora.hours == pytest.approx(6 / 4)
     pairs = Dpo(model="m", data="d", **FULL | {"global_batch": 50}, epochs=2, max_length=1000)
     hardware = Hardware(gpu_memory_gib=80, tflops=100)
-    found = training.estimate(pairs, shape_of(MISTRAL_7B), hardware, 1000, None, None)
-    # Two epochs of 1000 pairs of 2 × 1000 tokens, 6 operations each, and 2 for the reference, once.
+    estimate = training.estimate(pairs, shape_of(MISTRAL_7B), hardware, 1000, None, None)
+    # Two epochs of 1000 pairs of 2 × 1000 tokens, 6 operations per token and parameter, and 2 for
+    # the reference, once.
     operations = (6 * 2 + 2) * 2_000_000 * 7_241_732_096
-    assert found.hours == pytest.approx(operations / 100e12 / 3600)
+    assert estimate.hours == pytest.approx(operations / 100e12 / 3600)
 
 
 RECIPE = """\
@@ -327,7 +353,7 @@ stages:
 
 @pytest.fixture
 def recipe_file(tmp_path: Path) -> Path:
-    """A recipe whose model is a folder with a config.json and nothing else, and 100 prompts."""
+    """Writes a recipe with 100 prompts, whose model is a folder with only a config.json."""
     (tmp_path / "only-config").mkdir()
     (tmp_path / "only-config" / "config.json").write_text(json.dumps(MISTRAL_7B))
     tasks = [json.dumps({"instruction": f"Name {n} colours."}) + "\n" for n in range(100)]
@@ -337,11 +363,11 @@ def recipe_file(tmp_path: Path) -> Path:
     return tmp_path / "recipe.yaml"
 
 
-def told(recipe_file: Path, *overrides: str) -> list[str]:
+def planned_lines(recipe_file: Path, *overrides: str) -> list[str]:
     find_shape.cache_clear()
     recipe = load(recipe_file, KINDS, list(overrides))
     store = Store(recipe_file.parent / "runs")
-    return lines(recipe, store, make_plan(recipe, store))
+    return estimate_lines(recipe, store, make_plan(recipe, store))
 
 
 def test_calls_tokens_and_dollars_by_hand(recipe_file: Path) -> None:
@@ -352,7 +378,7 @@ def test_calls_tokens_and_dollars_by_hand(recipe_file: Path) -> None:
         return list(recipe.stages[name].calls(rows, recipe.stages).values())
 
     [feedback] = calls("feedback")
-    # 100 prompts × 4 answers; form 128, prompt 256, answer 200 in; 256 out; $2 and $10 a million.
+    # 100 prompts × 4 answers; form 128, prompt 256, answer 200 in; 256 out; $2 and $10 per million.
     assert (feedback.calls, feedback.tokens_in) == (400, 400 * (128 + 256 + 200))
     assert recipe.models["gpt"].settings.dollars(feedback) == pytest.approx(
         400 * (584 * 2 + 256 * 10) / 1e6
@@ -377,34 +403,34 @@ def test_a_folder_with_a_config_alone_is_enough_for_a_plan(
 
 
 def test_an_engine_that_does_not_fit_says_so(recipe_file: Path) -> None:
-    text = "\n".join(told(recipe_file, "hardware.gpu_memory_gib=16"))
+    text = "\n".join(planned_lines(recipe_file, "hardware.gpu_memory_gib=16"))
     assert "does not fit 16 GiB: weights 13.5 GiB" in text
-    assert "fits 24 GiB: weights 13.5 GiB" in "\n".join(told(recipe_file))
+    assert "fits 24 GiB: weights 13.5 GiB" in "\n".join(planned_lines(recipe_file))
 
 
-def test_a_missing_price_and_a_missing_config_are_said(recipe_file: Path) -> None:
-    text = "\n".join(told(recipe_file, "models.gpt.price=null", "models.base.weights=nobody/none"))
-    assert "feedback: gpt, ≤ 400 calls" in text and "without gpt (no price:)" in text
-    assert "sft: no estimate: the config.json of nobody/none is neither here nor on a hub" in text
+def test_a_missing_price_and_a_missing_config_are_printed(recipe_file: Path) -> None:
+    text = "\n".join(
+        planned_lines(recipe_file, "models.gpt.price=null", "models.base.weights=nobody/none")
+    )
+    assert "feedback: gpt, ≤ 400 calls" in text and "without gpt (set price:)" in text
+    assert "sft: no estimate: the config.json of nobody/none is missing here and on the hub" in text
 
 
 @pytest.mark.parametrize(
     "config",
     [
         {"model_type": "llama"},
-        {"model_type": "of nobody"},
+        {"model_type": "unknown"},
         {"model_type": "t5", "vocab_size": 100},
         MISTRAL_7B | {"num_attention_heads": 0},
         MISTRAL_7B | {"num_local_experts": 8},
     ],
 )
-def test_a_config_that_cannot_be_reckoned_with_is_one_line(
-    recipe_file: Path, config: dict[str, Any]
-) -> None:
+def test_an_unsupported_config_is_one_line(recipe_file: Path, config: dict[str, Any]) -> None:
     folder = recipe_file.parent / "odd"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
-    text = "\n".join(told(recipe_file, f"models.base.weights={folder}"))
+    text = "\n".join(planned_lines(recipe_file, f"models.base.weights={folder}"))
     assert "sft: no estimate: the config.json of" in text and "mixture of experts" in text
 
 
@@ -417,10 +443,10 @@ def test_hours_of_an_earlier_run_are_measured(recipe_file: Path) -> None:
     manifest = {"recipe": "recipe", "name": "sft", "seconds": 250.0, "counts": counts}
     manifest |= {"created": "2026-01-02T03:04:05", "settings": {"epochs": 2}}
     store.commit("sft", "0123456789abcdef", **manifest)
-    # 100 sequences in 250 s; at most 100 of them are to come.
+    # 50 sequences in each of 2 epochs in 250 s; at most 100 sequences are still to do.
     assert any(
-        "4 min (at 0.4 sequences a second, as measured 2026-01-02)" in line
-        for line in told(recipe_file)
+        "4 min (at 0.4 sequences per second, as measured 2026-01-02)" in line
+        for line in planned_lines(recipe_file)
     )
 
 

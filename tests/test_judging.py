@@ -1,4 +1,4 @@
-"""Judges: what is read from a model's words, both orders, and the rules judge by hand."""
+"""Tests how judges' replies are parsed, both orders of a ranking, and the rules judge by hand."""
 
 import asyncio
 from pathlib import Path
@@ -19,17 +19,17 @@ ROW = {"prompt": "Say hello.", "instruction": "Say hello.", "constraint": None}
 
 
 class Scripted:
-    """Answers in the given order and keeps what it was asked."""
+    """A model that gives its answers in order; `questions` holds what it was asked."""
 
     def __init__(self, *answers: str):
-        self.left, self.asked = list(answers), []  # type: list[str], list[str]
+        self.replies, self.questions = list(answers), []  # type: list[str], list[str]
 
     async def __call__(
         self, messages: list[Message], *, max_tokens: int, shown: bool = True
     ) -> Reply:
         assert not shown, "a judge's question is not the row's task"
-        self.asked.append(messages[-1]["content"])
-        return Reply(self.left.pop(0), "stop")
+        self.questions.append(messages[-1]["content"])
+        return Reply(self.replies.pop(0), "stop")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ class Scripted:
         ("", None),
     ],
 )
-def test_score_is_read_as_data(text: str, score: float | None) -> None:
+def test_score_is_parsed_as_data(text: str, score: float | None) -> None:
     assert read_score(text)[0] == score
 
 
@@ -90,7 +90,7 @@ def test_the_rationale_comes_with_the_score() -> None:
         ("", None),
     ],
 )
-def test_ranking_is_read_as_data(text: str, winner: int | None) -> None:
+def test_ranking_is_parsed_as_data(text: str, winner: int | None) -> None:
     assert read_ranking(text) == winner
 
 
@@ -120,7 +120,7 @@ def compare(first: str, second: str, *answers: str) -> tuple[dict[str, Any], Scr
 def test_both_orders_are_asked() -> None:
     verdict, ask = compare("Hello!", "Go away.", ONE, TWO)
     assert verdict["verdict"] == 1.0
-    straight, swapped = ask.asked
+    straight, swapped = ask.questions
     assert straight.index("Hello!") < straight.index("Go away.")
     assert swapped.index("Go away.") < swapped.index("Hello!")
     assert "Say hello." in straight
@@ -145,14 +145,14 @@ def test_an_unparsable_verdict_is_none_and_no_loss(answers: tuple[str, str]) -> 
 
 def test_identical_answers_tie_without_a_question() -> None:
     verdict, ask = compare("Hello!", "Hello!")
-    assert (verdict["verdict"], ask.asked) == (0.5, [])
+    assert (verdict["verdict"], ask.questions) == (0.5, [])
 
 
 def test_a_model_scores_one_answer() -> None:
     ask = Scripted('{"rationale": "polite", "score": 9}')
     score = asyncio.run(FORMS["score"].judge(ROW, [{"text": "Hello!"}], ask))
     assert score == {"score": 9.0, "reason": "polite", "checks": {}}
-    assert "Say hello." in ask.asked[0] and "Hello!" in ask.asked[0]
+    assert "Say hello." in ask.questions[0] and "Hello!" in ask.questions[0]
 
 
 RULES = RulesJudge(RulesSettings())
@@ -193,7 +193,7 @@ def test_rules_without_a_constraint_check_the_rest() -> None:
     assert result == {"score": 10.0, "reason": "", "checks": {"ended": True, "no_loop": True}}
 
 
-def test_rules_say_why() -> None:
+def test_rules_give_reasons() -> None:
     assert rated("* cat", "length")["reason"] == (
         "bullets: 2 bullets asked for, 1 found; was cut off at the token limit"
     )

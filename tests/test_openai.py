@@ -231,7 +231,7 @@ def test_a_missing_key_is_one_line_before_anything_starts(
     said, journal = refused(
         "http://127.0.0.1:1/v1", tmp_path, capsys, f"models.teacher.api_key_env={MISSING}"
     )
-    assert said == f"error: environment variable {MISSING} (api_key_env) is not set"
+    assert said == f"error: environment variable {MISSING} (api_key_env) is not set; export it"
     assert journal == []
     assert not list(tmp_path.glob("runs/store/*-*"))
 

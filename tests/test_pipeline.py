@@ -383,7 +383,7 @@ def test_a_resumed_pipeline_goes_on_in_its_mlflow_run(seen: Seen) -> None:
 
 def test_a_second_run_reuses_everything(seen: Seen) -> None:
     assert seen.again.code == 0, seen.again.err
-    assert f"All {len(KINDS)} stages are there already." in seen.again.err
+    assert f"All {len(KINDS)} stages are cached." in seen.again.err
     assert seen.again.seconds < CACHED_SECONDS
 
 

@@ -1,4 +1,4 @@
-"""What must run again and why, and what a machine is asked for before anything runs."""
+"""Tests which stages must run again and why, and what preflight checks before a run."""
 
 import json
 import shutil
@@ -11,10 +11,11 @@ import pytest
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.headers import count_parameters
-from zephyr_ray.pipeline import KINDS, _link, _unlink_stale
+from zephyr_ray.pipeline import KINDS
 from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, preflight
 from zephyr_ray.recipe import Recipe, load
+from zephyr_ray.run_folder import link_artifact, unlink_stale
 from zephyr_ray.store import Store, write_rows
 
 RECIPE = """\
@@ -38,7 +39,7 @@ TEXT_OF_BASE = {"dialogues", "sft", "completions", "feedback", "pairs", "dpo"}
 
 
 def safetensors(path: Path, **shapes: list[int]) -> None:
-    """A file as the format says it: length of the header, header, values."""
+    """Writes a file in the format: length of the header, header, values."""
     tensors = {n: {"dtype": "F32", "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}
     header = json.dumps({"__metadata__": {"format": "pt"}, **tensors}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
@@ -65,8 +66,14 @@ def plan(folder: Path, *overrides: str, until: str | None = None) -> dict[str, S
     return {step.name: step for step in make_plan(read(folder, *overrides), store, until)}
 
 
+def link(recipe: Recipe, store: Store, step: Step) -> None:
+    assert step.artifact
+    run = store.storage / recipe.name
+    link_artifact(run, step.name, step.stage.view, step.artifact.folder)
+
+
 def make_all(folder: Path, *overrides: str) -> None:
-    """Leaves an artifact of two rows for every stage that has none, as the pipeline would."""
+    """Makes an artifact of two rows for every stage without one, as the pipeline would."""
     store, recipe = Store(folder / "runs"), read(folder, *overrides)
     for step in plan(folder, *overrides).values():
         if step.artifact is None:
@@ -75,26 +82,26 @@ def make_all(folder: Path, *overrides: str) -> None:
             write_rows(place, [{"id": "a"}, {"id": "b"}])
             store.commit(step.stage.kind, step.key, counts={"rows": 2}, identity=step.identity)
             step.artifact = store.find(step.stage.kind, step.key)
-        _link(recipe, store, step)
+        link(recipe, store, step)
 
 
 def to_do(folder: Path, *overrides: str) -> set[str]:
     return {name for name, step in plan(folder, *overrides).items() if step.artifact is None}
 
 
-def why(folder: Path, stage: str, *overrides: str) -> str:
-    return plan(folder, *overrides)[stage].why
+def reason(folder: Path, stage: str, *overrides: str) -> str:
+    return plan(folder, *overrides)[stage].reason
 
 
-def test_everything_is_to_do_once(folder: Path) -> None:
+def test_every_stage_runs_once(folder: Path) -> None:
     steps = plan(folder)
     assert list(steps) == STAGES
     assert to_do(folder) == set(STAGES)
-    assert steps["prompts"].why == "not made yet"
-    assert steps["sft"].why == "reads dialogues, to do"
+    assert steps["prompts"].reason == "not made yet"
+    assert steps["sft"].reason == "reads dialogues, to do"
     make_all(folder)
     assert to_do(folder) == set()
-    assert {step.why for step in plan(folder).values()} == {""}
+    assert {step.reason for step in plan(folder).values()} == {""}
     assert {step.rows for step in plan(folder).values()} == {2}
 
 
@@ -109,7 +116,7 @@ def test_everything_is_to_do_once(folder: Path) -> None:
         ("dialogues.turns=3", {"dialogues", "sft", "completions", "feedback", "pairs", "dpo"}),
         ("models.judge.relevance_min=0.5", {"feedback", "pairs", "dpo"}),
         ("models.student.temperature=0.1", {"completions", "feedback", "pairs", "dpo"}),
-        # How answers are drawn is nothing to training, unless the drawn answers are trained on.
+        # Sampling settings do not affect training, unless the sampled answers are trained on.
         ("models.base.temperature=0.1", TEXT_OF_BASE),
     ],
 )
@@ -140,12 +147,12 @@ def test_temperature_is_not_in_the_key_of_training(folder: Path) -> None:
         "models.student.gpus=1",
     ],
 )
-def test_how_the_work_runs_is_in_no_key(override: str, folder: Path) -> None:
+def test_operational_settings_are_in_no_key(override: str, folder: Path) -> None:
     make_all(folder)
     assert to_do(folder, override) == set()
 
 
-def test_where_recipe_and_storage_lie_is_in_no_key(folder: Path, tmp_path: Path) -> None:
+def test_paths_of_recipe_and_storage_are_in_no_key(folder: Path, tmp_path: Path) -> None:
     before = {name: step.key for name, step in plan(folder).items()}
     moved = tmp_path / "elsewhere"
     shutil.copytree(folder, moved, ignore=shutil.ignore_patterns("elsewhere"))
@@ -157,7 +164,7 @@ def test_the_content_of_the_seeds_file_is_in_the_keys(folder: Path) -> None:
     with (folder / "seeds.jsonl").open("a") as file:
         file.write('{"instruction": "Name a fruit."}\n')
     assert to_do(folder) == set(STAGES)
-    assert why(folder, "prompts") == "seeds changed"
+    assert reason(folder, "prompts") == "seeds changed"
 
 
 def test_the_content_of_the_weights_is_in_the_keys(folder: Path) -> None:
@@ -166,7 +173,7 @@ def test_the_content_of_the_weights_is_in_the_keys(folder: Path) -> None:
     assert to_do(folder) == TEXT_OF_BASE
 
 
-def test_what_stands_in_a_demonstrations_file_is_in_the_keys(folder: Path) -> None:
+def test_the_content_of_a_demonstrations_file_is_in_the_keys(folder: Path) -> None:
     (folder / "shown.jsonl").write_text("")
     shown = "models.student.demonstrations=shown.jsonl"
     make_all(folder, shown)
@@ -185,28 +192,28 @@ def test_the_content_of_each_file_of_a_folder_is_in_the_keys(folder: Path) -> No
     assert plan(folder)["own"].key != before
 
 
-def test_why_says_what_changed(folder: Path) -> None:
+def test_the_reason_names_changed_settings(folder: Path) -> None:
     make_all(folder)
-    assert why(folder, "dpo", "dpo.beta=0.5") == "beta was 0.1, is 0.5"
-    both = why(folder, "pairs", "pairs.rejected=all", "pairs.min_margin=1")
+    assert reason(folder, "dpo", "dpo.beta=0.5") == "beta was 0.1, is 0.5"
+    both = reason(folder, "pairs", "pairs.rejected=all", "pairs.min_margin=1")
     assert both == "min_margin was 0.0, is 1.0; rejected was random, is all"
-    assert why(folder, "dpo", "pairs.rejected=all") == "reads pairs, to do"
-    assert why(folder, "feedback", "models.judge.relevance_min=0.5") == "judge changed"
+    assert reason(folder, "dpo", "pairs.rejected=all") == "reads pairs, to do"
+    assert reason(folder, "feedback", "models.judge.relevance_min=0.5") == "judge changed"
 
 
-def test_why_says_new_kind_interrupted_or_deleted(folder: Path) -> None:
+def test_the_reason_is_a_new_kind_an_interruption_or_a_deletion(folder: Path) -> None:
     make_all(folder)
     kind = "heldout={kind: self_instruct, model: base, seeds: seeds.jsonl, count: 1}"
-    assert why(folder, "heldout", kind) == "kind was prompts"
+    assert reason(folder, "heldout", kind) == "kind was prompts"
     store, step = Store(folder / "runs"), plan(folder)["heldout"]
     place = store.folder("prompts", step.key)
     shutil.rmtree(place)
-    assert why(folder, "heldout") == "its artifact was deleted"
+    assert reason(folder, "heldout") == "its artifact was deleted"
     (place / "scratch").mkdir(parents=True)
-    assert why(folder, "heldout") == "was interrupted: goes on"
+    assert reason(folder, "heldout") == "was interrupted, continues"
 
 
-def test_why_says_that_a_manifest_is_of_an_earlier_version(folder: Path) -> None:
+def test_the_reason_is_a_manifest_of_an_earlier_version(folder: Path) -> None:
     make_all(folder)
     step = plan(folder)["heldout"]
     path = Store(folder / "runs").folder("prompts", step.key) / "manifest.json"
@@ -214,16 +221,20 @@ def test_why_says_that_a_manifest_is_of_an_earlier_version(folder: Path) -> None
     path.write_text(json.dumps({**old, "identity": None, "metrics": {}, "version": 1}))
     assert plan(folder)["heldout"].artifact
     count = "heldout.count=2"
-    assert why(folder, "heldout", count) == "was made by an earlier version of zephyr_ray"
+    assert reason(folder, "heldout", count) == "was made by an earlier version of zephyr_ray"
 
 
 def test_until_ends_the_plan(folder: Path) -> None:
     assert list(plan(folder, until="dialogues")) == STAGES[:3]
-    with pytest.raises(Permanent, match="--until nothing: the recipe has no such stage: prompts, "):
+    with pytest.raises(
+        Permanent, match="--until nothing: the recipe has no such stage; it has prompts, "
+    ):
         plan(folder, until="nothing")
 
 
-def test_expected_rows_are_those_of_the_prompts_whatever_trains_the_model(folder: Path) -> None:
+def test_expected_rows_come_from_the_prompts_and_not_from_the_training_of_the_model(
+    folder: Path,
+) -> None:
     make_all(folder)
     text = (folder / "recipe.yaml").read_text()
     (folder / "recipe.yaml").write_text(
@@ -235,7 +246,7 @@ def test_expected_rows_are_those_of_the_prompts_whatever_trains_the_model(folder
     assert plan(folder)["more"].rows == 2
 
 
-def test_lineage_is_everything_that_leads_to_a_stage(folder: Path) -> None:
+def test_lineage_is_every_stage_that_leads_to_a_stage(folder: Path) -> None:
     recipe = read(folder)
     assert recipe.lineage(recipe.stages["sft"]) == ["prompts", "dialogues"]
     assert recipe.lineage(recipe.stages["dpo"]) == [
@@ -244,7 +255,7 @@ def test_lineage_is_everything_that_leads_to_a_stage(folder: Path) -> None:
     assert recipe.lineage(recipe.stages["prompts"]) == []
 
 
-def test_a_trained_stage_answers_as_the_model_it_came_from(folder: Path) -> None:
+def test_a_trained_model_has_the_settings_of_its_start_model(folder: Path) -> None:
     recipe = read(folder, "models.base.temperature=0.3", "models.base.context=64")
     trained = recipe.models["dpo"]
     settings = trained.settings.model_dump()
@@ -260,11 +271,11 @@ def test_a_model_is_started_from_its_folder_beside_the_recipe(folder: Path) -> N
         '{"instruction": "Name pets.", "constraint": {"kind": "bullets", "n": 2}, "answer": "* a"}'
     )
     recipe = read(folder, "models.base.demonstrations=shown.jsonl", "models.judge.relevance=tiny")
-    model = recipe.models["base"].ready({})
+    model = recipe.models["base"].to_model({})
     assert Path(model.weights) == folder / "tiny"
     assert model.demonstrations[0]["prompt"].startswith("Name pets. Answer with exactly 2 bullet")
-    # The judge's encoder is found by an actor whose working folder is another one.
-    assert recipe.models["judge"].ready({}).settings.model_dump()["relevance"] == str(
+    # The path of the judge's encoder is absolute, because actors have another working folder.
+    assert recipe.models["judge"].to_model({}).settings.model_dump()["relevance"] == str(
         folder / "tiny"
     )
 
@@ -286,7 +297,7 @@ def check(folder: Path, *overrides: str) -> None:
     preflight(read(folder, *overrides), Store(folder / "runs"), steps)
 
 
-def test_enough_of_everything_is_no_error(folder: Path) -> None:
+def test_sufficient_resources_are_no_error(folder: Path) -> None:
     check(folder)
 
 
@@ -305,17 +316,17 @@ def test_enough_of_everything_is_no_error(folder: Path) -> None:
         ),
     ],
 )
-def test_what_ray_would_wait_for_for_ever(
+def test_more_processors_than_the_machine_has(
     setting: str, line: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(Permanent, match=line):
         check(folder, setting, "sft.global_batch=1000")
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    check(folder, setting, "sft.global_batch=1000")  # a cluster may have them
+    check(folder, setting, "sft.global_batch=1000")  # the cluster may have enough
 
 
-def test_of_a_recipe_for_gpus_it_is_the_gpus_that_are_missing(
+def test_missing_gpus_are_reported_before_missing_cpus(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -329,9 +340,9 @@ def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(Permanent, match="stage 'dialogues' needs about 2.6 GB of memory, 2.0 GB"):
         check(folder)  # 1 GiB of KV cache and 1.5 GB of libraries
     make_all(folder)
-    check(folder)  # nothing to do needs nothing
+    check(folder)  # cached stages need no memory
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    check(folder, "dialogues.turns=3")  # the cluster's memory is not this machine's
+    check(folder, "dialogues.turns=3")  # the cluster has its own memory
 
 
 def test_a_cluster_that_does_not_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,11 +363,11 @@ def test_memory_of_training_grows_with_model_and_workers(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12))
     safetensors(folder / "tiny" / "model.safetensors", a=[1_000_000_000])
     make_all(folder)
-    # A billion parameters, fp32: weights, gradients and two moments 16 GB, libraries 1.5 GB.
+    # A billion parameters in fp32: weights, gradients and two moments 16 GB, libraries 1.5 GB.
     check(folder, "sft.epochs=2", "sft.zero=0", "dpo.zero=0")
     with pytest.raises(Permanent, match="stage 'sft' needs about 27.8 GB"):
-        # Of each worker: weights 4, half of the gradients 2, of weights and moments in the
-        # optimiser 6, two buckets of 5e7 elements 0.4, libraries 1.5.
+        # GB per worker: weights 4, half of the gradients 2, half of the optimizer's master weights
+        # and moments 6, two buckets of 5e7 elements 0.4, libraries 1.5.
         check(folder, "sft.epochs=2", "sft.zero=2", "sft.workers=2", "dpo.zero=0")
 
 
@@ -393,13 +404,13 @@ def test_a_missing_key_is_named_before_anything_runs(
         ("nothing", "line 2: not a line of JSON"),
     ],
 )
-def test_wrong_demonstrations_name_their_line(line: str, says: str, folder: Path) -> None:
+def test_an_error_in_demonstrations_names_the_line(line: str, says: str, folder: Path) -> None:
     (folder / "shown.jsonl").write_text(f"\n{line}\n")
     with pytest.raises(Permanent, match=says):
         check(folder, "models.base.demonstrations=shown.jsonl")
 
 
-def test_a_misspelt_adapter_target_names_what_the_model_has(folder: Path) -> None:
+def test_a_misspelled_adapter_target_lists_the_modules_of_the_model(folder: Path) -> None:
     shapes = {"layers.0.attn.q_proj.weight": [2, 2], "layers.0.mlp.up_proj.weight": [2, 2]}
     safetensors(folder / "tiny" / "model.safetensors", **shapes)
     check(folder, "sft.lora={targets: [q_proj, mlp.up_proj]}")
@@ -414,7 +425,7 @@ def test_a_misspelt_adapter_target_names_what_the_model_has(folder: Path) -> Non
         ("[base]", "[base]", "stage 'winrate': 'b' and 'a' are both answers of 'base'"),
     ],
 )
-def test_a_comparison_needs_one_model_a_side(
+def test_a_comparison_needs_one_model_per_side(
     baseline: str, answers: str, says: str, folder: Path
 ) -> None:
     stages = {
@@ -429,14 +440,15 @@ def test_a_comparison_needs_one_model_a_side(
     check_files(read(folder, *overrides))
 
 
-def test_names_of_what_is_no_longer_so_are_taken_away(folder: Path) -> None:
+def test_links_to_stale_artifacts_are_removed(folder: Path) -> None:
     store, recipe = Store(folder / "runs"), read(folder)
     make_all(folder)
     for step in plan(folder).values():
-        _link(recipe, store, step)
+        link(recipe, store, step)
     view = folder / "runs" / recipe.name
     (view / "data" / "mine").mkdir()
-    _unlink_stale(recipe, store, list(plan(folder, "pairs.rejected=lowest").values()))
+    changed = plan(folder, "pairs.rejected=lowest").values()
+    unlink_stale(folder / "runs" / recipe.name, {s.artifact.folder for s in changed if s.artifact})
     left = {str(path.relative_to(view)) for path in view.glob("*/*") if path.parent.name != "made"}
     texts = {"prompts", "heldout", "dialogues", "completions", "feedback", "mine"}
     assert left == {f"data/{name}" for name in texts} | {"models/sft"}

@@ -1,4 +1,4 @@
-"""Published sets in their own schemas, as rows that sft and dpo read."""
+"""Tests that published data sets in their own schemas become rows that sft and dpo read."""
 
 import json
 from collections.abc import Callable
@@ -24,13 +24,13 @@ from zephyr_ray.train.sft import Sft
 Row = dict[str, Any]
 
 
-def talk(*turns: str, first: str = "user") -> list[dict[str, str]]:
+def conversation(*turns: str, first: str = "user") -> list[dict[str, str]]:
     roles = [first, "assistant" if first == "user" else "user"]
     return [{"role": roles[n % 2], "content": text} for n, text in enumerate(turns)]
 
 
 def ultrachat(number: int, messages: Any = None) -> Row:
-    messages = talk("Hi?", "Hello.", "More?", "No.") if messages is None else messages
+    messages = conversation("Hi?", "Hello.", "More?", "No.") if messages is None else messages
     return {"prompt": "Hi?", "prompt_id": f"p{number}", "messages": messages}
 
 
@@ -38,9 +38,9 @@ def ultrafeedback(number: int, good: str = "Yes.", bad: str = "Maybe.", ask: str
     return {
         "prompt": "So?",
         "prompt_id": f"p{number}",
-        "chosen": talk("So?", good),
-        "rejected": talk(ask, bad),
-        "messages": talk("So?", good),
+        "chosen": conversation("So?", good),
+        "rejected": conversation(ask, bad),
+        "messages": conversation("So?", good),
         "score_chosen": 8.0,
         "score_rejected": 3.5,
     }
@@ -80,10 +80,10 @@ WRITERS: dict[str, Callable[[Path, list[Row]], None]] = {
 }
 
 
-def made(files: Path, **settings: Any) -> tuple[list[Row], Work]:
+def run_published(files: Path, **settings: Any) -> tuple[list[Row], Work]:
     stage = Published(files=str(files), **settings)
     stage.check({"files": files}, {})
-    folder = files.parent / f"{files.name}-made"
+    folder = files.parent / f"{files.name}-artifact"
     work = Work("published", folder, 0, {}, {}, {"files": files})
     work.scratch.mkdir(parents=True, exist_ok=True)
     stage.run(work)
@@ -99,9 +99,9 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", WRITERS)
 def test_ultrachat_rows_are_what_sft_reads(name: str, folder: Path, tiny_model: Path) -> None:
     WRITERS[name](folder / name, [ultrachat(n) for n in range(3)])
-    rows, work = made(folder, makes="dialogues")
+    rows, work = run_published(folder, makes="dialogues")
     assert [row["id"] for row in rows] == ["p0/0", "p1/1", "p2/2"]
-    assert rows[0]["messages"] == talk("Hi?", "Hello.", "More?", "No.")
+    assert rows[0]["messages"] == conversation("Hi?", "Hello.", "More?", "No.")
     assert work.counts == {"characters": 3 * 17, "rows": 3}
     chat = load_chat(tiny_model)
     stage = Sft(model="base", data="data", packing=False)
@@ -115,9 +115,9 @@ def test_ultrachat_rows_are_what_sft_reads(name: str, folder: Path, tiny_model: 
 @pytest.mark.parametrize("name", WRITERS)
 def test_ultrafeedback_rows_are_what_dpo_reads(name: str, folder: Path, tiny_model: Path) -> None:
     WRITERS[name](folder / name, [ultrafeedback(n) for n in range(2)])
-    rows, _ = made(folder, makes="pairs")
-    assert rows[1]["chosen"] == talk("So?", "Yes.")
-    assert rows[1]["rejected"] == talk("So?", "Maybe.")
+    rows, _ = run_published(folder, makes="pairs")
+    assert rows[1]["chosen"] == conversation("So?", "Yes.")
+    assert rows[1]["rejected"] == conversation("So?", "Maybe.")
     assert (rows[1]["score_chosen"], rows[1]["score_rejected"]) == (8.0, 3.5)
     training = train_once.work_for(folder.parent / "dpo", tiny_model, rows)
     training.counts["truncated"] = 0
@@ -135,11 +135,14 @@ def load_chat(folder: Path) -> ChatFormat:
     ("messages", "reason"),
     [
         ([], "no messages"),
-        (talk("Hi?", " "), "empty message"),
-        (talk("Hi?", "Hello.", "More?"), "no answer at the end"),
-        (talk("Hello.", "Hi?", first="assistant"), "roles do not alternate"),
-        ([*talk("Hi?"), *talk("Hi?"), *talk("a", first="assistant")], "roles do not alternate"),
-        ([{"role": "tool", "content": "x"}, *talk("Hi?", "a")], "unknown role"),
+        (conversation("Hi?", " "), "empty message"),
+        (conversation("Hi?", "Hello.", "More?"), "no answer at the end"),
+        (conversation("Hello.", "Hi?", first="assistant"), "roles do not alternate"),
+        (
+            [*conversation("Hi?"), *conversation("Hi?"), *conversation("a", first="assistant")],
+            "roles do not alternate",
+        ),
+        ([{"role": "tool", "content": "x"}, *conversation("Hi?", "a")], "unknown role"),
         ([{"role": "system", "content": "Be brief."}], "no answer at the end"),
     ],
 )
@@ -147,7 +150,7 @@ def test_a_bad_dialogue_is_counted_and_dropped(
     messages: list[dict[str, str]], reason: str, folder: Path
 ) -> None:
     write_jsonl(folder / "a.jsonl", [ultrachat(0, messages), ultrachat(1)])
-    rows, work = made(folder, makes="dialogues")
+    rows, work = run_published(folder, makes="dialogues")
     assert [row["id"] for row in rows] == ["p1/1"]
     assert work.counts[f"dropped/{reason}"] == 1
     assert work.examples[f"dropped/{reason}"] == ["p0/0"]
@@ -156,9 +159,10 @@ def test_a_bad_dialogue_is_counted_and_dropped(
 def test_a_system_message_stays_and_an_empty_one_is_none(folder: Path) -> None:
     systems = [[{"role": "system", "content": text}] for text in ("Be brief.", "")]
     write_jsonl(
-        folder / "a.jsonl", [ultrachat(n, s + talk("a", "b")) for n, s in enumerate(systems)]
+        folder / "a.jsonl",
+        [ultrachat(n, s + conversation("a", "b")) for n, s in enumerate(systems)],
     )
-    rows, _ = made(folder, makes="dialogues")
+    rows, _ = run_published(folder, makes="dialogues")
     assert [len(row["messages"]) for row in rows] == [3, 2]
 
 
@@ -174,21 +178,23 @@ def test_a_system_message_stays_and_an_empty_one_is_none(folder: Path) -> None:
 )
 def test_a_bad_pair_is_counted_and_dropped(row: Row, reason: str, folder: Path) -> None:
     write_jsonl(folder / "a.jsonl", [row, ultrafeedback(1)])
-    rows, work = made(folder, makes="pairs")
+    rows, work = run_published(folder, makes="pairs")
     assert len(rows) == 1 and work.counts[f"dropped/{reason}"] == 1
 
 
 def test_answers_may_be_texts_and_columns_have_other_names(folder: Path) -> None:
     write_parquet(folder / "a.parquet", [{"question": "So?", "good": "Yes.", "bad": "No."}])
     columns = {"prompt": "question", "chosen": "good", "rejected": "bad"}
-    [row], _ = made(folder, makes="pairs", columns=columns)
+    [row], _ = run_published(folder, makes="pairs", columns=columns)
     assert (row["id"], row["prompt"], row["score_chosen"]) == ("r0000000", "So?", None)
-    assert row["chosen"] == talk("So?", "Yes.") and row["rejected"] == talk("So?", "No.")
+    assert row["chosen"] == conversation("So?", "Yes.") and row["rejected"] == conversation(
+        "So?", "No."
+    )
 
 
-def test_prompts_of_a_preference_set(folder: Path) -> None:
+def test_prompts_of_a_preference_data_set(folder: Path) -> None:
     write_jsonl(folder / "a.jsonl", [ultrafeedback(0)])
-    [row], _ = made(folder, makes="prompts")
+    [row], _ = run_published(folder, makes="prompts")
     assert (row["prompt"], row["instruction"], row["constraint"]) == ("So?", "So?", None)
 
 
@@ -197,9 +203,11 @@ def test_split_chooses_files_and_limit_ends_early(folder: Path) -> None:
     for part in range(2):
         rows = [ultrachat(10 * part + n) for n in range(3)]
         write_jsonl(folder / f"train_sft-{part}.jsonl", rows)
-    rows, _ = made(folder, makes="dialogues", split="train_sft", limit=4)
+    rows, _ = run_published(folder, makes="dialogues", split="train_sft", limit=4)
     assert [row["id"] for row in rows] == ["p0/0", "p1/1", "p2/2", "p10/3"]
-    assert [row["id"] for row in made(folder, makes="dialogues", split="test_sft")[0]] == ["p9/0"]
+    assert [row["id"] for row in run_published(folder, makes="dialogues", split="test_sft")[0]] == [
+        "p9/0"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +221,7 @@ def test_split_chooses_files_and_limit_ends_early(folder: Path) -> None:
         (["a.jsonl"], "test", None),
     ],
 )
-def test_rows_of_another_split_are_never_taken(
+def test_rows_of_another_split_are_never_read(
     folder: Path, names: list[str], split: str, files: list[str] | None
 ) -> None:
     for name in names:
@@ -226,31 +234,33 @@ def test_rows_of_another_split_are_never_taken(
         assert [path.name for path in data_files(folder, split)] == files
 
 
-def test_parquet_is_read_where_it_lies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A set of the size of UltraChat must not be copied into a cache first."""
+def test_parquet_is_streamed_without_a_copy_in_the_cache(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data set as large as UltraChat must not be copied into a cache first."""
     import datasets
 
     cache = folder.parent / "cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     write_parquet(folder / "a.parquet", [ultrachat(n) for n in range(3)])
-    assert len(made(folder, makes="dialogues")[0]) == 3
+    assert len(run_published(folder, makes="dialogues")[0]) == 3
     assert not list(cache.rglob("*.arrow"))
 
 
 def test_rows_are_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first row is out before the last has been read: a broken end does no harm to a limit."""
+    """The first row is yielded before the last is read: with a limit, a broken end does no harm."""
     write_jsonl(folder / "a.jsonl", [ultrachat(n) for n in range(5)])
     with (folder / "a.jsonl").open("a") as file:
         file.write("no JSON\n")
-    assert len(made(folder, makes="dialogues", limit=5)[0]) == 5
+    assert len(run_published(folder, makes="dialogues", limit=5)[0]) == 5
     with pytest.raises(Permanent, match="a.jsonl line 6: not a line of JSON"):
-        made(folder, makes="dialogues")
+        run_published(folder, makes="dialogues")
 
 
 def test_a_glob_address_is_read_through_fsspec(folder: Path) -> None:
     write_parquet(folder / "a.parquet", [ultrachat(0)])
     stage = Published(makes="dialogues", dataset=f"file://{folder}/*.parquet")
-    work = Work("published", folder.parent / "made", 0, {}, {}, {})
+    work = Work("published", folder.parent / "artifact", 0, {}, {}, {})
     work.scratch.mkdir(parents=True)
     stage.check({}, {})
     stage.run(work)
@@ -261,13 +271,13 @@ def test_a_glob_address_is_read_through_fsspec(folder: Path) -> None:
 def test_a_missing_column_is_one_line(name: str, folder: Path) -> None:
     WRITERS[name](folder / name, [{"text": "a"}])
     with pytest.raises(Permanent, match="has no column 'messages', .*has text; .*{messages: …}"):
-        made(folder, makes="dialogues")
+        run_published(folder, makes="dialogues")
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 def test_a_broken_file_is_one_line_before_any_work(name: str, folder: Path) -> None:
     (folder / name).write_bytes(b"nothing of the kind")
-    with pytest.raises(Permanent, match=f"{name} is no .* file, or cut short"):
+    with pytest.raises(Permanent, match=f"{name} is no .* file, or truncated"):
         Published(makes="dialogues", files="set").check({"files": folder}, {})
 
 
@@ -289,13 +299,13 @@ def test_two_formats_in_one_folder_are_refused(folder: Path) -> None:
     write_jsonl(folder / "a.jsonl", [ultrachat(0)])
     write_parquet(folder / "b.parquet", [ultrachat(0)])
     with pytest.raises(Permanent, match="files of .jsonl and .parquet"):
-        made(folder, makes="dialogues")
+        run_published(folder, makes="dialogues")
 
 
 def test_nothing_usable_is_an_error(folder: Path) -> None:
     write_jsonl(folder / "a.jsonl", [ultrachat(0, [])])
     with pytest.raises(Permanent, match="no row can be used: {'dropped/no messages': 1}"):
-        made(folder, makes="dialogues")
+        run_published(folder, makes="dialogues")
 
 
 def test_a_hub_that_does_not_answer_is_one_line(
@@ -330,7 +340,7 @@ def test_a_recipe_reads_it_and_its_content_is_in_the_key(folder: Path) -> None:
         load(recipe_file, KINDS)
 
 
-def test_known_sets_are_planned_with_their_published_size() -> None:
+def test_known_data_sets_are_planned_with_their_published_size() -> None:
     source = {"dataset": "HuggingFaceH4/ultrachat_200k", "split": "train_sft"}
     assert Published(makes="dialogues", **source).expected({}) == 207_865
     assert Published(makes="dialogues", **source, limit=100).expected({}) == 100

@@ -1,4 +1,4 @@
-"""The shipped recipes, each planned, and their hyperparameters line by line with what is published.
+"""Tests that each shipped recipe can be planned and has the published hyperparameters.
 
 Sources: the Zephyr paper (arXiv 2310.16944), and the alignment handbook's zephyr-7b-beta recipes.
 """
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from zephyr_ray.estimate import training
-from zephyr_ray.estimate.page import lines
+from zephyr_ray.estimate.printing import estimate_lines
 from zephyr_ray.models.shapes import find_shape
 from zephyr_ray.pipeline import KINDS
 from zephyr_ray.plan import make_plan
@@ -22,7 +22,7 @@ from zephyr_ray.train.sft import Sft
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-# Common to all: AdamW without weight decay, bf16 products, 10 % warm-up, one seed.
+# Common to all: AdamW without weight decay, bf16 matrix products, 10 % warm-up.
 COMMON = {"weight_decay": 0.0, "precision": "bf16", "warmup": 0.1, "gradient_checkpointing": True}
 PAPER_SFT = {
     "learning_rate": 2e-5,
@@ -94,8 +94,8 @@ def test_hyperparameters_are_the_published_ones(name: str, tmp_path: Path) -> No
     recipe, (weights, sft, dpo) = read(name, tmp_path), PUBLISHED[name]
     assert recipe.name == name
     for stage, published in (("sft", sft), ("dpo", dpo)):
-        found = recipe.stages[stage].model_dump()
-        assert {key: found[key] for key in COMMON | published} == COMMON | published
+        settings = recipe.stages[stage].model_dump()
+        assert {key: settings[key] for key in COMMON | published} == COMMON | published
         assert recipe.models[stage].main.origin == weights
     trained, reads = recipe.stages["sft"], recipe.stages["dpo"]
     assert isinstance(trained, Sft) and isinstance(reads, Dpo)
@@ -103,13 +103,13 @@ def test_hyperparameters_are_the_published_ones(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_data_are_the_published_sets(name: str, tmp_path: Path) -> None:
+def test_data_are_the_published_data_sets(name: str, tmp_path: Path) -> None:
     stages = read(name, tmp_path).stages
     chat, pairs = (stages[n].model_dump() for n in ("ultrachat", "ultrafeedback"))
     assert (chat["dataset"], chat["split"]) == ("HuggingFaceH4/ultrachat_200k", "train_sft")
     assert pairs["dataset"] == "HuggingFaceH4/ultrafeedback_binarized"
     assert pairs["split"] == "train_prefs"
-    # Both before any training: a hub that does not answer is found before a GPU is asked for.
+    # Both come before any training: an unreachable hub fails before a GPU is requested.
     assert list(stages)[:2] == ["ultrachat", "ultrafeedback"]
 
 
@@ -118,7 +118,7 @@ def test_the_plan_fits_and_has_the_published_steps(name: str, tmp_path: Path) ->
     recipe = read(name, tmp_path)
     check_files(recipe)
     steps = make_plan(recipe, Store(recipe.storage))
-    text = "\n".join(lines(recipe, Store(recipe.storage), steps))
+    text = "\n".join(estimate_lines(recipe, Store(recipe.storage), steps))
     assert "does not fit" not in text and text.count("  fits ") == 2
     assert "139,161 sequences in" in text and "285 M tokens" in text
     for count in STEPS[name]:
@@ -128,12 +128,12 @@ def test_the_plan_fits_and_has_the_published_steps(name: str, tmp_path: Path) ->
 
 
 def test_stated_hours_are_the_published_ones(tmp_path: Path) -> None:
-    """SFT on 8 GPUs took 5,614 s; DPO ran at 8.1 to 14 pairs a second: 1.2 to 2.1 hours."""
+    """SFT on 8 GPUs took 5,614 s; DPO ran at 8.1 to 14 pairs per second: 1.2 to 2.1 hours."""
     recipe = read("zephyr-7b-handbook", tmp_path)
     steps = make_plan(recipe, Store(recipe.storage))
-    text = "\n".join(lines(recipe, Store(recipe.storage), steps))
-    assert "1.6 h (at 24.83 sequences a second in all, as stated)" in text
-    assert "2.1 h (at 8.1 pairs a second in all, as stated)" in text
+    text = "\n".join(estimate_lines(recipe, Store(recipe.storage), steps))
+    assert "1.6 h (at 24.83 sequences per second, as stated)" in text
+    assert "2.1 h (at 8.1 pairs per second, as stated)" in text
 
 
 def test_70b_does_not_fit_without_offload(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_70b_does_not_fit_without_offload(tmp_path: Path) -> None:
     stage = recipe.stages["sft"]
     assert shape and isinstance(stage, Sft)
     kept = stage.model_copy(update={"offload": "none", "micro_batch": 1})
-    found = training.estimate(kept, shape, recipe.hardware, 207_865, 1371.08, None)
-    # 20 bytes a parameter over 16 GPUs are 80.3 GiB before the first activation.
-    assert found.fits is False and found.memory.optimizer > 48e9
-    assert found.advice == "offload: optimizer makes it fit"
+    estimate = training.estimate(kept, shape, recipe.hardware, 207_865, 1371.08, None)
+    # 20 bytes per parameter over 16 GPUs are 80.3 GiB before the first activation.
+    assert estimate.fits is False and estimate.memory.optimizer > 48e9
+    assert estimate.advice == "offload: optimizer makes it fit"

@@ -71,7 +71,11 @@ MISTAKES = {
         "data: prompts",
         "'prompts', which makes prompts; it nee",
     ),
-    "stage as judge": ("judge: judge", "judge: sft", "'sft', but a judge is an entry under models"),
+    "stage as judge": (
+        "judge: judge",
+        "judge: sft",
+        "'sft', which is a stage; a judge must be an entry under models",
+    ),
     "judge as model": ("models: [sft]", "models: [judge]", "'judge' is a rules judge"),
     "judge as weights": ("model: base, data", "model: judge, data", "no weights to train"),
     "model without weights": (

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.run_folder import link_artifact
 from zephyr_ray.store import Journal, Store, content_key, read_jsonl, write_rows, write_whole
 
 PARTS = {"kind": "sft", "version": 1, "settings": {"epochs": 1.0, "model": "größe", "lora": None}}
@@ -231,8 +232,9 @@ def test_a_run_that_fails_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.Mon
 def test_links_survive_a_move_of_the_storage(tmp_path: Path) -> None:
     store = made(tmp_path / "runs")
     view = store.storage / "quickstart" / "data" / "text"
-    store.link(view, store.folder("text", "k"))
-    store.link(view, store.folder("text", "k"))  # again, over the first
+    link = (view.parents[1], "text", ("data/{name}", ""), store.folder("text", "k"))
+    link_artifact(*link)
+    link_artifact(*link)  # again, over the first
     (tmp_path / "runs").rename(tmp_path / "moved")
     moved = tmp_path / "moved" / "quickstart" / "data" / "text"
     assert moved.is_symlink()
@@ -242,10 +244,11 @@ def test_links_survive_a_move_of_the_storage(tmp_path: Path) -> None:
 def test_a_folder_in_the_place_of_a_link_is_one_line_and_kept(tmp_path: Path) -> None:
     store = made(tmp_path / "runs")
     view = store.storage / "quickstart" / "data" / "text"
+    link = (view.parents[1], "text", ("data/{name}", ""), store.folder("text", "k"))
     view.mkdir(parents=True)
     (view / "notes").write_text("mine")
     with pytest.raises(Permanent, match="data/text to its artifact: a folder is in the way"):
-        store.link(view, store.folder("text", "k"))
+        link_artifact(*link)
     assert [path.name for path in view.parent.iterdir()] == ["text"]
     assert (view / "notes").read_text() == "mine"
 

@@ -1,4 +1,4 @@
-"""Text stages: row programs with a scripted model, and what needs no model, worked out by hand."""
+"""Tests row programs of text stages with a scripted model, and the rest by hand computation."""
 
 import asyncio
 import json
@@ -9,51 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import Scripted, run, run_here, work_on
 
+from zephyr_ray.engines.model import Model
+from zephyr_ray.engines.vllm import VllmSettings
 from zephyr_ray.errors import Permanent
-from zephyr_ray.manifest import Manifest
-from zephyr_ray.messages import Message, assistant, plain, user
+from zephyr_ray.messages import assistant, plain, user
 from zephyr_ray.models.contract import Reply
-from zephyr_ray.models.similarity import Kept, diversity
-from zephyr_ray.stage import Stage, Work
-from zephyr_ray.store import Artifact, read_jsonl, write_rows
+from zephyr_ray.models.similarity import SimilarityIndex, diversity
+from zephyr_ray.stage import Work
+from zephyr_ray.store import read_jsonl
+from zephyr_ray.text import prompts
 from zephyr_ray.text.cleaning import UNHELPFUL, Clean, true_case
 from zephyr_ray.text.completions import PRINCIPLES, complete
 from zephyr_ray.text.dialogues import self_refine
 from zephyr_ray.text.preferences import Chosen, Preferences
 from zephyr_ray.text.prompts import Prompts, SelfInstruct, invent, read_list
 from zephyr_ray.text.votes import Votes
-
-
-class Scripted:
-    """A model that gives its answers in order; `asked` holds the conversations it saw."""
-
-    def __init__(self, *answers: str | Reply):
-        self._answers = iter(answers)
-        self.asked: list[tuple[list[Message], int, bool]] = []
-
-    async def __call__(
-        self, messages: list[Message], *, max_tokens: int, shown: bool = True
-    ) -> Reply:
-        self.asked.append((plain(messages), max_tokens, shown))
-        answer = next(self._answers)
-        return answer if isinstance(answer, Reply) else Reply(answer, "stop", 5, 3)
-
-
-def work_on(folder: Path, **inputs: list[dict[str, Any]]) -> Work:
-    """A stage's work with artifacts on disk, by the name of the stage that made them."""
-    artifacts = {}
-    for name, rows in inputs.items():
-        (folder / name).mkdir()
-        write_rows(folder / name, rows)
-        artifacts[name] = Artifact(folder / name, Manifest(kind="text", key=name, files={}))
-    (folder / "made").mkdir()
-    return Work("made", folder / "made", 0, artifacts, {}, {})
-
-
-def run(stage: Stage, work: Work) -> list[dict[str, Any]]:
-    stage.run(work)
-    return list(read_jsonl(work.folder / "rows.jsonl"))
 
 
 def instructions(row: dict[str, Any]) -> list[str]:
@@ -169,7 +141,7 @@ def test_complete_without_a_principle_has_no_system_prompt() -> None:
     assert ask.asked[0][0] == [user("Name a pet.")]
 
 
-# Likeness
+# Similarity
 
 
 @pytest.mark.parametrize(
@@ -185,19 +157,19 @@ def test_complete_without_a_principle_has_no_system_prompt() -> None:
     ],
 )
 def test_rouge_l_by_hand(a: str, b: str, score: float) -> None:
-    assert Kept([a]).nearest(b) == pytest.approx(score)
+    assert SimilarityIndex([a]).nearest(b) == pytest.approx(score)
 
 
-def test_nearest_is_the_most_similar_one_kept() -> None:
-    kept = Kept(["a b c", "a b x"])
-    assert kept.nearest("a b c d") == pytest.approx(6 / 7)
-    kept.add("a b c d")
-    assert kept.nearest("a b c d") == 1.0
-    assert kept.nearest("a y z", cutoff=0.7) == 0.0
-    assert Kept([]).nearest("a b") == 0.0
+def test_nearest_is_the_most_similar_text() -> None:
+    index = SimilarityIndex(["a b c", "a b x"])
+    assert index.nearest("a b c d") == pytest.approx(6 / 7)
+    index.add("a b c d")
+    assert index.nearest("a b c d") == 1.0
+    assert index.nearest("a y z", cutoff=0.7) == 0.0
+    assert SimilarityIndex([]).nearest("a b") == 0.0
 
 
-def test_rouge_l_is_what_the_textbook_computes() -> None:
+def test_rouge_l_equals_the_textbook_algorithm() -> None:
     def textbook(a: list[str], b: list[str]) -> float:
         row = [0] * (len(b) + 1)
         for x in a:
@@ -210,7 +182,7 @@ def test_rouge_l_is_what_the_textbook_computes() -> None:
     rng = random.Random(0)
     for _ in range(100):
         a, b = ([rng.choice("abcde") for _ in range(rng.randint(1, 12))] for _ in range(2))
-        assert Kept([" ".join(a)]).nearest(" ".join(b)) == pytest.approx(textbook(a, b))
+        assert SimilarityIndex([" ".join(a)]).nearest(" ".join(b)) == pytest.approx(textbook(a, b))
 
 
 def test_diversity_of_three_texts_by_hand() -> None:
@@ -265,6 +237,96 @@ def test_prompts_without_constraints(tmp_path: Path) -> None:
     assert (row["constraint"], row["prompt"]) == (None, "Name a tree.")
 
 
+TASKS = [{"instruction": f"Name {n} kinds of trees."} for n in range(400)]
+
+
+def test_the_first_tasks_are_the_prompts(tmp_path: Path) -> None:
+    for count, rows in ((None, 400), (7, 7), (400, 400)):
+        (tmp_path / str(count)).mkdir()
+        work = work_on(tmp_path / str(count))
+        work.files = seeds_file(tmp_path, *TASKS)
+        made = run(Prompts(seeds="seeds.jsonl", count=count), work)
+        assert [row["instruction"] for row in made] == [t["instruction"] for t in TASKS[:rows]]
+
+
+def drawn(folder: Path, stage: Prompts | SelfInstruct, *tasks: dict[str, Any]) -> list[Any]:
+    """The constraints and prompts that a stage draws for its tasks."""
+    folder.mkdir()
+    work = work_on(folder)
+    work.files = seeds_file(folder, *tasks)
+    return [(row["prompt"], row["constraint"]) for row in run(stage, work)]
+
+
+def test_the_seed_draws_the_constraints_of_prompts(tmp_path: Path) -> None:
+    stages = [Prompts(seeds="seeds.jsonl", seed=seed) for seed in (1, 1, 2)]
+    one, same, other = (drawn(tmp_path / str(n), s, *TASKS) for n, s in enumerate(stages))
+    assert one == same != other
+
+
+def test_constrained_is_the_share_of_prompts_with_a_constraint(tmp_path: Path) -> None:
+    own = {"kind": "json"}
+    tasks = [*TASKS, *({**task, "constraint": own} for task in TASKS[:10])]
+    made = drawn(tmp_path / "a", Prompts(seeds="seeds.jsonl", constrained=0.25), *tasks)
+    count = sum(constraint is not None for _, constraint in made[:400])
+    # 100 are expected, with a spread of sqrt(400 · 1/4 · 3/4) = 9; four of them.
+    assert 65 < count < 135
+    assert [constraint for _, constraint in made[400:]] == [own] * 10
+    every = drawn(tmp_path / "b", Prompts(seeds="seeds.jsonl"), *tasks)
+    assert all(constraint for _, constraint in every)
+
+
+class Inventor:
+    """A model that lists tasks unlike each other; `asked` holds what it was shown."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def ask_for(self, model: Model, row: dict[str, Any]) -> Any:
+        async def ask(messages: list[Any], *, max_tokens: int, shown: bool) -> Reply:
+            self.asked.append(messages[0]["content"])
+            numbers = range(8 * len(self.asked), 8 * len(self.asked) + 8)
+            return Reply("\n".join(f"9. Explain a{n} b{n} c{n} d{n}" for n in numbers), "stop")
+
+        return ask
+
+
+def self_instruct(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> tuple[list[str], list[Any], dict[str, float]]:
+    """What the model was shown, the prompts made of 20 seed tasks, and the counts."""
+    folder.mkdir()
+    work, engine = work_on(folder), Inventor()
+    run_here(monkeypatch, prompts, engine)
+    work.models = {"base": Model("base", VllmSettings(weights="w"))}
+    tasks = ({"instruction": f"Describe e{n} f{n} g{n} h{n}"} for n in range(20))
+    work.files = seeds_file(folder, *tasks)
+    rows = run(SelfInstruct(model="base", seeds="seeds.jsonl", **settings), work)
+    made = [(row["instruction"], row["constraint"], row["prompt"]) for row in rows]
+    return engine.asked, made, work.counts
+
+
+def test_self_instruct_makes_count_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, made, counts = self_instruct(tmp_path / "a", monkeypatch, count=50)
+    # One round of 24 rows, each of two requests of eight tasks, beside 20 seeds.
+    assert len(asked) == 48 and counts["generated"] == 384
+    assert len({instruction for instruction, _, _ in made}) == len(made) == 50
+    assert (counts["new"], counts["surplus"], counts["short_of_count"]) == (30, 354, 0)
+    assert sum(instruction.startswith("Describe") for instruction, _, _ in made) == 20
+
+
+def test_the_seed_of_self_instruct_draws_what_is_shown_the_order_and_the_constraints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, same, other = (
+        self_instruct(tmp_path / str(n), monkeypatch, count=50, seed=seed)
+        for n, seed in enumerate([1, 1, 2])
+    )
+    assert one == same
+    assert one[0] != other[0]
+    for column in range(2):
+        assert [row[column] for row in one[1]] != [row[column] for row in other[1]]
+
+
 USABLE = {
     "Name three kinds of big trees": None,
     "Name a tree": "length",
@@ -286,8 +348,8 @@ def test_each_filter_of_self_instruct_counts_what_it_drops(
     instruction: str, tmp_path: Path
 ) -> None:
     rule, work = USABLE[instruction], work_on(tmp_path)
-    kept = Kept(["Tell me about the sea"])
-    held_out = Kept(["Which river is the longest one"])
+    kept = SimilarityIndex(["Tell me about the sea"])
+    held_out = SimilarityIndex(["Which river is the longest one"])
     stage = SelfInstruct(model="base", seeds="seeds.jsonl", count=1)
     usable = stage._usable({"instruction": instruction}, kept, held_out, work)
     assert usable == (rule is None)
@@ -295,20 +357,26 @@ def test_each_filter_of_self_instruct_counts_what_it_drops(
     assert work.examples == ({f"dropped/{rule}": [instruction]} if rule else {})
 
 
-def test_similarity_of_exactly_the_limit_is_kept(tmp_path: Path) -> None:
+def test_a_task_at_exactly_the_similarity_limit_is_kept(tmp_path: Path) -> None:
     stage = SelfInstruct(model="base", seeds="seeds.jsonl", count=1, max_similarity=0.75)
     work = work_on(tmp_path)
     # LCS 3 of 4 and 4 words: 0.75.
     assert stage._usable(
-        {"instruction": "tell me the time"}, Kept(["tell me the news"]), Kept([]), work
+        {"instruction": "tell me the time"},
+        SimilarityIndex(["tell me the news"]),
+        SimilarityIndex([]),
+        work,
     )
     stage = stage.model_copy(update={"max_similarity": 0.74})
     assert not stage._usable(
-        {"instruction": "tell me the time"}, Kept(["tell me the news"]), Kept([]), work
+        {"instruction": "tell me the time"},
+        SimilarityIndex(["tell me the news"]),
+        SimilarityIndex([]),
+        work,
     )
 
 
-def test_self_instruct_of_seeds_alone_asks_nobody(tmp_path: Path) -> None:
+def test_self_instruct_with_enough_seeds_asks_no_model(tmp_path: Path) -> None:
     held_out = [{"id": "h1", "instruction": "Which river is the longest one"}]
     work = work_on(tmp_path, heldout=held_out)
     work.files = seeds_file(
@@ -318,7 +386,7 @@ def test_self_instruct_of_seeds_alone_asks_nobody(tmp_path: Path) -> None:
     )
     stage = SelfInstruct(model="base", seeds="seeds.jsonl", count=1, apart_from="heldout")
     [row] = run(stage, work)
-    # With a full stop, for the sentence of a constraint that follows.
+    # A full stop is added, because a constraint's sentence may follow.
     assert row["instruction"] == "Name three kinds of trees."
     assert work.counts["dropped/held-out, exact"] == 1
     assert (work.counts["seeds"], work.counts["new"], work.counts["short_of_count"]) == (1, 0, 0)
@@ -337,7 +405,7 @@ def test_self_instruct_of_seeds_alone_asks_nobody(tmp_path: Path) -> None:
         ("First line.\nsecond line.", "First line.\nSecond line."),
     ],
 )
-def test_true_case_mends(before: str, after: str) -> None:
+def test_true_case_corrects(before: str, after: str) -> None:
     assert true_case(before) == after
 
 
@@ -377,7 +445,7 @@ def test_true_case_leaves_alone(text: str) -> None:
         "I do not possess emotions.",
     ],
 )
-def test_unhelpful_assistants_are_found(text: str) -> None:
+def test_unhelpful_assistants_are_detected(text: str) -> None:
     assert UNHELPFUL.search(text)
 
 
@@ -395,7 +463,7 @@ def test_unhelpful_assistants_are_found(text: str) -> None:
         "In my opinion, I can have it all.",
     ],
 )
-def test_helpful_answers_are_not_taken_for_unhelpful(text: str) -> None:
+def test_helpful_answers_are_not_unhelpful(text: str) -> None:
     assert not UNHELPFUL.search(text)
 
 
@@ -434,7 +502,7 @@ def test_clean_cuts_before_the_first_bad_answer(tmp_path: Path) -> None:
     assert work.examples["dropped/unhelpful assistant"][0] == {"prompt": "Q4?", "answer": BAD}
 
 
-def test_clean_mends_capitals_and_shows_them(tmp_path: Path) -> None:
+def test_clean_corrects_capitals_and_keeps_examples(tmp_path: Path) -> None:
     work = work_on(tmp_path, dialogues=[dialogue("d", "Who are you? tell me.", "Ann. i think so.")])
     [row] = run(Clean(dialogues="dialogues"), work)
     assert [m["content"] for m in row["messages"]] == [
@@ -445,18 +513,21 @@ def test_clean_mends_capitals_and_shows_them(tmp_path: Path) -> None:
     assert work.examples["true-cased"][1] == ["Ann. i think so.", "Ann. I think so."]
 
 
-def test_clean_keeps_the_casing_that_was_asked_for(tmp_path: Path) -> None:
+def test_clean_keeps_the_casing_that_a_constraint_demands(tmp_path: Path) -> None:
     rows = [
         dialogue("low", "Greet me.", "hello. how are you?", constraint={"kind": "lowercase"}),
         dialogue("big", "Greet me, please.", "HELLO. HI.", constraint={"kind": "uppercase"}),
     ]
-    made = run(Clean(dialogues="dialogues"), work_on(tmp_path, dialogues=rows))
-    assert [row["messages"][1]["content"] for row in made] == ["hello. how are you?", "HELLO. HI."]
+    cleaned = run(Clean(dialogues="dialogues"), work_on(tmp_path, dialogues=rows))
+    assert [row["messages"][1]["content"] for row in cleaned] == [
+        "hello. how are you?",
+        "HELLO. HI.",
+    ]
 
 
 def test_clean_of_everything_is_an_error(tmp_path: Path) -> None:
     work = work_on(tmp_path, dialogues=[dialogue("d", "Q?", BAD)])
-    with pytest.raises(Permanent, match=r"no dialogue is left \(1 unhelpful.*; make more"):
+    with pytest.raises(Permanent, match=r"no dialogue is left \(1 unhelpful.*; lower min_score"):
         Clean(dialogues="dialogues").run(work)
 
 
@@ -488,27 +559,36 @@ def pairs_of(
     folder: Path, rows: list[dict[str, Any]], **settings: Any
 ) -> tuple[list[tuple[str, str]], Work]:
     work = work_on(folder, feedback=rows)
-    made = run(Preferences(feedback="feedback", **settings), work)
-    return [(p["chosen"][1]["content"], p["rejected"][1]["content"]) for p in made], work
+    pairs = run(Preferences(feedback="feedback", **settings), work)
+    return [(p["chosen"][1]["content"], p["rejected"][1]["content"]) for p in pairs], work
 
 
 def test_a_pair_holds_both_answers_to_one_prompt(tmp_path: Path) -> None:
     work = work_on(tmp_path, feedback=[FOUR])
     [pair] = run(Preferences(feedback="feedback", rejected="lowest"), work)
-    asked = user("Name a pet. Be short.", instruction="Name a pet.")
+    question = user("Name a pet. Be short.", instruction="Name a pet.")
     assert pair == {
         "id": "p1/0",
         "prompt": "Name a pet. Be short.",
         "instruction": "Name a pet.",
         "constraint": None,
-        "chosen": [asked, assistant("cat", finish_reason="stop")],
-        "rejected": [asked, assistant("emu", finish_reason="length")],
+        "chosen": [question, assistant("cat", finish_reason="stop")],
+        "rejected": [question, assistant("emu", finish_reason="length")],
         "score_chosen": 9,
         "score_rejected": 2,
         "model_chosen": "by cat",
         "model_rejected": "by emu",
     }
     assert work.counts == {"rows": 1, "margin_mean": 7.0}
+
+
+def test_a_pair_keeps_the_turns_before_its_prompt(tmp_path: Path) -> None:
+    context = [{"role": "system", "content": "Be kind."}, user("Hi."), assistant("Hello.")]
+    work = work_on(tmp_path, feedback=[{**FOUR, "context": context}])
+    [pair] = run(Preferences(feedback="feedback", rejected="lowest"), work)
+    asked = [*context, user("Name a pet. Be short.", instruction="Name a pet.")]
+    assert pair["chosen"] == [*asked, assistant("cat", finish_reason="stop")]
+    assert pair["rejected"] == [*asked, assistant("emu", finish_reason="length")]
 
 
 def test_rejected_all_is_every_other(tmp_path: Path) -> None:
@@ -539,7 +619,7 @@ def test_ties_are_dropped_by_default(tmp_path: Path) -> None:
     assert work.examples["dropped/tie or margin too small"] == ["tie"]
 
 
-def test_ties_can_be_kept_and_favour_nobody(tmp_path: Path) -> None:
+def test_kept_ties_favor_no_answer(tmp_path: Path) -> None:
     rows = [rated(f"p{n}", ("cat", 9), ("dog", 9)) for n in range(200)]
     pairs, _ = pairs_of(tmp_path, rows, ties="keep")
     assert len(pairs) == 200
@@ -583,7 +663,7 @@ def test_answers_without_a_score_are_left_out(tmp_path: Path) -> None:
 
 
 def test_no_pair_at_all_is_an_error_that_says_why(tmp_path: Path) -> None:
-    with pytest.raises(Permanent, match="no pair is left of .*good enough.*loosen min_chosen"):
+    with pytest.raises(Permanent, match="no pair is left of .*good enough.*lower min_chosen"):
         pairs_of(tmp_path, [FOUR], min_chosen=10)
 
 
@@ -617,6 +697,25 @@ def test_a_follow_up_near_a_held_out_prompt_is_cut(tmp_path: Path) -> None:
     assert work.counts["dropped/near a held-out prompt"] == 1
 
 
+VOTE = {
+    "id": "v1",
+    "prompt": "Name a pet.",
+    "completions": [{"text": "cat", "score": 10}, {"text": "dog", "score": 1}],
+}
+
+
+def test_votes_are_feedback_row_by_row(tmp_path: Path) -> None:
+    tie = [{"text": "cat", "score": 5}, {"text": "dog", "score": 5}]
+    rows = [VOTE, {**VOTE, "context": [user("Hi."), assistant("Hello.")], "completions": tie}]
+    path = tmp_path / "votes.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    work = work_on(tmp_path)
+    work.files = {"file": path}
+    Votes(file=str(path)).check({"file": path}, {})
+    assert run(Votes(file=str(path)), work) == rows
+    assert work.counts == {"rows": 2, "ties": 1}
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -626,9 +725,14 @@ def test_a_follow_up_near_a_held_out_prompt_is_cut(tmp_path: Path) -> None:
             "line 1: not a vote",
         ),
         ("", "has no votes"),
+        (json.dumps({**VOTE, "completions": VOTE["completions"][:1]}), "line 1: not a vote"),
+        (json.dumps({**VOTE, "completions": VOTE["completions"] * 2}), "line 1: not a vote"),
+        (json.dumps({**VOTE, "context": "Hello."}), "line 1: not a vote"),
+        (json.dumps({**VOTE, "context": None}), "line 1: not a vote"),
+        (json.dumps({**VOTE, "id": 1}), "line 1: not a vote"),
     ],
 )
-def test_a_file_that_holds_no_votes_is_one_line(line: str, says: str, tmp_path: Path) -> None:
+def test_a_file_without_votes_is_one_line(line: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "votes.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(Permanent, match=says):

@@ -1,4 +1,4 @@
-"""The `zephyr` command: recipes run here or on a cluster, and what came out served."""
+"""Runs recipes here or on a cluster, and serves the results: the `zephyr` command."""
 
 import argparse
 import re
@@ -10,13 +10,13 @@ from zephyr_ray import pipeline, recipe_file
 from zephyr_ray import recipe as recipes
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.models.weights import fingerprint
-from zephyr_ray.preflight import check_files, check_room
+from zephyr_ray.preflight import check_files, check_processors
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.run_folder import models_of
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes are the pipeline's."""
+    """Runs one command and returns its exit code, as `pipeline.main` does."""
     parser = argparse.ArgumentParser("zephyr", description=__doc__)
     commands = parser.add_subparsers(
         dest="command",
@@ -27,17 +27,17 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("plan", help="show what a run would do, and why", add_help=False)
     serve = commands.add_parser("serve", help="serve the models and the judge of a run")
     _serve_arguments(serve)
-    chat = commands.add_parser("chat", help="talk to a model of a run, or to a service")
-    chat.add_argument("run", help="the folder of a run, such as runs/quickstart, or http://…")
-    chat.add_argument("--model", help="its name (default: the last one trained)")
+    chat = commands.add_parser("chat", help="chat with a model of a run or of a service")
+    chat.add_argument("run", help="folder of a run, such as runs/quickstart, or http://…")
+    chat.add_argument("--model", help="name of the model (default: the last one trained)")
     _cluster_arguments(commands)
-    options, rest = parser.parse_known_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
     if options.command == "run":
-        return pipeline.main(rest)
+        return pipeline.main(unknown)
     if options.command == "plan":
-        return pipeline.main([*rest, "--plan"])
-    if rest:
-        parser.error(f"unknown argument {rest[0]}")
+        return pipeline.main([*unknown, "--plan"])
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}")
     try:
         if options.command == "serve":
             return _serve(options)
@@ -90,27 +90,27 @@ def _cluster_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     submit = commands.add_parser("submit", help="run a recipe as a RayJob on a Kubernetes cluster")
     submit.add_argument("recipe", type=Path)
     submit.add_argument(
-        "--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="as of run"
+        "--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="as for run"
     )
     submit.add_argument("--wait", action="store_true", help="end with the job's exit code")
-    submit.add_argument("--follow", action="store_true", help="--wait, and show its log")
-    status = commands.add_parser("status", help="the jobs of the cluster, or one of them")
+    submit.add_argument("--follow", action="store_true", help="--wait, and show the log")
+    status = commands.add_parser("status", help="list the jobs of the cluster, or show one")
     status.add_argument("job", nargs="?")
-    logs = commands.add_parser("logs", help="the log of a job")
+    logs = commands.add_parser("logs", help="show the log of a job")
     logs.add_argument("job")
     logs.add_argument("--follow", action="store_true", help="end with the job's exit code")
-    stop = commands.add_parser("stop", help="end a job; what it finished is kept")
+    stop = commands.add_parser("stop", help="end a job and keep its finished stages and rows")
     stop.add_argument("job")
-    doctor = commands.add_parser("doctor", help="is the cluster fit for a recipe, and if not, why")
+    doctor = commands.add_parser("doctor", help="check whether the cluster can run a recipe")
     doctor.add_argument("recipe", nargs="?", type=Path)
-    doctor.add_argument("--pull", action="store_true", help="start a short pod of the image")
+    doctor.add_argument("--pull", action="store_true", help="also start a short pod of the image")
     for command in (submit, status, logs, stop, doctor):
         command.add_argument(
             "--profile",
             type=Path,
             default=Path("zephyr-cluster.yaml"),
             metavar="FILE",
-            help="of the cluster (default: zephyr-cluster.yaml)",
+            help="profile of the cluster (default: zephyr-cluster.yaml)",
         )
 
 
@@ -120,16 +120,18 @@ def _cluster(options: argparse.Namespace) -> int:
     from zephyr_ray.cluster.profile import check_secrets
 
     if options.command == "submit":
-        raw, recipe = _checked(options.recipe, options.set)
+        raw, recipe = _load_checked(options.recipe, options.set)
         profile = command.read_profile(options.profile)
-        check_room(recipe, recipe.stages, profile.cpus, profile.gpus, str(options.profile))
+        check_processors(recipe, recipe.stages, profile.cpus, profile.gpus, str(options.profile))
         check_secrets(recipe, profile, options.profile)
         return command.submit(options.recipe, raw, recipe, profile, options.wait, options.follow)
     if options.command == "doctor":
-        checked = _checked(options.recipe, [])[1] if options.recipe else None
+        checked = _load_checked(options.recipe, [])[1] if options.recipe else None
         profile = command.read_profile(options.profile)
         if checked:
-            check_room(checked, checked.stages, profile.cpus, profile.gpus, str(options.profile))
+            check_processors(
+                checked, checked.stages, profile.cpus, profile.gpus, str(options.profile)
+            )
         return doctor(profile, checked, options.pull)
     kube = command.connect_kube(options.profile)
     if options.command == "status":
@@ -139,16 +141,17 @@ def _cluster(options: argparse.Namespace) -> int:
     return command.stop(kube, options.job)
 
 
-def _checked(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Recipe]:
-    """A recipe as the pipeline would read it, and as it is written; files of the cluster aside."""
+def _load_checked(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Recipe]:
+    """Returns a recipe as written and as loaded, and checks all of it but the cluster's own
+    files."""
     recipe = recipes.load(path, pipeline.KINDS, overrides)
     check_files(recipe, absolute=False)
     for model in recipe.models.values():
         if not any(path.is_absolute() for path in model.files.values()):
             model.check_demonstrations()
-        for place in model.places:
-            if not Path(place).is_absolute():
-                fingerprint(place)  # Permanent for a name that nobody knows
+        for source in model.sources:
+            if not Path(source).is_absolute():
+                fingerprint(source)  # raises Permanent if the name is unknown
     return recipe_file.read(path, overrides)[0], recipe
 
 
@@ -178,13 +181,13 @@ def _chat(run: str, model: str | None) -> int:
     if run.startswith(("http://", "https://")):
         return talk(Remote(run, model))
     if not Path(run).exists() and re.search(":\\d+", run):
-        raise Permanent(f"{run}: an address begins with http:// or https://")
-    known = models_of(Path(run))
-    name = model or list(known)[-1]
-    if name not in known:
-        raise Permanent(f"{run} has no model '{name}'; it has {', '.join(known)}")
+        raise Permanent(f"{run} is not a folder; an address begins with http:// or https://")
+    models = models_of(Path(run))
+    name = model or list(models)[-1]
+    if name not in models:
+        raise Permanent(f"{run} has no model '{name}'; it has {', '.join(models)}")
     print(f"starting {name} …", file=sys.stderr)
-    return talk(Local(known[name]))
+    return talk(Local(models[name]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The live table of a run: each stage waiting, cached, running, done or failed."""
+"""Shows the live table of a run: each stage waiting, cached, running, done or failed."""
 
 import logging
 import time
@@ -15,26 +15,26 @@ from zephyr_ray.plan import Step
 from zephyr_ray.stage import Progress
 
 CONSOLE = Console(stderr=True)
-COLOURS = {"waiting": "dim", "cached": "cyan", "running": "bold yellow", "done": "green"}
+COLORS = {"waiting": "dim", "cached": "cyan", "running": "bold yellow", "done": "green"}
 QUIET_SECONDS = 15
-"""Between two progress lines where there is no terminal to redraw."""
+"""Seconds between two progress lines without a terminal."""
 
 
 class ConsoleHandler(logging.Handler):
-    """Log records above the table, colours kept."""
+    """Prints log records above the table, with their colors."""
 
     def emit(self, record: logging.LogRecord) -> None:
         CONSOLE.print(Text.from_ansi(self.format(record)))
 
 
 class Display:
-    """A table that redraws itself on a terminal, and plain lines elsewhere (logs, Ray jobs)."""
+    """Redraws a table on a terminal; prints plain lines elsewhere (logs, Ray jobs)."""
 
     def __init__(self, steps: list[Step]):
         self._rows = {s.name: ["waiting", s.stage.kind, ""] for s in steps}
         self._progress: dict[str, Progress] = {}
         self._live = Live(console=CONSOLE, get_renderable=self._table, refresh_per_second=4)
-        self._said = 0.0
+        self._last_line_at = 0.0
 
     def __enter__(self) -> "Display":
         if CONSOLE.is_terminal:
@@ -55,15 +55,15 @@ class Display:
         if progress:
             self._progress[name] = progress
         if not CONSOLE.is_terminal:
-            self._line(f"{name}: {state} {note}")
+            self._print_line(f"{name}: {state} {note}")
 
     def tick(self, name: str) -> None:
-        """Called about twice a second while a stage runs."""
-        if not CONSOLE.is_terminal and time.monotonic() - self._said > QUIET_SECONDS:
-            self._line(f"{name}: running {_figures(self._progress[name])}")
+        """Prints progress if it is time to; the pipeline calls it twice per second."""
+        if not CONSOLE.is_terminal and time.monotonic() - self._last_line_at > QUIET_SECONDS:
+            self._print_line(f"{name}: running {_figures(self._progress[name])}")
 
-    def _line(self, text: str) -> None:
-        self._said = time.monotonic()
+    def _print_line(self, text: str) -> None:
+        self._last_line_at = time.monotonic()
         CONSOLE.print(f"{time.strftime('%H:%M:%S')} {text.rstrip()}", highlight=False, markup=False)
 
     def _table(self) -> Table:
@@ -76,7 +76,7 @@ class Display:
             table.add_row(
                 name,
                 Text(kind, style="dim"),
-                Text(state, style=COLOURS.get(state, "red")),
+                Text(state, style=COLORS.get(state, "red")),
                 ProgressBar(total=progress.total or None, completed=progress.done, width=24)
                 if running and progress
                 else "",
@@ -86,13 +86,13 @@ class Display:
 
 
 def _figures(progress: Progress) -> str:
-    """Done of total, rate and time left."""
+    """Formats the progress: done of total, rate, remaining time."""
     text = f"{progress.done}/{progress.total or '?'} {progress.unit}"
     seconds = time.monotonic() - progress.started
-    fresh = progress.done - progress.resumed
-    if fresh > 0 and seconds > 1:
-        rate = fresh / seconds
-        text += f" · {rate:.1f}/s" if rate >= 1 else f" · {seconds / fresh:.1f} s each"
+    new = progress.done - progress.resumed
+    if new > 0 and seconds > 1:
+        rate = new / seconds
+        text += f" · {rate:.1f}/s" if rate >= 1 else f" · {seconds / new:.1f} s each"
         if progress.total > progress.done:
             text += f" · {duration((progress.total - progress.done) / rate)} left"
     else:

@@ -1,4 +1,4 @@
-"""The manifest of an artifact: what it was made from, what happened, and hashes of its files."""
+"""Defines the manifest of an artifact: its inputs, counts and times, and hashes of its files."""
 
 from pathlib import Path
 from typing import Any
@@ -9,20 +9,22 @@ MANIFEST = "manifest.json"
 
 
 class File(BaseModel):
+    """Size and hash of one file."""
+
     bytes: int
     sha256: str
 
 
 class Manifest(BaseModel):
-    """Written last, so that its presence means that the artifact is complete. Fields that this
-    version does not know are ignored: stores hold manifests of other versions."""
+    """What an artifact is made of. It is written last, so its presence means that the artifact is
+    complete. Unknown fields are ignored, because stores hold manifests of other versions."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     kind: str
     key: str
     files: dict[str, File]
-    """By path below the artifact's folder."""
+    """Files by path below the artifact's folder."""
     identity: dict[str, Any] | None = None
     """What the key hashes, so that a later plan can say what changed."""
     name: str = ""
@@ -30,18 +32,20 @@ class Manifest(BaseModel):
     recipe: str = ""
     settings: dict[str, Any] = {}
     reads: dict[str, str] = {}
-    """Keys of the artifacts it was made from, by stage."""
+    """Keys of the artifacts that it was made from, by stage."""
     models: dict[str, dict[str, Any]] = {}
-    """Settings of the models that it trained, asked or had judge, with their weights located."""
+    """Settings of the models that the stage read, with their weights located."""
     counts: dict[str, int | float] = {}
+    """Numbers such as rows, truncated answers and dropped rows by rule."""
     examples: dict[str, list[Any]] = {}
+    """A few examples per count."""
     seconds: float = 0
     """Wall time over all attempts."""
     attempts: int = 1
     created: str = ""
-    """ISO 8601, UTC."""
+    """Time of completion, ISO 8601, UTC."""
     zephyr_ray: str = ""
-    """The version that made it."""
+    """The version of this package that made it."""
 
 
 def read_manifest(folder: Path) -> Manifest:

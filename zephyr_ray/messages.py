@@ -1,8 +1,8 @@
-"""Conversations: messages that carry their own facts, walked by role and not by position.
+"""Defines messages that carry their own facts, and access to conversations by role.
 
 A message is `{"role": "system" | "user" | "assistant", "content": text}`, plus facts about it:
-`finish_reason` of an answer ("stop": ended by itself, "length": cut off at the token limit), and
-`instruction` of a question (the bare task, without the sentence that states a constraint).
+`finish_reason` of an answer ("stop": the model ended it, "length": cut off at the token limit), and
+`instruction` of a question (the task without the sentence that states a constraint).
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def assistant(content: str, **facts: str) -> Message:
 
 
 def plain(messages: list[Message]) -> list[Message]:
-    """Returns role and content only, which is all that a model is shown."""
+    """Returns the messages without their facts, as models see them."""
     return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 
@@ -29,7 +29,7 @@ def answers(messages: list[Message]) -> list[Message]:
 
 
 def exchanges(messages: list[Message]) -> Iterator[tuple[int, int]]:
-    """Yields the indices of each answer's question and of the answer itself."""
+    """Yields the indices of each question and its answer."""
     question = None
     for index, message in enumerate(messages):
         if message["role"] == "user":
@@ -41,8 +41,8 @@ def exchanges(messages: list[Message]) -> Iterator[tuple[int, int]]:
 def with_facts(row: dict[str, Any]) -> dict[str, Any]:
     """Returns a row of dialogues or pairs whose messages carry their facts.
 
-    Stores hold rows that keep facts in parallel columns: `finish` and `instructions` of dialogues,
-    `finish_chosen` and `finish_rejected` of pairs.
+    In rows of earlier versions, facts are in parallel columns: `finish` and `instructions` of
+    dialogues, `finish_chosen` and `finish_rejected` of pairs.
     """
     row = dict(row)
     finish, instructions = row.pop("finish", []), row.pop("instructions", [])
@@ -57,10 +57,10 @@ def with_facts(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _facts(messages: list[Message], role: str, fact: str, values: list[str]) -> list[Message]:
-    left = iter(values)
+    remaining = iter(values)
     return [
         {fact: value, **message}
-        if message["role"] == role and (value := next(left, None)) is not None
+        if message["role"] == role and (value := next(remaining, None)) is not None
         else message
         for message in messages
     ]

@@ -1,7 +1,7 @@
-"""How rows end, as typed entries of a journal.
+"""Defines the outcomes of rows, as typed entries of a journal.
 
-The type carries the policy: an answer is kept, a fault of the row drops it, and a fault of the
-world (server, network, engine, our own code) leaves it to the next attempt.
+The type carries the policy: an answer is kept, a row fault drops the row, and an environment fault
+(server, network, engine, our own code) leaves the row to the next attempt.
 """
 
 from dataclasses import asdict, dataclass
@@ -10,24 +10,26 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answered:
+    """The row has a result."""
+
     id: str
     row: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RowFault:
-    """The row cannot be answered: it is counted and dropped."""
+    """The row itself cannot be answered; it is counted and dropped."""
 
     id: str
     row_fault: str
 
 
 @dataclass(frozen=True)
-class WorldFault:
-    """The row was not answered for a reason that is not its own: it is asked again."""
+class EnvironmentFault:
+    """The row was not answered for a reason outside it; the next attempt asks it again."""
 
     id: str
-    world_fault: str
+    environment_fault: str
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,22 @@ class EngineDied:
 
 @dataclass(frozen=True)
 class Stopped:
-    """A failure that concerns every row."""
+    """A failure that affects every row; the stage stops."""
 
     stop: str
 
 
-Outcome = Answered | RowFault | WorldFault | EngineDied | Stopped
+Outcome = Answered | RowFault | EnvironmentFault | EngineDied | Stopped
 _BY_FIELDS = {frozenset(o.__dataclass_fields__): o for o in Outcome.__args__}
 
 
-def entry(outcome: Outcome) -> dict[str, Any]:
-    """Returns the outcome as one entry of a journal."""
+def to_entry(outcome: Outcome) -> dict[str, Any]:
+    """Returns the journal entry of an outcome."""
     return asdict(outcome)
 
 
-def read(entry: dict[str, Any]) -> Outcome | None:
-    """Returns the outcome in an entry; None if it is of another format, so that its row is asked
-    again."""
+def from_entry(entry: dict[str, Any]) -> Outcome | None:
+    """Returns the outcome in a journal entry; None if its format is unknown, so that its row is
+    asked again."""
     outcome = _BY_FIELDS.get(frozenset(entry))
     return outcome(**entry) if outcome else None

@@ -1,20 +1,17 @@
-"""The pipeline: reads a recipe, plans it, and walks its stages, making what is missing.
+"""Runs a recipe: loads it, plans it, and makes the missing artifacts of its stages in order.
 
 python -m zephyr_ray.pipeline [RECIPE] [--set stage.setting=value] [--until STAGE] [--plan]
 """
 
 import argparse
-import json
 import logging
 import os
 import shutil
 import sys
-import threading
-import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,13 +19,15 @@ from rich.text import Text
 
 from zephyr_ray import __version__
 from zephyr_ray import recipe as recipes
+from zephyr_ray.clock import Clock
 from zephyr_ray.display import CONSOLE, ConsoleHandler, Display
 from zephyr_ray.errors import Permanent
-from zephyr_ray.estimate.page import print_estimate
+from zephyr_ray.estimate.printing import print_estimate
 from zephyr_ray.formatting import duration
 from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, preflight
 from zephyr_ray.recipe import Recipe
+from zephyr_ray.run_folder import link_artifact, unlink_stale
 from zephyr_ray.stage import Stage, Work, log
 from zephyr_ray.store import SCRATCH, Artifact, Store, content_key
 from zephyr_ray.tracking import StageRun, Tracking
@@ -54,7 +53,8 @@ KINDS: dict[str, type[Stage]] = {stage.kind: stage for stage in map(resolve_name
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done; 2 something to mend, said in one line; 1 a fault; 130 interrupted."""
+    """Returns the exit code: 0 done, 1 unexpected error, 2 error for the user to fix, 130
+    interrupted."""
     parser = argparse.ArgumentParser("zephyr_ray.pipeline", description="Run a recipe.")
     parser.add_argument("recipe", nargs="?", type=Path, help="a recipe file (default: quickstart)")
     parser.add_argument(
@@ -84,173 +84,132 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; what is finished is kept, run again to go on", file=sys.stderr)
+        print("interrupted; finished work is kept, run again to continue", file=sys.stderr)
         return 130
 
 
 def default_recipe() -> Path:
-    """configs/quickstart.yaml: inside an installed wheel, or beside the package in a checkout."""
+    """Returns configs/quickstart.yaml, inside an installed wheel or beside the package."""
     package = Path(__file__).parent
     inside = package / "configs" / "quickstart.yaml"
     return inside if inside.exists() else package.parent / "configs" / "quickstart.yaml"
 
 
 def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
-    """Makes every artifact of the recipe that is not there, up to `until`."""
+    """Makes every missing artifact of the recipe, up to `until`."""
     store.prepare()
     with store.exclusive():
         check_files(recipe)
         steps = make_plan(recipe, store, until)
         preflight(recipe, store, steps)
-        _unlink_stale(recipe, store, make_plan(recipe, store) if until else steps)
-        # There while a run is under way: a kill after the last manifest leaves MLflow's run open.
-        unfinished = store.storage / recipe.name / ".unfinished"
+        planned = make_plan(recipe, store) if until else steps
+        view = store.storage / recipe.name
+        unlink_stale(view, {step.artifact.folder for step in planned if step.artifact})
+        # Exists during a run: a kill after the last manifest leaves MLflow's run open.
+        unfinished = view / ".unfinished"
         if unfinished.exists() or any(step.artifact is None for step in steps):
-            unfinished.parent.mkdir(parents=True, exist_ok=True)
+            view.mkdir(parents=True, exist_ok=True)
             unfinished.touch()
-            _walk(recipe, store, steps)
+            _Run(recipe, store, steps).execute()
             unfinished.unlink()
         else:
-            CONSOLE.print(f"All {len(steps)} stages are there already.")
+            CONSOLE.print(f"All {len(steps)} stages are cached.")
         for step in steps:
-            _link(recipe, store, step)
-            # A kill right after the manifest leaves it: gigabytes that nobody would read again.
-            shutil.rmtree(store.folder(step.stage.kind, step.key) / SCRATCH, ignore_errors=True)
-    _say_where(recipe, store)
+            assert step.artifact
+            link_artifact(view, step.name, step.stage.view, step.artifact.folder)
+            # A kill right after the manifest leaves gigabytes of scratch that nothing reads again.
+            shutil.rmtree(step.artifact.folder / SCRATCH, ignore_errors=True)
+    _print_locations(recipe, store)
 
 
-def _walk(recipe: Recipe, store: Store, steps: list[Step]) -> None:
-    keys = {step.name: step.key for step in steps}
-    tracking = Tracking.open(
-        store.storage,
-        recipe.name,
-        content_key({"recipe": recipe.name, "stages": keys}),
-        {"recipe": recipe.name, "seed": recipe.seed, "version": __version__},
-    )
-    status = "FAILED"
-    try:
-        with Display(steps) as display:
-            for step in steps:
-                if step.artifact:
-                    display.set(step.name, "cached", _summary(step.artifact))
-                    tracking.cached(
-                        step.name, step.key, step.artifact.manifest, step.artifact.folder
-                    )
-                    continue
-                settings = {"kind": step.stage.kind, **step.stage.model_dump(mode="json")}
-                stage_run = tracking.stage(step.name, step.stage.kind, step.key, settings)
-                try:
-                    step.artifact = _make(recipe, store, steps, step, stage_run, display)
-                except BaseException as error:
-                    stopped = isinstance(error, KeyboardInterrupt)
-                    stage_run.fail("interrupted" if stopped else f"{error}" or type(error).__name__)
-                    display.set(step.name, "interrupted" if stopped else "failed")
-                    raise
-                stage_run.finish(step.artifact.manifest, step.artifact.folder)
-                _link(recipe, store, step)
-                display.set(step.name, "done", _summary(step.artifact))
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracking.finish(status)
+@dataclass(frozen=True)
+class _Run:
+    """One walk over the steps of a plan."""
 
+    recipe: Recipe
+    store: Store
+    steps: list[Step]
 
-def _make(
-    recipe: Recipe,
-    store: Store,
-    steps: list[Step],
-    step: Step,
-    stage_run: StageRun,
-    display: Display,
-) -> Artifact:
-    """Runs one stage in its folder and makes the folder an artifact."""
-    stage = step.stage
-    artifacts = {s.name: s.artifact for s in steps if s.artifact}
-    reads = recipe.lineage(stage) if stage.reads_lineage else recipe.stages_read(stage)
-    models = {n: model.ready(artifacts) for n, model in recipe.models_read(stage).items()}
-    work = Work(
-        name=step.name,
-        folder=store.folder(stage.kind, step.key),
-        seed=getattr(stage, "seed", recipe.seed),
-        inputs={name: artifacts[name] for name in reads},
-        stages={name: recipe.stages[name] for name in reads},
-        models=models,
-        files=recipe.files(stage),
-        log_metrics=stage_run.log_metrics,
-    )
-    work.scratch.mkdir(parents=True, exist_ok=True)
-    display.set(step.name, "running", progress=work.progress)
-    clock = _Clock(work.scratch / "clock.json", lambda: display.tick(step.name))
-    with clock:
-        stage.run(work)
-    return store.commit(
-        stage.kind,
-        step.key,
-        identity=step.identity,
-        name=step.name,
-        recipe=recipe.name,
-        settings=stage.model_dump(mode="json"),
-        reads={name: artifacts[name].key for name in recipe.stages_read(stage)},
-        models={name: model.settings.model_dump(mode="json") for name, model in models.items()},
-        counts=work.counts,
-        examples=work.examples,
-        seconds=round(clock.seconds, 1),
-        attempts=clock.attempts,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        zephyr_ray=__version__,
-    )
-
-
-class _Clock:
-    """Wall time of a stage over all its attempts, kept on disk so that a kill loses a second."""
-
-    def __init__(self, path: Path, tick: Any):
-        self._path, self._tick, self._stop = path, tick, threading.Event()
+    def execute(self) -> None:
+        """Makes the artifact of every step that has none, tracked in MLflow and on the display."""
+        recipe, keys = self.recipe, {step.name: step.key for step in self.steps}
+        tracking = Tracking.open(
+            self.store.storage,
+            recipe.name,
+            content_key({"recipe": recipe.name, "stages": keys}),
+            {"recipe": recipe.name, "seed": recipe.seed, "version": __version__},
+        )
+        status = "FAILED"
         try:
-            before = json.loads(path.read_text())
-        except (OSError, ValueError):
-            before = {"seconds": 0.0, "attempts": 0}
-        self._before, self.attempts = before["seconds"], before["attempts"] + 1
-        self._began = time.monotonic()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+            with Display(self.steps) as display:
+                for step in self.steps:
+                    if step.artifact:
+                        display.set(step.name, "cached", _summary(step.artifact))
+                        tracking.cached(
+                            step.name, step.key, step.artifact.manifest, step.artifact.folder
+                        )
+                    else:
+                        self._run_step(step, tracking, display)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            tracking.finish(status)
 
-    @property
-    def seconds(self) -> float:
-        return self._before + time.monotonic() - self._began
+    def _run_step(self, step: Step, tracking: Tracking, display: Display) -> None:
+        """Makes the artifact of a step and links it."""
+        settings = {"kind": step.stage.kind, **step.stage.model_dump(mode="json")}
+        stage_run = tracking.stage(step.name, step.stage.kind, step.key, settings)
+        try:
+            step.artifact = self._make_artifact(step, stage_run, display)
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            stage_run.fail("interrupted" if interrupted else f"{error}" or type(error).__name__)
+            display.set(step.name, "interrupted" if interrupted else "failed")
+            raise
+        stage_run.finish(step.artifact.manifest, step.artifact.folder)
+        view = self.store.storage / self.recipe.name
+        link_artifact(view, step.name, step.stage.view, step.artifact.folder)
+        display.set(step.name, "done", _summary(step.artifact))
 
-    def _follow(self) -> None:
-        while not self._stop.wait(0.5):
-            self._path.write_text(json.dumps({"seconds": self.seconds, "attempts": self.attempts}))
-            self._tick()
-
-    def __enter__(self) -> "_Clock":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-def _link(recipe: Recipe, store: Store, step: Step) -> None:
-    """The names a person opens: report.html, models/<stage>, data/<stage>."""
-    if step.artifact is None:
-        return
-    link, target = step.stage.view
-    view = store.storage / recipe.name / link.format(name=step.name)
-    store.link(view, step.artifact.folder / target)
-
-
-def _unlink_stale(recipe: Recipe, store: Store, steps: list[Step]) -> None:
-    """Takes away names of what this recipe no longer is: a report beside models it does not tell
-    of would mislead. The artifacts stay."""
-    view = store.storage / recipe.name
-    current = {step.artifact.folder for step in steps if step.artifact}
-    for link in [view / "report.html", *view.glob("models/*"), *view.glob("data/*")]:
-        if link.is_symlink() and not current & {link.resolve(), link.resolve().parent}:
-            link.unlink()
+    def _make_artifact(self, step: Step, stage_run: StageRun, display: Display) -> Artifact:
+        """Runs one stage in its folder and commits the folder as an artifact."""
+        recipe, stage = self.recipe, step.stage
+        artifacts = {s.name: s.artifact for s in self.steps if s.artifact}
+        reads = recipe.lineage(stage) if stage.reads_lineage else recipe.stages_read(stage)
+        models = {n: model.to_model(artifacts) for n, model in recipe.models_read(stage).items()}
+        work = Work(
+            name=step.name,
+            folder=self.store.folder(stage.kind, step.key),
+            seed=getattr(stage, "seed", recipe.seed),
+            inputs={name: artifacts[name] for name in reads},
+            stages={name: recipe.stages[name] for name in reads},
+            models=models,
+            files=recipe.files(stage),
+            log_metrics=stage_run.log_metrics,
+        )
+        work.scratch.mkdir(parents=True, exist_ok=True)
+        display.set(step.name, "running", progress=work.progress)
+        clock = Clock(work.scratch / "clock.json", lambda: display.tick(step.name))
+        with clock:
+            stage.run(work)
+        return self.store.commit(
+            stage.kind,
+            step.key,
+            identity=step.identity,
+            name=step.name,
+            recipe=recipe.name,
+            settings=stage.model_dump(mode="json"),
+            reads={name: artifacts[name].key for name in recipe.stages_read(stage)},
+            models={name: m.settings.model_dump(mode="json") for name, m in models.items()},
+            counts=work.counts,
+            examples=work.examples,
+            seconds=round(clock.seconds, 1),
+            attempts=clock.attempts,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            zephyr_ray=__version__,
+        )
 
 
 def _summary(artifact: Artifact) -> str:
@@ -269,28 +228,28 @@ def print_plan(recipe: Recipe, steps: list[Step]) -> None:
         table.add_column(heading)
     for step in steps:
         state = "[cyan]cached[/]" if step.artifact else "[yellow]to do[/]"
-        most = "" if step.artifact else "≤ "
-        rows = "" if step.rows is None else f"{most}{step.rows:.0f}"
-        table.add_row(step.name, step.stage.kind, state, rows, Text(step.why))
+        bound = "" if step.artifact else "≤ "
+        rows = "" if step.rows is None else f"{bound}{step.rows:.0f}"
+        table.add_row(step.name, step.stage.kind, state, rows, Text(step.reason))
     Console().print(table)
 
 
-def _say_where(recipe: Recipe, store: Store) -> None:
+def _print_locations(recipe: Recipe, store: Store) -> None:
     view = store.storage / recipe.name
-    shown = os.path.relpath(view)
+    folder = os.path.relpath(view)
     zephyr = shutil.which("zephyr") or os.path.relpath(Path(sys.executable).with_name("zephyr"))
     database = f"sqlite:///{os.path.relpath(store.storage)}/mlflow.db"
-    here = Path("Makefile").exists() and store.storage == Path("runs").absolute()
-    lines = [("open", f"{shown}/")]
+    has_make = Path("Makefile").exists() and store.storage == Path("runs").absolute()
+    lines = [("open", f"{folder}/")]
     if (view / "report.html").exists():
-        lines.append(("report", f"{shown}/report.html"))
+        lines.append(("report", f"{folder}/report.html"))
     if (view / "models").exists():
-        lines.append(("chat", f"{zephyr} chat {shown}"))
+        lines.append(("chat", f"{zephyr} chat {folder}"))
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         lines.append(("MLflow", uri))
     else:
         lines.append(
-            ("MLflow", "make mlflow" if here else f"mlflow ui --backend-store-uri {database}")
+            ("MLflow", "make mlflow" if has_make else f"mlflow ui --backend-store-uri {database}")
         )
     print("\n".join(f"{name:8}{text}" for name, text in lines))
 

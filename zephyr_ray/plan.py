@@ -1,4 +1,4 @@
-"""What a run will do before it starts: content keys, what is there, why the rest must run."""
+"""Plans a run: content keys, cached artifacts, and reasons why the other stages must run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import read_manifest
 from zephyr_ray.recipe import Recipe
-from zephyr_ray.run_folder import artifact_shown
+from zephyr_ray.run_folder import linked_artifact
 from zephyr_ray.settings import FILE, OPERATIONAL, Reads, marked
 from zephyr_ray.stage import Stage
 from zephyr_ray.store import SCRATCH, Artifact, Store, content_key, digest
@@ -20,34 +20,37 @@ class Step:
 
     name: str
     stage: Stage
-    key: str
     identity: dict[str, Any]
-    """What the key is made of; kept in the manifest so that a later plan can say what changed."""
+    """What the key hashes; the manifest keeps it so that a later plan can say what changed."""
+    key: str
     artifact: Artifact | None
-    why: str
-    rows: int | None
+    """The cached artifact; None if the stage must run."""
+    reason: str = ""
+    """Why the stage must run."""
+    rows: int | None = None
+    """Rows of the artifact, or expected rows; None if unknown."""
 
 
 def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[Step]:
-    """The steps in order, up to `until`. Verifies cached artifacts; starts nothing."""
+    """Returns the steps in order, up to `until`. Verifies cached artifacts; starts nothing."""
     if until is not None and until not in recipe.stages:
         raise Permanent(
-            f"--until {until}: the recipe has no such stage: {', '.join(recipe.stages)}"
+            f"--until {until}: the recipe has no such stage; it has {', '.join(recipe.stages)}"
         )
     steps: dict[str, Step] = {}
     for name, stage in recipe.stages.items():
         identity = _identity(recipe, stage, {n: s.key for n, s in steps.items()})
         key = content_key(identity)
-        artifact = store.find(stage.kind, key)
-        reads = [read for read in recipe.stages_read(stage) if read in steps]
-        if artifact:
-            why, made = "", artifact.manifest.counts.get("rows")
-            rows = None if made is None else int(made)
+        step = Step(name, stage, identity, key, store.find(stage.kind, key))
+        if step.artifact:
+            rows = step.artifact.manifest.counts.get("rows")
+            step.rows = None if rows is None else int(rows)
         else:
-            why = _why(recipe, store, name, stage, key, identity, steps)
-            known = {r: n for r in reads if (n := steps[r].rows) is not None}
-            rows = stage.expected(known)
-        steps[name] = Step(name, stage, key, identity, artifact, why, rows)
+            step.reason = _rerun_reason(recipe, store, step, steps)
+            known = {s.name: s.rows for s in steps.values() if s.rows is not None}
+            reads = recipe.stages_read(stage)
+            step.rows = stage.expected({name: known[name] for name in reads if name in known})
+        steps[name] = step
         if name == until:
             break
     return list(steps.values())
@@ -64,7 +67,7 @@ def _identity(recipe: Recipe, stage: Stage, keys: dict[str, str]) -> dict[str, A
         if name in files and value is not None:
             settings[name] = digest(recipe.file(value))
         elif name in reads and isinstance(value, list):
-            # Names of several things read are kept: results are told apart by them.
+            # Names in a list are part of the result, so they are hashed too.
             settings[name] = [[v, _read_identity(recipe, v, reads[name], keys)] for v in value]
         elif name in reads and value is not None:
             settings[name] = _read_identity(recipe, value, reads[name], keys)
@@ -80,46 +83,38 @@ def _read_identity(recipe: Recipe, ref: str, mark: Reads, keys: dict[str, str]) 
     return model.main.identity(keys) if mark.what == "weights" else model.identity(keys)
 
 
-def _why(
-    recipe: Recipe,
-    store: Store,
-    name: str,
-    stage: Stage,
-    key: str,
-    identity: dict[str, Any],
-    steps: dict[str, Step],
-) -> str:
-    """Why a stage must run, for a person."""
-    if (store.folder(stage.kind, key) / SCRATCH).exists():
-        return "was interrupted: goes on"
-    changed = [r for r in recipe.stages_read(stage) if r in steps and not steps[r].artifact]
-    if changed:
-        return f"reads {', '.join(changed)}, to do"
-    shown = artifact_shown(store.storage / recipe.name, name, stage.view[0])
-    if shown is None:
+def _rerun_reason(recipe: Recipe, store: Store, step: Step, earlier: dict[str, Step]) -> str:
+    """Returns why a stage must run, as text for the plan."""
+    if (store.folder(step.stage.kind, step.key) / SCRATCH).exists():
+        return "was interrupted, continues"
+    pending = [read for read in recipe.stages_read(step.stage) if not earlier[read].artifact]
+    if pending:
+        return f"reads {', '.join(pending)}, to do"
+    previous = linked_artifact(store.storage / recipe.name, step.name, step.stage.view[0])
+    if previous is None:
         return "not made yet"
     try:
-        before = read_manifest(shown).identity
+        previous_identity = read_manifest(previous).identity
     except ValueError:
         return "its artifact was deleted"
-    if before is None:
+    if previous_identity is None:
         return "was made by an earlier version of zephyr_ray"
-    if before["kind"] != identity["kind"]:
-        return f"kind was {before['kind']}"
-    if before["version"] != identity["version"]:
-        return f"{stage.kind} is of a new version"
-    old, new = before["settings"], identity["settings"]
+    if previous_identity["kind"] != step.identity["kind"]:
+        return f"kind was {previous_identity['kind']}"
+    if previous_identity["version"] != step.identity["version"]:
+        return f"{step.stage.kind} has a new version"
+    old, new = previous_identity["settings"], step.identity["settings"]
     names = [n for n in sorted({*old, *new}) if old.get(n) != new.get(n)]
     changes = [
         f"{n} was {old.get(n)}, is {new.get(n)}"
-        if _short(old.get(n), new.get(n))
+        if _are_short(old.get(n), new.get(n))
         else f"{n} changed"
         for n in names
     ]
     return "; ".join(changes) or "its artifact was deleted"
 
 
-def _short(*values: Any) -> bool:
+def _are_short(*values: Any) -> bool:
     return all(
         value is None or isinstance(value, int | float | bool) or len(str(value)) < 16
         for value in values

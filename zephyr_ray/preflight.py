@@ -1,4 +1,4 @@
-"""What a user can get wrong, found before any model is loaded: files, keys, memory, disk."""
+"""Finds user errors before any model is loaded: files, keys, CPUs and GPUs, memory, disk."""
 
 import os
 import shutil
@@ -13,24 +13,26 @@ from zephyr_ray.recipe import Recipe
 from zephyr_ray.store import Store, digest
 
 TEXT_BYTES = 100e6
-"""Disk kept free per stage for text and logs."""
+"""Bytes of disk per stage for text and logs."""
 
 
 def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
-    """Raises Permanent if a user must change something before the stages to do can run."""
-    todo = [step for step in steps if step.artifact is None]
+    """Raises Permanent if the user must change something before the remaining stages can run."""
+    pending = [step for step in steps if step.artifact is None]
     on_cluster = bool(os.environ.get("RAY_ADDRESS"))
-    if todo:
+    if pending:
         check_reachable()
     if not on_cluster:
-        check_room(recipe, [step.name for step in todo], os.cpu_count() or 1, None, "this machine")
+        check_processors(
+            recipe, [step.name for step in pending], os.cpu_count() or 1, None, "this machine"
+        )
     disk = TEXT_BYTES
-    for step in todo:
+    for step in pending:
         models = recipe.models_read(step.stage)
         for model in models.values():
             model.settings.preflight()
-            for place in model.places:
-                resolve(place)
+            for source in model.sources:
+                resolve(source)
             model.check_demonstrations()
         try:
             step.stage.check_models(models)
@@ -46,8 +48,8 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
 
 
 def check_files(recipe: Recipe, absolute: bool = True) -> None:
-    """Checks the files of every stage, cached or not, and what it reads. Without `absolute`, stages
-    whose files have full paths are left out: those are on the cluster that will run the recipe."""
+    """Checks the files of every stage, cached or not, and the stages that it reads. Without
+    `absolute`, skips stages whose files have absolute paths, which are on the cluster."""
     for name, stage in recipe.stages.items():
         files = recipe.files(stage)
         if not absolute and any(Path(getattr(stage, field)).is_absolute() for field in files):
@@ -60,11 +62,11 @@ def check_files(recipe: Recipe, absolute: bool = True) -> None:
             raise Permanent(f"stage '{name}': {error}") from None
 
 
-def check_room(
-    recipe: Recipe, names: Iterable[str], cpus: float, gpus: float | None, place: str
+def check_processors(
+    recipe: Recipe, names: Iterable[str], cpus: float, gpus: float | None, machine: str
 ) -> None:
-    """Raises Permanent if a stage needs more CPUs or GPUs at once than `place` has; Ray would wait
-    forever. `gpus` None: those of this machine."""
+    """Raises Permanent if a stage needs more CPUs or GPUs at once than `machine` has; Ray would
+    wait forever. If `gpus` is None, counts the GPUs of this machine."""
     for name in names:
         stage = recipe.stages[name]
         needed = stage.processors(recipe.models_read(stage))
@@ -74,12 +76,12 @@ def check_room(
             gpus = torch.cuda.device_count()
         if needed.gpus > (gpus or 0):
             raise Permanent(
-                f"stage '{name}' needs {needed.gpus:g} GPUs, {place} has {gpus:g}; lower "
+                f"stage '{name}' needs {needed.gpus:g} GPUs, {machine} has {gpus:g}; lower "
                 f"{needed.lower} or add GPUs"
             )
         if needed.cpus > cpus:
             raise Permanent(
-                f"stage '{name}' needs {needed.cpus:g} CPUs, {place} has {cpus:g}; lower "
+                f"stage '{name}' needs {needed.cpus:g} CPUs, {machine} has {cpus:g}; lower "
                 f"{needed.lower} or cpus_per_worker, or add CPUs"
             )
 
@@ -100,5 +102,5 @@ def _check_disk(store: Store, name: str, needed: float) -> None:
     if needed > free:
         raise Permanent(
             f"{name} needs about {needed / 1e9:.1f} GB of disk below {store.storage}, "
-            f"{free / 1e9:.1f} GB are free; free some, or choose another with --set storage=FOLDER"
+            f"{free / 1e9:.1f} GB are free; free some or use another with --set storage=FOLDER"
         )

@@ -1,4 +1,4 @@
-"""The recipe file: named models and an ordered list of stages, checked before any work."""
+"""Loads a recipe: named models and an ordered list of stages, checked before any work."""
 
 import re
 from dataclasses import dataclass
@@ -14,26 +14,24 @@ from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.recipe_file import mapping, read
 from zephyr_ray.references import References
-from zephyr_ray.settings import FILE, Reads, Strict, marked, near, typed
+from zephyr_ray.settings import FILE, Reads, Strict, marked, suggest, typed
 from zephyr_ray.stage import Stage
 
-SEEDS = 2**32
-"""NumPy takes no other seeds, and would say so only hours later."""
-
-
-TOP = {"name", "storage", "seed", "hardware", "models", "stages"}
+SEED_LIMIT = 2**32
+"""NumPy refuses seeds from this one on, but only when training starts."""
+RECIPE_SETTINGS = {"name", "storage", "seed", "hardware", "models", "stages"}
 """The settings of a recipe itself."""
 
 
 class Hardware(Strict):
-    """What the plan reckons with; no stage reads it."""
+    """Hardware that the plan assumes; it does not affect any stage."""
 
     gpu_memory_gib: float = Field(gt=0)
-    """Of one GPU."""
+    """Memory per GPU in GiB."""
     tflops: float | None = Field(None, gt=0)
-    """What one GPU keeps up in training, in 10^12 operations a second; not what its maker says."""
+    """Sustained training throughput per GPU in TFLOP/s, not its peak."""
     rows_per_second: dict[str, float] = {}
-    """By stage, where it is known better: sequences, pairs or rows, all its workers together."""
+    """Known throughput by stage: sequences, pairs or rows per second, over all its workers."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +41,15 @@ class Recipe:
     name: str
     storage: Path
     folders: list[Path]
-    """Folders that hold its files: its own, then that of the recipe it extends."""
+    """Folders to look for files in: the recipe's, then that of the recipe it extends."""
     seed: int
     models: dict[str, RecipeModel]
-    """Every model by the name that stages use: models of the recipe, then stages that train one."""
+    """Models by the name that stages use: those of the recipe, then stages that train one."""
     stages: dict[str, Stage]
     hardware: Hardware | None = None
 
     def file(self, value: str) -> Path:
+        """Returns the path of a file or folder that a setting names."""
         return locate(self.folders, value)
 
     def files(self, stage: Stage) -> dict[str, Path]:
@@ -58,11 +57,12 @@ class Recipe:
         return {f: self.file(v) for f, _, values in marked(stage, FILE) for v in values}
 
     def variables(self) -> dict[str, str]:
-        """Returns the environment variables that models read, each with the name of one."""
+        """Returns the environment variables that models read, each with the name of one such
+        model."""
         return {v: name for name, model in self.models.items() for v in model.settings.variables()}
 
     def models_read(self, stage: Stage) -> dict[str, RecipeModel]:
-        """Returns the models that a stage trains, asks or has judge, by name."""
+        """Returns the models that a stage reads (to train, to ask or as a judge), by name."""
         return {
             ref: self.models[ref]
             for _, mark, refs in marked(stage, Reads)
@@ -80,12 +80,12 @@ class Recipe:
 
     def lineage(self, stage: Stage) -> list[str]:
         """Returns all stages that lead to this one, in the order of the recipe."""
-        todo, seen = self.stages_read(stage), set[str]()
-        while todo:
-            name = todo.pop()
+        pending, seen = self.stages_read(stage), set[str]()
+        while pending:
+            name = pending.pop()
             if name not in seen:
                 seen.add(name)
-                todo += self.stages_read(self.stages[name])
+                pending += self.stages_read(self.stages[name])
         return [name for name in self.stages if name in seen]
 
 
@@ -95,9 +95,9 @@ def locate(folders: list[Path], value: str) -> Path:
 
 
 def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None = None) -> Recipe:
-    """Reads and checks a recipe file. Everything wrong is one Permanent line."""
+    """Returns the recipe of a file. Raises Permanent with one line about the first error."""
     raw, folders = read(path, overrides or [])
-    unknown = sorted(map(str, set(raw) - TOP))
+    unknown = sorted(map(str, set(raw) - RECIPE_SETTINGS))
     if unknown:
         raise Permanent(
             f"{path}: unknown setting '{unknown[0]}'; a recipe has extends, name, storage, seed, "
@@ -106,7 +106,7 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
     name, seed = str(raw.get("name", path.stem)), raw.get("seed", 0)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in ("store", "mlartifacts"):
         raise Permanent(f"{path}: name '{name}' must be lower-case letters, digits, '.', '_', '-'")
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEED_LIMIT:
         raise Permanent(f"{path}: seed must be a whole number from 0 below 2^32, not {seed!r}")
     storage = raw.get("storage", "runs")
     if not isinstance(storage, str) or not storage or "://" in storage:
@@ -123,12 +123,12 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
         for n, settings in mapping(raw.get("stages"), f"{path}: stages").items()
     }
     if not stages:
-        raise Permanent(f"{path}: no stages; nothing to do")
+        raise Permanent(f"{path}: no stages; add some under stages:")
     hardware = raw.get("hardware")
     if hardware is not None:
         hardware = typed(Hardware, hardware, f"{path}: hardware")
-        if lost := sorted(set(hardware.rows_per_second) - set(stages)):
-            raise Permanent(f"{path}: hardware: rows_per_second: no stage '{lost[0]}'")
+        if unknown := sorted(set(hardware.rows_per_second) - set(stages)):
+            raise Permanent(f"{path}: hardware: rows_per_second: no stage '{unknown[0]}'")
     references = References(str(path), settings_of, stages, partial(locate, folders))
     return Recipe(
         name=name,
@@ -145,7 +145,7 @@ def _model_settings(raw: Any, where: str) -> ModelSettings:
     raw = mapping(raw, where)
     engine = raw.get("engine", DEFAULT)
     if not isinstance(engine, str) or engine not in ENGINES:
-        raise Permanent(f"{where}: setting 'engine': unknown{near(str(engine), ENGINES)}")
+        raise Permanent(f"{where}: setting 'engine': unknown{suggest(str(engine), ENGINES)}")
     return typed(ENGINES[engine], raw, where)
 
 
@@ -156,7 +156,7 @@ def _stage(
     defaults: dict[str, Any],
     path: Path,
 ) -> Stage:
-    """Returns one stage; `defaults` are the recipe's, for kinds that have such a setting."""
+    """Returns one stage; `defaults` apply to kinds that have such a setting."""
     where = f"{path}: stage '{name}'"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise Permanent(f"{where}: a stage name is letters, digits, '_', '-'")
@@ -165,11 +165,11 @@ def _stage(
         raise Permanent(f"{where}: setting 'kind' is missing; known: {', '.join(sorted(kinds))}")
     kind = str(settings.pop("kind"))
     if kind not in kinds:
-        raise Permanent(f"{where}: unknown kind '{kind}'{near(kind, kinds)}")
+        raise Permanent(f"{where}: unknown kind '{kind}'{suggest(kind, kinds)}")
     for setting, value in defaults.items():
         if setting in kinds[kind].model_fields:
             settings.setdefault(setting, value)
     stage = typed(kinds[kind], settings, where)
-    if not 0 <= getattr(stage, "seed", 0) < SEEDS:
+    if not 0 <= getattr(stage, "seed", 0) < SEED_LIMIT:
         raise Permanent(f"{where}: setting 'seed' must be a whole number from 0 below 2^32")
     return stage

@@ -1,4 +1,4 @@
-"""Read a recipe file: YAML without duplicate keys, `extends`, and `--set` overrides.
+"""Reads a recipe file: YAML without duplicate keys, `extends`, and `--set` overrides.
 
 A recipe may extend another one (`extends: quickstart.yaml`) and add or replace lines.
 """

@@ -1,4 +1,4 @@
-"""Resolves every name in a recipe once: what stages read, and what models are started from."""
+"""Resolves all names in a recipe: what stages read, and which weights models start from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,34 +7,38 @@ from pathlib import Path
 from zephyr_ray.engines.model import RecipeModel, Weights
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
-from zephyr_ray.settings import FILE, WEIGHTS, Reads, marked, near
+from zephyr_ray.settings import FILE, WEIGHTS, Reads, marked, suggest
 from zephyr_ray.stage import Stage
 
 TRAINED = "weights"
-"""What a stage makes that trains a model."""
+"""What a stage that trains a model `makes`."""
 
 
 @dataclass(frozen=True)
 class References:
-    """The names of one recipe. `where` begins error lines."""
+    """The names of one recipe, to be resolved once."""
 
     where: str
+    """Start of error lines: the recipe's path."""
     settings: dict[str, ModelSettings]
+    """Settings of the recipe's models."""
     stages: dict[str, Stage]
     locate: Callable[[str], Path]
     """Returns the path of a file or folder that the recipe names."""
 
     def models(self) -> dict[str, RecipeModel]:
-        """Returns the models by the names that stages use for them: those of the recipe, and
-        stages that train one. Raises Permanent if a name is undefined, of the wrong type, or comes
-        later."""
-        if both := sorted(set(self.stages) & set(self.settings)):
-            raise Permanent(f"{self.where}: '{both[0]}' is both a model and a stage; rename one")
+        """Returns the models by the names that stages use: those of the recipe, and stages that
+        train one. Raises Permanent if a name is undefined, of the wrong type, or defined later."""
+        if duplicates := sorted(set(self.stages) & set(self.settings)):
+            raise Permanent(
+                f"{self.where}: '{duplicates[0]}' is both a model and a stage; rename one"
+            )
         for name, settings in self.settings.items():
             for source in _named(settings, WEIGHTS):
                 if source in self.stages and self.stages[source].makes != TRAINED:
                     raise Permanent(
-                        f"{self.where}: model '{name}': stage '{source}' trains no model"
+                        f"{self.where}: model '{name}': stage '{source}' trains no model; name one "
+                        "that does"
                     )
         for name, stage in self.stages.items():
             for _, mark, refs in marked(stage, Reads):
@@ -56,15 +60,17 @@ class References:
                     self._check_order(f"{self.where}: stage '{name}' reads", name, source)
         elif ref in self.stages:
             if mark.what == "judge":
-                raise Permanent(f"{where}, but a judge is an entry under models:")
-            made, wanted = self.stages[ref].makes, TRAINED if mark.is_model else mark.what
-            if wanted not in ("any", made):
-                raise Permanent(f"{where}, which makes {made}; it needs {mark.what}")
+                raise Permanent(
+                    f"{where}, which is a stage; a judge must be an entry under models:"
+                )
+            makes, required = self.stages[ref].makes, TRAINED if mark.is_model else mark.what
+            if required not in ("any", makes):
+                raise Permanent(f"{where}, which makes {makes}; it needs {mark.what}")
             self._check_order(f"{self.where}: stage '{name}' reads", name, ref)
         else:
             names = [*(self.settings if mark.is_model else []), *self.stages]
             raise Permanent(
-                f"{where}, which is neither a stage nor a model of this recipe{near(ref, names)}"
+                f"{where}, which is neither a stage nor a model of this recipe{suggest(ref, names)}"
             )
 
     def _check_use(self, where: str, mark: Reads, ref: str) -> None:
@@ -101,7 +107,7 @@ class References:
 
     def _model(self, name: str) -> RecipeModel:
         if stage := self.stages.get(name):
-            # A trained model answers as the model that it was trained from.
+            # A trained model has the settings of the model that it was trained from.
             start = self._model(self._start(stage))
             settings = start.settings.model_copy(update={"demonstrations": None})
             return RecipeModel(name, settings, {"weights": Weights(start.main.origin, name)}, {})

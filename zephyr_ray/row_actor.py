@@ -1,4 +1,4 @@
-"""One process with one engine: runs a row program on the rows that Ray Data hands it."""
+"""Runs a row program on blocks of rows, in one process with one engine."""
 
 import asyncio
 import json
@@ -17,12 +17,12 @@ from zephyr_ray.models.contract import Ask, EngineDead, StopRun
 from zephyr_ray.outcomes import (
     Answered,
     EngineDied,
+    EnvironmentFault,
     Outcome,
     RowFault,
     Stopped,
-    WorldFault,
-    entry,
-    read,
+    from_entry,
+    to_entry,
 )
 from zephyr_ray.store import Journal
 
@@ -36,7 +36,8 @@ ROW_DEATHS = 3
 
 
 class RowActor:
-    """Ray Data calls it with blocks of rows, as JSON. Outcomes go to the journal, row by row."""
+    """An actor that Ray Data calls with blocks of rows, as JSON. Writes one outcome per row to the
+    journal."""
 
     def __init__(self, program: Program, members: dict[str, Model], seed: int, journal: str):
         self._program, self._members = program, members
@@ -45,32 +46,34 @@ class RowActor:
         self._stopped = False
         first = next(iter(members.values()))
         try:
-            began = time.monotonic()
+            start = time.monotonic()
             self._engine = first.settings.start(seed)
-            log.info("engine of '%s' ready after %.0f s", first.name, time.monotonic() - began)
+            log.info("engine of '%s' ready after %.0f s", first.name, time.monotonic() - start)
         except Permanent as error:
             self._stop(str(error))
         self._slots, self._alone = asyncio.Semaphore(first.settings.concurrency), asyncio.Lock()
         self._in_flight: set[str] = set()
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        # A retried block may have rows that were answered before the actor died.
-        outcomes = [read(line) for line in Journal(self._folder).new()]
-        ended = {o.id for o in outcomes if isinstance(o, Answered | RowFault)}
+        # In a retried block, rows may have been answered before the actor died.
+        outcomes = [from_entry(line) for line in Journal(self._folder).new()]
+        finished = {o.id for o in outcomes if isinstance(o, Answered | RowFault)}
         deaths = Counter(row for o in outcomes if isinstance(o, EngineDied) for row in o.died)
         rows = [json.loads(text) for text in batch["row"]]
-        left = [row for row in rows if row["id"] not in ended]
-        await asyncio.gather(*(self._one(row) for row in left if not deaths[row["id"]]))
-        # Rows in flight at a crash go one at a time, so that soon only the guilty one has many.
-        for row in left:
+        pending = [row for row in rows if row["id"] not in finished]
+        await asyncio.gather(*(self._run(row) for row in pending if not deaths[row["id"]]))
+        # Rows in flight at a crash are retried one at a time, so that only the cause fails.
+        for row in pending:
             if deaths[row["id"]] >= ROW_DEATHS:
                 self._write(RowFault(row["id"], f"the engine died {ROW_DEATHS} times at this row"))
             elif deaths[row["id"]]:
                 async with self._alone:
-                    await self._one(row)
+                    await self._run(row)
         return {"id": [row["id"] for row in rows]}
 
-    async def _one(self, row: Row) -> None:
+    async def _run(self, row: Row) -> None:
+        """Runs the program on one row and writes its outcome. Ends the process if the engine
+        died."""
         async with self._slots:
             if self._stopped:
                 return
@@ -82,26 +85,27 @@ class RowActor:
             except EngineDead as error:
                 log.error("the engine died: %s", error)
                 self._write(EngineDied(sorted(self._in_flight)))
-                os._exit(1)  # Ray starts the actor again and retries its blocks
+                os._exit(1)  # Ray restarts the actor and retries its blocks
             except Temporary as error:
-                self._write(WorldFault(row["id"], str(error)))
+                self._write(EnvironmentFault(row["id"], str(error)))
             except Permanent as error:
                 self._write(RowFault(row["id"], str(error)))
             except Exception as error:
-                # Unforeseen, so more likely our bug than the row's fault: never a lost row.
+                # Unexpected, so more likely our bug than a fault of the row, which must not be
+                # lost.
                 log.warning("row %s failed", row["id"], exc_info=True)
-                self._write(WorldFault(row["id"], f"{type(error).__name__}: {error}"))
+                self._write(EnvironmentFault(row["id"], f"{type(error).__name__}: {error}"))
             finally:
                 self._in_flight.discard(row["id"])
 
     def _write(self, outcome: Outcome) -> None:
-        self._journal.append(entry(outcome))
+        self._journal.append(to_entry(outcome))
 
     def _stop(self, message: str) -> None:
         self._stopped = True
         self._write(Stopped(message))
 
     def _ask_for(self, row: Row) -> Ask:
-        """Returns the row's `ask`; a row answered by one model of several names it in "member"."""
+        """Returns the row's `ask`. With several models, the row names its own in "member"."""
         name = row.get("member") or next(iter(self._members))
         return self._engine.ask_for(self._members[name], row)

@@ -1,8 +1,8 @@
-"""Runs a row program over rows on Ray Data: one conversation per row, many rows in flight.
+"""Runs a row program on Ray Data, with many rows in flight.
 
 A row program is an async function `program(row, ask) -> row`. Every finished row is appended to a
-journal at once, so a killed actor or driver costs the rows in flight and no answered one. (Ray
-Data's own checkpoints save a block at a time; here a single row is expensive, and is saved alone.)
+journal at once, so a killed actor or driver loses only the rows in flight. (Ray Data's checkpoints
+save whole blocks, but a single row is expensive here.)
 """
 
 import json
@@ -12,32 +12,32 @@ from dataclasses import dataclass, field
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
-from zephyr_ray.outcomes import Answered, RowFault, Stopped, WorldFault, read
+from zephyr_ray.outcomes import Answered, EnvironmentFault, RowFault, Stopped, from_entry
 from zephyr_ray.ray_cluster import connect
 from zephyr_ray.row_actor import Program, Row, RowActor
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Journal
 
 BLOCKS_PER_ACTOR = 4
-"""Small blocks keep actors evenly busy; two at a time on an actor leave no gap between them."""
+"""Small blocks balance the load; two blocks at once per actor leave no idle time between them."""
 ENGINE_DEATHS = 5
-"""Restarts of one actor after which the stage gives up."""
+"""Maximum restarts per actor before the stage fails."""
 
 
 def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model]) -> list[Row]:
-    """Returns the program's results in the order of `rows`; failed rows are counted and left out.
+    """Returns the program's results in the order of `rows`; failed rows are counted and omitted.
 
-    Each row has an "id"; a row answered by one model of several names it in "member". Raises
-    Permanent if no row succeeds, if a row could not be asked, or if a model cannot be used at all.
+    Each row has an "id"; with several models, it names its own in "member". Raises Permanent if no
+    row succeeds, if a row has an environment fault, or if a model cannot be used at all.
     """
-    ends = _Ends(work.journal("rows"))
-    ends.follow()
-    # What stopped an earlier attempt is tried again by this one.
-    ends.world_faults.clear()
-    ends.stops.clear()
+    outcomes = _Outcomes(work.journal("rows"))
+    outcomes.follow()
+    # This attempt retries what stopped an earlier one.
+    outcomes.environment_faults.clear()
+    outcomes.stops.clear()
     progress = work.progress
-    # A stage may come here more than once: rows of its earlier passes are not resumed ones.
-    progress.resumed += ends.count - progress.done
+    # A stage may call this function several times; rows of its earlier calls are not resumed.
+    progress.resumed += outcomes.count - progress.done
     progress.total = max(progress.total, len(rows))
     by_engine: dict[str, list[Model]] = {}
     for model in models:
@@ -45,77 +45,78 @@ def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model])
     first = models[0].name
     for members in by_engine.values():
         names = {m.name for m in members}
-        left = [r for r in rows if r.get("member", first) in names and not ends.has(r["id"])]
-        if left:
-            _execute(work, ends, left, program, members)
-    if lost := [
-        r["id"] for r in rows if not ends.has(r["id"]) and r["id"] not in ends.world_faults
-    ]:
+        pending = [r for r in rows if r.get("member", first) in names and not outcomes.has(r["id"])]
+        if pending:
+            _execute(work, outcomes, pending, program, members)
+    faults = outcomes.environment_faults
+    if missing := [r["id"] for r in rows if not outcomes.has(r["id"]) and r["id"] not in faults]:
         raise Permanent(
-            f"{len(lost)} rows left neither a result nor a reason (the first: {lost[0]}); "
-            "finished rows are kept, run again to continue"
+            f"{len(missing)} rows have no outcome (the first: {missing[0]}); finished rows are "
+            "kept, run again to continue"
         )
-    if ends.world_faults:
-        row_id, reason = next(iter(ends.world_faults.items()))
+    if faults:
+        row_id, reason = next(iter(faults.items()))
         raise Permanent(
-            f"{len(ends.world_faults)} rows were not answered (row '{row_id}': {reason}); finished "
-            "rows are kept, run again to ask these once more"
+            f"{len(faults)} rows were not answered (row '{row_id}': {reason}); finished rows are "
+            "kept, run again to retry the others"
         )
-    progress.done = ends.count
-    work.counts["failed/rows"] = len(ends.row_faults)
-    if ends.row_faults:
-        faults = list(ends.row_faults.items())[:3]
-        work.examples["failed/rows"] = [f"{row_id}: {reason}" for row_id, reason in faults]
-    results = [ends.results[r["id"]] for r in rows if r["id"] in ends.results]
+    progress.done = outcomes.count
+    work.counts["failed/rows"] = len(outcomes.row_faults)
+    if outcomes.row_faults:
+        examples = list(outcomes.row_faults.items())[:3]
+        work.examples["failed/rows"] = [f"{row_id}: {reason}" for row_id, reason in examples]
+    results = [outcomes.results[r["id"]] for r in rows if r["id"] in outcomes.results]
     if rows and not results:
-        raise Permanent(f"every row failed; the first: {next(iter(ends.row_faults.values()))}")
+        raise Permanent(f"every row failed; the first: {next(iter(outcomes.row_faults.values()))}")
     return results
 
 
 @dataclass
-class _Ends:
-    """How the rows have ended so far, read from the journal."""
+class _Outcomes:
+    """The outcomes of rows so far, read from the journal."""
 
     journal: Journal
     results: dict[str, Row] = field(default_factory=dict)
     row_faults: dict[str, str] = field(default_factory=dict)
-    world_faults: dict[str, str] = field(default_factory=dict)
+    environment_faults: dict[str, str] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
 
     @property
     def count(self) -> int:
+        """Rows that are finished: answered or dropped."""
         return len(self.results) + len(self.row_faults)
 
     def has(self, row_id: str) -> bool:
+        """Returns whether a row is finished."""
         return row_id in self.results or row_id in self.row_faults
 
     def follow(self) -> None:
-        """Reads what has been appended since the last call."""
+        """Reads the entries since the last call."""
         for line in self.journal.new():
-            match read(line):
+            match from_entry(line):
                 case Answered(row_id, row):
                     self.results.setdefault(row_id, row)
                     self.row_faults.pop(row_id, None)
-                    self.world_faults.pop(row_id, None)
+                    self.environment_faults.pop(row_id, None)
                 case RowFault(row_id, reason) if row_id not in self.results:
                     self.row_faults[row_id] = reason
-                    self.world_faults.pop(row_id, None)
-                case WorldFault(row_id, reason) if not self.has(row_id):
-                    self.world_faults[row_id] = reason
+                    self.environment_faults.pop(row_id, None)
+                case EnvironmentFault(row_id, reason) if not self.has(row_id):
+                    self.environment_faults[row_id] = reason
                 case Stopped(reason):
                     self.stops.append(reason)
 
 
 def _execute(
-    work: Work, ends: _Ends, rows: list[Row], program: Program, members: list[Model]
+    work: Work, outcomes: _Outcomes, rows: list[Row], program: Program, members: list[Model]
 ) -> None:
-    """Makes one Ray Data pass over rows that share an engine; `ends` follows it."""
+    """Makes one Ray Data pass over rows that share an engine; `outcomes` follows it."""
     import ray
     from ray.data import ActorPoolStrategy
 
     connect()
     settings = members[0].settings
-    actors = min(settings.actors, len(rows), _room(settings))
+    actors = min(settings.actors, len(rows), _capacity(settings))
     blocks = min(len(rows), actors * BLOCKS_PER_ACTOR)
     dataset = ray.data.from_items(
         [{"row": json.dumps(row)} for row in rows], override_num_blocks=blocks
@@ -125,7 +126,7 @@ def _execute(
             "program": program,
             "members": {m.name: m for m in members},
             "seed": work.seed,
-            "journal": str(ends.journal.folder),
+            "journal": str(outcomes.journal.folder),
         },
         batch_size=None,
         compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=2),
@@ -141,8 +142,8 @@ def _execute(
     def follow() -> None:
         while True:
             last = done.is_set()
-            ends.follow()
-            work.progress.done = max(before, ends.count)
+            outcomes.follow()
+            work.progress.done = max(before, outcomes.count)
             if last:
                 return
             done.wait(0.5)
@@ -162,14 +163,14 @@ def _execute(
     finally:
         done.set()
         follower.join()
-    if ends.stops:
-        raise Permanent(ends.stops[0])
+    if outcomes.stops:
+        raise Permanent(outcomes.stops[0])
 
 
-def _room(settings: ModelSettings) -> int:
-    """Returns how many actors the cluster can hold at once, at least one."""
+def _capacity(settings: ModelSettings) -> int:
+    """Returns how many actors the cluster can run at once, at least one."""
     import ray
 
     total, gpus = ray.cluster_resources(), settings.gpus_per_actor
-    room = int(total.get("CPU", 1))
-    return max(1, min(room, int(total.get("GPU", 0) / gpus)) if gpus else room)
+    cpus = int(total.get("CPU", 1))
+    return max(1, min(cpus, int(total.get("GPU", 0) / gpus)) if gpus else cpus)

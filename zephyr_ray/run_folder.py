@@ -1,5 +1,6 @@
-"""Reads the folder of a run, such as runs/quickstart: its models and its judge."""
+"""The folder of a run, such as runs/quickstart: links to its artifacts, its models, its judge."""
 
+import os
 from pathlib import Path
 
 from zephyr_ray.engines import ENGINES
@@ -10,7 +11,7 @@ from zephyr_ray.store import STORE
 
 
 def models_of(run: Path) -> dict[str, str]:
-    """Returns weights by name: first the models that training started from, then the trained ones.
+    """Returns weights by name: the models that training started from, then the trained ones by age.
 
     Raises Permanent if the folder is not a run or holds no trained model.
     """
@@ -23,33 +24,62 @@ def models_of(run: Path) -> dict[str, str]:
         )
     manifests = {name: _manifest(folder.parent) for name, folder in trained.items()}
     order = sorted(trained, key=lambda name: manifests[name].created)
-    started = {
+    start_models = {
         name: spec["weights"]
         for manifest in manifests.values()
         for name, spec in manifest.models.items()
         if name not in trained and spec["weights"]
     }
-    return started | {name: str(trained[name]) for name in order}
+    return start_models | {name: str(trained[name]) for name in order}
 
 
 def judge_of(run: Path) -> Model | None:
-    """Returns the judge of the run's comparison, None if it has none or uses a served one."""
+    """Returns the judge of the run's comparison; None without one, or if a service was the
+    judge."""
     for data in sorted((run / "data").glob("*")):
         manifest = _manifest(data.resolve())
         if (data / "result.json").exists():
             name = manifest.settings["judge"]
             settings = ENGINES[manifest.models[name]["engine"]]
-            # Manifests of earlier versions have the settings of every engine in each model.
-            known = {k: v for k, v in manifest.models[name].items() if k in settings.model_fields}
-            judge = Model(name, settings.model_validate(known))
+            # In manifests of earlier versions, each model has the settings of all engines.
+            own = {k: v for k, v in manifest.models[name].items() if k in settings.model_fields}
+            judge = Model(name, settings.model_validate(own))
             if judge.settings.served:
                 return judge
     return None
 
 
-def artifact_shown(run: Path, stage: str, view: str) -> Path | None:
-    """Returns the folder of the artifact that the run's links show for a stage, which may have
-    been deleted; None if there is no link."""
+def link_artifact(run: Path, stage: str, view: tuple[str, str], artifact: Path) -> None:
+    """Links the artifact under the name that a person opens; `view` is the stage's.
+
+    The link is relative, so that the storage folder can be moved. Raises Permanent if a folder has
+    the name.
+    """
+    name, target = view
+    link = run / name.format(name=stage)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    part = link.with_name(f".{link.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)
+    part.symlink_to(os.path.relpath(artifact / target, link.parent))
+    try:
+        part.replace(link)
+    except OSError:
+        part.unlink()
+        raise Permanent(
+            f"cannot link {link} to its artifact: a folder is in the way; move it away"
+        ) from None
+
+
+def unlink_stale(run: Path, current: set[Path]) -> None:
+    """Removes links to artifacts other than the current ones; the artifacts stay."""
+    for link in [run / "report.html", *run.glob("models/*"), *run.glob("data/*")]:
+        if link.is_symlink() and not current & {link.resolve(), link.resolve().parent}:
+            link.unlink()
+
+
+def linked_artifact(run: Path, stage: str, view: str) -> Path | None:
+    """Returns the folder of the artifact that the run links for a stage, which may have been
+    deleted; None if there is no link."""
     links = [run / v.format(name=stage) for v in (view, "data/{name}", "models/{name}")]
     link = next((link for link in links if link.is_symlink()), None)
     if link is None:

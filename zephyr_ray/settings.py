@@ -1,11 +1,11 @@
-"""Settings as a recipe writes them: strict, frozen, with marks on fields that name something else.
+"""Defines settings as recipes write them: strict, frozen, with marks on fields that name something.
 
-The annotation says what a field names, so that checking and planning need no code per kind:
+An annotation states what a field names, so that checks and plans need no code per kind:
 
     prompts: Annotated[str, Reads("prompts")]      an earlier stage that makes prompts
     model:   Annotated[str, Reads("weights")]      a model of the recipe, or a stage that trains one
-    seeds:   Annotated[str, FILE]                  a file, beside the recipe
-    workers: Annotated[int, OPERATIONAL] = 1       how the work runs, not what comes out
+    seeds:   Annotated[str, FILE]                  a file beside the recipe
+    workers: Annotated[int, OPERATIONAL] = 1       affects how the work runs, not its result
 """
 
 from dataclasses import dataclass
@@ -17,17 +17,18 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.recipe_file import mapping
 
 USES = ("weights", "model", "judge")
-"""What a stage reads a model for: to train or start from, to answer prompts, to judge answers."""
+"""Uses of a model by a stage: weights to train or start from, a model to ask, a judge of
+answers."""
 
 
 @dataclass(frozen=True)
 class Reads:
-    """Marks a field that names what the stage reads: an artifact type ("prompts", "dialogues", …)
-    or one of USES."""
+    """Marks a field that names a stage or a model that the stage reads."""
 
     what: str
+    """A type of artifact ("prompts", "dialogues", …) or one of USES."""
     form: str | None = None
-    """The form that a judge must judge by."""
+    """The form that a judge must support."""
 
     @property
     def is_model(self) -> bool:
@@ -35,35 +36,38 @@ class Reads:
 
 
 FILE = "file"
-"""Marks the path of a file or folder beside the recipe; its content is in the key."""
+"""Marks the path of a file or folder beside the recipe; the content key hashes its content."""
 WEIGHTS = "weights"
 """Marks weights: a packaged name, a hub id, a folder, or a stage that trains a model."""
 OPERATIONAL = "operational"
-"""Marks what does not change the result, so that it is not in the key."""
+"""Marks a setting that does not change the result; it is not in the content key."""
 
 
 class Strict(BaseModel):
+    """A frozen object that refuses unknown settings."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 T = TypeVar("T", bound=Strict)
 
 
-def marked(spec: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, list[str]]]:
-    """Returns the fields that carry a mark, as (field, mark, values), without absent values."""
+def marked(settings: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, list[str]]]:
+    """Returns the fields with a mark as (field, mark, values), without values that are None."""
     fields = []
-    for name, field in type(spec).model_fields.items():
+    for name, field in type(settings).model_fields.items():
         # An optional field keeps its Annotated metadata on the field or inside the union.
         marks = [*field.metadata, *(m for a in get_args(field.annotation) for m in get_args(a)[1:])]
         for m in marks:
             if m == mark or (isinstance(mark, type) and isinstance(m, mark)):
-                value = getattr(spec, name)
+                value = getattr(settings, name)
                 values = value if isinstance(value, list) else [value]
                 fields.append((name, m, [str(v) for v in values if v is not None]))
     return fields
 
 
-def near(name: str, known: Any) -> str:
+def suggest(name: str, known: Any) -> str:
+    """Returns the end of an error line that suggests the closest of the known names, or all."""
     import difflib
 
     close = difflib.get_close_matches(name, list(known), n=1)
@@ -71,19 +75,20 @@ def near(name: str, known: Any) -> str:
 
 
 def typed(cls: type[T], settings: Any, where: str) -> T:
-    """Returns settings as an object of the class. Raises Permanent if they do not fit."""
+    """Returns settings as an object of the class. Raises Permanent if they are invalid; `where`
+    begins the error line."""
     try:
         return cls.model_validate(mapping(settings, where))
     except ValidationError as error:
-        # A misspelt name first: the right one may be missing because of it.
+        # A misspelled setting comes first: it may be why another one is missing.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        place = ".".join(str(p) for p in first["loc"])
+        path = ".".join(str(p) for p in first["loc"])
         if first["type"] == "extra_forbidden":
             known = cls.model_fields if len(first["loc"]) == 1 else {}
-            message = f"unknown setting '{place}'{near(place, known) if known else ''}"
+            message = f"unknown setting '{path}'{suggest(path, known) if known else ''}"
         elif first["type"] == "missing":
-            message = f"setting '{place}' is missing"
+            message = f"setting '{path}' is missing"
         else:
-            what = first["msg"].removeprefix("Value error, ")
-            message = f"setting '{place}': {what} (got {first['input']!r})"
+            problem = first["msg"].removeprefix("Value error, ")
+            message = f"setting '{path}': {problem} (got {first['input']!r})"
         raise Permanent(f"{where}: {message}") from None

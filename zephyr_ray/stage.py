@@ -1,4 +1,5 @@
-"""A stage: its settings, what it makes, and what it says of itself; and what a running one gets."""
+"""Defines a stage (its settings and what it declares about itself) and the work of a running
+one."""
 
 import logging
 import os
@@ -17,25 +18,25 @@ from zephyr_ray.store import SCRATCH, Artifact, Journal, write_rows
 log = logging.getLogger("zephyr_ray")
 
 PROMPT_TOKENS, ANSWER_TOKENS = 256, 512
-"""Tokens of a prompt and of an answer, for estimates, if nothing says how long they are."""
+"""Tokens of a prompt and of an answer in estimates, if their lengths are unknown."""
 
 
 @dataclass
 class Progress:
-    """How far a stage is; the live table shows it."""
+    """The progress of a stage, for the live table."""
 
     done: int = 0
     total: int = 0
     unit: str = "rows"
     resumed: int = 0
-    """How many of `done` an earlier attempt had finished; they say nothing about the rate."""
+    """Part of `done` that earlier attempts finished; excluded from the rate."""
     note: str = ""
     started: float = field(default_factory=time.monotonic)
 
 
 @dataclass
 class Work:
-    """One running stage. Everything it leaves in `folder` outside `scratch` is its artifact."""
+    """One running stage. Its artifact is everything in `folder` except `scratch`."""
 
     name: str
     folder: Path
@@ -47,15 +48,17 @@ class Work:
     stages: "dict[str, Stage]" = field(default_factory=dict)
     """The stages that made `inputs`."""
     log_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None
+    """Logs metrics of a step to MLflow."""
     progress: Progress = field(default_factory=Progress)
     counts: dict[str, float] = field(default_factory=dict)
     """Numbers for the manifest, MLflow and the report: rows made, dropped, truncated, …"""
     examples: dict[str, list[Any]] = field(default_factory=dict)
-    """A few examples behind a count (dropped rows, failed rows)."""
+    """Up to three examples per count (dropped rows, failed rows, …)."""
 
     @property
     def scratch(self) -> Path:
-        """Durable while the stage runs (journals, checkpoints), removed after the manifest."""
+        """Folder for journals and checkpoints; kept between attempts, removed after the
+        manifest."""
         return self.folder / SCRATCH
 
     def journal(self, name: str, writer: str | None = None) -> Journal:
@@ -65,66 +68,70 @@ class Work:
         self.counts["rows"] = write_rows(self.folder, rows)
 
     def drop(self, rule: str, example: Any) -> None:
-        """Counts one dropped thing under its rule and keeps the first three as examples."""
+        """Counts one dropped item under its rule and keeps the first three as examples."""
         self.counts[f"dropped/{rule}"] = self.counts.get(f"dropped/{rule}", 0) + 1
-        kept = self.examples.setdefault(f"dropped/{rule}", [])
-        if len(kept) < 3:
-            kept.append(example)
+        examples = self.examples.setdefault(f"dropped/{rule}", [])
+        if len(examples) < 3:
+            examples.append(example)
 
 
 class Stage(Strict):
-    """One stage of a recipe. A kind is a subclass, one file and one entry in `pipeline.STAGES`."""
+    """One stage of a recipe. A kind is a subclass: one file and one entry in `pipeline.STAGES`."""
 
     kind: ClassVar[str]
     makes: ClassVar[str]
+    """Type of its artifact, as `Reads` names it."""
     version: ClassVar[int] = 1
-    """Raised when the same settings come to mean another result."""
+    """Part of the content key; raise it if the same settings give another result."""
     view: ClassVar[tuple[str, str]] = ("data/{name}", "")
-    """The link that a person opens, below the run's folder, and what of the artifact it shows."""
+    """Path of the link in the run's folder, and its target in the artifact's folder."""
     reads_lineage: ClassVar[bool] = False
-    """Whether it is given every artifact that leads to it, not only those it names."""
+    """Whether `Work.inputs` holds all artifacts that lead to the stage, not only those it reads."""
 
     def run(self, work: Work) -> None:
         """Makes the artifact in `work.folder`."""
         raise NotImplementedError
 
     def check(self, files: dict[str, Path], reads: "dict[str, Stage]") -> None:
-        """Raises Permanent if a file (by setting) or a stage that it reads is of no use to it."""
+        """Raises Permanent if the stage cannot use a file (by setting) or a stage that it reads."""
 
     def expected(self, rows: dict[str, int]) -> int | None:
-        """Returns the rows it will make (or steps it will take), from the rows of what it reads."""
+        """Returns the expected rows of the artifact, from the rows of the stages it reads; None if
+        unknown."""
         return next(iter(rows.values()), None)
 
     def answer_bounds(self) -> tuple[float, int]:
-        """Returns answers per row of its artifact, and the most tokens of one, for estimates."""
+        """Returns answers per row of the artifact and maximum tokens per answer, for estimates."""
         return 1, ANSWER_TOKENS
 
     def row_tokens(self, reads: dict[str, float]) -> float | None:
-        """Returns the mean tokens per row of its artifact, from those of what it reads, if that is
-        known before it is made."""
+        """Returns the expected mean tokens per row of the artifact, from those of the stages it
+        reads; None if unknown."""
         return None
 
     def calls(self, rows: dict[str, int], reads: "dict[str, Stage]") -> dict[str, Calls]:
-        """Returns what each model will be asked at most, by rows of what the stage reads. A model
-        that it cannot tell for is left out."""
+        """Returns upper bounds of the calls of each model, from the rows of the stages it reads.
+        Models with unknown bounds are omitted."""
         return {}
 
     def processors(self, models: dict[str, RecipeModel]) -> Processors:
-        """Returns what it occupies at once; by default what the hungriest of its engines does."""
+        """Returns the peak of CPUs and GPUs; by default the GPUs per actor of its largest
+        engine."""
         return Processors(gpus=max((m.settings.gpus_per_actor for m in models.values()), default=0))
 
     def footprint(self, models: dict[str, RecipeModel]) -> Footprint:
-        """Returns memory and disk; by default memory of all actors of its hungriest engine."""
-        here = os.cpu_count() or 1
-        each = (
-            min(model.settings.actors, here) * model.settings.memory(model.shape())
+        """Returns peak memory and disk; by default the memory of all actors of its largest
+        model."""
+        cpus = os.cpu_count() or 1
+        memory_by_model = (
+            min(model.settings.actors, cpus) * model.settings.memory(model.shape())
             for model in models.values()
         )
-        return Footprint(memory=max(each, default=0))
+        return Footprint(memory=max(memory_by_model, default=0))
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
-        """Raises Permanent if a model, whose weights are at hand, is of no use to it."""
+        """Raises Permanent if the stage cannot use a model, whose weights exist here."""
 
     def section(self, artifact: Artifact) -> Section | None:
-        """Returns what a finished artifact of this stage contributes to the report, if anything."""
+        """Returns what an artifact of this stage contributes to the report; None for nothing."""
         return None

@@ -1,4 +1,4 @@
-"""Store artifacts under content keys; an artifact is complete once it has a manifest.
+"""Stores artifacts under content keys; an artifact is complete once it has a manifest.
 
     <storage>/store/<kind>-<key>/manifest.json     written last
     <storage>/store/<kind>-<key>/…                 rows.jsonl, model/, report.html, …
@@ -211,20 +211,6 @@ class Store:
             yield
         finally:
             lock.release()
-
-    def link(self, view: Path, target: Path) -> None:
-        """Creates a relative link at `view`, so that the storage folder can be moved."""
-        view.parent.mkdir(parents=True, exist_ok=True)
-        part = view.with_name(f".{view.name}.{os.getpid()}")
-        part.unlink(missing_ok=True)
-        part.symlink_to(os.path.relpath(target, view.parent))
-        try:
-            part.replace(view)
-        except OSError:
-            part.unlink()
-            raise Permanent(
-                f"cannot link {view} to its artifact: a folder is in the way; move it away"
-            ) from None
 
 
 def write_rows(folder: Path, rows: Iterable[dict[str, Any]], name: str = ROWS) -> int:

@@ -1,4 +1,4 @@
-"""Worked examples of a model: earlier turns that show how prompts of one kind are answered."""
+"""Reads a model's demonstrations: earlier turns that show how to answer prompts of one kind."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ def check(path: Path) -> None:
     for number, row in numbered_jsonl(path):
         for field in ("instruction", "answer"):
             if not isinstance(row.get(field), str):
-                raise Permanent(f'{path} line {number}: needs an "{field}", a text')
+                raise Permanent(f'{path} line {number}: needs an "{field}", a text; add one')
         try:
             constraints.validate(row.get("constraint") or {})
         except Permanent as error:
@@ -32,7 +32,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def turns(rows: list[dict[str, Any]], kind: str | None) -> list[Message]:
-    """Returns the examples of one kind of constraint as turns of a conversation."""
+    """Returns the demonstrations for one kind of constraint as turns of a conversation."""
     return [
         message
         for row in rows

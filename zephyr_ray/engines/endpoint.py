@@ -1,4 +1,4 @@
-"""What engines behind an HTTP address share: address, key, client, and errors with a policy."""
+"""Defines what engines at an HTTP address share: settings, client, and errors with a policy."""
 
 import os
 from collections.abc import Iterator
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 RETRIES = 6
-"""Retries by the client, after exponential delays or as Retry-After says."""
+"""Maximum retries by the client, with exponential backoff or after the delay in Retry-After."""
 TIMEOUT_SECONDS = 120
+"""Maximum seconds per request."""
 
 
 class EndpointSettings(ModelSettings):
     """Settings of an engine at an address."""
 
     base_url: str
-    """The address. It is part of the content key: the same name is another model elsewhere."""
+    """The address. It is in the content key, because one name can mean different models."""
     api_key_env: Annotated[str | None, OPERATIONAL] = None
-    """The name of the environment variable that holds the key, never the key."""
+    """Name of the environment variable that holds the key, never the key itself."""
 
     @field_validator("base_url")
     @classmethod
@@ -44,10 +45,12 @@ class EndpointSettings(ModelSettings):
     def api_key(self) -> str:
         """Returns the key. Raises StopRun if the environment variable is not set."""
         if self.api_key_env is None:
-            return "none"  # local servers want no key, the client wants one
+            return "none"  # the client requires a key even if the server needs none
         key = os.environ.get(self.api_key_env)
         if not key:
-            raise StopRun(f"environment variable {self.api_key_env} (api_key_env) is not set")
+            raise StopRun(
+                f"environment variable {self.api_key_env} (api_key_env) is not set; export it"
+            )
         return key
 
     def client(self) -> "AsyncOpenAI":
@@ -62,8 +65,8 @@ class EndpointSettings(ModelSettings):
 
 
 @contextmanager
-def typed_errors(client: "AsyncOpenAI", what: str) -> Iterator[None]:
-    """Raises the client's errors as ours: StopRun, Temporary, or Permanent for this row."""
+def typed_errors(client: "AsyncOpenAI", target: str) -> Iterator[None]:
+    """Translates the client's errors into StopRun, Temporary, or Permanent for this row."""
     import openai
 
     address = client.base_url
@@ -74,7 +77,7 @@ def typed_errors(client: "AsyncOpenAI", what: str) -> Iterator[None]:
         openai.PermissionDeniedError,
         openai.NotFoundError,
     ) as error:
-        raise StopRun(f"{address} refuses {what}: {error}") from None
+        raise StopRun(f"{address} refuses {target}: {error}") from None
     except (openai.RateLimitError, openai.InternalServerError) as error:
         raise Temporary(f"{address}: {error}") from None
     except openai.APIConnectionError as error:

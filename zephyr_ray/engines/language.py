@@ -1,4 +1,4 @@
-"""What engines of language models share: how answers are drawn, and the `ask` of one row."""
+"""Defines what engines of language models share: sampling settings, and the `ask` of one row."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -14,7 +14,7 @@ from zephyr_ray.settings import FILE
 
 
 class LanguageSettings(ModelSettings):
-    """Settings of every engine that answers prompts."""
+    """Settings shared by all engines that answer prompts."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"model", "judge"})
 
@@ -22,16 +22,16 @@ class LanguageSettings(ModelSettings):
     """The paper samples for evaluation at temperature 0.7, top-p 0.95 (arXiv 2310.16944)."""
     top_p: float = Field(0.95, gt=0, le=1)
     demonstrations: Annotated[str | None, FILE] = None
-    """JSONL of worked examples, shown before a prompt that carries the same kind of constraint."""
+    """JSONL of worked examples, shown before prompts with the same kind of constraint."""
     context: int = Field(2048, ge=16)
-    """Tokens of prompt and answer together; a longer conversation is a failed row."""
+    """Maximum tokens of prompt and answer together; a row that needs more fails."""
 
 
 class LanguageEngine:
-    """A started language model. Subclasses answer one request."""
+    """A running language model. Subclasses answer single requests."""
 
     async def answer(self, messages: list[Message], sampling: Sampling) -> Reply:
-        """Raises Permanent if this row cannot be answered, StopRun, or Temporary."""
+        """Returns the answer. Raises Permanent, StopRun or Temporary as `Ask` does."""
         raise NotImplementedError
 
     def ask_for(self, model: Model, row: dict[str, Any]) -> "RowAsk":
@@ -39,7 +39,7 @@ class LanguageEngine:
 
 
 class RowAsk:
-    """The `ask` of one row: its model's sampling and demonstrations, and the judge forms."""
+    """The `ask` of one row: applies its model's sampling settings and demonstrations."""
 
     def __init__(self, engine: LanguageEngine, model: Model, row: dict[str, Any]):
         assert isinstance(model.settings, LanguageSettings)
@@ -52,9 +52,9 @@ class RowAsk:
     ) -> Reply:
         sampling = Sampling(self._settings.temperature, self._settings.top_p, max_tokens)
         system = [m for m in messages if m["role"] == "system"]
-        rest = [m for m in messages if m["role"] != "system"]
+        turns = [m for m in messages if m["role"] != "system"]
         examples = self._demonstrations if shown else []
-        return await self._engine.answer(plain([*system, *examples, *rest]), sampling)
+        return await self._engine.answer(plain([*system, *examples, *turns]), sampling)
 
     async def judge(
         self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]

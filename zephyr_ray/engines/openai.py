@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible endpoint as a model."""
+"""Uses an OpenAI-compatible endpoint as a model."""
 
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ from zephyr_ray.settings import OPERATIONAL
 
 
 class OpenAISettings(EndpointSettings, LanguageSettings):
-    """One model of one endpoint; rate limits, server errors and time-outs are retried."""
+    """A model of an endpoint. Rate limits, server errors and timeouts are retried."""
 
     metered = True
     serve_cpus = 0
@@ -20,7 +20,7 @@ class OpenAISettings(EndpointSettings, LanguageSettings):
     model: str
     """The model's name at the endpoint."""
     price: Annotated[tuple[float, float] | None, OPERATIONAL] = None
-    """Dollars per million tokens of prompts and of answers, for the plan."""
+    """Dollars per million prompt tokens and per million answer tokens, for the plan."""
 
     def start(self, seed: int) -> "OpenAIEngine":
         return OpenAIEngine(self)
@@ -32,6 +32,8 @@ class OpenAISettings(EndpointSettings, LanguageSettings):
 
 
 class OpenAIEngine(LanguageEngine):
+    """Sends each request to the endpoint."""
+
     def __init__(self, settings: OpenAISettings):
         self._model, self._client = settings.model, settings.client()
 

@@ -1,7 +1,7 @@
-"""The `rules` judge: answers are checked by code, never by a model's opinion.
+"""Judges answers by code, without a language model.
 
-An answer keeps the prompt's constraint, ends by itself, does not repeat itself in a loop, and (if a
-sentence encoder is named) is on topic.
+An answer passes if it keeps the prompt's constraint, ends by itself, does not repeat itself and, if
+a sentence encoder is configured, is on topic.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,17 @@ Judgement = dict[str, Any]
 
 
 class RulesSettings(ModelSettings):
-    """A judge that needs no language model."""
+    """Settings of the `rules` judge."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"judge"})
-    asked = False
+    calls_counted = False
 
     engine: Literal["rules"] = "rules"
     relevance: Annotated[str | None, WEIGHTS] = None
-    """Weights of a sentence encoder; with it, an answer must be on topic to pass."""
+    """Weights of a sentence encoder, which checks that answers are on topic; None skips the
+    check."""
     relevance_min: float = 0.3
-    """Cosine similarity of prompt and answer at and above which an answer is on topic."""
+    """Minimum cosine similarity between instruction and answer."""
 
     def start(self, seed: int) -> "RulesJudge":
         return RulesJudge(self)
@@ -37,6 +38,8 @@ class RulesSettings(ModelSettings):
 
 
 class RulesJudge:
+    """Scores and compares answers by the checks that they pass."""
+
     def __init__(self, settings: RulesSettings):
         self._relevance_min = settings.relevance_min
         self._similarity = _Encoder(settings.relevance).similarity if settings.relevance else None
@@ -45,7 +48,7 @@ class RulesJudge:
         return self
 
     async def __call__(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError("rules answer no prompts")
+        raise NotImplementedError("the rules judge answers no prompts")
 
     async def judge(
         self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]
@@ -54,7 +57,8 @@ class RulesJudge:
         return judgement
 
     def score(self, row: dict[str, Any], answer: dict[str, Any]) -> Judgement:
-        """Scores 1 + 9 × the share of checks passed, so 10 is an answer that passes them all."""
+        """Returns the score 1 + 9 × the share of checks passed; an answer that passes all gets
+        10."""
         text, instruction = answer["text"], row["instruction"]
         checks, reasons = {}, []
         if row.get("constraint"):
@@ -76,20 +80,21 @@ class RulesJudge:
     def compare(
         self, row: dict[str, Any], first: dict[str, Any], second: dict[str, Any]
     ) -> Judgement:
-        """Lets the answer that passes more checks win: `verdict` is 1, 0.5 or 0 for `first`."""
-        a, b = self.score(row, first), self.score(row, second)
-        passed, other = sum(a["checks"].values()), sum(b["checks"].values())
-        verdict = 1.0 if passed > other else 0.0 if passed < other else 0.5
+        """Returns the verdict 1 if `first` passes more checks, 0 if `second` does, else 0.5."""
+        ours, theirs = self.score(row, first), self.score(row, second)
+        passed, baseline = sum(ours["checks"].values()), sum(theirs["checks"].values())
+        verdict = 1.0 if passed > baseline else 0.0 if passed < baseline else 0.5
         reason = (
-            f"passes {passed} of {len(a['checks'])} checks, the baseline {other}: {a['reason']}"
+            f"passes {passed} of {len(ours['checks'])} checks, the baseline {baseline}: "
+            f"{ours['reason']}"
         )
-        return {"verdict": verdict, "reason": reason, "scores": [a, b]}
+        return {"verdict": verdict, "reason": reason, "scores": [ours, theirs]}
 
     FORMS: ClassVar[dict[str, Callable[..., Judgement]]] = {"score": score, "pairwise": compare}
 
 
 class _Encoder:
-    """Embeds sentences as the mean of the last hidden states (all-MiniLM's own pooling)."""
+    """Embeds sentences as the mean of the last hidden states, like all-MiniLM."""
 
     def __init__(self, weights: str):
         import torch

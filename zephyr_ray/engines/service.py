@@ -1,4 +1,4 @@
-"""The judge of a `zephyr serve` at an address: each form is one of its routes."""
+"""Uses the judge of a running `zephyr serve`; each form is one of its routes."""
 
 from typing import Any, ClassVar, Literal
 
@@ -7,7 +7,7 @@ from zephyr_ray.judges import FORMS
 
 
 class ServiceSettings(EndpointSettings):
-    """The judge of the run that is served at `base_url`."""
+    """Settings of the judge served at `base_url`."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"judge"})
     served = False
@@ -19,6 +19,8 @@ class ServiceSettings(EndpointSettings):
 
 
 class ServedJudge:
+    """Sends each judgement to the service."""
+
     def __init__(self, settings: ServiceSettings):
         self._client = settings.client()
 

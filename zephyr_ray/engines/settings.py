@@ -1,8 +1,8 @@
-"""The settings that every engine shares, and what an engine says about itself.
+"""Defines the settings that all engines share, and what each engine declares.
 
-An engine is one file: a subclass of `ModelSettings` with the settings of a recipe, beside the code
-that answers. Whatever depends on the engine is asked of its settings; nothing compares its name.
-"""
+An engine is one file: a subclass of `ModelSettings` with its settings in a recipe, beside the code
+that answers. Behavior that depends on the engine is a method of its settings; no other code
+compares engine names."""
 
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -23,41 +23,42 @@ SHARED_IDENTITY = {
     "relevance_min": 0.3,
     "context": 2048,
 }
-"""What the identity of an engine holds for a setting that it does not have: content keys hash these
-names for every engine."""
+"""Values in the identity for settings that an engine lacks: content keys hash these names for every
+engine."""
 PER_ANSWER = {"temperature", "top_p", "demonstrations", "actors", "concurrency", "price"}
-"""Settings in which models that share one running engine may differ."""
+"""Settings that may differ between models that share one running engine."""
 
 
 class Engine(Protocol):
-    """A started engine: it gives each row what its program asks."""
+    """A running engine."""
 
     def ask_for(self, model: Any, row: dict[str, Any]) -> Ask:
-        """Returns the `ask` of one row, answered as the `Model` says."""
+        """Returns the `ask` of one row, with the sampling and demonstrations of the `Model`."""
 
 
 class ModelSettings(Strict):
-    """How one model of the recipe is started and asked."""
+    """Settings of one model of the recipe."""
 
     uses: ClassVar[frozenset[str]]
-    """What a stage may use the model for: "weights" to train, "model" to answer, "judge"."""
-    asked: ClassVar[bool] = True
-    """Whether the plan counts calls: false for an engine that answers by code."""
+    """Uses that a stage may make of the model: "weights" (train), "model" (answer), "judge"."""
+    calls_counted: ClassVar[bool] = True
+    """Whether the plan counts calls; False for an engine that answers by code."""
     metered: ClassVar[bool] = False
-    """Whether calls are paid for."""
+    """Whether calls cost money."""
     served: ClassVar[bool] = True
     """Whether `zephyr serve` may host it as the judge."""
     serve_cpus: ClassVar[int] = 1
-    """CPUs reserved for the engine as a served judge."""
+    """CPUs that Serve reserves for the engine as a judge."""
 
     engine: str
     actors: Annotated[int, OPERATIONAL] = Field(1, ge=1)
-    """Processes, each with an engine of its own."""
+    """Number of processes, each with its own engine."""
     concurrency: Annotated[int, OPERATIONAL] = Field(64, ge=1)
-    """Rows in flight per actor."""
+    """Maximum rows in flight per actor."""
 
     @property
     def gpus_per_actor(self) -> float:
+        """GPUs per actor; a fraction shares one."""
         return 0.0
 
     def start(self, seed: int) -> Engine:
@@ -65,14 +66,14 @@ class ModelSettings(Strict):
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
-        """Returns the settings that decide an answer, for content keys."""
+        """Returns the settings that determine an answer, for content keys."""
         operational = {
             name for name, field in type(self).model_fields.items() if OPERATIONAL in field.metadata
         }
         return SHARED_IDENTITY | self.model_dump(mode="json", exclude=operational)
 
     def process_identity(self) -> str:
-        """Returns what models must agree in to share one running engine."""
+        """Returns the settings in which models must agree to share one running engine."""
         return self.model_dump_json(exclude=PER_ANSWER)
 
     def judges(self, form: str) -> bool:
@@ -87,14 +88,14 @@ class ModelSettings(Strict):
         """Raises Permanent if a user must change something before the engine can start."""
 
     def memory(self, shape: Shape | None) -> float:
-        """Returns bytes of host memory per actor; `shape` is the model's, if it is known."""
+        """Returns the bytes of host memory per actor; `shape` is the model's, None if unknown."""
         return 0.0
 
     def dollars(self, calls: Calls) -> float | None:
-        """Returns the price of so many calls, or None if it is not stated."""
+        """Returns the price of the calls, or None if it is not stated."""
         return None
 
-    def room(self, shape: Shape, gpu_gib: float | None) -> str:
-        """Returns one line about weights and KV cache for the plan; empty if nothing is held
-        here. `gpu_gib` is the memory of one GPU in GiB, if it is stated."""
+    def describe_memory(self, shape: Shape, gpu_gib: float | None) -> str:
+        """Returns a line about weights and KV cache for the plan; empty if the engine holds none.
+        `gpu_gib` is the memory per GPU in GiB, None if it is not stated."""
         return ""

@@ -1,7 +1,7 @@
-"""A vLLM engine in this process, stepped for all conversations in flight at once.
+"""Runs vLLM in this process and steps it for all conversations in flight.
 
 Requests join and leave between steps, so batching is continuous across rows and turns. The engine
-runs in process (`LLMEngine`), because `AsyncLLM` starts a second process and takes 40 s to do it.
+is `LLMEngine`, because `AsyncLLM` takes 40 s to start a second process.
 """
 
 import asyncio
@@ -25,20 +25,20 @@ from zephyr_ray.models.weights import resolve
 from zephyr_ray.settings import OPERATIONAL, WEIGHTS
 
 KV_CACHE_BYTES = 1 << 30
-"""KV cache of one CPU engine, 1 GiB; a GPU engine sizes its own from free memory."""
+"""KV cache of a CPU engine, 1 GiB; a GPU engine uses its free memory."""
 GPU_SHARE = 0.92
-"""Share of a GPU's memory that vLLM takes (its gpu_memory_utilization)."""
+"""Share of a GPU's memory that vLLM uses (its gpu_memory_utilization)."""
 CPU_ENVIRONMENT = {
-    # More than one thread per engine makes the rates of one process unstable.
+    # With more threads per engine, throughput varies from process to process.
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
     "TORCHDYNAMO_DISABLE": "1",
 }
-"""Environment of a CPU engine's process, set before it imports torch."""
+"""Environment variables of a CPU engine's process, set before it imports torch."""
 
 
 class VllmSettings(LanguageSettings):
-    """Weights that answer on this cluster, and may be trained."""
+    """Settings of a model that runs on this cluster, and that a stage may train."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights", "model", "judge"})
 
@@ -46,7 +46,7 @@ class VllmSettings(LanguageSettings):
     weights: Annotated[str, WEIGHTS]
     """A packaged name, a hub id, a folder, or the name of a stage that trains a model."""
     gpus: Annotated[float, OPERATIONAL] = Field(0, ge=0)
-    """GPUs per actor; above 1 they share the model (tensor parallelism)."""
+    """GPUs per actor; more than one split the model (tensor parallelism)."""
 
     @field_validator("gpus")
     @classmethod
@@ -68,26 +68,29 @@ class VllmSettings(LanguageSettings):
         weights = 2 * shape.parameters if shape else 0
         return weights + KV_CACHE_BYTES + PROCESS_BYTES
 
-    def room(self, shape: Shape, gpu_gib: float | None) -> str:
+    def describe_memory(self, shape: Shape, gpu_gib: float | None) -> str:
         weights = 2.0 * shape.parameters
-        one = shape.kv_bytes(min(self.context, shape.context or self.context))
-        each = f"KV cache {gib(one)} per conversation of {self.context} tokens"
+        kv_bytes = shape.kv_bytes(min(self.context, shape.context or self.context))
+        kv_cache = f"KV cache {gib(kv_bytes)} per conversation of {self.context} tokens"
         if not self.gpus or gpu_gib is None:
-            cache = "" if self.gpus else f" of {gib(KV_CACHE_BYTES)}"
-            return f"{gib(weights)} of weights per actor; {each}{cache}"
-        shared = max(1, int(self.gpus))
-        left = shared * (GPU_SHARE * gpu_gib * GIB - GPU_RESERVE) - weights
-        size = f"{gpu_gib:g} GiB" if shared == 1 else f"{shared} × {gpu_gib:g} GiB"
-        if left < one:
+            total = "" if self.gpus else f", {gib(KV_CACHE_BYTES)} in total"
+            return f"weights {gib(weights)} per actor; {kv_cache}{total}"
+        split = max(1, int(self.gpus))
+        free = split * (GPU_SHARE * gpu_gib * GIB - GPU_RESERVE) - weights
+        size = f"{gpu_gib:g} GiB" if split == 1 else f"{split} × {gpu_gib:g} GiB"
+        if free < kv_bytes:
             return (
-                f"does not fit {size}: weights {gib(weights)}, {each}; raise gpus:, shorten "
+                f"does not fit {size}: weights {gib(weights)}, {kv_cache}; raise gpus:, lower "
                 "context:, or use an endpoint (engine: openai)"
             )
-        return f"fits {size}: weights {gib(weights)}, {each}, room for {int(left / one)} at a time"
+        return (
+            f"fits {size}: weights {gib(weights)}, {kv_cache}, at most {int(free / kv_bytes)} "
+            "in parallel"
+        )
 
 
 def engine_arguments(folder: Path, context: int, gpus: float, seed: int) -> dict[str, Any]:
-    """Returns the arguments of vLLM's engine; no GPU is a CPU engine."""
+    """Returns the arguments of vLLM's engine, of a CPU engine if `gpus` is 0."""
     arguments: dict[str, Any] = {
         "model": str(folder),
         "dtype": "bfloat16",
@@ -102,17 +105,17 @@ def engine_arguments(folder: Path, context: int, gpus: float, seed: int) -> dict
             "distributed_executor_backend": "uni",
         }
     if gpus > 1:
-        # Processes of this actor: Ray has given it all its GPUs.
+        # Ray gives all the GPUs to this actor, so its workers are processes and not Ray actors.
         parallel = {"tensor_parallel_size": int(gpus), "distributed_executor_backend": "mp"}
         return arguments | parallel
     return arguments
 
 
 class VllmEngine(LanguageEngine):
-    """One model on this process's device. `weights` is anything `weights.resolve` takes.
+    """A model on this process's devices. `weights` is an argument of `weights.resolve`.
 
-    `seed` is the engine's: a seed per request costs a draw over the whole vocabulary each, and on
-    a CPU breaks requests whose prompt is prefilled in pieces.
+    `seed` is the engine's. A seed per request would sample over the complete vocabulary for each
+    request, and on a CPU breaks requests with chunked prefill.
     """
 
     def __init__(self, weights: str, context: int, gpus: float, seed: int):
@@ -144,14 +147,14 @@ class VllmEngine(LanguageEngine):
         sampling: Sampling,
         listener: Callable[[str], None] | None = None,
     ) -> Reply:
-        """Answers one request; `listener` gets the whole answer so far after every step."""
+        """Answers one request; `listener` gets the text so far after every step."""
         from vllm import SamplingParams
 
         prompt = self.format.prompt(messages)
         if len(prompt) + sampling.max_tokens > self.context:
             raise Permanent(
                 f"prompt of {len(prompt)} tokens and answer of up to {sampling.max_tokens} do not "
-                f"fit the context of {self.context}"
+                f"fit the context of {self.context}; shorten the messages or lower max_tokens"
             )
         number = str(next(self._numbers))
         future = asyncio.get_running_loop().create_future()
@@ -190,7 +193,7 @@ class VllmEngine(LanguageEngine):
                         listener(output.outputs[0].text)
                     if output.finished and output.request_id in self._waiting:
                         self._waiting.pop(output.request_id).set_result(output)
-                # Answered rows ask their next turn here, before the next step.
+                # Rows that got an answer send their next turn here, before the next step.
                 await asyncio.sleep(0)
         except Exception as error:
             for future in self._waiting.values():
@@ -200,19 +203,19 @@ class VllmEngine(LanguageEngine):
 
 
 def _sample_by_search() -> None:
-    """Replaces vLLM's CPU sampler, which draws a number for every word of the vocabulary: a third
-    of all the time of a 135M model. One uniform number a row, searched in the cumulated
-    probabilities, draws from the same distribution."""
+    """Replaces vLLM's CPU sampler, which draws one random number per token of the vocabulary: a
+    third of the run time of a 135M model. One uniform number per row, searched in the cumulative
+    probabilities, samples from the same distribution."""
     from vllm.v1.sample.ops import topk_topp_sampler
 
     topk_topp_sampler.compiled_random_sample = draw
 
 
 def draw(logits: Any) -> Any:
-    """One index for each row of logits, (n, vocabulary) → (n,), with probability softmax."""
+    """Samples one index per row of logits, (n, vocabulary) → (n,), from the softmax."""
     import torch
 
-    cumulated = logits.softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1)
-    uniform = torch.rand(len(logits), 1) * cumulated[:, -1:]
-    found = torch.searchsorted(cumulated, uniform, right=True).squeeze(-1)
-    return found.clamp_max(logits.shape[-1] - 1)
+    cumulative = logits.softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1)
+    uniform = torch.rand(len(logits), 1) * cumulative[:, -1:]
+    indices = torch.searchsorted(cumulative, uniform, right=True).squeeze(-1)
+    return indices.clamp_max(logits.shape[-1] - 1)

@@ -1,4 +1,5 @@
-"""What a training stage will need: memory, steps, tokens, hours, and what would make it fit."""
+"""Estimates what a training stage needs (memory, steps, tokens, hours) and what would make it
+fit."""
 
 import math
 from dataclasses import dataclass
@@ -12,25 +13,32 @@ from zephyr_ray.train.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
-class Training:
-    """The estimate of one stage. `fits` is None where no GPU's memory is stated."""
+class TrainingEstimate:
+    """The estimate of one training stage."""
 
     parameters: int
     trained: int
+    """Parameters that have gradients."""
     memory: memory.Memory
-    micro: int
-    most: int | None
-    """The most rows of one forward pass that fit; None where none does or nothing is stated."""
+    """Bytes per worker."""
+    micro_batch: int
+    """Rows per forward pass on one worker."""
+    largest_micro_batch: int | None
+    """Maximum rows per forward pass that fit; None if none do or the GPU's memory is not stated."""
     fits: bool | None
+    """Whether a worker fits its GPU; None if the GPU's memory is not stated."""
     advice: str
+    """What would make the stage fit; empty if it fits."""
     sequences: int | None
-    """Rows of one epoch: packed sequences, or pairs."""
+    """Rows per epoch: packed sequences, or pairs."""
     steps: int | None
+    """Optimizer steps over all epochs."""
     tokens: float | None
-    """Of the whole stage."""
-    bound: bool
-    """Whether sequences, steps and tokens are a bound from above, not an expectation."""
+    """Tokens over all epochs."""
+    upper_bound: bool
+    """Whether sequences, steps and tokens are upper bounds instead of expectations."""
     hours: float | None
+    """Wall time of the stage."""
 
 
 def estimate(
@@ -40,15 +48,15 @@ def estimate(
     rows: int | None,
     row_tokens: float | None,
     rate: float | None,
-) -> Training:
-    """`rows` are what the stage reads, of `row_tokens` tokens each where that is known; `rate` is
-    the measured or stated number of sequences or pairs a second, all workers together."""
-    micro = stage.batches()[0]
-    room = hardware.gpu_memory_gib * GIB if hardware and stage.gpus_per_worker else None
-    found = memory.training(stage, shape)
-    # dpo's reference scores before training, and takes less.
-    fits = None if room is None else found.total <= room
-    sequences, bound = _sequences(stage, rows, row_tokens)
+) -> TrainingEstimate:
+    """Returns the estimate. `rows` are the rows that the stage reads, `row_tokens` their mean
+    tokens if known, and `rate` the sequences or pairs per second over all workers, measured or
+    stated."""
+    capacity = hardware.gpu_memory_gib * GIB if hardware and stage.gpus_per_worker else None
+    needed = memory.worker_memory(stage, shape)
+    # DPO's reference pass runs before training and needs less.
+    fits = None if capacity is None else needed.total <= capacity
+    sequences, upper_bound = _sequences(stage, rows, row_tokens)
     steps = sequences and max(1, math.ceil(stage.epochs * sequences / stage.global_batch))
     length: float = stage.max_length * stage.sequences_per_row
     if row_tokens and rows and sequences and not getattr(stage, "packing", False):
@@ -58,24 +66,24 @@ def estimate(
     if rate and sequences:
         hours = sequences * stage.epochs / rate / 3600
     elif hardware and hardware.tflops and tokens and stage.gpus_per_worker:
-        # A token costs 6 operations a parameter, 4 where most are frozen; dpo's reference 2, once.
-        work = (4 if stage.lora else 6) * tokens + (2 * tokens / stage.epochs) * (
+        # A token costs 6 operations per parameter, 4 if most are frozen; DPO's reference 2, once.
+        operations = (4 if stage.lora else 6) * tokens + (2 * tokens / stage.epochs) * (
             stage.sequences_per_row - 1
         )
         speed = stage.workers * hardware.tflops * 1e12
-        hours = work * shape.parameters / speed / 3600
-    return Training(
+        hours = operations * shape.parameters / speed / 3600
+    return TrainingEstimate(
         parameters=shape.parameters,
-        trained=memory.trained(stage, shape),
-        memory=found,
-        micro=micro,
-        most=_most(stage, shape, room) if room else None,
+        trained=memory.trained_parameters(stage, shape),
+        memory=needed,
+        micro_batch=stage.batches()[0],
+        largest_micro_batch=_largest_micro_batch(stage, shape, capacity) if capacity else None,
         fits=fits,
-        advice=_advice(stage, shape, room) if room and not fits else "",
+        advice=_advise(stage, shape, capacity) if capacity and not fits else "",
         sequences=sequences,
         steps=steps,
         tokens=tokens,
-        bound=bound,
+        upper_bound=upper_bound,
         hours=hours,
     )
 
@@ -83,7 +91,7 @@ def estimate(
 def _sequences(
     stage: TrainingSettings, rows: int | None, row_tokens: float | None
 ) -> tuple[int | None, bool]:
-    """(rows of one epoch after packing, whether they are a bound)."""
+    """Returns (rows per epoch after packing, whether they are an upper bound)."""
     if rows is None:
         return None, False
     if not getattr(stage, "packing", False):
@@ -93,58 +101,60 @@ def _sequences(
     return min(rows, math.ceil(rows * row_tokens / stage.max_length)), False
 
 
-def _needs(stage: TrainingSettings, shape: Shape) -> float:
-    return memory.training(stage, shape).total
+def _fits(stage: TrainingSettings, change: dict[str, Any], shape: Shape, capacity: float) -> bool:
+    changed = stage.model_copy(update=change)
+    return memory.worker_memory(changed, shape).total <= capacity
 
 
-def _most(stage: TrainingSettings, shape: Shape, room: float) -> int | None:
+def _largest_micro_batch(stage: TrainingSettings, shape: Shape, capacity: float) -> int | None:
     share = stage.global_batch // stage.workers
     for micro in sorted((n for n in range(1, share + 1) if share % n == 0), reverse=True):
-        if _needs(stage.model_copy(update={"micro_batch": micro}), shape) <= room:
+        if _fits(stage, {"micro_batch": micro}, shape, capacity):
             return micro
     return None
 
 
-def _advice(stage: TrainingSettings, shape: Shape, room: float) -> str:
-    """The first change that makes the stage fit: one setting, else several."""
+def _advise(stage: TrainingSettings, shape: Shape, capacity: float) -> str:
+    """Returns the first change that makes the stage fit: one setting, else several."""
     changes: list[dict[str, Any]] = [
         {"gradient_checkpointing": True},
-        *({"micro_batch": n} for n in _smaller(stage.batches()[0])),
-        *({"zero": zero} for zero in (2, 3) if zero > stage.zero and not _quantized(stage, zero)),
+        *({"micro_batch": n} for n in _smaller_micro_batches(stage.batches()[0])),
+        *({"zero": zero} for zero in (2, 3) if zero > stage.zero and not _forbidden(stage, zero)),
         {"zero": max(stage.zero, 2), "offload": "optimizer"},
         {"zero": 3, "offload": "all"},
-        *({"workers": n} for n in _larger(stage)),
+        *({"workers": n} for n in _larger_workers(stage)),
     ]
     changes = [
         {name: value for name, value in change.items() if getattr(stage, name) != value}
         for change in changes
-        if not (change.get("zero") == 3 and _quantized(stage, 3))
+        if not _forbidden(stage, change.get("zero"))
     ]
     for change in changes:
-        if _needs(stage.model_copy(update=change), shape) <= room:
-            return f"{_said(change)} makes it fit"
-    together: dict[str, Any] = {}
-    least = [{"micro_batch": 1} if "micro_batch" in change else change for change in changes]
-    for change in least:
-        together |= change
-        if _needs(stage.model_copy(update=together), shape) <= room:
-            return f"{_said(together)} together make it fit"
+        if _fits(stage, change, shape, capacity):
+            return f"{_format(change)} makes it fit"
+    combined: dict[str, Any] = {}
+    smallest = [{"micro_batch": 1} if "micro_batch" in change else change for change in changes]
+    for change in smallest:
+        combined |= change
+        if _fits(stage, combined, shape, capacity):
+            return f"{_format(combined)} together make it fit"
     lora = "" if stage.lora else "LoRA (lora: {}) or "
-    return f"no setting makes it fit; a GPU with more memory, {lora}a smaller model"
+    return f"no setting makes it fit; use a GPU with more memory, {lora}a smaller model"
 
 
-def _quantized(stage: TrainingSettings, zero: int) -> bool:
+def _forbidden(stage: TrainingSettings, zero: int | None) -> bool:
+    """Returns whether the stage cannot run at this ZeRO stage, which would split 4-bit weights."""
     return zero == 3 and stage.lora is not None and stage.lora.quantized
 
 
-def _smaller(micro: int) -> list[int]:
+def _smaller_micro_batches(micro: int) -> list[int]:
     return [n for n in range(micro - 1, 0, -1) if micro % n == 0]
 
 
-def _larger(stage: TrainingSettings) -> list[int]:
-    known = (2**n * stage.workers for n in range(1, 6))
-    return [workers for workers in known if stage.global_batch % workers == 0]
+def _larger_workers(stage: TrainingSettings) -> list[int]:
+    doubled = (2**n * stage.workers for n in range(1, 6))
+    return [workers for workers in doubled if stage.global_batch % workers == 0]
 
 
-def _said(change: dict[str, Any]) -> str:
+def _format(change: dict[str, Any]) -> str:
     return ", ".join(f"{name}: {str(value).lower()}" for name, value in change.items())

@@ -1,4 +1,4 @@
-"""The form of a judgement: what is asked, and how the words of the reply are read."""
+"""Defines a judge form: the question to the judge, and how its reply is parsed."""
 
 from typing import Any, ClassVar, Protocol
 
@@ -6,27 +6,27 @@ from zephyr_ray.demand import Calls
 from zephyr_ray.models.contract import Ask
 
 Row = dict[str, Any]
-"""The prompt that was answered: `prompt`, `instruction` and `constraint` (or None)."""
+"""The answered prompt: `prompt`, `instruction` and `constraint` (or None)."""
 Answer = dict[str, Any]
 """A judged answer: `text` and `finish_reason`."""
 Judgement = dict[str, Any]
 
 QUESTION_TOKENS = 128
-"""Tokens of a form's own words, for estimates."""
+"""Tokens of a form's instructions to the judge, for estimates."""
 
 
 class Form(Protocol):
-    """One way to judge answers. A form needs only `ask`, so any language model can fill it."""
+    """One way to judge answers. It needs only `ask`, so any language model can be the judge."""
 
     name: ClassVar[str]
-    """The name in stages, and of the route that serves it: `/judge/<name>`."""
+    """Name in stages and in the route that serves it, `/judge/<name>`."""
     fields: ClassVar[tuple[str, ...]]
     """Names of the judged answers in a request to that route."""
 
     async def judge(self, row: Row, answers: list[Answer], ask: Ask) -> Judgement:
-        """Judges one answer per entry of `fields`. A reply that cannot be read is counted as
-        unparsable in the judgement; it is never a score or a verdict."""
+        """Judges the answers, one per entry of `fields`. If the reply cannot be parsed, the score
+        or verdict in the judgement is None."""
 
     def calls(self, judgements: float, prompt: int, answer: int) -> Calls:
-        """Returns the calls and tokens of so many judgements, by tokens of a prompt and an
-        answer."""
+        """Returns the calls and tokens of `judgements` judgements; `prompt` and `answer` are
+        tokens."""

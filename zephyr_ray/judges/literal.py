@@ -1,4 +1,4 @@
-"""Reads a Python or JSON literal from a model's reply. The reply is data: nothing is executed."""
+"""Parses a Python or JSON literal in a model's reply, without executing anything."""
 
 import ast
 import json

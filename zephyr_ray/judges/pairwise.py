@@ -1,4 +1,4 @@
-"""The pairwise form: a ranking of two answers in the words of AlpacaEval, asked in both orders."""
+"""Ranks two answers, in both orders, with the prompt format of AlpacaEval."""
 
 import re
 from typing import ClassVar
@@ -10,15 +10,17 @@ from zephyr_ray.messages import user
 from zephyr_ray.models.contract import Ask, Reply
 
 REPLY_TOKENS = 128
+"""Maximum tokens per reply."""
 ORDERS = 2
-"""GPT-4 prefers the first position (52.6 % of 2,999 published verdicts), so both are asked."""
+"""Both orders are asked, because GPT-4 prefers the first position (52.6 % of 2,999 published
+verdicts)."""
 
 
 class Pairwise:
     """Judges two answers as `{"verdict": 1, 0.5, 0 or None, "reason": text, "scores": None}`.
 
-    The verdict is the share of the win that the first answer gets. Equal texts and verdicts that
-    flip with the order are ties; `flip` marks the latter. None is a reply that cannot be read.
+    The verdict is the first answer's share of the win. Identical texts are ties; verdicts that flip
+    with the order are ties marked by `flip`. The verdict is None if a reply cannot be parsed.
     """
 
     name: ClassVar[str] = "pairwise"
@@ -67,7 +69,7 @@ async def _rank(prompt: str, output_1: str, output_2: str, ask: Ask) -> Reply:
 
 
 def read_ranking(text: str) -> int | None:
-    """Returns which output has rank 1, as 0 or 1; None if the text is no ranking of both."""
+    """Returns the index (0 or 1) of the output with rank 1; None if the text does not rank both."""
     bracketed = re.search(r"\[.*\]", text, re.DOTALL)
     entries = literal(bracketed.group()) if bracketed else None
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):

@@ -1,4 +1,4 @@
-"""The score form: a whole number from 1 to 10 for one answer, with one sentence why."""
+"""Scores one answer from 1 to 10, with a reason in one sentence."""
 
 import re
 from typing import ClassVar
@@ -10,6 +10,7 @@ from zephyr_ray.messages import user
 from zephyr_ray.models.contract import Ask
 
 REPLY_TOKENS = 256
+"""Maximum tokens per reply."""
 
 
 class Score:
@@ -42,8 +43,8 @@ class Score:
 
 
 def read_score(text: str) -> tuple[float | None, str]:
-    """Returns (score from 1 to 10, or None if unparsable; the judge's reason)."""
-    # First brace to last brace first: a rationale may have braces in it.
+    """Returns (score from 1 to 10, None if unparsable; the judge's reason)."""
+    # The span from the first to the last brace comes first: a rationale may contain braces.
     for braced in re.findall(r"(?s)\{.*\}", text) + re.findall(r"\{[^{}]*\}", text):
         value = literal(braced)
         if isinstance(value, dict) and "score" in value:

@@ -1,4 +1,4 @@
-"""Check one answer against one constraint: one function per kind.
+"""Checks one answer against one constraint: one function per kind.
 
 A check takes the stripped answer, the constraint and the bare instruction. It reads the answer and
 never runs it, because answers come from models.

@@ -1,4 +1,5 @@
-"""The one contract between row programs and whatever answers them: `await ask(messages)`."""
+"""Defines the contract between row programs and the models that answer them: `await
+ask(messages)`."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,45 +9,48 @@ from zephyr_ray.messages import Message
 
 
 class StopRun(Permanent):
-    """A failure that concerns every row (a bad key, an unknown model): the stage stops at once."""
+    """Every row would fail (a wrong key, an unknown model): the stage stops at once."""
 
 
 class EngineDead(Exception):
-    """The engine cannot go on; its process must be replaced."""
+    """The engine crashed; its process must be replaced."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. `finish_reason` is "stop" (ended by itself) or "length" (cut off)."""
+    """One answer of a model."""
 
     text: str
     finish_reason: str
+    """"stop" if the model ended the answer, "length" if it was cut off at the token limit."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one answer is drawn."""
+    """How one answer is sampled."""
 
     temperature: float
     top_p: float
     max_tokens: int
+    """Maximum tokens of the answer."""
 
 
 class Ask(Protocol):
-    """What a row program gets: its row's model.
+    """The model of one row, as its row program gets it.
 
-    Raises Permanent if this row cannot be answered, StopRun, or Temporary.
+    Raises Permanent if this row cannot be answered, StopRun if no row can be, and Temporary if a
+    retry may succeed.
     """
 
     async def __call__(
         self, messages: list[Message], *, max_tokens: int, shown: bool = True
     ) -> Reply:
-        """Asks once. `shown=False` leaves the model's demonstrations out, for questions that are
-        not the row's task."""
+        """Returns the answer to a conversation. `shown=False` omits the model's demonstrations, for
+        questions other than the row's task."""
 
     async def judge(
         self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        """Judges answers by a form of `judges.FORMS`."""
+        """Returns the judgement of answers by a form of `judges.FORMS`."""

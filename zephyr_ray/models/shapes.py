@@ -1,4 +1,5 @@
-"""A model's shape from its config.json alone: parameters, matrices, KV cache. No weight is read."""
+"""Computes a model's shape (parameters, matrices, KV cache) from its config.json, without
+weights."""
 
 import json
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ from zephyr_ray.models.headers import count_parameters
 from zephyr_ray.models.packaged import cached_package
 from zephyr_ray.models.weights import HUB_ID
 
-LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
-"""Families whose layers are four attention and three MLP matrices; others are built on torch's meta
-device, which takes seconds."""
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+"""Architectures whose layers are four attention and three MLP matrices. Models of all others are
+built on torch's meta device, which takes seconds."""
 
-KNOWN: dict[str, dict[str, Any]] = {
+KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
     "mistralai/Mistral-7B-v0.1": {
         "model_type": "mistral",
         "hidden_size": 4096,
@@ -47,30 +48,34 @@ KNOWN: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-"""What stands in the config.json of the models that our recipes name, to plan where no hub is."""
+"""Parts of the config.json of models in our recipes, for planning without a hub."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one model. `matrices` are the linear layers but the output one, as (name, outputs,
-    inputs), all layers'; `parameters` are all, embeddings too."""
+    """The sizes of one model."""
 
     parameters: int
+    """All parameters, with embeddings."""
     layers: int
     hidden: int
     ffn: int
     kv: int
-    """Keys of all KV heads of one token in one layer, in elements; values are as many."""
+    """Elements of the keys of all KV heads, per token and layer; as many again are values."""
     vocabulary: int
     context: int
+    """Maximum tokens of a sequence."""
     matrices: tuple[tuple[str, int, int], ...]
+    """Linear layers of all blocks, without the output layer, as (name, outputs, inputs)."""
 
     @property
     def linear(self) -> int:
+        """Parameters of `matrices`."""
         return sum(rows * columns for _, rows, columns in self.matrices)
 
     def adapters(self, r: int, targets: list[str] | None) -> int:
-        """Parameters of LoRA adapters of rank r on the targets (all linear layers by default)."""
+        """Returns the parameters of LoRA adapters of rank r on the targets (by default all
+        matrices)."""
         return sum(
             r * (rows + columns)
             for name, rows, columns in self.matrices
@@ -78,14 +83,14 @@ class Shape:
         )
 
     def kv_bytes(self, tokens: int) -> int:
-        """KV cache of so many tokens in bf16."""
+        """Returns the bytes of the KV cache of `tokens` tokens in bf16."""
         return tokens * self.layers * 2 * self.kv * 2
 
 
 def shape_of(config: dict[str, Any]) -> Shape:
-    """The shape that a config.json describes."""
-    if config.get("model_type") not in LLAMAS:
-        return _built(config)
+    """Returns the shape that a config.json describes."""
+    if config.get("model_type") not in LLAMA_LIKE:
+        return _built_shape(config)
     hidden, ffn, layers = (config[k] for k in ("hidden_size", "intermediate_size", LAYERS))
     heads = config["num_attention_heads"]
     head = config.get("head_dim") or hidden // heads
@@ -120,39 +125,40 @@ LAYERS = "num_hidden_layers"
 EXPERTS = {"num_local_experts", "num_experts", "n_routed_experts"}
 
 
-def _built(config: dict[str, Any]) -> Shape:
-    """Of any architecture that transformers knows, from the model itself without memory."""
+def _built_shape(config: dict[str, Any]) -> Shape:
+    """Returns the shape of any architecture that transformers knows, from a model without
+    memory."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    known = AutoConfig.for_model(**config)
+    full_config = AutoConfig.for_model(**config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(known)
+        model = AutoModelForCausalLM.from_config(full_config)
     ends = {id(module) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
     matrices = [
         (name, *module.weight.shape)
         for name, module in model.named_modules()
         if id(module) not in ends and getattr(getattr(module, "weight", None), "ndim", 0) == 2
     ]
-    heads = known.num_attention_heads
-    head = getattr(known, "head_dim", None) or known.hidden_size // heads
+    heads = full_config.num_attention_heads
+    head = getattr(full_config, "head_dim", None) or full_config.hidden_size // heads
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
-        layers=known.num_hidden_layers,
-        hidden=known.hidden_size,
-        ffn=getattr(known, "intermediate_size", None) or 4 * known.hidden_size,
-        kv=(getattr(known, "num_key_value_heads", None) or heads) * head,
-        vocabulary=known.vocab_size,
-        context=getattr(known, "max_position_embeddings", 0),
+        layers=full_config.num_hidden_layers,
+        hidden=full_config.hidden_size,
+        ffn=getattr(full_config, "intermediate_size", None) or 4 * full_config.hidden_size,
+        kv=(getattr(full_config, "num_key_value_heads", None) or heads) * head,
+        vocabulary=full_config.vocab_size,
+        context=getattr(full_config, "max_position_embeddings", 0),
         matrices=tuple(matrices),
     )
 
 
 @cache
 def find_shape(weights: str) -> Shape | None:
-    """The shape of a folder's, a packaged or a hub's model; None where no config can be had, or not
-    one of a dense decoder."""
-    config = _config(weights)
+    """Returns the shape of a model in a folder, in a package or on the hub; None if its config is
+    not available or not that of a dense decoder."""
+    config = _find_config(weights)
     if not config or EXPERTS & config.keys():
         return None
     try:
@@ -161,9 +167,9 @@ def find_shape(weights: str) -> Shape | None:
         return None
 
 
-def weigh(weights: str) -> Shape | None:
-    """Returns the shape, or a shape that knows only the number of parameters of a local folder, so
-    that what is computed from it is a lower bound; None if neither is at hand."""
+def find_shape_or_size(weights: str) -> Shape | None:
+    """Returns the shape; without a config, a shape with only the parameters counted in a local
+    folder, so that estimates from it are lower bounds; None without either."""
     if shape := find_shape(weights):
         return shape
     folder = Path(weights) if Path(weights).is_dir() else cached_package(weights)
@@ -171,20 +177,20 @@ def weigh(weights: str) -> Shape | None:
     return Shape(parameters, 1, 0, 0, 0, 0, 0, ()) if parameters else None
 
 
-def _config(weights: str) -> dict[str, Any] | None:
+def _find_config(weights: str) -> dict[str, Any] | None:
     folder = Path(weights) if Path(weights).is_dir() else cached_package(weights)
-    if folder is None and weights in KNOWN:
-        return KNOWN[weights]
-    place = folder / "config.json" if folder else _from_hub(weights)
+    if folder is None and weights in KNOWN_CONFIGS:
+        return KNOWN_CONFIGS[weights]
+    path = folder / "config.json" if folder else _hub_config(weights)
     try:
-        read = json.loads(place.read_text(encoding="utf-8")) if place else None
+        config = json.loads(path.read_text(encoding="utf-8")) if path else None
     except (OSError, ValueError):
         return None
-    return read if isinstance(read, dict) else None
+    return config if isinstance(config, dict) else None
 
 
-def _from_hub(weights: str) -> Path | None:
-    """Its config.json only: the downloaded copy, or the hub's."""
+def _hub_config(weights: str) -> Path | None:
+    """Returns the path of the hub model's config.json, downloaded now if it is not cached."""
     if not HUB_ID.fullmatch(weights):
         return None
     from huggingface_hub import HfApi, hf_hub_download
@@ -194,7 +200,7 @@ def _from_hub(weights: str) -> Path | None:
     except Exception:
         pass
     try:
-        HfApi().model_info(weights, timeout=5)  # a download retries for minutes
+        HfApi().model_info(weights, timeout=5)  # fails fast; a download would retry for minutes
         return Path(hf_hub_download(weights, "config.json"))
-    except Exception:  # no route, gated, unknown: there is nothing to estimate from
+    except Exception:  # no network, a gated or an unknown model: no estimate
         return None

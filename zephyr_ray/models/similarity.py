@@ -1,4 +1,4 @@
-"""Measure ROUGE-L between short texts, and the diversity of a set of texts."""
+"""Measures ROUGE-L between short texts, and the diversity of a set of texts."""
 
 import math
 import re
@@ -10,20 +10,22 @@ from rapidfuzz.process import extract, extractOne
 _ROUGE_L = Indel.normalized_similarity
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
+    """Returns the words of a text in lower case, without punctuation."""
     return re.findall(r"\w+(?:'\w+)?", text.lower())
 
 
-class Kept:
-    """The texts kept so far. ROUGE-L F = 2·LCS/(m+n) equals the normalised Indel similarity."""
+class SimilarityIndex:
+    """Finds the most similar of many texts. ROUGE-L F = 2·LCS/(m+n) is the normalized Indel
+    similarity."""
 
     def __init__(self, texts: list[str]):
-        self._words = [words(text) for text in texts]
+        self._words = [split_words(text) for text in texts]
 
     def nearest(self, text: str, cutoff: float = 0.0) -> float:
-        """Returns ROUGE-L F (0 to 1) to the most similar text kept; 0 if none reaches `cutoff`."""
+        """Returns ROUGE-L F (0 to 1) to the most similar text; 0 if none reaches `cutoff`."""
         match = extractOne(
-            words(text),
+            split_words(text),
             self._words,
             scorer=_ROUGE_L,
             processor=None,
@@ -32,7 +34,7 @@ class Kept:
         return float(match[1]) if match else 0.0
 
     def add(self, text: str) -> None:
-        self._words.append(words(text))
+        self._words.append(split_words(text))
 
 
 def diversity(texts: list[str]) -> dict[str, float]:
@@ -41,7 +43,7 @@ def diversity(texts: list[str]) -> dict[str, float]:
     """
     if not texts:
         return {}
-    tokens = [words(text) for text in texts]
+    tokens = [split_words(text) for text in texts]
     figures = {}
     for n in (1, 2):
         grams = [tuple(t[i : i + n]) for t in tokens for i in range(len(t) - n + 1)]

@@ -1,4 +1,4 @@
-"""Cleaning dialogues as Zephyr cleaned UltraChat, each rule counted and shown by examples."""
+"""Cleans dialogues as Zephyr cleaned UltraChat; counts each rule and keeps examples of it."""
 
 import re
 from typing import Annotated, Any
@@ -11,12 +11,13 @@ from zephyr_ray.judges import FORMS
 from zephyr_ray.messages import Message, answers, exchanges, with_facts
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
-from zephyr_ray.models.similarity import Kept
+from zephyr_ray.models.similarity import SimilarityIndex
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
 
 NEAR = 0.7
+"""ROUGE-L F above which a question is a near duplicate of a held-out prompt (Self-Instruct)."""
 
 UNHELPFUL = re.compile(
     r"\b(?:i|as an? (?:ai|language model|chatbot|assistant)[^.!?]{0,40})\b[^.!?]{0,30}?"
@@ -26,21 +27,19 @@ UNHELPFUL = re.compile(
     r"|emotions|feelings|opinions)\b",
     re.IGNORECASE,
 )
-"""An assistant that says it has no experiences, emotions or opinions of its own."""
+"""Matches an assistant that denies having experiences, emotions or opinions."""
 
 
 SENTENCE_START = re.compile(
     r"(?:\A|(?<=[a-z]{2}[.!?][ \n])(?<!etc\.[ \n])(?<!vs\.[ \n])(?<!approx\.[ \n]))"
     r"[a-z](?=[a-z'’-]*[,.!?:;]*(?:\s|\Z))"
 )
-"""A small letter after the end of a sentence, in a word of small letters only (no iPhone, no URL).
-
-One letter before the full stop is an abbreviation ("e.g. this").
-"""
+"""Matches a lower-case letter after the end of a sentence, in an all-lower-case word (no iPhone, no
+URL). A single letter before the full stop is an abbreviation ("e.g. this")."""
 
 
 class Clean(Stage):
-    """A dialogue is cut before its first bad answer, and dropped when nothing is left."""
+    """Cuts each dialogue before its first bad answer; drops it if no answer remains."""
 
     kind = "clean"
     makes = "dialogues"
@@ -48,22 +47,23 @@ class Clean(Stage):
 
     dialogues: Annotated[str, Reads("dialogues")]
     judge: Annotated[str | None, Reads("judge", form="score")] = None
-    """Keeps only answers this judge scores `min_score` or more."""
+    """A judge of answers; those that it scores below `min_score` are bad."""
     min_score: float = Field(10.0, ge=1, le=10)
+    """Minimum score of an answer; unused without a judge."""
     apart_from: Annotated[str | None, Reads("prompts")] = None
-    """Held-out prompts: a dialogue is cut before a question that nearly repeats one of them, which
-    a teacher's follow-up may do. (ROUGE-L F above 0.7, as in Self-Instruct.)"""
+    """Held-out prompts. A dialogue is cut before a question that is a near duplicate of one of
+    them, because the teacher's follow-up questions may repeat them."""
     seed: int = 0
 
     def run(self, work: Work) -> None:
         rows = [with_facts(row) for row in work.inputs[self.dialogues].rows()]
         scores = self._scores(rows, work) if self.judge else {}
-        held_out = work.inputs[self.apart_from].rows() if self.apart_from else []
-        apart = Kept([row["instruction"] for row in held_out])
-        kept: list[dict[str, Any]] = []
+        prompts = work.inputs[self.apart_from].rows() if self.apart_from else []
+        held_out = SimilarityIndex([row["instruction"] for row in prompts])
+        cleaned: list[dict[str, Any]] = []
         seen: set[str] = set()
         for row in rows:
-            messages = self._good(row, scores, apart, work)
+            messages = self._cut(row, scores, held_out, work)
             if not answers(messages):
                 work.counts["dropped dialogues"] = work.counts.get("dropped dialogues", 0) + 1
                 continue
@@ -73,14 +73,14 @@ class Clean(Stage):
                 work.drop("duplicate", messages[first[0]]["content"])
                 continue
             seen.add(identity)
-            kept.append({**row, "messages": messages})
-        if not kept:
-            why = [f"{n:.0f} {k.removeprefix('dropped/')}" for k, n in work.counts.items() if n]
+            cleaned.append({**row, "messages": messages})
+        if not cleaned:
+            reasons = [f"{n:.0f} {k.removeprefix('dropped/')}" for k, n in work.counts.items() if n]
             raise Permanent(
-                f"stage '{work.name}': no dialogue is left ({', '.join(why)}); make more of them, "
-                "or lower min_score"
+                f"stage '{work.name}': no dialogue is left ({', '.join(reasons)}); lower "
+                "min_score or raise the number of prompts"
             )
-        work.write_rows(kept)
+        work.write_rows(cleaned)
 
     def row_tokens(self, reads: dict[str, float]) -> float | None:
         return reads.get(self.dialogues)
@@ -91,26 +91,31 @@ class Clean(Stage):
         answers_each, tokens = reads[self.dialogues].answer_bounds()
         return {self.judge: FORMS["score"].calls(dialogues * answers_each, PROMPT_TOKENS, tokens)}
 
-    def _good(
-        self, row: dict[str, Any], scores: dict[str, float | None], apart: Kept, work: Work
+    def _cut(
+        self,
+        row: dict[str, Any],
+        scores: dict[str, float | None],
+        held_out: SimilarityIndex,
+        work: Work,
     ) -> list[Message]:
-        """Returns the messages before the first question whose answer is bad, in their casing."""
+        """Returns the messages before the first question with a bad answer, true-cased."""
         messages = [dict(message) for message in row["messages"]]
-        for question, place in exchanges(messages):
-            asked, answer = messages[question], messages[place]
-            rule = self._fault(asked, answer, scores.get(f"{row['id']}/{place}"), apart)
+        for question_index, answer_index in exchanges(messages):
+            question, answer = messages[question_index], messages[answer_index]
+            score = scores.get(f"{row['id']}/{answer_index}")
+            rule = self._broken_rule(question, answer, score, held_out)
             if rule:
-                work.drop(rule, {"prompt": asked["content"], "answer": answer["content"]})
-                return messages[:question]
-            _correct_case(asked, None, work)
-            _correct_case(answer, (row.get("constraint"), _instruction(asked)), work)
+                work.drop(rule, {"prompt": question["content"], "answer": answer["content"]})
+                return messages[:question_index]
+            _correct_case(question, None, work)
+            _correct_case(answer, (row.get("constraint"), _instruction(question)), work)
         return messages
 
-    def _fault(
-        self, asked: Message, answer: Message, score: float | None, apart: Kept
+    def _broken_rule(
+        self, question: Message, answer: Message, score: float | None, held_out: SimilarityIndex
     ) -> str | None:
         """Returns the rule that the exchange breaks, or None."""
-        if apart.nearest(_instruction(asked)) > NEAR:
+        if held_out.nearest(_instruction(question)) > NEAR:
             return "near a held-out prompt"
         if not answer["content"].strip():
             return "empty answer"
@@ -126,17 +131,17 @@ class Clean(Stage):
         """Returns scores by "<dialogue>/<index of the answer>"."""
         requests = [
             {
-                "id": f"{row['id']}/{place}",
+                "id": f"{row['id']}/{answer}",
                 "instruction": _instruction(row["messages"][question]),
                 "prompt": row["messages"][question]["content"],
                 "constraint": row["constraint"],
                 "completion": {
-                    "text": row["messages"][place]["content"],
-                    "finish_reason": row["messages"][place].get("finish_reason", "stop"),
+                    "text": row["messages"][answer]["content"],
+                    "finish_reason": row["messages"][answer].get("finish_reason", "stop"),
                 },
             }
             for row in rows
-            for question, place in exchanges(row["messages"])
+            for question, answer in exchanges(row["messages"])
         ]
         rated = run_rows(work, requests, rate, [work.models[str(self.judge)]])
         return {row["id"]: row["score"] for row in rated}
@@ -147,18 +152,18 @@ def _instruction(question: Message) -> str:
 
 
 def _correct_case(
-    message: Message, asked: tuple[dict[str, Any] | None, str] | None, work: Work
+    message: Message, task: tuple[dict[str, Any] | None, str] | None, work: Work
 ) -> None:
-    """Corrects capitals in place, unless the constraint asked for the casing as it is. `asked` is
-    an answer's constraint and instruction."""
+    """Corrects capitals in place, unless that breaks the constraint; `task` is the constraint and
+    the instruction of an answer, None for a question."""
     before = message["content"]
     after = true_case(before)
     if after == before:
         return
-    constraint, instruction = asked or (None, "")
+    constraint, instruction = task or (None, "")
     if constraint:
-        held = constraints.holds(constraint, before, instruction)[0]
-        if held and not constraints.holds(constraint, after, instruction)[0]:
+        held_before = constraints.holds(constraint, before, instruction)[0]
+        if held_before and not constraints.holds(constraint, after, instruction)[0]:
             return
     message["content"] = after
     work.counts["true-cased"] = work.counts.get("true-cased", 0) + 1
@@ -168,16 +173,17 @@ def _correct_case(
 
 
 async def rate(row: dict[str, Any], ask: Ask) -> dict[str, Any]:
+    """Scores one answer."""
     return {"id": row["id"], **await ask.judge("score", row, [row["completion"]])}
 
 
 def true_case(text: str) -> str:
-    """Capital letters at the start of sentences and for the word "i".
+    """Returns the text with capitals at the start of sentences and for the word "i".
 
-    A text with no capital at all, or in capitals throughout, is a style and is left alone.
+    A text without any capital, or all in capitals, is a style and stays as it is.
     """
     if text == text.lower() or text == text.upper():
         return text
-    # "i in", "i is": a counter in code.
+    # In "i in" and "i is", i is a variable in code.
     text = re.sub(r"(?<![\w'’.])i(?=['’](?:m|ve|ll|d)\b|\s+(?!(?:in|is)\b)[a-z])", "I", text)
-    return SENTENCE_START.sub(lambda found: found[0].upper(), text)
+    return SENTENCE_START.sub(lambda match: match[0].upper(), text)

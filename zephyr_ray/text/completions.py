@@ -1,4 +1,4 @@
-"""Answers of a pool of models to the same prompts: what a judge compares."""
+"""Collects answers of a pool of models to the same prompts, for a judge to score or compare."""
 
 import random
 from functools import partial
@@ -20,14 +20,15 @@ PRINCIPLES = {
     "truthfulness": "State only facts that are true, and never invent one.",
     "verbalised calibration": "Answer, and say in words how sure you are of it.",
 }
-"""The kinds of principle are UltraFeedback's (arXiv 2310.01377); the sentences are ours."""
+"""System prompts by principle. The principles are UltraFeedback's (arXiv 2310.01377); the sentences
+are ours."""
 
 
 class Completions(Stage):
-    """`per_prompt` answers to every prompt, from members of a pool drawn without replacement.
+    """Samples `per_prompt` answers to every prompt from a pool of models.
 
-    A pool smaller than `per_prompt` goes round again. With `principles`, each answer is drawn under
-    a random principle as its system prompt, which training never sees.
+    Models are drawn without replacement, and again once all have answered. With `principles`, each
+    answer is sampled under a random principle as its system prompt, which training never sees.
     """
 
     kind = "completions"
@@ -36,9 +37,10 @@ class Completions(Stage):
     models: Annotated[list[str], Reads("model")] = Field(min_length=1)
     prompts: Annotated[str, Reads("prompts")]
     per_prompt: int | None = Field(None, ge=1)
-    """By default one of each model."""
+    """Answers per prompt; by default one per model."""
     principles: bool = False
     max_tokens: int = Field(512, ge=1)
+    """Maximum tokens per answer."""
     seed: int = 0
 
     def run(self, work: Work) -> None:
@@ -59,16 +61,16 @@ class Completions(Stage):
                 )
         program = partial(complete, max_tokens=self.max_tokens)
         answers = run_rows(work, requests, program, [work.models[m] for m in self.models])
-        of_prompt: dict[str, list[dict[str, Any]]] = {}
+        by_prompt: dict[str, list[dict[str, Any]]] = {}
         for answer in answers:
-            of_prompt.setdefault(answer.pop("id").rpartition("/")[0], []).append(answer)
+            by_prompt.setdefault(answer.pop("id").rpartition("/")[0], []).append(answer)
             if answer["finish_reason"] == "length":
                 work.counts["truncated"] = work.counts.get("truncated", 0) + 1
         work.counts["answers"] = len(answers)
         work.write_rows(
-            {**row, "completions": of_prompt[row["id"]]}
+            {**row, "completions": by_prompt[row["id"]]}
             for row in prompts
-            if row["id"] in of_prompt
+            if row["id"] in by_prompt
         )
 
     def expected(self, rows: dict[str, int]) -> int | None:
@@ -86,6 +88,7 @@ class Completions(Stage):
 
 
 async def complete(row: dict[str, Any], ask: Ask, *, max_tokens: int) -> dict[str, Any]:
+    """Answers one prompt, under the row's system prompt if it has one."""
     system = [{"role": "system", "content": row["system"]}] if row["system"] else []
     reply = await ask([*system, user(row["prompt"])], max_tokens=max_tokens)
     return {

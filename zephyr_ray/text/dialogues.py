@@ -1,4 +1,4 @@
-"""Distilled dialogues: respond, refine the instruction, respond again (as UltraChat was made)."""
+"""Distils dialogues from a teacher: respond, refine the instruction, respond again (UltraChat)."""
 
 from functools import partial
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from zephyr_ray.settings import Reads
 from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
 
 REFINED_TOKENS = 48
+"""Maximum tokens per follow-up question."""
 
 
 class SelfRefine(Stage):
@@ -25,15 +26,16 @@ class SelfRefine(Stage):
     prompts: Annotated[str, Reads("prompts")]
     turns: int = Field(2, ge=1)
     max_tokens: int = Field(512, ge=1)
+    """Maximum tokens per answer."""
     seed: int = 0
 
     def run(self, work: Work) -> None:
         program = partial(self_refine, turns=self.turns, max_tokens=self.max_tokens)
         prompts = work.inputs[self.prompts].rows()
         rows = run_rows(work, prompts, program, [work.models[self.model]])
-        given = [answer for row in rows for answer in answers(row["messages"])]
-        work.counts["answers"] = len(given)
-        work.counts["truncated"] = sum(answer["finish_reason"] == "length" for answer in given)
+        replies = [answer for row in rows for answer in answers(row["messages"])]
+        work.counts["answers"] = len(replies)
+        work.counts["truncated"] = sum(answer["finish_reason"] == "length" for answer in replies)
         work.write_rows(rows)
 
     def expected(self, rows: dict[str, int]) -> int | None:
@@ -45,23 +47,23 @@ class SelfRefine(Stage):
     def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
         if (prompts := rows.get(self.prompts)) is None:
             return {}
-        # Each turn asks for an answer, each but the last for a refined question too.
+        # Every turn is one call for an answer; all but the last are another for a question.
         count = prompts * (2 * self.turns - 1)
-        asked = PROMPT_TOKENS + (self.turns - 1) * (PROMPT_TOKENS + self.max_tokens) / 2
-        return {self.model: Calls(count, count * asked, prompts * self.turns * self.max_tokens)}
+        tokens_in = PROMPT_TOKENS + (self.turns - 1) * (PROMPT_TOKENS + self.max_tokens) / 2
+        return {self.model: Calls(count, count * tokens_in, prompts * self.turns * self.max_tokens)}
 
 
 async def self_refine(
     row: dict[str, Any], ask: Ask, *, turns: int, max_tokens: int
 ) -> dict[str, Any]:
-    """x⁰ → y⁰ → x¹ (the teacher's follow-up to x⁰ and y⁰) → y¹ …; arXiv 2310.16944, section 3."""
+    """Asks x⁰ → y⁰ → x¹ (a follow-up to x⁰ and y⁰) → y¹ …; see arXiv 2310.16944, section 3."""
     instruction = row["instruction"]
-    asked_for = row["prompt"][len(instruction) :]  # the sentence that states the constraint
+    constraint_sentence = row["prompt"][len(instruction) :]
     messages: list[Message] = []
     for turn in range(turns):
         if turn:
             instruction = await _refine(instruction, messages[-1]["content"], ask)
-        messages.append(user(instruction + asked_for, instruction=instruction))
+        messages.append(user(instruction + constraint_sentence, instruction=instruction))
         reply = await ask(messages, max_tokens=max_tokens)
         messages.append(assistant(reply.text, finish_reason=reply.finish_reason))
     return {**row, "messages": messages}

@@ -1,4 +1,4 @@
-"""AI feedback: a judge scores every completion from 1 to 10 and says why."""
+"""Collects AI feedback: a judge scores every completion from 1 to 10 and gives a reason."""
 
 from typing import Annotated, Any
 
@@ -14,6 +14,8 @@ from zephyr_ray.store import Artifact
 
 
 class Feedback(Stage):
+    """Scores completions with a judge."""
+
     kind = "feedback"
     makes = "feedback"
 
@@ -28,17 +30,17 @@ class Feedback(Stage):
             for row in prompts
             for number, completion in enumerate(row["completions"])
         ]
-        rated = run_rows(work, requests, rate, [work.models[self.judge]])
-        by_id = {row["id"]: row for row in rated}
-        work.counts["unparsable"] = sum(row["score"] is None for row in rated)
-        work.counts["answers"] = len(rated)
-        scores = [row["score"] for row in rated if row["score"] is not None]
+        ratings = run_rows(work, requests, rate, [work.models[self.judge]])
+        by_id = {row["id"]: row for row in ratings}
+        work.counts["unparsable"] = sum(row["score"] is None for row in ratings)
+        work.counts["answers"] = len(ratings)
+        scores = [row["score"] for row in ratings if row["score"] is not None]
         work.counts["score_mean"] = round(sum(scores) / len(scores), 3) if scores else 0.0
         work.write_rows(
             {
                 **row,
                 "completions": [
-                    completion | _verdict(by_id[f"{row['id']}/{number}"])
+                    completion | _rating(by_id[f"{row['id']}/{number}"])
                     for number, completion in enumerate(row["completions"])
                     if f"{row['id']}/{number}" in by_id
                 ],
@@ -72,8 +74,9 @@ class Feedback(Stage):
 
 
 async def rate(row: dict[str, Any], ask: Ask) -> dict[str, Any]:
+    """Scores one completion."""
     return {"id": row["id"], **await ask.judge("score", row, row["completions"])}
 
 
-def _verdict(rated: dict[str, Any]) -> dict[str, Any]:
-    return {name: rated[name] for name in ("score", "reason", "checks")}
+def _rating(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("score", "reason", "checks")}

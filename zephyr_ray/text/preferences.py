@@ -1,4 +1,4 @@
-"""Zephyr's binarisation: scored completions become (chosen, rejected) pairs."""
+"""Binarizes feedback as Zephyr does: scored completions become (chosen, rejected) pairs."""
 
 import random
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from zephyr_ray.stage import Stage, Work
 
 
 class Preferences(Stage):
-    """chosen = the highest score; rejected = by default a random one of the others (the paper:
-    more diverse and harder than the worst). Never two equal texts."""
+    """Chooses the answer with the highest score and rejects, by default, a random other one (the
+    paper: more diverse and harder than the worst). The two texts always differ."""
 
     kind = "preferences"
     makes = "pairs"
@@ -25,20 +25,20 @@ class Preferences(Stage):
     ties: Literal["drop", "keep"] = "drop"
     """Whether an answer that scores as high as the chosen one may be rejected."""
     min_margin: float = Field(0.0, ge=0)
+    """Minimum difference between the scores of a pair."""
     min_chosen: float = Field(1.0, ge=1, le=10)
-    """The chosen answer scores at least this."""
+    """Minimum score of the chosen answer."""
     seed: int = 0
 
     def run(self, work: Work) -> None:
         rng = random.Random(self.seed)
         pairs: list[dict[str, Any]] = []
         for row in work.inputs[self.feedback].rows():
-            made = list(self._pairs(row, rng, work))
-            pairs += made
+            pairs += self._pairs(row, rng, work)
         if not pairs:
             raise Permanent(
-                f"stage '{work.name}': no pair is left of {work.counts}; loosen min_chosen, "
-                "min_margin or ties, or give it more completions"
+                f"stage '{work.name}': no pair is left of {work.counts}; lower min_chosen or "
+                "min_margin, set ties: keep, or raise per_prompt of the completions"
             )
         margins = [pair["score_chosen"] - pair["score_rejected"] for pair in pairs]
         work.counts["margin_mean"] = round(sum(margins) / len(margins), 3)
@@ -50,7 +50,7 @@ class Preferences(Stage):
         scored = [c for c in row["completions"] if c["score"] is not None]
         if len(scored) < 2:
             return work.drop("fewer than two scored answers", row["id"])
-        # Ties for the highest are broken at random, so that no model is favoured by its place.
+        # Shuffled, so that ties for the highest score favor no model by its position.
         rng.shuffle(scored)
         chosen = max(scored, key=lambda c: c["score"])
         if chosen["score"] < self.min_chosen:
@@ -75,14 +75,14 @@ class Preferences(Stage):
 def _pair(
     row: dict[str, Any], number: int, chosen: dict[str, Any], rejected: dict[str, Any]
 ) -> dict[str, Any]:
-    asked = [*row.get("context", []), user(row["prompt"], instruction=row["instruction"])]
+    context = [*row.get("context", []), user(row["prompt"], instruction=row["instruction"])]
     return {
         "id": f"{row['id']}/{number}",
         "prompt": row["prompt"],
         "instruction": row["instruction"],
         "constraint": row["constraint"],
-        "chosen": [*asked, _answer(chosen)],
-        "rejected": [*asked, _answer(rejected)],
+        "chosen": [*context, _answer(chosen)],
+        "rejected": [*context, _answer(rejected)],
         "score_chosen": chosen["score"],
         "score_rejected": rejected["score"],
         "model_chosen": chosen["model"],
@@ -95,8 +95,8 @@ def _answer(completion: dict[str, Any]) -> Message:
 
 
 class Chosen(Stage):
-    """The chosen answers of pairs as dialogues: what plain SFT learns from the same data, which
-    is the control that says how much of a gain is DPO's."""
+    """Turns the chosen answers of pairs into dialogues. Plain SFT on them is the control that shows
+    how much of a gain comes from DPO."""
 
     kind = "chosen"
     makes = "dialogues"

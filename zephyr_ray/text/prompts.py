@@ -1,4 +1,4 @@
-"""Prompts: from a file of tasks, or grown from seed tasks by Self-Instruct (arXiv 2212.10560)."""
+"""Makes prompts from a file of tasks, or from seed tasks by Self-Instruct (arXiv 2212.10560)."""
 
 import random
 import re
@@ -14,44 +14,50 @@ from zephyr_ray.messages import user
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.repetition import loops
-from zephyr_ray.models.similarity import Kept, diversity
+from zephyr_ray.models.similarity import SimilarityIndex, diversity
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import FILE, Reads
 from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import numbered_jsonl
 
 IN_CONTEXT, MACHINE_MADE = 8, 2
-"""Tasks shown in one request, and how many of them are machine-made (Self-Instruct)."""
+"""Tasks shown per request, and how many of them at most are machine-made (Self-Instruct)."""
 CHAIN = 2
-"""Requests of one row, each showing tasks that the one before made."""
+"""Requests per row; each shows tasks from the replies before it."""
 NEW_TASKS = 8
+"""Tasks asked for per request."""
 LIST_TOKENS = 128
+"""Maximum tokens per list of new tasks."""
 MIN_WORDS, MAX_WORDS = 4, 150
+"""Words per instruction."""
 IMPOSSIBLE = re.compile(
     r"\b(images?|pictures?|photos?|graphs?|charts?|maps?|files?|videos?|audio|draw|plot|link|url)\b",
     re.IGNORECASE,
 )
-"""What a text model cannot do."""
-YIELD, LEAST_ROWS = 3, 24
-"""New tasks kept of one row, a low guess, and the rows of the smallest round: a second round starts
-its engines again, while rows that run beside each other cost little more than one."""
-ROUNDS = 4
+"""Matches tasks that a text model cannot do."""
+YIELD = 3
+"""New tasks kept per row, a low guess."""
+MIN_ROWS = 24
+"""Minimum rows per round: another round restarts the engines, while rows in one batch cost little
+more than a single row."""
+MAX_ROUNDS = 4
 
 
 class Tasks(Stage):
-    """Settings shared by both kinds: a file of tasks, and constraints drawn for them."""
+    """Settings shared by both kinds: a file of tasks, and random constraints for them."""
 
     seeds: Annotated[str, FILE]
     count: int | None = Field(None, ge=1)
+    """Number of prompts; by default one per task."""
     constrained: float = Field(1.0, ge=0, le=1)
-    """The share of prompts that carry a checkable constraint."""
+    """Share of the tasks without a constraint that get a random one."""
     seed: int = 0
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         list(read_tasks(files["seeds"]))
 
     def _row(self, number: int, task: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-        """A prompt row; a task without a constraint of its own is given one at random."""
+        """Returns a prompt row; a task without its own constraint may get a random one."""
         instruction, constraint = task["instruction"].strip(), task.get("constraint")
         if instruction[-1].isalnum():  # a sentence that states the constraint may follow
             instruction += "."
@@ -70,7 +76,7 @@ class Tasks(Stage):
 
 
 class Prompts(Tasks):
-    """The first `count` tasks of a file, as they are."""
+    """Takes the first `count` tasks of a file unchanged."""
 
     kind = "prompts"
     makes = "prompts"
@@ -79,7 +85,9 @@ class Prompts(Tasks):
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         tasks = len(list(read_tasks(files["seeds"])))
         if self.count and self.count > tasks:
-            raise Permanent(f"count is {self.count}, {files['seeds']} has {tasks} tasks")
+            raise Permanent(
+                f"count is {self.count}, {files['seeds']} has {tasks} tasks; lower count"
+            )
 
     def run(self, work: Work) -> None:
         tasks = list(read_tasks(work.files["seeds"]))[: self.count]
@@ -92,8 +100,8 @@ class Prompts(Tasks):
 
 
 class SelfInstruct(Tasks):
-    """`count` prompts: the seed tasks themselves, then new ones that a model writes in their
-    manner, kept when they differ from every kept one and from the `apart_from` prompts."""
+    """Makes `count` prompts: the seed tasks, then new tasks that a model writes in their style. A
+    new task is kept if it differs from all tasks kept before and from the `apart_from` prompts."""
 
     kind = "self_instruct"
     makes = "prompts"
@@ -102,29 +110,35 @@ class SelfInstruct(Tasks):
     model: Annotated[str, Reads("model")]
     count: int = Field(ge=1)
     apart_from: Annotated[str | None, Reads("prompts")] = None
-    """Prompts to stay apart from (held-out ones): exact and near duplicates are dropped."""
+    """Held-out prompts: tasks that are exact or near duplicates of one are dropped."""
     max_similarity: float = Field(0.7, gt=0, le=1)
     """ROUGE-L F above which two instructions count as near duplicates (Self-Instruct)."""
 
     def run(self, work: Work) -> None:
         rng = random.Random(self.seed)
         held_out = self._held_out(work)
-        seeds = [t for t in read_tasks(work.files["seeds"]) if not self._known(t, held_out, work)]
+        tasks = [
+            t for t in read_tasks(work.files["seeds"]) if not self._drop_held_out(t, held_out, work)
+        ]
+        seeds = [t["instruction"] for t in tasks]
         if not seeds:
-            raise Permanent(f"every seed task is a near duplicate of one of '{self.apart_from}'")
-        kept, tasks = Kept([t["instruction"] for t in seeds]), list(seeds)
+            raise Permanent(
+                f"every seed task is a near duplicate of one of '{self.apart_from}'; choose other "
+                "seeds"
+            )
+        kept = SimilarityIndex(seeds)
         work.counts["seeds"] = len(seeds)
         requests: list[dict[str, Any]] = []
         results: dict[str, list[str]] = {}
-        program = partial(invent, seeds=[t["instruction"] for t in seeds])
-        for _ in range(ROUNDS):
+        program = partial(invent, seeds=seeds)
+        for _ in range(MAX_ROUNDS):
             missing = self.count - len(tasks)
             if missing <= 0:
                 break
             start = len(requests)
             requests += [
                 {"id": f"r{start + i:05d}", "seed": rng.random()}
-                for i in range(max(LEAST_ROWS, missing // YIELD))
+                for i in range(max(MIN_ROWS, missing // YIELD))
             ]
             rows = run_rows(work, requests, program, [work.models[self.model]])
             for row in rows:
@@ -148,18 +162,26 @@ class SelfInstruct(Tasks):
     def expected(self, rows: dict[str, int]) -> int | None:
         return self.count
 
-    def _held_out(self, work: Work) -> Kept:
+    def _held_out(self, work: Work) -> SimilarityIndex:
         rows = work.inputs[self.apart_from].rows() if self.apart_from else []
-        return Kept([row["instruction"] for row in rows])
+        return SimilarityIndex([row["instruction"] for row in rows])
 
-    def _known(self, task: dict[str, Any], held_out: Kept, work: Work) -> bool:
+    def _drop_held_out(self, task: dict[str, Any], held_out: SimilarityIndex, work: Work) -> bool:
+        """Returns whether the task repeats a held-out prompt, and counts it if so."""
         nearest = held_out.nearest(task["instruction"], self.max_similarity)
         if nearest > self.max_similarity:
             rule = "held-out, exact" if nearest == 1.0 else "held-out, near"
             work.drop(rule, task["instruction"])
         return nearest > self.max_similarity
 
-    def _usable(self, task: dict[str, Any], kept: Kept, held_out: Kept, work: Work) -> bool:
+    def _usable(
+        self,
+        task: dict[str, Any],
+        kept: SimilarityIndex,
+        held_out: SimilarityIndex,
+        work: Work,
+    ) -> bool:
+        """Returns whether the task passes every filter, and counts the one that it fails."""
         instruction = task["instruction"]
         if not MIN_WORDS <= len(instruction.split()) <= MAX_WORDS:
             work.drop("length", instruction)
@@ -172,17 +194,17 @@ class SelfInstruct(Tasks):
         elif kept.nearest(instruction, self.max_similarity) > self.max_similarity:
             work.drop("near duplicate", instruction)
         else:
-            return not self._known(task, held_out, work)
+            return not self._drop_held_out(task, held_out, work)
         return False
 
 
 async def invent(row: dict[str, Any], ask: Ask, *, seeds: list[str]) -> dict[str, Any]:
-    """A chain of requests; each shows eight tasks, two of them made by the request before."""
+    """Asks a chain of requests for new tasks; each shows eight, up to two of them machine-made."""
     rng = random.Random(row["seed"])
-    made: list[str] = []
+    new_tasks: list[str] = []
     for _ in range(CHAIN):
-        own = rng.sample(made, min(MACHINE_MADE, len(made)))
-        shown = rng.sample(seeds, min(IN_CONTEXT - len(own), len(seeds))) + own
+        machine_made = rng.sample(new_tasks, min(MACHINE_MADE, len(new_tasks)))
+        shown = rng.sample(seeds, min(IN_CONTEXT - len(machine_made), len(seeds))) + machine_made
         rng.shuffle(shown)
         listed = "\n".join(f"{n}. {task}" for n, task in enumerate(shown, 1))
         reply = await ask(
@@ -196,12 +218,12 @@ async def invent(row: dict[str, Any], ask: Ask, *, seeds: list[str]) -> dict[str
             max_tokens=LIST_TOKENS,
             shown=False,
         )
-        made += read_list(reply.text, complete=reply.finish_reason == "stop")
-    return {"id": row["id"], "instructions": made}
+        new_tasks += read_list(reply.text, complete=reply.finish_reason == "stop")
+    return {"id": row["id"], "instructions": new_tasks}
 
 
 def read_list(text: str, complete: bool) -> list[str]:
-    """The items of a numbered list; the last one is left out when the text was cut off."""
+    """Returns the items of a numbered list, without the last one if the text was cut off."""
     items = [
         match.group(1).strip(" *\"'")
         for line in text.splitlines()
@@ -211,12 +233,13 @@ def read_list(text: str, complete: bool) -> list[str]:
 
 
 def read_tasks(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows `{"instruction": str, "constraint": {…} or absent}`; what is wrong names its line."""
+    """Yields rows `{"instruction": str, "constraint": {…} or absent}`. Raises Permanent with the
+    line number if one is invalid."""
     number = 0
     for number, row in numbered_jsonl(path):
         instruction = row.get("instruction")
         if not isinstance(instruction, str) or not instruction.strip():
-            raise Permanent(f'{path} line {number}: needs an "instruction", a text')
+            raise Permanent(f'{path} line {number}: needs an "instruction", a text; add one')
         if row.get("constraint"):
             try:
                 constraints.validate(row["constraint"])
@@ -224,4 +247,4 @@ def read_tasks(path: Path) -> Iterator[dict[str, Any]]:
                 raise Permanent(f"{path} line {number}: {error}") from None
         yield row
     if number == 0:
-        raise Permanent(f"{path} is empty; it needs one JSON object per line")
+        raise Permanent(f"{path} is empty; write one JSON object per line")

@@ -1,4 +1,4 @@
-"""Votes of people from `zephyr serve` as feedback, so that they can train the next round."""
+"""Reads people's votes from `zephyr serve` as feedback that can train the next round."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from zephyr_ray.store import numbered_jsonl
 
 
 class Votes(Stage):
-    """The rows of a votes file, such as runs/quickstart/votes.jsonl, checked."""
+    """Checks and takes the rows of a votes file, such as runs/quickstart/votes.jsonl."""
 
     kind = "votes"
     makes = "feedback"
@@ -28,14 +28,15 @@ class Votes(Stage):
 
 
 def read_votes(path: Path) -> list[dict[str, Any]]:
-    """Rows of feedback with two answers each; what is wrong names its line."""
+    """Returns rows of feedback with two answers each. Raises Permanent with the line number if one
+    is not a vote."""
     rows = []
     for number, row in numbered_jsonl(path):
         if not _is_vote(row):
-            raise Permanent(f"{path} line {number}: not a vote as zephyr serve writes it")
+            raise Permanent(f"{path} line {number}: not a vote that zephyr serve wrote; remove it")
         rows.append(row)
     if not rows:
-        raise Permanent(f"{path} has no votes; compare two models at the page of zephyr serve")
+        raise Permanent(f"{path} has no votes; compare two models on the page of zephyr serve")
     return rows
 
 

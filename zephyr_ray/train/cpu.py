@@ -7,7 +7,7 @@ from typing import Any
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep freed memory for reuse.
+    """Has malloc keep freed memory for reuse.
 
     By default glibc returns large tensors to the system and faults them in again at every step,
     measured as a third of the CPU time of a forward and backward pass (135M parameters, 340
@@ -20,7 +20,7 @@ def keep_freed_memory() -> None:
 
 
 def let_deepspeed_run_on_cpu() -> None:
-    """Make Hugging Face's libraries use DeepSpeed without an accelerator, which they would ignore.
+    """Makes Hugging Face's libraries use DeepSpeed without an accelerator, which they would ignore.
 
     Patches private names of the pinned versions; `reporter.refuse_other_engines` detects a version
     in which they have moved.

@@ -1,4 +1,4 @@
-"""Train on preference pairs: direct preference optimization against the frozen start model, the
+"""Trains on preference pairs: direct preference optimization against the frozen start model, the
 second half of Zephyr's recipe."""
 
 from collections.abc import Iterator
@@ -87,7 +87,7 @@ class Dpo(TrainingStage):
 
 
 def answer(chat: ChatFormat, messages: Messages) -> tuple[list[int], list[int]]:
-    """Return the tokens of the prompt, and of the last answer with its end token.
+    """Returns the tokens of the prompt, and of the last answer with its end token.
 
     A truncated answer has no end token, because it does not end by choice.
     """

@@ -1,4 +1,4 @@
-"""Load what training starts from, the weights and their chat format, and save what it makes."""
+"""Loads what training starts from, the weights and their chat format, and saves what it makes."""
 
 import importlib.util
 import shutil
@@ -13,7 +13,7 @@ from zephyr_ray.train.settings import Lora
 
 
 def load_model(weights: str, lora: Lora | None = None) -> Any:
-    """Load the start weights in fp32, or in 4 bits for QLoRA.
+    """Loads the start weights in fp32, or in 4 bits for QLoRA.
 
     Attention is FlashAttention if it is installed; else PyTorch's, with a mask that separates
     packed rows (transformers derives it from positions that restart).
@@ -31,14 +31,14 @@ def load_model(weights: str, lora: Lora | None = None) -> Any:
 
 
 def load_chat(weights: str) -> ChatFormat:
-    """Load the tokenizer of the start weights and return its chat format."""
+    """Loads the tokenizer of the start weights and returns its chat format."""
     from transformers import AutoTokenizer
 
     return ChatFormat.of(AutoTokenizer.from_pretrained(resolve(weights)))
 
 
 def four_bits() -> dict[str, Any]:
-    """Return the arguments of from_pretrained for QLoRA: NF4 on this worker's GPU, matrix products
+    """Returns the arguments of from_pretrained for QLoRA: NF4 on this worker's GPU, matrix products
     in bf16."""
     import torch
     from transformers import BitsAndBytesConfig
@@ -57,7 +57,7 @@ def need_bitsandbytes(what: str) -> None:
 
 
 def save(job: Job, trainer: Any) -> None:
-    """Write model/ in fp32, and adapter/ if an adapter was trained.
+    """Writes model/ in fp32, and adapter/ if an adapter was trained.
 
     Runs on every worker, because all take part in gathering the weights; rank 0 writes.
     """
@@ -77,7 +77,7 @@ def save(job: Job, trainer: Any) -> None:
 
 
 def write_model(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> None:
-    """Write the model with its tokenizer, whose padding and end tokens become the model's own.
+    """Writes the model with its tokenizer, whose padding and end tokens become the model's own.
 
     `state` are the weights, if the model object does not hold them all (ZeRO-3).
     """
@@ -90,7 +90,7 @@ def write_model(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> 
 
 
 def merged(job: Job) -> Any:
-    """Return the start model in full precision with the saved adapter added to its weights."""
+    """Returns the start model in full precision with the saved adapter added to its weights."""
     from peft import PeftModel
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 

@@ -1,4 +1,4 @@
-"""Objectives of the training stages: make a batch of rows, and losses and metrics of a batch.
+"""Objectives of the training stages: batches of rows, and losses and metrics of a batch.
 
 `TrainingSettings.objective` creates one, `trainer.Trainer` minimizes it. Logarithms are natural, so
 losses are in nats. Imports PyTorch and TRL: import this module only in a worker.
@@ -30,15 +30,15 @@ class Objective(ABC):
 
     @abstractmethod
     def collator(self, pad_token_id: int) -> Any:
-        """Return the function that makes a batch of rows."""
+        """Returns the function that makes a batch of rows."""
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """Return the arguments of the model; `labels` are -100 at untrained positions."""
+        """Returns the arguments of the model; `labels` are -100 at untrained positions."""
         return dict(batch)
 
     @abstractmethod
     def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Return the loss of every trained token or of every pair, and the metrics.
+        """Returns the loss of every trained token or of every pair, and the metrics.
 
         `output` is TRL's FusedCausalLMOutput. The trainer minimizes the mean over the global batch.
         If losses are per token, the batch must have `labels`: from them it counts a step's tokens.
@@ -51,7 +51,8 @@ class SftObjective(Objective):
     are packed, `seq_lengths`."""
 
     packing: bool
-    """Concatenate the rows of a batch, with positions that restart at each dialogue; else pad."""
+    """Concatenates the rows of a batch, with positions that restart at each dialogue; else pads
+    them."""
 
     fields = ("entropy", "is_top1")
 
@@ -116,13 +117,13 @@ class DpoObjective(Objective):
 
 
 def pair_log_probs(output: Any) -> tuple[Tensor, Tensor]:
-    """Return log π(y|x) of the chosen and of the rejected answers, each of shape (pairs,)."""
+    """Returns log π(y|x) of the chosen and of the rejected answers, each of shape (pairs,)."""
     chosen, rejected = output.log_probs.sum(dim=1).chunk(2)
     return chosen, rejected
 
 
 def token_nll(log_probs: Tensor, trained: Tensor) -> Tensor:
-    """Return the negative log-likelihood of every trained token (arXiv 2310.16944, section 3):
+    """Returns the negative log-likelihood of every trained token (arXiv 2310.16944, section 3):
     -log π(y_t|y_<t).
 
     `log_probs` and the boolean `trained` have one shape, the result has shape (trained tokens,).
@@ -131,7 +132,7 @@ def token_nll(log_probs: Tensor, trained: Tensor) -> Tensor:
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
-    """Return the DPO loss of every pair (arXiv 2305.18290, eq. 7): -log σ(β (chosen - rejected)).
+    """Returns the DPO loss of every pair (arXiv 2305.18290, eq. 7): -log σ(β (chosen - rejected)).
 
     `chosen` and `rejected` are log-ratios, log π(y|x) - log π_ref(y|x), summed over the answer's
     tokens; they and the result have shape (pairs,).
@@ -140,7 +141,7 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 
 
 def answer_nll(log_probs: Tensor, tokens: Tensor) -> Tensor:
-    """Return the negative log-likelihood per token of every answer (arXiv 2404.19733, the NLL term
+    """Returns the negative log-likelihood per token of every answer (arXiv 2404.19733, the NLL term
     of eq. 1): -log π(y|x) / |y|.
 
     `log_probs` is summed over the answer's tokens, `tokens` counts them; both and the result have

@@ -1,4 +1,4 @@
-"""Compute the pairs' log-probabilities under the frozen reference once, before training.
+"""Computes the pairs' log-probabilities under the frozen reference once, before training.
 
 Every worker scores its share of the pairs with the start model, before there is an engine for
 training, and writes each score to a journal; a restart scores only the missing ones. With ZeRO-3
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def with_reference(job: Job, objective: "Objective", data: Any) -> Any:
-    """Return the data set with the columns `ref_chosen_logps` and `ref_rejected_logps`: natural
+    """Returns the data set with the columns `ref_chosen_logps` and `ref_rejected_logps`: natural
     logarithms, summed over the answer's tokens."""
     import ray.train
     import torch.distributed
@@ -45,7 +45,7 @@ def with_reference(job: Job, objective: "Objective", data: Any) -> Any:
 
 
 def missing_rows(folder: Path, lengths: list[list[int]]) -> list[int]:
-    """Return the numbers of the rows without a score in the journal, longest first.
+    """Returns the numbers of the rows without a score in the journal, longest first.
 
     `lengths` are the tokens of the chosen and of the rejected sequence per row.
     """
@@ -55,7 +55,7 @@ def missing_rows(folder: Path, lengths: list[list[int]]) -> list[int]:
 
 
 def shares(rows: list[int], size: int, world: int) -> list[list[list[int]]]:
-    """Return every worker's batches of at most `size` rows.
+    """Returns every worker's batches of at most `size` rows.
 
     Rows are dealt out in turn, for equal work and batches of similar lengths. All workers get the
     same number of batches, some of them empty, because they gather a split model together.
@@ -68,7 +68,7 @@ def shares(rows: list[int], size: int, world: int) -> list[list[list[int]]]:
 def _scores(
     job: Job, objective: "Objective", data: Any, batches: list[list[int]]
 ) -> Iterator[tuple[int, float, float]]:
-    """Yield row number, chosen and rejected log-probability; an empty batch computes row 0."""
+    """Yields row number, chosen and rejected log-probability; an empty batch computes row 0."""
     import torch
 
     from zephyr_ray.train.objectives import pair_log_probs
@@ -87,7 +87,7 @@ def _scores(
 
 @contextmanager
 def _start_model(job: Job) -> Iterator[tuple[Any, str]]:
-    """Yield the start model, on this worker's device or split over all workers, and the device."""
+    """Yields the start model, on this worker's device or split over all workers, and the device."""
     import torch
     from trl.trainer.utils import add_fused_lm_head
 

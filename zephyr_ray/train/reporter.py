@@ -1,5 +1,5 @@
-"""Follow training from inside a worker: check the engine and the loss, write steps, report
-checkpoints and resume from them.
+"""Follows training from inside a worker: checks the engine and the loss, writes steps, reports
+checkpoints and resumes from them.
 
 Imports transformers: import this module only in a worker.
 """
@@ -85,7 +85,7 @@ def refuse_other_engines(engine: Any, zero: int) -> None:
 
 
 def last_checkpoint(job: Job) -> str | None:
-    """Return the last checkpoint that all workers reported, and remove all others, which may be
+    """Returns the last checkpoint that all workers reported, and removes all others, which may be
     half written. Runs on every worker."""
     reported = ray.train.get_checkpoint()
     context = ray.train.get_context()
@@ -105,7 +105,7 @@ def last_checkpoint(job: Job) -> str | None:
 
 
 def fits(checkpoint: Path, zero: int, workers: int) -> bool:
-    """Return whether DeepSpeed wrote the checkpoint at this ZeRO stage with this many workers.
+    """Returns whether DeepSpeed wrote the checkpoint at this ZeRO stage with this many workers.
 
     Without ZeRO one file holds everything, for any number of workers. Stages 1 and 2 write a part
     of the optimizer per worker, stage 3 also a part of the model.

@@ -73,7 +73,7 @@ class TrainingSettings(Stage):
     micro_batch: Annotated[int, OPERATIONAL] = Field(4, ge=1)
     """Maximum rows per forward pass on one worker."""
     gradient_checkpointing: Annotated[bool, OPERATIONAL] = False
-    """Store one activation per layer and recompute the rest in the backward pass."""
+    """Stores one activation per layer and recomputes the rest in the backward pass."""
     offload: Annotated[Literal["none", "optimizer", "all"], OPERATIONAL] = "none"
     """Part of a worker's share kept in CPU memory, not on the GPU: the optimizer state (zero 1 to
     3), or also the weights (zero 3)."""
@@ -84,7 +84,7 @@ class TrainingSettings(Stage):
     """Optimizer steps between two checkpoints."""
 
     def objective(self) -> "Objective":
-        """Return the loss and metrics; called in a worker, because it imports PyTorch and TRL."""
+        """Returns the loss and metrics; called in a worker, because it imports PyTorch and TRL."""
         raise NotImplementedError
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
@@ -100,7 +100,7 @@ class TrainingSettings(Stage):
             raise Permanent(f"offload: {self.offload} needs zero: {least}, not zero: {self.zero}")
 
     def batches(self) -> tuple[int, int]:
-        """Return rows per forward pass on one worker, and forward passes per step.
+        """Returns rows per forward pass on one worker, and forward passes per step.
 
         Raises Permanent if the global batch cannot be split evenly over the workers.
         """
@@ -114,7 +114,7 @@ class TrainingSettings(Stage):
         return micro, share // micro
 
     def order(self, lengths: list[int]) -> list[int]:
-        """Return row numbers in training order: whole steps, the same for any number of workers.
+        """Returns row numbers in training order: whole steps, the same for any number of workers.
 
         Each epoch is shuffled anew; rows of one more epoch fill the last step. Within a step, where
         order does not change the result, rows are sorted by length to save padding.
@@ -131,7 +131,7 @@ class TrainingSettings(Stage):
         return [row for batch in batches for row in sorted(batch, key=lambda row: -lengths[row])]
 
     def deepspeed(self) -> dict[str, Any]:
-        """Return the DeepSpeed configuration.
+        """Returns the DeepSpeed configuration.
 
         `torch_autocast` keeps weights in fp32; rounding them to bf16 between stages would lose the
         small updates of preference training.

@@ -1,4 +1,4 @@
-"""Fine-tune a model on dialogues: supervised fine-tuning, the first half of Zephyr's recipe."""
+"""Fine-tunes a model on dialogues: supervised fine-tuning, the first half of Zephyr's recipe."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -35,7 +35,7 @@ class Sft(TrainingStage):
     global_batch: int = Field(512, ge=1)
     max_length: int = Field(2048, ge=16)
     packing: bool = True
-    """Fill sequences of max_length with several dialogues, which do not attend to each other."""
+    """Fills sequences of max_length with several dialogues, which do not attend to each other."""
 
     def objective(self) -> "Objective":
         from zephyr_ray.train.objectives import SftObjective

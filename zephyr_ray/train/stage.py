@@ -1,4 +1,4 @@
-"""What sft and dpo share as stages: how they run, processors, memory, disk, and the report."""
+"""Defines what sft and dpo share as stages: run, report section, processors, memory and checks."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from zephyr_ray.chat import ChatFormat
 from zephyr_ray.demand import Footprint, Processors
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models.headers import tensors
+from zephyr_ray.models.headers import tensor_shapes
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.section import Section
 from zephyr_ray.stage import Work, log
@@ -19,7 +19,7 @@ from zephyr_ray.train.settings import TrainingSettings
 from zephyr_ray.train.workers import train
 
 CHECKPOINTS = 2
-"""Checkpoints on disk at once: the last one, and the one that is being written."""
+"""Checkpoints on disk at once: the last complete one, and the one being written."""
 
 
 class TrainingStage(TrainingSettings):
@@ -59,20 +59,22 @@ class TrainingStage(TrainingSettings):
         shape = start.shape()
         if shape is None:
             return Footprint()
-        state = memory.training(self, shape)
+        needed = memory.worker_memory(self, shape)
         return Footprint(
-            memory=self.workers * (state.host + (0 if self.gpus_per_worker else state.total)),
+            memory=self.workers * (needed.host + (0 if self.gpus_per_worker else needed.total)),
             artifact=4 * shape.parameters,  # fp32
-            scratch=CHECKPOINTS * 16 * shape.parameters,  # fp32 weights and optimiser state
+            scratch=CHECKPOINTS * 16 * shape.parameters,  # fp32 weights and optimizer state
         )
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
-        """Raises Permanent if adapters are to go onto modules that the model does not have."""
+        """Raises Permanent if lora.targets names a module that the model does not have."""
         [start] = models.values()
-        modules = {f".{name.rpartition('.')[0]}" for name in tensors(resolve(start.main.origin))}
+        modules = {
+            f".{name.rpartition('.')[0]}" for name in tensor_shapes(resolve(start.main.origin))
+        }
         for target in (self.lora and self.lora.targets) or []:
             if not any(module.endswith(f".{target}") for module in modules):
-                known = sorted({module.rpartition(".")[2] for module in modules})
+                names = sorted({module.rpartition(".")[2] for module in modules})
                 raise Permanent(
-                    f"lora.targets: the model has no module '{target}'; it has {', '.join(known)}"
+                    f"lora.targets: the model has no module '{target}'; it has {', '.join(names)}"
                 )

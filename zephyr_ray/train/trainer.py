@@ -1,4 +1,4 @@
-"""Minimize an objective with TRL's trainer.
+"""Minimizes an objective with TRL's trainer.
 
 Imports TRL, which takes seconds: import this module only in a worker.
 """
@@ -38,7 +38,7 @@ class Trainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Return this worker's part of the step's mean loss.
+        """Returns this worker's part of the step's mean loss.
 
         transformers averages over forward passes unless it has counted the step's trained tokens
         over all workers (`num_items_in_batch`), and DeepSpeed averages gradients over workers.
@@ -58,7 +58,8 @@ class Trainer(SFTTrainer):
         return loss
 
     def _record(self, metrics: Metrics, mask: Tensor) -> None:
-        """Store the metrics of one forward pass of all workers, and the tokens seen since start."""
+        """Stores the metrics of one forward pass of all workers, and the tokens seen since
+        start."""
         terms = metrics.values()
         sums = torch.stack([*(term.detach().double().sum() for term in terms), mask.double().sum()])
         counts = sums.new_tensor([*(term.numel() for term in terms), 1])
@@ -69,7 +70,7 @@ class Trainer(SFTTrainer):
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
 
     def save_model(self, output_dir: Any = None, _internal_call: bool = False) -> None:
-        """Write nothing: a checkpoint is the engine's state alone, without a copy of the model."""
+        """Writes nothing: a checkpoint is the engine's state alone, without a copy of the model."""
         if not _internal_call:
             raise AssertionError("the model is saved by train.model.save")
 

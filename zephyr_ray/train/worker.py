@@ -1,5 +1,5 @@
-"""One training worker: train the objective with TRL's trainer on a DeepSpeed engine, from the last
-reported checkpoint on, and save the model."""
+"""One training worker: trains the objective with TRL's trainer on a DeepSpeed engine, from the last
+reported checkpoint on, and saves the model."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ from zephyr_ray.train.settings import Lora
 
 
 def run_worker(config: dict[str, Any]) -> None:
-    """Run one Ray Train worker.
+    """Runs one Ray Train worker.
 
     Permanent errors go to a file, because Ray would retry an exception.
     """
@@ -67,7 +67,7 @@ def _train_and_save(job: Job) -> None:
 
 
 def trainer_arguments(job: Job) -> dict[str, Any]:
-    """Return the arguments of TRL's SFTConfig."""
+    """Returns the arguments of TRL's SFTConfig."""
     import torch
 
     settings = job.settings
@@ -107,7 +107,7 @@ def trainer_arguments(job: Job) -> dict[str, Any]:
 
 
 def adapter_config(lora: Lora | None) -> Any:
-    """Return PEFT's configuration of the adapters, or None if the whole model is trained."""
+    """Returns PEFT's configuration of the adapters, or None if the whole model is trained."""
     from peft import LoraConfig
 
     return lora and LoraConfig(

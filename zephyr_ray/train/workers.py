@@ -1,4 +1,4 @@
-"""Train on Ray Train workers: the driver's side.
+"""Trains on Ray Train workers: the driver's side.
 
 The driver prepares rows and a job (plain values) and calls `train`. Workers answer through files on
 storage: steps in a journal, state in checkpoints, a permanent error in a file of its own.
@@ -26,7 +26,7 @@ STEPS = "metrics.jsonl"
 
 
 def train(work: Work, job: Job) -> None:
-    """Run the job to its end: write model/ and metrics.jsonl, count steps and the final loss.
+    """Runs the job to its end: writes model/ and metrics.jsonl, counts steps and the final loss.
 
     Call it from the main thread, because Ray Train replaces the interrupt handler.
     """
@@ -70,7 +70,7 @@ def train(work: Work, job: Job) -> None:
 
 
 def _discard_torn_state(job: Job) -> None:
-    """Remove Ray's run state if a kill left it half written (Ray writes it in place, and could not
+    """Removes Ray's run state if a kill left it half written (Ray writes it in place, and could not
     read it again)."""
     state = job.checkpoints / "checkpoint_manager_snapshot.json"
     try:
@@ -84,7 +84,7 @@ def _discard_torn_state(job: Job) -> None:
 
 @contextmanager
 def _followed(work: Work, job: Job) -> Iterator[None]:
-    """Show training's steps as progress and log their metrics while the context is open."""
+    """Shows training's steps as progress and logs their metrics while the context is open."""
     journal, finished = work.journal("steps"), threading.Event()
     work.progress.unit, work.progress.total = "steps", job.steps
 
@@ -119,7 +119,7 @@ def _followed(work: Work, job: Job) -> Iterator[None]:
 
 @contextmanager
 def _interrupt_restored() -> Iterator[None]:
-    """Restore the handler of Ctrl-C, which Ray Train replaces for good."""
+    """Restores the handler of Ctrl-C, which Ray Train replaces permanently."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield

@@ -1,0 +1,188 @@
+"""Prints the estimate below the plan's table: a few lines per stage that is still to do."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from zephyr_ray.demand import Calls
+from zephyr_ray.engines.model import RecipeModel
+from zephyr_ray.estimate import training
+from zephyr_ray.formatting import gib, hours, millions
+from zephyr_ray.manifest import read_manifest
+from zephyr_ray.models.shapes import find_shape
+from zephyr_ray.plan import Step
+from zephyr_ray.recipe import Recipe
+from zephyr_ray.store import Store
+from zephyr_ray.train.settings import TrainingSettings
+
+CHARACTERS = 4.0
+"""Approximate characters of English text per token."""
+
+
+def print_estimate(recipe: Recipe, store: Store, steps: list[Step]) -> None:
+    lines = estimate_lines(recipe, store, steps)
+    if lines:
+        Console().print(Text("\n" + "\n".join(lines)), soft_wrap=True)
+
+
+def estimate_lines(recipe: Recipe, store: Store, steps: list[Step]) -> list[str]:
+    """Returns the estimate as text, empty if nothing is to do."""
+    lines: list[str] = []
+    dollars, paid_calls, unpriced = 0.0, 0.0, set()
+    rows = {step.name: step.rows for step in steps if step.rows is not None}
+    row_tokens = _row_tokens(recipe, steps)
+    for step in steps:
+        if step.artifact:
+            continue
+        if isinstance(step.stage, TrainingSettings):
+            lines += _training_lines(recipe, store, step, rows, row_tokens)
+            continue
+        rate, source = _rate(recipe, store, step)
+        if rate and step.rows:
+            lines.append(f"{step.name}: {hours(step.rows / rate / 3600)} ({source})")
+        reads = {name: recipe.stages[name] for name in recipe.stages_read(step.stage)}
+        for name, calls in step.stage.calls(rows, reads).items():
+            model = recipe.models[name]
+            if not model.settings.calls_counted:
+                continue
+            lines += _call_lines(recipe, step, model, calls)
+            if model.settings.metered:
+                paid_calls += calls.calls
+                price = model.settings.dollars(calls)
+                dollars += price or 0
+                if price is None:
+                    unpriced.add(name)
+    if paid_calls:
+        missing = f", without {', '.join(sorted(unpriced))} (set price:)" if unpriced else ""
+        lines.append(f"all endpoints: ≤ {paid_calls:,.0f} calls, about ${dollars:,.0f}{missing}")
+    return lines
+
+
+def _training_lines(
+    recipe: Recipe, store: Store, step: Step, rows: dict[str, int], row_tokens: dict[str, float]
+) -> list[str]:
+    stage: Any = step.stage
+    weights = recipe.models[stage.model].main.origin
+    shape = find_shape(weights)
+    if shape is None:
+        return [_no_estimate(step.name, weights)]
+    rate, source = _rate(recipe, store, step)
+    hardware = recipe.hardware
+    estimate = training.estimate(
+        stage, shape, hardware, rows.get(stage.data), row_tokens.get(stage.data), rate
+    )
+    lines = [f"{step.name}: {weights}, {estimate.parameters:,} parameters"]
+    if estimate.trained != estimate.parameters:
+        lines[0] += f", {estimate.trained:,} trained"
+    lines.append(f"  memory  {_memory(estimate, stage)}")
+    if estimate.fits is False:
+        lines.append(f"  does not fit {hardware.gpu_memory_gib:g} GiB: {estimate.advice}")  # type: ignore[union-attr]
+    elif estimate.fits:
+        largest = f"{estimate.largest_micro_batch}"
+        if estimate.largest_micro_batch == stage.global_batch // stage.workers:
+            largest += " (the global batch per worker)"
+        lines.append(
+            f"  fits {hardware.gpu_memory_gib:g} GiB; micro batch {estimate.micro_batch}, "  # type: ignore[union-attr]
+            f"maximum {largest}"
+        )
+    bound = "≤ " if estimate.upper_bound else ""
+    if estimate.steps and estimate.tokens and estimate.sequences:
+        epochs = "" if stage.epochs == 1 else f" × {stage.epochs:g} epochs"
+        lines.append(
+            f"  work    {bound}{estimate.sequences:,} {stage.unit}{epochs} in "
+            f"{bound}{estimate.steps:,} steps of {stage.global_batch}, "
+            f"{bound}{millions(estimate.tokens)} tokens"
+        )
+    if estimate.hours:
+        basis = source or f"at {hardware.tflops:g} TFLOP/s per GPU"  # type: ignore[union-attr]
+        basis += ", without the cost of offload" if stage.offload != "none" else ""
+        lines.append(f"  time    {'' if source else bound}{hours(estimate.hours)} ({basis})")
+    elif estimate.steps:
+        lines.append("  time    unknown; set hardware: {tflops: …} or {rows_per_second: …}")
+    return lines
+
+
+def _memory(estimate: training.TrainingEstimate, stage: TrainingSettings) -> str:
+    parts = estimate.memory
+    device = "GPU" if stage.gpus_per_worker else "worker"
+    shares = {
+        "weights": parts.weights,
+        "gradients": parts.gradients,
+        "optimizer state": parts.optimizer,
+        "activations": parts.activations,
+        "buffers": parts.buffers,
+        "reserve": parts.reserve,
+    }
+    listed = ", ".join(f"{purpose} {gib(size)}" for purpose, size in shares.items() if size)
+    devices = f"{stage.workers} {device}{'s' if stage.workers > 1 else ''}, ZeRO-{stage.zero}"
+    text = f"{gib(parts.total)} per {device} ({devices}): {listed}"
+    return text + (f"; CPU memory {gib(parts.host)} per worker" if parts.host else "")
+
+
+def _call_lines(recipe: Recipe, step: Step, model: RecipeModel, calls: Calls) -> list[str]:
+    tokens = millions(calls.tokens_in + calls.tokens_out)
+    text = f"{step.name}: {model.name}, ≤ {calls.calls:,.0f} calls, about {tokens} tokens"
+    if model.settings.metered:
+        dollars = model.settings.dollars(calls)
+        return [
+            text
+            + (f", about ${dollars:,.0f}" if dollars is not None else ", no price (set price:)")
+        ]
+    if "weights" not in model.weights:
+        return [text]
+    shape = find_shape(model.main.origin)
+    if shape is None:
+        return [text, _no_estimate(f"  {model.name}", model.main.origin)]
+    gpu_gib = recipe.hardware.gpu_memory_gib if recipe.hardware else None
+    return [text, f"  memory  {model.settings.describe_memory(shape, gpu_gib)}"]
+
+
+def _rate(recipe: Recipe, store: Store, step: Step) -> tuple[float | None, str]:
+    """Returns (rows, sequences or pairs per second, over all workers; the source of the rate):
+    stated in the recipe, else measured in an earlier run of it."""
+    stated = recipe.hardware and recipe.hardware.rows_per_second.get(step.name)
+    if stated:
+        return stated, f"at {stated:g} {_unit(step)} per second, as stated"
+    newest: tuple[str, float] = ("", 0)
+    for path in store.root.glob(f"{step.stage.kind}-*/manifest.json"):
+        try:
+            manifest = read_manifest(path.parent)
+            counts, seconds = manifest.counts, manifest.seconds
+            is_same = (manifest.recipe, manifest.name) == (recipe.name, step.name)
+            # The seconds of a training include its start: loading, packing, the reference.
+            rows = counts.get("sequences", counts["rows"]) * manifest.settings.get("epochs", 1)
+            if is_same and seconds > 0 and manifest.created > newest[0]:
+                newest = (manifest.created, rows / seconds)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return (
+        (newest[1], f"at {newest[1]:.2g} {_unit(step)} per second, as measured {newest[0][:10]}")
+        if newest[1]
+        else (None, "")
+    )
+
+
+def _unit(step: Step) -> str:
+    return str(getattr(step.stage, "unit", "rows"))
+
+
+def _row_tokens(recipe: Recipe, steps: list[Step]) -> dict[str, float]:
+    """Returns the mean tokens per row of each stage's artifact, where they are known."""
+    tokens: dict[str, float] = {}
+    for step in steps:
+        counts = step.artifact.manifest.counts if step.artifact else {}
+        mean = step.stage.row_tokens(tokens)
+        if counts.get("characters") and counts.get("rows"):
+            mean = counts["characters"] / counts["rows"] / CHARACTERS
+        if mean is not None:
+            tokens[step.name] = mean
+    return tokens
+
+
+def _no_estimate(name: str, weights: str) -> str:
+    return (
+        f"{name}: no estimate: the config.json of {weights} is missing here and on the hub, or its "
+        "architecture is not supported (mixture of experts); put a config.json into a folder and "
+        "set weights: FOLDER"
+    )
