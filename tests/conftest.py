@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny random Llama with a ChatML tokenizer, and one small Ray cluster."""
+"""Defines shared fixtures: a tiny random Llama with a ChatML tokenizer, and a small Ray cluster."""
 
 import os
 from collections.abc import Iterator
@@ -11,15 +11,21 @@ from serving import Service, served
 from xdist.scheduler import LoadFileScheduling
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
-# Pytest is no `uv run`: without this Ray may ship the whole checkout to its workers.
+# Pytest is not run by uv; without this, Ray may copy the complete checkout to its workers.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 
-DEAR = ["test_pipeline.py", "test_serve.py", "test_train.py", "test_openai.py", "test_rows.py"]
-"""Files of minutes: they start first, so that none is left for the end."""
+SLOW_FILES = [
+    "test_pipeline.py",
+    "test_serve.py",
+    "test_train.py",
+    "test_openai.py",
+    "test_rows.py",
+]
+"""Files that take minutes; they start first, so that none runs alone at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: (DEAR + [item.path.name]).index(item.path.name))
+    items.sort(key=lambda item: (SLOW_FILES + [item.path.name]).index(item.path.name))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
@@ -27,7 +33,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
 
 
 class ByFixtures(LoadFileScheduling):
-    """A file runs in one process, as its fixtures are dear; so do the two that share a service."""
+    """Runs each file in one process, because fixtures are expensive, and the two that share a
+    service in the same one."""
 
     def _split_scope(self, nodeid: str) -> str:
         return super()._split_scope(nodeid).replace("test_page.py", "test_serve.py")
@@ -38,7 +45,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random fp32 Llama: context 512, head size 32 (vLLM on CPU wants that)."""
+    """Makes a random fp32 Llama with context 512 and head size 32 (required by vLLM on a CPU)."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import (
@@ -99,7 +106,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A Ray cluster of this process, four logical CPUs whatever the machine has."""
+    """Starts a Ray cluster with four logical CPUs, whatever the machine has."""
     import ray
 
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")

@@ -20,12 +20,12 @@ class Scripted:
 
     def __init__(self, *answers: str | Reply):
         self._answers = iter(answers)
-        self.asked: list[tuple[list[Message], int, bool]] = []
+        self.requests: list[tuple[list[Message], int, bool]] = []
 
     async def __call__(
-        self, messages: list[Message], *, max_tokens: int, shown: bool = True
+        self, messages: list[Message], *, max_tokens: int, with_demonstrations: bool = True
     ) -> Reply:
-        self.asked.append((plain(messages), max_tokens, shown))
+        self.requests.append((plain(messages), max_tokens, with_demonstrations))
         answer = next(self._answers)
         return answer if isinstance(answer, Reply) else Reply(answer, "stop", 5, 3)
 
@@ -47,21 +47,21 @@ def run(stage: Stage, work: Work) -> list[dict[str, Any]]:
 
 
 def run_here(monkeypatch: pytest.MonkeyPatch, module: ModuleType, engine: Any = None) -> None:
-    """Replaces the module's `run_rows`. Rows are asked in order, of the models' own engines, or of
-    `engine`, which gives each row its `ask_for(model, row)`."""
+    """Replaces the module's `run_rows`. Rows run in order, on the models' own engines or on
+    `engine`, whose `ask_for(model, row)` gives each row its `ask`."""
 
     def run_rows(
         work: Work, rows: list[dict[str, Any]], program: Any, models: list[Model]
     ) -> list[dict[str, Any]]:
-        started = {m.name: (m, engine or m.settings.start(work.seed)) for m in models}
+        engines = {m.name: (m, engine or m.settings.start(work.seed)) for m in models}
 
         async def one(row: dict[str, Any]) -> dict[str, Any]:
-            model, answering = started[row.get("member", models[0].name)]
-            return dict(await program(row, answering.ask_for(model, row)))
+            model, started_engine = engines[row.get("member", models[0].name)]
+            return dict(await program(row, started_engine.ask_for(model, row)))
 
-        async def every() -> list[dict[str, Any]]:
+        async def all_rows() -> list[dict[str, Any]]:
             return [await one(row) for row in rows]
 
-        return asyncio.run(every())
+        return asyncio.run(all_rows())
 
     monkeypatch.setattr(module, "run_rows", run_rows)

@@ -1,4 +1,4 @@
-"""The `zephyr` command: talking to the model of a run, and what it says when it cannot."""
+"""Tests the `zephyr` command: chat with a model of a run, and error lines."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from zephyr_ray.run_folder import models_of
 
 
 def add_model(run: Path, name: str, created: str, model: Path | None = None) -> None:
-    """What a finished run leaves: an artifact in the store, and a link to its model."""
+    """Makes an artifact in the store and a link to its model, as a finished run does."""
     artifact = run.parent / "store" / f"sft-{name}"
     if model:
         shutil.copytree(model, artifact / "model")
@@ -37,7 +37,7 @@ def test_the_newest_model_of_a_run_comes_last(tmp_path: Path) -> None:
     ]
 
 
-def test_what_a_model_started_from_can_be_talked_to(tmp_path: Path) -> None:
+def test_the_start_model_of_a_run_can_be_chatted_with(tmp_path: Path) -> None:
     run = tmp_path / "demo"
     add_model(run, "sft", "2026-01-01")
     manifest = tmp_path / "store" / "sft-sft" / "manifest.json"
@@ -49,16 +49,20 @@ def test_what_a_model_started_from_can_be_talked_to(tmp_path: Path) -> None:
 def test_an_unknown_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00")
     assert cli.main(["chat", str(tmp_path / "demo"), "--model", "dpo"]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err == f"error: {tmp_path / 'demo'} has no model 'dpo'; it has sft\n"
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == f"error: {tmp_path / 'demo'} has no model 'dpo'; it has sft\n"
 
 
-def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_folder_that_is_not_a_run_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert cli.main(["chat", str(tmp_path / "nothing")]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith(f"error: there is no folder {tmp_path / 'nothing'}; run its recipe")
-    assert said.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert output.err.startswith(
+        f"error: there is no folder {tmp_path / 'nothing'}; run its recipe"
+    )
+    assert output.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -71,17 +75,17 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.Capt
         (["--context", "3"], "--context: "),
     ],
 )
-def test_what_cannot_be_served_is_one_line_before_ray_starts(
+def test_wrong_serve_options_are_one_line_before_ray_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], line: str
 ) -> None:
     add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00")
     port = str(free_port())
     assert cli.main(["serve", str(tmp_path / "demo"), "--port", port, *options]) == 2
-    said = capsys.readouterr()
-    assert line in said.err and said.err.count("\n") == 1 and said.out == ""
+    output = capsys.readouterr()
+    assert line in output.err and output.err.count("\n") == 1 and output.out == ""
 
 
-def test_an_address_without_its_scheme_is_told(capsys: pytest.CaptureFixture) -> None:
+def test_an_address_without_a_scheme_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["chat", "127.0.0.1:8000"]) == 2
     assert "an address begins with http:// or https://" in capsys.readouterr().err
 
@@ -90,8 +94,8 @@ def test_a_damaged_manifest_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00")
     (tmp_path / "store" / "sft-sft" / "manifest.json").unlink()
     assert cli.main(["chat", str(tmp_path / "demo")]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("error: ") and said.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1
 
 
 def test_plan_and_run_take_the_pipelines_arguments(
@@ -109,7 +113,7 @@ def test_plan_and_run_take_the_pipelines_arguments(
 
 
 def test_chat_answers_what_is_piped_in(tmp_path: Path, tiny_model: Path) -> None:
-    """Two questions are answered, and one too long for the model does not end the talk."""
+    """Two questions are answered; one too long for the model does not end the conversation."""
     add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00", tiny_model)
     questions = ["Hello.", "long " * 400, "", "Still there?"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Content keys of every stage of the shipped recipes: a changed key makes users repeat the work."""
+"""Tests the content keys of the shipped recipes: a changed key makes users repeat the work."""
 
 import json
 from pathlib import Path
@@ -22,8 +22,8 @@ def keys(name: str, storage: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_keys_are_golden(name: str, tmp_path: Path) -> None:
-    """If a key must change, raise the version of the kind that means something else, and write
-    the new keys: python tests/test_golden_keys.py"""
+    """To change a key, raise the version of the kind whose meaning changes, and write the new keys:
+    python tests/test_golden_keys.py"""
     assert keys(name, tmp_path) == json.loads(GOLDEN.read_text(encoding="utf-8"))[name]
 
 
@@ -31,5 +31,5 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: keys(name, Path(folder)) for name in RECIPES}
-    GOLDEN.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        golden = {name: keys(name, Path(folder)) for name in RECIPES}
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")

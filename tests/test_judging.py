@@ -2,10 +2,12 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
+from zephyr_ray.engines import rules
 from zephyr_ray.engines.rules import RulesJudge, RulesSettings
 from zephyr_ray.judges import FORMS
 from zephyr_ray.judges.pairwise import read_ranking
@@ -25,9 +27,9 @@ class Scripted:
         self.replies, self.questions = list(answers), []  # type: list[str], list[str]
 
     async def __call__(
-        self, messages: list[Message], *, max_tokens: int, shown: bool = True
+        self, messages: list[Message], *, max_tokens: int, with_demonstrations: bool = True
     ) -> Reply:
-        assert not shown, "a judge's question is not the row's task"
+        assert not with_demonstrations, "a judge's question is not the row's task"
         self.questions.append(messages[-1]["content"])
         return Reply(self.replies.pop(0), "stop")
 
@@ -155,6 +157,15 @@ def test_a_model_scores_one_answer() -> None:
     assert "Say hello." in ask.questions[0] and "Hello!" in ask.questions[0]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_model_is_asked_about_the_prompt_with_its_constraint(form: str) -> None:
+    row = {"prompt": "Name pets. Give 2 bullets.", "instruction": "Name pets.", "constraint": {}}
+    answers = [{"text": text, "finish_reason": "stop"} for text in ("A cat.", "A dog.")]
+    ask = Scripted("no", "no")
+    asyncio.run(FORMS[form].judge(row, answers[: len(FORMS[form].fields)], ask))
+    assert ask.questions and all(row["prompt"] in text for text in ask.questions)
+
+
 RULES = RulesJudge(RulesSettings())
 LIST = {
     "instruction": "Name pets.",
@@ -208,3 +219,72 @@ def test_rules_prefer_the_answer_that_passes_more(first: str, second: str, verdi
     result = asyncio.run(RULES.judge("pairwise", LIST, answers))
     assert result["verdict"] == verdict
     assert [s["score"] for s in result["scores"]] == [rated(first)["score"], rated(second)["score"]]
+
+
+class Places:
+    """A sentence encoder: a text is as many tokens as it has words; each word has its direction."""
+
+    DIRECTIONS: ClassVar[dict[str, tuple[float, float]]] = {
+        "same": (1, 0),
+        "near": (0.6, 0.8),  # cosine 0.6 to "same"
+        "other": (0, 1),
+        "far": (-1, 0),
+    }
+
+    def __call__(self, text: Any = None, **batch: Any) -> Any:
+        import torch
+
+        if text is None:  # as the model: one state per token
+            return SimpleNamespace(last_hidden_state=batch["states"])
+        states = [self.DIRECTIONS[word] for word in text.split()]
+        return {"states": torch.tensor([states], dtype=torch.float64)}
+
+    def eval(self) -> "Places":
+        return self
+
+
+@pytest.fixture
+def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    for part in ("AutoTokenizer", "AutoModel"):
+        fake = SimpleNamespace(from_pretrained=lambda folder: Places())
+        monkeypatch.setattr(transformers, part, fake)
+    monkeypatch.setattr(rules, "resolve", Path)
+
+
+def on_topic(instruction: str, text: str, least: float = 0.3) -> tuple[bool, str]:
+    judge = RulesJudge(RulesSettings(relevance="encoder", relevance_min=least))
+    row = {"prompt": "other", "instruction": instruction, "constraint": None}
+    judged = judge.score(row, {"text": text, "finish_reason": "stop"})
+    assert set(judged["checks"]) == {"ended", "no_loop", "on_topic"}
+    return judged["checks"]["on_topic"], judged["reason"]
+
+
+@pytest.mark.usefixtures("encoder")
+@pytest.mark.parametrize(
+    ("text", "similarity", "held"),
+    [
+        ("same", "1.00", True),
+        ("near", "0.60", True),
+        ("other", "0.00", False),
+        ("far", "-1.00", False),
+        # The mean of all tokens: (1 + 0, 0 + 1) / 2.
+        ("same other", "0.71", True),
+        ("other same", "0.71", True),
+        ("same far far", "-1.00", False),
+        ("far same same", "1.00", True),
+    ],
+)
+def test_an_answer_like_its_instruction_is_on_topic(text: str, similarity: str, held: bool) -> None:
+    assert on_topic("same", text) == (held, f"similarity to the task {similarity}")
+
+
+@pytest.mark.usefixtures("encoder")
+@pytest.mark.parametrize(("least", "held"), [(1.0, True), (1.01, False), (0.99, True)])
+def test_a_similarity_of_exactly_relevance_min_is_on_topic(least: float, held: bool) -> None:
+    assert on_topic("same", "same", least)[0] is held
+
+
+def test_without_an_encoder_the_topic_is_no_check() -> None:
+    assert "on_topic" not in rated("Hello!", row=ROW)["checks"]

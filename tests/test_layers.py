@@ -1,4 +1,4 @@
-"""What the linter's contracts cannot say: nothing branches on a kind, an engine or what is made."""
+"""Tests that only owners branch on a kind, an engine or an artifact type, which linters cannot."""
 
 import ast
 import tomllib
@@ -11,7 +11,7 @@ NAMES = {"kind", "engine", "makes"}
 OWNERS = {
     "zephyr_ray/references.py",  # checks that a stage makes what another one reads
     "zephyr_ray/recipe.py",  # looks names up in the lists of kinds and engines
-    "zephyr_ray/plan.py",  # says that a stage's kind was another one
+    "zephyr_ray/plan.py",  # reports that a stage had another kind
 }
 OTHER_MEANINGS = {
     "zephyr_ray/cluster/kube.py",  # kinds of watch events
@@ -24,36 +24,36 @@ OTHER_MEANINGS = {
 }
 
 
-def named(node: ast.expr) -> bool:
-    """Whether an operand is `kind`, `x.kind` or `x["kind"]`."""
+def is_named(node: ast.expr) -> bool:
+    """Returns whether an operand is `kind`, `x.kind` or `x["kind"]`."""
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
         return node.slice.value in NAMES
     return getattr(node, "attr", None) in NAMES or getattr(node, "id", None) in NAMES
 
 
 def branches(source: str) -> list[int]:
-    """Lines that compare one of NAMES, or match on it."""
-    found = []
+    """Returns the lines that compare one of NAMES or match on it."""
+    lines = []
     for node in ast.walk(ast.parse(source)):
-        compared = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
-        compared += [node.subject] if isinstance(node, ast.Match) else []
-        found += [node.lineno for operand in compared if named(operand)]
-    return found
+        operands = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        operands += [node.subject] if isinstance(node, ast.Match) else []
+        lines += [node.lineno for operand in operands if is_named(operand)]
+    return lines
 
 
-def test_a_branch_is_found() -> None:
+def test_a_branch_is_detected() -> None:
     lines = ['s.kind == "sft"', 'engine in ("a", "b")', 'm["makes"] != x', "kinds == 1"]
     assert [branches(line) for line in lines] == [[1], [1], [1], []]
 
 
 def test_nothing_outside_its_owner_branches_on_kind_engine_or_makes() -> None:
-    found = {
+    violations = {
         f"{path.relative_to(ROOT)}:{line}"
         for path in (ROOT / "zephyr_ray").rglob("*.py")
         if str(path.relative_to(ROOT)) not in OWNERS | OTHER_MEANINGS
         for line in branches(path.read_text(encoding="utf-8"))
     }
-    assert found == set()
+    assert violations == set()
 
 
 def test_every_kind_of_stage_is_independent_by_contract() -> None:

@@ -1,6 +1,6 @@
-"""The `openai` engine as teacher, pool member and judge, against a real vLLM server.
+"""Tests the `openai` engine as teacher, pool member and judge, against a real vLLM server.
 
-The server runs SmolLM2, so that a judge's answers mean something now and then.
+The server runs SmolLM2, so that some of the judge's replies can be parsed.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from zephyr_ray.models.contract import Reply, Sampling
 KEY, WRONG, MISSING = "ZEPHYR_TEST_KEY", "ZEPHYR_TEST_WRONG_KEY", "ZEPHYR_TEST_NO_KEY"
 SECRET = "sk-test-3f9c1d7e5b"
 SERVER_SECONDS = 400
-# Set when the tests are collected: the cluster's workers take over its environment at its start.
+# Set at collection, because the cluster's workers inherit the environment when it starts.
 os.environ |= {KEY: SECRET, WRONG: "sk-test-wrong-0000"}
 os.environ.pop(MISSING, None)
 
@@ -64,7 +64,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The base URL of a vLLM OpenAI server that wants our key."""
+    """Starts a vLLM OpenAI server that requires our key, and yields its base URL."""
     from zephyr_ray.models.weights import resolve
 
     log = tmp_path_factory.mktemp("server") / "log"
@@ -141,7 +141,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, server: str, ray_cluster: None) -> Run:
-    """The whole recipe above, in this process."""
+    """Runs the complete recipe above in this process."""
     folder = tmp_path_factory.mktemp("remote")
     recipe = write_recipe(folder, server)
     code = pipeline.main([str(recipe), "--set", f"storage={folder / 'runs'}"])
@@ -169,18 +169,18 @@ def test_remote_members_of_a_pool_answer_every_prompt(run: Run) -> None:
 def test_a_remote_judge_scores_from_1_to_10_or_is_counted_unparsable(run: Run) -> None:
     judged = [c for row in run.rows("feedback") for c in row["completions"]]
     assert len(judged) == 2 * len(TASKS)
-    unread = [c for c in judged if c["score"] is None]
+    unparsable = [c for c in judged if c["score"] is None]
     assert all(1 <= c["score"] <= 10 for c in judged if c["score"] is not None)
-    assert all(c["reason"].startswith("unparsable: ") for c in unread)
-    assert run.manifest("feedback")["counts"]["unparsable"] == len(unread)
+    assert all(c["reason"].startswith("unparsable: ") for c in unparsable)
+    assert run.manifest("feedback")["counts"]["unparsable"] == len(unparsable)
 
 
 def test_a_remote_judge_compares_or_is_counted_unparsable(run: Run) -> None:
     result = json.loads((run.storage / "remote/data/winrate/result.json").read_text())
     figures = result["models"]["teacher"]
-    told = figures["wins"] + figures["ties"] + figures["losses"]
-    assert told + figures["parse_failures"] == figures["prompts"] == len(TASKS)
-    # The baseline against itself: the same texts, hence ties without a question.
+    decided = figures["wins"] + figures["ties"] + figures["losses"]
+    assert decided + figures["parse_failures"] == figures["prompts"] == len(TASKS)
+    # The baseline against itself: identical texts are ties without a call.
     assert result["models"]["cold"]["ties"] == len(TASKS)
 
 
@@ -190,29 +190,29 @@ def test_the_key_is_in_no_file_of_the_storage(run: Run) -> None:
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
-def refused(
+def run_refused(
     server: str, folder: Path, capsys: pytest.CaptureFixture, *overrides: str
 ) -> tuple[str, list[dict[str, Any]]]:
-    """A run that must end with exit code 2: its error line, and the journal of its stage."""
+    """Returns the error line and the stage's journal of a run that must end with exit code 2."""
     arguments = [str(write_recipe(folder, server)), "--until", "dialogues"]
     for override in (f"storage={folder / 'runs'}", *overrides):
         arguments += ["--set", override]
     assert pipeline.main(arguments) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
     journals = folder.glob("runs/store/self_refine-*/scratch/rows/*.jsonl")
     lines = [line for path in journals for line in path.read_text().splitlines() if line]
-    return said[0], [json.loads(line) for line in lines]
+    return errors[0], [json.loads(line) for line in lines]
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_wrong_key_stops_the_run_at_once(
     server: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    said, journal = refused(server, tmp_path, capsys, f"models.teacher.api_key_env={WRONG}")
-    assert "refuses model 'small'" in said and "401" in said
-    assert os.environ[WRONG] not in said
-    # Not one failed row: they are asked when the key is right.
+    error, journal = run_refused(server, tmp_path, capsys, f"models.teacher.api_key_env={WRONG}")
+    assert "refuses model 'small'" in error and "401" in error
+    assert os.environ[WRONG] not in error
+    # No row has failed, so all are asked once the key is right.
     assert journal and all(set(entry) == {"stop"} for entry in journal)
 
 
@@ -220,35 +220,36 @@ def test_a_wrong_key_stops_the_run_at_once(
 def test_an_unknown_model_stops_the_run_at_once(
     server: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    said, journal = refused(server, tmp_path, capsys, "models.teacher.model=large")
-    assert "refuses model 'large'" in said and "404" in said
+    error, journal = run_refused(server, tmp_path, capsys, "models.teacher.model=large")
+    assert "refuses model 'large'" in error and "404" in error
     assert journal and all(set(entry) == {"stop"} for entry in journal)
 
 
 def test_a_missing_key_is_one_line_before_anything_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    said, journal = refused(
+    error, journal = run_refused(
         "http://127.0.0.1:1/v1", tmp_path, capsys, f"models.teacher.api_key_env={MISSING}"
     )
-    assert said == f"error: environment variable {MISSING} (api_key_env) is not set; export it"
+    assert error == f"error: environment variable {MISSING} (api_key_env) is not set; export it"
     assert journal == []
     assert not list(tmp_path.glob("runs/store/*-*"))
 
 
-# --- a peer that is busy, broken and slow --------------------------------------------------------
+# --- a busy, broken and slow server --------------------------------------------------------------
 
 
-def ask_peer(replies: list[dict[str, Any]], **options: Any) -> tuple[Reply, list[float]]:
-    """Asks a local HTTP server that gives these replies in turn; the times it was asked at."""
+def ask_server(replies: list[dict[str, Any]], **options: Any) -> tuple[Reply, list[float]]:
+    """Asks a local HTTP server that gives these replies in turn; returns the answer and the times
+    of the requests."""
     from aiohttp import web
 
-    asked: list[float] = []
-    left = iter(replies)
+    request_times: list[float] = []
+    remaining = iter(replies)
 
     async def answer(request: web.Request) -> web.Response:
-        asked.append(time.monotonic())
-        reply = next(left)
+        request_times.append(time.monotonic())
+        reply = next(remaining)
         await asyncio.sleep(reply.get("seconds", 0))
         return web.json_response(reply.get("body", {}), **reply.get("how", {}))
 
@@ -266,7 +267,7 @@ def ask_peer(replies: list[dict[str, Any]], **options: Any) -> tuple[Reply, list
         finally:
             await runner.cleanup()
 
-    return asyncio.run(main()), asked
+    return asyncio.run(main()), request_times
 
 
 BUSY = {"how": {"status": 429, "headers": {"Retry-After": "2"}}}
@@ -290,26 +291,26 @@ GOOD = {
 }
 
 
-def test_rate_limits_and_server_errors_are_tried_again() -> None:
-    reply, asked = ask_peer([BUSY, BROKEN, GOOD])
+def test_rate_limits_and_server_errors_are_retried() -> None:
+    reply, request_times = ask_server([BUSY, BROKEN, GOOD])
     assert reply == Reply("Good day.", "stop", 5, 3)
-    assert len(asked) == 3
-    # What Retry-After says is kept.
-    assert asked[1] - asked[0] >= 2
+    assert len(request_times) == 3
+    # The delay of Retry-After is respected.
+    assert request_times[1] - request_times[0] >= 2
 
 
-def test_a_time_out_is_tried_again() -> None:
-    reply, asked = ask_peer([SLOW, GOOD], timeout=1.0)
+def test_a_timeout_is_retried() -> None:
+    reply, request_times = ask_server([SLOW, GOOD], timeout=1.0)
     assert reply.text == "Good day."
-    assert len(asked) == 2
+    assert len(request_times) == 2
 
 
 def test_a_server_that_stays_broken_is_a_temporary_failure() -> None:
     with pytest.raises(Temporary, match="http://127.0.0.1:"):
-        ask_peer([BROKEN, BROKEN], max_retries=1)
+        ask_server([BROKEN, BROKEN], max_retries=1)
 
 
-def test_nobody_at_the_address_is_a_temporary_failure() -> None:
+def test_an_address_without_a_server_is_a_temporary_failure() -> None:
     spec = OpenAISettings(model="m", base_url=f"http://127.0.0.1:{free_port()}/v1")
     engine = OpenAIEngine(spec)
     engine._client = engine._client.with_options(max_retries=0)

@@ -1,6 +1,6 @@
-"""A whole tiny recipe as a program: every stage kind, killed twice on the way, then run again.
+"""Tests a complete tiny recipe as a program with every stage kind, killed twice and run again.
 
-Runs of the program are dear, so one fixture makes them in sequence and writes down what it saw.
+Runs are expensive, so one fixture makes them in sequence and records what they did.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ CACHED_SECONDS = 20
 RECIPE = """
 name: tiny
 models:
-  # One row at a time, so that a kill finds the stage in the middle.
+  # One row at a time, so that a kill hits the middle of the stage.
   base: {{weights: {weights}, temperature: 1.0, top_p: 1, concurrency: 1}}
   hot: {{weights: {weights}, temperature: 1.3, top_p: 1, concurrency: 8}}
   judge: {{engine: rules}}
@@ -92,14 +92,14 @@ class Ended:
 
 
 class Program:
-    """Runs the pipeline on one storage folder and keeps what journals held, by hard links.
+    """Runs the pipeline on one storage folder and preserves its journals by hard links.
 
-    A stage removes its journals when it is done; a link keeps the file and what is added to it.
+    A stage removes its journals when it is done; a link preserves the file and later appends.
     """
 
     def __init__(self, folder: Path, weights: Path):
         self.folder, self.storage = folder, folder / "runs"
-        self.recipe, self.kept = folder / "tiny.yaml", folder / "kept"
+        self.recipe, self.preserved = folder / "tiny.yaml", folder / "preserved"
         self.recipe.write_text(RECIPE.format(weights=weights))
         for name, verb, first, count in (
             ("seeds", "Describe", 2, 34),
@@ -119,16 +119,16 @@ class Program:
 
     def run(self, *arguments: str, kill_when: Callable[[], bool] | None = None) -> Ended:
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        began, over = time.monotonic(), threading.Event()
-        keeper = threading.Thread(target=self._keep, args=(over,))
+        start, over = time.monotonic(), threading.Event()
+        linker = threading.Thread(target=self._link_journals, args=(over,))
         with (self.folder / "out").open("wb") as out, (self.folder / "err").open("wb") as err:
             process = subprocess.Popen(
                 self.command(*arguments), env=environment, stdout=out, stderr=err
             )
-            keeper.start()
+            linker.start()
             try:
                 while process.poll() is None:
-                    assert time.monotonic() - began < RUN_SECONDS, self.text("err")
+                    assert time.monotonic() - start < RUN_SECONDS, self.text("err")
                     if kill_when and kill_when():
                         process.send_signal(signal.SIGKILL)
                         process.wait()
@@ -137,42 +137,44 @@ class Program:
                 process.kill()
                 process.wait()
                 over.set()
-                keeper.join()
-        ended = time.monotonic() - began
-        return Ended(process.returncode, ended, self.text("out"), self.text("err"))
+                linker.join()
+        seconds = time.monotonic() - start
+        return Ended(process.returncode, seconds, self.text("out"), self.text("err"))
 
-    def _keep(self, over: threading.Event) -> None:
+    def _link_journals(self, over: threading.Event) -> None:
         while not over.wait(0.05):
             for path in self.storage.glob("store/*/scratch/*/*.jsonl"):
-                link = self.kept / path.relative_to(self.storage / "store")
+                link = self.preserved / path.relative_to(self.storage / "store")
                 if not link.exists():
                     link.parent.mkdir(parents=True, exist_ok=True)
-                    # The stage may be done in this very moment.
+                    # The stage may finish at this moment.
                     with contextlib.suppress(FileNotFoundError):
                         os.link(path, link)
 
     def text(self, name: str) -> str:
         return (self.folder / name).read_text(errors="replace")
 
-    def entries(self, kind: str, journal: str, kept: bool = True) -> list[dict[str, Any]]:
-        """What stands in a stage's journals now, or stood in them ever."""
-        root = self.kept if kept else self.storage / "store"
-        found = []
+    def entries(self, kind: str, journal: str, preserved: bool = True) -> list[dict[str, Any]]:
+        """Returns the entries of a stage's journals: all preserved ones, or only the current
+        ones."""
+        root = self.preserved if preserved else self.storage / "store"
+        entries = []
         for path in sorted(root.glob(f"{kind}-*/scratch/{journal}/*.jsonl")):
             for line in path.read_text().splitlines():
                 try:
-                    found.append(json.loads(line))
+                    entries.append(json.loads(line))
                 except ValueError:
-                    continue  # empty, or cut short by the kill
-        return found
+                    continue  # empty, or truncated by the kill
+        return entries
 
     def artifacts(self) -> dict[str, dict[str, Any]]:
-        """Manifests by the name of the artifact's folder."""
+        """Returns manifests by the name of the artifact's folder."""
         paths = self.storage.glob("store/*/manifest.json")
         return {path.parent.name: json.loads(path.read_text()) for path in paths}
 
     def runs(self) -> list[dict[str, Any]]:
-        """Runs in the storage's MLflow database: name, status, parent, metrics and parameters."""
+        """Returns the runs in the storage's MLflow database: name, status, parent and metric
+        steps."""
         with sqlite3.connect(self.storage / "mlflow.db") as database:
             rows = database.execute(
                 "select r.run_uuid, r.name, r.status, t.value from runs r left join tags t "
@@ -201,7 +203,7 @@ class Seen:
     parents_before: list[str]
     killed_training: Ended
     steps_before: list[int]
-    whole: Ended
+    complete: Ended
     artifacts: dict[str, dict[str, Any]]
     runs: list[dict[str, Any]]
     again: Ended
@@ -214,13 +216,14 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Seen:
-    """Until a stage; killed in a text stage; killed in training; whole; again; one change."""
+    """Runs until a stage; is killed in a text stage and in training; completes; repeats;
+    changes."""
     program = Program(tmp_path_factory.mktemp("tiny"), tiny_model)
     until = program.run("--until", "heldout")
     artifacts_until = program.artifacts()
 
     killed_text = program.run(
-        kill_when=lambda: len(program.entries("self_refine", "rows", kept=False)) >= 4
+        kill_when=lambda: len(program.entries("self_refine", "rows", preserved=False)) >= 4
     )
     rows_before = program.entries("self_refine", "rows")
     parents_before = [run["id"] for run in program.runs() if not run["parent"]]
@@ -228,12 +231,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Seen:
     killed_training = program.run(kill_when=lambda: _has_checkpoint(program.storage))
     steps_before = [entry["step"] for entry in program.entries("sft", "steps")]
 
-    whole = program.run()
+    complete = program.run()
     artifacts, runs = program.artifacts(), program.runs()
     shutil.copy(program.storage / "tiny" / "report.html", program.folder / "report.html")
 
     again = program.run()
-    # As a kill after the last manifest leaves it.
+    # The state that a kill after the last manifest leaves.
     (program.storage / "tiny" / ".unfinished").touch()
     [parent] = {run["parent"] for run in runs if run["name"] == "report"}
     with sqlite3.connect(program.storage / "mlflow.db") as database:
@@ -252,7 +255,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Seen:
         parents_before,
         killed_training,
         steps_before,
-        whole,
+        complete,
         artifacts,
         runs,
         again,
@@ -265,7 +268,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Seen:
 
 
 def _has_checkpoint(storage: Path) -> bool:
-    """Whether Ray Train has noted a checkpoint of the sft stage."""
+    """Returns whether Ray Train has recorded a checkpoint of the sft stage."""
     states = storage.glob("store/sft-*/scratch/checkpoints/checkpoint_manager_snapshot.json")
     return any("checkpoint-" in path.read_text() for path in states)
 
@@ -283,9 +286,9 @@ def test_until_stops_after_the_stage(seen: Seen) -> None:
     assert names(seen.artifacts_until) == ["heldout"]
 
 
-def test_the_whole_recipe_ends_well_after_two_kills(seen: Seen) -> None:
+def test_the_recipe_completes_after_two_kills(seen: Seen) -> None:
     assert seen.killed_text.code == seen.killed_training.code == -signal.SIGKILL
-    assert seen.whole.code == 0, seen.whole.err
+    assert seen.complete.code == 0, seen.complete.err
     assert {m["name"]: m["kind"] for m in seen.artifacts.values()} == KINDS
 
 
@@ -299,13 +302,13 @@ def test_finished_rows_are_not_asked_again_after_a_kill(seen: Seen) -> None:
     assert of_stage(seen.artifacts, "dialogues")["attempts"] == 2
 
 
-def test_training_goes_on_from_its_checkpoint_after_a_kill(seen: Seen) -> None:
-    """Checkpoints are at even steps. A worker may take a step more after the driver is dead."""
+def test_training_resumes_from_its_checkpoint_after_a_kill(seen: Seen) -> None:
+    """Checkpoints are at even steps. A worker may take one more step after the driver's death."""
     assert seen.steps_before[:2] == [1, 2] and seen.steps_before[-1] < 10
     steps = [entry["step"] for entry in seen.program.entries("sft", "steps")]
     assert set(steps) == set(range(1, 11)) and steps[-1] == 10
-    back = [b for a, b in itertools.pairwise(steps) if b != a + 1]
-    assert all(step > 1 and step % 2 == 1 for step in back) and len(back) <= 1
+    resumed_at = [b for a, b in itertools.pairwise(steps) if b != a + 1]
+    assert all(step > 1 and step % 2 == 1 for step in resumed_at) and len(resumed_at) <= 1
     assert of_stage(seen.artifacts, "sft")["attempts"] == 2
 
 
@@ -315,11 +318,11 @@ def test_metrics_of_a_resumed_training_have_every_step_once(seen: Seen) -> None:
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 11))
 
 
-def test_every_artifact_is_whole_and_clean(seen: Seen) -> None:
+def test_every_artifact_is_complete_and_clean(seen: Seen) -> None:
     for folder, manifest in seen.artifacts.items():
         path = seen.program.storage / "store" / folder
-        found = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
-        assert found == {*manifest["files"], "manifest.json"}, folder
+        files = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
+        assert files == {*manifest["files"], "manifest.json"}, folder
         sizes = {name: (path / name).stat().st_size for name in manifest["files"]}
         assert sizes == {name: entry["bytes"] for name, entry in manifest["files"].items()}
         assert manifest["attempts"] >= 1 and manifest["recipe"] == "tiny"
@@ -344,7 +347,7 @@ def test_rows_flow_from_stage_to_stage(seen: Seen) -> None:
     assert of_stage(seen.artifacts, "dpo")["counts"]["steps"] == 2
 
 
-def test_the_folder_a_person_opens(seen: Seen) -> None:
+def test_the_folder_of_the_run(seen: Seen) -> None:
     view = seen.program.storage / "tiny"
     assert "<html" in (view / "report.html").read_text().lower()
     assert {path.name for path in (view / "models").iterdir()} == {"sft", "dpo"}
@@ -353,31 +356,31 @@ def test_the_folder_a_person_opens(seen: Seen) -> None:
     data = {name for name, kind in KINDS.items() if kind not in ("sft", "dpo", "report")}
     assert {path.name for path in (view / "data").iterdir()} == data
     for line in ("open", "report", "chat", "MLflow"):
-        assert any(said.startswith(line) for said in seen.whole.out.splitlines())
+        assert any(printed.startswith(line) for printed in seen.complete.out.splitlines())
 
 
-def test_the_report_tells_of_models_and_stages(seen: Seen) -> None:
+def test_the_report_names_models_and_stages(seen: Seen) -> None:
     page = (seen.program.folder / "report.html").read_text()
     for name in ("sft", "dpo", "winrate", "feedback", "dialogues"):
         assert name in page
 
 
-def test_mlflow_has_one_parent_and_one_run_a_stage(seen: Seen) -> None:
+def test_mlflow_has_one_parent_and_one_run_per_stage(seen: Seen) -> None:
     parents = [run for run in seen.runs if not run["parent"]]
     by_parent = Counter(run["parent"] for run in seen.runs if run["parent"])
-    [whole] = [run for run in parents if by_parent[run["id"]] > 1]
-    assert whole["status"] == "FINISHED"
-    nested = [run for run in seen.runs if run["parent"] == whole["id"]]
-    made_before = {"heldout"}  # by the run until it, which is a smaller recipe
-    assert sorted(run["name"] for run in nested) == sorted(set(KINDS) - made_before)
+    [complete] = [run for run in parents if by_parent[run["id"]] > 1]
+    assert complete["status"] == "FINISHED"
+    nested = [run for run in seen.runs if run["parent"] == complete["id"]]
+    cached = {"heldout"}  # by the first run, whose MLflow run is another one
+    assert sorted(run["name"] for run in nested) == sorted(set(KINDS) - cached)
     assert {run["status"] for run in nested} == {"FINISHED"}
     [sft] = [run for run in nested if run["name"] == "sft"]
     assert {("loss", step) for step in range(1, 11)} <= sft["steps"]
 
 
-def test_a_resumed_pipeline_goes_on_in_its_mlflow_run(seen: Seen) -> None:
+def test_a_resumed_pipeline_continues_its_mlflow_run(seen: Seen) -> None:
     parents = [run["id"] for run in seen.runs if not run["parent"]]
-    assert len(parents) == 2  # of the recipe until its first stage, and of all of it
+    assert len(parents) == 2  # of the run until heldout, and of the complete one
     assert sorted(parents) == sorted(seen.parents_before)
 
 
@@ -387,13 +390,13 @@ def test_a_second_run_reuses_everything(seen: Seen) -> None:
     assert seen.again.seconds < CACHED_SECONDS
 
 
-def test_runs_that_a_late_kill_left_open_are_closed(seen: Seen) -> None:
+def test_runs_left_open_by_a_late_kill_are_closed(seen: Seen) -> None:
     assert seen.unfinished.code == 0, seen.unfinished.err
     assert seen.left_running == []
     assert seen.unfinished.seconds > seen.again.seconds  # MLflow was opened
 
 
-def test_a_plan_says_what_must_run_and_why(seen: Seen) -> None:
+def test_a_plan_shows_what_must_run_and_why(seen: Seen) -> None:
     assert seen.plan.code == 0
     lines = {line.split()[0]: line for line in seen.plan.out.splitlines() if line.split()}
     assert "to do" in lines["winrate"] and "seed was 0, is 7" in lines["winrate"]
@@ -405,5 +408,5 @@ def test_a_changed_setting_runs_its_stage_and_what_reads_it(seen: Seen) -> None:
     assert seen.changed.code == 0, seen.changed.err
     new = {k: m for k, m in seen.artifacts_changed.items() if k not in seen.artifacts}
     assert names(new) == ["report", "winrate"]
-    kept = {k: m for k, m in seen.artifacts_changed.items() if k in seen.artifacts}
-    assert kept == seen.artifacts
+    reused = {k: m for k, m in seen.artifacts_changed.items() if k in seen.artifacts}
+    assert reused == seen.artifacts

@@ -1,7 +1,8 @@
 """Tests that published data sets in their own schemas become rows that sft and dpo read."""
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from zephyr_ray.plan import make_plan
 from zephyr_ray.preflight import check_files
 from zephyr_ray.recipe import load
 from zephyr_ray.stage import Work
-from zephyr_ray.store import Artifact, Store
+from zephyr_ray.store import Artifact, Store, read_jsonl
 from zephyr_ray.text.published import Published, data_files
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.sft import Sft
@@ -121,8 +122,11 @@ def test_ultrafeedback_rows_are_what_dpo_reads(name: str, folder: Path, tiny_mod
     assert (rows[1]["score_chosen"], rows[1]["score_rejected"]) == (8.0, 3.5)
     training = train_once.work_for(folder.parent / "dpo", tiny_model, rows)
     training.counts["truncated"] = 0
-    [pair, _] = Dpo(model="base", data="data")._tokens(training, load_chat(tiny_model), rows)
-    assert pair["chosen_ids"] != pair["rejected_ids"]
+    chat = load_chat(tiny_model)
+    [pair, _] = Dpo(model="base", data="data")._tokens(training, chat, rows)
+    assert pair["prompt_ids"] == chat.prompt(conversation("So?"))
+    texts = [chat.tokenizer.decode(pair[f"{side}_ids"]) for side in ("chosen", "rejected")]
+    assert texts == ["Yes.<|im_end|>", "Maybe.<|im_end|>"]
 
 
 def load_chat(folder: Path) -> ChatFormat:
@@ -265,6 +269,44 @@ def test_a_glob_address_is_read_through_fsspec(folder: Path) -> None:
     stage.check({}, {})
     stage.run(work)
     assert work.counts["rows"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        (
+            {"dataset": "owner/name"},
+            (("owner/name",), {"split": "train", "revision": None}),
+        ),
+        (
+            {"dataset": "owner/name", "split": "test_sft", "revision": "v1.1"},
+            (("owner/name",), {"split": "test_sft", "revision": "v1.1"}),
+        ),
+        (
+            {"dataset": "s3://bucket/*.parquet", "split": "test_sft"},
+            (("parquet",), {"data_files": "s3://bucket/*.parquet", "split": "train"}),
+        ),
+    ],
+)
+def test_a_set_is_read_of_its_split_and_revision_up_to_the_limit(
+    settings: Row, asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    calls = []
+
+    def load_dataset(*names: str, streaming: bool, **options: Any) -> Iterator[Row]:
+        calls.append((names, options))
+        assert streaming
+        return (ultrachat(number) for number in itertools.count())  # only a limit ends it
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    stage = Published(makes="dialogues", limit=3, **settings)
+    work = Work("published", tmp_path, 0, {}, {}, {})
+    stage.check({}, {})
+    stage.run(work)
+    assert calls == [asked]
+    assert [row["id"] for row in read_jsonl(tmp_path / "rows.jsonl")] == ["p0/0", "p1/1", "p2/2"]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "b.arrow"])

@@ -1,4 +1,4 @@
-"""Bad input: every mistake a recipe can hold is one clear line, before any work."""
+"""Tests that every mistake in a recipe is one clear line, before any work."""
 
 from pathlib import Path
 
@@ -26,17 +26,17 @@ stages:
   pairs: {kind: preferences, feedback: feedback}
 """
 
-# What is written in place of what, and what the one line must say.
+# The text to replace, its replacement, and a pattern of the error line.
 MISTAKES = {
     "unknown kind": ("kind: self_refine", "kind: self_refin", "'dialogues'.*did you mean 'self_r"),
     "no kind": ("{kind: prompts, seeds", "{seeds", "'prompts'.*'kind' is missing"),
     "a list as kind": ("kind: prompts", "kind: [prompts]", "'prompts'.*unknown kind"),
-    "misspelt setting": (
+    "misspelled setting": (
         "base, prompts: prompts}",
         "base, prompts: prompts, turn: 2}",
         "'dialogues': unknown setting 'turn'; did you mean 'turns'",
     ),
-    "misspelt and so missing": (
+    "misspelled and so missing": (
         "seeds: seeds.jsonl",
         "seedz: seeds.jsonl",
         "'prompts': unknown setting 'seedz'; did you mean 'seed",
@@ -129,14 +129,14 @@ def loaded(folder: Path, *overrides: str, text: str = GOOD) -> Recipe:
     return load(write(folder, text), KINDS, list(overrides))
 
 
-def refusal(folder: Path, text: str = GOOD, *overrides: str) -> str:
+def load_error(folder: Path, text: str = GOOD, *overrides: str) -> str:
     with pytest.raises(Permanent) as caught:
         loaded(folder, *overrides, text=text)
     return str(caught.value)
 
 
-def refused_by_main(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line on stderr of a run that ends with exit code 2."""
+def main_error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Returns the only line on stderr of a run that ends with exit code 2."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -149,15 +149,15 @@ def test_a_mistake_is_one_line_that_names_it(
     mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new, says = MISTAKES[mistake]
-    assert GOOD.count(old) == 1, "the mistake must be made in one place"
+    assert GOOD.count(old) == 1, "the replaced text must be unique"
     text = GOOD.replace(old, new)
     with pytest.raises(Permanent, match=says) as caught:
         loaded(tmp_path, text=text)
-    line = refused_by_main(capsys, write(tmp_path, text))
+    line = main_error(capsys, write(tmp_path, text))
     assert line == f"error: {caught.value}"
 
 
-def test_the_recipe_without_a_mistake_is_taken(tmp_path: Path) -> None:
+def test_the_recipe_without_a_mistake_is_loaded(tmp_path: Path) -> None:
     recipe = loaded(tmp_path)
     assert list(recipe.stages) == ["prompts", "dialogues", "sft", "answers", "feedback", "pairs"]
     assert recipe.name == "recipe"
@@ -167,45 +167,45 @@ def test_the_recipe_without_a_mistake_is_taken(tmp_path: Path) -> None:
 def test_reading_a_later_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = GOOD.splitlines(keepends=True)
     later = "".join([*lines[:6], *lines[7:], lines[6]])  # dialogues come last
-    assert "'sft' reads 'dialogues', which comes later; move 'dialogues' above 'sft'" in refusal(
+    assert "'sft' reads 'dialogues', which comes later; move 'dialogues' above 'sft'" in load_error(
         tmp_path, later
     )
-    assert "comes later" in refused_by_main(capsys, write(tmp_path, later))
+    assert "comes later" in main_error(capsys, write(tmp_path, later))
 
 
 def test_a_cycle_is_shown_with_its_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = GOOD.replace("model: base, prompts", "model: sft, prompts")
-    assert "a cycle: dialogues → sft → dialogues" in refusal(tmp_path, text)
-    assert "a cycle" in refused_by_main(capsys, write(tmp_path, text))
+    assert "a cycle: dialogues → sft → dialogues" in load_error(tmp_path, text)
+    assert "a cycle" in main_error(capsys, write(tmp_path, text))
 
 
 def test_a_cycle_through_a_model(tmp_path: Path) -> None:
     text = GOOD.replace("smollm2-135m-instruct", "sft")
-    assert "a cycle: dialogues → sft → dialogues" in refusal(tmp_path, text)
+    assert "a cycle: dialogues → sft → dialogues" in load_error(tmp_path, text)
 
 
 def test_a_stage_that_reads_itself(tmp_path: Path) -> None:
-    assert "a cycle: sft → sft" in refusal(tmp_path, GOOD.replace("base, data", "sft, data"))
+    assert "a cycle: sft → sft" in load_error(tmp_path, GOOD.replace("base, data", "sft, data"))
 
 
 @pytest.mark.parametrize("text", ["", "stages:\n", "stages: {}\n", "models: {}\n"])
 def test_no_stages(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "recipe.yaml" in refusal(tmp_path, text)
-    refused_by_main(capsys, write(tmp_path, text))
+    assert "recipe.yaml" in load_error(tmp_path, text)
+    main_error(capsys, write(tmp_path, text))
 
 
 def test_unreadable_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused_by_main(capsys, tmp_path / "none.yaml")
+    line = main_error(capsys, tmp_path / "none.yaml")
     assert "none.yaml: No such file" in line
-    assert "Is a directory" in refused_by_main(capsys, tmp_path)
+    assert "Is a directory" in main_error(capsys, tmp_path)
     (tmp_path / "latin.yaml").write_bytes("name: größe\n".encode("latin-1"))
-    assert "not UTF-8" in refused_by_main(capsys, tmp_path / "latin.yaml")
+    assert "not UTF-8" in main_error(capsys, tmp_path / "latin.yaml")
     (tmp_path / "zero.yaml").write_bytes(b"name: a\0b\n")
-    assert "zero.yaml: unacceptable character" in refused_by_main(capsys, tmp_path / "zero.yaml")
+    assert "zero.yaml: unacceptable character" in main_error(capsys, tmp_path / "zero.yaml")
 
 
 def test_an_unhashable_key_is_bad_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused_by_main(capsys, write(tmp_path, "? [a, b]\n: 1\n"))
+    main_error(capsys, write(tmp_path, "? [a, b]\n: 1\n"))
 
 
 def test_merge_keys_are_not_equal_keys(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_merge_keys_are_not_equal_keys(tmp_path: Path) -> None:
     assert (hot["weights"], hot["temperature"]) == ("smollm2-135m-instruct", 1.5)
 
 
-def test_a_recipe_on_top_of_another(tmp_path: Path) -> None:
+def test_a_recipe_extends_another(tmp_path: Path) -> None:
     write(tmp_path)
     more = tmp_path / "more.yaml"
     more.write_text(
@@ -242,23 +242,41 @@ def test_a_recipe_on_top_of_another(tmp_path: Path) -> None:
         load(more, KINDS)
 
 
-def test_files_of_an_extended_recipe_lie_beside_it(tmp_path: Path) -> None:
+def test_lines_of_the_extending_recipe_come_first(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "more.yaml").write_text(
+        "extends: recipe.yaml\nname: mine\nseed: 8\n"
+        "models:\n  base: {weights: owner/mine, top_p: 1}\n  extra: {engine: rules}\n"
+        "stages:\n  prompts: {kind: prompts, seeds: seeds.jsonl, count: 1}\n"
+    )
+    recipe = load(tmp_path / "more.yaml", KINDS)
+    assert (recipe.name, recipe.seed) == ("mine", 8)
+    base = recipe.models["base"]
+    assert (base.main.origin, base.settings.model_dump()["top_p"]) == ("owner/mine", 1)
+    assert [name for name in recipe.models if name not in recipe.stages] == [
+        "base", "judge", "extra"
+    ]  # fmt: skip
+    settings = recipe.stages["prompts"].model_dump()
+    assert (settings["count"], settings["seed"]) == (1, 8)
+
+
+def test_files_of_an_extended_recipe_are_beside_it(tmp_path: Path) -> None:
     write(tmp_path)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "my.yaml").write_text("extends: ../recipe.yaml\n")
     recipe = load(mine / "my.yaml", KINDS)
     assert recipe.file("seeds.jsonl").samefile(tmp_path / "seeds.jsonl")
-    (mine / "seeds.jsonl").write_text("")  # one's own comes first
+    (mine / "seeds.jsonl").write_text("")  # its own folder comes first
     assert recipe.file("seeds.jsonl") == mine / "seeds.jsonl"
 
 
-def test_a_report_is_headed_by_its_recipe(tmp_path: Path) -> None:
+def test_the_title_of_a_report_is_the_recipes_name(tmp_path: Path) -> None:
     text = f"name: mine\n{GOOD}  report: {{kind: report, of: [sft]}}\n"
     assert loaded(tmp_path, text=text).stages["report"].model_dump()["title"] == "mine"
 
 
-def test_a_recipe_on_top_of_two_others_is_refused(tmp_path: Path) -> None:
+def test_a_recipe_cannot_extend_one_that_extends_another(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "more.yaml").write_text("extends: recipe.yaml\n")
     (tmp_path / "most.yaml").write_text("extends: more.yaml\n")
@@ -272,7 +290,10 @@ SETS = {
     "unknown stage": ("pair.rejected=all", "has no 'pair'"),
     "model without models": ("base.temperature=1", "for a model write models.base.temperature=1"),
     "unknown model": ("models.bass.temperature=1", "has no 'bass'"),
-    "misspelt setting": ("pairs.rejecte=all", "unknown setting 'rejecte'; did you mean 'rejected'"),
+    "misspelled setting": (
+        "pairs.rejecte=all",
+        "unknown setting 'rejecte'; did you mean 'rejected'",
+    ),
     "wrong value": ("pairs.rejected=some", "'rejected'.*got 'some'"),
     "bad yaml": ("pairs.rejected=[", r"cannot read the value '\['"),
     "below a value": ("seed.x=1", "has no 'seed'"),
@@ -287,7 +308,7 @@ def test_a_wrong_override_is_one_line(
     text, says = SETS[mistake]
     with pytest.raises(Permanent, match=says):
         loaded(tmp_path, text)
-    refused_by_main(capsys, write(tmp_path), "--set", text)
+    main_error(capsys, write(tmp_path), "--set", text)
 
 
 def test_overrides(tmp_path: Path) -> None:
@@ -301,7 +322,7 @@ def test_overrides(tmp_path: Path) -> None:
     assert loaded(tmp_path, "storage=elsewhere").storage == Path("elsewhere")
 
 
-def test_the_seed_reaches_stages_that_have_none_of_their_own(tmp_path: Path) -> None:
+def test_the_seed_is_the_default_of_stages(tmp_path: Path) -> None:
     def seeds(*overrides: str) -> tuple[int, int]:
         recipe = loaded(tmp_path, *overrides)
         prompts, pairs = recipe.stages["prompts"], recipe.stages["pairs"]
@@ -313,7 +334,7 @@ def test_the_seed_reaches_stages_that_have_none_of_their_own(tmp_path: Path) -> 
     assert seeds("prompts.seed=3") == (3, 7)
 
 
-def test_a_default_is_the_papers(tmp_path: Path) -> None:
+def test_defaults_are_the_papers(tmp_path: Path) -> None:
     pairs = loaded(tmp_path).stages["pairs"]
     assert isinstance(pairs, Preferences)
     assert (pairs.rejected, pairs.ties, pairs.min_margin) == ("random", "drop", 0.0)
@@ -321,7 +342,7 @@ def test_a_default_is_the_papers(tmp_path: Path) -> None:
     assert (base["temperature"], base["top_p"]) == (0.7, 0.95)
 
 
-# What stands in the seeds file, and what the line says.
+# The content of the seeds file, and a part of the error line.
 SEEDS = {
     "empty": ("", "seeds.jsonl is empty"),
     "blank lines only": ("\n \n", "seeds.jsonl is empty"),
@@ -342,15 +363,15 @@ SEEDS = {
 
 @pytest.mark.parametrize("plan", [[], ["--plan"]], ids=["run", "plan"])
 @pytest.mark.parametrize("mistake", SEEDS)
-def test_a_wrong_seeds_file_names_its_line(
+def test_an_error_in_a_seeds_file_names_the_line(
     mistake: str, plan: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, says = SEEDS[mistake]
     recipe = write(tmp_path)
     (tmp_path / "seeds.jsonl").write_text(text)
-    # Weights that do not exist: were the line missed, nothing would start.
+    # The weights do not exist, so nothing can start if the error is missed.
     sets = ["--set", f"storage={tmp_path / 'runs'}", "--set", "models.base.weights=nowhere"]
-    line = refused_by_main(capsys, recipe, *sets, *plan)
+    line = main_error(capsys, recipe, *sets, *plan)
     assert says in line
     assert "stage 'prompts'" in line
 
@@ -358,20 +379,20 @@ def test_a_wrong_seeds_file_names_its_line(
 def test_a_missing_seeds_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write(tmp_path)
     (tmp_path / "seeds.jsonl").unlink()
-    line = refused_by_main(capsys, recipe, "--set", f"storage={tmp_path / 'runs'}")
+    line = main_error(capsys, recipe, "--set", f"storage={tmp_path / 'runs'}")
     assert "seeds.jsonl: cannot be read (No such file" in line
 
 
 def test_unwritable_storage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "taken").write_text("a file")
     for place in ("taken", "taken/below"):
-        line = refused_by_main(capsys, write(tmp_path), "--set", f"storage={tmp_path / place}")
+        line = main_error(capsys, write(tmp_path), "--set", f"storage={tmp_path / place}")
         assert "cannot be written" in line and "--set storage=FOLDER" in line
 
 
 def test_unknown_until(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--set", f"storage={tmp_path / 'runs'}", "--until", "stf"]
-    assert "--until stf" in refused_by_main(capsys, write(tmp_path), *arguments)
+    assert "--until stf" in main_error(capsys, write(tmp_path), *arguments)
 
 
 def test_a_corrupted_artifact_stops_the_run_and_is_kept(
@@ -393,6 +414,6 @@ def test_a_corrupted_artifact_stops_the_run_and_is_kept(
     rows.write_bytes(damaged)
     for plan in ([], ["--plan"]):
         arguments = [tmp_path / "recipe.yaml", "--set", f"storage={tmp_path / 'runs'}", *plan]
-        line = refused_by_main(capsys, *arguments)
+        line = main_error(capsys, *arguments)
         assert f"prompts-{step.key} is corrupted: rows.jsonl does not match the hash" in line
     assert rows.read_bytes() == damaged

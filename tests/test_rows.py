@@ -1,4 +1,4 @@
-"""Row programs on real Ray Data actors with real vLLM engines over a tiny random model."""
+"""Tests row programs on real Ray Data actors with real vLLM engines and a tiny random model."""
 
 import asyncio
 import json
@@ -24,10 +24,10 @@ from zephyr_ray.stage import Work
 
 CONCURRENCY = 8
 SHORT, LONG = 4, 96
-"""Tokens of an answer of a brisk and of a slow row; a random model hardly ever stops early."""
-LEFT_BEFORE_KILL = 5
+"""Tokens per answer of fast and slow rows; a random model rarely stops early."""
+FINISHED_BEFORE_KILL = 5
 
-# Actors cannot import a test module, so the programs below travel as they are.
+# Actors cannot import a test module, so the programs below are pickled by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -41,27 +41,29 @@ def entries(work: Work) -> list[dict[str, Any]]:
     return list(work.journal("rows").new())
 
 
-def note(path: str, **what: Any) -> None:
-    """One line of a diary that processes share; short appends do not mix."""
+def note(path: str, **event: Any) -> None:
+    """Appends a line to the diary that processes share; short appends do not mix."""
     with open(path, "ab", buffering=0) as file:
-        file.write(json.dumps({"at": time.monotonic(), **what}).encode() + b"\n")
+        file.write(json.dumps({"at": time.monotonic(), **event}).encode() + b"\n")
 
 
 def diary(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-# --- what the rows of the shared run do ----------------------------------------------------------
+# --- the rows of the shared run ------------------------------------------------------------------
 
 
 async def mixed(row: dict[str, Any], ask: Any) -> dict[str, Any]:
-    """`row["turns"]` turns of at most `row["tokens"]` tokens, each noted in the diary."""
+    """Asks `row["turns"]` turns of at most `row["tokens"]` tokens; notes each in the diary."""
     _watch_steps(ask, row["diary"])
     messages, prompts = [], []
     for turn in range(row["turns"]):
         messages.append(user(row["prompt"]))
         note(row["diary"], row=row["id"], turn=turn, event="asked")
-        reply = await ask(messages, max_tokens=row["tokens"], shown=row.get("shown", True))
+        reply = await ask(
+            messages, max_tokens=row["tokens"], with_demonstrations=row.get("demonstrations", True)
+        )
         note(row["diary"], row=row["id"], turn=turn, event="answered")
         messages.append(assistant(reply.text))
         prompts.append(reply.prompt_tokens)
@@ -69,7 +71,7 @@ async def mixed(row: dict[str, Any], ask: Any) -> dict[str, Any]:
 
 
 def _watch_steps(ask: Any, path: str) -> None:
-    """Notes, once an engine, how many requests share each of its steps."""
+    """Makes the engine note how many requests share each of its steps."""
     engine = ask._engine._engine
     if "step" in vars(engine):
         return
@@ -93,27 +95,27 @@ class Mixed:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_cluster: None) -> Mixed:
-    """One pass of one engine over 24 rows: most of two turns, some special ones."""
+    """Runs one engine over 24 rows: most have two turns, some are special."""
     folder = tmp_path_factory.mktemp("mixed")
     path = folder / "diary"
     common = {"diary": str(path), "prompt": "Say it in a few words.", "tokens": 16, "turns": 2}
     slow = {"tokens": LONG, "turns": 1}
     capital = {"constraint": {"kind": "uppercase"}, "tokens": SHORT, "turns": 1}
     rows = [
-        {"id": "brisk", **common, "tokens": SHORT, "turns": 3},
+        {"id": "fast", **common, "tokens": SHORT, "turns": 3},
         *({"id": f"slow{i}", **common, **slow} for i in range(5)),
         *({"id": f"two{i:02d}", **common} for i in range(12)),
         {"id": "too long", **common, "prompt": "a very long prompt " * 400},
         {"id": "plain", **common, "tokens": SHORT, "turns": 1},
         {"id": "shown", **common, **capital},
-        {"id": "not shown", **common, **capital, "shown": False},
+        {"id": "not shown", **common, **capital, "demonstrations": False},
         {"id": "other kind", **common, **capital, "constraint": {"kind": "lowercase"}},
     ]
     settings = VllmSettings(
         weights=str(tiny_model), temperature=1.0, top_p=1, concurrency=CONCURRENCY
     )
-    worked = {"constraint": {"kind": "uppercase"}, "prompt": "What do cows eat?", "answer": "HAY."}
-    model = Model("tiny", settings, [worked])
+    example = {"constraint": {"kind": "uppercase"}, "prompt": "What do cows eat?", "answer": "HAY."}
+    model = Model("tiny", settings, [example])
     work = work_in(folder / "artifact")
     results = run_rows(work, rows, mixed, [model])
     return Mixed(work, rows, results, diary(path), model)
@@ -142,32 +144,32 @@ def test_requests_share_engine_steps_up_to_concurrency(run: Mixed) -> None:
     assert max(widths) == CONCURRENCY
 
 
-def test_a_row_goes_on_while_others_are_in_their_first_turn(run: Mixed) -> None:
-    """Continuous batching: three short turns end while slow rows, asked before, still answer."""
+def test_a_row_continues_while_others_are_in_their_first_turn(run: Mixed) -> None:
+    """Batching is continuous: three short turns end while slow rows, sent before, are in flight."""
     at = {(e["row"], e["turn"], e["event"]): e["at"] for e in run.diary if e["event"] != "step"}
-    end = at["brisk", 2, "answered"]
-    overtaken = [
+    end = at["fast", 2, "answered"]
+    overtaken_rows = [
         i for i in range(5) if at[f"slow{i}", 0, "asked"] < end < at[f"slow{i}", 0, "answered"]
     ]
-    assert overtaken
+    assert overtaken_rows
 
 
 def test_a_waiting_row_starts_as_soon_as_one_ends(run: Mixed) -> None:
-    """Rows beyond `concurrency` do not wait for the whole first batch."""
-    begun = [e["at"] for e in run.diary if e["event"] == "asked" and e["turn"] == 0]
+    """Rows beyond `concurrency` do not wait for the complete first batch."""
+    starts = [e["at"] for e in run.diary if e["event"] == "asked" and e["turn"] == 0]
     first_batch_ends = max(
         e["at"] for e in run.diary if e["event"] == "answered" and e["row"].startswith("slow")
     )
-    assert sum(at < first_batch_ends for at in begun) > CONCURRENCY
+    assert sum(at < first_batch_ends for at in starts) > CONCURRENCY
 
 
 def test_a_bad_row_fails_alone_and_is_counted_with_its_reason(run: Mixed) -> None:
     assert run.work.counts["failed/rows"] == 1
-    [shown] = run.work.examples["failed/rows"]
-    assert shown.startswith("too long: prompt of ") and "context of 512" in shown
+    [example] = run.work.examples["failed/rows"]
+    assert example.startswith("too long: prompt of ") and "context of 512" in example
 
 
-def test_demonstrations_of_the_same_constraint_stand_before_the_conversation(run: Mixed) -> None:
+def test_demonstrations_of_the_same_constraint_precede_the_conversation(run: Mixed) -> None:
     from transformers import AutoTokenizer
 
     from zephyr_ray.chat import ChatFormat
@@ -187,7 +189,7 @@ def test_demonstrations_of_the_same_constraint_stand_before_the_conversation(run
 
 
 def test_a_second_attempt_asks_nothing_again(run: Mixed) -> None:
-    """Finished rows and rows that failed for good are taken from the journal."""
+    """Answered and failed rows are taken from the journal."""
     before = entries(run.work)
     again = work_in(run.work.folder)
     results = run_rows(again, run.rows, mixed, [run.model])
@@ -202,11 +204,14 @@ def test_a_second_attempt_asks_nothing_again(run: Mixed) -> None:
 
 
 async def kills_once(row: dict[str, Any], ask: Any) -> dict[str, Any]:
-    """After some rows are finished, one of them ends the actor's process with SIGKILL, once."""
+    """Kills the actor's process with SIGKILL, once, after some rows are finished."""
     note(row["diary"], row=row["id"], pid=os.getpid())
     reply = await ask([user("Go on.")], max_tokens=SHORT)
     finished = Path(row["finished"])
-    if sum(1 for _ in finished.glob("*")) >= LEFT_BEFORE_KILL and not Path(row["killed"]).exists():
+    if (
+        sum(1 for _ in finished.glob("*")) >= FINISHED_BEFORE_KILL
+        and not Path(row["killed"]).exists()
+    ):
         Path(row["killed"]).write_text(str(os.getpid()))
         os.kill(os.getpid(), signal.SIGKILL)
     (finished / row["id"]).touch()
@@ -225,18 +230,18 @@ def test_a_killed_actor_is_restarted_and_rows_are_answered_once(
     assert [result["id"] for result in results] == [row["id"] for row in rows]
     written = entries(work)
     assert sorted(entry["id"] for entry in written) == [row["id"] for row in rows]
-    begun = diary(tmp_path / "diary")
+    starts = diary(tmp_path / "diary")
     killed = int((tmp_path / "killed").read_text())
-    assert {entry["pid"] for entry in begun} > {killed}
-    # Only the two rows in flight when the process ended may have begun twice.
-    assert len(begun) <= len(rows) + 2
+    assert {entry["pid"] for entry in starts} > {killed}
+    # Only the two rows in flight at the kill may have started twice.
+    assert len(starts) <= len(rows) + 2
 
 
 RULES = Model("rules", RulesSettings())
 
 
 async def kills_the_engine(row: dict[str, Any], ask: Any) -> dict[str, Any]:
-    """What happens when a step of the engine raises with this row's request in it."""
+    """Fails as if a step of the engine raised with this row's request in it."""
     if row["id"] == "bad":
         await asyncio.sleep(0.2)
         raise EngineDead("a step raised")
@@ -252,13 +257,13 @@ def test_a_row_that_always_kills_its_engine_fails_alone(tmp_path: Path) -> None:
     assert work.examples["failed/rows"] == ["bad: the engine died 3 times at this row"]
 
 
-# --- what needs no model -------------------------------------------------------------------------
+# --- without a model ------------------------------------------------------------------------------
 
 
 async def stumbles(row: dict[str, Any], judge: Any) -> dict[str, Any]:
     note(row["diary"], row=row["id"])
     if row["id"] == "b" and not Path(row["open"]).exists():
-        raise Temporary("the other side is busy")
+        raise Temporary("the server is busy")
     return {"id": row["id"]}
 
 
@@ -266,7 +271,7 @@ def test_a_temporary_failure_is_asked_again_by_the_next_attempt(tmp_path: Path) 
     paths = {"diary": str(tmp_path / "diary"), "open": str(tmp_path / "open")}
     rows = [{"id": name, **paths} for name in "abc"]
     first, second = work_in(tmp_path / "artifact"), work_in(tmp_path / "artifact")
-    with pytest.raises(Permanent, match=r"1 rows were not .*row 'b': the other side is busy"):
+    with pytest.raises(Permanent, match=r"1 rows were not .*row 'b': the server is busy"):
         run_rows(first, rows, stumbles, [RULES])
     (tmp_path / "open").touch()
     results = run_rows(second, rows, stumbles, [RULES])
@@ -281,8 +286,8 @@ async def has_a_bug(row: dict[str, Any], judge: Any) -> dict[str, Any]:
     return {"id": row["id"]}
 
 
-def test_an_unforeseen_exception_loses_no_row(tmp_path: Path) -> None:
-    """It is our fault and not the row's: the run stops, and the next attempt asks the row again."""
+def test_an_unexpected_exception_loses_no_row(tmp_path: Path) -> None:
+    """It is a bug, not the row's fault: the run stops, and the next attempt asks the row again."""
     rows = [{"id": name, "fixed": str(tmp_path / "fixed")} for name in "abc"]
     with pytest.raises(Permanent, match="1 rows were not answered .row 'b': KeyError: 'missing'"):
         run_rows(work_in(tmp_path / "artifact"), rows, has_a_bug, [RULES])

@@ -45,7 +45,7 @@ def test_self_refine_asks_in_the_papers_order() -> None:
         "A cat.", '"What does it eat?"\nI hope so.', "Fish.", "Where does it sleep?", "In"
     )
     result = asyncio.run(self_refine(row, ask, turns=3, max_tokens=9))
-    first, refine_1, second, refine_2, third = ask.asked
+    first, refine_1, second, refine_2, third = ask.requests
     dialogue = [user("Name a pet. Use no commas."), assistant("A cat.")]
     assert first == (dialogue[:1], 9, True)
     # The teacher refines from (x⁰, y⁰) alone, without the conversation or its demonstrations.
@@ -84,11 +84,11 @@ def test_invent_shows_eight_tasks_at_most_two_machine_made() -> None:
         "instructions": ["made one", "made two", "made three", "made four"],
     }
     machine_made = []
-    for messages, _, shown in ask.asked:
+    for messages, _, with_demonstrations in ask.requests:
         listed = [line for line in messages[0]["content"].splitlines() if line[:1].isdigit()]
         assert [int(line.split(".")[0]) for line in listed] == list(range(1, 9))
         assert "list from 9" in messages[0]["content"]
-        assert len(set(listed)) == 8 and not shown
+        assert len(set(listed)) == 8 and not with_demonstrations
         machine_made.append(sum("made" in line for line in listed))
     assert machine_made == [0, 2]
 
@@ -98,7 +98,7 @@ def test_invent_is_the_same_for_the_same_row() -> None:
         ask = Scripted("1. a", "1. b", "1. c")
         row = {"id": "r", "seed": seed}
         asyncio.run(invent(row, ask, seeds=[f"task {n}" for n in range(50)]))
-        return ask.asked[0][0][0]["content"]
+        return ask.requests[0][0][0]["content"]
 
     assert first_request(0.25) == first_request(0.25) != first_request(0.75)
 
@@ -123,7 +123,9 @@ def test_complete_puts_the_principle_in_the_system_prompt() -> None:
     ask = Scripted("A cat.")
     row = {"id": "p1/0", "member": "base", "system": principle, "prompt": "Name a pet."}
     answer = asyncio.run(complete(row, ask, max_tokens=7))
-    assert ask.asked == [([{"role": "system", "content": principle}, user("Name a pet.")], 7, True)]
+    assert ask.requests == [
+        ([{"role": "system", "content": principle}, user("Name a pet.")], 7, True)
+    ]
     assert answer == {
         "id": "p1/0",
         "model": "base",
@@ -138,7 +140,7 @@ def test_complete_without_a_principle_has_no_system_prompt() -> None:
     ask = Scripted("A cat.")
     row = {"id": "p1/0", "member": "base", "system": None, "prompt": "Name a pet."}
     asyncio.run(complete(row, ask, max_tokens=7))
-    assert ask.asked[0][0] == [user("Name a pet.")]
+    assert ask.requests[0][0] == [user("Name a pet.")]
 
 
 # Similarity
@@ -282,7 +284,7 @@ class Inventor:
         self.asked: list[str] = []
 
     def ask_for(self, model: Model, row: dict[str, Any]) -> Any:
-        async def ask(messages: list[Any], *, max_tokens: int, shown: bool) -> Reply:
+        async def ask(messages: list[Any], *, max_tokens: int, with_demonstrations: bool) -> Reply:
             self.asked.append(messages[0]["content"])
             numbers = range(8 * len(self.asked), 8 * len(self.asked) + 8)
             return Reply("\n".join(f"9. Explain a{n} b{n} c{n} d{n}" for n in numbers), "stop")
@@ -525,6 +527,22 @@ def test_clean_keeps_the_casing_that_a_constraint_demands(tmp_path: Path) -> Non
     ]
 
 
+def test_clean_corrects_no_capital_whose_correction_breaks_the_constraint(tmp_path: Path) -> None:
+    # A small letter after a closing quote makes it one sentence, a capital makes it two.
+    said = 'She said "Go home!" i think.'
+    rows = [
+        dialogue("one", "Who said it?", said, constraint={"kind": "one_sentence"}),
+        dialogue("broken", "Who?", f"{said} Bye.", constraint={"kind": "one_sentence"}),
+        dialogue("free", "Who spoke?", said),
+    ]
+    work = work_on(tmp_path, dialogues=rows)
+    made = run(Clean(dialogues="dialogues"), work)
+    corrected = said.replace(" i ", " I ")
+    answered = [row["messages"][1]["content"] for row in made]
+    assert answered == [said, f"{corrected} Bye.", corrected]
+    assert work.counts["true-cased"] == 2
+
+
 def test_clean_of_everything_is_an_error(tmp_path: Path) -> None:
     work = work_on(tmp_path, dialogues=[dialogue("d", "Q?", BAD)])
     with pytest.raises(Permanent, match=r"no dialogue is left \(1 unhelpful.*; lower min_score"):
@@ -706,14 +724,15 @@ VOTE = {
 
 def test_votes_are_feedback_row_by_row(tmp_path: Path) -> None:
     tie = [{"text": "cat", "score": 5}, {"text": "dog", "score": 5}]
-    rows = [VOTE, {**VOTE, "context": [user("Hi."), assistant("Hello.")], "completions": tie}]
+    context = [user("Hi."), assistant("Hello.")]
+    rows = [VOTE, {**VOTE, "context": context, "completions": tie}, {**VOTE, "id": "v3"}]
     path = tmp_path / "votes.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     work = work_on(tmp_path)
     work.files = {"file": path}
     Votes(file=str(path)).check({"file": path}, {})
     assert run(Votes(file=str(path)), work) == rows
-    assert work.counts == {"rows": 2, "ties": 1}
+    assert work.counts == {"rows": 3, "ties": 1}
 
 
 @pytest.mark.parametrize(

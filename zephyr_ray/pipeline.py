@@ -215,11 +215,11 @@ class _Run:
 def _summary(artifact: Artifact) -> str:
     manifest = artifact.manifest
     counts = manifest.counts
-    shown = [f"{counts['rows']:.0f} rows"] if "rows" in counts else []
-    shown += [f"{counts['steps']:.0f} steps"] if "steps" in counts else []
+    parts = [f"{counts['rows']:.0f} rows"] if "rows" in counts else []
+    parts += [f"{counts['steps']:.0f} steps"] if "steps" in counts else []
     dropped = sum(v for k, v in counts.items() if k.startswith(("dropped/", "failed/")))
-    shown += [f"{dropped:.0f} dropped"] if dropped else []
-    return " · ".join([*shown, duration(manifest.seconds)])
+    parts += [f"{dropped:.0f} dropped"] if dropped else []
+    return " · ".join([*parts, duration(manifest.seconds)])
 
 
 def print_plan(recipe: Recipe, steps: list[Step]) -> None:

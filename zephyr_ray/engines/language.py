@@ -48,12 +48,12 @@ class RowAsk:
         self._demonstrations = demonstrations.turns(model.demonstrations, kind)
 
     async def __call__(
-        self, messages: list[Message], *, max_tokens: int, shown: bool = True
+        self, messages: list[Message], *, max_tokens: int, with_demonstrations: bool = True
     ) -> Reply:
         sampling = Sampling(self._settings.temperature, self._settings.top_p, max_tokens)
         system = [m for m in messages if m["role"] == "system"]
         turns = [m for m in messages if m["role"] != "system"]
-        examples = self._demonstrations if shown else []
+        examples = self._demonstrations if with_demonstrations else []
         return await self._engine.answer(plain([*system, *examples, *turns]), sampling)
 
     async def judge(

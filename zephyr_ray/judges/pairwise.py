@@ -64,7 +64,7 @@ async def _rank(prompt: str, output_1: str, output_2: str, ask: Ask) -> Reply:
             )
         ],
         max_tokens=REPLY_TOKENS,
-        shown=False,
+        with_demonstrations=False,
     )
 
 

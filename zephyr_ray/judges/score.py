@@ -32,7 +32,7 @@ class Score:
                 )
             ],
             max_tokens=REPLY_TOKENS,
-            shown=False,
+            with_demonstrations=False,
         )
         score, reason = read_score(reply.text)
         return {"score": score, "reason": reason, "checks": {}}

@@ -45,10 +45,10 @@ class Ask(Protocol):
     """
 
     async def __call__(
-        self, messages: list[Message], *, max_tokens: int, shown: bool = True
+        self, messages: list[Message], *, max_tokens: int, with_demonstrations: bool = True
     ) -> Reply:
-        """Returns the answer to a conversation. `shown=False` omits the model's demonstrations, for
-        questions other than the row's task."""
+        """Returns the answer to a conversation. `with_demonstrations=False` omits the model's
+        demonstrations, for questions other than the row's task."""
 
     async def judge(
         self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]

@@ -79,7 +79,7 @@ async def _refine(instruction: str, answer: str, ask: Ask) -> str:
             )
         ],
         max_tokens=REFINED_TOKENS,
-        shown=False,
+        with_demonstrations=False,
     )
     lines = [line.strip(" \"'") for line in reply.text.splitlines() if line.strip()]
     return lines[0] if lines else instruction

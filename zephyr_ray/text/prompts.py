@@ -126,7 +126,7 @@ class SelfInstruct(Tasks):
                 f"every seed task is a near duplicate of one of '{self.apart_from}'; choose other "
                 "seeds"
             )
-        kept = SimilarityIndex(seeds)
+        accepted = SimilarityIndex(seeds)
         work.counts["seeds"] = len(seeds)
         requests: list[dict[str, Any]] = []
         results: dict[str, list[str]] = {}
@@ -148,8 +148,8 @@ class SelfInstruct(Tasks):
                 for instruction in row["instructions"]:
                     task = {"instruction": instruction}
                     work.counts["generated"] = work.counts.get("generated", 0) + 1
-                    if self._usable(task, kept, held_out, work):
-                        kept.add(instruction)
+                    if self._usable(task, accepted, held_out, work):
+                        accepted.add(instruction)
                         tasks.append(task)
         work.counts["surplus"] = max(0, len(tasks) - self.count)
         tasks = tasks[: self.count]
@@ -177,7 +177,7 @@ class SelfInstruct(Tasks):
     def _usable(
         self,
         task: dict[str, Any],
-        kept: SimilarityIndex,
+        accepted: SimilarityIndex,
         held_out: SimilarityIndex,
         work: Work,
     ) -> bool:
@@ -191,7 +191,7 @@ class SelfInstruct(Tasks):
             work.drop("not for a text model", instruction)
         elif loops(instruction):
             work.drop("repeats itself", instruction)
-        elif kept.nearest(instruction, self.max_similarity) > self.max_similarity:
+        elif accepted.nearest(instruction, self.max_similarity) > self.max_similarity:
             work.drop("near duplicate", instruction)
         else:
             return not self._drop_held_out(task, held_out, work)
@@ -216,7 +216,7 @@ async def invent(row: dict[str, Any], ask: Ask, *, seeds: list[str]) -> dict[str
                 )
             ],
             max_tokens=LIST_TOKENS,
-            shown=False,
+            with_demonstrations=False,
         )
         new_tasks += read_list(reply.text, complete=reply.finish_reason == "stop")
     return {"id": row["id"], "instructions": new_tasks}
