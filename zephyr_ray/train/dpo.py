@@ -2,7 +2,7 @@
 second half of Zephyr's recipe."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class Dpo(TrainingStage):
     """Defaults are the paper's (arXiv 2310.16944): three epochs, linear, 5e-7, batch 32, β 0.1."""
 
-    kind: ClassVar[str] = "dpo"
-    version: ClassVar[int] = 2
-    unit: ClassVar[str] = "pairs"
-    sequences_per_row: ClassVar[int] = 2
-    proven: ClassVar[str] = "chosen"
+    kind = "dpo"
+    version = 2
+    unit = "pairs"
+    sequences_per_row = 2
+    proven = "chosen"
 
     data: Annotated[str, Reads("pairs")]
     beta: float = Field(0.1, gt=0)

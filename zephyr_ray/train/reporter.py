@@ -4,7 +4,6 @@ checkpoints and resumes from them.
 Imports transformers: import this module only in a worker.
 """
 
-import logging
 import math
 import shutil
 import time
@@ -17,10 +16,9 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from transformers import TrainerCallback
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.stage import log
 from zephyr_ray.store import Journal
 from zephyr_ray.train.job import Job
-
-log = logging.getLogger("zephyr_ray")
 
 
 class Reporter(TrainerCallback):

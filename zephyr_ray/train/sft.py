@@ -1,7 +1,7 @@
 """Fine-tunes a model on dialogues: supervised fine-tuning, the first half of Zephyr's recipe."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -22,11 +22,11 @@ IGNORED = -100
 class Sft(TrainingStage):
     """Defaults are the paper's (arXiv 2310.16944): one epoch, cosine, 2e-5, batch 512 × 2048."""
 
-    kind: ClassVar[str] = "sft"
-    version: ClassVar[int] = 2
-    unit: ClassVar[str] = "sequences"
-    sequences_per_row: ClassVar[int] = 1
-    proven: ClassVar[str] = "messages"
+    kind = "sft"
+    version = 2
+    unit = "sequences"
+    sequences_per_row = 1
+    proven = "messages"
 
     data: Annotated[str, Reads("dialogues")]
     learning_rate: float = Field(2e-5, gt=0)

@@ -5,7 +5,6 @@ storage: steps in a journal, state in checkpoints, a permanent error in a file o
 """
 
 import json
-import logging
 import math
 import signal
 import threading
@@ -15,12 +14,10 @@ from typing import Any
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.ray_cluster import connect
-from zephyr_ray.stage import Work
+from zephyr_ray.stage import Work, log
 from zephyr_ray.store import write_rows
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.worker import run_worker
-
-log = logging.getLogger("zephyr_ray")
 
 STEPS = "metrics.jsonl"
 
