@@ -2,7 +2,7 @@
 second half of Zephyr's recipe."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.messages import with_facts
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Work
+from zephyr_ray.train.settings import Schedule
 from zephyr_ray.train.stage import TrainingStage
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Dpo(TrainingStage):
     beta: float = Field(0.1, gt=0)
     """Weight of the KL penalty against the start model."""
     learning_rate: float = Field(5e-7, gt=0)
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "linear"
+    schedule: Schedule = "linear"
     epochs: float = Field(3, gt=0)
     global_batch: int = Field(32, ge=1)
     max_length: int = Field(1024, ge=16)

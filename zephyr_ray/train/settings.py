@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BUCKET = 50_000_000
 """Maximum elements that DeepSpeed reduces or gathers at once."""
+Schedule = Literal["cosine", "linear", "constant_with_warmup"]
 
 
 class Lora(Strict):
@@ -47,7 +48,7 @@ class TrainingSettings(Stage):
     model: Annotated[str, Reads("weights")]
     data: str
     learning_rate: float = Field(gt=0)
-    schedule: Literal["cosine", "linear", "constant_with_warmup"]
+    schedule: Schedule
     epochs: float = Field(gt=0)
     global_batch: int = Field(ge=1)
     """Rows (packed sequences, pairs) per optimizer step, over all workers."""

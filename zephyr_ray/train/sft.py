@@ -1,7 +1,7 @@
 """Fine-tunes a model on dialogues: supervised fine-tuning, the first half of Zephyr's recipe."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.messages import answers, with_facts
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Work
+from zephyr_ray.train.settings import Schedule
 from zephyr_ray.train.stage import TrainingStage
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Sft(TrainingStage):
 
     data: Annotated[str, Reads("dialogues")]
     learning_rate: float = Field(2e-5, gt=0)
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    schedule: Schedule = "cosine"
     epochs: float = Field(1, gt=0)
     global_batch: int = Field(512, ge=1)
     max_length: int = Field(2048, ge=16)

@@ -16,7 +16,7 @@ from zephyr_ray.train import memory
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.model import load_chat
 from zephyr_ray.train.settings import TrainingSettings
-from zephyr_ray.train.workers import train
+from zephyr_ray.train.workers import STEPS, train
 
 CHECKPOINTS = 2
 """Checkpoints on disk at once: the last complete one, and the one being written."""
@@ -103,7 +103,7 @@ class TrainingStage(TrainingSettings):
 
 def _curves(artifact: Artifact) -> Iterator[Curve]:
     """Yields the metrics that are drawn. If a step was written twice, the later line counts."""
-    by_step = {row["step"]: row for row in read_jsonl(artifact.folder / "metrics.jsonl")}
+    by_step = {row["step"]: row for row in read_jsonl(artifact.folder / STEPS)}
     steps = sorted(by_step.items())
     for name, title in CURVES.items():
         if points := tuple((step, row[name]) for step, row in steps if name in row):
