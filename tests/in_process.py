@@ -1,4 +1,4 @@
-"""Runs stages in this process, without Ray and engines: what a cheap test of a stage needs."""
+"""Runs stages in this process, without Ray and engines, for cheap tests."""
 
 import asyncio
 from pathlib import Path
@@ -16,7 +16,7 @@ from zephyr_ray.store import Artifact, read_jsonl, write_rows
 
 
 class Scripted:
-    """A model that gives its answers in order; `asked` holds the conversations it saw."""
+    """A model that gives its answers in order; `requests` holds what it was asked."""
 
     def __init__(self, *answers: str | Reply):
         self._answers = iter(answers)
@@ -31,17 +31,18 @@ class Scripted:
 
 
 def work_on(folder: Path, **inputs: list[dict[str, Any]]) -> Work:
-    """A stage's work with artifacts on disk, by the name of the stage that made them."""
+    """Returns a stage's work, with artifacts on disk by the name of the stage that made them."""
     artifacts = {}
     for name, rows in inputs.items():
         (folder / name).mkdir()
         write_rows(folder / name, rows)
         artifacts[name] = Artifact(folder / name, Manifest(kind="text", key=name, files={}))
-    (folder / "made").mkdir()
-    return Work("made", folder / "made", 0, artifacts, {}, {})
+    (folder / "artifact").mkdir()
+    return Work("stage", folder / "artifact", 0, artifacts, {}, {})
 
 
 def run(stage: Stage, work: Work) -> list[dict[str, Any]]:
+    """Runs the stage and returns the rows of its artifact."""
     stage.run(work)
     return list(read_jsonl(work.folder / "rows.jsonl"))
 

@@ -1,4 +1,4 @@
-"""Cleaning with a judge: what it is asked, what its scores do, and where dialogues are cut."""
+"""Tests cleaning with a judge: its requests, its scores, and where dialogues are cut."""
 
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,18 @@ Row = dict[str, Any]
 
 
 class Grades:
-    """A judge that gives some texts their score and all others 10; `asked` holds its requests."""
+    """A judge that gives some texts their score and all others 10; `requests` holds its
+    requests."""
 
     def __init__(self, scores: dict[str, float | None]):
         self._scores = scores
-        self.asked: list[tuple[str, Row, list[Row]]] = []
+        self.requests: list[tuple[str, Row, list[Row]]] = []
 
     def ask_for(self, model: Model, row: Row) -> "Grades":
         return self
 
     async def judge(self, form: str, row: Row, answers: list[Row]) -> Row:
-        self.asked.append((form, row, answers))
+        self.requests.append((form, row, answers))
         [answer] = answers
         return {"score": self._scores.get(answer["text"], 10), "reason": "", "checks": {}}
 
@@ -38,7 +39,7 @@ def dialogue(name: str, *messages: Message, constraint: Row | None = None) -> Ro
 
 
 def question(text: str, stated: str = "") -> Message:
-    """A task, and the sentence that states its constraint."""
+    """Returns a question: a task, and the sentence that states its constraint."""
     return user(f"{text}{stated}", instruction=text)
 
 
@@ -49,8 +50,8 @@ def answer(text: str, finish_reason: str = "stop") -> Message:
 def clean(folder: Path, rows: list[Row], **settings: Any) -> tuple[dict[str, Row], Work]:
     work = work_on(folder, dialogues=rows)
     work.models = {"judge": Model("judge", RulesSettings())}
-    made = run(Clean(dialogues="dialogues", judge="judge", **settings), work)
-    return {row["id"]: row for row in made}, work
+    cleaned = run(Clean(dialogues="dialogues", judge="judge", **settings), work)
+    return {row["id"]: row for row in cleaned}, work
 
 
 def texts(row: Row) -> list[str]:
@@ -69,8 +70,8 @@ def test_an_answer_of_exactly_min_score_stays(
     judged_by(monkeypatch, Above=8.5, Exact=8, Below=7.9)
     names = ("Above", "Exact", "Below")
     rows = [dialogue(n, question(f"Say {n}!"), answer(f"{n}.")) for n in names]
-    kept, work = clean(tmp_path, rows, min_score=8)
-    assert list(kept) == ["Above", "Exact"]
+    cleaned, work = clean(tmp_path, rows, min_score=8)
+    assert list(cleaned) == ["Above", "Exact"]
     assert work.counts["dropped/answer below min_score"] == 1
     assert work.examples["dropped/answer below min_score"] == [
         {"prompt": "Say Below!", "answer": "Below."}
@@ -86,8 +87,8 @@ def test_only_full_marks_stay_by_default(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_answer_without_a_score_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judged_by(monkeypatch, Two=None)
     row = dialogue("d", question("One?"), answer("One."), question("Two?"), answer("Two."))
-    kept, work = clean(tmp_path, [row], min_score=1)
-    assert texts(kept["d"]) == ["One?", "One."]
+    cleaned, work = clean(tmp_path, [row], min_score=1)
+    assert texts(cleaned["d"]) == ["One?", "One."]
     assert work.counts["dropped/answer not scored"] == 1
 
 
@@ -104,13 +105,13 @@ def test_the_judge_is_asked_about_each_prompt_as_it_was_answered(
         constraint=constraint,
     )
     clean(tmp_path, [row])
-    assert [form for form, _, _ in judge.asked] == ["score", "score"]
+    assert [form for form, _, _ in judge.requests] == ["score", "score"]
     facts = ("instruction", "prompt", "constraint")
-    assert [[request[name] for name in facts] for _, request, _ in judge.asked] == [
+    assert [[request[name] for name in facts] for _, request, _ in judge.requests] == [
         ["Name a pet.", "Name a pet. Use at most 9 words.", constraint],
         ["Why?", "Why? Use at most 9 words.", constraint],
     ]
-    assert [answers for _, _, answers in judge.asked] == [
+    assert [answers for _, _, answers in judge.requests] == [
         [{"text": "A cat.", "finish_reason": "stop"}],
         [{"text": "It p", "finish_reason": "length"}],
     ]
@@ -125,14 +126,14 @@ def test_after_a_system_message_each_answer_is_judged_with_its_own_question(
         *(SYSTEM, question("One?"), answer("One.")),
         *(question("Two?"), answer("Two."), question("Three?"), answer("Three.")),
     )
-    kept, _ = clean(tmp_path, [row])
-    assert [(request["prompt"], answers[0]["text"]) for _, request, answers in judge.asked] == [
+    cleaned, _ = clean(tmp_path, [row])
+    assert [(request["prompt"], answers[0]["text"]) for _, request, answers in judge.requests] == [
         ("One?", "One."),
         ("Two?", "Two."),
         ("Three?", "Three."),
     ]
     # Cut before the question whose answer is bad.
-    assert texts(kept["d"]) == ["Be brief.", "One?", "One."]
+    assert texts(cleaned["d"]) == ["Be brief.", "One?", "One."]
 
 
 def test_a_bad_first_answer_drops_a_dialogue_with_a_system_message(
@@ -143,8 +144,8 @@ def test_a_bad_first_answer_drops_a_dialogue_with_a_system_message(
         dialogue("bad", SYSTEM, question("One?"), answer("Bad.")),
         dialogue("good", SYSTEM, question("One?"), answer("Good.")),
     ]
-    kept, work = clean(tmp_path, rows)
-    assert list(kept) == ["good"] and work.counts["dropped dialogues"] == 1
+    cleaned, work = clean(tmp_path, rows)
+    assert list(cleaned) == ["good"] and work.counts["dropped dialogues"] == 1
 
 
 def test_the_rules_judge_gets_the_bare_instruction(
@@ -163,7 +164,7 @@ def test_the_rules_judge_gets_the_bare_instruction(
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "kept"),
+    ("first", "second", "count"),
     [
         (("Q?", "A."), ("q?", "a."), 1),  # in any casing
         (("Q?", "A."), ("Q?", "B."), 2),
@@ -174,18 +175,18 @@ def test_the_rules_judge_gets_the_bare_instruction(
 def test_dialogues_that_begin_alike_are_duplicates(
     first: tuple[str, ...],
     second: tuple[str, ...],
-    kept: int,
+    count: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     judged_by(monkeypatch)
     rows = [
-        dialogue(name, *(answer(t) if i % 2 else question(t) for i, t in enumerate(said)))
-        for name, said in (("first", first), ("second", second))
+        dialogue(name, *(answer(t) if i % 2 else question(t) for i, t in enumerate(texts)))
+        for name, texts in (("first", first), ("second", second))
     ]
-    made, work = clean(tmp_path, rows)
-    assert list(made) == ["first", "second"][:kept]
-    assert work.counts.get("dropped/duplicate", 0) == 2 - kept
+    cleaned, work = clean(tmp_path, rows)
+    assert list(cleaned) == ["first", "second"][:count]
+    assert work.counts.get("dropped/duplicate", 0) == 2 - count
 
 
 def test_a_duplicate_has_the_same_system_message(

@@ -1,4 +1,4 @@
-"""Completions: who answers which prompt, how often, and under which principle."""
+"""Tests which models answer which prompts, how often, and under which principle."""
 
 from collections import Counter
 from pathlib import Path
@@ -28,15 +28,15 @@ PROMPTS = [
 
 
 class Pool:
-    """Every member answers with its name; `asked` holds the conversations in order."""
+    """Models that answer with their name; `requests` holds the conversations in order."""
 
     def __init__(self, finish_reason: str = "stop"):
         self._finish_reason = finish_reason
-        self.asked: list[tuple[list[Message], int]] = []
+        self.requests: list[tuple[list[Message], int]] = []
 
     def ask_for(self, model: Model, row: dict[str, Any]) -> Any:
         async def ask(messages: list[Message], *, max_tokens: int) -> Reply:
-            self.asked.append((messages, max_tokens))
+            self.requests.append((messages, max_tokens))
             return Reply(f"by {model.name}", self._finish_reason, 5, 3)
 
         return ask
@@ -50,7 +50,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Pool:
 
 
 def answered(folder: Path, pool: str, **settings: Any) -> tuple[list[dict[str, Any]], Work]:
-    """The rows of a stage whose pool is one model per letter."""
+    """Returns the rows and the work of a stage whose pool is one model per letter."""
     folder.mkdir(exist_ok=True)
     work = work_on(folder, prompts=PROMPTS)
     work.models = {name: Model(name, VllmSettings(weights="w")) for name in pool}
@@ -77,7 +77,7 @@ def test_a_larger_pool_is_drawn_from_without_replacement(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("pool")
-def test_a_smaller_pool_goes_round_again(tmp_path: Path) -> None:
+def test_a_smaller_pool_answers_again(tmp_path: Path) -> None:
     rows, work = answered(tmp_path, "ab", per_prompt=5)
     assert set(members(rows)) == {"ababa", "babab"}
     assert work.counts["answers"] == 150
@@ -97,7 +97,7 @@ def test_the_seed_draws_members_and_principles(tmp_path: Path) -> None:
 
 def test_without_principles_only_the_prompt_is_asked(tmp_path: Path, pool: Pool) -> None:
     rows, _ = answered(tmp_path, "a", max_tokens=7)
-    assert pool.asked == [([user(row["prompt"])], 7) for row in PROMPTS]
+    assert pool.requests == [([user(row["prompt"])], 7) for row in PROMPTS]
     assert {c["system"] for row in rows for c in row["completions"]} == {None}
 
 
@@ -107,7 +107,7 @@ def test_each_answer_is_drawn_under_a_principle_that_its_row_keeps(
     rows, _ = answered(tmp_path, "ab", principles=True)
     systems = [c["system"] for row in rows for c in row["completions"]]
     assert set(systems) == set(PRINCIPLES.values())
-    assert [messages[0] for messages, _ in pool.asked] == [
+    assert [messages[0] for messages, _ in pool.requests] == [
         {"role": "system", "content": system} for system in systems
     ]
     assert max(Counter(systems).values()) < len(systems) / 2

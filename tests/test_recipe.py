@@ -384,9 +384,9 @@ def test_a_missing_seeds_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_unwritable_storage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "taken").write_text("a file")
-    for place in ("taken", "taken/below"):
-        line = main_error(capsys, write(tmp_path), "--set", f"storage={tmp_path / place}")
+    (tmp_path / "file").write_text("a file")
+    for path in ("file", "file/below"):
+        line = main_error(capsys, write(tmp_path), "--set", f"storage={tmp_path / path}")
         assert "cannot be written" in line and "--set storage=FOLDER" in line
 
 

@@ -60,11 +60,11 @@ async def mixed(row: dict[str, Any], ask: Any) -> dict[str, Any]:
     messages, prompts = [], []
     for turn in range(row["turns"]):
         messages.append(user(row["prompt"]))
-        note(row["diary"], row=row["id"], turn=turn, event="asked")
+        note(row["diary"], row=row["id"], turn=turn, event="request")
         reply = await ask(
             messages, max_tokens=row["tokens"], with_demonstrations=row.get("demonstrations", True)
         )
-        note(row["diary"], row=row["id"], turn=turn, event="answered")
+        note(row["diary"], row=row["id"], turn=turn, event="answer")
         messages.append(assistant(reply.text))
         prompts.append(reply.prompt_tokens)
     return {"id": row["id"], "messages": messages, "prompt_tokens": prompts}
@@ -147,18 +147,18 @@ def test_requests_share_engine_steps_up_to_concurrency(run: Mixed) -> None:
 def test_a_row_continues_while_others_are_in_their_first_turn(run: Mixed) -> None:
     """Batching is continuous: three short turns end while slow rows, sent before, are in flight."""
     at = {(e["row"], e["turn"], e["event"]): e["at"] for e in run.diary if e["event"] != "step"}
-    end = at["fast", 2, "answered"]
+    end = at["fast", 2, "answer"]
     overtaken_rows = [
-        i for i in range(5) if at[f"slow{i}", 0, "asked"] < end < at[f"slow{i}", 0, "answered"]
+        i for i in range(5) if at[f"slow{i}", 0, "request"] < end < at[f"slow{i}", 0, "answer"]
     ]
     assert overtaken_rows
 
 
 def test_a_waiting_row_starts_as_soon_as_one_ends(run: Mixed) -> None:
     """Rows beyond `concurrency` do not wait for the complete first batch."""
-    starts = [e["at"] for e in run.diary if e["event"] == "asked" and e["turn"] == 0]
+    starts = [e["at"] for e in run.diary if e["event"] == "request" and e["turn"] == 0]
     first_batch_ends = max(
-        e["at"] for e in run.diary if e["event"] == "answered" and e["row"].startswith("slow")
+        e["at"] for e in run.diary if e["event"] == "answer" and e["row"].startswith("slow")
     )
     assert sum(at < first_batch_ends for at in starts) > CONCURRENCY
 

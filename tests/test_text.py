@@ -247,12 +247,12 @@ def test_the_first_tasks_are_the_prompts(tmp_path: Path) -> None:
         (tmp_path / str(count)).mkdir()
         work = work_on(tmp_path / str(count))
         work.files = seeds_file(tmp_path, *TASKS)
-        made = run(Prompts(seeds="seeds.jsonl", count=count), work)
-        assert [row["instruction"] for row in made] == [t["instruction"] for t in TASKS[:rows]]
+        prompts = run(Prompts(seeds="seeds.jsonl", count=count), work)
+        assert [row["instruction"] for row in prompts] == [t["instruction"] for t in TASKS[:rows]]
 
 
 def drawn(folder: Path, stage: Prompts | SelfInstruct, *tasks: dict[str, Any]) -> list[Any]:
-    """The constraints and prompts that a stage draws for its tasks."""
+    """Returns the prompts and constraints that a stage draws for its tasks."""
     folder.mkdir()
     work = work_on(folder)
     work.files = seeds_file(folder, *tasks)
@@ -268,25 +268,25 @@ def test_the_seed_draws_the_constraints_of_prompts(tmp_path: Path) -> None:
 def test_constrained_is_the_share_of_prompts_with_a_constraint(tmp_path: Path) -> None:
     own = {"kind": "json"}
     tasks = [*TASKS, *({**task, "constraint": own} for task in TASKS[:10])]
-    made = drawn(tmp_path / "a", Prompts(seeds="seeds.jsonl", constrained=0.25), *tasks)
-    count = sum(constraint is not None for _, constraint in made[:400])
+    prompts = drawn(tmp_path / "a", Prompts(seeds="seeds.jsonl", constrained=0.25), *tasks)
+    count = sum(constraint is not None for _, constraint in prompts[:400])
     # 100 are expected, with a spread of sqrt(400 · 1/4 · 3/4) = 9; four of them.
     assert 65 < count < 135
-    assert [constraint for _, constraint in made[400:]] == [own] * 10
+    assert [constraint for _, constraint in prompts[400:]] == [own] * 10
     every = drawn(tmp_path / "b", Prompts(seeds="seeds.jsonl"), *tasks)
     assert all(constraint for _, constraint in every)
 
 
 class Inventor:
-    """A model that lists tasks unlike each other; `asked` holds what it was shown."""
+    """A model that lists dissimilar tasks; `requests` holds what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     def ask_for(self, model: Model, row: dict[str, Any]) -> Any:
         async def ask(messages: list[Any], *, max_tokens: int, with_demonstrations: bool) -> Reply:
-            self.asked.append(messages[0]["content"])
-            numbers = range(8 * len(self.asked), 8 * len(self.asked) + 8)
+            self.requests.append(messages[0]["content"])
+            numbers = range(8 * len(self.requests), 8 * len(self.requests) + 8)
             return Reply("\n".join(f"9. Explain a{n} b{n} c{n} d{n}" for n in numbers), "stop")
 
         return ask
@@ -295,7 +295,7 @@ class Inventor:
 def self_instruct(
     folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
 ) -> tuple[list[str], list[Any], dict[str, float]]:
-    """What the model was shown, the prompts made of 20 seed tasks, and the counts."""
+    """Returns the requests to the model, the prompts made from 20 seed tasks, and the counts."""
     folder.mkdir()
     work, engine = work_on(folder), Inventor()
     run_here(monkeypatch, prompts, engine)
@@ -303,20 +303,20 @@ def self_instruct(
     tasks = ({"instruction": f"Describe e{n} f{n} g{n} h{n}"} for n in range(20))
     work.files = seeds_file(folder, *tasks)
     rows = run(SelfInstruct(model="base", seeds="seeds.jsonl", **settings), work)
-    made = [(row["instruction"], row["constraint"], row["prompt"]) for row in rows]
-    return engine.asked, made, work.counts
+    columns = [(row["instruction"], row["constraint"], row["prompt"]) for row in rows]
+    return engine.requests, columns, work.counts
 
 
 def test_self_instruct_makes_count_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, made, counts = self_instruct(tmp_path / "a", monkeypatch, count=50)
-    # One round of 24 rows, each of two requests of eight tasks, beside 20 seeds.
-    assert len(asked) == 48 and counts["generated"] == 384
-    assert len({instruction for instruction, _, _ in made}) == len(made) == 50
+    requests, rows, counts = self_instruct(tmp_path / "a", monkeypatch, count=50)
+    # One round of 24 rows with two requests for eight tasks each, beside 20 seeds.
+    assert len(requests) == 48 and counts["generated"] == 384
+    assert len({instruction for instruction, _, _ in rows}) == len(rows) == 50
     assert (counts["new"], counts["surplus"], counts["short_of_count"]) == (30, 354, 0)
-    assert sum(instruction.startswith("Describe") for instruction, _, _ in made) == 20
+    assert sum(instruction.startswith("Describe") for instruction, _, _ in rows) == 20
 
 
-def test_the_seed_of_self_instruct_draws_what_is_shown_the_order_and_the_constraints(
+def test_the_seed_of_self_instruct_draws_examples_order_and_constraints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, same, other = (
@@ -350,10 +350,10 @@ def test_each_filter_of_self_instruct_counts_what_it_drops(
     instruction: str, tmp_path: Path
 ) -> None:
     rule, work = USABLE[instruction], work_on(tmp_path)
-    kept = SimilarityIndex(["Tell me about the sea"])
+    accepted = SimilarityIndex(["Tell me about the sea"])
     held_out = SimilarityIndex(["Which river is the longest one"])
     stage = SelfInstruct(model="base", seeds="seeds.jsonl", count=1)
-    usable = stage._usable({"instruction": instruction}, kept, held_out, work)
+    usable = stage._usable({"instruction": instruction}, accepted, held_out, work)
     assert usable == (rule is None)
     assert work.counts == ({f"dropped/{rule}": 1} if rule else {})
     assert work.examples == ({f"dropped/{rule}": [instruction]} if rule else {})
@@ -489,11 +489,11 @@ def test_clean_cuts_before_the_first_bad_answer(tmp_path: Path) -> None:
         dialogue("again", "q1?", "a1.", "Other?", "Yes."),
     ]
     work = work_on(tmp_path, dialogues=rows)
-    kept = {row["id"]: row for row in run(Clean(dialogues="dialogues"), work)}
-    assert list(kept) == ["good", "late", "empty"]
-    assert kept["good"]["messages"] == rows[0]["messages"]
-    assert kept["late"]["messages"] == rows[1]["messages"][:2]
-    assert kept["empty"]["messages"] == rows[3]["messages"][:2]
+    cleaned = {row["id"]: row for row in run(Clean(dialogues="dialogues"), work)}
+    assert list(cleaned) == ["good", "late", "empty"]
+    assert cleaned["good"]["messages"] == rows[0]["messages"]
+    assert cleaned["late"]["messages"] == rows[1]["messages"][:2]
+    assert cleaned["empty"]["messages"] == rows[3]["messages"][:2]
     assert work.counts == {
         "rows": 3,
         "dropped/unhelpful assistant": 2,
@@ -604,9 +604,9 @@ def test_a_pair_keeps_the_turns_before_its_prompt(tmp_path: Path) -> None:
     context = [{"role": "system", "content": "Be kind."}, user("Hi."), assistant("Hello.")]
     work = work_on(tmp_path, feedback=[{**FOUR, "context": context}])
     [pair] = run(Preferences(feedback="feedback", rejected="lowest"), work)
-    asked = [*context, user("Name a pet. Be short.", instruction="Name a pet.")]
-    assert pair["chosen"] == [*asked, assistant("cat", finish_reason="stop")]
-    assert pair["rejected"] == [*asked, assistant("emu", finish_reason="length")]
+    conversation = [*context, user("Name a pet. Be short.", instruction="Name a pet.")]
+    assert pair["chosen"] == [*conversation, assistant("cat", finish_reason="stop")]
+    assert pair["rejected"] == [*conversation, assistant("emu", finish_reason="length")]
 
 
 def test_rejected_all_is_every_other(tmp_path: Path) -> None:

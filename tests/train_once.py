@@ -1,4 +1,4 @@
-"""Run a small training stage. Tests call it, and one runs it as a program in order to kill it."""
+"""Runs a small training stage. Tests call it, and one runs it as a program in order to kill it."""
 
 import os
 import random

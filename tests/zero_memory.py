@@ -1,4 +1,4 @@
-"""Measure the memory of two workers at each ZeRO stage. test_estimate.py runs this as a program.
+"""Measures the memory of two workers at each ZeRO stage. test_estimate.py runs this as a program.
 
 Prints one JSON line per stage: bytes held after a step, and the peak during a step, on rank 0.
 """
@@ -31,7 +31,7 @@ def settings(zero: int, offload: str = "none") -> Sft:
 
 
 def peak_bytes(work: Any) -> int:
-    """Return the peak bytes in PyTorch's CPU allocator during `work`, above those before it."""
+    """Returns the peak bytes in PyTorch's CPU allocator during `work`, above those before it."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -45,7 +45,7 @@ def peak_bytes(work: Any) -> int:
 
 
 def held_bytes() -> int:
-    """Return the bytes of all storages that live tensors refer to."""
+    """Returns the bytes of all storages that live tensors refer to."""
     import torch
 
     gc.collect()

@@ -142,8 +142,7 @@ def _cluster(options: argparse.Namespace) -> int:
 
 
 def _load_checked(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Recipe]:
-    """Returns a recipe as written and as loaded, and checks all of it but the cluster's own
-    files."""
+    """Checks a recipe, except files on the cluster, and returns it as written and as loaded."""
     recipe = recipes.load(path, pipeline.KINDS, overrides)
     check_files(recipe, absolute=False)
     for model in recipe.models.values():

@@ -8,8 +8,7 @@ from pathlib import Path
 
 
 class Clock:
-    """Wall time of a stage over all attempts, saved twice per second, so that a kill loses
-    little."""
+    """Wall time of a stage over all attempts; saved twice per second, so a kill loses little."""
 
     def __init__(self, path: Path, tick: Callable[[], None]):
         self._path, self._tick, self._stop = path, tick, threading.Event()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Calls:
-    """Upper bounds of what one model is asked: calls, and tokens of prompts and of answers."""
+    """Upper bounds of the requests to one model: calls, and tokens of prompts and of answers."""
 
     calls: float
     tokens_in: float
@@ -29,7 +29,7 @@ class Footprint:
     memory: float = 0
     """Host memory at once, on the machine that runs it."""
     artifact: float = 0
-    """Storage for what it makes."""
+    """Storage for its artifact."""
     scratch: float = 0
     """Storage beside the artifact while it runs."""
 

@@ -26,7 +26,7 @@ class RowFault:
 
 @dataclass(frozen=True)
 class EnvironmentFault:
-    """The row was not answered for a reason outside it; the next attempt asks it again."""
+    """The row was not answered for a reason outside it; the next attempt retries it."""
 
     id: str
     environment_fault: str

@@ -53,8 +53,7 @@ KINDS: dict[str, type[Stage]] = {stage.kind: stage for stage in map(resolve_name
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 unexpected error, 2 error for the user to fix, 130
-    interrupted."""
+    """Returns the exit code: 0 done, 1 unexpected error, 2 user error, 130 interrupted."""
     parser = argparse.ArgumentParser("zephyr_ray.pipeline", description="Run a recipe.")
     parser.add_argument("recipe", nargs="?", type=Path, help="a recipe file (default: quickstart)")
     parser.add_argument(
@@ -124,7 +123,7 @@ def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """One walk over the steps of a plan."""
+    """One run of the steps of a plan."""
 
     recipe: Recipe
     store: Store

@@ -90,7 +90,7 @@ class Recipe:
 
 
 def locate(folders: list[Path], value: str) -> Path:
-    """Returns the file or folder in the first of the folders that has it."""
+    """Returns the path in the first of the folders where it exists."""
     return next((f / value for f in folders if (f / value).exists()), folders[0] / value)
 
 

@@ -72,8 +72,7 @@ class RowActor:
         return {"id": [row["id"] for row in rows]}
 
     async def _run(self, row: Row) -> None:
-        """Runs the program on one row and writes its outcome. Ends the process if the engine
-        died."""
+        """Runs the program on one row and writes its outcome; exits if the engine died."""
         async with self._slots:
             if self._stopped:
                 return
@@ -91,8 +90,7 @@ class RowActor:
             except Permanent as error:
                 self._write(RowFault(row["id"], str(error)))
             except Exception as error:
-                # Unexpected, so more likely our bug than a fault of the row, which must not be
-                # lost.
+                # Unexpected, so more likely our bug than the row's fault: the row must not be lost.
                 log.warning("row %s failed", row["id"], exc_info=True)
                 self._write(EnvironmentFault(row["id"], f"{type(error).__name__}: {error}"))
             finally:

@@ -1,5 +1,4 @@
-"""Defines a stage (its settings and what it declares about itself) and the work of a running
-one."""
+"""Defines stages: their settings, what they declare, and the work of a running one."""
 
 import logging
 import os

@@ -1,5 +1,4 @@
-"""Estimates what a training stage needs (memory, steps, tokens, hours) and what would make it
-fit."""
+"""Estimates memory, steps, tokens and hours of a training stage, and what would make it fit."""
 
 import math
 from dataclasses import dataclass

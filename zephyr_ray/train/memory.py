@@ -35,7 +35,7 @@ class Memory:
     reserve: float
     """Libraries, and the overhead of their allocators."""
     host: float = 0
-    """Host memory of what is offloaded from the GPU."""
+    """Bytes in host memory that are offloaded from the GPU."""
 
     @property
     def total(self) -> float:
@@ -99,8 +99,7 @@ def activations(settings: TrainingSettings, shape: Shape, tokens: int) -> float:
     layer = 30 * h + 4 * kv + 8 * f if is_bf16 else 32 * h + 8 * kv + 16 * f
     tail = 26 * h if is_bf16 else 33 * h  # the last norm, and gradients in the backward pass
     if settings.lora:
-        # Frozen matrices store no inputs; adapters store theirs, their inner values and dropout
-        # masks.
+        # Frozen matrices store no inputs; adapters store inputs, inner values and dropout masks.
         layer += 28 * settings.lora.r - 6 * h + (6 * h + f) * (settings.lora.dropout > 0)
     rounded = _rounded_weights(settings, shape) if is_bf16 else 0
     if not settings.gradient_checkpointing:

@@ -99,7 +99,7 @@ def trainer_arguments(job: Job) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        # Rows are tokens already, at most max_length of them; the collator takes what it needs.
+        # Rows are tokenized, with at most max_length tokens; the collator selects the columns.
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "remove_unused_columns": False,
         "max_length": None,

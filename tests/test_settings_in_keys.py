@@ -1,0 +1,291 @@
+"""Every setting of every kind of stage and every engine: in the content key, or not.
+
+What changes the result is in the key, or a stale artifact would be reused. How the work runs is
+not, or a machine with more memory would repeat the work.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyr_ray.engines import ENGINES
+from zephyr_ray.pipeline import KINDS
+from zephyr_ray.plan import make_plan
+from zephyr_ray.recipe import load
+from zephyr_ray.store import Store
+from zephyr_ray.train.settings import Lora
+
+MODELS = """
+models:
+  a: {weights: owner/a}
+  b: {weights: owner/b}
+  again: {weights: owner/a}
+  judge: {engine: rules}
+  strict: {engine: rules, relevance_min: 0.5}
+"""
+RECIPE = f"""{MODELS}
+stages:
+  prompts: {{kind: prompts, seeds: seeds.jsonl}}
+  other_prompts: {{kind: prompts, seeds: other.jsonl}}
+  self_instruct: {{kind: self_instruct, model: a, seeds: seeds.jsonl, count: 5}}
+  self_refine: {{kind: self_refine, model: a, prompts: prompts}}
+  other_dialogues: {{kind: self_refine, model: b, prompts: prompts}}
+  clean: {{kind: clean, dialogues: self_refine, judge: judge}}
+  sft: {{kind: sft, model: a, data: self_refine}}
+  completions: {{kind: completions, models: [a], prompts: prompts}}
+  other_completions: {{kind: completions, models: [b], prompts: prompts}}
+  more_completions: {{kind: completions, models: [b, a], prompts: prompts}}
+  feedback: {{kind: feedback, judge: judge, completions: completions}}
+  other_feedback: {{kind: feedback, judge: strict, completions: completions}}
+  preferences: {{kind: preferences, feedback: feedback}}
+  other_pairs: {{kind: preferences, feedback: other_feedback}}
+  chosen: {{kind: chosen, pairs: preferences}}
+  dpo: {{kind: dpo, model: a, data: preferences}}
+  pairwise: {{kind: pairwise, judge: judge, answers: [other_completions], baseline: completions}}
+  report: {{kind: report, of: [sft]}}
+  votes: {{kind: votes, file: seeds.jsonl}}
+  published: {{kind: published, makes: prompts, dataset: owner/set}}
+"""
+
+TASKS = {"seeds": "other.jsonl", "count": 3, "constrained": 0.5, "seed": 1}
+TRAINING = {
+    "model": "b",
+    "learning_rate": 0.1,
+    "schedule": "constant_with_warmup",
+    "epochs": 7,
+    "global_batch": 64,
+    "max_length": 333,
+    "warmup": 0.2,
+    "weight_decay": 0.1,
+    "max_grad_norm": 2,
+    "precision": "fp32",
+    "lora": {},
+    "seed": 1,
+}
+IN_KEY: dict[str, dict[str, Any]] = {
+    "prompts": TASKS,
+    "self_instruct": TASKS | {"model": "b", "apart_from": "prompts", "max_similarity": 0.5},
+    "self_refine": {
+        "model": "b",
+        "prompts": "other_prompts",
+        "turns": 3,
+        "max_tokens": 9,
+        "seed": 1,
+    },
+    "clean": {
+        "dialogues": "other_dialogues",
+        "judge": "strict",
+        "min_score": 5,
+        "apart_from": "prompts",
+        "seed": 1,
+    },
+    "sft": TRAINING | {"data": "other_dialogues", "packing": False},
+    "completions": {
+        "models": ["b"],
+        "prompts": "other_prompts",
+        "per_prompt": 3,
+        "principles": True,
+        "max_tokens": 9,
+        "seed": 1,
+    },
+    "feedback": {"judge": "strict", "completions": "other_completions", "seed": 1},
+    "preferences": {
+        "feedback": "other_feedback",
+        "rejected": "all",
+        "ties": "keep",
+        "min_margin": 1,
+        "min_chosen": 5,
+        "seed": 1,
+    },
+    "chosen": {"pairs": "other_pairs"},
+    "dpo": TRAINING | {"data": "other_pairs", "beta": 0.5, "nll_weight": 1},
+    "pairwise": {
+        "judge": "strict",
+        "answers": ["other_completions", "more_completions"],
+        "baseline": "more_completions",
+        "control": "more_completions",
+        "seed": 1,
+    },
+    "report": {"of": ["dpo"], "title": "Mine"},
+    "votes": {"file": "other.jsonl"},
+    "published": {
+        "makes": "pairs",
+        "dataset": "owner/other",
+        "files": "seeds.jsonl",
+        "split": "test",
+        "revision": "v2",
+        "columns": {"prompt": "question"},
+        "limit": 3,
+    },
+}
+"""By kind: the settings that decide the result, each with another value than the recipe's."""
+HOW_IT_TRAINS = {
+    "zero": 1,
+    "workers": 2,
+    "cpus_per_worker": 2,
+    "gpus_per_worker": 1,
+    "micro_batch": 1,
+    "gradient_checkpointing": True,
+    "offload": "all",
+    "optimizer": "paged_adamw_32bit",
+    "checkpoint_every": 3,
+}
+NOT_IN_KEY: dict[str, dict[str, Any]] = {"sft": HOW_IT_TRAINS, "dpo": HOW_IT_TRAINS}
+
+MODEL: dict[str, dict[str, Any]] = {
+    "vllm": {"engine": "vllm", "weights": "owner/a"},
+    "openai": {"engine": "openai", "model": "m", "base_url": "http://a/v1"},
+    "rules": {"engine": "rules"},
+    "service": {"engine": "service", "base_url": "http://a"},
+}
+SAMPLING = {"temperature": 0.1, "top_p": 0.5, "demonstrations": "seeds.jsonl", "context": 99}
+PROCESSES = {"actors": 3, "concurrency": 3}
+MODEL_IN_KEY: dict[str, dict[str, Any]] = {
+    "vllm": SAMPLING | {"weights": "owner/b"},
+    "openai": SAMPLING | {"base_url": "http://b/v1", "model": "n"},
+    "rules": {"relevance": "owner/encoder", "relevance_min": 0.5},
+    "service": {"base_url": "http://b"},
+}
+MODEL_NOT_IN_KEY: dict[str, dict[str, Any]] = {
+    "vllm": PROCESSES | {"gpus": 2},
+    "openai": PROCESSES | {"api_key_env": "OTHER_KEY", "price": [1, 2]},
+    "rules": PROCESSES,
+    "service": PROCESSES | {"api_key_env": "OTHER_KEY"},
+}
+ASKS = """
+  prompts: {kind: prompts, seeds: seeds.jsonl}
+  asks: {kind: completions, models: [x], prompts: prompts}
+"""
+JUDGES = """
+  prompts: {kind: prompts, seeds: seeds.jsonl}
+  answers: {kind: completions, models: [a], prompts: prompts}
+  judges: {kind: feedback, judge: x, completions: answers}
+"""
+TRAINS = """
+  data: {kind: published, makes: dialogues, dataset: owner/set}
+  trains: {kind: sft, model: x, data: data}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "seeds.jsonl").write_text('{"instruction": "Name a colour."}\n')
+    (tmp_path / "other.jsonl").write_text('{"instruction": "Name a fruit."}\n')
+    return tmp_path
+
+
+def keys(folder: Path, *overrides: str) -> dict[str, str]:
+    recipe = load(folder / "recipe.yaml", KINDS, list(overrides))
+    return {step.name: step.key for step in make_plan(recipe, Store(folder / "runs"))}
+
+
+def in_key(folder: Path, stage: str, prefix: str, values: dict[str, Any]) -> dict[str, bool]:
+    """Whether the key of a stage changes, by the setting that is given another value."""
+    before = keys(folder)[stage]
+    return {
+        name: keys(folder, f"{prefix}.{name}={json.dumps(value)}")[stage] != before
+        for name, value in values.items()
+    }
+
+
+def table(known: dict[str, Any], unknown: dict[str, Any]) -> dict[str, bool]:
+    return dict.fromkeys(known, True) | dict.fromkeys(unknown, False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_of_a_stage(kind: str, folder: Path) -> None:
+    known, unknown = IN_KEY[kind], NOT_IN_KEY.get(kind, {})
+    assert {*known, *unknown} == set(KINDS[kind].model_fields)
+    assert in_key(folder, kind, kind, known | unknown) == table(known, unknown)
+
+
+def test_settings_of_adapters(folder: Path) -> None:
+    values = {"r": 4, "alpha": 4, "dropout": 0.1, "targets": ["q_proj"], "quantized": True}
+    assert set(values) == set(Lora.model_fields)
+    text = RECIPE.replace("{kind: sft, ", "{kind: sft, lora: {}, ")
+    (folder / "recipe.yaml").write_text(text)
+    assert in_key(folder, "sft", "sft.lora", values) == table(values, {})
+
+
+def uses(engine: str, use: str) -> bool:
+    return use in ENGINES[engine].uses
+
+
+@pytest.mark.parametrize(
+    ("engine", "stage", "stages"),
+    [
+        *((e, "asks", ASKS) for e in ENGINES if uses(e, "model")),
+        *((e, "judges", JUDGES) for e in ENGINES if uses(e, "judge")),
+    ],
+)
+def test_settings_of_an_engine(engine: str, stage: str, stages: str, folder: Path) -> None:
+    known, unknown = MODEL_IN_KEY[engine], MODEL_NOT_IN_KEY[engine]
+    assert {"engine", *known, *unknown} == set(ENGINES[engine].model_fields)
+    write_model(folder, MODEL[engine], stages)
+    assert in_key(folder, stage, "models.x", known | unknown) == table(known, unknown)
+
+
+def write_model(folder: Path, model: dict[str, Any], stages: str) -> None:
+    text = f"{MODELS}  x: {json.dumps(model)}\nstages:{stages}"
+    (folder / "recipe.yaml").write_text(text)
+
+
+@pytest.mark.parametrize("engine", [e for e in ENGINES if uses(e, "weights")])
+def test_training_depends_on_the_weights_that_it_starts_from_alone(
+    engine: str, folder: Path
+) -> None:
+    values = MODEL_IN_KEY[engine] | MODEL_NOT_IN_KEY[engine]
+    write_model(folder, MODEL[engine], TRAINS)
+    expected = dict.fromkeys(values, False) | {"weights": True}
+    assert in_key(folder, "trains", "models.x", values) == expected
+
+
+def test_an_engine_is_in_the_key(folder: Path) -> None:
+    # An endpoint and a served judge at one address, and rules.
+    made = []
+    for engine in ("openai", "service", "rules"):
+        write_model(folder, MODEL[engine] | {"engine": engine}, JUDGES)
+        made.append(keys(folder, *(["models.x.base_url=http://a"] if engine == "openai" else [])))
+    assert len({made_keys["judges"] for made_keys in made}) == 3
+    assert all(ENGINES[e].model_validate(MODEL[e]).identity()["engine"] == e for e in ENGINES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_and_its_version(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys(folder)[kind]
+    monkeypatch.setattr(KINDS[kind], "version", KINDS[kind].version + 1)
+    raised = keys(folder)[kind]
+    monkeypatch.setattr(KINDS[kind], "kind", "another")
+    assert len({before, raised, keys(folder)[kind]}) == 3
+
+
+def test_members_of_a_pool_by_name_and_place(folder: Path) -> None:
+    pools = (["a", "b"], ["b", "a"], ["again", "b"], ["a"], ["again"])
+    made = {keys(folder, f"completions.models={json.dumps(p)}")["completions"] for p in pools}
+    assert len(made) == len(pools)
+
+
+def test_the_name_of_one_model_is_in_no_key(folder: Path) -> None:
+    assert keys(folder, "self_refine.model=again") == keys(folder)
+
+
+@pytest.mark.parametrize(
+    ("setting", "stage", "stages"), [("weights", "asks", ASKS), ("relevance", "judges", JUDGES)]
+)
+def test_folders_of_weights_by_content_not_place(
+    setting: str, stage: str, stages: str, folder: Path
+) -> None:
+    place = folder / "tiny"
+    place.mkdir()
+    (place / "config.json").write_text('{"model_type": "bert"}')
+    engine = {"weights": "vllm", "relevance": "rules"}[setting]
+    write_model(folder, MODEL[engine] | {setting: "tiny"}, stages)
+    before = keys(folder)[stage]
+    shutil.copytree(place, folder / "copy")
+    assert keys(folder, f"models.x.{setting}=copy")[stage] == before
+    (place / "config.json").write_text('{"model_type": "bert", "hidden_size": 2}')
+    assert keys(folder)[stage] != before
