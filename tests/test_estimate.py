@@ -256,7 +256,7 @@ def test_weights_in_four_bits_are_what_bitsandbytes_holds(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from zephyr_ray.train.bits import four_bits
+    from zephyr_ray.train.model import four_bits
 
     build(SMALL).save_pretrained(tmp_path)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")

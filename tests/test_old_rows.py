@@ -14,8 +14,8 @@ from zephyr_ray.text import cleaning
 from zephyr_ray.text.cleaning import Clean
 from zephyr_ray.text.preferences import Chosen
 from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.model import load_chat
 from zephyr_ray.train.sft import Sft
-from zephyr_ray.train.start_model import load_chat
 
 Row = dict[str, Any]
 SYSTEM = {"role": "system", "content": "Be brief."}

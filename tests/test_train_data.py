@@ -10,8 +10,8 @@ from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
 from zephyr_ray.stage import Work
 from zephyr_ray.train.dpo import Dpo, answer
+from zephyr_ray.train.model import load_chat, load_model
 from zephyr_ray.train.sft import Sft
-from zephyr_ray.train.start_model import load_chat, load_model
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_truncation_is_counted_and_an_empty_row_dropped(chat: ChatFormat, work: 
         {"id": "lost", "messages": talk(long, answer)},
     ]
     stage = Sft(model="base", data="data", packing=False, max_length=32)
-    assert stage._prepare(work, chat, rows) == [32]
+    assert stage.prepare(work, chat, rows) == [32]
     assert work.counts["truncated"] == 2
     assert work.counts["dropped/truncated_to_nothing"] == 1
     assert work.examples["dropped/truncated_to_nothing"] == ["lost"]
@@ -119,7 +119,7 @@ def test_dialogues_fill_sequences_of_max_length_by_default(
     rows = [{"id": str(n), "messages": talk("a", "one two three four five")} for n in range(5)]
     length = len(chat.render(rows[0]["messages"])[0])
     stage = Sft(model="base", data="data", max_length=2 * length + 1, **packing)
-    assert stage._prepare(work, chat, rows) == [length * dialogues for dialogues in lengths]
+    assert stage.prepare(work, chat, rows) == [length * dialogues for dialogues in lengths]
     assert (work.counts["rows"], work.counts["sequences"]) == (5, len(lengths))
 
 
@@ -130,7 +130,7 @@ def test_packed_dialogues_do_not_attend_to_each_other(
     from datasets import load_from_disk
 
     stage = Sft(model="base", data="data", max_length=512)
-    assert len(stage._prepare(work, chat, train_once.dialogues(3))) == 1
+    assert len(stage.prepare(work, chat, train_once.dialogues(3))) == 1
     [row] = load_from_disk(str(work.scratch / "data"))
     batch = stage.objective().collator(pad_token_id=0)([row])
     model = load_model(str(tiny_model))

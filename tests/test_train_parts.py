@@ -12,13 +12,12 @@ import pytest
 from zephyr_ray.chat import CHATML, ChatFormat
 from zephyr_ray.errors import Permanent
 from zephyr_ray.store import Journal, read_jsonl
-from zephyr_ray.train.arguments import trainer_arguments
-from zephyr_ray.train.checkpoints import fits
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.job import Job
+from zephyr_ray.train.model import four_bits, load_model, write_model
 from zephyr_ray.train.reference import missing_rows, shares
 from zephyr_ray.train.sft import Sft
-from zephyr_ray.train.start_model import load_model
+from zephyr_ray.train.worker import trainer_arguments
 
 
 def job(folder: Path, **settings: Any) -> Job:
@@ -157,6 +156,8 @@ def test_workers_score_equal_numbers_of_batches() -> None:
 def test_a_checkpoint_is_read_only_as_it_was_written(
     files: list[str], layouts: set[tuple[int, int]], tmp_path: Path
 ) -> None:
+    from zephyr_ray.train.reporter import fits
+
     (tmp_path / "global_step5").mkdir()
     for name in files:
         (tmp_path / "global_step5" / f"{name}_states.pt").touch()
@@ -205,8 +206,6 @@ def test_rank_0_writes_the_steps(tmp_path: Path) -> None:
 def test_saved_model_ends_and_pads_as_it_was_trained(tiny_model: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
-    from zephyr_ray.train.saving import write_model
-
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.eos_token = "<|im_start|>"
     tokenizer.pad_token = "<|im_end|>"
@@ -229,8 +228,6 @@ def test_start_weights_of_qlora_are_asked_for_in_four_bits(monkeypatch: pytest.M
     import importlib.util
 
     import torch
-
-    from zephyr_ray.train.bits import four_bits
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Permanent, match="lora.quantized needs the package bitsandbytes"):

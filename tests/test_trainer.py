@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.model import load_model
 from zephyr_ray.train.sft import Sft
-from zephyr_ray.train.start_model import load_model
 
 DIALOGUES = [
     {"input_ids": [5, 6, 7, 8, 9, 2], "labels": [-100, -100, 7, 8, 9, 2], "seq_lengths": [6]},
@@ -78,8 +78,8 @@ def common(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
 def trained(stage: Any, start: Any, common: dict[str, Any], rows: list[dict[str, Any]]) -> Any:
     from datasets import Dataset
 
-    from zephyr_ray.train.arguments import adapter_config
     from zephyr_ray.train.trainer import Trainer
+    from zephyr_ray.train.worker import adapter_config
 
     return Trainer(
         stage.objective(),

@@ -6,8 +6,7 @@ that the page's light and dark schemes apply; series have one colour that is leg
 
 import io
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
@@ -57,27 +56,17 @@ def draw(plots: Sequence[Block], stage: str, colours: dict[str, str]) -> list[Ma
     return drawn
 
 
-class Plot:
-    """One figure: draw on `axes` inside `plot`, then read `svg`."""
-
-    def __init__(self, axes: "Axes"):
-        self.axes = axes
-        self.svg = Markup("")
-
-
-@contextmanager
-def plot(label: str, height: float) -> Iterator[Plot]:
-    """Yields a figure of WIDTH by `height` inches; `label` describes it to screen readers."""
+def plot(label: str, height: float, paint: Callable[["Axes"], None]) -> Markup:
+    """Paints a figure of WIDTH by `height` inches; `label` describes it to screen readers."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        drawn = Plot(figure.subplots())
-        yield drawn
+        paint(figure.subplots())
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True)
-    drawn.svg = _inline(file.getvalue(), label)
+    return _inline(file.getvalue(), label)
 
 
 def _inline(svg: str, label: str) -> Markup:
@@ -101,8 +90,8 @@ def interval_bars(block: Bars, colours: dict[str, str]) -> Markup:
         f"{name} {number(bar.value)} from {number(bar.low)} to {number(bar.high)}"
         for name, bar in block.bars
     )
-    with plot(label, 0.75 + 0.34 * len(block.bars)) as drawn:
-        axes = drawn.axes
+
+    def paint(axes: "Axes") -> None:
         for place, (name, bar) in enumerate(block.bars):
             axes.barh(place, bar.value, color=colours[name], height=0.62)
             axes.plot([bar.low, bar.high], [place, place], color=INK, linewidth=1.6, marker="|")
@@ -113,7 +102,8 @@ def interval_bars(block: Bars, colours: dict[str, str]) -> Markup:
         axes.set_xlim(0, 1)
         axes.invert_yaxis()
         axes.set_title(block.title)
-    return drawn.svg
+
+    return plot(label, 0.75 + 0.34 * len(block.bars), paint)
 
 
 def curve(block: Curve, stage: str, colour: str) -> Markup:
@@ -123,16 +113,18 @@ def curve(block: Curve, stage: str, colour: str) -> Markup:
     steps, values = zip(*block.points, strict=True)
     ends = f"from {values[0]:.3g} to {values[-1]:.3g}"
     label = f"{stage} · {block.title} over {len(steps)} steps: {ends}"
-    with plot(label, 2.3) as drawn:
-        drawn.axes.plot(
+
+    def paint(axes: "Axes") -> None:
+        axes.plot(
             steps, values, color=colour, linewidth=1.6, marker="o" if len(steps) < 3 else None
         )
-        drawn.axes.grid(axis="y")
-        drawn.axes.margins(x=0.02)
-        drawn.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        drawn.axes.set_xlabel("step")
-        drawn.axes.set_title(block.title)
-    return drawn.svg
+        axes.grid(axis="y")
+        axes.margins(x=0.02)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("step")
+        axes.set_title(block.title)
+
+    return plot(label, 2.3, paint)
 
 
 def histogram(block: Histogram, most: int, colour: str) -> Markup:
@@ -141,13 +133,15 @@ def histogram(block: Histogram, most: int, colour: str) -> Markup:
     mean = number(sum(block.scores) / len(block.scores), 1)
     given = ", ".join(f"{n} was given {c} times" for n, c in enumerate(times, 1))
     label = f"{block.title}: {given}"
-    with plot(label, 1.9) as drawn:
-        drawn.axes.bar(range(1, 11), times, color=colour, width=0.8)
-        drawn.axes.set_xticks(range(1, 11))
-        drawn.axes.set_ylim(0, most * 1.08)
-        drawn.axes.grid(axis="y")
-        drawn.axes.set_title(f"{_short(block.title)} · mean {mean}, {len(block.scores)} answers")
-    return drawn.svg
+
+    def paint(axes: "Axes") -> None:
+        axes.bar(range(1, 11), times, color=colour, width=0.8)
+        axes.set_xticks(range(1, 11))
+        axes.set_ylim(0, most * 1.08)
+        axes.grid(axis="y")
+        axes.set_title(f"{_short(block.title)} · mean {mean}, {len(block.scores)} answers")
+
+    return plot(label, 1.9, paint)
 
 
 def counts(block: Histogram) -> list[int]:
@@ -159,8 +153,8 @@ def time_bars(seconds: dict[str, float]) -> Markup:
     """Draws the wall time of each stage."""
     texts = {name: duration(value) for name, value in seconds.items()}
     label = "Wall time: " + "; ".join(f"{name} {text}" for name, text in texts.items())
-    with plot(label, 0.5 + 0.27 * len(texts)) as drawn:
-        axes = drawn.axes
+
+    def paint(axes: "Axes") -> None:
         longest = max(seconds.values()) or 1
         for place, (name, text) in enumerate(texts.items()):
             axes.barh(place, seconds[name], color=COLOURS[0], height=0.66)
@@ -170,7 +164,8 @@ def time_bars(seconds: dict[str, float]) -> Markup:
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
         axes.invert_yaxis()
-    return drawn.svg
+
+    return plot(label, 0.5 + 0.27 * len(texts), paint)
 
 
 def _short(name: str, limit: int = 20) -> str:

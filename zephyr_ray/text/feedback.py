@@ -31,7 +31,8 @@ class Feedback(Stage):
             for number, completion in enumerate(row["completions"])
         ]
         ratings = run_rows(work, requests, rate, [work.models[self.judge]])
-        by_id = {row["id"]: row for row in ratings}
+        kept = ("score", "reason", "checks")
+        by_id = {row["id"]: {name: row[name] for name in kept} for row in ratings}
         work.counts["unparsable"] = sum(row["score"] is None for row in ratings)
         work.counts["answers"] = len(ratings)
         scores = [row["score"] for row in ratings if row["score"] is not None]
@@ -40,7 +41,7 @@ class Feedback(Stage):
             {
                 **row,
                 "completions": [
-                    completion | _rating(by_id[f"{row['id']}/{number}"])
+                    completion | by_id[f"{row['id']}/{number}"]
                     for number, completion in enumerate(row["completions"])
                     if f"{row['id']}/{number}" in by_id
                 ],
@@ -76,7 +77,3 @@ class Feedback(Stage):
 async def rate(row: dict[str, Any], ask: Ask) -> dict[str, Any]:
     """Scores one completion."""
     return {"id": row["id"], **await ask.judge("score", row, row["completions"])}
-
-
-def _rating(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("score", "reason", "checks")}

@@ -1,9 +1,8 @@
 """Trains on preference pairs: direct preference optimization against the frozen start model, the
 second half of Zephyr's recipe."""
 
-import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -12,30 +11,27 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.messages import with_facts
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Work
-from zephyr_ray.train.job import Job
+from zephyr_ray.train.settings import Schedule
 from zephyr_ray.train.stage import TrainingStage
-from zephyr_ray.train.start_model import load_chat
-from zephyr_ray.train.workers import train
 
 if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
-
-log = logging.getLogger("zephyr_ray")
 
 
 class Dpo(TrainingStage):
     """Defaults are the paper's (arXiv 2310.16944): three epochs, linear, 5e-7, batch 32, β 0.1."""
 
-    kind: ClassVar[str] = "dpo"
-    version: ClassVar[int] = 2
-    unit: ClassVar[str] = "pairs"
-    sequences_per_row: ClassVar[int] = 2
+    kind = "dpo"
+    version = 2
+    unit = "pairs"
+    sequences_per_row = 2
+    proven = "chosen"
 
     data: Annotated[str, Reads("pairs")]
     beta: float = Field(0.1, gt=0)
     """Weight of the KL penalty against the start model."""
     learning_rate: float = Field(5e-7, gt=0)
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "linear"
+    schedule: Schedule = "linear"
     epochs: float = Field(3, gt=0)
     global_batch: int = Field(32, ge=1)
     max_length: int = Field(1024, ge=16)
@@ -43,27 +39,14 @@ class Dpo(TrainingStage):
     nll_weight: float = Field(0.0, ge=0)
     """Weight of the chosen answer's negative log-likelihood per token, added to the DPO loss."""
 
-    def expected(self, rows: dict[str, int]) -> int | None:
-        return rows.get(self.data)
-
-    def run(self, work: Work) -> None:
-        self.batches()
-        weights = work.models[self.model].weights
-        lengths = self._prepare(work, load_chat(weights))
-        order = self.order(lengths)
-        train(work, Job(settings=self, weights=weights, folder=work.folder, order=order))
-
     def objective(self) -> "Objective":
         from zephyr_ray.train.objectives import DpoObjective
 
         return DpoObjective(beta=self.beta, nll_weight=self.nll_weight)
 
-    def _prepare(self, work: Work, chat: ChatFormat) -> list[int]:
-        """Writes and counts scratch/data, logs a sample of the mask; returns the longer lengths."""
+    def prepare(self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]) -> list[int]:
         from datasets import Dataset
 
-        work.counts["truncated"] = 0
-        rows = work.inputs[self.data].rows()
         kept = list(self._tokens(work, chat, rows))
         if not kept:
             raise Permanent(f"stage '{work.name}': no pair of '{self.data}' is left to train on")
@@ -73,14 +56,12 @@ class Dpo(TrainingStage):
             "tokens": sum(sum(row["lengths"]) for row in kept),
             "trained_tokens": sum(len(row["chosen_ids"] + row["rejected_ids"]) for row in kept),
         }
-        ansi, page = chat.proof(rows[0]["chosen"])
-        log.info("%s: trained tokens of a chosen answer are green\n%s", work.name, ansi)
-        (work.folder / "mask.html").write_text(page, encoding="utf-8")
         return [max(row["lengths"]) for row in kept]
 
     def _tokens(
         self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]
     ) -> Iterator[dict[str, list[int]]]:
+        work.counts["truncated"] = 0
         for row in map(with_facts, rows):
             try:
                 prompt, chosen = answer(chat, row["chosen"])

@@ -1,19 +1,17 @@
 """Objectives of the training stages: batches of rows, and losses and metrics of a batch.
 
-`TrainingSettings.objective` creates one, `trainer.Trainer` minimizes it. Imports PyTorch and TRL:
-import this module only in a worker.
+`TrainingSettings.objective` creates one, `trainer.Trainer` minimizes it. Logarithms are natural, so
+losses are in nats. Imports PyTorch and TRL: import this module only in a worker.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
-from zephyr_ray.train.losses import answer_nll, dpo, token_nll
 
 Batch = dict[str, Tensor]
 Metrics = dict[str, Tensor]
@@ -31,12 +29,12 @@ class Objective(ABC):
     """Whether the model's dropout layers stay active."""
 
     @abstractmethod
-    def collator(self, pad_token_id: int) -> Callable[[list[dict[str, Any]]], Batch]:
+    def collator(self, pad_token_id: int) -> Any:
         """Returns the function that makes a batch of rows."""
 
-    @abstractmethod
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Returns the arguments of the model; `labels` are -100 at untrained positions."""
+        return dict(batch)
 
     @abstractmethod
     def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -58,12 +56,8 @@ class SftObjective(Objective):
 
     fields = ("entropy", "is_top1")
 
-    def collator(self, pad_token_id: int) -> Callable[[list[dict[str, Any]]], Batch]:
-        collate: Any = DataCollatorForLanguageModeling(pad_token_id, padding_free=self.packing)
-        return collate
-
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        return dict(batch)
+    def collator(self, pad_token_id: int) -> Any:
+        return DataCollatorForLanguageModeling(pad_token_id, padding_free=self.packing)
 
     def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
         trained = output.label_mask
@@ -85,9 +79,8 @@ class DpoObjective(Objective):
     needs_reference = True
     dropout = False
 
-    def collator(self, pad_token_id: int) -> Callable[[list[dict[str, Any]]], Batch]:
-        collate: Any = DataCollatorForPreference(pad_token_id)
-        return collate
+    def collator(self, pad_token_id: int) -> Any:
+        return DataCollatorForPreference(pad_token_id)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
@@ -98,7 +91,7 @@ class DpoObjective(Objective):
         chosen, rejected = pair_log_probs(output)
         chosen_ratio = chosen - batch["ref_chosen_logps"]
         rejected_ratio = rejected - batch["ref_rejected_logps"]
-        losses = dpo(chosen_ratio, rejected_ratio, self.beta)
+        losses = dpo_loss(chosen_ratio, rejected_ratio, self.beta)
 
         chosen_reward = self.beta * chosen_ratio.detach()
         rejected_reward = self.beta * rejected_ratio.detach()
@@ -127,3 +120,32 @@ def pair_log_probs(output: Any) -> tuple[Tensor, Tensor]:
     """Returns log π(y|x) of the chosen and of the rejected answers, each of shape (pairs,)."""
     chosen, rejected = output.log_probs.sum(dim=1).chunk(2)
     return chosen, rejected
+
+
+def token_nll(log_probs: Tensor, trained: Tensor) -> Tensor:
+    """Returns the negative log-likelihood of every trained token (arXiv 2310.16944, section 3):
+    -log π(y_t|y_<t).
+
+    `log_probs` and the boolean `trained` have one shape, the result has shape (trained tokens,).
+    """
+    return -log_probs[trained]
+
+
+def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """Returns the DPO loss of every pair (arXiv 2305.18290, eq. 7): -log σ(β (chosen - rejected)).
+
+    `chosen` and `rejected` are log-ratios, log π(y|x) - log π_ref(y|x), summed over the answer's
+    tokens; they and the result have shape (pairs,).
+    """
+    return -logsigmoid(beta * (chosen - rejected))
+
+
+def answer_nll(log_probs: Tensor, tokens: Tensor) -> Tensor:
+    """Returns the negative log-likelihood per token of every answer (arXiv 2404.19733, the NLL term
+    of eq. 1): -log π(y|x) / |y|.
+
+    `log_probs` is summed over the answer's tokens, `tokens` counts them; both and the result have
+    shape (answers,). A mean of this weighs every answer alike, whatever its length and however
+    pairs are split over workers; TRL's "sft" loss is a mean over the tokens of one forward pass.
+    """
+    return -log_probs / tokens

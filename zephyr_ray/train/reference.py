@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from zephyr_ray.store import Journal
 from zephyr_ray.train.job import Job
-from zephyr_ray.train.start_model import load_model
+from zephyr_ray.train.model import load_model
 
 if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective

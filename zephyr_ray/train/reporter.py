@@ -1,19 +1,22 @@
 """Follows training from inside a worker: checks the engine and the loss, writes steps, reports
-checkpoints.
+checkpoints and resumes from them.
 
 Imports transformers: import this module only in a worker.
 """
 
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import ray.train
+import torch.distributed
 from ray.train import Checkpoint, CheckpointUploadMode
 from transformers import TrainerCallback
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.stage import log
 from zephyr_ray.store import Journal
 from zephyr_ray.train.job import Job
 
@@ -77,3 +80,34 @@ def refuse_other_engines(engine: Any, zero: int) -> None:
             f"DeepSpeed runs at ZeRO stage {actual}, the recipe asks for {zero}; install the "
             "pinned versions of accelerate, transformers and deepspeed"
         )
+
+
+def last_checkpoint(job: Job) -> str | None:
+    """Returns the last checkpoint that all workers reported, and removes all others, which may be
+    half written. Runs on every worker."""
+    reported = ray.train.get_checkpoint()
+    context = ray.train.get_context()
+    if reported and not fits(Path(reported.path), job.settings.zero, context.get_world_size()):
+        log.warning(
+            "the checkpoint was written with another number of workers or another zero; training "
+            "starts from step 1"
+        )
+        reported = None
+    kept = Path(reported.path).name if reported else None
+    if context.get_world_rank() == 0:
+        for path in job.checkpoints.glob("checkpoint-*"):
+            if path.name != kept:
+                shutil.rmtree(path, ignore_errors=True)
+    torch.distributed.barrier()
+    return str(reported.path) if reported else None
+
+
+def fits(checkpoint: Path, zero: int, workers: int) -> bool:
+    """Returns whether DeepSpeed wrote the checkpoint at this ZeRO stage with this many workers.
+
+    Without ZeRO one file holds everything, for any number of workers. Stages 1 and 2 write a part
+    of the optimizer per worker, stage 3 also a part of the model.
+    """
+    optimizers = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+    models = len(list(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt")))
+    return (optimizers, models) == (workers if zero else 0, workers if zero == 3 else 0)

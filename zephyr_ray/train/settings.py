@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BUCKET = 50_000_000
 """Maximum elements that DeepSpeed reduces or gathers at once."""
+Schedule = Literal["cosine", "linear", "constant_with_warmup"]
 
 
 class Lora(Strict):
@@ -41,10 +42,13 @@ class TrainingSettings(Stage):
     """What a row of training is, in the plural; `global_batch` and throughput count these."""
     sequences_per_row: ClassVar[int]
     """Token sequences per row, each of at most `max_length` tokens."""
+    proven: ClassVar[str]
+    """Field of a row of `data` with the conversation whose loss mask is shown."""
 
     model: Annotated[str, Reads("weights")]
+    data: str
     learning_rate: float = Field(gt=0)
-    schedule: Literal["cosine", "linear", "constant_with_warmup"]
+    schedule: Schedule
     epochs: float = Field(gt=0)
     global_batch: int = Field(ge=1)
     """Rows (packed sequences, pairs) per optimizer step, over all workers."""
@@ -123,13 +127,9 @@ class TrainingSettings(Stage):
             epoch = list(range(len(lengths)))
             shuffle.shuffle(epoch)
             stream += epoch
-        batches = (
-            stream[at : at + self.global_batch] for at in range(0, len(stream), self.global_batch)
-        )
-        ordered: list[int] = []
-        for _, batch in zip(range(steps), batches, strict=False):
-            ordered += sorted(batch, key=lambda row: -lengths[row])
-        return ordered
+        size = self.global_batch
+        batches = [stream[at : at + size] for at in range(0, steps * size, size)]
+        return [row for batch in batches for row in sorted(batch, key=lambda row: -lengths[row])]
 
     def deepspeed(self) -> dict[str, Any]:
         """Returns the DeepSpeed configuration.

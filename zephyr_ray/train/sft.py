@@ -1,8 +1,7 @@
 """Fine-tunes a model on dialogues: supervised fine-tuning, the first half of Zephyr's recipe."""
 
-import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -11,15 +10,11 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.messages import answers, with_facts
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Work
-from zephyr_ray.train.job import Job
+from zephyr_ray.train.settings import Schedule
 from zephyr_ray.train.stage import TrainingStage
-from zephyr_ray.train.start_model import load_chat
-from zephyr_ray.train.workers import train
 
 if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
-
-log = logging.getLogger("zephyr_ray")
 
 IGNORED = -100
 """Label of a token that is not trained."""
@@ -28,31 +23,20 @@ IGNORED = -100
 class Sft(TrainingStage):
     """Defaults are the paper's (arXiv 2310.16944): one epoch, cosine, 2e-5, batch 512 × 2048."""
 
-    kind: ClassVar[str] = "sft"
-    version: ClassVar[int] = 2
-    unit: ClassVar[str] = "sequences"
-    sequences_per_row: ClassVar[int] = 1
+    kind = "sft"
+    version = 2
+    unit = "sequences"
+    sequences_per_row = 1
+    proven = "messages"
 
     data: Annotated[str, Reads("dialogues")]
     learning_rate: float = Field(2e-5, gt=0)
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    schedule: Schedule = "cosine"
     epochs: float = Field(1, gt=0)
     global_batch: int = Field(512, ge=1)
     max_length: int = Field(2048, ge=16)
     packing: bool = True
     """Fills sequences of max_length with several dialogues, which do not attend to each other."""
-
-    def expected(self, rows: dict[str, int]) -> int | None:
-        return rows.get(self.data)
-
-    def run(self, work: Work) -> None:
-        self.batches()
-        weights = work.models[self.model].weights
-        chat = load_chat(weights)
-        rows = work.inputs[self.data].rows()
-        lengths = self._prepare(work, chat, rows)
-        order = self.order(lengths)
-        train(work, Job(settings=self, weights=weights, folder=work.folder, order=order))
 
     def objective(self) -> "Objective":
         from zephyr_ray.train.objectives import SftObjective
@@ -61,8 +45,7 @@ class Sft(TrainingStage):
         # costs less than attention over the concatenated batch.
         return SftObjective(packing=self.packing)
 
-    def _prepare(self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]) -> list[int]:
-        """Writes and counts scratch/data, logs a sample of the mask; returns the rows' lengths."""
+    def prepare(self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]) -> list[int]:
         import numpy as np
         from datasets import Dataset, Features, Sequence, Value
 
@@ -89,9 +72,6 @@ class Sft(TrainingStage):
             "tokens": sum(lengths),
             "trained_tokens": sum(int((row["labels"] != IGNORED).sum()) for row in kept),
         }
-        ansi, page = chat.proof(rows[0]["messages"])
-        log.info("%s: trained tokens are green\n%s", work.name, ansi)
-        (work.folder / "mask.html").write_text(page, encoding="utf-8")
         return lengths
 
     def _tokens(

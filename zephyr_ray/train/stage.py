@@ -1,18 +1,36 @@
-"""Defines what sft and dpo share as stages: report section, processors, memory, disk and checks."""
+"""Defines what sft and dpo share as stages: run, report section, processors, memory and checks."""
 
+from collections.abc import Iterator
+from typing import Any
+
+from zephyr_ray.chat import ChatFormat
 from zephyr_ray.demand import Footprint, Processors
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.headers import tensor_shapes
 from zephyr_ray.models.weights import resolve
-from zephyr_ray.section import Section
-from zephyr_ray.store import Artifact
+from zephyr_ray.section import Chapter, Curve, Document, Place, Section
+from zephyr_ray.stage import Work, log
+from zephyr_ray.store import Artifact, read_jsonl
 from zephyr_ray.train import memory
-from zephyr_ray.train.section import training_section
+from zephyr_ray.train.job import Job
+from zephyr_ray.train.model import load_chat
 from zephyr_ray.train.settings import TrainingSettings
+from zephyr_ray.train.workers import STEPS, train
 
 CHECKPOINTS = 2
 """Checkpoints on disk at once: the last complete one, and the one being written."""
+CURVES = {
+    "loss": "loss",
+    "rewards/margins": "reward margin",
+    "rewards/accuracies": "reward accuracy",
+}
+"""Titles of the metrics that are drawn."""
+REWARDS = (
+    "Reward margin and accuracy are measured on the training pairs; they say nothing about "
+    "held-out quality."
+)
+MASK = "Which tokens the loss counts, as the training stage saw them."
 
 
 class TrainingStage(TrainingSettings):
@@ -20,8 +38,35 @@ class TrainingStage(TrainingSettings):
 
     view = ("models/{name}", "model")
 
+    def prepare(self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]) -> list[int]:
+        """Writes scratch/data and counts it; returns the tokens of each row's longest sequence."""
+        raise NotImplementedError
+
+    def expected(self, rows: dict[str, int]) -> int | None:
+        return rows.get(self.data)
+
+    def run(self, work: Work) -> None:
+        weights = work.models[self.model].weights
+        chat, rows = load_chat(weights), work.inputs[self.data].rows()
+        lengths = self.prepare(work, chat, rows)
+        ansi, page = chat.proof(rows[0][self.proven])
+        log.info("%s: trained tokens are green\n%s", work.name, ansi)
+        (work.folder / "mask.html").write_text(page, encoding="utf-8")
+        del rows  # training needs the memory
+        order = self.order(lengths)
+        train(work, Job(settings=self, weights=weights, folder=work.folder, order=order))
+
     def section(self, artifact: Artifact) -> Section:
-        return training_section(artifact)
+        """Returns the curves of metrics.jsonl and the loss mask of mask.html."""
+        chapters = []
+        if curves := tuple(_curves(artifact)):
+            intro = REWARDS if any(curve.title.startswith("reward") for curve in curves) else ""
+            chapters.append(Chapter("Training", Place.PROCESS, curves, intro))
+        mask = artifact.folder / "mask.html"
+        if mask.is_file():
+            page = Document(mask.read_text(encoding="utf-8"))
+            chapters.append(Chapter("Loss mask", Place.APPENDIX, (page,), MASK))
+        return Section(tuple(chapters))
 
     def processors(self, models: dict[str, RecipeModel]) -> Processors:
         return Processors(
@@ -54,3 +99,12 @@ class TrainingStage(TrainingSettings):
                 raise Permanent(
                     f"lora.targets: the model has no module '{target}'; it has {', '.join(names)}"
                 )
+
+
+def _curves(artifact: Artifact) -> Iterator[Curve]:
+    """Yields the metrics that are drawn. If a step was written twice, the later line counts."""
+    by_step = {row["step"]: row for row in read_jsonl(artifact.folder / STEPS)}
+    steps = sorted(by_step.items())
+    for name, title in CURVES.items():
+        if points := tuple((step, row[name]) for step, row in steps if name in row):
+            yield Curve(title, points)

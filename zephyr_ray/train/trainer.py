@@ -72,7 +72,7 @@ class Trainer(SFTTrainer):
     def save_model(self, output_dir: Any = None, _internal_call: bool = False) -> None:
         """Writes nothing: a checkpoint is the engine's state alone, without a copy of the model."""
         if not _internal_call:
-            raise AssertionError("the model is saved by train.saving")
+            raise AssertionError("the model is saved by train.model.save")
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         pass

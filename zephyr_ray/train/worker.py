@@ -1,17 +1,16 @@
 """One training worker: trains the objective with TRL's trainer on a DeepSpeed engine, from the last
 reported checkpoint on, and saves the model."""
 
+import math
 from typing import Any
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.store import write_whole
-from zephyr_ray.train.arguments import adapter_config, trainer_arguments
-from zephyr_ray.train.checkpoints import last_checkpoint
 from zephyr_ray.train.cpu import keep_freed_memory, let_deepspeed_run_on_cpu
 from zephyr_ray.train.job import Job
+from zephyr_ray.train.model import load_chat, load_model, need_bitsandbytes, save
 from zephyr_ray.train.reference import with_reference
-from zephyr_ray.train.saving import save
-from zephyr_ray.train.start_model import load_chat, load_model
+from zephyr_ray.train.settings import Lora
 
 
 def run_worker(config: dict[str, Any]) -> None:
@@ -31,7 +30,6 @@ def _train_and_save(job: Job) -> None:
     import torch
 
     settings = job.settings
-    checkpoint = last_checkpoint(job)
     if not torch.cuda.is_available():
         torch.set_num_threads(settings.cpus_per_worker)
         keep_freed_memory()
@@ -40,9 +38,10 @@ def _train_and_save(job: Job) -> None:
     from transformers import PrinterCallback
     from trl.trainer.sft_config import SFTConfig
 
-    from zephyr_ray.train.reporter import Reporter
+    from zephyr_ray.train.reporter import Reporter, last_checkpoint
     from zephyr_ray.train.trainer import Trainer
 
+    checkpoint = last_checkpoint(job)
     objective = settings.objective()
     data = load_from_disk(str(job.scratch / "data"))
     if objective.needs_reference:
@@ -65,3 +64,56 @@ def _train_and_save(job: Job) -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
     save(job, trainer)
     ray.train.report({"step": job.steps})
+
+
+def trainer_arguments(job: Job) -> dict[str, Any]:
+    """Returns the arguments of TRL's SFTConfig."""
+    import torch
+
+    settings = job.settings
+    if settings.optimizer != "adamw":
+        need_bitsandbytes(f"optimizer: {settings.optimizer}")
+    micro, accumulation = settings.batches()
+    return {
+        "output_dir": str(job.checkpoints),
+        "max_steps": job.steps,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": math.ceil(settings.warmup * job.steps),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "optim": {"adamw": "adamw_torch_fused"}.get(settings.optimizer, settings.optimizer),
+        "seed": settings.seed,
+        "deepspeed": settings.deepspeed(),
+        # DeepSpeed's torch_autocast gives mixed precision; the trainer's would round the weights.
+        "bf16": False,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": settings.checkpoint_every,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        # Rows are tokenized, with at most max_length tokens; the collator selects the columns.
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "remove_unused_columns": False,
+        "max_length": None,
+    }
+
+
+def adapter_config(lora: Lora | None) -> Any:
+    """Returns PEFT's configuration of the adapters, or None if the whole model is trained."""
+    from peft import LoraConfig
+
+    return lora and LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets or "all-linear",
+        task_type="CAUSAL_LM",
+    )

@@ -4,6 +4,7 @@ The driver prepares rows and a job (plain values) and calls `train`. Workers ans
 storage: steps in a journal, state in checkpoints, a permanent error in a file of its own.
 """
 
+import json
 import math
 import signal
 import threading
@@ -13,9 +14,8 @@ from typing import Any
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.ray_cluster import connect
-from zephyr_ray.stage import Work
+from zephyr_ray.stage import Work, log
 from zephyr_ray.store import write_rows
-from zephyr_ray.train.checkpoints import discard_torn_state
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.worker import run_worker
 
@@ -34,7 +34,7 @@ def train(work: Work, job: Job) -> None:
 
     settings, gpus = job.settings, job.settings.gpus_per_worker
     job.refusal.unlink(missing_ok=True)
-    discard_torn_state(job)
+    _discard_torn_state(job)
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"job": job},
@@ -64,6 +64,19 @@ def train(work: Work, job: Job) -> None:
     in_epochs = math.ceil(settings.epochs * rows)
     work.counts["repeated_to_fill_the_last_step"] = len(job.order) - in_epochs
     work.counts["train/loss_final"] = sum(row["loss"] for row in tail) / len(tail)
+
+
+def _discard_torn_state(job: Job) -> None:
+    """Removes Ray's run state if a kill left it half written (Ray writes it in place, and could not
+    read it again)."""
+    state = job.checkpoints / "checkpoint_manager_snapshot.json"
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        log.warning("the state of the interrupted run is half written; training starts from step 1")
+        state.unlink()
 
 
 @contextmanager

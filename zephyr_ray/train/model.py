@@ -1,0 +1,99 @@
+"""Loads what training starts from, the weights and their chat format, and saves what it makes."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+from zephyr_ray.chat import ChatFormat
+from zephyr_ray.errors import Permanent
+from zephyr_ray.models.weights import resolve
+from zephyr_ray.train.job import Job
+from zephyr_ray.train.settings import Lora
+
+
+def load_model(weights: str, lora: Lora | None = None) -> Any:
+    """Loads the start weights in fp32, or in 4 bits for QLoRA.
+
+    Attention is FlashAttention if it is installed; else PyTorch's, with a mask that separates
+    packed rows (transformers derives it from positions that restart).
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn")
+    return AutoModelForCausalLM.from_pretrained(
+        resolve(weights),
+        dtype=torch.float32,
+        attn_implementation="flash_attention_2" if flash else "sdpa",
+        **(four_bits() if lora and lora.quantized else {}),
+    )
+
+
+def load_chat(weights: str) -> ChatFormat:
+    """Loads the tokenizer of the start weights and returns its chat format."""
+    from transformers import AutoTokenizer
+
+    return ChatFormat.of(AutoTokenizer.from_pretrained(resolve(weights)))
+
+
+def four_bits() -> dict[str, Any]:
+    """Returns the arguments of from_pretrained for QLoRA: NF4 on this worker's GPU, matrix products
+    in bf16."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    need_bitsandbytes("lora.quantized")
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
+
+
+def need_bitsandbytes(what: str) -> None:
+    """Raises Permanent if the package is not installed; `what` is the setting that needs it."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise Permanent(f"{what} needs the package bitsandbytes on every worker; install it")
+
+
+def save(job: Job, trainer: Any) -> None:
+    """Writes model/ in fp32, and adapter/ if an adapter was trained.
+
+    Runs on every worker, because all take part in gathering the weights; rank 0 writes.
+    """
+    import torch.distributed
+
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if torch.distributed.get_rank() == 0:
+        part, folder = job.scratch / "model", job.folder / "model"
+        model = trainer.model
+        if job.settings.lora:
+            model.save_pretrained(job.folder / "adapter", state_dict=state)
+            model, state = merged(job), None
+        write_model(model, trainer.processing_class, part, state)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    torch.distributed.barrier()
+
+
+def write_model(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> None:
+    """Writes the model with its tokenizer, whose padding and end tokens become the model's own.
+
+    `state` are the weights, if the model object does not hold them all (ZeRO-3).
+    """
+    model.config.use_cache = True
+    for config in (model.config, model.generation_config):
+        config.pad_token_id = tokenizer.pad_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
+def merged(job: Job) -> Any:
+    """Returns the start model in full precision with the saved adapter added to its weights."""
+    from peft import PeftModel
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # else ZeRO-3 would split this plain copy too
+    adapter = str(job.folder / "adapter")
+    return PeftModel.from_pretrained(load_model(job.weights), adapter).merge_and_unload()
