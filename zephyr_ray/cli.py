@@ -117,17 +117,17 @@ def _cluster_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentPa
 def _cluster(options: argparse.Namespace) -> int:
     from zephyr_ray.cluster import command
     from zephyr_ray.cluster.doctor import doctor
-    from zephyr_ray.cluster.profile import check_secrets
+    from zephyr_ray.cluster.profile import check_secrets, load
 
     if options.command == "submit":
         raw, recipe = _load_checked(options.recipe, options.set)
-        profile = command.read_profile(options.profile)
+        profile = load(options.profile)
         check_processors(recipe, recipe.stages, profile.cpus, profile.gpus, str(options.profile))
         check_secrets(recipe, profile, options.profile)
         return command.submit(options.recipe, raw, recipe, profile, options.wait, options.follow)
     if options.command == "doctor":
         checked = _load_checked(options.recipe, [])[1] if options.recipe else None
-        profile = command.read_profile(options.profile)
+        profile = load(options.profile)
         if checked:
             check_processors(
                 checked, checked.stages, profile.cpus, profile.gpus, str(options.profile)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from zephyr_ray.cluster.kube import Kube, Missing
@@ -32,16 +33,9 @@ class CheckResult:
     """A command or an imperative; empty if nothing needs fixing."""
 
 
-def good(observation: str) -> CheckResult:
-    return CheckResult("good", observation)
-
-
-def bad(observation: str, fix: str) -> CheckResult:
-    return CheckResult("bad", observation, fix)
-
-
-def unknown(observation: str, fix: str = "") -> CheckResult:
-    return CheckResult("unknown", observation, fix)
+good = partial(CheckResult, "good")
+bad = partial(CheckResult, "bad")
+unknown = partial(CheckResult, "unknown")
 
 
 def check_versions(kube: Kube) -> Iterator[CheckResult]:

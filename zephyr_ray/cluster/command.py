@@ -2,7 +2,9 @@
 
 import re
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,9 @@ from zephyr_ray.cluster.watch import JOBS, STOPPED, State, states, troubles
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.recipe import Recipe
 
+_show = partial(print, flush=True)
 TAIL = 5000
 """Number of last log lines in which `zephyr status` looks for stages."""
-
-
-def read_profile(path: Path) -> profile.Profile:
-    """Loads a profile. Raises Permanent if it is missing or invalid."""
-    if path == profile.DEFAULT and not path.exists():
-        raise Permanent(
-            f"{path} is missing; write one (docs/kubernetes-client.md) or choose one with --profile"
-        )
-    return profile.load(path)
 
 
 def connect_kube(path: Path) -> Kube:
@@ -116,12 +110,10 @@ def follow(kube: Kube, name: str, logs: bool) -> int:
 
 
 def _interrupted(kube: Kube, name: str) -> int:
-    answer = ""
-    if sys.stdin.isatty():
-        try:
-            answer = input(f"\nleave {name} running? [Y/n] ")
-        except (EOFError, KeyboardInterrupt):
-            answer = ""
+    try:
+        answer = input(f"\nleave {name} running? [Y/n] ") if sys.stdin.isatty() else ""
+    except (EOFError, KeyboardInterrupt):
+        answer = ""
     if answer.strip().lower() in ("n", "no"):
         stop(kube, name)
     else:
@@ -165,8 +157,12 @@ def status(kube: Kube, name: str | None) -> int:
             print(f"trouble   {line}")
     for heading in ("stage", "state", ""):
         table.add_column(heading)
-    for stage, (word, note) in _stages(kube, name).items():
-        table.add_row(stage, word, Text(note))
+    # The pod may not have started, or these credentials may not read its log.
+    with suppress(Permanent, Temporary):
+        for pod in submitters(kube, name)[-1:]:
+            lines = log_lines(kube, pod["metadata"]["name"], TAIL)
+            for stage, (word, note) in stage_states(lines).items():
+                table.add_row(stage, word, Text(note))
     if table.rows:
         Console().print(table)
     return 0
@@ -198,14 +194,6 @@ def _existing_job(kube: Kube, name: str) -> dict[str, Any]:
         ) from None
 
 
-def _stages(kube: Kube, name: str) -> dict[str, tuple[str, str]]:
-    try:
-        pods = submitters(kube, name)
-        return stage_states(log_lines(kube, pods[-1]["metadata"]["name"], TAIL)) if pods else {}
-    except (Permanent, Temporary):
-        return {}  # the pod has not started, or these credentials may not read its log
-
-
 def _age(created: str) -> str:
     try:
         seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
@@ -215,10 +203,6 @@ def _age(created: str) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _show(line: str) -> None:
-    print(line, flush=True)
 
 
 def _say(line: str) -> None:

@@ -73,7 +73,7 @@ def examine(
         except Forbidden as error:
             yield subject, unknown(str(error), "ask for that permission, or someone who has it")
         except Permanent as error:
-            yield subject, bad(str(error), "")
+            yield subject, bad(str(error))
         except Temporary as error:
             if UNREACHABLE in str(error):
                 fix = "a network policy may block the API server; check with kubectl port-forward"

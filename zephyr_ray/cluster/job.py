@@ -6,7 +6,6 @@ resources and authentication are valid by construction.
 
 import re
 import secrets
-import shlex
 from typing import Any
 
 from zephyr_ray.cluster.bundle import FOLDER, RECIPE
@@ -34,15 +33,22 @@ def job_name(recipe: str) -> str:
 
 def ray_job(name: str, profile: Profile) -> dict[str, Any]:
     """Returns the RayJob that runs the recipe in the ConfigMap of the same name."""
-    entry = ["python", "-m", "zephyr_ray.pipeline", f"{FOLDER}/{RECIPE}"]
+    submitter = {
+        # The operator adds command and token.
+        "name": "ray-job-submitter",
+        "resources": {"requests": SUBMITTER, "limits": SUBMITTER},
+    }
     spec: dict[str, Any] = {
         # The operator passes it to a shell.
-        "entrypoint": shlex.join(entry),
+        "entrypoint": f"python -m zephyr_ray.pipeline {FOLDER}/{RECIPE}",
         "submissionMode": "K8sJobMode",
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": profile.ttl_seconds,
         "backoffLimit": profile.backoff_limit,
-        "submitterPodTemplate": _submitter(profile),
+        "submitterPodTemplate": {
+            "metadata": {"labels": CLIENT},
+            "spec": restricted_pod(profile, submitter),
+        },
         "rayClusterSpec": {
             "rayVersion": RAY_VERSION,
             "authOptions": {"mode": "token"},
@@ -112,15 +118,6 @@ def restricted_pod(profile: Profile, container: dict[str, Any]) -> dict[str, Any
         ],
         "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "home", "emptyDir": {}}],
     }
-
-
-def _submitter(profile: Profile) -> dict[str, Any]:
-    """Returns the pod that submits the job and relays its log; the operator adds command, token."""
-    container = {
-        "name": "ray-job-submitter",
-        "resources": {"requests": SUBMITTER, "limits": SUBMITTER},
-    }
-    return {"metadata": {"labels": CLIENT}, "spec": restricted_pod(profile, container)}
 
 
 def _template(role: str, name: str, profile: Profile, group: Group) -> dict[str, Any]:

@@ -17,7 +17,6 @@ CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 RETRIES = 5
 """Retries of a read that the API server defers (429 or 5xx with Retry-After)."""
 NAMESPACE_OF_THIS_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-PATCH = {"Content-Type": "application/merge-patch+json"}
 
 
 class Missing(Permanent):
@@ -83,7 +82,7 @@ class Kube:
         return f"{root}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
 
     def get(self, path: str, **query: str) -> dict[str, Any]:
-        return self._json("GET", path, query)
+        return self._json("GET", path, query=query)
 
     def items(self, path: str, **query: str) -> list[dict[str, Any]]:
         """Returns the objects of a list."""
@@ -97,18 +96,19 @@ class Kube:
         return self._json("POST", path, body=body)
 
     def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return self._json("PATCH", path, body=body, headers=PATCH)
+        headers = {"Content-Type": "application/merge-patch+json"}
+        return self._json("PATCH", path, body=body, headers=headers)
 
     def delete(self, path: str) -> None:
-        self._json("DELETE", path, {"propagationPolicy": "Background"})
+        self._json("DELETE", path, query={"propagationPolicy": "Background"})
 
     def text(self, path: str, headers: dict[str, str] | None = None, **query: str) -> str:
-        with self._open("GET", path, query, headers=headers) as response:
+        with self._open("GET", path, query=query, headers=headers) as response:
             return str(response.data.decode(errors="replace"))
 
     def lines(self, path: str, seconds: float, **query: str) -> Iterator[str]:
         """Yields lines as they arrive. Raises Temporary after `seconds` without data."""
-        with self._open("GET", path, query, seconds=seconds) as response:
+        with self._open("GET", path, query=query, seconds=seconds) as response:
             rest = b""
             for chunk in response.stream(2**16, decode_content=True):
                 *whole, rest = (rest + chunk).split(b"\n")
@@ -134,15 +134,8 @@ class Kube:
             if kind != "BOOKMARK":
                 yield kind, changed
 
-    def _json(
-        self,
-        method: str,
-        path: str,
-        query: dict[str, str] | None = None,
-        body: dict[str, Any] | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> dict[str, Any]:
-        with self._open(method, path, query or {}, body, headers) as response:
+    def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        with self._open(method, path, **request) as response:
             try:
                 answer = json.loads(response.data)
             except ValueError:
@@ -156,7 +149,7 @@ class Kube:
         self,
         method: str,
         path: str,
-        query: dict[str, str],
+        query: dict[str, str] | None = None,
         body: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
         seconds: float | None = None,
@@ -168,7 +161,7 @@ class Kube:
         serialized = self._client.param_serialize(
             method,
             path,
-            query_params=list(query.items()),
+            query_params=list((query or {}).items()),
             header_params={
                 "Accept": "application/json, */*",
                 "Content-Type": "application/json",

@@ -39,11 +39,7 @@ def log_lines(kube: Kube, pod: str, tail: int | None = None) -> Iterator[str]:
 
 def stage_states(lines: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Returns the last (state, note) of each stage in the log, in order of first appearance."""
-    states: dict[str, tuple[str, str]] = {}
-    for line in lines:
-        if match := STAGE.match(line):
-            states[match[1]] = (match[2], match[3])
-    return states
+    return {match[1]: (match[2], match[3]) for line in lines if (match := STAGE.match(line))}
 
 
 class LogFollower(threading.Thread):
@@ -69,21 +65,20 @@ class LogFollower(threading.Thread):
         while not self._closed.is_set():
             last_look = self._ended.is_set()
             try:
-                pods = [
-                    p for p in submitters(self._kube, self._name) if _uid(p) not in complete_pods
-                ]
-                started = [p for p in pods if _phase(p) != "Pending"]
-                for pod in started:
+                more = False
+                for pod in submitters(self._kube, self._name):
+                    name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+                    phase = (pod.get("status") or {}).get("phase", "Pending")
+                    if uid in complete_pods or phase == "Pending":
+                        continue
+                    more = True
+                    if uid not in progress:
+                        self._say(f"log of {name}")
+                    self._follow(name, progress.setdefault(uid, _Progress()))
                     # If the pod ended before its log was opened, the log is complete.
-                    complete = _phase(pod) in ("Succeeded", "Failed")
-                    if _uid(pod) not in progress:
-                        self._say(f"log of {pod['metadata']['name']}")
-                    self._follow(
-                        pod["metadata"]["name"], progress.setdefault(_uid(pod), _Progress())
-                    )
-                    if complete:
-                        complete_pods.add(_uid(pod))
-                if last_look and not started:
+                    if phase in ("Succeeded", "Failed"):
+                        complete_pods.add(uid)
+                if last_look and not more:
                     return
             except (Missing, Temporary):
                 pass  # the pod went away with its cluster, or a connection broke: look again
@@ -118,24 +113,15 @@ class _Progress:
             order = _sortable(time)
             if order < _sortable(self.time):
                 continue
-            if order == _sortable(self.time):
-                if repeats:
-                    repeats -= 1
-                    continue
-                self._count += 1
-            else:
-                self.time, self._count, repeats = time, 1, 0
+            if order > _sortable(self.time):
+                self.time, self._count, repeats = time, 0, 0
+            if repeats:
+                repeats -= 1
+                continue
+            self._count += 1
             yield text
 
 
 def _sortable(time: str) -> str:
     """Pads the fraction, whose trailing zeros RFC 3339 omits, so that .5Z sorts before .51Z."""
     return time.rstrip("Z").ljust(29, "0") if "." in time else time.rstrip("Z") + "." + "0" * 9
-
-
-def _uid(pod: dict[str, Any]) -> str:
-    return str(pod["metadata"]["uid"])
-
-
-def _phase(pod: dict[str, Any]) -> str:
-    return str((pod.get("status") or {}).get("phase", "Pending"))

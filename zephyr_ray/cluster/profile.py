@@ -23,11 +23,6 @@ RESERVED_VARIABLES = (
     r"HOME|HF_HOME|ZEPHYR_CACHE|PYTHONUNBUFFERED|MLFLOW_TRACKING_URI|RAY_.*|REDIS_.*"
 )
 """Matches variables that the job or the operator sets; a secret must not replace them."""
-QUANTITY_UNITS = {
-    **{"m": 1e-3, "": 1},
-    **{prefix: 1000 ** (i + 1) for i, prefix in enumerate("kMGTPE")},
-    **{f"{prefix}i": 1024 ** (i + 1) for i, prefix in enumerate("KMGTPE")},
-}
 
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
@@ -144,6 +139,10 @@ class Profile(Strict):
 
 def load(path: Path) -> Profile:
     """Reads and validates a profile. Raises Permanent with one line if anything is wrong."""
+    if path == DEFAULT and not path.exists():
+        raise Permanent(
+            f"{path} is missing; write one (docs/kubernetes-client.md) or choose one with --profile"
+        )
     profile = typed(Profile, read_yaml(path, "profile"), str(path))
     if quantity(profile.head.memory) < HEAD_MINIMUM_BYTES:
         raise Permanent(f"{path}: head.memory is {profile.head.memory}; set it to 4Gi or more")
@@ -171,5 +170,6 @@ def check_secrets(recipe: Recipe, profile: Profile, path: Path) -> None:
 
 def quantity(text: str) -> float:
     """Returns the number that a Kubernetes quantity such as 500m, 8 or 64Gi stands for."""
-    number, unit = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", text).groups()  # type: ignore[union-attr]
-    return float(number) * QUANTITY_UNITS[unit]
+    from kubernetes.utils import parse_quantity
+
+    return float(parse_quantity(text))

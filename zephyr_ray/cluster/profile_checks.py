@@ -15,6 +15,7 @@ from zephyr_ray.recipe import Recipe
 PULL_SECONDS = 600
 """Maximum seconds to wait for one image."""
 POLL_SECONDS = 1.0
+NOT_PULLED = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")
 
 
 def check_nodes(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
@@ -30,16 +31,16 @@ def check_nodes(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
             yield good(observation)
             continue
         kind = group.gpu.kind if group.gpu else "cpu"
-        total = sum(quantity(_allocatable(node).get(kind, "0")) for node in nodes)
         yield bad(
             observation,
-            f"{total:g} {kind} allocatable in total: add nodes (is the GPU operator installed?) "
-            "or change node_selector, tolerations or amounts in the profile",
+            f"{sum(_allocatable(node, kind) for node in nodes):g} {kind} allocatable in total: "
+            "add nodes (is the GPU operator installed?) or change node_selector, tolerations or "
+            "amounts in the profile",
         )
 
 
-def _allocatable(node: dict[str, Any]) -> dict[str, str]:
-    return dict(node.get("status", {}).get("allocatable") or {})
+def _allocatable(node: dict[str, Any], kind: str) -> float:
+    return quantity((node.get("status", {}).get("allocatable") or {}).get(kind, "0"))
 
 
 def _replicas_on(node: dict[str, Any], group: Workers) -> int:
@@ -47,10 +48,7 @@ def _replicas_on(node: dict[str, Any], group: Workers) -> int:
     requests = {"cpu": group.cpu, "memory": group.memory}
     if group.gpu:
         requests[group.gpu.kind] = str(group.gpu.count)
-    allocatable = _allocatable(node)
-    return int(
-        min(quantity(allocatable.get(kind, "0")) // quantity(n) for kind, n in requests.items())
-    )
+    return int(min(_allocatable(node, kind) // quantity(n) for kind, n in requests.items()))
 
 
 def _admits(node: dict[str, Any], group: Workers) -> bool:
@@ -80,9 +78,8 @@ def check_storage(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
     try:
         claim = kube.get(kube.path("persistentvolumeclaims", name))
     except Missing:
-        yield bad(
-            f"no claim {name} in {kube.namespace}", "create a ReadWriteMany claim with that name"
-        )
+        fix = "create a ReadWriteMany claim with that name"
+        yield bad(f"no claim {name} in {kube.namespace}", fix)
         return
     modes = claim["spec"].get("accessModes") or []
     phase = claim.get("status", {}).get("phase")
@@ -155,9 +152,8 @@ def check_image(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
         else:
             yield bad(f"pull secret {name} is for {', '.join(hosts)}, not {registry}", command)
     if not profile.image_pull_secrets:
-        yield unknown(
-            f"{profile.image} is pulled without a login", "run zephyr doctor --pull to try it"
-        )
+        fix = "run zephyr doctor --pull to try it"
+        yield unknown(f"{profile.image} is pulled without a login", fix)
 
 
 def check_pulls(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
@@ -187,15 +183,10 @@ def _pull(kube: Kube, profile: Profile, image: str) -> Iterator[CheckResult]:
                 return
             for container in status.get("containerStatuses") or []:
                 waiting = (container.get("state") or {}).get("waiting") or {}
-                if waiting.get("reason") in (
-                    "ErrImagePull",
-                    "ImagePullBackOff",
-                    "InvalidImageName",
-                ):
+                if waiting.get("reason") in NOT_PULLED:
                     why = " ".join(str(waiting.get("message", waiting["reason"])).split())[:200]
-                    yield bad(
-                        f"{image}: {why}", "check image and image_pull_secrets in the profile"
-                    )
+                    fix = "check image and image_pull_secrets in the profile"
+                    yield bad(f"{image}: {why}", fix)
                     return
             time.sleep(POLL_SECONDS)
         yield bad(f"{image}: {why} after {PULL_SECONDS} s", f"kubectl describe pod {name}")

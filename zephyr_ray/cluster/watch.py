@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zephyr_ray.cluster.kube import Gone, Kube, Missing
+from zephyr_ray.cluster.logs import submitters
 from zephyr_ray.errors import Permanent, Temporary
 
 JOBS = "ray.io/v1/rayjobs"
@@ -27,26 +28,25 @@ class State:
     """Initializing, Running, Retrying, Suspended, Complete, Failed, ValidationFailed, Deleted."""
     job: str
     """Ray's job status: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED, or empty."""
-    reason: str
-    message: str
-    failed: int
+    reason: str = ""
+    message: str = ""
+    failed: int = 0
     """Number of failed attempts."""
-    cluster: str
+    cluster: str = ""
     """Name of the current Ray cluster."""
-    created: str
+    created: str = ""
 
     @classmethod
     def of(cls, job: dict[str, Any], deployment: str | None = None) -> "State":
         status, metadata = job.get("status") or {}, job.get("metadata") or {}
-        word = lambda name: str(status.get(name) or "")  # noqa: E731
         return cls(
             name=metadata.get("name", ""),
-            deployment=deployment or word("jobDeploymentStatus"),
-            job=word("jobStatus"),
-            reason=word("reason"),
-            message=word("message"),
+            deployment=deployment or status.get("jobDeploymentStatus") or "",
+            job=status.get("jobStatus") or "",
+            reason=status.get("reason") or "",
+            message=status.get("message") or "",
             failed=int(status.get("failed") or 0),
-            cluster=word("rayClusterName"),
+            cluster=status.get("rayClusterName") or "",
             created=metadata.get("creationTimestamp", ""),
         )
 
@@ -85,7 +85,7 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
     """Yields the states of a job until it ends; retries after every Temporary error. Repeats the
     state after each watch, changed or not."""
     pause, lost = FIRST_PAUSE, False
-    last = State(name, "Deleted", "", "", "", 0, "", "")
+    last = State(name, "Deleted", "")
     while True:
         try:
             job = kube.get(kube.path(JOBS, name))
@@ -103,7 +103,7 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
                 if last.ended:
                     return
         except Missing:
-            yield State(name, "Deleted", last.job, "", "", last.failed, "", last.created)
+            yield State(name, "Deleted", last.job, failed=last.failed, created=last.created)
             return
         except Gone:
             continue
@@ -122,13 +122,11 @@ def troubles(kube: Kube, state: State) -> list[str]:
             kube.path("events"), fieldSelector=f"involvedObject.name={state.name},type=Warning"
         )
         lines = [f"{e.get('reason', '')}: {e.get('message', '')}" for e in events]
-        for label in (
-            f"ray.io/cluster={state.cluster}",
-            f"batch.kubernetes.io/job-name={state.name}",
-        ):
-            if not label.endswith("="):
-                pods = kube.items(kube.path("pods"), labelSelector=label)
-                lines += [line for pod in pods for line in _held_up(pod)]
+        pods = submitters(kube, state.name)
+        if state.cluster:
+            label = f"ray.io/cluster={state.cluster}"
+            pods = kube.items(kube.path("pods"), labelSelector=label) + pods
+        lines += [line for pod in pods for line in _held_up(pod)]
     except (Permanent, Temporary):
         return []  # following a job does not need these permissions
     return [" ".join(line.split())[:300] for line in lines]

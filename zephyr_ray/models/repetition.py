@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from zephyr_ray.models.constraint_checks import words
+from zephyr_ray.models.constraint_kinds import words
 
 LOOP_WORDS, LOOP_TIMES, LOOP_UNITS = 6, 3, 12
 """Words per run; occurrences of a line or of a run (overlaps count); occurrences of a unit of 1-4
