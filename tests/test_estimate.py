@@ -267,6 +267,34 @@ def test_weights_in_four_bits_are_what_bitsandbytes_holds(
     assert memory.start_weights(sft(lora={"quantized": True}), shape_of(SMALL)) == real
 
 
+def test_weights_in_four_bits_are_half_a_byte_and_a_scale_for_each_block_of_64() -> None:
+    """What bitsandbytes holds, from its format and the model's own layers."""
+    import torch
+
+    model = build(SMALL, meta=True)
+    linear = [
+        layer.weight.numel()
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and name != "lm_head"
+    ]
+    others = sum(p.numel() for p in model.parameters()) - sum(linear)
+    held = sum(n // 2 + 4 * (n // 64) for n in linear) + 4 * others
+    assert memory.start_weights(sft(lora={"quantized": True}), shape_of(SMALL)) == held
+
+
+def test_four_bits_are_nf4_with_scales_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from zephyr_ray.train import model as bits
+
+    monkeypatch.setattr(bits, "need_bitsandbytes", lambda what: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+    config = bits.four_bits()["quantization_config"]
+    assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"
+    assert config.bnb_4bit_compute_dtype == torch.bfloat16
+    assert not config.bnb_4bit_use_double_quant  # the scales would be in 8 bits
+
+
 def planned(stage: Any, gib: float = 80, **more: Any) -> training.TrainingEstimate:
     hardware = Hardware(gpu_memory_gib=gib, **more)
     return training.estimate(stage, shape_of(MISTRAL_7B), hardware, 207_865, 1371.08, None)

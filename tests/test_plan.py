@@ -1,10 +1,13 @@
 """Tests which stages must run again and why, and what preflight checks before a run."""
 
 import json
+import os
 import shutil
 import socket
 from collections import namedtuple
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -297,8 +300,47 @@ def check(folder: Path, *overrides: str) -> None:
     preflight(read(folder, *overrides), Store(folder / "runs"), steps)
 
 
-def test_sufficient_resources_are_no_error(folder: Path) -> None:
-    check(folder)
+@dataclass
+class Machine:
+    """What preflight sees of this machine."""
+
+    cpus: int = 2
+    memory: float = 10e9
+    disk: float = 10e9
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    monkeypatch.setattr(os, "cpu_count", lambda: machine.cpus)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=machine.memory))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=machine.disk))
+    return machine
+
+
+ENGINE = 2**30 + 1.5e9 + 2 * 17 + 1.5e9
+"""Bytes of memory: 1 GiB of KV cache, 1.5 GB of libraries, 17 parameters in bf16, 1.5 GB of Ray."""
+DISK = 3 * 100e6 + 2 * 4 * 17 + 2 * 16 * 17
+"""Bytes of disk while dpo runs: text of the run and of two models, both models in fp32, and two
+checkpoints of one."""
+
+
+@pytest.mark.parametrize(
+    ("what", "enough", "line"),
+    [
+        ("cpus", 2, "stage 'sft' needs 2 CPUs, this machine has 1;"),
+        ("memory", ENGINE, "stage 'dialogues' needs about 4.1 GB of memory"),
+        ("disk", DISK, "dpo needs about 0.3 GB of disk"),
+    ],
+)
+def test_just_enough_of_everything_is_no_error(
+    what: str, enough: float, line: str, folder: Path, machine: Machine
+) -> None:
+    setattr(machine, what, enough)
+    check(folder, "sft.cpus_per_worker=2")
+    setattr(machine, what, enough - 1)
+    with pytest.raises(Permanent, match=line):
+        check(folder, "sft.cpus_per_worker=2")
 
 
 @pytest.mark.parametrize(
@@ -354,13 +396,8 @@ def test_a_cluster_that_does_not_answer(folder: Path, monkeypatch: pytest.Monkey
         check(folder)
 
 
-def test_memory_of_training_grows_with_model_and_workers(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Memory = namedtuple("Memory", "available")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(int(21.6e9)))
-    Usage = namedtuple("Usage", "free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12))
+def test_memory_of_training_grows_with_model_and_workers(folder: Path, machine: Machine) -> None:
+    machine.memory, machine.disk = 21.6e9, 1e12
     safetensors(folder / "tiny" / "model.safetensors", a=[1_000_000_000])
     make_all(folder)
     # A billion parameters in fp32: weights, gradients and two moments 16 GB, libraries 1.5 GB.

@@ -146,3 +146,55 @@ def test_70b_does_not_fit_without_offload(tmp_path: Path) -> None:
     # 20 bytes per parameter over 16 GPUs are 80.3 GiB before the first activation.
     assert estimate.fits is False and estimate.memory.optimizer > 48e9
     assert estimate.advice == "offload: optimizer makes it fit"
+
+
+DEMOS = {
+    "quickstart": [
+        *("heldout", "prompts", "dialogues", "clean", "sft", "completions", "feedback", "pairs"),
+        *("dpo", "answers_base", "answers_sft", "answers_dpo", "winrate", "report"),
+    ],
+    "quickstart-full": [
+        *("heldout", "prompts", "dialogues", "clean", "sft", "completions", "feedback", "pairs"),
+        *("dpo", "answers_base", "answers_sft", "answers_dpo"),
+        *("dpo_only", "chosen", "control", "answers_dpo_only", "answers_control"),
+        *("winrate", "report"),
+    ],
+}
+
+
+def demo(name: str, tmp_path: Path) -> Recipe:
+    return load(CONFIGS / f"{name}.yaml", KINDS, [f"storage={tmp_path / 'runs'}"])
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_the_demos_are_planned_as_a_whole(name: str, tmp_path: Path) -> None:
+    recipe = demo(name, tmp_path)
+    check_files(recipe)
+    steps = make_plan(recipe, Store(recipe.storage))
+    assert [step.name for step in steps] == DEMOS[name]
+    assert all(step.rows for step in steps)
+    rows = {step.name: step.rows for step in steps}
+    assert (rows["heldout"], rows["prompts"], rows["winrate"]) == (200, 160, 200)
+    assert "smollm2-135m-instruct" in "\n".join(
+        estimate_lines(recipe, Store(recipe.storage), steps)
+    )
+
+
+def test_the_ablations_reuse_all_that_the_quickstart_makes(tmp_path: Path) -> None:
+    """All but the comparison, which has more models, and the report."""
+    first, more = (
+        {step.name: step.key for step in make_plan(recipe, Store(recipe.storage))}
+        for recipe in (demo(name, tmp_path) for name in DEMOS)
+    )
+    assert {name for name in first if first[name] != more[name]} == {"winrate", "report"}
+
+
+def test_the_demos_reach_every_kind_but_those_that_need_data_of_ones_own(tmp_path: Path) -> None:
+    kinds = {stage.kind for name in DEMOS for stage in demo(name, tmp_path).stages.values()}
+    assert set(KINDS) - kinds == {"votes", "published"}
+
+
+def test_the_shipped_recipes_reach_every_kind_but_votes(tmp_path: Path) -> None:
+    recipes = [demo(path.stem, tmp_path) for path in CONFIGS.glob("*.yaml")]
+    kinds = {stage.kind for recipe in recipes for stage in recipe.stages.values()}
+    assert set(KINDS) - kinds == {"votes"}

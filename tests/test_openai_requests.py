@@ -1,0 +1,98 @@
+"""What the `openai` engine sends to an endpoint and reads from it, at a local HTTP server."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from aiohttp import web
+from serving import free_port
+
+from zephyr_ray.engines.endpoint import RETRIES, TIMEOUT_SECONDS
+from zephyr_ray.engines.openai import OpenAIEngine, OpenAISettings
+from zephyr_ray.engines.service import ServiceSettings
+from zephyr_ray.messages import user
+from zephyr_ray.models.contract import Reply, Sampling
+
+Requests = list[tuple[dict[str, str], dict[str, Any]]]
+
+
+def completion(finish_reason: str | None, text: str | None = "Good day.") -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "peer",
+        "choices": [{"index": 0, "finish_reason": finish_reason, "message": message}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8},
+    }
+
+
+def ask(
+    reply: dict[str, Any], sampling: Sampling | None = None, **settings: Any
+) -> tuple[Reply, Requests]:
+    """The engine's reply to one answer of a server, and what it was sent: headers and bodies."""
+    sent: Requests = []
+
+    async def answer(request: web.Request) -> web.Response:
+        sent.append((dict(request.headers), json.loads(await request.text())))
+        return web.json_response(reply)
+
+    async def main() -> Reply:
+        application = web.Application()
+        application.router.add_post("/v1/chat/completions", answer)
+        runner = web.AppRunner(application, shutdown_timeout=0)
+        await runner.setup()
+        port = free_port()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        address = f"http://127.0.0.1:{port}/v1"
+        engine = OpenAIEngine(OpenAISettings(model="peer", base_url=address, **settings))
+        try:
+            return await engine.answer([user("Hello")], sampling or Sampling(0.7, 0.95, 8))
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(main()), sent
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [("stop", "stop"), ("length", "length"), ("content_filter", "length"), (None, "length")],
+)
+def test_only_an_answer_that_ended_by_itself_stopped(said: str | None, read: str) -> None:
+    reply, _ = ask(completion(said))
+    assert reply == Reply("Good day.", read, prompt_tokens=5, completion_tokens=3)
+
+
+def test_an_answer_without_content_is_empty() -> None:
+    assert ask(completion("stop", None))[0].text == ""
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.2, 0.5, 9), Sampling(0, 1, 512)])
+def test_the_request_says_how_the_answer_is_drawn(sampling: Sampling) -> None:
+    _, [(_, body)] = ask(completion("stop"), sampling)
+    assert body == {
+        "model": "peer",
+        "messages": [{"role": "user", "content": "Hello"}],
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+    }
+
+
+def test_the_key_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZEPHYR_TEST_KEY", "sk-test-1")
+    _, [(headers, _)] = ask(completion("stop"), api_key_env="ZEPHYR_TEST_KEY")
+    assert headers["Authorization"] == "Bearer sk-test-1"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [OpenAISettings(model="m", base_url="http://a/v1"), ServiceSettings(base_url="http://a/v1")],
+    ids=lambda settings: settings.engine,
+)
+def test_retries_and_time_out_reach_the_client(settings: OpenAISettings | ServiceSettings) -> None:
+    client = settings.client()
+    assert (client.max_retries, client.timeout) == (RETRIES, TIMEOUT_SECONDS) == (6, 120)
+    assert str(client.base_url) == "http://a/v1/"

@@ -1,0 +1,117 @@
+"""What the planner assumes of the libraries is what the installed ones do by default, by their
+sources: to import them all takes a minute."""
+
+import ast
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyr_ray.demand import GIB
+from zephyr_ray.engines import vllm
+from zephyr_ray.estimate import training
+from zephyr_ray.models.shapes import Shape, find_shape
+from zephyr_ray.recipe import Hardware
+from zephyr_ray.train import memory
+from zephyr_ray.train.sft import Sft
+
+
+def mistral() -> Shape:
+    """7,241,732,096 parameters, 32 layers of 4096 channels, 32,000 words."""
+    shape = find_shape("mistralai/Mistral-7B-v0.1")
+    assert shape
+    return shape
+
+
+def sft(**settings: Any) -> Sft:
+    return Sft(model="m", data="d", **settings)
+
+
+def default(module: str, name: str) -> Any:
+    """The literal that a module, or a class in it, assigns to a name: `x = 1`, `x: int = 1`, or
+    through a call, as in `x: int = Field(default=int(1), …)`."""
+    package, *parts = module.split(".")
+    spec = importlib.util.find_spec(package)
+    assert spec and spec.submodule_search_locations
+    path = Path(spec.submodule_search_locations[0], *parts).with_suffix(".py")
+    [value] = [
+        node.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name) and target.id == name
+    ]
+    while isinstance(value, ast.Call):
+        named = [keyword.value for keyword in value.keywords if keyword.arg == "default"]
+        value = (named or value.args)[0]
+    assert value is not None
+    return ast.literal_eval(value)
+
+
+@pytest.mark.parametrize(
+    ("assumed", "module", "name"),
+    [
+        (memory.LIVE, "deepspeed.runtime.zero.config", "max_live_parameters"),
+        (memory.FLAT, "deepspeed.runtime.engine", "MEMORY_OPT_ALLREDUCE_SIZE"),
+        (memory.TILE_TOKENS, "trl.kernels.chunked_logprob", "TOKEN_CHUNK_SIZE"),
+        (memory.TILE_VOCABULARY, "trl.trainer.utils", "_CHUNKED_LOGPROB_CHUNK_SIZE"),
+        (vllm.GPU_SHARE, "vllm.config.cache", "gpu_memory_utilization"),
+    ],
+)
+def test_constants_are_the_libraries_defaults(assumed: float, module: str, name: str) -> None:
+    assert assumed == default(module, name)
+
+
+def test_no_setting_of_ours_replaces_these_defaults() -> None:
+    zero = sft(zero=3).deepspeed()["zero_optimization"]
+    assert "stage3_max_live_parameters" not in zero
+    assert "gpu_memory_utilization" not in vllm.engine_arguments(Path("m"), 512, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gigabytes"),
+    [
+        ({"zero": 0, "workers": 1}, 0),
+        ({"zero": 0, "workers": 2}, 4 * 0.5),  # one flat piece of gradients
+        ({"zero": 2, "workers": 2}, 2 * 4 * 0.05),  # two buckets
+        ({"zero": 3, "workers": 2}, 6 * 0.05 + 6 * 1.0),  # what is gathered, too
+    ],
+)
+def test_buffers_by_hand(settings: dict[str, int], gigabytes: float) -> None:
+    buffers = memory.model_states(sft(**settings), mistral())[3]
+    assert buffers / 1e9 == pytest.approx(gigabytes)
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(10_000, 4096), (100, 100)])
+def test_a_tile_of_the_output_layer_by_hand(tokens: int, rows: int) -> None:
+    shape = replace(mistral(), vocabulary=128_256)
+    # bf16 logits of a tile, fp32 gradients of the matrix, and 8 bytes per token and channel.
+    expected = 2 * rows * 32_768 + 4 * 128_256 * 4096 + 8 * tokens * 4096
+    assert memory.output_layer(sft(gpus_per_worker=1), shape, tokens) == expected
+
+
+def test_room_for_conversations_by_hand() -> None:
+    settings = vllm.VllmSettings(weights="m", gpus=1, context=2000)
+    # 24 GiB × 0.92, 2 GiB of reserve, 13.49 GiB of weights; 128 KiB per token of cache.
+    room = int((24 * 0.92 - 2 - 2 * 7_241_732_096 / GIB) * GIB / (2000 * 2**17))
+    assert room == 26
+    assert settings.describe_memory(mistral(), 24).endswith(f"room for {room} at a time")
+
+
+@pytest.mark.parametrize(
+    ("gib", "most"), [(27, None), (28, 1), (30, 2), (36, 4), (40, 8), (80, 16)]
+)
+def test_most_is_the_largest_micro_batch_that_fits(gib: float, most: int | None) -> None:
+    # By hand, in GB: states 18.1, buffers 6.3, reserve 2.1, output layer 0.8; and 1.85 for each
+    # sequence of 2048 tokens: 1 takes 27.2 GiB, 2 28.9, 4 32.4, 8 39.3, 16 53.1.
+    stage = sft(workers=8, gpus_per_worker=1, gradient_checkpointing=True, global_batch=128)
+
+    def found(micro: int) -> training.TrainingEstimate:
+        asked = stage.model_copy(update={"micro_batch": micro})
+        hardware = Hardware(gpu_memory_gib=gib)
+        return training.estimate(asked, mistral(), hardware, None, None, None)
+
+    assert {found(micro).largest_micro_batch for micro in (1, 2, 16)} == {most}
+    assert max((n for n in (1, 2, 4, 8, 16) if found(n).fits), default=None) == most
