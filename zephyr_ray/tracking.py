@@ -160,16 +160,15 @@ class StageRun:
         if late > FLUSH_SECONDS or (late > 0 and len(self._buffer) >= FLUSH_ENTRIES):
             self._flush()
 
-    def finish(self, manifest: Manifest, folder: Path, status: str = "FINISHED") -> None:
+    def finish(self, manifest: Manifest, folder: Path) -> None:
         """Logs the artifact's metrics and files and ends the run; calling it again is harmless."""
         self._flush()
-        figures = {**manifest.counts, "seconds": manifest.seconds}
+        figures = manifest.counts | ({"seconds": manifest.seconds} if manifest.seconds else {})
         with self._tracking.patient():
             model_id = self._model(manifest, folder) if (folder / "model").is_dir() else None
             for batch in _batches(_metrics(figures, self._step, model_id)):
                 self._client.log_batch(self.run_id, metrics=batch)
-            text = manifest.model_dump_json(indent=1)
-            self._client.log_text(self.run_id, text, MANIFEST)
+            self._client.log_text(self.run_id, manifest.model_dump_json(indent=1), MANIFEST)
             for path in (folder / name for name in ARTIFACTS):
                 if path.is_file():
                     self._client.log_artifact(self.run_id, str(path))
@@ -180,7 +179,7 @@ class StageRun:
                     first = "".join(line for line, _ in zip(file, range(SAMPLES), strict=False))
                 self._client.log_text(self.run_id, first, "samples.jsonl")
         with self._tracking.patient():
-            self._client.set_terminated(self.run_id, status)
+            self._client.set_terminated(self.run_id, "FINISHED")
 
     def fail(self, message: str) -> None:
         self._flush()

@@ -94,7 +94,6 @@ class Dispatcher:
             "messages": request.plain_messages(tokens.control_tokens),
             "stop_token_ids": [tokens.stop_token_id],
         }
-        settings.pop("max_completion_tokens", None)
         return await self._respond(
             request, "chat", self._protocol.ChatCompletionRequest, settings, request_id
         )
@@ -116,7 +115,7 @@ class Dispatcher:
         if request.stream_options and not request.stream:
             message = "stream_options needs stream: true"
             raise RequestError(400, message, "invalid_value", "stream_options")
-        settings = request.model_dump(exclude_none=True, exclude={"user"})
+        settings = request.model_dump(exclude_none=True, exclude={"user", "max_completion_tokens"})
         return settings | ({"max_tokens": max_tokens} if max_tokens else {})
 
     async def _respond(
