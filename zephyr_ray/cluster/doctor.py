@@ -15,13 +15,12 @@ MARKS = {"good": "[green]✓[/]", "bad": "[red]✗[/]", "unknown": "[yellow]–[
 def doctor(profile: Profile, recipe: Recipe | None, pull: bool) -> int:
     """Prints the table. Returns 1 if any check failed, else 0."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     kube = Kube(profile.context, profile.namespace)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "what", "seen", "fix"):
-        table.add_column(heading, overflow="fold")
+    columns = [Column(heading, overflow="fold") for heading in ("", "what", "seen", "fix")]
+    table = Table(*columns, box=None, pad_edge=False)
     failures = 0
     for subject, result in examine(kube, profile, recipe, pull):
         failures += result.state == "bad"
