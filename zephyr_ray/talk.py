@@ -111,15 +111,14 @@ def talk(speaker: Local | Remote) -> int:
         if not message:
             messages = []
             continue
-        messages.append(user(message))
+        asked = [*messages, user(message)]
         try:
-            text = speaker.answer(messages, lambda piece: print(piece, end="", flush=True))
+            text = speaker.answer(asked, lambda piece: print(piece, end="", flush=True))
         except (Permanent, KeyboardInterrupt) as error:
             print(
                 f"\n{str(error) or 'stopped'}; the conversation continues without this message",
                 file=sys.stderr,
             )
-            messages.pop()
             continue
         print(flush=True)
-        messages.append(assistant(text))
+        messages = [*asked, assistant(text)]

@@ -158,7 +158,7 @@ def status(kube: Kube, name: str | None) -> int:
     # The pod may not have started, or these credentials may not read its log.
     with suppress(Permanent, Temporary):
         for pod in submitters(kube, name)[-1:]:
-            lines = log_lines(kube, pod["metadata"]["name"], TAIL)
+            lines = log_lines(kube, pod["metadata"]["name"], tailLines=str(TAIL))
             for stage, (word, note) in stage_states(lines).items():
                 table.add_row(stage, word, Text(note))
     if table.rows:

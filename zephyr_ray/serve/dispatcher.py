@@ -100,9 +100,8 @@ class Dispatcher:
 
     async def complete(self, body: bytes, request_id: str) -> ModelResponse:
         request = parse(CompletionRequest, body)
-        settings = self._settings(
-            request, request.max_tokens or min(DEFAULT_COMPLETION_TOKENS, self._max_tokens)
-        )
+        default = min(DEFAULT_COMPLETION_TOKENS, self._max_tokens)
+        settings = self._settings(request, request.max_tokens or default)
         return await self._respond(
             request, "completions", self._protocol.CompletionRequest, settings, request_id
         )
