@@ -358,9 +358,10 @@ def test_a_vote_is_a_row_that_preferences_reads(service: Service, tmp_path: Path
     made = Work("pairs", tmp_path, 0, {"votes": votes}, {}, {})
     Preferences(feedback="votes").run(made)
     [pair] = read_jsonl(tmp_path / "rows.jsonl")
-    assert pair["chosen"] == [*talk, {"role": "assistant", "content": "A bird"}]
-    assert pair["rejected"] == [*talk, {"role": "assistant", "content": "An owl."}]
-    assert pair["finish_chosen"] == "length"
+    asked = [*talk[:2], {**talk[2], "instruction": "Name a bird."}]
+    better = {"role": "assistant", "content": "A bird", "finish_reason": "length"}
+    worse = {"role": "assistant", "content": "An owl.", "finish_reason": "stop"}
+    assert (pair["chosen"], pair["rejected"]) == ([*asked, better], [*asked, worse])
 
 
 def test_the_served_judge_says_what_the_judge_says(

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from zephyr_ray.errors import Permanent
 
@@ -16,14 +16,6 @@ MAX_TOKENS = 256
 CONTEXT = 2048
 TEMPERATURE, TOP_P = 0.7, 0.95
 KEY_VARIABLE = "ZEPHYR_API_KEY"
-
-
-class Speaker(Protocol):
-    def answer(self, messages: "list[Message]", on_text: Callable[[str], None]) -> str:
-        """Returns the whole answer, and passes each new piece of it to `on_text`.
-
-        Raises Permanent if the model cannot answer.
-        """
 
 
 class Local:
@@ -41,6 +33,7 @@ class Local:
         self._runner = asyncio.Runner()
 
     def answer(self, messages: "list[Message]", on_text: Callable[[str], None]) -> str:
+        """Returns the whole answer, and passes each new piece of it to `on_text`."""
         from zephyr_ray.models.contract import Sampling
 
         length = 0
@@ -60,14 +53,14 @@ class Remote:
     def __init__(self, address: str, name: str | None):
         import openai
 
-        key = os.environ.get(KEY_VARIABLE) or "none"
+        key = os.environ.get(KEY_VARIABLE)
         self._errors, self._address = openai, address
         base = address.rstrip("/").removesuffix("/v1")
-        self._client = openai.OpenAI(base_url=f"{base}/v1", api_key=key)
+        self._client = openai.OpenAI(base_url=f"{base}/v1", api_key=key or "none")
         try:
             names = [model.id for model in self._client.models.list()]
         except openai.AuthenticationError:
-            if key != "none":
+            if key:
                 raise Permanent(
                     f"{address} does not accept the key in {KEY_VARIABLE}; set a valid one"
                 ) from None
@@ -79,6 +72,7 @@ class Remote:
         self.model = name or names[-1]
 
     def answer(self, messages: "list[Message]", on_text: Callable[[str], None]) -> str:
+        """Does the same as `Local.answer`. Raises Permanent if the service cannot answer."""
         text = ""
         try:
             stream = self._client.chat.completions.create(
@@ -97,7 +91,7 @@ class Remote:
         return text
 
 
-def talk(speaker: Speaker) -> int:
+def talk(speaker: Local | Remote) -> int:
     """Reads messages from standard input until its end, and streams answers to standard output."""
     import readline  # noqa: F401  # gives the prompt line editing and a history
 
@@ -117,15 +111,14 @@ def talk(speaker: Speaker) -> int:
         if not message:
             messages = []
             continue
-        messages.append(user(message))
+        asked = [*messages, user(message)]
         try:
-            text = speaker.answer(messages, lambda piece: print(piece, end="", flush=True))
+            text = speaker.answer(asked, lambda piece: print(piece, end="", flush=True))
         except (Permanent, KeyboardInterrupt) as error:
             print(
                 f"\n{str(error) or 'stopped'}; the conversation continues without this message",
                 file=sys.stderr,
             )
-            messages.pop()
             continue
         print(flush=True)
-        messages.append(assistant(text))
+        messages = [*asked, assistant(text)]

@@ -58,9 +58,9 @@ class Tracking:
         try:
             client = _connect(uri)
             experiment_id = _experiment(client, uri, storage, recipe_name)
-            run_id = _find_run(client, experiment_id, f"tags.`zephyr.recipe_key` = '{recipe_key}'")
+            tags = {"zephyr.recipe_key": recipe_key}
+            run_id = _find_run(client, experiment_id, tags)
             if run_id is None:
-                tags = {"zephyr.recipe_key": recipe_key}
                 run = client.create_run(experiment_id, tags=tags, run_name=recipe_name)
                 run_id = run.info.run_id
             client.update_run(run_id, status="RUNNING")
@@ -89,12 +89,9 @@ class Tracking:
         """
         with self.patient():
             self.client.set_tag(self.run_id, f"zephyr.cached.{name}", key)
-            open_run = _find_run(
-                self.client,
-                self.experiment_id,
-                f"tags.`zephyr.key` = '{key}' AND tags.`mlflow.parentRunId` = '{self.run_id}' "
-                "AND attributes.status != 'FINISHED'",
-            )
+            tags = {"zephyr.key": key, "mlflow.parentRunId": self.run_id}
+            is_open = "attributes.status != 'FINISHED'"
+            open_run = _find_run(self.client, self.experiment_id, tags, is_open)
             if open_run and manifest and folder:
                 self.stage(name, manifest.kind, key, {}).finish(manifest, folder)
 
@@ -131,22 +128,12 @@ class StageRun:
     def run_id(self) -> str:
         """Finds or creates the run at the first use for which MLflow is available."""
         if self._run_id is None:
-            parent = self._tracking.run_id
-            run_id = _find_run(
-                self._client,
-                self._tracking.experiment_id,
-                f"tags.`zephyr.key` = '{self._key}' AND tags.`mlflow.parentRunId` = '{parent}'",
-            )
+            experiment_id = self._tracking.experiment_id
+            tags = {"zephyr.key": self._key, "mlflow.parentRunId": self._tracking.run_id}
+            run_id = _find_run(self._client, experiment_id, tags)
             if run_id is None:
-                tags = {
-                    "mlflow.parentRunId": parent,
-                    "zephyr.key": self._key,
-                    "zephyr.kind": self._kind,
-                    "zephyr.stage": self._name,
-                }
-                run = self._client.create_run(
-                    self._tracking.experiment_id, tags=tags, run_name=self._name
-                )
+                tags |= {"zephyr.kind": self._kind, "zephyr.stage": self._name}
+                run = self._client.create_run(experiment_id, tags=tags, run_name=self._name)
                 run_id = run.info.run_id
             self._run_id = run_id
             _log_params(self._client, run_id, {"kind": self._kind, **self._params})
@@ -160,16 +147,15 @@ class StageRun:
         if late > FLUSH_SECONDS or (late > 0 and len(self._buffer) >= FLUSH_ENTRIES):
             self._flush()
 
-    def finish(self, manifest: Manifest, folder: Path, status: str = "FINISHED") -> None:
+    def finish(self, manifest: Manifest, folder: Path) -> None:
         """Logs the artifact's metrics and files and ends the run; calling it again is harmless."""
         self._flush()
-        figures = {**manifest.counts, "seconds": manifest.seconds}
+        figures = manifest.counts | ({"seconds": manifest.seconds} if manifest.seconds else {})
         with self._tracking.patient():
             model_id = self._model(manifest, folder) if (folder / "model").is_dir() else None
             for batch in _batches(_metrics(figures, self._step, model_id)):
                 self._client.log_batch(self.run_id, metrics=batch)
-            text = manifest.model_dump_json(indent=1)
-            self._client.log_text(self.run_id, text, MANIFEST)
+            self._client.log_text(self.run_id, manifest.model_dump_json(indent=1), MANIFEST)
             for path in (folder / name for name in ARTIFACTS):
                 if path.is_file():
                     self._client.log_artifact(self.run_id, str(path))
@@ -180,7 +166,7 @@ class StageRun:
                     first = "".join(line for line, _ in zip(file, range(SAMPLES), strict=False))
                 self._client.log_text(self.run_id, first, "samples.jsonl")
         with self._tracking.patient():
-            self._client.set_terminated(self.run_id, status)
+            self._client.set_terminated(self.run_id, "FINISHED")
 
     def fail(self, message: str) -> None:
         self._flush()
@@ -250,7 +236,10 @@ def _experiment(client: "MlflowClient", uri: str, storage: Path, name: str) -> s
     return str(experiment.experiment_id)
 
 
-def _find_run(client: "MlflowClient", experiment_id: str, query: str) -> str | None:
+def _find_run(
+    client: "MlflowClient", experiment_id: str, tags: dict[str, str], *conditions: str
+) -> str | None:
+    query = " AND ".join([*(f"tags.`{k}` = '{v}'" for k, v in tags.items()), *conditions])
     runs = client.search_runs([experiment_id], query, max_results=1)
     return str(runs[0].info.run_id) if runs else None
 

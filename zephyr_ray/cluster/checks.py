@@ -99,23 +99,17 @@ def check_permissions(kube: Kube) -> Iterator[CheckResult]:
     """Checks every permission in REQUIRED_VERBS."""
     denied = []
     for group, resource, verbs in REQUIRED_VERBS:
-        resource, _, sub = resource.partition("/")
+        name, _, sub = resource.partition("/")
+        target = {"namespace": kube.namespace, "group": group, "resource": name, "subresource": sub}
         for verb in verbs:
-            attributes = {
-                "namespace": kube.namespace,
-                "verb": verb,
-                "group": group,
-                "resource": resource,
-                "subresource": sub,
-            }
             review = {
                 "apiVersion": "authorization.k8s.io/v1",
                 "kind": "SelfSubjectAccessReview",
-                "spec": {"resourceAttributes": attributes},
+                "spec": {"resourceAttributes": {**target, "verb": verb}},
             }
             path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
             if not kube.create(path, review)["status"].get("allowed"):
-                denied.append(f"{verb} {resource}{'/' if sub else ''}{sub}")
+                denied.append(f"{verb} {resource}")
     if denied:
         yield bad(
             f"these credentials may not {', '.join(denied)} in {kube.namespace}",

@@ -134,17 +134,16 @@ def stop(kube: Kube, name: str) -> int:
 def status(kube: Kube, name: str | None) -> int:
     """Prints a table of all jobs in the namespace, or the state and stages of one job."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
     if name is None:
         states_of_all = [State.of(job) for job in kube.items(kube.path(JOBS))]
         if not states_of_all:
             print(f"no jobs in {kube.namespace}")
             return 0
-        for heading in ("job", "age", "state"):
-            table.add_column(heading, overflow="fold")
+        columns = [Column(heading, overflow="fold") for heading in ("job", "age", "state")]
+        table = Table(*columns, box=None, pad_edge=False)
         for state in sorted(states_of_all, key=lambda s: s.created):
             table.add_row(state.name, _age(state.created), Text(str(state)))
         Console().print(table)
@@ -155,12 +154,11 @@ def status(kube: Kube, name: str | None) -> int:
     if not state.ended and state.job != "RUNNING":
         for line in troubles(kube, state):
             print(f"trouble   {line}")
-    for heading in ("stage", "state", ""):
-        table.add_column(heading)
+    table = Table("stage", "state", "", box=None, pad_edge=False)
     # The pod may not have started, or these credentials may not read its log.
     with suppress(Permanent, Temporary):
         for pod in submitters(kube, name)[-1:]:
-            lines = log_lines(kube, pod["metadata"]["name"], TAIL)
+            lines = log_lines(kube, pod["metadata"]["name"], tailLines=str(TAIL))
             for stage, (word, note) in stage_states(lines).items():
                 table.add_row(stage, word, Text(note))
     if table.rows:

@@ -2,25 +2,10 @@
 
 from collections.abc import Callable, Iterator
 
-from zephyr_ray.cluster.checks import (
-    CheckResult,
-    bad,
-    check_namespace,
-    check_operator,
-    check_permissions,
-    check_versions,
-    unknown,
-)
+from zephyr_ray.cluster import checks, profile_checks, services
+from zephyr_ray.cluster.checks import CheckResult, bad, unknown
 from zephyr_ray.cluster.kube import Forbidden, Kube, Unauthorized
 from zephyr_ray.cluster.profile import Profile
-from zephyr_ray.cluster.profile_checks import (
-    check_image,
-    check_nodes,
-    check_pulls,
-    check_secret_keys,
-    check_storage,
-)
-from zephyr_ray.cluster.services import UNREACHABLE, check_dashboards, check_mlflow
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.recipe import Recipe
 
@@ -30,13 +15,12 @@ MARKS = {"good": "[green]✓[/]", "bad": "[red]✗[/]", "unknown": "[yellow]–[
 def doctor(profile: Profile, recipe: Recipe | None, pull: bool) -> int:
     """Prints the table. Returns 1 if any check failed, else 0."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     kube = Kube(profile.context, profile.namespace)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "what", "seen", "fix"):
-        table.add_column(heading, overflow="fold")
+    columns = [Column(heading, overflow="fold") for heading in ("", "what", "seen", "fix")]
+    table = Table(*columns, box=None, pad_edge=False)
     failures = 0
     for subject, result in examine(kube, profile, recipe, pull):
         failures += result.state == "bad"
@@ -49,21 +33,21 @@ def examine(
     kube: Kube, profile: Profile, recipe: Recipe | None, pull: bool
 ) -> Iterator[tuple[str, CheckResult]]:
     """Runs every check, even if earlier ones failed, and yields (subject, result)."""
-    checks: list[tuple[str, Callable[[], Iterator[CheckResult]]]] = [
-        ("versions", lambda: check_versions(kube)),
-        ("operator", lambda: check_operator(kube)),
-        ("namespace", lambda: check_namespace(kube)),
-        ("permissions", lambda: check_permissions(kube)),
-        ("nodes", lambda: check_nodes(kube, profile)),
-        ("storage", lambda: check_storage(kube, profile)),
-        ("secrets", lambda: check_secret_keys(kube, profile, recipe)),
-        ("image", lambda: check_image(kube, profile)),
-        ("MLflow", lambda: check_mlflow(kube, profile)),
-        ("Ray", lambda: check_dashboards(kube)),
+    subjects: list[tuple[str, Callable[[], Iterator[CheckResult]]]] = [
+        ("versions", lambda: checks.check_versions(kube)),
+        ("operator", lambda: checks.check_operator(kube)),
+        ("namespace", lambda: checks.check_namespace(kube)),
+        ("permissions", lambda: checks.check_permissions(kube)),
+        ("nodes", lambda: profile_checks.check_nodes(kube, profile)),
+        ("storage", lambda: profile_checks.check_storage(kube, profile)),
+        ("secrets", lambda: profile_checks.check_secret_keys(kube, profile, recipe)),
+        ("image", lambda: profile_checks.check_image(kube, profile)),
+        ("MLflow", lambda: services.check_mlflow(kube, profile)),
+        ("Ray", lambda: services.check_dashboards(kube)),
     ]
     if pull:
-        checks.append(("pull", lambda: check_pulls(kube, profile)))
-    for subject, check in checks:
+        subjects.append(("pull", lambda: profile_checks.check_pulls(kube, profile)))
+    for subject, check in subjects:
         try:
             for result in check():
                 yield subject, result
@@ -75,7 +59,7 @@ def examine(
         except Permanent as error:
             yield subject, bad(str(error))
         except Temporary as error:
-            if UNREACHABLE in str(error):
+            if services.UNREACHABLE in str(error):
                 fix = "a network policy may block the API server; check with kubectl port-forward"
                 yield subject, unknown(str(error), fix)
                 continue

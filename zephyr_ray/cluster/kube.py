@@ -109,13 +109,8 @@ class Kube:
     def lines(self, path: str, seconds: float, **query: str) -> Iterator[str]:
         """Yields lines as they arrive. Raises Temporary after `seconds` without data."""
         with self._open("GET", path, query=query, seconds=seconds) as response:
-            rest = b""
-            for chunk in response.stream(2**16, decode_content=True):
-                *whole, rest = (rest + chunk).split(b"\n")
-                for line in whole:
-                    yield line.decode(errors="replace")
-            if rest:
-                yield rest.decode(errors="replace")
+            for line in response:
+                yield line.decode(errors="replace").removesuffix("\n")
 
     def watch(self, path: str, seconds: int, **query: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields (ADDED | MODIFIED | DELETED, object) for about `seconds`. Raises Gone if the

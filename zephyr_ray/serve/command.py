@@ -39,7 +39,7 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
 
     # On a remote cluster the gateway may run on another node, with another address.
     local = not os.environ.get("RAY_ADDRESS")
-    replicas = max(settings.replicas, settings.max_replicas or 0)
+    replicas = settings.max_replicas or settings.replicas
     # Engines may share cores: Ray would wait for one core per engine.
     connect(cpus=max(os.cpu_count() or 1, replicas * len(models) + 1))
     gpus = replicas * len(models) * settings.gpus

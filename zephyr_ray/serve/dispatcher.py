@@ -94,16 +94,14 @@ class Dispatcher:
             "messages": request.plain_messages(tokens.control_tokens),
             "stop_token_ids": [tokens.stop_token_id],
         }
-        settings.pop("max_completion_tokens", None)
         return await self._respond(
             request, "chat", self._protocol.ChatCompletionRequest, settings, request_id
         )
 
     async def complete(self, body: bytes, request_id: str) -> ModelResponse:
         request = parse(CompletionRequest, body)
-        settings = self._settings(
-            request, request.max_tokens or min(DEFAULT_COMPLETION_TOKENS, self._max_tokens)
-        )
+        default = min(DEFAULT_COMPLETION_TOKENS, self._max_tokens)
+        settings = self._settings(request, request.max_tokens or default)
         return await self._respond(
             request, "completions", self._protocol.CompletionRequest, settings, request_id
         )
@@ -116,7 +114,7 @@ class Dispatcher:
         if request.stream_options and not request.stream:
             message = "stream_options needs stream: true"
             raise RequestError(400, message, "invalid_value", "stream_options")
-        settings = request.model_dump(exclude_none=True, exclude={"user"})
+        settings = request.model_dump(exclude_none=True, exclude={"user", "max_completion_tokens"})
         return settings | ({"max_tokens": max_tokens} if max_tokens else {})
 
     async def _respond(

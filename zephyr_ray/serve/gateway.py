@@ -17,12 +17,7 @@ from zephyr_ray.judges import FORMS, Form
 from zephyr_ray.models import constraints
 from zephyr_ray.serve.dispatcher import ChatTokens, Dispatcher, ModelResponse
 from zephyr_ray.serve.keys import KEYS_VARIABLE, Keys, read_keys
-from zephyr_ray.serve.requests import (
-    RequestError,
-    VoteRequest,
-    judge_request,
-    parse,
-)
+from zephyr_ray.serve.requests import RequestError, VoteRequest, judge_request, parse
 from zephyr_ray.serve.routing import Handler, build_app, read_body
 from zephyr_ray.serve.vote_file import VoteFile
 
@@ -154,16 +149,17 @@ class Gateway:
         async def handler(request: Request) -> Response:
             asked = parse(body, await read_body(request)).requests
             answers = [[getattr(a, name).model_dump() for name in form.fields] for a in asked]
-            rows = [one.row() for one in asked]
-            return await self._judged(form.name, list(zip(rows, answers, strict=True)))
+            return await self._judged(form.name, [one.row() for one in asked], answers)
 
         return handler
 
-    async def _judged(self, form: str, rows: list[tuple[Any, ...]]) -> Response:
+    async def _judged(
+        self, form: str, rows: list[dict[str, Any]], answers: list[list[dict[str, Any]]]
+    ) -> Response:
         """Returns judgements in the order of the rows."""
         if self._judge is None:
             raise RequestError(404, "this run was compared by no judge", "no_judge")
-        for number, (row, *_) in enumerate(rows):
+        for number, row in enumerate(rows):
             try:
                 if row["constraint"]:
                     constraints.validate(row["constraint"])
@@ -173,7 +169,8 @@ class Gateway:
         import ray
         from ray.serve.exceptions import RayServeException
 
-        calls = [self._judge.judge.remote(form, *row) for row in rows]
+        remote = self._judge.judge.remote
+        calls = [remote(form, row, given) for row, given in zip(rows, answers, strict=True)]
         try:
             return JSONResponse({"results": await asyncio.gather(*calls)})
         except ray.exceptions.RayTaskError as error:

@@ -57,12 +57,9 @@ class Keys:
         left = min(self._per_minute, left + (now - since) * self._per_minute / 60)
         self._buckets[name] = (left - 1 if left >= 1 else left, now)
         if left < 1:
-            raise RequestError(
-                429,
-                f"this key is limited to {self._per_minute} requests per minute",
-                "rate_limit_exceeded",
-                retry_after=(1 - left) * 60 / self._per_minute,
-            )
+            message = f"this key is limited to {self._per_minute} requests per minute"
+            wait = (1 - left) * 60 / self._per_minute
+            raise RequestError(429, message, "rate_limit_exceeded", retry_after=wait)
         return name
 
     def check_host(self, host: str | None) -> None:
@@ -73,9 +70,8 @@ class Keys:
         """
         name = re.sub(r":\d+$", "", host or "").strip("[]")
         if not self._digests and name not in LOOPBACK:
-            raise RequestError(
-                403, "without keys, use the address 127.0.0.1 or localhost", "wrong_host"
-            )
+            message = "without keys, use the address 127.0.0.1 or localhost"
+            raise RequestError(403, message, "wrong_host")
 
     def _identify(self, authorization: str | None) -> str:
         if not self._digests:
@@ -85,7 +81,6 @@ class Keys:
         # Compares with every digest, all of one length, so that the time reveals nothing.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         if scheme.lower() != "bearer" or not any(matches):
-            raise RequestError(
-                401, "a valid key is required: Authorization: Bearer KEY", "invalid_api_key"
-            )
+            message = "a valid key is required: Authorization: Bearer KEY"
+            raise RequestError(401, message, "invalid_api_key")
         return given.hex()[:8]

@@ -40,10 +40,10 @@ class RequestError(Exception):
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 
     def headers(self) -> dict[str, str]:
-        headers = (
-            {} if self.retry_after is None else {"Retry-After": str(int(self.retry_after) + 1)}
-        )
-        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+        headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(int(self.retry_after) + 1)
+        return headers
 
     def body(self) -> dict[str, Any]:
         kind = "invalid_request_error" if self.status < 500 else "server_error"
@@ -153,23 +153,15 @@ class JudgedPrompt(Body):
 
     def row(self) -> dict[str, Any]:
         instruction = self.prompt if self.instruction is None else self.instruction
-        return {
-            "prompt": self.prompt,
-            "instruction": instruction,
-            "constraint": self.constraint,
-        }
+        return {"prompt": self.prompt, "instruction": instruction, "constraint": self.constraint}
 
 
-class JudgeRequest(Body):
-    requests: Annotated[list[Any], Field(min_length=1, max_length=MAX_JUDGED_ROWS)]
-
-
-def judge_request(fields: tuple[str, ...]) -> type[JudgeRequest]:
+def judge_request(fields: tuple[str, ...]) -> Any:
     """Returns the body of a judge form's route; `fields` name the judged answers."""
     answers: dict[str, Any] = dict.fromkeys(fields, (JudgedAnswer, ...))
     judged = create_model("Judged", __base__=JudgedPrompt, **answers)
     bounds = Field(min_length=1, max_length=MAX_JUDGED_ROWS)
-    return create_model("JudgeRequest", __base__=JudgeRequest, requests=(list[judged], bounds))  # type: ignore[valid-type]
+    return create_model("JudgeRequest", __base__=Body, requests=(list[judged], bounds))  # type: ignore[valid-type]
 
 
 def parse(cls: type[T], content: bytes) -> T:
@@ -186,9 +178,8 @@ def parse(cls: type[T], content: bytes) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         if first["type"] == "json_invalid":
-            raise RequestError(
-                400, f"the body is not JSON: {first['msg']}", "invalid_json"
-            ) from None
+            message = f"the body is not JSON: {first['msg']}"
+            raise RequestError(400, message, "invalid_json") from None
         # For a union, pydantic also names the member that it tried.
         path = [str(p) for p in first["loc"] if not re.match(r"constrained-str$|list\[", str(p))]
         param = ".".join(path) or None

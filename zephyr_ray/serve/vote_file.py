@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from zephyr_ray.serve.requests import VotedAnswer, VoteRequest
+from zephyr_ray.serve.requests import VoteRequest
 
 WON, LOST, TIED = 10.0, 1.0, 5.5
 """Scores on the judges' scale from 1 to 10; equal scores make no preference pair."""
@@ -47,19 +47,15 @@ def feedback_row(vote: VoteRequest) -> dict[str, Any]:
         "context": messages[:-1],
         "source": "vote",
         "completions": [
-            _completion(answer, score)
+            {
+                "model": answer.model,
+                "system": None,
+                "text": answer.text,
+                "finish_reason": "stop" if answer.finish_reason == "stop" else "length",
+                "score": score,
+                "reason": "a person's vote",
+                "checks": {},
+            }
             for answer, score in zip((vote.left, vote.right), scores, strict=True)
         ],
-    }
-
-
-def _completion(answer: VotedAnswer, score: float) -> dict[str, Any]:
-    return {
-        "model": answer.model,
-        "system": None,
-        "text": answer.text,
-        "finish_reason": "stop" if answer.finish_reason == "stop" else "length",
-        "score": score,
-        "reason": "a person's vote",
-        "checks": {},
     }
