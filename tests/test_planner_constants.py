@@ -97,7 +97,7 @@ def test_room_for_conversations_by_hand() -> None:
     # 24 GiB × 0.92, 2 GiB of reserve, 13.49 GiB of weights; 128 KiB per token of cache.
     room = int((24 * 0.92 - 2 - 2 * 7_241_732_096 / GIB) * GIB / (2000 * 2**17))
     assert room == 26
-    assert settings.describe_memory(mistral(), 24).endswith(f"room for {room} at a time")
+    assert settings.describe_memory(mistral(), 24).endswith(f"at most {room} in parallel")
 
 
 @pytest.mark.parametrize(
