@@ -1,4 +1,4 @@
-"""Worked examples of a model: which are shown, to whom, and where."""
+"""Tests which worked examples a model is shown, for which rows, and where."""
 
 import asyncio
 from pathlib import Path
@@ -38,7 +38,7 @@ class Recorder(LanguageEngine):
 def shown(
     kind: str | None, messages: list[Message], **options: Any
 ) -> tuple[list[Message], Sampling]:
-    """What an engine is asked when a row of this kind of constraint asks messages."""
+    """Returns what an engine is asked for a row with this kind of constraint."""
     engine = Recorder()
     model = Model("m", VllmSettings(weights="w", temperature=0.2, top_p=0.5), EXAMPLES)
     ask = engine.ask_for(model, {"id": "r", "constraint": {"kind": kind} if kind else None})
@@ -69,7 +69,7 @@ def test_earlier_turns_come_after_the_examples() -> None:
 def test_no_example_for_another_kind_or_none_or_what_is_not_the_rows_task() -> None:
     assert shown("lowercase", [SYSTEM, QUESTION])[0] == [SYSTEM, PLAIN]
     assert shown(None, [QUESTION])[0] == [PLAIN]
-    assert shown("uppercase", [QUESTION], shown=False)[0] == [PLAIN]
+    assert shown("uppercase", [QUESTION], with_demonstrations=False)[0] == [PLAIN]
 
 
 def test_answers_are_drawn_as_the_model_says() -> None:

@@ -285,11 +285,11 @@ def test_weights_in_four_bits_are_half_a_byte_and_a_scale_for_each_block_of_64()
 def test_four_bits_are_nf4_with_scales_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from zephyr_ray.train import model as bits
+    from zephyr_ray.train import model
 
-    monkeypatch.setattr(bits, "need_bitsandbytes", lambda what: None)
+    monkeypatch.setattr(model, "need_bitsandbytes", lambda what: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
-    config = bits.four_bits()["quantization_config"]
+    config = model.four_bits()["quantization_config"]
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"
     assert config.bnb_4bit_compute_dtype == torch.bfloat16
     assert not config.bnb_4bit_use_double_quant  # the scales would be in 8 bits

@@ -1,4 +1,4 @@
-"""Rows that keep facts in parallel columns mean the same as rows whose messages carry them."""
+"""Tests that rows with facts in parallel columns are read as rows whose messages carry them."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the `openai` engine sends to an endpoint and reads from it, at a local HTTP server."""
+"""Tests what the `openai` engine sends to an endpoint and reads from it, with a local server."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ def completion(finish_reason: str | None, text: str | None = "Good day.") -> dic
 def ask(
     reply: dict[str, Any], sampling: Sampling | None = None, **settings: Any
 ) -> tuple[Reply, Requests]:
-    """The engine's reply to one answer of a server, and what it was sent: headers and bodies."""
+    """Returns the engine's reply to one answer of a server, and the headers and bodies sent."""
     sent: Requests = []
 
     async def answer(request: web.Request) -> web.Response:

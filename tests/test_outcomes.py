@@ -1,4 +1,4 @@
-"""How rows end in the journal: what is kept, what is dropped, and what is asked again."""
+"""Tests outcomes in the journal: which rows are kept, dropped, and asked again."""
 
 from pathlib import Path
 from typing import Any
@@ -8,20 +8,20 @@ import pytest
 from zephyr_ray.outcomes import (
     Answered,
     EngineDied,
+    EnvironmentFault,
     Outcome,
     RowFault,
     Stopped,
-    WorldFault,
-    entry,
-    read,
+    from_entry,
+    to_entry,
 )
-from zephyr_ray.rows import _Ends
+from zephyr_ray.rows import _Outcomes
 from zephyr_ray.store import Journal
 
 OUTCOMES: list[Outcome] = [
     Answered("r", {"id": "r", "text": "a"}),
     RowFault("r", "too long"),
-    WorldFault("r", "busy"),
+    EnvironmentFault("r", "busy"),
     EngineDied(["r", "s"]),
     Stopped("wrong key"),
 ]
@@ -29,14 +29,14 @@ OUTCOMES: list[Outcome] = [
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: type(outcome).__name__)
 def test_an_outcome_is_read_as_it_was_written(outcome: Outcome) -> None:
-    assert read(entry(outcome)) == outcome
+    assert from_entry(to_entry(outcome)) == outcome
 
 
 def test_the_format_of_entries() -> None:
-    assert [entry(outcome) for outcome in OUTCOMES] == [
+    assert [to_entry(outcome) for outcome in OUTCOMES] == [
         {"id": "r", "row": {"id": "r", "text": "a"}},
         {"id": "r", "row_fault": "too long"},
-        {"id": "r", "world_fault": "busy"},
+        {"id": "r", "environment_fault": "busy"},
         {"died": ["r", "s"]},
         {"stop": "wrong key"},
     ]
@@ -52,14 +52,14 @@ OLD_FAULTS = [
 
 @pytest.mark.parametrize("old", OLD_FAULTS)
 def test_an_entry_of_another_format_says_nothing(old: dict[str, Any]) -> None:
-    assert read(old) is None
+    assert from_entry(old) is None
 
 
-def ends(folder: Path, *entries: dict[str, Any]) -> _Ends:
+def ends(folder: Path, *entries: dict[str, Any]) -> _Outcomes:
     journal = Journal(folder, writer="actor")
     for one in entries:
         journal.append(one)
-    read_back = _Ends(Journal(folder))
+    read_back = _Outcomes(Journal(folder))
     read_back.follow()
     return read_back
 
@@ -70,19 +70,19 @@ def test_a_row_with_an_old_fault_is_asked_again(old: dict[str, Any], tmp_path: P
     found = ends(tmp_path, answered, old)
     assert found.has("kept") and found.results == {"kept": answered["row"]}
     assert not found.has("r") and found.count == 1
-    assert (found.row_faults, found.world_faults, found.stops) == ({}, {}, [])
+    assert (found.row_faults, found.environment_faults, found.stops) == ({}, {}, [])
 
 
 def of(*outcomes: Outcome) -> list[dict[str, Any]]:
-    return [entry(outcome) for outcome in outcomes]
+    return [to_entry(outcome) for outcome in outcomes]
 
 
 A, B = Answered("r", {"id": "r", "n": 1}), Answered("r", {"id": "r", "n": 2})
-ROW, WORLD = RowFault("r", "too long"), WorldFault("r", "busy")
+ROW, WORLD = RowFault("r", "too long"), EnvironmentFault("r", "busy")
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "results", "row_faults", "world_faults"),
+    ("outcomes", "results", "row_faults", "environment_faults"),
     [
         ([A], {"r": A.row}, {}, {}),
         ([A, B], {"r": A.row}, {}, {}),  # the first answer was bought first
@@ -100,23 +100,23 @@ def test_the_end_of_a_row_with_several_outcomes(
     outcomes: list[Outcome],
     results: dict[str, Any],
     row_faults: dict[str, str],
-    world_faults: dict[str, str],
+    environment_faults: dict[str, str],
     tmp_path: Path,
 ) -> None:
     found = ends(tmp_path, *of(*outcomes))
-    assert (found.results, found.row_faults, found.world_faults) == (
+    assert (found.results, found.row_faults, found.environment_faults) == (
         results,
         row_faults,
-        world_faults,
+        environment_faults,
     )
     assert found.has("r") == bool(results or row_faults)
 
 
 def test_a_line_that_a_kill_cut_short_is_no_entry(tmp_path: Path) -> None:
     journal = Journal(tmp_path, writer="actor")
-    journal.append(entry(A))
+    journal.append(to_entry(A))
     (tmp_path / "killed.jsonl").write_bytes(b'\n{"id": "s", "row": {"id"')
-    found = _Ends(Journal(tmp_path))
+    found = _Outcomes(Journal(tmp_path))
     found.follow()
     assert found.results == {"r": A.row}
     assert not found.has("s")

@@ -1,5 +1,7 @@
-"""What the planner assumes of the libraries is what the installed ones do by default, by their
-sources: to import them all takes a minute."""
+"""Tests the planner's constants against the defaults of the installed libraries.
+
+Their sources are parsed, because importing them takes a minute.
+"""
 
 import ast
 import importlib.util
@@ -30,7 +32,7 @@ def sft(**settings: Any) -> Sft:
 
 
 def default(module: str, name: str) -> Any:
-    """The literal that a module, or a class in it, assigns to a name: `x = 1`, `x: int = 1`, or
+    """Returns the literal that a module, or a class in it, assigns to a name: directly, or
     through a call, as in `x: int = Field(default=int(1), …)`."""
     package, *parts = module.split(".")
     spec = importlib.util.find_spec(package)
@@ -92,7 +94,7 @@ def test_a_tile_of_the_output_layer_by_hand(tokens: int, rows: int) -> None:
     assert memory.output_layer(sft(gpus_per_worker=1), shape, tokens) == expected
 
 
-def test_room_for_conversations_by_hand() -> None:
+def test_conversations_in_parallel_by_hand() -> None:
     settings = vllm.VllmSettings(weights="m", gpus=1, context=2000)
     # 24 GiB × 0.92, 2 GiB of reserve, 13.49 GiB of weights; 128 KiB per token of cache.
     room = int((24 * 0.92 - 2 - 2 * 7_241_732_096 / GIB) * GIB / (2000 * 2**17))

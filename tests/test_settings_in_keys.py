@@ -1,4 +1,4 @@
-"""Every setting of every kind of stage and every engine: in the content key, or not.
+"""Tests which settings of every stage kind and engine are in the content key: one table.
 
 What changes the result is in the key, or a stale artifact would be reused. How the work runs is
 not, or a machine with more memory would repeat the work.
@@ -184,7 +184,7 @@ def keys(folder: Path, *overrides: str) -> dict[str, str]:
 
 
 def in_key(folder: Path, stage: str, prefix: str, values: dict[str, Any]) -> dict[str, bool]:
-    """Whether the key of a stage changes, by the setting that is given another value."""
+    """Returns whether the key of a stage changes, by the setting that gets another value."""
     before = keys(folder)[stage]
     return {
         name: keys(folder, f"{prefix}.{name}={json.dumps(value)}")[stage] != before

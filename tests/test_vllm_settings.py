@@ -1,4 +1,4 @@
-"""How a vLLM engine is started on no GPU, a share of one, one, and several."""
+"""Tests the arguments of a vLLM engine on no GPU, a share of one, one, and several."""
 
 from pathlib import Path
 
