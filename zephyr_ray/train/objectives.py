@@ -1,7 +1,7 @@
 """Objectives of the training stages: batches of rows, and losses and metrics of a batch.
 
-`TrainingSettings.objective` creates one, `trainer.Trainer` minimizes it. Logarithms are natural, so
-losses are in nats. Imports PyTorch and TRL: import this module only in a worker.
+`TrainingSettings.objective` creates one, `trainer.Trainer` minimizes it. Imports PyTorch and TRL:
+import this module only in a worker.
 """
 
 from abc import ABC, abstractmethod
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from zephyr_ray.train.losses import answer_nll, dpo_loss, token_nll
 
 Batch = dict[str, Tensor]
 Metrics = dict[str, Tensor]
@@ -120,32 +121,3 @@ def pair_log_probs(output: Any) -> tuple[Tensor, Tensor]:
     """Returns log π(y|x) of the chosen and of the rejected answers, each of shape (pairs,)."""
     chosen, rejected = output.log_probs.sum(dim=1).chunk(2)
     return chosen, rejected
-
-
-def token_nll(log_probs: Tensor, trained: Tensor) -> Tensor:
-    """Returns the negative log-likelihood of every trained token (arXiv 2310.16944, section 3):
-    -log π(y_t|y_<t).
-
-    `log_probs` and the boolean `trained` have one shape, the result has shape (trained tokens,).
-    """
-    return -log_probs[trained]
-
-
-def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
-    """Returns the DPO loss of every pair (arXiv 2305.18290, eq. 7): -log σ(β (chosen - rejected)).
-
-    `chosen` and `rejected` are log-ratios, log π(y|x) - log π_ref(y|x), summed over the answer's
-    tokens; they and the result have shape (pairs,).
-    """
-    return -logsigmoid(beta * (chosen - rejected))
-
-
-def answer_nll(log_probs: Tensor, tokens: Tensor) -> Tensor:
-    """Returns the negative log-likelihood per token of every answer (arXiv 2404.19733, the NLL term
-    of eq. 1): -log π(y|x) / |y|.
-
-    `log_probs` is summed over the answer's tokens, `tokens` counts them; both and the result have
-    shape (answers,). A mean of this weighs every answer alike, whatever its length and however
-    pairs are split over workers; TRL's "sft" loss is a mean over the tokens of one forward pass.
-    """
-    return -log_probs / tokens
