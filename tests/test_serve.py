@@ -387,7 +387,7 @@ def test_the_served_judge_says_what_the_judge_says(
     client = ServedJudge(ServiceSettings(base_url=service.address, api_key_env="ZEPHYR_TEST_KEY"))
 
     async def through() -> list[dict[str, Any]]:
-        return [await client.compare(row, row["first"], row["second"]) for row in rows]
+        return [await client.judge("pairwise", r, [r["first"], r["second"]]) for r in rows]
 
     assert asyncio.run(through()) == own
     wrong = service.post(
