@@ -226,7 +226,7 @@ def test_reference_is_the_start_model(dpo: Work, tiny_model: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    scores = {row["row"]: row for row in dpo.journal("reference").new()}
+    scores = {row["row"]: row for row in dpo.journal("reference").read_new()}
     for number, pair in enumerate(train_once.pairs(12)):
         for side in ("chosen", "rejected"):
             ids = tokenizer.apply_chat_template(pair[side], return_dict=False)[:-1]  # no last \n
@@ -270,8 +270,8 @@ def test_a_split_reference_scores_like_a_whole_one(
     split = train_once.dpo(
         tmp_path, tiny_model, **settings, epochs=1, max_length=128, precision="fp32"
     )
-    scores = {row["row"]: row for row in split.journal("reference").new()}
-    whole = {row["row"]: row for row in dpo.journal("reference").new()}
+    scores = {row["row"]: row for row in split.journal("reference").read_new()}
+    whole = {row["row"]: row for row in dpo.journal("reference").read_new()}
     for side in ("chosen", "rejected"):
         expected = [whole[row][side] for row in range(12)]
         assert [scores[row][side] for row in range(12)] == pytest.approx(expected, abs=1e-3)

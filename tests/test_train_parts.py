@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_finite_ends_training(loss: float, tmp_path: Path) ->
     reporter.on_step_begin(None, None, None)
     with pytest.raises(Permanent, match=f"the loss is {loss} at step 3; lower learning_rate"):
         reporter.on_log(None, TrainerState(global_step=3), None, {"loss": loss})
-    assert list(Journal(tmp_path / "scratch" / "steps").new()) == []
+    assert list(Journal(tmp_path / "scratch" / "steps").read_new()) == []
 
 
 def test_rank_0_writes_the_steps(tmp_path: Path) -> None:

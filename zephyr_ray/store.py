@@ -73,7 +73,7 @@ def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Replaces a small file atomically: neither a reader nor a kill leaves half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with part.open("w", encoding="utf-8") as file:
@@ -103,7 +103,7 @@ class Journal:
             b"\n" + json.dumps(entry, ensure_ascii=False).encode(errors="replace") + b"\n"
         )
 
-    def new(self) -> Iterator[dict[str, Any]]:
+    def read_new(self) -> Iterator[dict[str, Any]]:
         """Yields the entries of all writers since the last call."""
         for path in sorted(self.folder.glob("*.jsonl")):
             with path.open("rb") as file:
@@ -131,7 +131,7 @@ class Artifact:
         return self.manifest.key
 
     @property
-    def model(self) -> Path:
+    def model_folder(self) -> Path:
         return self.folder / "model"
 
     def rows(self) -> list[dict[str, Any]]:
@@ -190,7 +190,7 @@ class Store:
             and path.relative_to(folder).parts[0] != SCRATCH
         }
         manifest = Manifest(kind=kind, key=key, files=files, **facts)
-        write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1))
+        write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=1))
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         return Artifact(folder, manifest)
 

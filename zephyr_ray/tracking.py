@@ -25,7 +25,7 @@ log = logging.getLogger("zephyr_ray")
 
 ARTIFACTS = ("metrics.jsonl", "report.html", "mask.html")
 SAMPLES = 20
-FLUSH_SECONDS, FLUSH_ENTRIES, PATIENCE_SECONDS = 2.0, 100, 30.0
+FLUSH_SECONDS, FLUSH_ENTRIES, RETRY_SECONDS = 2.0, 100, 30.0
 """Flush after so many seconds or metrics; after a failed flush, wait before the next one."""
 PARAM_LENGTH, TAG_LENGTH, NAME_LENGTH, BATCH = 6000, 5000, 250, 100
 """Limits of mlflow.utils.validation; older servers allow 5,000 characters per tag."""
@@ -87,7 +87,7 @@ class Tracking:
 
         Given its artifact, also completes a nested run that a kill left open after the commit.
         """
-        with self.patient():
+        with self.suppress_errors():
             self.client.set_tag(self.run_id, f"zephyr.cached.{name}", key)
             tags = {"zephyr.key": key, "mlflow.parentRunId": self.run_id}
             is_open = "attributes.status != 'FINISHED'"
@@ -97,11 +97,11 @@ class Tracking:
 
     def finish(self, status: str = "FINISHED") -> None:
         """Ends the parent run with FINISHED, FAILED or KILLED."""
-        with self.patient():
+        with self.suppress_errors():
             self.client.set_terminated(self.run_id, status)
 
     @contextmanager
-    def patient(self) -> Iterator[None]:
+    def suppress_errors(self) -> Iterator[None]:
         """Suppresses exceptions; logs the first one of this run as a warning."""
         try:
             yield
@@ -121,7 +121,7 @@ class StageRun:
         self._buffer: list[Metric] = []
         self._flush_at = 0.0
         self._step = 0
-        with tracking.patient():
+        with tracking.suppress_errors():
             self._client.update_run(self.run_id, status="RUNNING")
 
     @property
@@ -151,7 +151,7 @@ class StageRun:
         """Logs the artifact's metrics and files and ends the run; calling it again is harmless."""
         self._flush()
         figures = manifest.counts | ({"seconds": manifest.seconds} if manifest.seconds else {})
-        with self._tracking.patient():
+        with self._tracking.suppress_errors():
             model_id = self._model(manifest, folder) if (folder / "model").is_dir() else None
             for batch in _batches(_metrics(figures, self._step, model_id)):
                 self._client.log_batch(self.run_id, metrics=batch)
@@ -165,18 +165,18 @@ class StageRun:
                 with (folder / "rows.jsonl").open(encoding="utf-8") as file:
                     first = "".join(line for line, _ in zip(file, range(SAMPLES), strict=False))
                 self._client.log_text(self.run_id, first, "samples.jsonl")
-        with self._tracking.patient():
+        with self._tracking.suppress_errors():
             self._client.set_terminated(self.run_id, "FINISHED")
 
     def fail(self, message: str) -> None:
         self._flush()
-        with self._tracking.patient():
+        with self._tracking.suppress_errors():
             self._client.set_tag(self.run_id, "zephyr.error", message[:TAG_LENGTH])
             self._client.set_terminated(self.run_id, "FAILED")
 
     def _flush(self) -> None:
-        self._flush_at = time.monotonic() + PATIENCE_SECONDS
-        with self._tracking.patient():
+        self._flush_at = time.monotonic() + RETRY_SECONDS
+        with self._tracking.suppress_errors():
             for batch in _batches(self._buffer):
                 self._client.log_batch(self.run_id, metrics=batch)
                 self._buffer = self._buffer[len(batch) :]

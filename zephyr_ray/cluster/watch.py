@@ -15,7 +15,7 @@ STARTING_SECONDS, RUNNING_SECONDS = 10, 60
 """Seconds per watch; between two watches the follower looks for what delays the start."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before a retry, doubled up to the longest."""
-STOPPED, LATE, WRONG = 130, 124, 2
+EXIT_STOPPED, EXIT_DEADLINE, EXIT_USER_ERROR = 130, 124, 2
 """Exit codes: the shell's for ctrl-C, that of `timeout`, and ours for a mistake in a recipe."""
 
 
@@ -24,7 +24,7 @@ class State:
     """Holds what KubeRay reports about a RayJob."""
 
     name: str
-    deployment: str
+    deployment_status: str
     """Initializing, Running, Retrying, Suspended, Complete, Failed, ValidationFailed, Deleted."""
     job: str
     """Ray's job status: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED, or empty."""
@@ -37,11 +37,11 @@ class State:
     created: str = ""
 
     @classmethod
-    def of(cls, job: dict[str, Any], deployment: str | None = None) -> "State":
+    def of(cls, job: dict[str, Any], deployment_status: str | None = None) -> "State":
         status, metadata = job.get("status") or {}, job.get("metadata") or {}
         return cls(
             name=metadata.get("name", ""),
-            deployment=deployment or status.get("jobDeploymentStatus") or "",
+            deployment_status=deployment_status or status.get("jobDeploymentStatus") or "",
             job=status.get("jobStatus") or "",
             reason=status.get("reason") or "",
             message=status.get("message") or "",
@@ -53,32 +53,34 @@ class State:
     @property
     def ended(self) -> bool:
         # A failure that will be retried is never visible: KubeRay sets Retrying in the same update.
-        return self.deployment in ("Complete", "Failed", "ValidationFailed", "Deleted")
+        return self.deployment_status in ("Complete", "Failed", "ValidationFailed", "Deleted")
 
     @property
     def exit_code(self) -> int:
         """Exit code of an ended job: the program's own if Ray reported it."""
-        if self.deployment == "ValidationFailed":
-            return WRONG
-        if self.deployment == "Deleted" or self.job == "STOPPED":
-            return STOPPED
-        if self.deployment == "Complete" and self.job == "SUCCEEDED":
+        if self.deployment_status == "ValidationFailed":
+            return EXIT_USER_ERROR
+        if self.deployment_status == "Deleted" or self.job == "STOPPED":
+            return EXIT_STOPPED
+        if self.deployment_status == "Complete" and self.job == "SUCCEEDED":
             return 0
         if self.reason == "DeadlineExceeded":
-            return LATE
+            return EXIT_DEADLINE
         own = re.search(r"failed with exit code (-?\d+)", self.message)
         code = int(own[1]) if own else 1
         # A negative code is the signal that ended the process; shells report 128 + signal.
         return (128 - code if code < 0 else code) or 1
 
     def __str__(self) -> str:
-        words = [self.deployment.lower() or "waiting for the operator"]
+        words = [self.deployment_status.lower() or "waiting for the operator"]
         words += [f"job {self.job.lower()}"] if self.job else []
         words += [f"after {self.failed} failed"] if self.failed else []
         words += [f"on {self.cluster}"] if self.cluster and not self.ended else []
         first = self.message.split("\n")[0].strip()[:300]
         why = " · ".join(filter(None, (self.reason, first)))
-        return ", ".join(words) + (f": {why}" if why and self.deployment != "Complete" else "")
+        return ", ".join(words) + (
+            f": {why}" if why and self.deployment_status != "Complete" else ""
+        )
 
 
 def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]:
@@ -115,7 +117,7 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def troubles(kube: Kube, state: State) -> list[str]:
+def start_problems(kube: Kube, state: State) -> list[str]:
     """Returns what delays a job that is not running: operator warnings, pods that cannot start."""
     try:
         events = kube.items(
@@ -126,13 +128,13 @@ def troubles(kube: Kube, state: State) -> list[str]:
         if state.cluster:
             label = f"ray.io/cluster={state.cluster}"
             pods = kube.items(kube.path("pods"), labelSelector=label) + pods
-        lines += [line for pod in pods for line in _held_up(pod)]
+        lines += [line for pod in pods for line in _pod_problems(pod)]
     except (Permanent, Temporary):
         return []  # following a job does not need these permissions
     return [" ".join(line.split())[:300] for line in lines]
 
 
-def _held_up(pod: dict[str, Any]) -> Iterator[str]:
+def _pod_problems(pod: dict[str, Any]) -> Iterator[str]:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":

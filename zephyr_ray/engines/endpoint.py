@@ -36,7 +36,7 @@ class EndpointSettings(ModelSettings):
             raise ValueError("must start with http:// or https://")
         return value
 
-    def variables(self) -> list[str]:
+    def environment_variables(self) -> list[str]:
         return [self.api_key_env] if self.api_key_env else []
 
     def preflight(self) -> None:

@@ -69,11 +69,11 @@ class Shape:
     """Linear layers of all blocks, without the output layer, as (name, outputs, inputs)."""
 
     @property
-    def linear(self) -> int:
+    def linear_parameters(self) -> int:
         """Parameters of `matrices`."""
         return sum(rows * columns for _, rows, columns in self.matrices)
 
-    def adapters(self, r: int, targets: list[str] | None) -> int:
+    def adapter_parameters(self, r: int, targets: list[str] | None) -> int:
         """Returns the parameters of LoRA adapters of rank r on the targets (by default all
         matrices)."""
         return sum(

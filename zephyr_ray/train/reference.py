@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
 
 
-def with_reference(job: Job, objective: "Objective", data: Any) -> Any:
+def add_reference_log_probs(job: Job, objective: "Objective", data: Any) -> Any:
     """Returns the data set with the columns `ref_chosen_logps` and `ref_rejected_logps`: natural
     logarithms, summed over the answer's tokens."""
     import ray.train
@@ -37,7 +37,7 @@ def with_reference(job: Job, objective: "Objective", data: Any) -> Any:
         for row, chosen, rejected in _scores(job, objective, data, batches):
             journal.append({"row": row, "chosen": chosen, "rejected": rejected})
         torch.distributed.barrier()
-    scores = {entry["row"]: entry for entry in Journal(folder).new()}
+    scores = {entry["row"]: entry for entry in Journal(folder).read_new()}
     for name in ("chosen", "rejected"):
         column = [scores[row][name] for row in range(len(data))]
         data = data.add_column(f"ref_{name}_logps", column)
@@ -49,7 +49,7 @@ def missing_rows(folder: Path, lengths: list[list[int]]) -> list[int]:
 
     `lengths` are the tokens of the chosen and of the rejected sequence per row.
     """
-    scored = {entry["row"] for entry in Journal(folder).new()}
+    scored = {entry["row"] for entry in Journal(folder).read_new()}
     missing = [row for row in range(len(lengths)) if row not in scored]
     return sorted(missing, key=lambda row: -sum(lengths[row]))
 
