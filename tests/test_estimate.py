@@ -43,6 +43,7 @@ SMALL = {
     "num_key_value_heads": 2,
 }
 GIB = 2**30
+NOTHING_FITS = "no setting makes it fit; use a GPU with more memory"
 
 
 def sft(**settings: Any) -> Sft:
@@ -333,7 +334,8 @@ def test_a_stated_rate_gives_the_hours() -> None:
         ({"workers": 8, "micro_batch": 16}, 48, "micro_batch: 8 makes it fit"),
         ({"workers": 1, "zero": 0}, 80, "offload: optimizer makes it fit"),
         ({"workers": 2, "zero": 3}, 48, "offload: optimizer makes it fit"),
-        ({"workers": 1, "zero": 0}, 4, "no setting makes it fit; use a GPU with more memory, LoRA"),
+        ({"workers": 1, "zero": 0}, 4, f"{NOTHING_FITS} or set lora: {{}}"),
+        ({"workers": 1, "lora": {}}, 4, NOTHING_FITS),
     ],
 )
 def test_a_stage_that_does_not_fit_gets_advice(
@@ -342,6 +344,8 @@ def test_a_stage_that_does_not_fit_gets_advice(
     estimate = planned(sft(**FULL | {"micro_batch": 4} | settings), gib)
     assert estimate.fits == (not advice)
     assert estimate.advice.find(advice) >= 0, estimate.advice
+    if advice == NOTHING_FITS:
+        assert estimate.advice == NOTHING_FITS
     if estimate.largest_micro_batch:
         largest = sft(**FULL | settings | {"micro_batch": estimate.largest_micro_batch})
         assert planned(largest, gib).fits

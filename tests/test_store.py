@@ -253,9 +253,7 @@ def test_a_folder_in_the_place_of_a_link_is_one_line_and_kept(tmp_path: Path) ->
     assert (view / "notes").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    ("third", "says"), [("{", "not a line of JSON"), ("3", "expected a JSON object")]
-)
+@pytest.mark.parametrize(("third", "says"), [("{", "not JSON"), ("3", "not a JSON object")])
 def test_read_jsonl_names_the_line(third: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"a": 1}}\n\n{third}\n')

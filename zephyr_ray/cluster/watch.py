@@ -1,4 +1,4 @@
-"""Watches a RayJob until it ends, through retries, lost watches and time-outs."""
+"""Watches a RayJob until it ends, through retries, lost watches and timeouts."""
 
 import re
 import time
@@ -12,11 +12,13 @@ from zephyr_ray.errors import Permanent, Temporary
 
 JOBS = "ray.io/v1/rayjobs"
 STARTING_SECONDS, RUNNING_SECONDS = 10, 60
-"""Seconds per watch; between two watches the follower looks for what delays the start."""
+"""Seconds per watch before and while the job runs; `follow` reports start problems between
+watches."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds before a retry, doubled up to the longest."""
+"""Seconds before the first retry, doubled per retry up to the maximum."""
 EXIT_STOPPED, EXIT_DEADLINE, EXIT_USER_ERROR = 130, 124, 2
-"""Exit codes: the shell's for ctrl-C, that of `timeout`, and ours for a mistake in a recipe."""
+"""Exit codes: stopped or deleted (as for Ctrl-C), deadline exceeded (as `timeout`), invalid
+RayJob."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,20 @@ class State:
 
     name: str
     deployment_status: str
-    """Initializing, Running, Retrying, Suspended, Complete, Failed, ValidationFailed, Deleted."""
+    """KubeRay's jobDeploymentStatus: Initializing, Running, Retrying, Suspended, Complete, Failed,
+    ValidationFailed; also Deleted (ours), or empty."""
     job: str
     """Ray's job status: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED, or empty."""
     reason: str = ""
+    """KubeRay's reason for a failure, such as DeadlineExceeded, or empty."""
     message: str = ""
+    """KubeRay's or Ray's message about the status, or empty."""
     failed: int = 0
     """Number of failed attempts."""
     cluster: str = ""
     """Name of the current Ray cluster."""
     created: str = ""
+    """Creation time of the RayJob, in RFC 3339, or empty."""
 
     @classmethod
     def of(cls, job: dict[str, Any], deployment_status: str | None = None) -> "State":
@@ -52,7 +58,7 @@ class State:
 
     @property
     def ended(self) -> bool:
-        # A failure that will be retried is never visible: KubeRay sets Retrying in the same update.
+        # Failed is final: if retries are left, KubeRay sets Retrying in the same update.
         return self.deployment_status in ("Complete", "Failed", "ValidationFailed", "Deleted")
 
     @property
@@ -74,7 +80,8 @@ class State:
     def __str__(self) -> str:
         words = [self.deployment_status.lower() or "waiting for the operator"]
         words += [f"job {self.job.lower()}"] if self.job else []
-        words += [f"after {self.failed} failed"] if self.failed else []
+        attempts = "attempt" if self.failed == 1 else "attempts"
+        words += [f"after {self.failed} failed {attempts}"] if self.failed else []
         words += [f"on {self.cluster}"] if self.cluster and not self.ended else []
         first = self.message.split("\n")[0].strip()[:300]
         why = " · ".join(filter(None, (self.reason, first)))
@@ -84,10 +91,11 @@ class State:
 
 
 def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]:
-    """Yields the states of a job until it ends; retries after every Temporary error. Repeats the
-    state after each watch, changed or not."""
+    """Yields the states of a job until it ends; retries after every Temporary error. Yields the
+    state again after each watch, even if unchanged."""
     pause, lost = FIRST_PAUSE, False
-    last = State(name, "Deleted", "")
+    # If the first request finds no job, it was deleted before its state was known.
+    last = State(name, deployment_status="Deleted", job="")
     while True:
         try:
             job = kube.get(kube.path(JOBS, name))
@@ -105,7 +113,13 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
                 if last.ended:
                     return
         except Missing:
-            yield State(name, "Deleted", last.job, failed=last.failed, created=last.created)
+            yield State(
+                name=name,
+                deployment_status="Deleted",
+                job=last.job,
+                failed=last.failed,
+                created=last.created,
+            )
             return
         except Gone:
             continue
@@ -130,7 +144,8 @@ def start_problems(kube: Kube, state: State) -> list[str]:
             pods = kube.items(kube.path("pods"), labelSelector=label) + pods
         lines += [line for pod in pods for line in _pod_problems(pod)]
     except (Permanent, Temporary):
-        return []  # following a job does not need these permissions
+        # Without permission, or if the API server fails, follow the job without these hints.
+        return []
     return [" ".join(line.split())[:300] for line in lines]
 
 
