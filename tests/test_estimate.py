@@ -43,6 +43,7 @@ SMALL = {
     "num_key_value_heads": 2,
 }
 GIB = 2**30
+NOTHING_FITS = "no setting makes it fit; use a GPU with more memory"
 
 
 def sft(**settings: Any) -> Sft:
@@ -60,7 +61,7 @@ def build(config: dict[str, Any], meta: bool = False) -> Any:
 def test_mistral_7b_has_its_published_number_of_parameters() -> None:
     shape = shape_of(MISTRAL_7B)
     assert shape.parameters == 7_241_732_096
-    assert shape.linear == 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096)
+    assert shape.linear_parameters == 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096)
     assert find_shape("mistralai/Mistral-7B-v0.1") == shape_of(
         MISTRAL_7B | {"max_position_embeddings": 32768}
     )
@@ -80,9 +81,9 @@ def test_parameters_are_those_of_the_built_model(config: dict[str, Any]) -> None
     model = build(config, meta=True)
     assert shape_of(config).parameters == sum(p.numel() for p in model.parameters())
     built = shapes._built_shape(config)
-    assert (built.parameters, built.linear) == (
+    assert (built.parameters, built.linear_parameters) == (
         shape_of(config).parameters,
-        shape_of(config).linear,
+        shape_of(config).linear_parameters,
     )
 
 
@@ -91,7 +92,7 @@ def test_another_architecture_is_counted_from_the_built_model() -> None:
     config |= {"num_hidden_layers": 2, "intermediate_size": 256, "vocab_size": 100}
     shape = shape_of(config)
     assert shape.parameters == sum(p.numel() for p in build(config, meta=True).parameters())
-    assert shape.linear == 2 * (3 * 64 * 64 + 64 * 64 + 2 * 64 * 256)
+    assert shape.linear_parameters == 2 * (3 * 64 * 64 + 64 * 64 + 2 * 64 * 256)
 
 
 def test_adapters_are_those_of_peft() -> None:
@@ -101,10 +102,10 @@ def test_adapters_are_those_of_peft() -> None:
         config = LoraConfig(r=5, target_modules=targets or "all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(build(SMALL), config)
         expected = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        assert shape_of(SMALL).adapters(5, targets) == expected
+        assert shape_of(SMALL).adapter_parameters(5, targets) == expected
     # The handbook's adapters: 41.9 M at rank 16, by hand.
     layer = 16 * (2 * 8192 + 2 * (4096 + 1024) + 3 * (4096 + 14336))
-    assert shape_of(MISTRAL_7B).adapters(16, None) == 32 * layer == 41_943_040
+    assert shape_of(MISTRAL_7B).adapter_parameters(16, None) == 32 * layer == 41_943_040
 
 
 def test_kv_cache_is_that_of_transformers() -> None:
@@ -245,7 +246,11 @@ def test_offloaded_and_quantized_states_of_7b_by_hand() -> None:
     assert offloaded[:3] == (0, 0, 0) and offloaded[4] == pytest.approx(24 * shape.parameters / 8)
     qlora = sft(zero=2, workers=8, lora={"quantized": True})
     # 6.98 × 10⁹ in 4.5 bits; embeddings, output layer and norms in fp32; adapters in fp32.
-    expected = 0.5625 * shape.linear + 4 * (shape.parameters - shape.linear) + 4 * 41_943_040
+    expected = (
+        0.5625 * shape.linear_parameters
+        + 4 * (shape.parameters - shape.linear_parameters)
+        + 4 * 41_943_040
+    )
     assert memory.model_states(qlora, shape)[0] == expected
 
 
@@ -329,7 +334,8 @@ def test_a_stated_rate_gives_the_hours() -> None:
         ({"workers": 8, "micro_batch": 16}, 48, "micro_batch: 8 makes it fit"),
         ({"workers": 1, "zero": 0}, 80, "offload: optimizer makes it fit"),
         ({"workers": 2, "zero": 3}, 48, "offload: optimizer makes it fit"),
-        ({"workers": 1, "zero": 0}, 4, "no setting makes it fit; use a GPU with more memory, LoRA"),
+        ({"workers": 1, "zero": 0}, 4, f"{NOTHING_FITS} or set lora: {{}}"),
+        ({"workers": 1, "lora": {}}, 4, NOTHING_FITS),
     ],
 )
 def test_a_stage_that_does_not_fit_gets_advice(
@@ -338,6 +344,8 @@ def test_a_stage_that_does_not_fit_gets_advice(
     estimate = planned(sft(**FULL | {"micro_batch": 4} | settings), gib)
     assert estimate.fits == (not advice)
     assert estimate.advice.find(advice) >= 0, estimate.advice
+    if advice == NOTHING_FITS:
+        assert estimate.advice == NOTHING_FITS
     if estimate.largest_micro_batch:
         largest = sft(**FULL | settings | {"micro_batch": estimate.largest_micro_batch})
         assert planned(largest, gib).fits

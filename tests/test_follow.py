@@ -119,7 +119,7 @@ def test_follow_goes_on_through_a_retry_on_a_fresh_cluster(
     assert cli.main(["submit", "small.yaml", "--follow"]) == 0
     output = capsys.readouterr()
     assert shown(output.out) == ["one", "two"]
-    assert "retrying, after 1 failed" in output.err
+    assert "retrying, after 1 failed attempt\n" in output.err
     assert re.search(r"log of first\n(.*\n)*.*log of second", output.err)
 
 
@@ -296,7 +296,7 @@ def test_status_lists_jobs_and_shows_the_stages_of_one(
     assert cli.main(["status"]) == 0
     listed = capsys.readouterr().out
     assert re.search(r"one .*complete, job succeeded", listed)
-    assert re.search(r"two .*running, job running, after 1 failed", listed)
+    assert re.search(r"two .*running, job running, after 1 failed attempt", listed)
     api.pod("submitter", "two")
     for second, text in enumerate(
         ("prompts: running", "prompts: done 2 rows", "answers: running 1/2 rows", "noise")

@@ -210,7 +210,7 @@ def test_a_wrong_key_stops_the_run_at_once(
     server: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     error, journal = run_refused(server, tmp_path, capsys, f"models.teacher.api_key_env={WRONG}")
-    assert "refuses model 'small'" in error and "401" in error
+    assert "cannot use model 'small'" in error and "401" in error
     assert os.environ[WRONG] not in error
     # No row has failed, so all are asked once the key is right.
     assert journal and all(set(entry) == {"stop"} for entry in journal)
@@ -221,7 +221,7 @@ def test_an_unknown_model_stops_the_run_at_once(
     server: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     error, journal = run_refused(server, tmp_path, capsys, "models.teacher.model=large")
-    assert "refuses model 'large'" in error and "404" in error
+    assert "cannot use model 'large'" in error and "404" in error
     assert journal and all(set(entry) == {"stop"} for entry in journal)
 
 
@@ -314,5 +314,5 @@ def test_an_address_without_a_server_is_a_temporary_failure() -> None:
     spec = OpenAISettings(model="m", base_url=f"http://127.0.0.1:{free_port()}/v1")
     engine = OpenAIEngine(spec)
     engine._client = engine._client.with_options(max_retries=0)
-    with pytest.raises(Temporary, match="does not answer"):
+    with pytest.raises(Temporary, match="cannot reach"):
         asyncio.run(engine.answer([user("Hello")], Sampling(0.7, 1.0, 8)))

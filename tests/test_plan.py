@@ -392,7 +392,7 @@ def test_a_cluster_that_does_not_answer(folder: Path, monkeypatch: pytest.Monkey
         address = f"127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
         check(folder)
-    with pytest.raises(Permanent, match=f"no Ray at {address} .*check RAY_ADDRESS"):
+    with pytest.raises(Permanent, match=f"cannot join Ray at {address}: .*check RAY_ADDRESS"):
         check(folder)
 
 
@@ -438,7 +438,7 @@ def test_a_missing_key_is_named_before_anything_runs(
         ('{"answer": "a", "constraint": {"kind": "json"}}', 'line 2: needs an "instruction"'),
         ('{"instruction": "i", "constraint": {"kind": "json"}}', 'line 2: needs an "answer"'),
         ('{"instruction": "i", "answer": "a"}', "line 2: constraint {} has no kind"),
-        ("nothing", "line 2: not a line of JSON"),
+        ("nothing", "line 2: not JSON"),
     ],
 )
 def test_an_error_in_demonstrations_names_the_line(line: str, says: str, folder: Path) -> None:

@@ -257,7 +257,7 @@ def test_rows_are_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with (folder / "a.jsonl").open("a") as file:
         file.write("no JSON\n")
     assert len(run_published(folder, makes="dialogues", limit=5)[0]) == 5
-    with pytest.raises(Permanent, match="a.jsonl line 6: not a line of JSON"):
+    with pytest.raises(Permanent, match="a.jsonl line 6: not JSON"):
         run_published(folder, makes="dialogues")
 
 

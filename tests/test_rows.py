@@ -38,7 +38,7 @@ def work_in(folder: Path) -> Work:
 
 
 def entries(work: Work) -> list[dict[str, Any]]:
-    return list(work.journal("rows").new())
+    return list(work.journal("rows").read_new())
 
 
 def note(path: str, **event: Any) -> None:

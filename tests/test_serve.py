@@ -169,8 +169,8 @@ def test_page_and_health_need_no_key(service: Service) -> None:
 @pytest.mark.parametrize(
     ("change", "status", "message"),
     [
-        ({"model": "gpt"}, 404, "no model 'gpt' here; there is dpo, slim"),
-        ({"max_tokens": 201}, 422, "at most 200"),
+        ({"model": "gpt"}, 404, "model 'gpt' not found; use one of dpo, slim"),
+        ({"max_tokens": 201}, 422, "max_tokens is 201, the limit is 200"),
         ({"temperature": 3}, 422, "temperature"),
         ({"messages": []}, 422, "messages"),
         ({"messages": [{"role": "robot", "content": "a"}]}, 422, "messages.0.role"),

@@ -10,7 +10,7 @@ import pytest
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.run_folder import link_artifact
-from zephyr_ray.store import Journal, Store, content_key, read_jsonl, write_rows, write_whole
+from zephyr_ray.store import Journal, Store, content_key, read_jsonl, write_atomically, write_rows
 
 PARTS = {"kind": "sft", "version": 1, "settings": {"epochs": 1.0, "model": "größe", "lora": None}}
 
@@ -79,7 +79,7 @@ def test_scratch_outlives_a_commit_that_fails(
     def killed(path: Path, text: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zephyr_ray.store.write_whole", killed)
+    monkeypatch.setattr("zephyr_ray.store.write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         store.commit("text", "k")
     assert (scratch / "journal").read_text() == "dear"
@@ -147,14 +147,14 @@ def test_a_file_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.json"
-    write_whole(path, "old")
+    write_atomically(path, "old")
 
     def killed(descriptor: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("os.fsync", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_whole(path, "new and longer")
+        write_atomically(path, "new and longer")
     assert path.read_text() == "old"
 
 
@@ -162,33 +162,33 @@ def test_journal_passes_over_a_half_written_line(tmp_path: Path) -> None:
     Journal(tmp_path, "w").append({"id": 1, "text": "größe"})
     with (tmp_path / "w.jsonl").open("ab") as file:
         file.write(b'{"id": 2, "text": "gr\xc3')  # the kill
-    assert [e["id"] for e in Journal(tmp_path).new()] == [1]
+    assert [e["id"] for e in Journal(tmp_path).read_new()] == [1]
     Journal(tmp_path, "w").append({"id": 3})
-    assert [e["id"] for e in Journal(tmp_path).new()] == [1, 3]
+    assert [e["id"] for e in Journal(tmp_path).read_new()] == [1, 3]
 
 
 def test_journal_tells_what_is_new_since_the_last_call(tmp_path: Path) -> None:
     reader, writer = Journal(tmp_path), Journal(tmp_path, "w")
-    assert list(reader.new()) == []
+    assert list(reader.read_new()) == []
     writer.append({"id": 1})
-    assert list(reader.new()) == [{"id": 1}]
-    assert list(reader.new()) == []
+    assert list(reader.read_new()) == [{"id": 1}]
+    assert list(reader.read_new()) == []
     with (tmp_path / "w.jsonl").open("ab") as file:
         file.write(b'{"id": 2')
         file.flush()
-        assert list(reader.new()) == []  # not finished yet
+        assert list(reader.read_new()) == []  # not finished yet
         file.write(b"}\n")
     writer.append({"id": 3})
-    assert list(reader.new()) == [{"id": 2}, {"id": 3}]
+    assert list(reader.read_new()) == [{"id": 2}, {"id": 3}]
 
 
 def test_journal_has_several_writers(tmp_path: Path) -> None:
     reader = Journal(tmp_path)
     for name in "ba":
         Journal(tmp_path, name).append({"from": name})
-    assert sorted(e["from"] for e in reader.new()) == ["a", "b"]
+    assert sorted(e["from"] for e in reader.read_new()) == ["a", "b"]
     Journal(tmp_path, "b").append({"from": "b again"})
-    assert list(reader.new()) == [{"from": "b again"}]
+    assert list(reader.read_new()) == [{"from": "b again"}]
 
 
 HOLD = """
@@ -253,9 +253,7 @@ def test_a_folder_in_the_place_of_a_link_is_one_line_and_kept(tmp_path: Path) ->
     assert (view / "notes").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    ("third", "says"), [("{", "not a line of JSON"), ("3", "expected a JSON object")]
-)
+@pytest.mark.parametrize(("third", "says"), [("{", "not JSON"), ("3", "not a JSON object")])
 def test_read_jsonl_names_the_line(third: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"a": 1}}\n\n{third}\n')

@@ -226,7 +226,7 @@ def test_reference_is_the_start_model(dpo: Work, tiny_model: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    scores = {row["row"]: row for row in dpo.journal("reference").new()}
+    computed = {row["row"]: row for row in dpo.journal("reference").read_new()}
     for number, pair in enumerate(train_once.pairs(12)):
         for side in ("chosen", "rejected"):
             ids = tokenizer.apply_chat_template(pair[side], return_dict=False)[:-1]  # no last \n
@@ -236,7 +236,7 @@ def test_reference_is_the_start_model(dpo: Work, tiny_model: Path) -> None:
             labels = [IGNORED] * len(ask) + ids[len(ask) :]
             with torch.no_grad():
                 by_hand = log_probs(model, ids, labels).sum().item()
-            assert scores[number][side] == pytest.approx(by_hand, abs=1e-2)
+            assert computed[number][side] == pytest.approx(by_hand, abs=1e-2)
 
 
 def test_dpo_reports_rewards_and_separates_the_pairs(dpo: Work) -> None:
@@ -261,7 +261,7 @@ def test_ignored_deepspeed_configuration_is_refused(one_worker: Work, tiny_model
         train(work, job)
 
 
-def test_a_split_reference_scores_like_a_whole_one(
+def test_a_sharded_reference_equals_an_unsharded_one(
     dpo: Work, ray_cluster: None, tiny_model: Path, tmp_path: Path
 ) -> None:
     """ZeRO-3 with optimizer state and weights in CPU memory. Two workers with batches of 5 cannot
@@ -270,11 +270,11 @@ def test_a_split_reference_scores_like_a_whole_one(
     split = train_once.dpo(
         tmp_path, tiny_model, **settings, epochs=1, max_length=128, precision="fp32"
     )
-    scores = {row["row"]: row for row in split.journal("reference").new()}
-    whole = {row["row"]: row for row in dpo.journal("reference").new()}
+    sharded = {row["row"]: row for row in split.journal("reference").read_new()}
+    unsharded = {row["row"]: row for row in dpo.journal("reference").read_new()}
     for side in ("chosen", "rejected"):
-        expected = [whole[row][side] for row in range(12)]
-        assert [scores[row][side] for row in range(12)] == pytest.approx(expected, abs=1e-3)
+        expected = [unsharded[row][side] for row in range(12)]
+        assert [sharded[row][side] for row in range(12)] == pytest.approx(expected, abs=1e-3)
     assert losses(split)[0] == pytest.approx(math.log(2), abs=1e-5)
 
 

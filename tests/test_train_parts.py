@@ -15,7 +15,7 @@ from zephyr_ray.store import Journal, read_jsonl
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.model import four_bits, load_model, write_model
-from zephyr_ray.train.reference import missing_rows, shares
+from zephyr_ray.train.reference import missing_rows, worker_batches
 from zephyr_ray.train.sft import Sft
 from zephyr_ray.train.worker import trainer_arguments
 
@@ -133,16 +133,17 @@ def test_precision_is_deepspeeds_autocast(precision: str, enabled: bool, tmp_pat
     assert arguments["bf16"] is False  # the trainer's own would round the weights
 
 
-def test_scored_pairs_are_not_scored_again(tmp_path: Path) -> None:
+def test_finished_pairs_are_not_computed_again(tmp_path: Path) -> None:
     lengths = [[3, 3], [9, 1], [2, 2], [4, 4]]
     assert missing_rows(tmp_path, lengths) == [1, 3, 0, 2]
     Journal(tmp_path, writer="rank1").append({"row": 3, "chosen": -1.0, "rejected": -2.0})
     assert missing_rows(tmp_path, lengths) == [1, 0, 2]
 
 
-def test_workers_score_equal_numbers_of_batches() -> None:
-    assert shares([6, 5, 4, 3, 2, 1, 0], size=2, world=2) == [[[6, 4], [2, 0]], [[5, 3], [1]]]
-    assert shares([2, 1, 0], size=1, world=2) == [[[2], [0]], [[1], []]]
+def test_workers_get_equal_numbers_of_batches() -> None:
+    rows = [6, 5, 4, 3, 2, 1, 0]
+    assert worker_batches(rows, batch_size=2, world_size=2) == [[[6, 4], [2, 0]], [[5, 3], [1]]]
+    assert worker_batches([2, 1, 0], batch_size=1, world_size=2) == [[[2], [0]], [[1], []]]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_a_loss_that_is_not_finite_ends_training(loss: float, tmp_path: Path) ->
     reporter.on_step_begin(None, None, None)
     with pytest.raises(Permanent, match=f"the loss is {loss} at step 3; lower learning_rate"):
         reporter.on_log(None, TrainerState(global_step=3), None, {"loss": loss})
-    assert list(Journal(tmp_path / "scratch" / "steps").new()) == []
+    assert list(Journal(tmp_path / "scratch" / "steps").read_new()) == []
 
 
 def test_rank_0_writes_the_steps(tmp_path: Path) -> None:

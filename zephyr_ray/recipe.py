@@ -56,10 +56,14 @@ class Recipe:
         """Returns the files of a stage by the setting that names them."""
         return {f: self.file(v) for f, _, values in marked(stage, FILE) for v in values}
 
-    def variables(self) -> dict[str, str]:
+    def environment_variables(self) -> dict[str, str]:
         """Returns the environment variables that models read, each with the name of one such
         model."""
-        return {v: name for name, model in self.models.items() for v in model.settings.variables()}
+        return {
+            v: name
+            for name, model in self.models.items()
+            for v in model.settings.environment_variables()
+        }
 
     def models_read(self, stage: Stage) -> dict[str, RecipeModel]:
         """Returns the models that a stage reads (to train, to ask or as a judge), by name."""

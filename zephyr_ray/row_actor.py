@@ -56,7 +56,7 @@ class RowActor:
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         # In a retried block, rows may have been answered before the actor died.
-        outcomes = [from_entry(line) for line in Journal(self._folder).new()]
+        outcomes = [from_entry(line) for line in Journal(self._folder).read_new()]
         finished = {o.id for o in outcomes if isinstance(o, Answered | RowFault)}
         deaths = Counter(row for o in outcomes if isinstance(o, EngineDied) for row in o.died)
         rows = [json.loads(text) for text in batch["row"]]

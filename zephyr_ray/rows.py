@@ -92,7 +92,7 @@ class _Outcomes:
 
     def follow(self) -> None:
         """Reads the entries since the last call."""
-        for line in self.journal.new():
+        for line in self.journal.read_new():
             match from_entry(line):
                 case Answered(row_id, row):
                     self.results.setdefault(row_id, row)

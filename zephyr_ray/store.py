@@ -2,11 +2,11 @@
 
     <storage>/store/<kind>-<key>/manifest.json     written last
     <storage>/store/<kind>-<key>/…                 rows.jsonl, model/, report.html, …
-    <storage>/<recipe name>/{data,models}/<stage>  links for people
+    <storage>/<recipe name>/{data,models}/<stage>  links to open results by stage name
 
 A folder without a manifest is unfinished work; a restart resumes from its journals and checkpoints.
-Keys hash inputs (kind, version, settings, keys of what is read), never outputs, because generation
-is not deterministic.
+Keys hash inputs, never outputs, because generation is not deterministic: kind and version, settings
+(except operational ones), contents of files, models' settings, and keys of what is read.
 """
 
 from __future__ import annotations
@@ -43,18 +43,20 @@ def file_digest(path: Path) -> str:
 
 
 def digest(path: Path) -> str:
-    """Returns the SHA-256 of a file; of a folder, over the names and contents of its files."""
+    """Returns a file's SHA-256 (64 hex digits), or a folder's content key over its file names and
+    contents (16 hex digits)."""
     try:
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
             return content_key({str(f.relative_to(path)): file_digest(f) for f in files})
         return file_digest(path)
     except OSError as error:
-        raise Permanent(f"{path}: cannot be read ({error.strerror})") from None
+        raise Permanent(f"cannot read {path}: {error.strerror}; check the path") from None
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a JSONL file. Raises Permanent if a line is malformed, and names it."""
+    """Yields the rows of a JSONL file. Raises Permanent with the line number if a line is
+    malformed."""
     return (row for _, row in numbered_jsonl(path))
 
 
@@ -67,14 +69,14 @@ def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except ValueError:
-                raise Permanent(f"{path} line {number}: not a line of JSON") from None
+                raise Permanent(f"{path} line {number}: not JSON; correct the line") from None
             if not isinstance(row, dict):
-                raise Permanent(f"{path} line {number}: expected a JSON object")
+                raise Permanent(f"{path} line {number}: not a JSON object; correct the line")
             yield number, row
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replaces a small file atomically: neither a reader nor a kill leaves half of it."""
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a small file; no reader sees, and no crash leaves, a partial file."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with part.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -103,8 +105,8 @@ class Journal:
             b"\n" + json.dumps(entry, ensure_ascii=False).encode(errors="replace") + b"\n"
         )
 
-    def new(self) -> Iterator[dict[str, Any]]:
-        """Yields the entries of all writers since the last call."""
+    def read_new(self) -> Iterator[dict[str, Any]]:
+        """Yields the entries of all writers that were appended since the last call."""
         for path in sorted(self.folder.glob("*.jsonl")):
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
@@ -131,7 +133,7 @@ class Artifact:
         return self.manifest.key
 
     @property
-    def model(self) -> Path:
+    def model_folder(self) -> Path:
         return self.folder / "model"
 
     def rows(self) -> list[dict[str, Any]]:
@@ -146,7 +148,7 @@ class Store:
         self.root = self.storage / STORE
 
     def prepare(self) -> None:
-        """Creates the folder. Raises Permanent if it cannot be written."""
+        """Creates the folder. Raises Permanent if it is not writable."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{os.getpid()}"
@@ -154,7 +156,7 @@ class Store:
             probe.unlink()
         except OSError as error:
             raise Permanent(
-                f"storage folder {self.storage} cannot be written ({error.strerror}); "
+                f"storage folder {self.storage} is not writable ({error.strerror}); "
                 "choose another with --set storage=FOLDER"
             ) from None
 
@@ -162,7 +164,10 @@ class Store:
         return self.root / f"{kind}-{key}"
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """Returns the complete artifact of this key, or None. Raises Permanent if it is damaged."""
+        """Returns the complete artifact of this key, or None.
+
+        Raises Permanent if it is corrupted.
+        """
         folder = self.folder(kind, key)
         if not (folder / MANIFEST).exists():
             return None
@@ -179,8 +184,8 @@ class Store:
         return Artifact(folder, manifest)
 
     def commit(self, kind: str, key: str, **facts: Any) -> Artifact:
-        """Hashes every file, writes the manifest, and only then deletes the scratch folder, which a
-        restart needs as long as there is no manifest."""
+        """Hashes every file, writes the manifest, then deletes the scratch folder; until the
+        manifest exists, a restart needs it."""
         folder = self.folder(kind, key)
         files = {
             str(path.relative_to(folder)): File(bytes=path.stat().st_size, sha256=file_digest(path))
@@ -190,13 +195,14 @@ class Store:
             and path.relative_to(folder).parts[0] != SCRATCH
         }
         manifest = Manifest(kind=kind, key=key, files=files, **facts)
-        write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1))
+        write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=1))
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         return Artifact(folder, manifest)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Locks the storage, whose artifacts recipes share; the lock ends with its process."""
+        """Locks the storage folder, because recipes share its artifacts; released when the process
+        ends."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.root / ".lock", timeout=0)
@@ -204,8 +210,7 @@ class Store:
             lock.acquire()
         except Timeout:
             raise Permanent(
-                f"storage folder {self.storage} is locked by another run; wait for it, or choose "
-                "another folder with --set storage=FOLDER"
+                f"storage folder {self.storage} is locked by another run; wait for it to end"
             ) from None
         try:
             yield
@@ -226,6 +231,5 @@ def write_rows(folder: Path, rows: Iterable[dict[str, Any]], name: str = ROWS) -
 
 def _corrupted(folder: Path, what: str) -> Permanent:
     return Permanent(
-        f"artifact {folder.name} is corrupted: {what}; restore it, or delete {folder} "
-        "to make it again"
+        f"artifact {folder.name} is corrupted: {what}; delete {folder} to make it again"
     )

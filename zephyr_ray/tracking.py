@@ -1,8 +1,8 @@
-"""Log to MLflow, from the driver only: one parent run per pipeline, one nested run per stage.
+"""Logs to MLflow, from the driver only: one parent run per pipeline, one nested run per stage.
 
 MLFLOW_TRACKING_URI names the server; the default is SQLite in `<storage>/mlflow.db` with artifacts
 in `<storage>/mlartifacts`. A pipeline starts only if MLflow can be opened. Later failures never
-stop it: the first one logs a warning, and metrics are kept until the next attempt.
+stop it: the first one logs a warning, and metrics are kept until the next flush.
 """
 
 import logging
@@ -24,9 +24,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("zephyr_ray")
 
 ARTIFACTS = ("metrics.jsonl", "report.html", "mask.html")
+"""Files of a stage's artifact that are logged, if they exist."""
 SAMPLES = 20
-FLUSH_SECONDS, FLUSH_ENTRIES, PATIENCE_SECONDS = 2.0, 100, 30.0
-"""Flush after so many seconds or metrics; after a failed flush, wait before the next one."""
+"""Rows of a stage's artifact that are logged as samples.jsonl."""
+FLUSH_SECONDS = 2.0
+"""Maximum seconds between two flushes while a stage logs metrics."""
+FLUSH_ENTRIES = 100
+"""Number of buffered metrics that triggers a flush earlier."""
+RETRY_SECONDS = 30.0
+"""Minimum seconds between a failed flush and the next."""
 PARAM_LENGTH, TAG_LENGTH, NAME_LENGTH, BATCH = 6000, 5000, 250, 100
 """Limits of mlflow.utils.validation; older servers allow 5,000 characters per tag."""
 
@@ -54,7 +60,8 @@ class Tracking:
         """Resumes or creates the parent run of this recipe key. Raises Permanent if it cannot."""
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage.absolute()}/mlflow.db"
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        uri = server or f"sqlite:///{storage.absolute()}/mlflow.db"
         try:
             client = _connect(uri)
             experiment_id = _experiment(client, uri, storage, recipe_name)
@@ -65,10 +72,14 @@ class Tracking:
                 run_id = run.info.run_id
             client.update_run(run_id, status="RUNNING")
             _log_params(client, run_id, params)
-        except Exception as error:  # whatever the driver of this database or server raises
+        except Exception as error:  # database drivers and servers raise different classes
+            fix = (
+                "check MLFLOW_TRACKING_URI"
+                if server
+                else f"repair or move away {storage.absolute()}/mlflow.db"
+            )
             raise Permanent(
-                f"MLflow at {_public(uri)} cannot be used ({_reason(error)}); start or repair it, "
-                "or unset MLFLOW_TRACKING_URI to use a file in the storage folder"
+                f"cannot use MLflow at {_public(uri)}: {_reason(error)}; {fix}"
             ) from None
         return cls(client, experiment_id, run_id)
 
@@ -85,9 +96,10 @@ class Tracking:
     ) -> None:
         """Records that the stage was reused.
 
-        Given its artifact, also completes a nested run that a kill left open after the commit.
+        If the artifact is given, also completes a nested run that a kill left open after the
+        commit.
         """
-        with self.patient():
+        with self.suppress_errors():
             self.client.set_tag(self.run_id, f"zephyr.cached.{name}", key)
             tags = {"zephyr.key": key, "mlflow.parentRunId": self.run_id}
             is_open = "attributes.status != 'FINISHED'"
@@ -97,17 +109,17 @@ class Tracking:
 
     def finish(self, status: str = "FINISHED") -> None:
         """Ends the parent run with FINISHED, FAILED or KILLED."""
-        with self.patient():
+        with self.suppress_errors():
             self.client.set_terminated(self.run_id, status)
 
     @contextmanager
-    def patient(self) -> Iterator[None]:
+    def suppress_errors(self) -> Iterator[None]:
         """Suppresses exceptions; logs the first one of this run as a warning."""
         try:
             yield
         except Exception as error:
             if not self._warned:
-                log.warning("MLflow: %s; the pipeline goes on without it", _reason(error))
+                log.warning("MLflow: %s; the pipeline continues without MLflow", _reason(error))
             self._warned = True
 
 
@@ -119,14 +131,14 @@ class StageRun:
         self._name, self._kind, self._key, self._params = name, kind, key, params
         self._run_id: str | None = None
         self._buffer: list[Metric] = []
-        self._flush_at = 0.0
+        self._flush_after = 0.0  # time of the last flush, or when to retry a failed one
         self._step = 0
-        with tracking.patient():
+        with tracking.suppress_errors():
             self._client.update_run(self.run_id, status="RUNNING")
 
     @property
     def run_id(self) -> str:
-        """Finds or creates the run at the first use for which MLflow is available."""
+        """ID of the MLflow run, found or created on first use."""
         if self._run_id is None:
             experiment_id = self._tracking.experiment_id
             tags = {"zephyr.key": self._key, "mlflow.parentRunId": self._tracking.run_id}
@@ -143,17 +155,18 @@ class StageRun:
         """Buffers the metrics of one step; sends them every two seconds or 100 metrics."""
         self._buffer += _metrics(metrics, step)
         self._step = max(self._step, step)
-        late = time.monotonic() - self._flush_at
-        if late > FLUSH_SECONDS or (late > 0 and len(self._buffer) >= FLUSH_ENTRIES):
+        overdue = time.monotonic() - self._flush_after
+        if overdue > FLUSH_SECONDS or (overdue > 0 and len(self._buffer) >= FLUSH_ENTRIES):
             self._flush()
 
     def finish(self, manifest: Manifest, folder: Path) -> None:
         """Logs the artifact's metrics and files and ends the run; calling it again is harmless."""
         self._flush()
-        figures = manifest.counts | ({"seconds": manifest.seconds} if manifest.seconds else {})
-        with self._tracking.patient():
-            model_id = self._model(manifest, folder) if (folder / "model").is_dir() else None
-            for batch in _batches(_metrics(figures, self._step, model_id)):
+        metrics = manifest.counts | ({"seconds": manifest.seconds} if manifest.seconds else {})
+        with self._tracking.suppress_errors():
+            has_model = (folder / "model").is_dir()
+            model_id = self._logged_model_id(manifest, folder) if has_model else None
+            for batch in _batches(_metrics(metrics, self._step, model_id)):
                 self._client.log_batch(self.run_id, metrics=batch)
             self._client.log_text(self.run_id, manifest.model_dump_json(indent=1), MANIFEST)
             for path in (folder / name for name in ARTIFACTS):
@@ -165,27 +178,27 @@ class StageRun:
                 with (folder / "rows.jsonl").open(encoding="utf-8") as file:
                     first = "".join(line for line, _ in zip(file, range(SAMPLES), strict=False))
                 self._client.log_text(self.run_id, first, "samples.jsonl")
-        with self._tracking.patient():
+        with self._tracking.suppress_errors():
             self._client.set_terminated(self.run_id, "FINISHED")
 
     def fail(self, message: str) -> None:
         self._flush()
-        with self._tracking.patient():
+        with self._tracking.suppress_errors():
             self._client.set_tag(self.run_id, "zephyr.error", message[:TAG_LENGTH])
             self._client.set_terminated(self.run_id, "FAILED")
 
     def _flush(self) -> None:
-        self._flush_at = time.monotonic() + PATIENCE_SECONDS
-        with self._tracking.patient():
+        self._flush_after = time.monotonic() + RETRY_SECONDS
+        with self._tracking.suppress_errors():
             for batch in _batches(self._buffer):
                 self._client.log_batch(self.run_id, metrics=batch)
                 self._buffer = self._buffer[len(batch) :]
-            self._flush_at = time.monotonic()
+            self._flush_after = time.monotonic()
 
-    def _model(self, manifest: Manifest, folder: Path) -> str:
+    def _logged_model_id(self, manifest: Manifest, folder: Path) -> str:
         """Finds or creates this run's logged model: the location of its weights, not a copy.
 
-        Repeats `mlflow.create_external_model`, which would use the global tracking URI.
+        Reimplements `mlflow.create_external_model`, which would use the global tracking URI.
         """
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
@@ -255,13 +268,13 @@ def _log_params(client: "MlflowClient", run_id: str, params: dict[str, Any]) -> 
         client.log_batch(run_id, params=batch)
 
 
-def _metrics(figures: dict[str, Any], step: int, model_id: str | None = None) -> "list[Metric]":
+def _metrics(values: dict[str, Any], step: int, model_id: str | None = None) -> "list[Metric]":
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
     return [
         Metric(_name(name), float(value), now, step, model_id=model_id)
-        for name, value in figures.items()
+        for name, value in values.items()
         if isinstance(value, int | float)
     ]
 

@@ -12,7 +12,7 @@ from zephyr_ray.cluster import bundle, profile
 from zephyr_ray.cluster.job import API, VERSION, job_name, ray_job
 from zephyr_ray.cluster.kube import Kube, Missing
 from zephyr_ray.cluster.logs import LogFollower, log_lines, stage_states, submitters
-from zephyr_ray.cluster.watch import JOBS, STOPPED, State, states, troubles
+from zephyr_ray.cluster.watch import EXIT_STOPPED, JOBS, State, start_problems, states
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.recipe import Recipe
 
@@ -94,7 +94,7 @@ def follow(kube: Kube, name: str, logs: bool) -> int:
             if str(state) != last_state:
                 _say(last_state := str(state))
             if state.job != "RUNNING" and not state.ended:
-                fresh = [line for line in troubles(kube, state) if line not in reported]
+                fresh = [line for line in start_problems(kube, state) if line not in reported]
                 reported.update(fresh)
                 for line in fresh:
                     _say(line)
@@ -120,7 +120,7 @@ def _interrupted(kube: Kube, name: str) -> int:
         print(
             f"\n{name} keeps running; zephyr logs {name} --follow shows it again", file=sys.stderr
         )
-    return STOPPED
+    return EXIT_STOPPED
 
 
 def stop(kube: Kube, name: str) -> int:
@@ -152,7 +152,7 @@ def status(kube: Kube, name: str | None) -> int:
     print(f"job       {name} in {kube.namespace}, {_age(state.created)} old")
     print(f"state     {state}")
     if not state.ended and state.job != "RUNNING":
-        for line in troubles(kube, state):
+        for line in start_problems(kube, state):
             print(f"trouble   {line}")
     table = Table("stage", "state", "", box=None, pad_edge=False)
     # The pod may not have started, or these credentials may not read its log.

@@ -160,7 +160,7 @@ def load(path: Path) -> Profile:
 
 def check_secrets(recipe: Recipe, profile: Profile, path: Path) -> None:
     """Raises Permanent if a model needs an API key that the profile has no secret for."""
-    for variable, model in recipe.variables().items():
+    for variable, model in recipe.environment_variables().items():
         if variable not in profile.secrets:
             raise Permanent(
                 f"{path}: secrets lacks {variable}, which model '{model}' reads; add "

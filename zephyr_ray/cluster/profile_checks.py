@@ -108,7 +108,7 @@ def check_storage(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
 
 def check_secret_keys(kube: Kube, profile: Profile, recipe: Recipe | None) -> Iterator[CheckResult]:
     """Checks that each variable has a secret in the profile and the secret has the key."""
-    variables = recipe.variables() if recipe else {}
+    variables = recipe.environment_variables() if recipe else {}
     for variable in [v for v in variables if v not in profile.secrets]:
         fix = f"add to secrets in the profile: {variable}: {{name: SECRET, key: KEY}}"
         yield bad(f"the recipe reads {variable}, but the profile has no secret for it", fix)

@@ -1,4 +1,4 @@
-"""Watches a RayJob until it ends, through retries, lost watches and time-outs."""
+"""Watches a RayJob until it ends, through retries, lost watches and timeouts."""
 
 import re
 import time
@@ -12,11 +12,13 @@ from zephyr_ray.errors import Permanent, Temporary
 
 JOBS = "ray.io/v1/rayjobs"
 STARTING_SECONDS, RUNNING_SECONDS = 10, 60
-"""Seconds per watch; between two watches the follower looks for what delays the start."""
+"""Seconds per watch before and while the job runs; `follow` reports start problems between
+watches."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds before a retry, doubled up to the longest."""
-STOPPED, LATE, WRONG = 130, 124, 2
-"""Exit codes: the shell's for ctrl-C, that of `timeout`, and ours for a mistake in a recipe."""
+"""Seconds before the first retry, doubled per retry up to the maximum."""
+EXIT_STOPPED, EXIT_DEADLINE, EXIT_USER_ERROR = 130, 124, 2
+"""Exit codes: stopped or deleted (as for Ctrl-C), deadline exceeded (as `timeout`), invalid
+RayJob."""
 
 
 @dataclass(frozen=True)
@@ -24,24 +26,28 @@ class State:
     """Holds what KubeRay reports about a RayJob."""
 
     name: str
-    deployment: str
-    """Initializing, Running, Retrying, Suspended, Complete, Failed, ValidationFailed, Deleted."""
+    deployment_status: str
+    """KubeRay's jobDeploymentStatus: Initializing, Running, Retrying, Suspended, Complete, Failed,
+    ValidationFailed; also Deleted (ours), or empty."""
     job: str
     """Ray's job status: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED, or empty."""
     reason: str = ""
+    """KubeRay's reason for a failure, such as DeadlineExceeded, or empty."""
     message: str = ""
+    """KubeRay's or Ray's message about the status, or empty."""
     failed: int = 0
     """Number of failed attempts."""
     cluster: str = ""
     """Name of the current Ray cluster."""
     created: str = ""
+    """Creation time of the RayJob, in RFC 3339, or empty."""
 
     @classmethod
-    def of(cls, job: dict[str, Any], deployment: str | None = None) -> "State":
+    def of(cls, job: dict[str, Any], deployment_status: str | None = None) -> "State":
         status, metadata = job.get("status") or {}, job.get("metadata") or {}
         return cls(
             name=metadata.get("name", ""),
-            deployment=deployment or status.get("jobDeploymentStatus") or "",
+            deployment_status=deployment_status or status.get("jobDeploymentStatus") or "",
             job=status.get("jobStatus") or "",
             reason=status.get("reason") or "",
             message=status.get("message") or "",
@@ -52,40 +58,44 @@ class State:
 
     @property
     def ended(self) -> bool:
-        # A failure that will be retried is never visible: KubeRay sets Retrying in the same update.
-        return self.deployment in ("Complete", "Failed", "ValidationFailed", "Deleted")
+        # Failed is final: if retries are left, KubeRay sets Retrying in the same update.
+        return self.deployment_status in ("Complete", "Failed", "ValidationFailed", "Deleted")
 
     @property
     def exit_code(self) -> int:
         """Exit code of an ended job: the program's own if Ray reported it."""
-        if self.deployment == "ValidationFailed":
-            return WRONG
-        if self.deployment == "Deleted" or self.job == "STOPPED":
-            return STOPPED
-        if self.deployment == "Complete" and self.job == "SUCCEEDED":
+        if self.deployment_status == "ValidationFailed":
+            return EXIT_USER_ERROR
+        if self.deployment_status == "Deleted" or self.job == "STOPPED":
+            return EXIT_STOPPED
+        if self.deployment_status == "Complete" and self.job == "SUCCEEDED":
             return 0
         if self.reason == "DeadlineExceeded":
-            return LATE
+            return EXIT_DEADLINE
         own = re.search(r"failed with exit code (-?\d+)", self.message)
         code = int(own[1]) if own else 1
         # A negative code is the signal that ended the process; shells report 128 + signal.
         return (128 - code if code < 0 else code) or 1
 
     def __str__(self) -> str:
-        words = [self.deployment.lower() or "waiting for the operator"]
+        words = [self.deployment_status.lower() or "waiting for the operator"]
         words += [f"job {self.job.lower()}"] if self.job else []
-        words += [f"after {self.failed} failed"] if self.failed else []
+        attempts = "attempt" if self.failed == 1 else "attempts"
+        words += [f"after {self.failed} failed {attempts}"] if self.failed else []
         words += [f"on {self.cluster}"] if self.cluster and not self.ended else []
         first = self.message.split("\n")[0].strip()[:300]
         why = " · ".join(filter(None, (self.reason, first)))
-        return ", ".join(words) + (f": {why}" if why and self.deployment != "Complete" else "")
+        return ", ".join(words) + (
+            f": {why}" if why and self.deployment_status != "Complete" else ""
+        )
 
 
 def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]:
-    """Yields the states of a job until it ends; retries after every Temporary error. Repeats the
-    state after each watch, changed or not."""
+    """Yields the states of a job until it ends; retries after every Temporary error. Yields the
+    state again after each watch, even if unchanged."""
     pause, lost = FIRST_PAUSE, False
-    last = State(name, "Deleted", "")
+    # If the first request finds no job, it was deleted before its state was known.
+    last = State(name, deployment_status="Deleted", job="")
     while True:
         try:
             job = kube.get(kube.path(JOBS, name))
@@ -103,7 +113,13 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
                 if last.ended:
                     return
         except Missing:
-            yield State(name, "Deleted", last.job, failed=last.failed, created=last.created)
+            yield State(
+                name=name,
+                deployment_status="Deleted",
+                job=last.job,
+                failed=last.failed,
+                created=last.created,
+            )
             return
         except Gone:
             continue
@@ -115,7 +131,7 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def troubles(kube: Kube, state: State) -> list[str]:
+def start_problems(kube: Kube, state: State) -> list[str]:
     """Returns what delays a job that is not running: operator warnings, pods that cannot start."""
     try:
         events = kube.items(
@@ -126,13 +142,14 @@ def troubles(kube: Kube, state: State) -> list[str]:
         if state.cluster:
             label = f"ray.io/cluster={state.cluster}"
             pods = kube.items(kube.path("pods"), labelSelector=label) + pods
-        lines += [line for pod in pods for line in _held_up(pod)]
+        lines += [line for pod in pods for line in _pod_problems(pod)]
     except (Permanent, Temporary):
-        return []  # following a job does not need these permissions
+        # Without permission, or if the API server fails, follow the job without these hints.
+        return []
     return [" ".join(line.split())[:300] for line in lines]
 
 
-def _held_up(pod: dict[str, Any]) -> Iterator[str]:
+def _pod_problems(pod: dict[str, Any]) -> Iterator[str]:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":

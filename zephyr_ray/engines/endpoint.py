@@ -1,4 +1,4 @@
-"""Defines what engines at an HTTP address share: settings, client, and errors with a policy."""
+"""Defines settings, client and error handling for engines that call an HTTP endpoint."""
 
 import os
 from collections.abc import Iterator
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 RETRIES = 6
-"""Maximum retries by the client, with exponential backoff or after the delay in Retry-After."""
+"""Maximum retries per request, with exponential backoff or after the delay in Retry-After."""
 TIMEOUT_SECONDS = 120
-"""Maximum seconds per request."""
+"""Maximum seconds per attempt."""
 
 
 class EndpointSettings(ModelSettings):
-    """Settings of an engine at an address."""
+    """Settings of an engine that calls an HTTP endpoint."""
 
     base_url: str
-    """The address. It is in the content key, because one name can mean different models."""
+    """Endpoint URL; part of the content key, because the same name elsewhere may be another
+    model."""
     api_key_env: Annotated[str | None, OPERATIONAL] = None
     """Name of the environment variable that holds the key, never the key itself."""
 
@@ -36,7 +37,7 @@ class EndpointSettings(ModelSettings):
             raise ValueError("must start with http:// or https://")
         return value
 
-    def variables(self) -> list[str]:
+    def environment_variables(self) -> list[str]:
         return [self.api_key_env] if self.api_key_env else []
 
     def preflight(self) -> None:
@@ -66,7 +67,8 @@ class EndpointSettings(ModelSettings):
 
 @contextmanager
 def typed_errors(client: "AsyncOpenAI", target: str) -> Iterator[None]:
-    """Translates the client's errors into StopRun, Temporary, or Permanent for this row."""
+    """Raises the client's errors as StopRun (every row would fail), Temporary (retry) or Permanent
+    (this row fails)."""
     import openai
 
     address = client.base_url
@@ -77,10 +79,12 @@ def typed_errors(client: "AsyncOpenAI", target: str) -> Iterator[None]:
         openai.PermissionDeniedError,
         openai.NotFoundError,
     ) as error:
-        raise StopRun(f"{address} refuses {target}: {error}") from None
+        raise StopRun(
+            f"{address}: cannot use {target}: {error}; check api_key_env and the model's name"
+        ) from None
     except (openai.RateLimitError, openai.InternalServerError) as error:
         raise Temporary(f"{address}: {error}") from None
     except openai.APIConnectionError as error:
-        raise Temporary(f"{address} does not answer: {error}") from None
+        raise Temporary(f"cannot reach {address}: {error}") from None
     except openai.APIStatusError as error:
-        raise Permanent(f"{address} refuses this prompt: {error}") from None
+        raise Permanent(f"{address} rejected this prompt: {error}") from None

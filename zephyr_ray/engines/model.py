@@ -42,7 +42,7 @@ class Weights:
 
     def locate(self, artifacts: dict[str, Artifact]) -> str:
         """Returns the folder, packaged name or hub id to load."""
-        return str(artifacts[self.stage].model) if self.stage else self.origin
+        return str(artifacts[self.stage].model_folder) if self.stage else self.origin
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class ModelSettings(Strict):
         """Returns whether the model can judge by this form."""
         return "judge" in self.uses
 
-    def variables(self) -> list[str]:
+    def environment_variables(self) -> list[str]:
         """Returns the names of the environment variables that the engine reads."""
         return []
 

@@ -25,7 +25,7 @@ class TrainingEstimate:
     largest_micro_batch: int | None
     """Maximum rows per forward pass that fit; None if none do or the GPU's memory is not stated."""
     fits: bool | None
-    """Whether a worker fits its GPU; None if the GPU's memory is not stated."""
+    """Whether the stage fits in GPU memory; None if the GPU's memory is not stated."""
     advice: str
     """What would make the stage fit; empty if it fits."""
     sequences: int | None
@@ -37,7 +37,7 @@ class TrainingEstimate:
     upper_bound: bool
     """Whether sequences, steps and tokens are upper bounds instead of expectations."""
     hours: float | None
-    """Wall time of the stage."""
+    """Hours of wall time; None if unknown."""
 
 
 def estimate(
@@ -48,12 +48,12 @@ def estimate(
     row_tokens: float | None,
     rate: float | None,
 ) -> TrainingEstimate:
-    """Returns the estimate. `rows` are the rows that the stage reads, `row_tokens` their mean
-    tokens if known, and `rate` the sequences or pairs per second over all workers, measured or
+    """Returns the estimate. `rows` are the rows that the stage reads, `row_tokens` the mean tokens
+    per row if known, and `rate` the sequences or pairs per second over all workers, measured or
     stated."""
     capacity = hardware.gpu_memory_gib * GIB if hardware and stage.gpus_per_worker else None
     needed = memory.worker_memory(stage, shape)
-    # DPO's reference pass runs before training and needs less.
+    # DPO's reference pass runs before training and needs less memory.
     fits = None if capacity is None else needed.total <= capacity
     sequences, upper_bound = _sequences(stage, rows, row_tokens)
     steps = sequences and max(1, math.ceil(stage.epochs * sequences / stage.global_batch))
@@ -65,10 +65,10 @@ def estimate(
     if rate and sequences:
         hours = sequences * stage.epochs / rate / 3600
     elif hardware and hardware.tflops and tokens and stage.gpus_per_worker:
-        # A token costs 6 operations per parameter, 4 if most are frozen; DPO's reference 2, once.
-        operations = (4 if stage.lora else 6) * tokens + (2 * tokens / stage.epochs) * (
-            stage.sequences_per_row - 1
-        )
+        # Training costs 6 FLOPs per parameter and token, 4 with LoRA; DPO's reference pass adds 2,
+        # once.
+        is_dpo = stage.sequences_per_row == 2
+        operations = (4 if stage.lora else 6) * tokens + is_dpo * 2 * tokens / stage.epochs
         speed = stage.workers * hardware.tflops * 1e12
         hours = operations * shape.parameters / speed / 3600
     return TrainingEstimate(
@@ -114,7 +114,7 @@ def _largest_micro_batch(stage: TrainingSettings, shape: Shape, capacity: float)
 
 
 def _advise(stage: TrainingSettings, shape: Shape, capacity: float) -> str:
-    """Returns the first change that makes the stage fit: one setting, else several."""
+    """Returns advice: the first single setting that makes the stage fit, else a combination."""
     changes: list[dict[str, Any]] = [
         {"gradient_checkpointing": True},
         *({"micro_batch": n} for n in _smaller_micro_batches(stage.batches()[0])),
@@ -137,12 +137,12 @@ def _advise(stage: TrainingSettings, shape: Shape, capacity: float) -> str:
         combined |= change
         if _fits(stage, combined, shape, capacity):
             return f"{_format(combined)} together make it fit"
-    lora = "" if stage.lora else "LoRA (lora: {}) or "
-    return f"no setting makes it fit; use a GPU with more memory, {lora}a smaller model"
+    lora = "" if stage.lora else " or set lora: {}"
+    return f"no setting makes it fit; use a GPU with more memory{lora}"
 
 
 def _forbidden(stage: TrainingSettings, zero: int | None) -> bool:
-    """Returns whether the stage cannot run at this ZeRO stage, which would split 4-bit weights."""
+    """Returns whether ZeRO-3 would have to split 4-bit weights, which it cannot."""
     return zero == 3 and stage.lora is not None and stage.lora.quantized
 
 

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a model."""
+    """One figure of a model, as numbers and as a column of the report."""
 
     names: tuple[str, ...]
     """Names of its values in result.json."""
@@ -27,15 +27,17 @@ class Figure:
     heading: str = ""
     """Heading of its column in the report; a figure without one has no column."""
     help: str = ""
+    """Explanation below the report's table; empty for none."""
     digits: int = 2
+    """Decimals in the report."""
     compared: bool = False
-    """Compares with the baseline, so the baseline itself has none."""
+    """Whether it compares with the baseline; the baseline then has no value."""
     plot: str = ""
-    """Title of its bars. A plotted figure has three values, a rate and the ends of its interval,
-    and the rate is also a count of the manifest."""
+    """Title of its bar chart, empty for none. `compute` then returns (rate, low, high), and the
+    rate is also a manifest count."""
 
     def cell(self, model: str, result: dict[str, Any]) -> Cell:
-        """Returns the cell of one model; `result` may be of a version without this figure."""
+        """Returns the cell of one model; `result` may be from a version without this figure."""
         if self.compared and model == result["baseline"]:
             return "baseline" if self.plot else None
         values = tuple(result["models"][model].get(name) for name in self.names)
@@ -56,13 +58,14 @@ def summary(rows: list[Row], seed: int) -> dict[str, Any]:
 
 
 def passed(row: Row) -> bool | None:
-    """Returns whether the model's answer ended, keeps its constraint and does not loop.
+    """Returns whether the model's answer ended by itself, satisfies its constraint and does not
+    loop.
 
-    None if no rule judged it. Being on topic is a figure of its own.
+    None if the rules judge did not score it. On-topic is a separate figure.
     """
     if not row["scores"]:
         return None
-    checks = row["scores"][0]["checks"]
+    checks = row["scores"][0]["checks"]  # the model's own answer; the baseline's is scores[1]
     return all(value for name, value in checks.items() if name != "on_topic")
 
 
@@ -86,6 +89,7 @@ def _parsed(rows: list[Row]) -> list[Row]:
 
 def _win_rate(rows: list[Row], seed: int) -> tuple[float, float, float]:
     verdicts = [row["verdict"] for row in _parsed(rows)]
+    # Without a parsable verdict any rate is possible; result.json always holds three numbers.
     return bootstrap(verdicts, seed) if verdicts else (0.5, 0.0, 1.0)
 
 
@@ -132,8 +136,8 @@ FIGURES = (
         names=("pass_rate", "pass_low", "pass_high"),
         compute=_pass_rate,
         heading="Checks passed",
-        help="share of answers that keep their constraint, ended by themselves and do not loop. "
-        "A score is 1 + 9 × the share of the checks that an answer passes. Rules see form, not "
+        help="share of answers that ended by themselves, satisfy their constraint and do not loop. "
+        "A score is 1 + 9 × the share of the checks that an answer passes. Rules check form, not "
         "truth: a wrong answer in the right form passes.",
         plot="Checks passed",
     ),
@@ -141,8 +145,8 @@ FIGURES = (
         names=("on_topic",),
         compute=_on_topic,
         heading="On topic",
-        help="share of answers close to their task in meaning; counts in the win rate, not in the "
-        "checks passed.",
+        help="share of answers similar in meaning to their instruction; affects the win rate, not "
+        "'Checks passed'.",
     ),
     Figure(
         names=("words",),

@@ -18,7 +18,7 @@ from zephyr_ray.rows import run_rows
 from zephyr_ray.section import Section
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
-from zephyr_ray.store import Artifact, write_whole
+from zephyr_ray.store import Artifact, write_atomically
 
 
 class Pairwise(Stage):
@@ -59,7 +59,7 @@ class Pairwise(Stage):
         comparisons = list(gathered.comparisons())
         judged = run_rows(work, comparisons, compare, [work.models[self.judge]])
         result = self._result(gathered.models, judged)
-        write_whole(work.folder / "result.json", json.dumps(result, indent=1))
+        write_atomically(work.folder / "result.json", json.dumps(result, indent=1))
         work.counts["unparsable"] = sum(row["verdict"] is None for row in judged)
         work.counts["flips"] = sum(bool(row.get("flip")) for row in judged)
         work.counts |= _counts(result)

@@ -12,7 +12,7 @@ from zephyr_ray.models.packaged import cached_package
 from zephyr_ray.models.weights import HUB_ID
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
-"""Architectures whose layers are four attention and three MLP matrices. Models of all others are
+"""Architectures whose layers are four attention and three MLP matrices. Other architectures are
 built on torch's meta device, which takes seconds."""
 
 KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
@@ -56,24 +56,28 @@ class Shape:
     """The sizes of one model."""
 
     parameters: int
-    """All parameters, with embeddings."""
+    """Number of parameters, including embeddings."""
     layers: int
+    """Number of transformer blocks."""
     hidden: int
+    """Elements of the residual stream per token."""
     ffn: int
+    """Elements of the MLP's inner activation per token."""
     kv: int
-    """Elements of the keys of all KV heads, per token and layer; as many again are values."""
+    """Elements of all key heads per token and layer; the values have the same number."""
     vocabulary: int
+    """Number of tokens in the vocabulary."""
     context: int
-    """Maximum tokens of a sequence."""
+    """Maximum tokens per sequence; 0 if the config does not state it."""
     matrices: tuple[tuple[str, int, int], ...]
     """Linear layers of all blocks, without the output layer, as (name, outputs, inputs)."""
 
     @property
-    def linear(self) -> int:
+    def linear_parameters(self) -> int:
         """Parameters of `matrices`."""
         return sum(rows * columns for _, rows, columns in self.matrices)
 
-    def adapters(self, r: int, targets: list[str] | None) -> int:
+    def adapter_parameters(self, r: int, targets: list[str] | None) -> int:
         """Returns the parameters of LoRA adapters of rank r on the targets (by default all
         matrices)."""
         return sum(
@@ -84,14 +88,16 @@ class Shape:
 
     def kv_bytes(self, tokens: int) -> int:
         """Returns the bytes of the KV cache of `tokens` tokens in bf16."""
-        return tokens * self.layers * 2 * self.kv * 2
+        keys_and_values, bf16_bytes = 2, 2
+        return tokens * self.layers * keys_and_values * self.kv * bf16_bytes
 
 
 def shape_of(config: dict[str, Any]) -> Shape:
     """Returns the shape that a config.json describes."""
     if config.get("model_type") not in LLAMA_LIKE:
         return _built_shape(config)
-    hidden, ffn, layers = (config[k] for k in ("hidden_size", "intermediate_size", LAYERS))
+    hidden, ffn = config["hidden_size"], config["intermediate_size"]
+    layers = config["num_hidden_layers"]
     heads = config["num_attention_heads"]
     head = config.get("head_dim") or hidden // heads
     kv = (config.get("num_key_value_heads") or heads) * head
@@ -121,13 +127,12 @@ def shape_of(config: dict[str, Any]) -> Shape:
     )
 
 
-LAYERS = "num_hidden_layers"
 EXPERTS = {"num_local_experts", "num_experts", "n_routed_experts"}
 
 
 def _built_shape(config: dict[str, Any]) -> Shape:
-    """Returns the shape of any architecture that transformers knows, from a model without
-    memory."""
+    """Returns the shape of any architecture that transformers knows, by building the model on the
+    meta device, which allocates no memory."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -174,7 +179,18 @@ def find_shape_or_size(weights: str) -> Shape | None:
         return shape
     folder = Path(weights) if Path(weights).is_dir() else cached_package(weights)
     parameters = count_parameters(folder) if folder else 0
-    return Shape(parameters, 1, 0, 0, 0, 0, 0, ()) if parameters else None
+    if not parameters:
+        return None
+    return Shape(
+        parameters=parameters,
+        layers=1,
+        hidden=0,
+        ffn=0,
+        kv=0,
+        vocabulary=0,
+        context=0,
+        matrices=(),
+    )
 
 
 def _find_config(weights: str) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
-"""Sends each request to a replica of its model, and returns the response whole or as events.
+"""Sends each request to a replica of its model, and returns the response complete or as server-sent
+events.
 
-If a replica is lost before its response begins, another replica gets the request. Once a response
-has begun, it ends with an error event instead: a second try would send a second beginning.
+If a replica is lost before its response begins, another attempt follows. Once a response has begun,
+it ends with an error event instead: a retry would repeat what the client already has.
 """
 
 import asyncio
@@ -26,24 +27,24 @@ if TYPE_CHECKING:
 log = logging.getLogger("zephyr_ray.serve")
 
 MAX_ATTEMPTS = 4
-"""Replicas that get a request before it fails."""
+"""Maximum attempts per request."""
 DEFAULT_COMPLETION_TOKENS = 16
 """Maximum tokens of a plain completion if the client sets none, as in OpenAI's API."""
 
 
 @dataclass(frozen=True)
 class ChatTokens:
-    """Holds what the dispatcher needs from a model's `ChatFormat`."""
+    """The special tokens of a model's `ChatFormat` that the dispatcher needs."""
 
     control_tokens: list[str]
-    """Defused in the text of messages."""
+    """Special tokens to neutralize in message text."""
     stop_token_id: int
-    """Ends an answer."""
+    """ID of the token that ends an answer."""
 
 
 @dataclass
 class ModelResponse:
-    """Holds either a whole `body` or a stream of server-sent `events`."""
+    """Either a complete `body` or a stream of server-sent `events`."""
 
     model: str
     prompt: Any
@@ -52,7 +53,7 @@ class ModelResponse:
 
 
 class Dispatcher:
-    """Holds the handle of a `ray.serve.llm` deployment per model name."""
+    """Sends requests to `ray.serve.llm` deployments, one per model name."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class Dispatcher:
         chat_tokens: dict[str, ChatTokens],
         max_tokens: int,
     ):
-        # Imported at start: it imports vLLM, and no client should wait ten seconds for that.
+        # Imports vLLM now (ten seconds), so that no request waits for it.
         from ray.serve.llm import openai_api_models
         from ray.util.metrics import Histogram
 
@@ -69,7 +70,7 @@ class Dispatcher:
         self._chat_tokens, self._max_tokens = chat_tokens, max_tokens
         self._first_token_seconds = Histogram(
             "zephyr_first_token_seconds",
-            "Seconds to the first token, or to the whole answer if it is not streamed",
+            "Seconds to the first token, or to the complete answer if it is not streamed",
             [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60],
             ("model",),
         )
@@ -81,7 +82,7 @@ class Dispatcher:
     def handle(self, name: str) -> Any:
         """Returns a model's handle. Raises RequestError 404 if there is no such model."""
         if name not in self._handles:
-            message = f"no model {name[:64]!r} here; there is {', '.join(self._handles)}"
+            message = f"model {name[:64]!r} not found; use one of {', '.join(self._handles)}"
             raise RequestError(404, message, "model_not_found", "model")
         return self._handles[name]
 
@@ -107,12 +108,13 @@ class Dispatcher:
         )
 
     def _settings(self, request: SampledRequest, max_tokens: int | None) -> dict[str, Any]:
-        """Returns the client's settings for the engine."""
+        """Returns the request's fields as arguments of the engine's request."""
         limit = self._max_tokens
         if max_tokens and max_tokens > limit:
-            raise RequestError(422, f"max_tokens: at most {limit} here", "too_large", "max_tokens")
+            message = f"max_tokens is {max_tokens}, the limit is {limit}; lower it"
+            raise RequestError(422, message, "too_large", "max_tokens")
         if request.stream_options and not request.stream:
-            message = "stream_options needs stream: true"
+            message = "stream_options without a stream; set stream: true"
             raise RequestError(400, message, "invalid_value", "stream_options")
         settings = request.model_dump(exclude_none=True, exclude={"user", "max_completion_tokens"})
         return settings | ({"max_tokens": max_tokens} if max_tokens else {})
@@ -131,7 +133,7 @@ class Dispatcher:
         except ValueError as error:
             raise RequestError(422, _one_line(error), "invalid_value") from None
         began = time.monotonic()
-        first, rest = await _first_chunk(getattr(handle, method), engine_request)
+        first, rest = await _first_chunk(getattr(handle, method), engine_request, request.model)
         self._first_token_seconds.observe(time.monotonic() - began, tags={"model": request.model})
         prompt = settings.get("messages") or settings.get("prompt")
         if request.stream:
@@ -139,31 +141,32 @@ class Dispatcher:
         return ModelResponse(request.model, prompt, body=first.model_dump(mode="json"))
 
 
-async def _first_chunk(method: Any, engine_request: Any) -> tuple[Any, Any]:
+async def _first_chunk(method: Any, engine_request: Any, model: str) -> tuple[Any, Any]:
     """Returns the first chunk of a response and the stream of the rest, after retries."""
     import ray
     from ray.serve.exceptions import BackPressureError, RayServeException
 
     for attempt in range(MAX_ATTEMPTS):
-        stream = method.remote(engine_request, None)
+        if attempt:
+            await asyncio.sleep(0.1 * 2**attempt)
+        stream = method.remote(engine_request, None)  # None: no HTTP headers
         try:
             first = await anext(stream)
             if (failure := _failure_in(first)) is None:
                 return first, stream
             if failure.status < 500:
                 raise failure
-            log.warning("a replica answers with an error: %s", failure)
+            log.warning("a replica returned an error: %s", failure)
         except BackPressureError:
             message = "all replicas are busy; try again"
             raise RequestError(429, message, "overloaded", retry_after=1) from None
         except (ray.exceptions.RayError, RayServeException) as error:
-            # The actor died, or its engine process; another replica may be alive.
+            # The actor or its engine process died; another replica may be alive.
             log.warning("a replica was lost: %s", _one_line(error))
         except asyncio.CancelledError:
             stream.cancel()
             raise
-        await asyncio.sleep(0.2 * 2**attempt)
-    message = "the model's replicas were lost; try again"
+    message = f"model {model!r}: {MAX_ATTEMPTS} attempts failed; try again"
     raise RequestError(503, message, "replica_lost", retry_after=1)
 
 
@@ -190,8 +193,10 @@ async def _events(first: Any, rest: Any) -> AsyncIterator[str]:
         async for chunk in rest:
             yield _event_text(chunk)
     except (ray.exceptions.RayError, ValueError) as error:
-        log.warning("a stream broke off: %s", _one_line(error))
-        lost = RequestError(503, "the answer broke off; ask again", "replica_lost")
+        log.warning("a stream was interrupted: %s", _one_line(error))
+        lost = RequestError(
+            503, "the answer was interrupted; send the request again", "replica_lost"
+        )
         yield f"data: {json.dumps(lost.body())}\n\n"
     finally:
         # Frees the slot of a client that hung up; after the end this does nothing.

@@ -13,8 +13,8 @@ from zephyr_ray.stage import Stage, Work
 
 
 class Preferences(Stage):
-    """Chooses the answer with the highest score and rejects, by default, a random other one (the
-    paper: more diverse and harder than the worst). The two texts always differ."""
+    """Pairs the highest-scored answer (chosen) with a random other one (rejected); the paper finds
+    random more diverse and harder than the lowest-scored. The two texts always differ."""
 
     kind = "preferences"
     makes = "pairs"
@@ -22,8 +22,11 @@ class Preferences(Stage):
 
     feedback: Annotated[str, Reads("feedback")]
     rejected: Literal["random", "lowest", "all"] = "random"
+    """Which other answers are rejected: a random one, the lowest-scored, or each in its own
+    pair."""
     ties: Literal["drop", "keep"] = "drop"
-    """Whether an answer that scores as high as the chosen one may be rejected."""
+    """What to do with answers that tie with the chosen one: drop them, or allow them as
+    rejected."""
     min_margin: float = Field(0.0, ge=0)
     """Minimum difference between the scores of a pair."""
     min_chosen: float = Field(1.0, ge=1, le=10)
@@ -36,9 +39,11 @@ class Preferences(Stage):
         for row in work.inputs[self.feedback].rows():
             pairs += self._pairs(row, rng, work)
         if not pairs:
+            reasons = ", ".join(
+                f"{rule.removeprefix('dropped/')}: {count}" for rule, count in work.counts.items()
+            )
             raise Permanent(
-                f"stage '{work.name}': no pair is left of {work.counts}; lower min_chosen or "
-                "min_margin, set ties: keep, or raise per_prompt of the completions"
+                f"stage '{work.name}': every prompt was dropped ({reasons}); lower min_chosen"
             )
         margins = [pair["score_chosen"] - pair["score_rejected"] for pair in pairs]
         work.counts["margin_mean"] = round(sum(margins) / len(margins), 3)
@@ -49,18 +54,23 @@ class Preferences(Stage):
     ) -> Iterator[dict[str, Any]]:
         scored = [c for c in row["completions"] if c["score"] is not None]
         if len(scored) < 2:
-            return work.drop("fewer than two scored answers", row["id"])
-        # Shuffled, so that ties for the highest score favor no model by its position.
+            work.drop("fewer than two scored answers", row["id"])
+            return
+        # Shuffle, because max takes the first of equal scores, which would favor a model by
+        # position.
         rng.shuffle(scored)
         chosen = max(scored, key=lambda c: c["score"])
         if chosen["score"] < self.min_chosen:
-            return work.drop("no answer good enough to choose", row["id"])
+            work.drop("no answer good enough to choose", row["id"])
+            return
         others = [c for c in scored if c["text"] != chosen["text"]]
         if not others:
-            return work.drop("all answers are the same", row["id"])
+            work.drop("all answers are the same", row["id"])
+            return
         others = [c for c in others if self._far_enough(chosen["score"] - c["score"])]
         if not others:
-            return work.drop("tie or margin too small", row["id"])
+            work.drop("tie or margin too small", row["id"])
+            return
         if self.rejected == "random":
             others = [rng.choice(others)]
         elif self.rejected == "lowest":

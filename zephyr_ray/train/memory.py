@@ -46,7 +46,7 @@ class Memory:
 def trained_parameters(settings: TrainingSettings, shape: Shape) -> int:
     """Returns the number of parameters that have gradients."""
     lora = settings.lora
-    return shape.adapters(lora.r, lora.targets) if lora else shape.parameters
+    return shape.adapter_parameters(lora.r, lora.targets) if lora else shape.parameters
 
 
 def worker_memory(settings: TrainingSettings, shape: Shape) -> Memory:
@@ -88,7 +88,9 @@ def model_states(
 def start_weights(settings: TrainingSettings, shape: Shape) -> float:
     """Returns the bytes of the complete start model."""
     if settings.lora and settings.lora.quantized:
-        return FOUR_BITS * shape.linear + 4 * (shape.parameters - shape.linear)
+        return FOUR_BITS * shape.linear_parameters + 4 * (
+            shape.parameters - shape.linear_parameters
+        )
     return 4 * shape.parameters
 
 
@@ -112,12 +114,12 @@ def _rounded_weights(settings: TrainingSettings, shape: Shape) -> float:
     """Returns the bytes of bf16 copies of weights. Autocast holds copies of trained weights until
     the forward pass ends, and of frozen ones for the backward pass; ZeRO-3 and 4-bit weights are
     converted one layer at a time."""
-    one_layer = 2 * shape.linear / shape.layers
+    one_layer = 2 * shape.linear_parameters / shape.layers
     if settings.zero == 3 or (settings.lora and settings.lora.quantized):
         return one_layer
     if settings.lora and settings.gradient_checkpointing:
         return one_layer
-    return 2 * shape.linear
+    return 2 * shape.linear_parameters
 
 
 def output_layer(settings: TrainingSettings, shape: Shape, tokens: int) -> float:

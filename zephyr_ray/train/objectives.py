@@ -25,7 +25,7 @@ class Objective(ABC):
     fields: ClassVar[tuple[str, ...]]
     """Fields of TRL's FusedCausalLMOutput that the metrics need beside `log_probs`."""
     needs_reference: ClassVar[bool] = False
-    """Whether rows need the start model's log-probabilities (`reference.with_reference`)."""
+    """Whether rows need reference log-probabilities (`reference.add_reference_log_probs`)."""
     dropout: ClassVar[bool] = True
     """Whether the model's dropout layers stay active."""
 

@@ -1,9 +1,10 @@
-"""Computes the pairs' log-probabilities under the frozen reference once, before training.
+"""Computes reference log-probabilities of all pairs once, before training.
 
-Every worker scores its share of the pairs with the start model, before there is an engine for
-training, and writes each score to a journal; a restart scores only the missing ones. With ZeRO-3
-the start model too is split over the workers, because it may not fit on one device. TRL's own
-precomputation keeps its results in memory until the end and starts again after a failure.
+Every worker runs the reference model (the model that training starts from) on its part of the
+pairs, before the training engine exists, and writes each result to a journal; a restart computes
+only the missing ones. With ZeRO-3 the reference model too is split over the workers, because it may
+not fit on one device. TRL's own precomputation keeps its results in memory until the end and starts
+again after a failure.
 """
 
 import math
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
 
 
-def with_reference(job: Job, objective: "Objective", data: Any) -> Any:
+def add_reference_log_probs(job: Job, objective: "Objective", data: Any) -> Any:
     """Returns the data set with the columns `ref_chosen_logps` and `ref_rejected_logps`: natural
     logarithms, summed over the answer's tokens."""
     import ray.train
@@ -28,54 +29,58 @@ def with_reference(job: Job, objective: "Objective", data: Any) -> Any:
 
     folder = job.scratch / "reference"
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
     missing = missing_rows(folder, data["lengths"])
     torch.distributed.barrier()  # no worker writes before all have read
     if missing:
         journal = Journal(folder, writer=f"rank{rank}")
-        batches = shares(missing, job.settings.batches()[0], world)[rank]
-        for row, chosen, rejected in _scores(job, objective, data, batches):
+        batches = worker_batches(missing, job.settings.batches()[0], world_size)[rank]
+        for row, chosen, rejected in _log_probs(job, objective, data, batches):
             journal.append({"row": row, "chosen": chosen, "rejected": rejected})
         torch.distributed.barrier()
-    scores = {entry["row"]: entry for entry in Journal(folder).new()}
+    log_probs = {entry["row"]: entry for entry in Journal(folder).read_new()}
     for name in ("chosen", "rejected"):
-        column = [scores[row][name] for row in range(len(data))]
+        column = [log_probs[row][name] for row in range(len(data))]
         data = data.add_column(f"ref_{name}_logps", column)
     return data
 
 
 def missing_rows(folder: Path, lengths: list[list[int]]) -> list[int]:
-    """Returns the numbers of the rows without a score in the journal, longest first.
+    """Returns the indices of rows without a reference log-probability, longest first.
 
-    `lengths` are the tokens of the chosen and of the rejected sequence per row.
+    `lengths`: tokens of the chosen and rejected sequence, per row.
     """
-    scored = {entry["row"] for entry in Journal(folder).new()}
-    missing = [row for row in range(len(lengths)) if row not in scored]
+    finished = {entry["row"] for entry in Journal(folder).read_new()}
+    missing = [row for row in range(len(lengths)) if row not in finished]
     return sorted(missing, key=lambda row: -sum(lengths[row]))
 
 
-def shares(rows: list[int], size: int, world: int) -> list[list[list[int]]]:
-    """Returns every worker's batches of at most `size` rows.
+def worker_batches(rows: list[int], batch_size: int, world_size: int) -> list[list[list[int]]]:
+    """Returns every worker's batches of at most `batch_size` rows.
 
-    Rows are dealt out in turn, for equal work and batches of similar lengths. All workers get the
-    same number of batches, some of them empty, because they gather a split model together.
+    Deals rows round-robin, for equal work and batches of similar lengths. All workers get the same
+    number of batches, some of them empty, because with ZeRO-3 all workers must take part in every
+    forward pass.
     """
-    turns = math.ceil(len(rows) / (world * size))
-    dealt = [rows[rank::world] for rank in range(world)]
-    return [[own[at * size : (at + 1) * size] for at in range(turns)] for own in dealt]
+    batch_count = math.ceil(len(rows) / (world_size * batch_size))
+    starts = [batch * batch_size for batch in range(batch_count)]
+    per_worker = [rows[rank::world_size] for rank in range(world_size)]
+    return [[part[start : start + batch_size] for start in starts] for part in per_worker]
 
 
-def _scores(
+def _log_probs(
     job: Job, objective: "Objective", data: Any, batches: list[list[int]]
 ) -> Iterator[tuple[int, float, float]]:
-    """Yields row number, chosen and rejected log-probability; an empty batch computes row 0."""
+    """Yields row index, chosen and rejected log-probability. For an empty batch, runs row 0 only to
+    take part in the collective, and yields nothing."""
     import torch
 
     from zephyr_ray.train.objectives import pair_log_probs
 
+    # Any ID can pad: the attention mask and the labels exclude padding.
     collate = objective.collator(pad_token_id=0)
     bf16 = job.settings.precision == "bf16"
-    with _start_model(job) as (model, device):
+    with _reference_model(job) as (model, device):
         for rows in batches:
             batch = collate([data[row] for row in rows or [0]])
             batch = {name: values.to(device) for name, values in batch.items()}
@@ -86,8 +91,9 @@ def _scores(
 
 
 @contextmanager
-def _start_model(job: Job) -> Iterator[tuple[Any, str]]:
-    """Yields the start model, on this worker's device or split over all workers, and the device."""
+def _reference_model(job: Job) -> Iterator[tuple[Any, str]]:
+    """Yields the reference model, on this worker's device or split over all workers, and the
+    device."""
     import torch
     from trl.trainer.utils import add_fused_lm_head
 
@@ -106,11 +112,11 @@ def _start_model(job: Job) -> Iterator[tuple[Any, str]]:
     for training in ("gradient_accumulation_steps", "train_batch_size", "gradient_clipping"):
         del config[training]
     config["zero_optimization"].pop("offload_optimizer", None)
-    keep = HfDeepSpeedConfig(config)  # as long as it exists, from_pretrained splits the weights
+    keep = HfDeepSpeedConfig(config)  # from_pretrained shards the weights while this object exists
     model = load_model(job.weights, job.settings.lora)
     add_fused_lm_head(model)
     engine, *_ = deepspeed.initialize(model=model, config=config)
-    engine.eval()  # which returns nothing
+    engine.eval()  # returns None, so it cannot be chained
     yield engine, device
     engine.destroy()
     unset_hf_deepspeed_config()

@@ -5,11 +5,11 @@ import math
 from typing import Any
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.store import write_whole
+from zephyr_ray.store import write_atomically
 from zephyr_ray.train.cpu import keep_freed_memory, let_deepspeed_run_on_cpu
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.model import load_chat, load_model, need_bitsandbytes, save
-from zephyr_ray.train.reference import with_reference
+from zephyr_ray.train.reference import add_reference_log_probs
 from zephyr_ray.train.settings import Lora
 
 
@@ -22,7 +22,7 @@ def run_worker(config: dict[str, Any]) -> None:
     try:
         _train_and_save(job)
     except Permanent as error:
-        write_whole(job.refusal, str(error))
+        write_atomically(job.refusal, str(error))
 
 
 def _train_and_save(job: Job) -> None:
@@ -45,7 +45,7 @@ def _train_and_save(job: Job) -> None:
     objective = settings.objective()
     data = load_from_disk(str(job.scratch / "data"))
     if objective.needs_reference:
-        data = with_reference(job, objective, data)
+        data = add_reference_log_probs(job, objective, data)
     arguments = SFTConfig(**trainer_arguments(job))
     # With ZeRO-3, from_pretrained splits the weights as it loads them, because `arguments` exist.
     model = load_model(job.weights, settings.lora)

@@ -56,7 +56,7 @@ def train(work: Work, job: Job) -> None:
         trainer.fit()
     if job.refusal.exists():
         raise Permanent(job.refusal.read_text(encoding="utf-8"))
-    entries = {row["step"]: row for row in work.journal("steps").new()}
+    entries = {row["step"]: row for row in work.journal("steps").read_new()}
     steps = [entries[step] for step in sorted(entries)]
     tail = steps[-max(1, len(steps) // 10) :]
     work.counts["steps"] = write_rows(work.folder, steps, STEPS)
@@ -91,14 +91,14 @@ def _followed(work: Work, job: Job) -> Iterator[None]:
         work.log_metrics(metrics, row["step"])
 
     # Also the steps of a killed attempt, which may not have sent its last ones to MLflow.
-    for row in journal.new():
+    for row in journal.read_new():
         note(row)
     work.progress.resumed = work.progress.done
 
     def follow() -> None:
         while True:
             last = finished.wait(0.5)
-            for row in journal.new():
+            for row in journal.read_new():
                 # After a resume, steps repeat from the checkpoint on.
                 work.progress.resumed = min(work.progress.resumed, row["step"] - 1)
                 note(row)
