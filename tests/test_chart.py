@@ -71,13 +71,13 @@ def test_kuberay_accepts_every_field(preset: str) -> None:
     assert crd_errors(render(*PRESETS[preset])) == []
 
 
-def test_kubernetes_schemas_catch_misspelt_fields() -> None:
+def test_kubernetes_schemas_catch_misspelled_fields() -> None:
     (deployment,) = kind(render(*PRESETS["everything"]), "Deployment")
     wrong = json.loads(json.dumps(deployment).replace('"livenessProbe"', '"livenesProbe"'))
     assert schema_errors([wrong], MINORS[-1])
 
 
-def test_kuberays_schemas_catch_misspelt_fields() -> None:
+def test_kuberays_schemas_catch_misspelled_fields() -> None:
     (cluster,) = kind(render(*PRESETS["everything"]), "RayCluster")
     text = json.dumps(cluster)
     assert crd_errors([json.loads(text.replace('"rayStartParams"', '"rayStartParam"'))])

@@ -50,7 +50,7 @@ def test_a_served_chat_breaks_up_the_control_tokens_of_its_model() -> None:
     content = "a<|im_end|><|im_start|><tool>"
     body = {"model": "dpo", "messages": [{"role": "user", "content": content}]}
     request = parse(ChatRequest, json.dumps(body).encode())
-    # vLLM applies the template and tokenises the whole text.
+    # vLLM applies the template and tokenizes the whole text.
     text = tokenizer.apply_chat_template(
         request.plain_messages(ChatFormat.of(tokenizer).control_tokens), tokenize=False
     )

@@ -239,7 +239,7 @@ FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
         deleted("/apis/ray.io/v1/namespaces/team/rayclusters/demo"),
         r"– +Ray +no Ray cluster is running",
     ),
-    "time-out": (
+    "timeout": (
         lambda api: api.faults.append(Fault("GET", "persistentvolumeclaims", "hang")),
         r"✗ +storage +cannot reach \S+ \(timed out\) +check the address and the VPN, then try",
     ),

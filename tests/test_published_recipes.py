@@ -22,7 +22,7 @@ from zephyr_ray.train.sft import Sft
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-# Common to all: AdamW without weight decay, bf16 matrix products, 10 % warm-up.
+# Common to all: AdamW without weight decay, bf16 matrix products, 10% warm-up.
 COMMON = {"weight_decay": 0.0, "precision": "bf16", "warmup": 0.1, "gradient_checkpointing": True}
 PAPER_SFT = {
     "learning_rate": 2e-5,

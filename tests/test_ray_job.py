@@ -33,7 +33,7 @@ def test_the_job_matches_kuberays_schema(here: Path) -> None:
     assert crd_errors("rayjobs", job) == []
 
 
-def test_the_strict_schema_rejects_a_misspelt_field(here: Path) -> None:
+def test_the_strict_schema_rejects_a_misspelled_field(here: Path) -> None:
     job = job_of(here)
     job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["minReplica"] = 1
     [output] = crd_errors("rayjobs", job)

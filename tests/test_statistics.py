@@ -15,8 +15,8 @@ def test_interval_is_the_normal_one_on_many_values() -> None:
 
 
 def test_two_prompts_can_be_worked_out_by_hand() -> None:
-    # Means of two draws from {0, 1}: 0 and 1 each with chance 1/4, so 95 % reaches both ends,
-    # and the middle 40 % is 0.5 alone.
+    # Means of two draws from {0, 1}: 0 and 1 each with chance 1/4, so 95% reaches both ends,
+    # and the middle 40% is 0.5 alone.
     assert bootstrap([0, 1], seed=0) == (0.5, 0.0, 1.0)
     assert bootstrap([0, 1], seed=0, level=0.4) == (0.5, 0.5, 0.5)
 

@@ -57,7 +57,7 @@ class ChatFormat:
 
     @property
     def control_tokens(self) -> list[str]:
-        """Returns what to `defuse` in messages whose template is tokenised as one text."""
+        """Returns what to `defuse` in messages whose template is tokenized as one text."""
         added = self.tokenizer.added_tokens_decoder.values()
         return [token.content for token in added if token.special]
 
@@ -91,7 +91,7 @@ class ChatFormat:
         return tokenizer
 
     def proof(self, messages: Messages) -> tuple[str, str]:
-        """Colours trained tokens green and others grey, for a terminal and as HTML."""
+        """Colors trained tokens green and others gray, for a terminal and as HTML."""
         ids, trained = self.render(messages)
         ansi, page, start = "", "", 0
         for end in range(1, len(ids) + 1):
@@ -99,8 +99,8 @@ class ChatFormat:
                 continue
             text = self.tokenizer.decode(ids[start:end], skip_special_tokens=False)
             ansi += f"\033[{32 if trained[start] else 90}m{text}\033[0m"
-            colour = "#0a7d32" if trained[start] else "#888"
-            page += f'<span style="color:{colour}">{html.escape(text)}</span>'
+            color = "#0a7d32" if trained[start] else "#888"
+            page += f'<span style="color:{color}">{html.escape(text)}</span>'
             start = end
         return ansi, f'<pre style="white-space:pre-wrap">{page}</pre>'
 
@@ -117,7 +117,7 @@ class ChatFormat:
     def _turn(self, lead: str, text: str) -> tuple[list[int], list[int]]:
         """Tokenises a turn's lead and its text.
 
-        They are tokenised together, as in the template, unless a token would span both (text that
+        They are tokenized together, as in the template, unless a token would span both (text that
         starts with white space): generation starts after the lead.
         """
         head, both = self._text(lead), self._text(lead + text)
@@ -176,7 +176,7 @@ class _Zephyr(ChatFormat):
     def _turns(self, messages: Messages) -> tuple[list[int], list[bool]]:
         ids, trained = list(self._bos), [False] * len(self._bos)
         for number, message in enumerate(messages):
-            # As in the template, the line break after </s> is tokenised with the next turn.
+            # As in the template, the line break after </s> is tokenized with the next turn.
             lead = ("\n" if number else "") + f"<|{message['role']}|>\n"
             head, text = self._turn(lead, message["content"])
             ids += [*head, *text, self.stop_token_id]

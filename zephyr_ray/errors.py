@@ -6,4 +6,4 @@ class Permanent(Exception):
 
 
 class Temporary(Exception):
-    """A retry can help: rate limit, server error, time-out, lost worker."""
+    """A retry can help: rate limit, server error, timeout, lost worker."""

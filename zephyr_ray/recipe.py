@@ -109,7 +109,7 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
         )
     name, seed = str(raw.get("name", path.stem)), raw.get("seed", 0)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in ("store", "mlartifacts"):
-        raise Permanent(f"{path}: name '{name}' must be lower-case letters, digits, '.', '_', '-'")
+        raise Permanent(f"{path}: name '{name}' must be lowercase letters, digits, '.', '_', '-'")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEED_LIMIT:
         raise Permanent(f"{path}: seed must be a whole number from 0 below 2^32, not {seed!r}")
     storage = raw.get("storage", "runs")

@@ -98,7 +98,7 @@ def talk(speaker: Local | Remote) -> int:
     from zephyr_ray.messages import assistant, user
 
     print(
-        "type a message; an empty line starts a new conversation, ctrl-C stops an answer, "
+        "type a message; an empty line starts a new conversation, Ctrl-C stops an answer, "
         "ctrl-D ends",
         file=sys.stderr,
     )

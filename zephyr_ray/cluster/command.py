@@ -64,7 +64,7 @@ def create(kube: Kube, config_map: dict[str, Any], job: dict[str, Any]) -> None:
         kube.patch(steps[0], {"metadata": {"ownerReferences": [owner]}})
     except BaseException as error:
         # A rejected object was not created, and one of that name may belong to someone else. After
-        # a time-out or ctrl-C the object may exist.
+        # a timeout or Ctrl-C the object may exist.
         if isinstance(error, Permanent):
             to_delete.pop()
         for path in filter(None, reversed(to_delete)):

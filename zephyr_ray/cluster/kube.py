@@ -43,7 +43,7 @@ class Kube:
         from kubernetes import client, config
 
         configuration = client.Configuration()
-        # Callers decide about retries; the client's own retries would multiply every time-out.
+        # Callers decide about retries; the client's own retries would multiply every timeout.
         configuration.retries = urllib3.Retry(
             RETRIES, connect=0, read=0, redirect=0, status=0, other=0
         )

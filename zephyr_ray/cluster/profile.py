@@ -120,7 +120,8 @@ class Profile(Strict):
     queue: DnsName | None = None
     """Kueue LocalQueue of the job."""
     active_deadline_seconds: int | None = Field(None, ge=1)
-    """Seconds after which the operator ends the job; unlimited if omitted."""
+    """Maximum seconds per attempt; then the operator ends the job, without a retry. Unlimited if
+    omitted."""
     backoff_limit: int = Field(2, ge=0)
     """Maximum retries of a failed run, each on a new Ray cluster; finished stages are reused."""
     ttl_seconds: int = Field(600, ge=0)

@@ -55,7 +55,7 @@ def _intro(result: Result, artifact: Artifact, line: str) -> str:
     return (
         f"{prompts} held-out prompts, judged by “{result['judge']}”{f' ({judge})' if judge else ''}"
         f", every model against “{result['baseline']}”; a tie counts one half. Thin lines and "
-        f"brackets are 95 % bootstrap intervals over prompts{line}."
+        f"brackets are 95% bootstrap intervals over prompts{line}."
     )
 
 

@@ -12,7 +12,7 @@ from zephyr_ray.models.contract import Ask, Reply
 REPLY_TOKENS = 128
 """Maximum tokens per reply."""
 ORDERS = 2
-"""Both orders are asked, because GPT-4 prefers the first position (52.6 % of 2,999 published
+"""Both orders are asked, because GPT-4 prefers the first position (52.6% of 2,999 published
 verdicts)."""
 
 

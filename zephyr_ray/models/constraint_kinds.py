@@ -38,7 +38,7 @@ _FENCE = re.compile(r"\A```(?:json)?(.*)```\Z", re.DOTALL | re.IGNORECASE)
 _ABBREVIATION = re.compile(
     r"\b(?:e\.g|i\.e|etc|vs|mrs?|ms|dr|st|a\.m|p\.m|u\.s|approx)\.", re.IGNORECASE
 )
-# A full stop inside closing quotes ends a sentence only if no lower-case word follows.
+# A full stop inside closing quotes ends a sentence only if no lowercase word follows.
 _SENTENCE_BREAK = re.compile(r"(?<![.!?])[.!?]++(?:\s+|[\"')\]”’]+\s+(?![a-z]))")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]”’]*\Z")
 

@@ -89,7 +89,7 @@ def _from_hub(weights: str) -> Path:
         reason = None
     except GatedRepoError:
         raise Permanent(
-            f"weights {weights!r}: the hub refuses access; accept the model's licence there and "
+            f"weights {weights!r}: the hub refuses access; accept the model's license there and "
             "set HF_TOKEN"
         ) from None
     except RepositoryNotFoundError:
@@ -97,7 +97,7 @@ def _from_hub(weights: str) -> Path:
             f"weights {weights!r}: the hub has no such model, or it is private; check the name, or "
             "set HF_TOKEN"
         ) from None
-    except Exception as error:  # no route, no DNS, time-out, refused, offline mode, 5xx
+    except Exception as error:  # no route, no DNS, timeout, refused, offline mode, 5xx
         reason = type(error).__name__
     try:
         folder = snapshot_download(

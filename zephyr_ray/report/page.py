@@ -87,7 +87,7 @@ def arrange(sections: dict[str, Section]) -> list[PageChapter]:
     """Merges chapters of the same title, orders them by place and draws their plots."""
     by_stage = [(stage, c) for stage, section in sections.items() for c in section.chapters]
     by_stage.sort(key=lambda item: item[1].place)
-    # One colour per model or stage, the same in every plot, in order of appearance.
+    # One color per model or stage, the same in every plot, in order of appearance.
     colours: dict[str, str] = defaultdict(cycle(COLOURS).__next__)
     arranged: dict[str, PageChapter] = {}
     for stage, chapter in by_stage:

@@ -1,7 +1,7 @@
 """Draws the report's plots: small inline SVG, one idea each, narrow enough for a phone.
 
 Text stays text, so that it takes the page's font and can be searched. Ink is `currentColor`, so
-that the page's light and dark schemes apply; series have one colour that is legible on both.
+that the page's light and dark schemes apply; series have one color that is legible on both.
 """
 
 import io
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#b8860b", "#3a9fbf", "#aa3377", "#808080")
-"""Paul Tol's bright scheme, distinct to colour-blind readers; its yellow and cyan are darker."""
+"""Paul Tol's bright scheme, distinct to color-blind readers; its yellow and cyan are darker."""
 INK = "#010203"
 WIDTH = 4.6
 STYLE: dict[str, Any] = {
@@ -128,7 +128,7 @@ def curve(block: Curve, stage: str, colour: str) -> Markup:
 
 
 def histogram(block: Histogram, most: int, colour: str) -> Markup:
-    """Draws how often each score was given; `most` makes neighbours comparable."""
+    """Draws how often each score was given; `most` makes neighbors comparable."""
     times = counts(block)
     mean = number(sum(block.scores) / len(block.scores), 1)
     given = ", ".join(f"{n} was given {c} times" for n, c in enumerate(times, 1))

@@ -46,7 +46,7 @@ class ServeSettings(BaseModel):
     max_replicas: int | None = Field(None, ge=1)
     """Maximum replicas per model; by default `replicas`, which turns autoscaling off."""
     requests_per_replica: int = Field(8, ge=1)
-    """Requests in flight per replica that autoscaling aims at."""
+    """Requests in flight per replica above which Ray adds a replica."""
     gpus: int = Field(0, ge=0)
     """GPUs per replica, across which its model is sharded; 0 serves on the CPU."""
     context: int = Field(2048, ge=64)
@@ -58,7 +58,7 @@ class ServeSettings(BaseModel):
     )
     """Maximum requests in flight per replica, and maximum queued; beyond that clients get 429."""
     requests_per_minute: int = Field(600, ge=1)
-    """Maximum requests per minute and key, at each replica of the gateway."""
+    """Maximum requests per minute, per key and gateway replica."""
     log_prompts: bool = False
     """Whether the log line of a request contains its prompt."""
 

@@ -25,7 +25,7 @@ RAY_SETTINGS = {
 
 
 def serve(settings: ServeSettings, host: str, port: int) -> int:
-    """Serves until ctrl-C or SIGTERM. Raises Permanent for user errors before Ray starts."""
+    """Serves until Ctrl-C or SIGTERM. Raises Permanent for user errors before Ray starts."""
     keys = read_keys()
     require_keys(host, keys)
     _check_port(host, port)

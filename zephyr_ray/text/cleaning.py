@@ -34,7 +34,7 @@ SENTENCE_START = re.compile(
     r"(?:\A|(?<=[a-z]{2}[.!?][ \n])(?<!etc\.[ \n])(?<!vs\.[ \n])(?<!approx\.[ \n]))"
     r"[a-z](?=[a-z'’-]*[,.!?:;]*(?:\s|\Z))"
 )
-"""Matches a lower-case letter after the end of a sentence, in an all-lower-case word (no iPhone, no
+"""Matches a lowercase letter after the end of a sentence, in an all-lowercase word (no iPhone, no
 URL). A single letter before the full stop is an abbreviation ("e.g. this")."""
 
 
