@@ -51,7 +51,7 @@ def test_an_unknown_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["chat", str(tmp_path / "demo"), "--model", "dpo"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err == f"error: {tmp_path / 'demo'} has no model 'dpo'; it has sft\n"
+    assert output.err == f"error: {tmp_path / 'demo'} has no model 'dpo'; use one of sft\n"
 
 
 def test_a_folder_that_is_not_a_run_is_one_line(
@@ -68,7 +68,7 @@ def test_a_folder_that_is_not_a_run_is_one_line(
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--models", "sft,dop"], "has no model 'dop'; it has sft"),
+        (["--models", "sft,dop"], "has no model 'dop'; use one of sft"),
         (["--adapter", "folder"], "--adapter folder: write NAME=FOLDER"),
         (["--adapter", "mine=/nowhere"], "adapter 'mine': there is no folder /nowhere"),
         (["--replicas", "3", "--max-replicas", "2"], "--max-replicas: 2 is less than replicas, 3"),

@@ -230,7 +230,7 @@ def test_the_reason_is_a_manifest_of_an_earlier_version(folder: Path) -> None:
 def test_until_ends_the_plan(folder: Path) -> None:
     assert list(plan(folder, until="dialogues")) == STAGES[:3]
     with pytest.raises(
-        Permanent, match="--until nothing: the recipe has no such stage; it has prompts, "
+        Permanent, match="--until nothing: the recipe has no such stage; use one of prompts, "
     ):
         plan(folder, until="nothing")
 

@@ -326,8 +326,11 @@ def test_a_broken_file_is_one_line_before_any_work(name: str, folder: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"files": "set", "dataset": "a/b"}, "give dataset: .* or files:"),
-        ({}, "give dataset: .* or files:"),
+        (
+            {"files": "set", "dataset": "a/b"},
+            "dataset: and files: are both set or both missing; set one",
+        ),
+        ({}, "dataset: and files: are both set or both missing; set one"),
         ({"files": "set", "columns": {"message": "x"}}, "'message' is no column of dialogues"),
         ({"files": "set"}, "has no .parquet, .jsonl, .arrow file"),
     ],
@@ -346,7 +349,7 @@ def test_two_formats_in_one_folder_are_refused(folder: Path) -> None:
 
 def test_nothing_usable_is_an_error(folder: Path) -> None:
     write_jsonl(folder / "a.jsonl", [ultrachat(0, [])])
-    with pytest.raises(Permanent, match="no row can be used: {'dropped/no messages': 1}"):
+    with pytest.raises(Permanent, match="no usable row: {'dropped/no messages': 1}"):
         run_published(folder, makes="dialogues")
 
 

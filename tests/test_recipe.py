@@ -113,7 +113,11 @@ MISTAKES = {
         "line 11: 'kind' appears",
     ),
     "models no mapping": ("  base: {weights: smollm2-135m-instruct}\n", "  - base\n", "line 4"),
-    "stage no mapping": ("{kind: preferences, feedback: feedback}", "3", "'pairs'.*found int"),
+    "stage no mapping": (
+        "{kind: preferences, feedback: feedback}",
+        "3",
+        "'pairs': not a mapping but int",
+    ),
     "stage name": ("  pairs:", "  my pairs:", "'my pairs': a stage name is"),
 }
 
@@ -238,7 +242,9 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
     with pytest.raises(Permanent, match="cannot read the recipe .*none.yaml"):
         load(more, KINDS)
     more.write_text("extends: recipe.yaml\nmodels: [base]\n")
-    with pytest.raises(Permanent, match="models: expected 'name: value' lines, found list"):
+    with pytest.raises(
+        Permanent, match="models: not a mapping but list; write 'name: value' lines"
+    ):
         load(more, KINDS)
 
 
@@ -288,14 +294,17 @@ SETS = {
     "no value": ("pairs.rejected", "write stage.setting=value"),
     "empty part": ("pairs..rejected=all", "write stage.setting=value"),
     "unknown stage": ("pair.rejected=all", "has no 'pair'"),
-    "model without models": ("base.temperature=1", "for a model write models.base.temperature=1"),
+    "model without models": (
+        "base.temperature=1",
+        "has no .base.; write models.base.temperature=1",
+    ),
     "unknown model": ("models.bass.temperature=1", "has no 'bass'"),
     "misspelled setting": (
         "pairs.rejecte=all",
         "unknown setting 'rejecte'; did you mean 'rejected'",
     ),
     "wrong value": ("pairs.rejected=some", "'rejected'.*got 'some'"),
-    "bad yaml": ("pairs.rejected=[", r"cannot read the value '\['"),
+    "bad yaml": ("pairs.rejected=[", r"--set pairs.rejected=\[: the value is not valid YAML"),
     "below a value": ("seed.x=1", "has no 'seed'"),
     "unknown top setting": ("sead=1", "unknown setting 'sead'"),
 }

@@ -139,7 +139,7 @@ def test_damage_is_an_error_and_never_a_rerun(damage: Any, says: str, tmp_path: 
 def test_a_broken_manifest_is_damage(manifest: str, tmp_path: Path) -> None:
     store = made(tmp_path)
     (store.folder("text", "k") / "manifest.json").write_text(manifest)
-    with pytest.raises(Permanent, match="corrupted: manifest.json cannot be read"):
+    with pytest.raises(Permanent, match="corrupted: manifest.json is malformed"):
         store.find("text", "k")
 
 

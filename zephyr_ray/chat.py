@@ -1,4 +1,4 @@
-"""Turn a conversation into tokens and a loss mask.
+"""Turns a conversation into tokens and a loss mask.
 
 The mask selects every assistant text and the token that ends its turn. There are three formats:
 ChatML and Zephyr are assembled here message by message, so the mask follows from the construction.

@@ -162,7 +162,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     for adapter in options.adapter:
         if not re.fullmatch("[^=]+=.+", adapter):
-            raise Permanent(f"--adapter {adapter}: write NAME=FOLDER")
+            raise Permanent(f"--adapter {adapter}: not an assignment; write NAME=FOLDER")
     settings = vars(options) | {"adapters": dict(a.split("=", 1) for a in options.adapter)}
     for name in ("command", "host", "port", "adapter"):
         settings.pop(name)
@@ -184,7 +184,7 @@ def _chat(run: str, model: str | None) -> int:
     models = models_of(Path(run))
     name = model or list(models)[-1]
     if name not in models:
-        raise Permanent(f"{run} has no model '{name}'; it has {', '.join(models)}")
+        raise Permanent(f"{run} has no model '{name}'; use one of {', '.join(models)}")
     print(f"starting {name} …", file=sys.stderr)
     return talk(Local(models[name]))
 

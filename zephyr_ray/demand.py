@@ -1,4 +1,4 @@
-"""What a stage demands: calls and tokens of models, CPUs and GPUs, memory and disk."""
+"""Defines what a stage demands: calls and tokens of models, CPUs and GPUs, memory and disk."""
 
 from dataclasses import dataclass
 

@@ -21,14 +21,14 @@ QUIET_SECONDS = 15
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints log records above the table, with their colors."""
+    """A log handler that prints records above the table, with their colors."""
 
     def emit(self, record: logging.LogRecord) -> None:
         CONSOLE.print(Text.from_ansi(self.format(record)))
 
 
 class Display:
-    """Redraws a table on a terminal; prints plain lines elsewhere (logs, Ray jobs)."""
+    """The live table on a terminal; plain lines elsewhere (logs, Ray jobs)."""
 
     def __init__(self, steps: list[Step]):
         self._rows = {s.name: ["waiting", s.stage.kind, ""] for s in steps}
@@ -60,7 +60,7 @@ class Display:
     def tick(self, name: str) -> None:
         """Prints progress if it is time to; the pipeline calls it twice per second."""
         if not CONSOLE.is_terminal and time.monotonic() - self._last_line_at > QUIET_SECONDS:
-            self._print_line(f"{name}: running {_figures(self._progress[name])}")
+            self._print_line(f"{name}: running {_progress_text(self._progress[name])}")
 
     def _print_line(self, text: str) -> None:
         self._last_line_at = time.monotonic()
@@ -80,12 +80,12 @@ class Display:
                 ProgressBar(total=progress.total or None, completed=progress.done, width=24)
                 if running and progress
                 else "",
-                _figures(progress) if running and progress else Text(note),
+                _progress_text(progress) if running and progress else Text(note),
             )
         return table
 
 
-def _figures(progress: Progress) -> str:
+def _progress_text(progress: Progress) -> str:
     """Formats the progress: done of total, rate, remaining time."""
     text = f"{progress.done}/{progress.total or '?'} {progress.unit}"
     seconds = time.monotonic() - progress.started

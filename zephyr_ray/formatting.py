@@ -75,7 +75,7 @@ def describe_model(spec: dict[str, Any]) -> str:
 
 
 def _decimal(value: float, digits: int, scale: int = 0) -> str:
-    """`value` × 10^`scale`, rounded to `digits` decimals."""
+    """Returns `value` × 10^`scale`, rounded to `digits` decimals."""
     if not abs(value) < LARGEST:
         return f"{value:.3g}"
     # Through repr: 0.745 in binary is below its decimal, and would be rounded down.

@@ -16,8 +16,9 @@ class File(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an artifact is made of. It is written last, so its presence means that the artifact is
-    complete. Unknown fields are ignored, because stores hold manifests of other versions."""
+    """The inputs, counts and files of an artifact. It is written last, so its presence means that
+    the artifact is complete. Unknown fields are ignored, because stores hold manifests of other
+    versions."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -53,4 +54,4 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except (OSError, ValidationError) as error:
-        raise ValueError(f"{folder / MANIFEST} cannot be read") from error
+        raise ValueError(f"cannot read {folder / MANIFEST}") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answered:
-    """The row has a result."""
+    """A row's result."""
 
     id: str
     row: dict[str, Any]
@@ -18,7 +18,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class RowFault:
-    """The row itself cannot be answered; it is counted and dropped."""
+    """A failure of the row itself; it is counted and dropped."""
 
     id: str
     row_fault: str
@@ -26,7 +26,7 @@ class RowFault:
 
 @dataclass(frozen=True)
 class EnvironmentFault:
-    """The row was not answered for a reason outside it; the next attempt retries it."""
+    """A failure for a reason outside the row; the next attempt retries it."""
 
     id: str
     environment_fault: str
@@ -34,7 +34,7 @@ class EnvironmentFault:
 
 @dataclass(frozen=True)
 class EngineDied:
-    """The engine died while these rows were in flight."""
+    """A crash of the engine while these rows were in flight."""
 
     died: list[str]
 

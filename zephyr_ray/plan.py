@@ -35,7 +35,7 @@ def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[St
     """Returns the steps in order, up to `until`. Verifies cached artifacts; starts nothing."""
     if until is not None and until not in recipe.stages:
         raise Permanent(
-            f"--until {until}: the recipe has no such stage; it has {', '.join(recipe.stages)}"
+            f"--until {until}: the recipe has no such stage; use one of {', '.join(recipe.stages)}"
         )
     steps: dict[str, Step] = {}
     for name, stage in recipe.stages.items():

@@ -1,4 +1,4 @@
-"""Connects this process to the cluster at RAY_ADDRESS, or start one on this machine."""
+"""Connects this process to the cluster at RAY_ADDRESS, or starts one on this machine."""
 
 import logging
 import os

@@ -18,7 +18,7 @@ from zephyr_ray.settings import FILE, Reads, Strict, marked, suggest, typed
 from zephyr_ray.stage import Stage
 
 SEED_LIMIT = 2**32
-"""NumPy refuses seeds from this one on, but only when training starts."""
+"""Exclusive upper bound of seeds: NumPy rejects larger ones, but only when training starts."""
 RECIPE_SETTINGS = {"name", "storage", "seed", "hardware", "models", "stages"}
 """The settings of a recipe itself."""
 
@@ -132,7 +132,9 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
     if hardware is not None:
         hardware = typed(Hardware, hardware, f"{path}: hardware")
         if unknown := sorted(set(hardware.rows_per_second) - set(stages)):
-            raise Permanent(f"{path}: hardware: rows_per_second: no stage '{unknown[0]}'")
+            raise Permanent(
+                f"{path}: hardware: rows_per_second: no stage '{unknown[0]}'; correct the name"
+            )
     references = References(str(path), settings_of, stages, partial(locate, folders))
     return Recipe(
         name=name,

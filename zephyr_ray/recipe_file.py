@@ -33,7 +33,7 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
     """Returns `value` if it is a mapping. Raises Permanent otherwise, and names `where`."""
     if not isinstance(value, dict):
         actual = "nothing" if value is None else type(value).__name__
-        raise Permanent(f"{where}: expected 'name: value' lines, found {actual}")
+        raise Permanent(f"{where}: not a mapping but {actual}; write 'name: value' lines")
     return value
 
 
@@ -45,8 +45,8 @@ def _extend(base: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
     for name in new:
         pending.append(name)
         if name in old:
-            at = order.index(name)
-            order[at : at + 1] = pending
+            index = order.index(name)
+            order[index : index + 1] = pending
             pending = []
     stages = {name: new.get(name, old.get(name)) for name in [*order, *pending]}
     below, above = (mapping(r.get("models") or {}, "models") for r in (base, raw))
@@ -59,23 +59,24 @@ def _override(raw: dict[str, Any], text: str) -> None:
     target, equals, value = text.partition("=")
     path = target.strip().split(".")
     if not equals or not all(path):
-        raise Permanent(f"--set {text}: write stage.setting=value")
-    place: Any = raw
+        raise Permanent(f"--set {text}: not an assignment; write stage.setting=value")
+    parent: Any = raw
     if path[0] in (raw.get("stages") or {}):
         path = ["stages", *path]
     for part in path[:-1]:
-        if not isinstance(place, dict) or not isinstance(place.get(part), dict):
-            hint = f"; for a model write models.{text}" if part in (raw.get("models") or {}) else ""
-            raise Permanent(f"--set {text}: the recipe has no '{part}'{hint}")
-        place = place[part]
+        if not isinstance(parent, dict) or not isinstance(parent.get(part), dict):
+            is_model = part in (raw.get("models") or {})
+            hint = f"write models.{text}" if is_model else "write stage.setting=value"
+            raise Permanent(f"--set {text}: the recipe has no '{part}'; {hint}")
+        parent = parent[part]
     try:
-        place[path[-1]] = yaml.safe_load(value)
+        parent[path[-1]] = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError):
-        raise Permanent(f"--set {text}: cannot read the value '{value}'") from None
+        raise Permanent(f"--set {text}: the value is not valid YAML; quote it") from None
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Rejects duplicate keys, of which YAML would silently keep the last."""
+    """A loader that rejects duplicate keys, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -97,7 +98,7 @@ def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise Permanent(f"cannot read the {what} {path}: {reason}") from None
+        raise Permanent(f"cannot read the {what} {path}: {reason}; correct the path") from None
     try:
         return mapping(yaml.load(text, _UniqueKeys), str(path))
     except yaml.YAMLError as error:

@@ -77,19 +77,27 @@ class References:
         settings = self.settings[ref]
         if mark.what == "weights" and "weights" not in settings.uses:
             raise Permanent(
-                f"{where}: model '{ref}' has no weights to train (engine {settings.engine})"
+                f"{where}: model '{ref}' has no weights to train (engine {settings.engine}); name "
+                "one that has"
             )
         if mark.what == "model" and "model" not in settings.uses:
-            raise Permanent(f"{where}: '{ref}' is a {settings.engine} judge; it answers no prompts")
+            raise Permanent(
+                f"{where}: '{ref}' is a {settings.engine} judge, which answers no prompts; name a "
+                "language model"
+            )
         if mark.form and not settings.judges(mark.form):
-            raise Permanent(f"{where}: engine {settings.engine} has no form '{mark.form}'")
+            raise Permanent(
+                f"{where}: engine {settings.engine} has no form '{mark.form}'; name another judge"
+            )
 
     def _check_order(self, where: str, name: str, read: str) -> None:
         order = list(self.stages)
         if order.index(read) < order.index(name):
             return
         if cycle := self._path(read, name, set()):
-            raise Permanent(f"{self.where}: a cycle: {' → '.join([name, *cycle])}")
+            raise Permanent(
+                f"{self.where}: a cycle: {' → '.join([name, *cycle])}; remove one of these reads"
+            )
         raise Permanent(f"{where} '{read}', which comes later; move '{read}' above '{name}'")
 
     def _path(self, start: str, goal: str, seen: set[str]) -> list[str] | None:

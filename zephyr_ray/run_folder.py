@@ -1,4 +1,4 @@
-"""The folder of a run, such as runs/quickstart: links to its artifacts, its models, its judge."""
+"""Reads and links the folder of a run, such as runs/quickstart: artifacts, models, judge."""
 
 import os
 from pathlib import Path

@@ -34,7 +34,7 @@ class Text:
 
     text: str
     soft: bool = False
-    """Explains instead of reporting a finding."""
+    """Whether it explains instead of reporting a finding."""
 
 
 Cell = str | int | float | tuple[int | float, ...] | Interval | None
@@ -46,8 +46,9 @@ class Column:
     digits: int | None = None
     """Decimals of its numbers; None for a column of text."""
     signed: bool = False
+    """Whether its numbers have a plus or minus sign."""
     shaded: bool = False
-    """Shades each cell by its value, 0 to 1."""
+    """Whether each cell is shaded by its value, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     title: str = ""
     help: tuple[str, ...] = ()
+    """Explanations of its columns, shown below it."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ answers."""
 
 @dataclass(frozen=True)
 class Reads:
-    """Marks a field that names a stage or a model that the stage reads."""
+    """The mark of a field that names a stage or a model that the stage reads."""
 
     what: str
     """A type of artifact ("prompts", "dialogues", …) or one of USES."""
@@ -44,7 +44,7 @@ OPERATIONAL = "operational"
 
 
 class Strict(BaseModel):
-    """A frozen object that refuses unknown settings."""
+    """A frozen object that rejects unknown settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

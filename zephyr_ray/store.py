@@ -174,7 +174,7 @@ class Store:
         try:
             manifest = read_manifest(folder)
         except ValueError:
-            raise _corrupted(folder, f"{MANIFEST} cannot be read") from None
+            raise _corrupted(folder, f"{MANIFEST} is malformed") from None
         for name, entry in manifest.files.items():
             file = folder / name
             if not file.is_file():

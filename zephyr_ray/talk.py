@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 MAX_TOKENS = 256
 """Maximum tokens per answer of a local model; a service has its own."""
 CONTEXT = 2048
+"""Maximum tokens of a conversation with a local model."""
 TEMPERATURE, TOP_P = 0.7, 0.95
 KEY_VARIABLE = "ZEPHYR_API_KEY"
 
 
 class Local:
-    """Answers with a vLLM engine in this process."""
+    """A model in a vLLM engine in this process."""
 
     def __init__(self, weights: str):
         # Keeps everything but answers off the terminal.
@@ -33,7 +34,7 @@ class Local:
         self._runner = asyncio.Runner()
 
     def answer(self, messages: "list[Message]", on_text: Callable[[str], None]) -> str:
-        """Returns the whole answer, and passes each new piece of it to `on_text`."""
+        """Returns the complete answer; passes each new piece of it to `on_text`."""
         from zephyr_ray.models.contract import Sampling
 
         length = 0
@@ -48,7 +49,7 @@ class Local:
 
 
 class Remote:
-    """Answers with a model of a service that implements OpenAI's API, such as `zephyr serve`."""
+    """A model of a service that implements OpenAI's API, such as `zephyr serve`."""
 
     def __init__(self, address: str, name: str | None):
         import openai
@@ -66,13 +67,13 @@ class Remote:
                 ) from None
             raise Permanent(f"{address} requires a key; set {KEY_VARIABLE}") from None
         except openai.OpenAIError as error:
-            raise Permanent(f"{address} does not answer like a chat service: {error}") from None
+            raise Permanent(f"{address} is not a chat service: {error}; check it") from None
         if name and name not in names:
-            raise Permanent(f"{address} has no model '{name}'; it has {', '.join(names)}")
+            raise Permanent(f"{address} has no model '{name}'; use one of {', '.join(names)}")
         self.model = name or names[-1]
 
     def answer(self, messages: "list[Message]", on_text: Callable[[str], None]) -> str:
-        """Does the same as `Local.answer`. Raises Permanent if the service cannot answer."""
+        """Answers like `Local.answer`. Raises Permanent if the service cannot answer."""
         text = ""
         try:
             stream = self._client.chat.completions.create(
@@ -99,7 +100,7 @@ def talk(speaker: Local | Remote) -> int:
 
     print(
         "type a message; an empty line starts a new conversation, Ctrl-C stops an answer, "
-        "ctrl-D ends",
+        "Ctrl-D ends",
         file=sys.stderr,
     )
     messages: list[Message] = []

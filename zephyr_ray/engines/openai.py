@@ -11,7 +11,7 @@ from zephyr_ray.settings import OPERATIONAL
 
 
 class OpenAISettings(EndpointSettings, LanguageSettings):
-    """A model of an endpoint. Rate limits, server errors and timeouts are retried."""
+    """Settings of a model at an endpoint. Rate limits, server errors and timeouts are retried."""
 
     metered = True
     serve_cpus = 0
@@ -32,7 +32,7 @@ class OpenAISettings(EndpointSettings, LanguageSettings):
 
 
 class OpenAIEngine(LanguageEngine):
-    """Sends each request to the endpoint."""
+    """A client of the endpoint, used like an engine."""
 
     def __init__(self, settings: OpenAISettings):
         self._model, self._client = settings.model, settings.client()

@@ -1,7 +1,7 @@
 """Judges answers by code, without a language model.
 
-An answer passes if it keeps the prompt's constraint, ends by itself, does not repeat itself and, if
-a sentence encoder is configured, is on topic.
+An answer passes if it satisfies the prompt's constraint, ends by itself, does not repeat itself
+and, if a sentence encoder is configured, is on topic.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class RulesSettings(ModelSettings):
 
 
 class RulesJudge:
-    """Scores and compares answers by the checks that they pass."""
+    """A judge that scores and compares answers by the checks that they pass."""
 
     def __init__(self, settings: RulesSettings):
         self._relevance_min = settings.relevance_min
@@ -94,7 +94,7 @@ class RulesJudge:
 
 
 class _Encoder:
-    """Embeds sentences as the mean of the last hidden states, like all-MiniLM."""
+    """An encoder of sentences: the mean of the last hidden states, like all-MiniLM."""
 
     def __init__(self, weights: str):
         import torch

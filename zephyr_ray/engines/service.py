@@ -19,7 +19,7 @@ class ServiceSettings(EndpointSettings):
 
 
 class ServedJudge:
-    """Sends each judgement to the service."""
+    """A client of the served judge, used like an engine."""
 
     def __init__(self, settings: ServiceSettings):
         self._client = settings.client()

@@ -46,7 +46,7 @@ class VllmSettings(LanguageSettings):
     weights: Annotated[str, WEIGHTS]
     """A packaged name, a hub id, a folder, or the name of a stage that trains a model."""
     gpus: Annotated[float, OPERATIONAL] = Field(0, ge=0)
-    """GPUs per actor; more than one split the model (tensor parallelism)."""
+    """GPUs per actor; with more than one, the model is sharded (tensor parallelism)."""
 
     @field_validator("gpus")
     @classmethod

@@ -168,7 +168,7 @@ def _unit(step: Step) -> str:
 
 
 def _row_tokens(recipe: Recipe, steps: list[Step]) -> dict[str, float]:
-    """Returns the mean tokens per row of each stage's artifact, where they are known."""
+    """Returns the mean tokens per row of each stage's artifact, if known."""
     tokens: dict[str, float] = {}
     for step in steps:
         counts = step.artifact.manifest.counts if step.artifact else {}

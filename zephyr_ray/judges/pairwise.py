@@ -12,12 +12,12 @@ from zephyr_ray.models.contract import Ask, Reply
 REPLY_TOKENS = 128
 """Maximum tokens per reply."""
 ORDERS = 2
-"""Both orders are asked, because GPT-4 prefers the first position (52.6% of 2,999 published
-verdicts)."""
+"""Calls per judgement. Both orders are asked, because GPT-4 prefers the first position (52.6% of
+2,999 published verdicts)."""
 
 
 class Pairwise:
-    """Judges two answers as `{"verdict": 1, 0.5, 0 or None, "reason": text, "scores": None}`.
+    """The form for two answers: `{"verdict": 1, 0.5, 0 or None, "reason": text, "scores": None}`.
 
     The verdict is the first answer's share of the win. Identical texts are ties; verdicts that flip
     with the order are ties marked by `flip`. The verdict is None if a reply cannot be parsed.

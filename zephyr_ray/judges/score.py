@@ -14,7 +14,7 @@ REPLY_TOKENS = 256
 
 
 class Score:
-    """Judges one answer as `{"score": 1-10 or None, "reason": text, "checks": {}}`."""
+    """The form for one answer: `{"score": 1-10 or None, "reason": text, "checks": {}}`."""
 
     name: ClassVar[str] = "score"
     fields: ClassVar[tuple[str, ...]] = ("completion",)

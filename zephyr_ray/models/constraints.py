@@ -1,4 +1,4 @@
-"""Draw, phrase and check constraints that code can verify; the `rules` judge scores with them.
+"""Draws, phrases and checks constraints that code can verify; the `rules` judge scores with them.
 
 A constraint is plain data: `{"kind": "max_words", "n": 15}`. `instruction` is always the bare task,
 without the sentence that asks for the constraint.
@@ -24,9 +24,11 @@ def validate(constraint: dict[str, Any]) -> None:
         raise Permanent(f"unknown constraint kind {name!r}; known kinds: {', '.join(KINDS)}")
     given = constraint.keys() - {"kind"}
     if missing := kind.values.keys() - given:
-        raise Permanent(f"constraint {name!r} lacks {', '.join(sorted(missing))}")
+        raise Permanent(f"constraint {name!r} lacks {', '.join(sorted(missing))}; add it")
     if extra := given - kind.values.keys():
-        raise Permanent(f"constraint {name!r} takes no {', '.join(sorted(map(str, extra)))}")
+        raise Permanent(
+            f"constraint {name!r} takes no {', '.join(sorted(map(str, extra)))}; remove it"
+        )
     for arg, values in kind.values.items():
         value = constraint[arg]
         if kind.closed and value not in values:

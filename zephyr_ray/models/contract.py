@@ -9,11 +9,11 @@ from zephyr_ray.messages import Message
 
 
 class StopRun(Permanent):
-    """Every row would fail (a wrong key, an unknown model): the stage stops at once."""
+    """An error that every row would have (a wrong key, an unknown model); stops the stage."""
 
 
 class EngineDead(Exception):
-    """The engine crashed; its process must be replaced."""
+    """A crash of the engine; its process must be replaced."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one answer is sampled."""
+    """The sampling settings of one answer."""
 
     temperature: float
     top_p: float

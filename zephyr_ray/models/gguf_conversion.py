@@ -1,4 +1,4 @@
-"""Convert a GGUF file of SmolLM2, a ChatML Llama, to a Hugging Face folder."""
+"""Converts a GGUF file of SmolLM2, a ChatML Llama, to a Hugging Face folder."""
 
 from pathlib import Path
 from typing import Any

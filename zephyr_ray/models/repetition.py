@@ -1,4 +1,4 @@
-"""Detect text that a model repeats over and over."""
+"""Detects text that a model repeats over and over."""
 
 import re
 from collections import Counter

@@ -16,8 +16,8 @@ def split_words(text: str) -> list[str]:
 
 
 class SimilarityIndex:
-    """Finds the most similar of many texts. ROUGE-L F = 2·LCS/(m+n) is the normalized Indel
-    similarity."""
+    """An index that returns the most similar of many texts. ROUGE-L F = 2·LCS/(m+n) is the
+    normalized Indel similarity."""
 
     def __init__(self, texts: list[str]):
         self._words = [split_words(text) for text in texts]

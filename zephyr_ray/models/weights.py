@@ -1,4 +1,4 @@
-"""Resolve a packaged name, a folder or a hub id to a local Hugging Face folder."""
+"""Resolves a packaged name, a folder or a hub id to a local Hugging Face folder."""
 
 import hashlib
 import json
@@ -63,19 +63,21 @@ def _as_folder(weights: str, config_only: bool = False) -> Path | None:
 
 def _check(folder: Path, config_only: bool = False) -> None:
     if not (folder / "config.json").is_file():
-        raise Permanent(f"weights folder {folder}: config.json is missing")
+        raise Permanent(f"weights folder {folder}: config.json is missing; name a model's folder")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = None
     if not isinstance(config, dict) or "model_type" not in config:
-        raise Permanent(f"weights folder {folder}: config.json is not a model's configuration")
+        raise Permanent(
+            f"weights folder {folder}: config.json is no model's configuration; copy it again"
+        )
     if config_only:
         return
     if not any(folder.glob("*.safetensors")):
-        raise Permanent(f"weights folder {folder}: no *.safetensors in it")
+        raise Permanent(f"weights folder {folder}: no *.safetensors; add the weights")
     if not any(folder.glob("tokenizer*")):
-        raise Permanent(f"weights folder {folder}: no tokenizer in it (tokenizer.json)")
+        raise Permanent(f"weights folder {folder}: no tokenizer; add tokenizer.json")
 
 
 def _from_hub(weights: str) -> Path:
@@ -83,13 +85,13 @@ def _from_hub(weights: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    # A short request first: a download retries for minutes if the hub does not answer.
+    # A short request first: a download retries for minutes if the hub is not reachable.
     try:
         HfApi().model_info(weights, timeout=5)
         reason = None
     except GatedRepoError:
         raise Permanent(
-            f"weights {weights!r}: the hub refuses access; accept the model's license there and "
+            f"weights {weights!r}: the hub denies access; accept the model's license there and "
             "set HF_TOKEN"
         ) from None
     except RepositoryNotFoundError:

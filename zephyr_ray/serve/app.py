@@ -96,7 +96,7 @@ def served_weights(settings: ServeSettings) -> dict[str, str]:
     names = settings.models or list(known)
     for name in names:
         if name not in known:
-            raise Permanent(f"{settings.run} has no model '{name}'; it has {', '.join(known)}")
+            raise Permanent(f"{settings.run} has no model '{name}'; use one of {', '.join(known)}")
     for name, folder in settings.adapters.items():
         if not folder.is_dir():
             raise Permanent(f"adapter '{name}': there is no folder {folder}; correct the path")

@@ -39,7 +39,8 @@ URL). A single letter before the full stop is an abbreviation ("e.g. this")."""
 
 
 class Clean(Stage):
-    """Cuts each dialogue before its first bad answer; drops it if no answer remains."""
+    """A stage that cuts each dialogue before its first bad answer; drops it if no answer
+    remains."""
 
     kind = "clean"
     makes = "dialogues"
@@ -77,8 +78,8 @@ class Clean(Stage):
         if not cleaned:
             reasons = [f"{n:.0f} {k.removeprefix('dropped/')}" for k, n in work.counts.items() if n]
             raise Permanent(
-                f"stage '{work.name}': no dialogue is left ({', '.join(reasons)}); lower "
-                "min_score or raise the number of prompts"
+                f"stage '{work.name}': every dialogue was dropped ({', '.join(reasons)}); lower "
+                "min_score or increase the number of prompts"
             )
         work.write_rows(cleaned)
 

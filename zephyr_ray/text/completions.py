@@ -25,7 +25,7 @@ are ours."""
 
 
 class Completions(Stage):
-    """Samples `per_prompt` answers to every prompt from a pool of models.
+    """A stage that samples `per_prompt` answers to every prompt from a pool of models.
 
     Models are drawn without replacement, and again once all have answered. With `principles`, each
     answer is sampled under a random principle as its system prompt, which training never sees.

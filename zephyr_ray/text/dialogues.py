@@ -1,4 +1,4 @@
-"""Distils dialogues from a teacher: respond, refine the instruction, respond again (UltraChat)."""
+"""Distills dialogues from a teacher: respond, refine the instruction, respond again (UltraChat)."""
 
 from functools import partial
 from typing import Annotated, Any
@@ -17,7 +17,8 @@ REFINED_TOKENS = 48
 
 
 class SelfRefine(Stage):
-    """Makes dialogues of `turns` questions and answers from prompts, with one teacher."""
+    """A stage that makes dialogues of `turns` questions and answers from prompts, with one
+    teacher."""
 
     kind = "self_refine"
     makes = "dialogues"

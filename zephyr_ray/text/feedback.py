@@ -14,7 +14,7 @@ from zephyr_ray.store import Artifact
 
 
 class Feedback(Stage):
-    """Scores completions with a judge."""
+    """A stage that scores completions with a judge."""
 
     kind = "feedback"
     makes = "feedback"

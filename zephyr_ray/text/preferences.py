@@ -13,8 +13,9 @@ from zephyr_ray.stage import Stage, Work
 
 
 class Preferences(Stage):
-    """Pairs the highest-scored answer (chosen) with a random other one (rejected); the paper finds
-    random more diverse and harder than the lowest-scored. The two texts always differ."""
+    """A stage that pairs the highest-scored answer (chosen) with a random other one (rejected); the
+    paper finds random more diverse and harder than the lowest-scored. The two texts always
+    differ."""
 
     kind = "preferences"
     makes = "pairs"
@@ -105,8 +106,8 @@ def _answer(completion: dict[str, Any]) -> Message:
 
 
 class Chosen(Stage):
-    """Turns the chosen answers of pairs into dialogues. Plain SFT on them is the control that shows
-    how much of a gain comes from DPO."""
+    """A stage that turns the chosen answers of pairs into dialogues. Plain SFT on them is the
+    control that shows how much of a gain comes from DPO."""
 
     kind = "chosen"
     makes = "dialogues"

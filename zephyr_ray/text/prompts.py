@@ -21,7 +21,7 @@ from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import numbered_jsonl
 
 IN_CONTEXT, MACHINE_MADE = 8, 2
-"""Tasks shown per request, and how many of them at most are machine-made (Self-Instruct)."""
+"""Tasks shown per request, and the maximum of machine-made ones among them (Self-Instruct)."""
 CHAIN = 2
 """Requests per row; each shows tasks from the replies before it."""
 NEW_TASKS = 8
@@ -29,18 +29,19 @@ NEW_TASKS = 8
 LIST_TOKENS = 128
 """Maximum tokens per list of new tasks."""
 MIN_WORDS, MAX_WORDS = 4, 150
-"""Words per instruction."""
+"""Minimum and maximum words per instruction."""
 IMPOSSIBLE = re.compile(
     r"\b(images?|pictures?|photos?|graphs?|charts?|maps?|files?|videos?|audio|draw|plot|link|url)\b",
     re.IGNORECASE,
 )
 """Matches tasks that a text model cannot do."""
 YIELD = 3
-"""New tasks kept per row, a low guess."""
+"""Expected new tasks kept per row, a low estimate."""
 MIN_ROWS = 24
 """Minimum rows per round: another round restarts the engines, while rows in one batch cost little
 more than a single row."""
 MAX_ROUNDS = 4
+"""Maximum rounds; after them the stage may have fewer prompts than `count`."""
 
 
 class Tasks(Stage):
@@ -76,7 +77,7 @@ class Tasks(Stage):
 
 
 class Prompts(Tasks):
-    """Takes the first `count` tasks of a file unchanged."""
+    """A stage that takes the first `count` tasks of a file unchanged."""
 
     kind = "prompts"
     makes = "prompts"
@@ -100,8 +101,9 @@ class Prompts(Tasks):
 
 
 class SelfInstruct(Tasks):
-    """Makes `count` prompts: the seed tasks, then new tasks that a model writes in their style. A
-    new task is kept if it differs from all tasks kept before and from the `apart_from` prompts."""
+    """A stage that makes `count` prompts: the seed tasks, then new tasks that a model writes in
+    their style. A new task is kept if it differs from all tasks kept before and from the
+    `apart_from` prompts."""
 
     kind = "self_instruct"
     makes = "prompts"

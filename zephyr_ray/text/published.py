@@ -37,8 +37,9 @@ Row = dict[str, Any]
 
 
 class Published(Stage):
-    """Reads rows from `dataset` (a hub id, or an address such as s3://bucket/folder/*.parquet) or
-    from `files` (a file or a folder of Parquet, JSONL or Arrow files)."""
+    """A stage that reads rows from `dataset` (a hub id, or an address such as
+    s3://bucket/folder/*.parquet) or from `files` (a file or a folder of Parquet, JSONL or Arrow
+    files)."""
 
     kind = "published"
 
@@ -57,7 +58,7 @@ class Published(Stage):
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         if (self.dataset is None) == (self.files is None):
-            raise Permanent("give dataset: (a hub id or an address) or files: (a file or a folder)")
+            raise Permanent("dataset: and files: are both set or both missing; set one of them")
         columns = NEEDED[self.makes] + OPTIONAL[self.makes]
         if unknown := sorted(set(self.columns) - set(columns)):
             raise Permanent(
@@ -89,7 +90,7 @@ class Published(Stage):
         if not work.counts["rows"]:
             reasons = {k: n for k, n in work.counts.items() if k.startswith("dropped/")}
             raise Permanent(
-                f"stage '{work.name}': no row can be used: {reasons or 'no rows at all'}; "
+                f"stage '{work.name}': no usable row: {reasons or 'no rows at all'}; "
                 "correct columns: or split:"
             )
 
@@ -215,7 +216,7 @@ def _stream(files: str | None, loader: str, source: str, **options: Any) -> Iter
         yield from load_dataset(loader, streaming=True, **options)
     except Exception as error:  # no network, no such data set or split, a truncated file, …
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise Permanent(f"{source} cannot be read: {reason}") from error
+        raise Permanent(f"cannot read {source}: {reason}; correct the path or address") from error
 
 
 def _conversation(value: Any) -> list[Message]:

@@ -10,7 +10,8 @@ from zephyr_ray.store import numbered_jsonl
 
 
 class Votes(Stage):
-    """Checks and takes the rows of a votes file, such as runs/quickstart/votes.jsonl."""
+    """A stage that checks and takes the rows of a votes file, such as
+    runs/quickstart/votes.jsonl."""
 
     kind = "votes"
     makes = "feedback"
