@@ -69,7 +69,7 @@ def test_a_folder_that_is_not_a_run_is_one_line(
     ("options", "line"),
     [
         (["--models", "sft,dop"], "has no model 'dop'; use one of sft"),
-        (["--adapter", "folder"], "--adapter folder: write NAME=FOLDER"),
+        (["--adapter", "folder"], "--adapter folder: not an assignment; write NAME=FOLDER"),
         (["--adapter", "mine=/nowhere"], "adapter 'mine': there is no folder /nowhere"),
         (["--replicas", "3", "--max-replicas", "2"], "--max-replicas: 2 is less than replicas, 3"),
         (["--context", "3"], "--context: "),
