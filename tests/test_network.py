@@ -32,7 +32,7 @@ CLIENTS = "pods zephyr-ray/client=true"
 PEERS = {
     "the operator": namespace("kuberay-system"),
     "the submitter and test pods of the release": part("submitter"),
-    'pods labelled `zephyr-ray/client: "true"`': CLIENTS,
+    'pods labeled `zephyr-ray/client: "true"`': CLIENTS,
     "pods with that label": CLIENTS,
     "the release's Ray clusters and jobs": part("cluster", "pipeline"),
 }

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from markupsafe import Markup, escape
 
 from zephyr_ray.formatting import describe_model, duration, number, signed
-from zephyr_ray.report.plots import COLOURS, draw, time_bars
+from zephyr_ray.report.plots import COLORS, draw, time_bars
 from zephyr_ray.section import Cell, Column, Interval, Place, Section
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Stage, Work
@@ -88,14 +88,14 @@ def arrange(sections: dict[str, Section]) -> list[PageChapter]:
     by_stage = [(stage, c) for stage, section in sections.items() for c in section.chapters]
     by_stage.sort(key=lambda item: item[1].place)
     # One color per model or stage, the same in every plot, in order of appearance.
-    colours: dict[str, str] = defaultdict(cycle(COLOURS).__next__)
+    colors: dict[str, str] = defaultdict(cycle(COLORS).__next__)
     arranged: dict[str, PageChapter] = {}
     for stage, chapter in by_stage:
         merged = arranged.setdefault(chapter.title, PageChapter(chapter.title, chapter.place))
         merged.intro = merged.intro or chapter.intro
         runs = [(kind, list(run)) for kind, run in groupby(chapter.blocks, key=type)]
         merged.parts[stage] = [
-            (kind.__name__.lower(), draw(blocks, stage, colours) or blocks) for kind, blocks in runs
+            (kind.__name__.lower(), draw(blocks, stage, colors) or blocks) for kind, blocks in runs
         ]
     return list(arranged.values())
 

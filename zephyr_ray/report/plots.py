@@ -17,7 +17,7 @@ from zephyr_ray.section import Bars, Block, Curve, Histogram
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#b8860b", "#3a9fbf", "#aa3377", "#808080")
+COLORS = ("#4477aa", "#ee6677", "#228833", "#b8860b", "#3a9fbf", "#aa3377", "#808080")
 """Paul Tol's bright scheme, distinct to color-blind readers; its yellow and cyan are darker."""
 INK = "#010203"
 WIDTH = 4.6
@@ -41,18 +41,18 @@ STYLE: dict[str, Any] = {
 }
 
 
-def draw(plots: Sequence[Block], stage: str, colours: dict[str, str]) -> list[Markup]:
+def draw(plots: Sequence[Block], stage: str, colors: dict[str, str]) -> list[Markup]:
     """Draws the plots of one kind that stand side by side in a stage's part of a chapter."""
     drawn = []
     most = max((n for p in plots if isinstance(p, Histogram) for n in counts(p)), default=0)
     for block in plots:
         match block:
             case Bars():
-                drawn.append(interval_bars(block, colours))
+                drawn.append(interval_bars(block, colors))
             case Curve():
-                drawn.append(curve(block, stage, colours[stage]))
+                drawn.append(curve(block, stage, colors[stage]))
             case Histogram():
-                drawn.append(histogram(block, most, colours[block.title]))
+                drawn.append(histogram(block, most, colors[block.title]))
     return drawn
 
 
@@ -84,7 +84,7 @@ def _inline(svg: str, label: str) -> Markup:
     )
 
 
-def interval_bars(block: Bars, colours: dict[str, str]) -> Markup:
+def interval_bars(block: Bars, colors: dict[str, str]) -> Markup:
     """Draws horizontal bars on 0..1 with their intervals, and a dashed line to compare with."""
     label = f"{block.title}: " + "; ".join(
         f"{name} {number(bar.value)} from {number(bar.low)} to {number(bar.high)}"
@@ -93,7 +93,7 @@ def interval_bars(block: Bars, colours: dict[str, str]) -> Markup:
 
     def paint(axes: "Axes") -> None:
         for place, (name, bar) in enumerate(block.bars):
-            axes.barh(place, bar.value, color=colours[name], height=0.62)
+            axes.barh(place, bar.value, color=colors[name], height=0.62)
             axes.plot([bar.low, bar.high], [place, place], color=INK, linewidth=1.6, marker="|")
             axes.text(1.02, place, number(bar.value), va="center")
         if block.line is not None:
@@ -106,7 +106,7 @@ def interval_bars(block: Bars, colours: dict[str, str]) -> Markup:
     return plot(label, 0.75 + 0.34 * len(block.bars), paint)
 
 
-def curve(block: Curve, stage: str, colour: str) -> Markup:
+def curve(block: Curve, stage: str, color: str) -> Markup:
     """Draws one value over the steps of a stage."""
     from matplotlib.ticker import MaxNLocator
 
@@ -115,9 +115,7 @@ def curve(block: Curve, stage: str, colour: str) -> Markup:
     label = f"{stage} · {block.title} over {len(steps)} steps: {ends}"
 
     def paint(axes: "Axes") -> None:
-        axes.plot(
-            steps, values, color=colour, linewidth=1.6, marker="o" if len(steps) < 3 else None
-        )
+        axes.plot(steps, values, color=color, linewidth=1.6, marker="o" if len(steps) < 3 else None)
         axes.grid(axis="y")
         axes.margins(x=0.02)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -127,7 +125,7 @@ def curve(block: Curve, stage: str, colour: str) -> Markup:
     return plot(label, 2.3, paint)
 
 
-def histogram(block: Histogram, most: int, colour: str) -> Markup:
+def histogram(block: Histogram, most: int, color: str) -> Markup:
     """Draws how often each score was given; `most` makes neighbors comparable."""
     times = counts(block)
     mean = number(sum(block.scores) / len(block.scores), 1)
@@ -135,7 +133,7 @@ def histogram(block: Histogram, most: int, colour: str) -> Markup:
     label = f"{block.title}: {given}"
 
     def paint(axes: "Axes") -> None:
-        axes.bar(range(1, 11), times, color=colour, width=0.8)
+        axes.bar(range(1, 11), times, color=color, width=0.8)
         axes.set_xticks(range(1, 11))
         axes.set_ylim(0, most * 1.08)
         axes.grid(axis="y")
@@ -157,7 +155,7 @@ def time_bars(seconds: dict[str, float]) -> Markup:
     def paint(axes: "Axes") -> None:
         longest = max(seconds.values()) or 1
         for place, (name, text) in enumerate(texts.items()):
-            axes.barh(place, seconds[name], color=COLOURS[0], height=0.66)
+            axes.barh(place, seconds[name], color=COLORS[0], height=0.66)
             axes.text(seconds[name] + longest * 0.015, place, text, va="center", fontsize=9)
         axes.set_yticks(range(len(texts)), [_short(name) for name in texts])
         axes.set_xlim(0, longest * 1.28)
