@@ -20,6 +20,7 @@ from zephyr_ray.pipeline import KINDS, main
 from zephyr_ray.plan import make_plan
 from zephyr_ray.recipe import Hardware, load
 from zephyr_ray.store import Store
+from zephyr_ray.text.prompts import SelfInstruct
 from zephyr_ray.train import memory
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.sft import Sft
@@ -424,6 +425,13 @@ def test_calls_tokens_and_dollars_by_hand(recipe_file: Path) -> None:
     assert [c.calls for c in calls("answers")] == [200, 200]
     [talks] = calls("talks")
     assert (talks.calls, talks.tokens_out) == (300, 100 * 2 * 100)
+
+
+@pytest.mark.parametrize(("count", "calls"), [(10, 4 * 24 * 2), (300, 4 * 100 * 2)])
+def test_calls_of_self_instruct_are_bounded(count: int, calls: int) -> None:
+    """Four rounds, each of 24 or count / 3 rows of two requests."""
+    stage = SelfInstruct(model="gpt", seeds="seeds.jsonl", count=count)
+    assert stage.calls({}, {})["gpt"] == Calls(calls, calls * 256, calls * 128)
 
 
 def test_a_folder_with_a_config_alone_is_enough_for_a_plan(

@@ -1,5 +1,6 @@
 """One new file and one line: the toys of docs/07, applied to a copy of the package and run."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from zephyr_ray import engines, judges, pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 TOYS = sorted((ROOT / "tests" / "toys").glob("*.diff"))
@@ -16,7 +19,7 @@ models:
   echo: {engine: echo}
 stages:
   prompts: {kind: prompts, seeds: seeds.jsonl, constrained: 0}
-  short: {kind: shorten, prompts: prompts, words: 2}
+  short: {kind: short_prompts, prompts: prompts, words: 4}
   answers: {kind: completions, models: [echo], prompts: short}
 """
 PROGRAM = """
@@ -44,7 +47,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for toy in TOYS:
         subprocess.run(["git", "apply", str(toy)], cwd=folder, check=True)
     (folder / "recipe.yaml").write_text(RECIPE)
-    (folder / "seeds.jsonl").write_text('{"instruction": "Name a big tree."}\n')
+    tasks = ("Name a big tree.", "Name a big tree and a small one.")
+    seeds = "".join(json.dumps({"instruction": task}) + "\n" for task in tasks)
+    (folder / "seeds.jsonl").write_text(seeds)
     return folder
 
 
@@ -53,6 +58,22 @@ def run(folder: Path, *arguments: str) -> str:
         [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=True
     )
     return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("names", "registered"),
+    [
+        (pipeline.STAGES, pipeline.KINDS),
+        (engines._NAMES, engines.ENGINES),
+        (judges._NAMES, judges.FORMS),
+    ],
+    ids=["stages", "engines", "forms"],
+)
+def test_every_entry_of_a_list_has_a_name_of_its_own(
+    names: tuple[str, ...], registered: dict[str, object]
+) -> None:
+    assert len(registered) == len(names)
+    assert all(isinstance(name, str) for name in registered)
 
 
 @pytest.mark.parametrize("toy", TOYS, ids=lambda path: path.stem)
@@ -75,7 +96,7 @@ def test_the_docs_show_the_toys() -> None:
 def test_a_toy_kind_runs_in_a_recipe(checkout: Path) -> None:
     run(checkout, "-m", "zephyr_ray.pipeline", "recipe.yaml", "--until", "short")
     rows = (checkout / "runs" / "toy" / "data" / "short" / "rows.jsonl").read_text()
-    assert '"prompt": "Name a"' in rows
+    assert [json.loads(row)["prompt"] for row in rows.splitlines()] == ["Name a big tree."]
     plan = run(checkout, "-m", "zephyr_ray.pipeline", "recipe.yaml", "--plan")
     assert re.search(r"answers +completions +to do +≤ 1 ", plan)
 

@@ -9,6 +9,7 @@ import pytest
 
 from zephyr_ray.engines import rules
 from zephyr_ray.engines.rules import RulesJudge, RulesSettings
+from zephyr_ray.errors import Permanent
 from zephyr_ray.judges import FORMS
 from zephyr_ray.judges.pairwise import read_ranking
 from zephyr_ray.judges.score import read_score
@@ -202,6 +203,11 @@ def test_rules_score_the_share_of_checks(
 def test_rules_without_a_constraint_check_the_rest() -> None:
     result = rated("Hello!", row=ROW)
     assert result == {"score": 10.0, "reason": "", "checks": {"ended": True, "no_loop": True}}
+
+
+def test_rules_without_rules_for_a_form_say_so() -> None:
+    with pytest.raises(Permanent, match="has no form 'safety'; use a language model"):
+        asyncio.run(RULES.judge("safety", LIST, [{"text": "", "finish_reason": "stop"}]))
 
 
 def test_rules_give_reasons() -> None:

@@ -277,6 +277,7 @@ def test_a_model_is_started_from_its_folder_beside_the_recipe(folder: Path) -> N
     model = recipe.models["base"].to_model({})
     assert Path(model.weights) == folder / "tiny"
     assert model.demonstrations[0]["prompt"].startswith("Name pets. Answer with exactly 2 bullet")
+    assert model.settings.model_dump()["demonstrations"] == str(folder / "shown.jsonl")
     # The path of the judge's encoder is absolute, because actors have another working folder.
     assert recipe.models["judge"].to_model({}).settings.model_dump()["relevance"] == str(
         folder / "tiny"

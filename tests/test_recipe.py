@@ -293,12 +293,14 @@ def test_a_recipe_cannot_extend_one_that_extends_another(tmp_path: Path) -> None
 SETS = {
     "no value": ("pairs.rejected", "write stage.setting=value"),
     "empty part": ("pairs..rejected=all", "write stage.setting=value"),
-    "unknown stage": ("pair.rejected=all", "has no 'pair'"),
+    "unknown stage": ("pair.rejected=all", "has no 'pair'; did you mean 'pairs'"),
     "model without models": (
         "base.temperature=1",
         "has no .base.; write models.base.temperature=1",
     ),
-    "unknown model": ("models.bass.temperature=1", "has no 'bass'"),
+    "unknown model": ("models.bass.temperature=1", "has no 'bass'; did you mean 'base'"),
+    "missing mapping": ("sft.lora.rank=4", "'lora' as a mapping; write --set 'sft.lora={rank: …}'"),
+    "no hardware": ("hardware.gpu_memory_gib=24", "write --set 'hardware={gpu_memory_gib: …}'"),
     "misspelled setting": (
         "pairs.rejecte=all",
         "unknown setting 'rejecte'; did you mean 'rejected'",
@@ -306,7 +308,7 @@ SETS = {
     "wrong value": ("pairs.rejected=some", "'rejected'.*got 'some'"),
     "bad yaml": ("pairs.rejected=[", r"--set pairs.rejected=\[: the value is not valid YAML"),
     "below a value": ("seed.x=1", "has no 'seed'"),
-    "unknown top setting": ("sead=1", "unknown setting 'sead'"),
+    "unknown top setting": ("sead=1", "unknown setting 'sead'; did you mean 'seed'"),
 }
 
 

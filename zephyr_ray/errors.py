@@ -1,5 +1,8 @@
 """Defines the two kinds of failure. The type tells the caller whether to retry."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class Permanent(Exception):
     """A failure that no retry can help: bad input, bad key, budget spent. Shown as one line; exit
@@ -8,3 +11,10 @@ class Permanent(Exception):
 
 class Temporary(Exception):
     """A failure that a retry can help: rate limit, server error, timeout, lost worker."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Returns the end of an error line that suggests the closest of the known names, or all."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"

@@ -11,10 +11,10 @@ from pydantic import Field
 from zephyr_ray.engines import DEFAULT, ENGINES
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.engines.settings import ModelSettings
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, suggest
 from zephyr_ray.recipe_file import mapping, read
 from zephyr_ray.references import References
-from zephyr_ray.settings import FILE, Reads, Strict, marked, suggest, typed
+from zephyr_ray.settings import FILE, Reads, Strict, marked, typed
 from zephyr_ray.stage import Stage
 
 SEED_LIMIT = 2**32
@@ -104,8 +104,8 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
     unknown = sorted(map(str, set(raw) - RECIPE_SETTINGS))
     if unknown:
         raise Permanent(
-            f"{path}: unknown setting '{unknown[0]}'; a recipe has extends, name, storage, seed, "
-            "hardware, models, stages"
+            f"{path}: unknown setting '{unknown[0]}'"
+            + suggest(unknown[0], {"extends", *RECIPE_SETTINGS})
         )
     name, seed = str(raw.get("name", path.stem)), raw.get("seed", 0)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in ("store", "mlartifacts"):

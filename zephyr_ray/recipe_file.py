@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, suggest
 
 
 def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
@@ -63,16 +63,30 @@ def _override(raw: dict[str, Any], text: str) -> None:
     parent: Any = raw
     if path[0] in (raw.get("stages") or {}):
         path = ["stages", *path]
-    for part in path[:-1]:
-        if not isinstance(parent, dict) or not isinstance(parent.get(part), dict):
-            is_model = part in (raw.get("models") or {})
-            hint = f"write models.{text}" if is_model else "write stage.setting=value"
-            raise Permanent(f"--set {text}: the recipe has no '{part}'; {hint}")
+    for depth, part in enumerate(path[:-1]):
+        if not isinstance(parent.get(part), dict):
+            raise Permanent(
+                f"--set {text}: the recipe has no '{part}'{_hint(raw, text, path, depth)}"
+            )
         parent = parent[part]
     try:
         parent[path[-1]] = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError):
         raise Permanent(f"--set {text}: the value is not valid YAML; quote it") from None
+
+
+def _hint(raw: dict[str, Any], text: str, path: list[str], depth: int) -> str:
+    """Returns the fix of an override to a `path` that the recipe lacks at `depth`."""
+    models = raw.get("models") or {}
+    if depth == 0 and path[0] in models:
+        return f"; write models.{text}"
+    if depth == 0 and path[0] not in ("models", "hardware"):
+        return suggest(path[0], {*(raw.get("stages") or {}), "models", "hardware"})
+    if path[:depth] == ["models"]:
+        return suggest(path[1], models)
+    name, inner = ".".join(path[: depth + 1]).removeprefix("stages."), path[depth + 1 :]
+    value = "{" + ": {".join(inner) + ": …" + "}" * len(inner)
+    return f" as a mapping; write --set '{name}={value}'"
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from zephyr_ray.engines.model import RecipeModel, Weights
 from zephyr_ray.engines.settings import ModelSettings
-from zephyr_ray.errors import Permanent
-from zephyr_ray.settings import FILE, WEIGHTS, Reads, marked, suggest
+from zephyr_ray.errors import Permanent, suggest
+from zephyr_ray.settings import FILE, WEIGHTS, Reads, marked
 from zephyr_ray.stage import Stage
 
 TRAINED = "weights"

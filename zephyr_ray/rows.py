@@ -27,8 +27,9 @@ ENGINE_DEATHS = 5
 def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model]) -> list[Row]:
     """Returns the program's results in the order of `rows`; failed rows are counted and omitted.
 
-    Each row has an "id"; with several models, it names its own in "member". Raises Permanent if no
-    row succeeds, if a row has an environment fault, or if a model cannot be used at all.
+    Each row has an "id"; within a stage, rows with the same "id" are the same row. With several
+    models, a row names its own in "member". Raises Permanent if no row succeeds, if a row has an
+    environment fault, or if a model cannot be used at all.
     """
     outcomes = _Outcomes(work.journal("rows"))
     outcomes.follow()

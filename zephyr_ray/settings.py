@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, suggest
 from zephyr_ray.recipe_file import mapping
 
 USES = ("weights", "model", "judge")
@@ -64,14 +64,6 @@ def marked(settings: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, li
                 values = value if isinstance(value, list) else [value]
                 fields.append((name, m, [str(v) for v in values if v is not None]))
     return fields
-
-
-def suggest(name: str, known: Any) -> str:
-    """Returns the end of an error line that suggests the closest of the known names, or all."""
-    import difflib
-
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
 
 
 def typed(cls: type[T], settings: Any, where: str) -> T:

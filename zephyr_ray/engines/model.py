@@ -84,8 +84,9 @@ class RecipeModel:
         }
 
     def to_model(self, artifacts: dict[str, Artifact]) -> Model:
-        """Returns the model with its weights located and its demonstrations read."""
-        located = {name: weights.locate(artifacts) for name, weights in self.weights.items()}
+        """Returns the model with its weights and files located and its demonstrations read."""
+        located = {name: str(path) for name, path in self.files.items()}
+        located |= {name: weights.locate(artifacts) for name, weights in self.weights.items()}
         path = self.files.get("demonstrations")
         examples = demonstrations.read(path) if path else []
         return Model(self.name, self.settings.model_copy(update=located), examples)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
 from zephyr_ray.engines.settings import ModelSettings
+from zephyr_ray.errors import Permanent
 from zephyr_ray.models import constraints
 from zephyr_ray.models.repetition import loops
 from zephyr_ray.models.weights import resolve
@@ -53,6 +54,8 @@ class RulesJudge:
     async def judge(
         self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]
     ) -> Judgement:
+        if form not in self.FORMS:
+            raise Permanent(f"the rules judge has no form '{form}'; use a language model as judge")
         judgement: Judgement = self.FORMS[form](self, row, *answers)
         return judgement
 

@@ -99,7 +99,7 @@ def _training_lines(
         basis += ", without the cost of offload" if stage.offload != "none" else ""
         lines.append(f"  time    {'' if source else bound}{hours(estimate.hours)} ({basis})")
     elif estimate.steps:
-        lines.append("  time    unknown; set hardware: {tflops: …} or {rows_per_second: …}")
+        lines.append("  time    unknown; set hardware: {gpu_memory_gib: …, tflops: …}")
     return lines
 
 

@@ -158,7 +158,8 @@ class Gateway:
     ) -> Response:
         """Returns judgements in the order of the rows."""
         if self._judge is None:
-            raise RequestError(404, "this run was compared by no judge", "no_judge")
+            message = "the run was compared by no judge that this service can host"
+            raise RequestError(404, message, "no_judge")
         for number, row in enumerate(rows):
             try:
                 if row["constraint"]:

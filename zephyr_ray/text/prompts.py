@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
 from zephyr_ray.messages import user
 from zephyr_ray.models import constraints
@@ -17,7 +18,7 @@ from zephyr_ray.models.repetition import loops
 from zephyr_ray.models.similarity import SimilarityIndex, diversity
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import FILE, Reads
-from zephyr_ray.stage import Stage, Work
+from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
 from zephyr_ray.store import numbered_jsonl
 
 IN_CONTEXT, MACHINE_MADE = 8, 2
@@ -163,6 +164,10 @@ class SelfInstruct(Tasks):
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return self.count
+
+    def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
+        count = MAX_ROUNDS * max(MIN_ROWS, self.count // YIELD) * CHAIN
+        return {self.model: Calls(count, count * PROMPT_TOKENS, count * LIST_TOKENS)}
 
     def _held_out(self, work: Work) -> SimilarityIndex:
         rows = work.inputs[self.apart_from].rows() if self.apart_from else []
