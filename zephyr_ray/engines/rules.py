@@ -9,12 +9,11 @@ from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
 from zephyr_ray.engines.settings import ModelSettings
+from zephyr_ray.judges.form import Judgement
 from zephyr_ray.models import constraints
 from zephyr_ray.models.repetition import loops
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.settings import WEIGHTS
-
-Judgement = dict[str, Any]
 
 
 class RulesSettings(ModelSettings):
@@ -25,7 +24,7 @@ class RulesSettings(ModelSettings):
 
     engine: Literal["rules"] = "rules"
     relevance: Annotated[str | None, WEIGHTS] = None
-    """Weights of a sentence encoder, which checks that answers are on topic; None skips the
+    """Weights of a sentence encoder that checks whether answers are on topic; None skips the
     check."""
     relevance_min: float = 0.3
     """Minimum cosine similarity between instruction and answer."""
@@ -34,7 +33,7 @@ class RulesSettings(ModelSettings):
         return RulesJudge(self)
 
     def judges(self, form: str) -> bool:
-        return form in RulesJudge.FORMS
+        return form in RulesJudge.CHECKS_BY_FORM
 
 
 class RulesJudge:
@@ -53,7 +52,7 @@ class RulesJudge:
     async def judge(
         self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]
     ) -> Judgement:
-        judgement: Judgement = self.FORMS[form](self, row, *answers)
+        judgement: Judgement = self.CHECKS_BY_FORM[form](self, row, *answers)
         return judgement
 
     def score(self, row: dict[str, Any], answer: dict[str, Any]) -> Judgement:
@@ -90,7 +89,10 @@ class RulesJudge:
         )
         return {"verdict": verdict, "reason": reason, "scores": [ours, theirs]}
 
-    FORMS: ClassVar[dict[str, Callable[..., Judgement]]] = {"score": score, "pairwise": compare}
+    CHECKS_BY_FORM: ClassVar[dict[str, Callable[..., Judgement]]] = {
+        "score": score,
+        "pairwise": compare,
+    }
 
 
 class _Encoder:
