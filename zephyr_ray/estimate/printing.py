@@ -158,11 +158,11 @@ def _rate(recipe: Recipe, store: Store, step: Step) -> tuple[float | None, str]:
                 newest = (manifest.created, rows / seconds)
         except (ValueError, KeyError, TypeError):
             continue
-    return (
-        (newest[1], f"at {rate_per_second(newest[1])} {_unit(step)} per second, as measured {newest[0][:10]}")
-        if newest[1]
-        else (None, "")
-    )
+    created, measured = newest
+    if not measured:
+        return None, ""
+    throughput = f"{rate_per_second(measured)} {_unit(step)} per second"
+    return measured, f"at {throughput}, as measured {created[:10]}"
 
 
 def _unit(step: Step) -> str:
