@@ -51,7 +51,8 @@ class References:
         where = f"{self.where}: stage '{name}' reads '{ref}'"
         if ref in self.settings:
             if not mark.is_model:
-                raise Permanent(f"{where}, which is a model; name a stage that makes {mark.what}")
+                wanted = "" if mark.what == "any" else f" that makes {mark.what}"
+                raise Permanent(f"{where}, which is a model; name a stage{wanted}")
             self._check_use(where, mark, ref)
             for source in _named(self.settings[ref], WEIGHTS):
                 if source in self.stages:
