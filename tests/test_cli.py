@@ -90,6 +90,13 @@ def test_an_address_without_a_scheme_is_one_line(capsys: pytest.CaptureFixture) 
     assert "an address begins with http:// or https://" in capsys.readouterr().err
 
 
+def test_a_service_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    assert cli.main(["chat", address]) == 2
+    line = f"error: cannot reach {address}; start zephyr serve or correct the address\n"
+    assert capsys.readouterr().err == line
+
+
 def test_a_damaged_manifest_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00")
     (tmp_path / "store" / "sft-sft" / "manifest.json").unlink()

@@ -110,7 +110,7 @@ def test_doctor_finds_nothing_wrong_with_a_healthy_cluster(
         r"✓ +versions +http\S+ runs v1.37.1",
         r"✓ +operator +operator kuberay/kuberay-operator is \S+:v1.7.0",
         r"✓ +namespace +team, Pod Security restricted;",
-        r"✓ +permissions +all that submit, status, logs and stop need in team",
+        r"✓ +permissions +has every permission that submit, status, logs and stop need in team",
         r"✓ +nodes +group cpu: 1 × no GPU; the nodes, if empty, hold [1-9]",
         r"✓ +nodes +group gpu: 2 × 4 nvidia.com/gpu; the nodes, if empty, hold 2 of",
         r"✓ +storage +claim shared: Bound, ReadWriteMany, class nfs",
@@ -154,7 +154,7 @@ FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
     "no namespace": (deleted(TEAM), r"✗ +namespace +no namespace team +kubectl create namespace"),
     "missing permission": (
         lambda api: api.denied.update({"create rayjobs", "get pods/log"}),
-        r"✗ +permissions +these credentials may not create rayjobs, get pods/log in team +ask for",
+        r"✗ +permissions +these credentials cannot create rayjobs, get pods/log in team +ask for",
     ),
     "tainted": (
         changed("/api/v1/nodes/cpu", spec={"unschedulable": True}),

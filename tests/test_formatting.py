@@ -2,7 +2,15 @@
 
 import pytest
 
-from zephyr_ray.formatting import duration, number, percent, signed
+from zephyr_ray.formatting import (
+    abbreviate,
+    duration,
+    hours,
+    number,
+    percent,
+    rate_per_second,
+    signed,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,3 +63,25 @@ def test_percent(share: float, text: str) -> None:
 )
 def test_duration(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(640, "640"), (64_000, "64,000"), (640_000, "0.64 M"), (285.4e6, "285 M")],
+)
+def test_abbreviated_counts(count: float, text: str) -> None:
+    assert abbreviate(count) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(0.4, "0.4"), (9.97, "10"), (24.83, "25"), (1000.0, "1,000")]
+)
+def test_rates_have_no_exponent(rate: float, text: str) -> None:
+    assert rate_per_second(rate) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.55, "1.6 h"), (0.5, "30 min"), (1 / 60, "1 min"), (0.001, "< 1 min")]
+)
+def test_hours(value: float, text: str) -> None:
+    assert hours(value) == text

@@ -16,7 +16,7 @@ OWNERS = {
 OTHER_MEANINGS = {
     "zephyr_ray/cluster/kube.py",  # kinds of watch events
     "zephyr_ray/cluster/watch.py",
-    "zephyr_ray/cluster/checks.py",  # kinds of GPUs
+    "zephyr_ray/cluster/checks.py",  # kinds of Kubernetes resources
     "zephyr_ray/models/gguf_conversion.py",  # kinds of tokens
     "zephyr_ray/cluster/profile_checks.py",  # kinds of GPUs and storage classes
     "zephyr_ray/models/constraints.py",  # kinds of constraints

@@ -14,7 +14,7 @@ import pytest
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.headers import count_parameters
-from zephyr_ray.pipeline import KINDS
+from zephyr_ray.pipeline import KINDS, print_plan
 from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, preflight
 from zephyr_ray.recipe import Recipe, load
@@ -67,6 +67,15 @@ def plan(folder: Path, *overrides: str, until: str | None = None) -> dict[str, S
     store = Store(folder / "runs")
     store.prepare()
     return {step.name: step for step in make_plan(read(folder, *overrides), store, until)}
+
+
+def test_the_title_of_a_plan_counts_its_stages(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for until in ("prompts", "heldout"):
+        print_plan(read(folder), list(plan(folder, until=until).values()))
+    titles = [line.strip() for line in capsys.readouterr().out.splitlines() if "small" in line]
+    assert titles == ["small: 1 stage", "small: 2 stages"]
 
 
 def link(recipe: Recipe, store: Store, step: Step) -> None:

@@ -381,7 +381,9 @@ def test_a_recipe_reads_it_and_its_content_is_in_the_key(folder: Path) -> None:
     write_jsonl(folder / "b.jsonl", [ultrachat(1)])
     assert not set(before) & {step.key for step in make_plan(recipe, store)}
     recipe_file.write_text(recipe_file.read_text().replace("dialogues", "pairs"))
-    with pytest.raises(Permanent, match="reads 'ultrachat', which makes pairs; it needs dialogues"):
+    with pytest.raises(
+        Permanent, match="reads 'ultrachat', which makes pairs; name a stage that makes dialogues"
+    ):
         load(recipe_file, KINDS)
 
 

@@ -64,12 +64,12 @@ MISTAKES = {
     "model where text is read": (
         "data: dialogues",
         "data: base",
-        "'base', which is a model; it nee",
+        "'base', which is a model; name a stage that makes dialogues",
     ),
     "wrong artifact": (
         "data: dialogues",
         "data: prompts",
-        "'prompts', which makes prompts; it nee",
+        "'prompts', which makes prompts; name a stage that makes dialogues",
     ),
     "stage as judge": (
         "judge: judge",

@@ -92,13 +92,19 @@ def _cluster_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     submit.add_argument(
         "--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="as for run"
     )
-    submit.add_argument("--wait", action="store_true", help="end with the job's exit code")
-    submit.add_argument("--follow", action="store_true", help="--wait, and show the log")
+    submit.add_argument(
+        "--wait", action="store_true", help="wait for the job and exit with its code"
+    )
+    submit.add_argument("--follow", action="store_true", help="show the log; implies --wait")
     status = commands.add_parser("status", help="list the jobs of the cluster, or show one")
     status.add_argument("job", nargs="?")
     logs = commands.add_parser("logs", help="show the log of a job")
     logs.add_argument("job")
-    logs.add_argument("--follow", action="store_true", help="end with the job's exit code")
+    logs.add_argument(
+        "--follow",
+        action="store_true",
+        help="show the log until the job ends, then exit with its code",
+    )
     stop = commands.add_parser("stop", help="end a job and keep its finished stages and rows")
     stop.add_argument("job")
     doctor = commands.add_parser("doctor", help="check whether the cluster can run a recipe")

@@ -50,13 +50,23 @@ def gib(size: float) -> str:
     return f"{number(value, 0 if value >= 99.5 else 1 if value >= 0.95 else 2)} GiB"
 
 
-def millions(count: float) -> str:
+def abbreviate(count: float) -> str:
+    """Formats a count in millions, or in full below 100,000."""
+    if count < 1e5:
+        return f"{count:,.0f}"
     return f"{count / 1e6:,.0f} M" if count >= 1e7 else f"{count / 1e6:.2g} M"
+
+
+def rate_per_second(value: float) -> str:
+    """Formats a throughput with two digits, or as a whole number from 10 on."""
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:.2g}"
 
 
 def hours(value: float) -> str:
     """Formats hours, or minutes below one hour."""
-    return f"{value:.1f} h" if value >= 1 else f"{value * 60:.0f} min"
+    if value >= 1:
+        return f"{value:.1f} h"
+    return f"{value * 60:.0f} min" if value * 60 >= 1 else "< 1 min"
 
 
 def describe_model(spec: dict[str, Any]) -> str:

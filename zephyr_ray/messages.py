@@ -1,4 +1,4 @@
-"""Defines messages that carry their own facts, and access to conversations by role.
+"""Defines messages with facts about them, and functions that read conversations by role.
 
 A message is `{"role": "system" | "user" | "assistant", "content": text}`, plus facts about it:
 `finish_reason` of an answer ("stop": the model ended it, "length": cut off at the token limit), and

@@ -222,7 +222,8 @@ def _summary(artifact: Artifact) -> str:
 
 
 def print_plan(recipe: Recipe, steps: list[Step]) -> None:
-    table = Table(title=f"{recipe.name}: {len(steps)} stages", box=None, title_justify="left")
+    title = f"{recipe.name}: {len(steps)} stage{'s' if len(steps) != 1 else ''}"
+    table = Table(title=title, box=None, title_justify="left")
     for heading in ("stage", "kind", "state", "rows", "why"):
         table.add_column(heading)
     for step in steps:

@@ -51,9 +51,8 @@ class References:
         where = f"{self.where}: stage '{name}' reads '{ref}'"
         if ref in self.settings:
             if not mark.is_model:
-                raise Permanent(
-                    f"{where}, which is a model; it needs a stage that makes {mark.what}"
-                )
+                wanted = "" if mark.what == "any" else f" that makes {mark.what}"
+                raise Permanent(f"{where}, which is a model; name a stage{wanted}")
             self._check_use(where, mark, ref)
             for source in _named(self.settings[ref], WEIGHTS):
                 if source in self.stages:
@@ -65,7 +64,7 @@ class References:
                 )
             makes, required = self.stages[ref].makes, TRAINED if mark.is_model else mark.what
             if required not in ("any", makes):
-                raise Permanent(f"{where}, which makes {makes}; it needs {mark.what}")
+                raise Permanent(f"{where}, which makes {makes}; name a stage that makes {required}")
             self._check_order(f"{self.where}: stage '{name}' reads", name, ref)
         else:
             names = [*(self.settings if mark.is_model else []), *self.stages]

@@ -66,6 +66,10 @@ class Remote:
                     f"{address} does not accept the key in {KEY_VARIABLE}; set a valid one"
                 ) from None
             raise Permanent(f"{address} requires a key; set {KEY_VARIABLE}") from None
+        except openai.APIConnectionError:
+            raise Permanent(
+                f"cannot reach {address}; start zephyr serve or correct the address"
+            ) from None
         except openai.OpenAIError as error:
             raise Permanent(f"{address} is not a chat service: {error}; check it") from None
         if name and name not in names:

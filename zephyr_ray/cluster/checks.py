@@ -1,4 +1,4 @@
-"""Checks of the cluster itself. Each function is one check and yields its results."""
+"""Checks the cluster itself; each check yields its results."""
 
 import re
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class CheckResult:
     """One row of doctor's table."""
 
     state: Literal["good", "bad", "unknown"]
-    """`unknown` if these credentials or this machine cannot decide it."""
+    """`unknown` if these credentials or this machine cannot determine the result."""
     observation: str
     fix: str = ""
     """A command or an imperative; empty if nothing needs fixing."""
@@ -92,7 +92,7 @@ def check_namespace(kube: Kube) -> Iterator[CheckResult]:
         yield bad(f"no namespace {name}", f"kubectl create namespace {name}")
         return
     enforced = labels.get("pod-security.kubernetes.io/enforce", "not set on the namespace")
-    yield good(f"{name}, Pod Security {enforced}; the pods of a run pass restricted")
+    yield good(f"{name}, Pod Security {enforced}; the run's pods comply with restricted")
 
 
 def check_permissions(kube: Kube) -> Iterator[CheckResult]:
@@ -112,8 +112,10 @@ def check_permissions(kube: Kube) -> Iterator[CheckResult]:
                 denied.append(f"{verb} {resource}")
     if denied:
         yield bad(
-            f"these credentials may not {', '.join(denied)} in {kube.namespace}",
+            f"these credentials cannot {', '.join(denied)} in {kube.namespace}",
             "ask for a Role with these verbs (docs/kubernetes-client.md)",
         )
     else:
-        yield good(f"all that submit, status, logs and stop need in {kube.namespace}")
+        yield good(
+            f"has every permission that submit, status, logs and stop need in {kube.namespace}"
+        )

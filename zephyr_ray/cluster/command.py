@@ -155,7 +155,7 @@ def status(kube: Kube, name: str | None) -> int:
         for line in start_problems(kube, state):
             print(f"trouble   {line}")
     table = Table("stage", "state", "", box=None, pad_edge=False)
-    # The pod may not have started, or these credentials may not read its log.
+    # The pod may not have started, or these credentials cannot read its log.
     with suppress(Permanent, Temporary):
         for pod in submitters(kube, name)[-1:]:
             lines = log_lines(kube, pod["metadata"]["name"], tailLines=str(TAIL))

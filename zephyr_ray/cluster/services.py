@@ -112,7 +112,7 @@ def _check_dashboard(kube: Kube, name: str, service: str) -> Iterator[CheckResul
     except Missing:
         token = ""
     except Forbidden:
-        yield unknown(f"{name}: needs a token, but these credentials may not read its secret")
+        yield unknown(f"{name}: needs a token, but these credentials cannot read its secret")
         return
     if not token:
         yield bad(

@@ -10,12 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
+from zephyr_ray.judges.form import Judgement
 from zephyr_ray.models import constraints
 from zephyr_ray.models.repetition import loops
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.settings import WEIGHTS
-
-Judgement = dict[str, Any]
 
 
 class RulesSettings(ModelSettings):
@@ -26,7 +25,7 @@ class RulesSettings(ModelSettings):
 
     engine: Literal["rules"] = "rules"
     relevance: Annotated[str | None, WEIGHTS] = None
-    """Weights of a sentence encoder, which checks that answers are on topic; None skips the
+    """Weights of a sentence encoder that checks whether answers are on topic; None skips the
     check."""
     relevance_min: float = 0.3
     """Minimum cosine similarity between instruction and answer."""
@@ -35,7 +34,7 @@ class RulesSettings(ModelSettings):
         return RulesJudge(self)
 
     def judges(self, form: str) -> bool:
-        return form in RulesJudge.FORMS
+        return form in RulesJudge.CHECKS_BY_FORM
 
 
 class RulesJudge:
@@ -54,9 +53,9 @@ class RulesJudge:
     async def judge(
         self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]
     ) -> Judgement:
-        if form not in self.FORMS:
+        if form not in self.CHECKS_BY_FORM:
             raise Permanent(f"the rules judge has no form '{form}'; use a language model as judge")
-        judgement: Judgement = self.FORMS[form](self, row, *answers)
+        judgement: Judgement = self.CHECKS_BY_FORM[form](self, row, *answers)
         return judgement
 
     def score(self, row: dict[str, Any], answer: dict[str, Any]) -> Judgement:
@@ -93,7 +92,10 @@ class RulesJudge:
         )
         return {"verdict": verdict, "reason": reason, "scores": [ours, theirs]}
 
-    FORMS: ClassVar[dict[str, Callable[..., Judgement]]] = {"score": score, "pairwise": compare}
+    CHECKS_BY_FORM: ClassVar[dict[str, Callable[..., Judgement]]] = {
+        "score": score,
+        "pairwise": compare,
+    }
 
 
 class _Encoder:

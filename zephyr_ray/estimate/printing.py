@@ -8,7 +8,7 @@ from rich.text import Text
 from zephyr_ray.demand import Calls
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.estimate import training
-from zephyr_ray.formatting import gib, hours, millions
+from zephyr_ray.formatting import abbreviate, gib, hours, rate_per_second
 from zephyr_ray.manifest import read_manifest
 from zephyr_ray.models.shapes import find_shape
 from zephyr_ray.plan import Step
@@ -27,7 +27,7 @@ def print_estimate(recipe: Recipe, store: Store, steps: list[Step]) -> None:
 
 
 def estimate_lines(recipe: Recipe, store: Store, steps: list[Step]) -> list[str]:
-    """Returns the estimate as text, empty if nothing is to do."""
+    """Returns the lines of the estimate; empty if there is nothing to do."""
     lines: list[str] = []
     dollars, paid_calls, unpriced = 0.0, 0.0, set()
     rows = {step.name: step.rows for step in steps if step.rows is not None}
@@ -92,12 +92,14 @@ def _training_lines(
         lines.append(
             f"  work    {bound}{estimate.sequences:,} {stage.unit}{epochs} in "
             f"{bound}{estimate.steps:,} steps of {stage.global_batch}, "
-            f"{bound}{millions(estimate.tokens)} tokens"
+            f"{bound}{abbreviate(estimate.tokens)} tokens"
         )
     if estimate.hours:
         basis = source or f"at {hardware.tflops:g} TFLOP/s per GPU"  # type: ignore[union-attr]
         basis += ", without the cost of offload" if stage.offload != "none" else ""
-        lines.append(f"  time    {'' if source else bound}{hours(estimate.hours)} ({basis})")
+        time = hours(estimate.hours)
+        time_bound = "" if source or time.startswith("<") else bound
+        lines.append(f"  time    {time_bound}{time} ({basis})")
     elif estimate.steps:
         lines.append("  time    unknown; set hardware: {gpu_memory_gib: …, tflops: …}")
     return lines
@@ -121,7 +123,7 @@ def _memory(estimate: training.TrainingEstimate, stage: TrainingSettings) -> str
 
 
 def _call_lines(recipe: Recipe, step: Step, model: RecipeModel, calls: Calls) -> list[str]:
-    tokens = millions(calls.tokens_in + calls.tokens_out)
+    tokens = abbreviate(calls.tokens_in + calls.tokens_out)
     text = f"{step.name}: {model.name}, ≤ {calls.calls:,.0f} calls, about {tokens} tokens"
     if model.settings.metered:
         dollars = model.settings.dollars(calls)
@@ -139,8 +141,8 @@ def _call_lines(recipe: Recipe, step: Step, model: RecipeModel, calls: Calls) ->
 
 
 def _rate(recipe: Recipe, store: Store, step: Step) -> tuple[float | None, str]:
-    """Returns (rows, sequences or pairs per second, over all workers; the source of the rate):
-    stated in the recipe, else measured in an earlier run of it."""
+    """Returns (rate, source): rows, sequences or pairs per second over all workers, as stated in
+    the recipe or else measured in an earlier run."""
     stated = recipe.hardware and recipe.hardware.rows_per_second.get(step.name)
     if stated:
         return stated, f"at {stated:g} {_unit(step)} per second, as stated"
@@ -150,17 +152,17 @@ def _rate(recipe: Recipe, store: Store, step: Step) -> tuple[float | None, str]:
             manifest = read_manifest(path.parent)
             counts, seconds = manifest.counts, manifest.seconds
             is_same = (manifest.recipe, manifest.name) == (recipe.name, step.name)
-            # The seconds of a training include its start: loading, packing, the reference.
+            # Training time includes startup: loading, packing, reference log-probabilities.
             rows = counts.get("sequences", counts["rows"]) * manifest.settings.get("epochs", 1)
             if is_same and seconds > 0 and manifest.created > newest[0]:
                 newest = (manifest.created, rows / seconds)
         except (ValueError, KeyError, TypeError):
             continue
-    return (
-        (newest[1], f"at {newest[1]:.2g} {_unit(step)} per second, as measured {newest[0][:10]}")
-        if newest[1]
-        else (None, "")
-    )
+    created, measured = newest
+    if not measured:
+        return None, ""
+    throughput = f"{rate_per_second(measured)} {_unit(step)} per second"
+    return measured, f"at {throughput}, as measured {created[:10]}"
 
 
 def _unit(step: Step) -> str:

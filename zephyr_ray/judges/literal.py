@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 
-def literal(text: str) -> Any:
+def parse_literal(text: str) -> Any:
     """Returns the value of a JSON or Python literal, or None if the text is neither."""
     for read in (json.loads, ast.literal_eval):
         try:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.judges.form import QUESTION_TOKENS, Answer, Judgement, Row
-from zephyr_ray.judges.literal import literal
+from zephyr_ray.judges.literal import parse_literal
 from zephyr_ray.messages import user
 from zephyr_ray.models.contract import Ask, Reply
 
@@ -71,7 +71,7 @@ async def _rank(prompt: str, output_1: str, output_2: str, ask: Ask) -> Reply:
 def read_ranking(text: str) -> int | None:
     """Returns the index (0 or 1) of the output with rank 1; None if the text does not rank both."""
     bracketed = re.search(r"\[.*\]", text, re.DOTALL)
-    entries = literal(bracketed.group()) if bracketed else None
+    entries = parse_literal(bracketed.group()) if bracketed else None
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         return None
     ranks = {str(e.get("model")): e.get("rank") for e in entries}

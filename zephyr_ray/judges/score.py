@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.judges.form import QUESTION_TOKENS, Answer, Judgement, Row
-from zephyr_ray.judges.literal import literal
+from zephyr_ray.judges.literal import parse_literal
 from zephyr_ray.messages import user
 from zephyr_ray.models.contract import Ask
 
@@ -46,7 +46,7 @@ def read_score(text: str) -> tuple[float | None, str]:
     """Returns (score from 1 to 10, None if unparsable; the judge's reason)."""
     # The span from the first to the last brace comes first: a rationale may contain braces.
     for braced in re.findall(r"(?s)\{.*\}", text) + re.findall(r"\{[^{}]*\}", text):
-        value = literal(braced)
+        value = parse_literal(braced)
         if isinstance(value, dict) and "score" in value:
             score = value["score"]
             is_number = isinstance(score, int | float) and not isinstance(score, bool)

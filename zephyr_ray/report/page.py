@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from markupsafe import Markup, escape
 
 from zephyr_ray.formatting import describe_model, duration, number, signed
-from zephyr_ray.report.plots import COLORS, draw, time_bars
+from zephyr_ray.report.plots import COLORS, draw, draw_time_bars
 from zephyr_ray.section import Cell, Column, Interval, Place, Section
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Stage, Work
@@ -19,11 +19,14 @@ from zephyr_ray.store import Artifact
 
 TEMPLATE = Path(__file__).with_name("template.html")
 LONGEST_TEXT = 2000
+"""Maximum characters of a text on the page."""
 TROUBLE = ("dropped", "failed", "truncated", "flips", "parse_failures", "unparsable", "over_long")
-"""Prefixes of the counts that are listed as what failed and was dropped."""
+"""Prefixes of counts that the page lists as failures and drops."""
 
 
 class Report(Stage):
+    """A stage that reports on other stages in one page, `report.html`."""
+
     kind = "report"
     makes = "report"
     view = ("report.html", "report.html")
@@ -49,14 +52,16 @@ class Report(Stage):
 
 
 def render(title: str, inputs: dict[str, Artifact], sections: dict[str, Section]) -> str:
-    """Renders the page. The template escapes all text from models and data, without exception."""
+    """Renders the page. The template escapes all text from models and data."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, duration=duration, cell=cell, shortened=shortened)
-    stages = [stage_row(name, artifact) for name, artifact in inputs.items()]
+    environment.filters.update(
+        number=number, duration=duration, format_cell=format_cell, truncate_text=truncate_text
+    )
+    stages = [summarize_stage(name, artifact) for name, artifact in inputs.items()]
     seconds = {row["name"]: row["seconds"] for row in stages if row["seconds"]}
     headlines = [section.headline for section in sections.values() if section.headline]
     chapters = arrange(sections)
@@ -67,14 +72,14 @@ def render(title: str, inputs: dict[str, Artifact], sections: dict[str, Section]
         chapters=[chapter for chapter in chapters if chapter.place < Place.APPENDIX],
         appendix=[chapter for chapter in chapters if chapter.place == Place.APPENDIX],
         stages=stages,
-        wall_time=time_bars(seconds) if seconds else None,
+        wall_time=draw_time_bars(seconds) if seconds else None,
         total_seconds=sum(seconds.values()),
     )
 
 
 @dataclass
 class PageChapter:
-    """What all stages contribute under one title."""
+    """Contributions of all stages under one title."""
 
     title: str
     place: Place
@@ -100,7 +105,7 @@ def arrange(sections: dict[str, Section]) -> list[PageChapter]:
     return list(arranged.values())
 
 
-def cell(value: Cell, column: Column) -> Markup:
+def format_cell(value: Cell, column: Column) -> Markup:
     """Formats a cell of a table. Everything is escaped."""
     if isinstance(value, str):
         return escape(value)
@@ -115,8 +120,8 @@ def cell(value: Cell, column: Column) -> Markup:
     return escape(" / ".join(map(text, value)) if isinstance(value, tuple) else text(value))
 
 
-def stage_row(name: str, artifact: Artifact) -> dict[str, Any]:
-    """Collects what the page's tables show of one stage; any of it may be missing."""
+def summarize_stage(name: str, artifact: Artifact) -> dict[str, Any]:
+    """Collects the values that the page's tables show for one stage; any may be missing."""
     manifest = artifact.manifest
     counts, examples = manifest.counts, manifest.examples
     trouble = {k: v for k, v in counts.items() if k.startswith(TROUBLE)}
@@ -133,7 +138,7 @@ def stage_row(name: str, artifact: Artifact) -> dict[str, Any]:
             {
                 "what": what,
                 "count": trouble.get(what),
-                "examples": [shortened(_text(value)) for value in examples.get(what, [])],
+                "examples": [truncate_text(_text(value)) for value in examples.get(what, [])],
             }
             for what in sorted({*trouble, *examples})
             if trouble.get(what) or examples.get(what)
@@ -141,14 +146,14 @@ def stage_row(name: str, artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def shortened(text: str) -> str:
-    """Cuts a text that is too long for the page, and says how much is missing."""
+def truncate_text(text: str) -> str:
+    """Truncates a text that is too long, and states how many characters are missing."""
     more = len(text) - LONGEST_TEXT
     return text if more <= 0 else f"{text[:LONGEST_TEXT]} … ({more} more characters)"
 
 
 def _whole(value: float) -> float:
-    """Makes a count that is written as 11.0 a whole number; shares of 0.0 and 1.0 stay."""
+    """Converts a count such as 11.0 to an integer; leaves 0.0 and 1.0, which may be shares."""
     return int(value) if float(value).is_integer() and not 0 <= value <= 1 else value
 
 

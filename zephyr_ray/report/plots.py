@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#b8860b", "#3a9fbf", "#aa3377", "#808080")
-"""Paul Tol's bright scheme, distinct to color-blind readers; its yellow and cyan are darker."""
+"""Paul Tol's bright scheme, distinct to color-blind readers, with its yellow and cyan darkened."""
 INK = "#010203"
+"""Placeholder that becomes `currentColor`."""
 WIDTH = 4.6
+"""Width of a figure in inches."""
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "zephyr_ray",
@@ -42,21 +44,22 @@ STYLE: dict[str, Any] = {
 
 
 def draw(plots: Sequence[Block], stage: str, colors: dict[str, str]) -> list[Markup]:
-    """Draws the plots of one kind that stand side by side in a stage's part of a chapter."""
+    """Draws consecutive plots of one type from one stage; returns an empty list if the blocks are
+    not plots."""
     drawn = []
-    most = max((n for p in plots if isinstance(p, Histogram) for n in counts(p)), default=0)
+    most = max((n for p in plots if isinstance(p, Histogram) for n in count_scores(p)), default=0)
     for block in plots:
         match block:
             case Bars():
-                drawn.append(interval_bars(block, colors))
+                drawn.append(draw_interval_bars(block, colors))
             case Curve():
-                drawn.append(curve(block, stage, colors[stage]))
+                drawn.append(draw_curve(block, stage, colors[stage]))
             case Histogram():
-                drawn.append(histogram(block, most, colors[block.title]))
+                drawn.append(draw_histogram(block, most, colors[block.title]))
     return drawn
 
 
-def plot(label: str, height: float, paint: Callable[["Axes"], None]) -> Markup:
+def draw_figure(label: str, height: float, paint: Callable[["Axes"], None]) -> Markup:
     """Paints a figure of WIDTH by `height` inches; `label` describes it to screen readers."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -84,18 +87,20 @@ def _inline(svg: str, label: str) -> Markup:
     )
 
 
-def interval_bars(block: Bars, colors: dict[str, str]) -> Markup:
-    """Draws horizontal bars on 0..1 with their intervals, and a dashed line to compare with."""
+def draw_interval_bars(block: Bars, colors: dict[str, str]) -> Markup:
+    """Draws horizontal bars on a 0–1 axis with their intervals, and a dashed reference line."""
     label = f"{block.title}: " + "; ".join(
         f"{name} {number(bar.value)} from {number(bar.low)} to {number(bar.high)}"
         for name, bar in block.bars
     )
 
     def paint(axes: "Axes") -> None:
-        for place, (name, bar) in enumerate(block.bars):
-            axes.barh(place, bar.value, color=colors[name], height=0.62)
-            axes.plot([bar.low, bar.high], [place, place], color=INK, linewidth=1.6, marker="|")
-            axes.text(1.02, place, number(bar.value), va="center")
+        for position, (name, bar) in enumerate(block.bars):
+            axes.barh(position, bar.value, color=colors[name], height=0.62)
+            axes.plot(
+                [bar.low, bar.high], [position, position], color=INK, linewidth=1.6, marker="|"
+            )
+            axes.text(1.02, position, number(bar.value), va="center")
         if block.line is not None:
             axes.axvline(block.line, color=INK, linestyle=(0, (4, 3)), linewidth=1)
         axes.set_yticks(range(len(block.bars)), [_short(name) for name, _ in block.bars])
@@ -103,10 +108,10 @@ def interval_bars(block: Bars, colors: dict[str, str]) -> Markup:
         axes.invert_yaxis()
         axes.set_title(block.title)
 
-    return plot(label, 0.75 + 0.34 * len(block.bars), paint)
+    return draw_figure(label, 0.75 + 0.34 * len(block.bars), paint)
 
 
-def curve(block: Curve, stage: str, color: str) -> Markup:
+def draw_curve(block: Curve, stage: str, color: str) -> Markup:
     """Draws one value over the steps of a stage."""
     from matplotlib.ticker import MaxNLocator
 
@@ -122,12 +127,13 @@ def curve(block: Curve, stage: str, color: str) -> Markup:
         axes.set_xlabel("step")
         axes.set_title(block.title)
 
-    return plot(label, 2.3, paint)
+    return draw_figure(label, 2.3, paint)
 
 
-def histogram(block: Histogram, most: int, color: str) -> Markup:
-    """Draws how often each score was given; `most` makes neighbors comparable."""
-    times = counts(block)
+def draw_histogram(block: Histogram, most: int, color: str) -> Markup:
+    """Draws how often each score was given; `most` is the highest count among neighboring
+    histograms, which share a scale."""
+    times = count_scores(block)
     mean = number(sum(block.scores) / len(block.scores), 1)
     given = ", ".join(f"{n} was given {c} times" for n, c in enumerate(times, 1))
     label = f"{block.title}: {given}"
@@ -139,31 +145,31 @@ def histogram(block: Histogram, most: int, color: str) -> Markup:
         axes.grid(axis="y")
         axes.set_title(f"{_short(block.title)} · mean {mean}, {len(block.scores)} answers")
 
-    return plot(label, 1.9, paint)
+    return draw_figure(label, 1.9, paint)
 
 
-def counts(block: Histogram) -> list[int]:
-    """Counts the scores per whole number from 1 to 10; halves count upward."""
+def count_scores(block: Histogram) -> list[int]:
+    """Counts the scores per whole number from 1 to 10; halves round up."""
     return [sum(int(score + 0.5) == whole for score in block.scores) for whole in range(1, 11)]
 
 
-def time_bars(seconds: dict[str, float]) -> Markup:
+def draw_time_bars(seconds: dict[str, float]) -> Markup:
     """Draws the wall time of each stage."""
     texts = {name: duration(value) for name, value in seconds.items()}
     label = "Wall time: " + "; ".join(f"{name} {text}" for name, text in texts.items())
 
     def paint(axes: "Axes") -> None:
         longest = max(seconds.values()) or 1
-        for place, (name, text) in enumerate(texts.items()):
-            axes.barh(place, seconds[name], color=COLORS[0], height=0.66)
-            axes.text(seconds[name] + longest * 0.015, place, text, va="center", fontsize=9)
+        for position, (name, text) in enumerate(texts.items()):
+            axes.barh(position, seconds[name], color=COLORS[0], height=0.66)
+            axes.text(seconds[name] + longest * 0.015, position, text, va="center", fontsize=9)
         axes.set_yticks(range(len(texts)), [_short(name) for name in texts])
         axes.set_xlim(0, longest * 1.28)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
         axes.invert_yaxis()
 
-    return plot(label, 0.5 + 0.27 * len(texts), paint)
+    return draw_figure(label, 0.5 + 0.27 * len(texts), paint)
 
 
 def _short(name: str, limit: int = 20) -> str:

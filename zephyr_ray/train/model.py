@@ -13,7 +13,7 @@ from zephyr_ray.train.settings import Lora
 
 
 def load_model(weights: str, lora: Lora | None = None) -> Any:
-    """Loads the start weights in fp32, or in 4 bits for QLoRA.
+    """Loads the initial weights in fp32, or in 4 bits for QLoRA.
 
     Attention is FlashAttention if it is installed; else PyTorch's, with a mask that separates
     packed rows (transformers derives it from positions that restart).
@@ -31,7 +31,7 @@ def load_model(weights: str, lora: Lora | None = None) -> Any:
 
 
 def load_chat(weights: str) -> ChatFormat:
-    """Loads the tokenizer of the start weights and returns its chat format."""
+    """Loads the tokenizer of the initial weights and returns its chat format."""
     from transformers import AutoTokenizer
 
     return ChatFormat.of(AutoTokenizer.from_pretrained(resolve(weights)))

@@ -30,7 +30,7 @@ class Lora(Strict):
     targets: list[str] | None = None
     """Names of the adapted modules; by default all linear layers except the output layer."""
     quantized: bool = False
-    """QLoRA: start weights in 4 bits (NF4, blocks of 64). Needs bitsandbytes and a GPU."""
+    """QLoRA: initial weights in 4 bits (NF4, blocks of 64). Needs bitsandbytes and a GPU."""
 
 
 class TrainingSettings(Stage):
