@@ -12,6 +12,7 @@ from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.messages import Message, assistant, user, with_facts
 from zephyr_ray.text import cleaning
 from zephyr_ray.text.cleaning import Clean
+from zephyr_ray.text.dialogues import SelfRefine
 from zephyr_ray.text.preferences import Chosen
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.model import load_chat
@@ -38,6 +39,19 @@ def new_and_old(name: str, finish: list[str], system: bool = False) -> tuple[Row
     row = {"id": name, "constraint": {"kind": "repeat_question"}}
     facts = {"finish": finish, "instructions": asked}
     return {**row, "messages": new}, {**row, "messages": old, **facts}
+
+
+def test_answers_in_a_journal_of_an_earlier_version_are_kept(tmp_path: Path) -> None:
+    row = {"id": "a", "prompt": "p", "instruction": "p", "constraint": None}
+    work = work_on(tmp_path, prompts=[row])
+    work.models = {"m": Model("m", RulesSettings())}
+    messages = [plain("user", "p"), plain("assistant", "x")]
+    old = {**row, "messages": messages, "instructions": ["p"], "finish": ["length"]}
+    work.journal("rows", "worker").append({"id": "a", "row": old})
+    [kept] = run(SelfRefine(model="m", prompts="prompts", turns=1), work)
+    asked, answer = user("p", instruction="p"), assistant("x", finish_reason="length")
+    assert kept["messages"] == [asked, answer]
+    assert work.counts["truncated"] == 1
 
 
 DIALOGUES = [

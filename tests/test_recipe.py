@@ -299,6 +299,7 @@ SETS = {
         "has no .base.; write models.base.temperature=1",
     ),
     "unknown model": ("models.bass.temperature=1", "has no 'bass'; did you mean 'base'"),
+    "below a list": ("answers.models.0=base", "'models' is not a mapping; write answers.models="),
     "missing mapping": ("sft.lora.rank=4", "'lora' as a mapping; write --set 'sft.lora={rank: …}'"),
     "no hardware": ("hardware.gpu_memory_gib=24", "write --set 'hardware={gpu_memory_gib: …}'"),
     "misspelled setting": (
@@ -307,7 +308,7 @@ SETS = {
     ),
     "wrong value": ("pairs.rejected=some", "'rejected'.*got 'some'"),
     "bad yaml": ("pairs.rejected=[", r"--set pairs.rejected=\[: the value is not valid YAML"),
-    "below a value": ("seed.x=1", "has no 'seed'"),
+    "below a value": ("seed.x=1", "'seed' is not a mapping; write seed=value"),
     "unknown top setting": ("sead=1", "unknown setting 'sead'; did you mean 'seed'"),
 }
 
@@ -320,6 +321,21 @@ def test_a_wrong_override_is_one_line(
     with pytest.raises(Permanent, match=says):
         loaded(tmp_path, text)
     main_error(capsys, write(tmp_path), "--set", text)
+
+
+@pytest.mark.parametrize("section", ["stages", "models"])
+def test_an_override_of_a_recipe_whose_sections_are_no_mappings(
+    section: str, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_text(f"{section}: 5\n")
+    with pytest.raises(Permanent, match="a.b=1: the recipe has no 'a'"):
+        load(tmp_path / "r.yaml", KINDS, ["a.b=1"])
+
+
+def test_an_override_beside_a_stage_whose_name_is_a_number(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("stages: {1: {}, a: {}}\n")
+    with pytest.raises(Permanent, match="has no 'b'; known: 1, a, hardware, models"):
+        load(tmp_path / "r.yaml", KINDS, ["b.x=1"])
 
 
 def test_overrides(tmp_path: Path) -> None:

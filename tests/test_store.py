@@ -1,6 +1,7 @@
 """Artifacts: keys, the manifest as the mark of wholeness, damage, journals, lock and links."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,17 @@ from typing import Any
 import pytest
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.manifest import Manifest, read_manifest
 from zephyr_ray.run_folder import link_artifact
-from zephyr_ray.store import Journal, Store, content_key, read_jsonl, write_atomically, write_rows
+from zephyr_ray.store import (
+    Journal,
+    Store,
+    content_key,
+    numbered_jsonl,
+    read_jsonl,
+    write_atomically,
+    write_rows,
+)
 
 PARTS = {"kind": "sft", "version": 1, "settings": {"epochs": 1.0, "model": "größe", "lora": None}}
 
@@ -268,3 +278,21 @@ def test_rows_survive_line_separators_of_unicode(tmp_path: Path) -> None:
     assert write_rows(tmp_path, rows) == 2
     assert list(read_jsonl(tmp_path / "rows.jsonl")) == rows
     assert json.loads((tmp_path / "rows.jsonl").read_bytes().split(b"\n")[1]) == rows[1]
+
+
+def test_a_jsonl_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing.jsonl"):
+        with pytest.raises(Permanent, match=f"cannot read {path}: .*; correct the path"):
+            list(numbered_jsonl(path))
+
+
+def test_a_line_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    with pytest.raises(Permanent, match="deep.jsonl line 1: not JSON"):
+        list(numbered_jsonl(tmp_path / "deep.jsonl"))
+
+
+def test_a_count_that_is_not_a_number_is_read_back(tmp_path: Path) -> None:
+    manifest = Manifest(kind="k", key="1", files={}, counts={"loss": float("nan")})
+    (tmp_path / "manifest.json").write_text(manifest.model_dump_json())
+    assert math.isnan(read_manifest(tmp_path).counts["loss"])

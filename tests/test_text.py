@@ -717,15 +717,21 @@ def test_a_follow_up_near_a_held_out_prompt_is_cut(tmp_path: Path) -> None:
     assert work.counts["dropped/near a held-out prompt"] == 1
 
 
-VOTE = {
+def voted(text: str, score: int) -> dict[str, Any]:
+    return {"model": text, "text": text, "finish_reason": "stop", "score": score}
+
+
+VOTE: dict[str, Any] = {
     "id": "v1",
     "prompt": "Name a pet.",
-    "completions": [{"text": "cat", "score": 10}, {"text": "dog", "score": 1}],
+    "instruction": "Name a pet.",
+    "constraint": None,
+    "completions": [voted("cat", 10), voted("dog", 1)],
 }
 
 
 def test_votes_are_feedback_row_by_row(tmp_path: Path) -> None:
-    tie = [{"text": "cat", "score": 5}, {"text": "dog", "score": 5}]
+    tie = [voted("cat", 5), voted("dog", 5)]
     context = [user("Hi."), assistant("Hello.")]
     rows = [VOTE, {**VOTE, "context": context, "completions": tie}, {**VOTE, "id": "v3"}]
     path = tmp_path / "votes.jsonl"
@@ -749,6 +755,12 @@ def test_votes_are_feedback_row_by_row(tmp_path: Path) -> None:
         (json.dumps({**VOTE, "completions": VOTE["completions"][:1]}), "line 1: not a vote"),
         (json.dumps({**VOTE, "completions": VOTE["completions"] * 2}), "line 1: not a vote"),
         (json.dumps({**VOTE, "context": "Hello."}), "line 1: not a vote"),
+        (json.dumps({**VOTE, "instruction": None}), "line 1: not a vote"),
+        (json.dumps({**VOTE, "constraint": "json"}), "line 1: not a vote"),
+        (
+            json.dumps({**VOTE, "completions": [{"text": "a", "score": 1}] * 2}),
+            "line 1: not a vote",
+        ),
         (json.dumps({**VOTE, "context": None}), "line 1: not a vote"),
         (json.dumps({**VOTE, "id": 1}), "line 1: not a vote"),
     ],

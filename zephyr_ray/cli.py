@@ -152,7 +152,8 @@ def _load_checked(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Rec
     recipe = recipes.load(path, pipeline.KINDS, overrides)
     check_files(recipe, absolute=False)
     for model in recipe.models.values():
-        if not any(path.is_absolute() for path in model.files.values()):
+        written = (Path(getattr(model.settings, setting)) for setting in model.files)
+        if not any(path.is_absolute() for path in written):
             model.check_demonstrations()
         for source in model.sources:
             if not Path(source).is_absolute():

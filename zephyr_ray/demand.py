@@ -32,6 +32,8 @@ class Footprint:
     """Storage for its artifact."""
     scratch: float = 0
     """Storage beside the artifact while it runs."""
+    lower: str = "the actors of its models"
+    """What to lower if there is too little memory."""
 
 
 GIB = 2**30

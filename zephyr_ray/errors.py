@@ -13,8 +13,8 @@ class Temporary(Exception):
     """A failure that a retry can help: rate limit, server error, timeout, lost worker."""
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[object]) -> str:
     """Returns the end of an error line that suggests the closest of the known names, or all."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+    names = sorted(map(str, known))
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"

@@ -20,7 +20,7 @@ class Manifest(BaseModel):
     the artifact is complete. Unknown fields are ignored, because stores hold manifests of other
     versions."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
 
     kind: str
     key: str

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from zephyr_ray.demand import Footprint
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.plan import Step
@@ -42,7 +43,7 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
             raise Permanent(f"stage '{step.name}': {error}") from None
         footprint = step.stage.footprint(models)
         if not on_cluster:
-            _check_memory(step.name, footprint.memory)
+            _check_memory(step.name, footprint)
         if footprint.artifact:
             disk += footprint.artifact + TEXT_BYTES
             _check_disk(store, step.name, disk + footprint.scratch)
@@ -88,14 +89,14 @@ def check_processors(
             )
 
 
-def _check_memory(name: str, footprint: float) -> None:
+def _check_memory(name: str, footprint: Footprint) -> None:
     import psutil
 
-    needed, free = footprint + RAY_BYTES, psutil.virtual_memory().available
-    if footprint and needed > free:
+    needed, free = footprint.memory + RAY_BYTES, psutil.virtual_memory().available
+    if footprint.memory and needed > free:
         raise Permanent(
             f"stage '{name}' needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
-            "free; lower its micro_batch, workers or actors, set zero: 3, or use a smaller model"
+            f"free; lower {footprint.lower}, or use a smaller model"
         )
 
 

@@ -61,27 +61,35 @@ def _override(raw: dict[str, Any], text: str) -> None:
     if not equals or not all(path):
         raise Permanent(f"--set {text}: not an assignment; write stage.setting=value")
     parent: Any = raw
-    if path[0] in (raw.get("stages") or {}):
+    if path[0] in _names(raw, "stages"):
         path = ["stages", *path]
     for depth, part in enumerate(path[:-1]):
-        if not isinstance(parent.get(part), dict):
-            raise Permanent(
-                f"--set {text}: the recipe has no '{part}'{_hint(raw, text, path, depth)}"
-            )
+        if parent.get(part) is None:
+            hint = _hint(raw, text, path, depth)
+            raise Permanent(f"--set {text}: the recipe has no '{part}'{hint}")
         parent = parent[part]
+        if not isinstance(parent, dict):
+            name = ".".join(path[: depth + 1]).removeprefix("stages.")
+            raise Permanent(f"--set {text}: '{part}' is not a mapping; write {name}=value")
     try:
         parent[path[-1]] = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError):
         raise Permanent(f"--set {text}: the value is not valid YAML; quote it") from None
 
 
+def _names(raw: dict[str, Any], section: str) -> dict[Any, Any]:
+    """Returns the entries of a section that may be missing or, before it is checked, no mapping."""
+    entries = raw.get(section)
+    return entries if isinstance(entries, dict) else {}
+
+
 def _hint(raw: dict[str, Any], text: str, path: list[str], depth: int) -> str:
     """Returns the fix of an override to a `path` that the recipe lacks at `depth`."""
-    models = raw.get("models") or {}
+    models = _names(raw, "models")
     if depth == 0 and path[0] in models:
         return f"; write models.{text}"
     if depth == 0 and path[0] not in ("models", "hardware"):
-        return suggest(path[0], {*(raw.get("stages") or {}), "models", "hardware"})
+        return suggest(path[0], {*_names(raw, "stages"), "models", "hardware"})
     if path[:depth] == ["models"]:
         return suggest(path[1], models)
     name, inner = ".".join(path[: depth + 1]).removeprefix("stages."), path[depth + 1 :]

@@ -61,14 +61,19 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the rows of a JSONL file, each with its line number."""
-    with path.open("rb") as file:
+    """Yields the rows of a JSONL file, each with its line number. Raises Permanent if the file or
+    a line cannot be read."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise Permanent(f"cannot read {path}: {error.strerror}; correct the path") from None
+    with file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise Permanent(f"{path} line {number}: not JSON; correct the line") from None
             if not isinstance(row, dict):
                 raise Permanent(f"{path} line {number}: not a JSON object; correct the line")

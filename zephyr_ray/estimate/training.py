@@ -58,17 +58,16 @@ def estimate(
     sequences, upper_bound = _sequences(stage, rows, row_tokens)
     steps = sequences and max(1, math.ceil(stage.epochs * sequences / stage.global_batch))
     length: float = stage.max_length * stage.sequences_per_row
-    if row_tokens and rows and sequences and not getattr(stage, "packing", False):
+    if row_tokens and rows and sequences and not stage.packs:
         length = min(length, row_tokens)
     tokens = sequences * stage.epochs * length if sequences else None
     hours = None
     if rate and sequences:
         hours = sequences * stage.epochs / rate / 3600
     elif hardware and hardware.tflops and tokens and stage.gpus_per_worker:
-        # Training costs 6 FLOPs per parameter and token, 4 with LoRA; DPO's reference pass adds 2,
-        # once.
-        is_dpo = stage.sequences_per_row == 2
-        operations = (4 if stage.lora else 6) * tokens + is_dpo * 2 * tokens / stage.epochs
+        # Training costs 6 FLOPs per parameter and token, 4 with LoRA.
+        per_token = (4 if stage.lora else 6) + stage.reference_flops / stage.epochs
+        operations = per_token * tokens
         speed = stage.workers * hardware.tflops * 1e12
         hours = operations * shape.parameters / speed / 3600
     return TrainingEstimate(
@@ -93,7 +92,7 @@ def _sequences(
     """Returns (rows per epoch after packing, whether they are an upper bound)."""
     if rows is None:
         return None, False
-    if not getattr(stage, "packing", False):
+    if not stage.packs:
         return rows, row_tokens is None
     if row_tokens is None:
         return rows, True

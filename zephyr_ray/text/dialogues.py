@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zephyr_ray.demand import Calls
-from zephyr_ray.messages import Message, answers, assistant, user
+from zephyr_ray.messages import Message, answers, assistant, user, with_facts
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
@@ -33,7 +33,10 @@ class SelfRefine(Stage):
     def run(self, work: Work) -> None:
         program = partial(self_refine, turns=self.turns, max_tokens=self.max_tokens)
         prompts = work.inputs[self.prompts].rows()
-        rows = run_rows(work, prompts, program, [work.models[self.model]])
+        # The journal may hold rows of an earlier version.
+        rows = [
+            with_facts(row) for row in run_rows(work, prompts, program, [work.models[self.model]])
+        ]
         replies = [answer for row in rows for answer in answers(row["messages"])]
         work.counts["answers"] = len(replies)
         work.counts["truncated"] = sum(answer["finish_reason"] == "length" for answer in replies)

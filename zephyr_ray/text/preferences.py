@@ -111,7 +111,7 @@ class Chosen(Stage):
 
     kind = "chosen"
     makes = "dialogues"
-    version = 2
+    version = 3
 
     pairs: Annotated[str, Reads("pairs")]
 

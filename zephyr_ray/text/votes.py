@@ -46,9 +46,13 @@ def _is_vote(row: dict[str, Any]) -> bool:
     return (
         isinstance(row.get("id"), str)
         and isinstance(row.get("prompt"), str)
+        and isinstance(row.get("instruction"), str)
+        and isinstance(row.get("constraint"), dict | None)
         and isinstance(row.get("context", []), list)
         and isinstance(answers, list)
         and len(answers) == 2
         and all(isinstance(a, dict) and isinstance(a.get("text"), str) for a in answers)
         and all(isinstance(a.get("score"), int | float) for a in answers)
+        and all(isinstance(a.get("model"), str) for a in answers)
+        and all(isinstance(a.get("finish_reason"), str) for a in answers)
     )

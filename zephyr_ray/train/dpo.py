@@ -25,6 +25,7 @@ class Dpo(TrainingStage):
     version = 2
     unit = "pairs"
     sequences_per_row = 2
+    reference_flops = 2
     proven = "chosen"
 
     data: Annotated[str, Reads("pairs")]

@@ -42,6 +42,8 @@ class TrainingSettings(Stage):
     """What a row of training is, in the plural; `global_batch` and throughput count these."""
     sequences_per_row: ClassVar[int]
     """Token sequences per row, each of at most `max_length` tokens."""
+    reference_flops: ClassVar[int] = 0
+    """FLOPs per parameter and token of a pass of the reference model, once per run."""
     proven: ClassVar[str]
     """Field of a row of `data` with the conversation whose loss mask is shown."""
 
@@ -99,6 +101,11 @@ class TrainingSettings(Stage):
         if self.offload != "none" and self.zero == 0 or self.offload == "all" and self.zero != 3:
             least = 3 if self.offload == "all" else 2
             raise Permanent(f"offload: {self.offload} needs zero: {least}, not zero: {self.zero}")
+
+    @property
+    def packs(self) -> bool:
+        """Whether sequences hold several rows."""
+        return False
 
     def batches(self) -> tuple[int, int]:
         """Returns rows per forward pass on one worker, and forward passes per step.

@@ -38,6 +38,10 @@ class Sft(TrainingStage):
     packing: bool = True
     """Fills sequences of max_length with several dialogues, which do not attend to each other."""
 
+    @property
+    def packs(self) -> bool:
+        return self.packing
+
     def objective(self) -> "Objective":
         from zephyr_ray.train.objectives import SftObjective
 
