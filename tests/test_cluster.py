@@ -225,6 +225,17 @@ def test_a_missing_profile_or_kubeconfig_is_one_line(
     assert "no Kubernetes cluster is configured" in output
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_demonstrations_beside_the_recipe_are_checked(
+    absolute: bool, api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (here / "shown.jsonl").write_text('{"x": 1}\n')
+    models = "models: {more: {weights: smollm2-135m-instruct, demonstrations: shown.jsonl}}\n"
+    (here / "more.yaml").write_text(f"extends: small.yaml\n{models}")
+    output = error(capsys, "submit", str(here / "more.yaml") if absolute else "more.yaml")
+    assert "shown.jsonl line 1: needs an" in output
+
+
 # Rejected by the API
 
 
