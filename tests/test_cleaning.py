@@ -163,6 +163,17 @@ def test_the_rules_judge_gets_the_bare_instruction(
     assert list(clean(tmp_path, rows)[0]) == ["kept"]
 
 
+def test_the_bare_instruction_is_compared_with_held_out_prompts(tmp_path: Path) -> None:
+    ask = question("Name a pet.", " First repeat this request word for word, then answer it.")
+    messages = [question("Hi?"), answer("Hello."), ask, answer("A cat.")]
+    # With the constraint, 3 of 12 words are common: ROUGE-L F = 2 * 3 / (3 + 12) = 0.4.
+    held_out = [{"instruction": "Name a pet."}]
+    work = work_on(tmp_path, dialogues=[dialogue("d", *messages)], heldout=held_out)
+    [row] = run(Clean(dialogues="dialogues", apart_from="heldout"), work)
+    assert texts(row) == ["Hi?", "Hello."]
+    assert work.counts["dropped/near a held-out prompt"] == 1
+
+
 @pytest.mark.parametrize(
     ("first", "second", "count"),
     [

@@ -1,7 +1,8 @@
-"""Tests what the `openai` engine sends to an endpoint and reads from it, with a local server."""
+"""Tests what engines send to an endpoint and read from it, with a local server."""
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -29,31 +30,42 @@ def completion(finish_reason: str | None, text: str | None = "Good day.") -> dic
     }
 
 
-def ask(
-    reply: dict[str, Any], sampling: Sampling | None = None, **settings: Any
-) -> tuple[Reply, Requests]:
-    """Returns the engine's reply to one answer of a server, and the headers and bodies sent."""
+def exchange(
+    route: str, reply: dict[str, Any], call: Callable[[str], Awaitable[Any]]
+) -> tuple[Any, Requests]:
+    """Returns what `call` returns for one answer of a server, and the headers and bodies sent.
+    `call` gets the server's base URL."""
     sent: Requests = []
 
     async def answer(request: web.Request) -> web.Response:
         sent.append((dict(request.headers), json.loads(await request.text())))
         return web.json_response(reply)
 
-    async def main() -> Reply:
+    async def main() -> Any:
         application = web.Application()
-        application.router.add_post("/v1/chat/completions", answer)
+        application.router.add_post(f"/v1{route}", answer)
         runner = web.AppRunner(application, shutdown_timeout=0)
         await runner.setup()
         port = free_port()
         await web.TCPSite(runner, "127.0.0.1", port).start()
-        address = f"http://127.0.0.1:{port}/v1"
-        engine = OpenAIEngine(OpenAISettings(model="peer", base_url=address, **settings))
         try:
-            return await engine.answer([user("Hello")], sampling or Sampling(0.7, 0.95, 8))
+            return await call(f"http://127.0.0.1:{port}/v1")
         finally:
             await runner.cleanup()
 
     return asyncio.run(main()), sent
+
+
+def ask(
+    reply: dict[str, Any], sampling: Sampling | None = None, **settings: Any
+) -> tuple[Reply, Requests]:
+    """Returns the `openai` engine's reply to one answer of a server, and what it sent."""
+
+    async def call(address: str) -> Reply:
+        engine = OpenAIEngine(OpenAISettings(model="peer", base_url=address, **settings))
+        return await engine.answer([user("Hello")], sampling or Sampling(0.7, 0.95, 8))
+
+    return exchange("/chat/completions", reply, call)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +97,22 @@ def test_the_key_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("ZEPHYR_TEST_KEY", "sk-test-1")
     _, [(headers, _)] = ask(completion("stop"), api_key_env="ZEPHYR_TEST_KEY")
     assert headers["Authorization"] == "Bearer sk-test-1"
+
+
+def test_a_served_judge_gets_both_answers_in_their_order() -> None:
+    asked = {"prompt": "Name a fish. Answer in JSON.", "instruction": "Name a fish."}
+    row = {**asked, "constraint": {"kind": "json"}}
+    first = {"text": "Cod.", "finish_reason": "stop"}
+    second = {"text": "An eel or", "finish_reason": "length"}
+
+    async def call(address: str) -> Any:
+        judge = ServiceSettings(base_url=address).start(seed=0)
+        return await judge.judge("pairwise", {"id": "r", **row}, [first, second])
+
+    judgement = {"verdict": 1.0, "reason": "", "scores": None}
+    read, [(_, body)] = exchange("/judge/pairwise", {"results": [judgement]}, call)
+    assert body == {"requests": [{**row, "first": first, "second": second}]}
+    assert read == judgement
 
 
 @pytest.mark.parametrize(

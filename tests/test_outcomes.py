@@ -4,7 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import work_on
 
+from zephyr_ray import rows
+from zephyr_ray.engines.model import Model
+from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.outcomes import (
     Answered,
     EngineDied,
@@ -110,6 +114,24 @@ def test_the_end_of_a_row_with_several_outcomes(
         environment_faults,
     )
     assert found.has("r") == bool(results or row_faults)
+
+
+def test_an_attempt_retries_what_stopped_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops: list[list[str]] = []
+
+    def execute(work: Any, outcomes: _Outcomes, pending: Any, program: Any, members: Any) -> None:
+        work.journal("rows", "actor").append(to_entry(A))
+        outcomes.follow()
+        stops.append(outcomes.stops)
+
+    monkeypatch.setattr(rows, "_execute", execute)
+    work = work_on(tmp_path)
+    work.journal("rows", "earlier").append(to_entry(Stopped("wrong key")))
+    models = [Model("m", RulesSettings())]
+    assert rows.run_rows(work, [{"id": "r"}], None, models) == [A.row]  # type: ignore[arg-type]
+    assert stops == [[]]
 
 
 def test_a_line_that_a_kill_cut_short_is_no_entry(tmp_path: Path) -> None:

@@ -92,6 +92,13 @@ def test_summary_of_a_model_judge_has_no_pass_rate() -> None:
     assert figures["by_constraint"] == {}
 
 
+def test_on_topic_is_a_share_of_the_answers_whose_topic_was_checked() -> None:
+    unchecked = {"constraint": True, "ended": True, "no_loop": True}
+    checks = [PASS, PASS, {**PASS, "on_topic": False}, unchecked, None]
+    figures = summary([row(n, 1.0, held, [1, 1]) for n, held in enumerate(checks)], seed=0)
+    assert figures["on_topic"] == pytest.approx(2 / 3)
+
+
 def test_answers_to_other_prompts_of_the_same_ids_are_refused(tmp_path: Path) -> None:
     inputs = {}
     for stage, prompt in (("base", "Name a fish."), ("dpo", "Name a bird.")):
@@ -157,6 +164,7 @@ def compared(
     monkeypatch: pytest.MonkeyPatch,
     answers: dict[str, list[str]],
     engine: Any = None,
+    /,
     **settings: Any,
 ) -> Artifact:
     """The artifact of a pairwise stage over models' answers by model, the baseline's first. Each
@@ -181,7 +189,7 @@ def compared(
         )
         inputs[f"answers_{model}"] = Artifact(made, Manifest(kind="text", key=model, files={}))
     baseline, *others = inputs
-    stage = Pairwise(judge="judge", baseline=baseline, answers=others, **settings)
+    stage = Pairwise(**{"judge": "judge", "baseline": baseline, "answers": others, **settings})
     models = {"judge": Model("judge", RulesSettings())}
     work = Work("winrate", folder / "winrate", 0, inputs, models, {})
     work.folder.mkdir()
@@ -262,6 +270,18 @@ def test_the_control_note_has_the_sign_of_last_minus_control(
     [note] = result(compared(tmp_path, monkeypatch, answers, control="answers_control"))["notes"]
     assert note.startswith("dpo against control") and "−1.000 [−1.000, −1.000]" in note
     assert "does harm" in note
+
+
+def test_a_control_that_is_no_answers_stage_is_compared_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"base": ["Cod."] * 2, "control": ["Cod."] * 2, "dpo": [BULLETS] * 2}
+    made = compared(
+        tmp_path, monkeypatch, texts, answers=["answers_dpo"], control="answers_control"
+    )
+    differences = {(d["a"], d["b"]): d["pass_difference"] for d in result(made)["differences"]}
+    assert differences == {("dpo", "base"): 1.0, ("dpo", "control"): 1.0}
+    assert len(result(made)["notes"]) == 1
 
 
 class Scripted:

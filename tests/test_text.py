@@ -12,6 +12,7 @@ import pytest
 from in_process import Scripted, run, run_here, work_on
 
 from zephyr_ray.engines.model import Model
+from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.engines.vllm import VllmSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.messages import assistant, plain, user
@@ -19,10 +20,11 @@ from zephyr_ray.models.contract import Reply
 from zephyr_ray.models.similarity import SimilarityIndex, diversity
 from zephyr_ray.stage import Work
 from zephyr_ray.store import read_jsonl
-from zephyr_ray.text import prompts
+from zephyr_ray.text import feedback, prompts
 from zephyr_ray.text.cleaning import UNHELPFUL, Clean, true_case
 from zephyr_ray.text.completions import PRINCIPLES, complete
 from zephyr_ray.text.dialogues import self_refine
+from zephyr_ray.text.feedback import Feedback
 from zephyr_ray.text.preferences import Chosen, Preferences
 from zephyr_ray.text.prompts import Prompts, SelfInstruct, invent, read_list
 from zephyr_ray.text.votes import Votes
@@ -552,6 +554,24 @@ def test_clean_of_everything_is_an_error(tmp_path: Path) -> None:
 
 
 # Preferences
+
+
+def test_only_judged_answers_are_feedback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_rows(_: Any, requests: list[dict[str, Any]], *__: Any) -> list[dict[str, Any]]:
+        """Judges three answers of four; the second call fails."""
+        assert [row["id"] for row in requests] == ["p/0", "p/1", "p/2", "p/3"]
+        judged = {"reason": "", "checks": None}
+        scores = {"p/0": 8.0, "p/2": None, "p/3": 3.0}
+        return [{"id": name, "score": score, **judged} for name, score in scores.items()]
+
+    monkeypatch.setattr(feedback, "run_rows", run_rows)
+    completions = [{"model": "m", "text": text} for text in ("cat", "dog", "eel", "fly")]
+    work = work_on(tmp_path, answers=[{"id": "p", "prompt": "A pet?", "completions": completions}])
+    work.models = {"judge": Model("judge", RulesSettings())}
+    [row] = run(Feedback(judge="judge", completions="answers"), work)
+    written = [(c["text"], c["score"]) for c in row["completions"]]
+    assert written == [("cat", 8.0), ("eel", None), ("fly", 3.0)]
+    assert work.counts == {"unparsable": 1, "answers": 3, "score_mean": 5.5, "rows": 1}
 
 
 def rated(name: str, *answers: tuple[str, float | None]) -> dict[str, Any]:

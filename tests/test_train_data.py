@@ -123,6 +123,20 @@ def test_dialogues_fill_sequences_of_max_length_by_default(
     assert (work.counts["rows"], work.counts["sequences"]) == (5, len(lengths))
 
 
+def test_the_seed_shuffles_dialogues_before_packing(chat: ChatFormat, work: Work) -> None:
+    from datasets import load_from_disk
+
+    rows = [{"id": word, "messages": talk("a", word)} for word in "bcdefghijk"]
+    length = len(chat.render(rows[0]["messages"])[0])
+
+    def packed(seed: int) -> list[list[int]]:
+        stage = Sft(model="base", data="data", max_length=2 * length, seed=seed)
+        assert stage.prepare(work, chat, rows) == [2 * length] * 5
+        return [row["input_ids"] for row in load_from_disk(str(work.scratch / "data"))]
+
+    assert packed(1) == packed(1) != packed(2)
+
+
 def test_packed_dialogues_do_not_attend_to_each_other(
     chat: ChatFormat, work: Work, tiny_model: Path
 ) -> None:

@@ -8,16 +8,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import train_once
 
 from zephyr_ray.chat import CHATML, ChatFormat
 from zephyr_ray.errors import Permanent
 from zephyr_ray.store import Journal, read_jsonl
+from zephyr_ray.train import workers
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.model import four_bits, load_model, write_model
 from zephyr_ray.train.reference import missing_rows, worker_batches
+from zephyr_ray.train.settings import Lora
 from zephyr_ray.train.sft import Sft
-from zephyr_ray.train.worker import trainer_arguments
+from zephyr_ray.train.worker import adapter_config, trainer_arguments
 
 
 def job(folder: Path, **settings: Any) -> Job:
@@ -126,6 +129,12 @@ def test_a_setting_reaches_the_trainer(
     assert trainer_arguments(job(tmp_path, global_batch=4, **setting))[argument] == value
 
 
+def test_the_settings_of_lora_reach_the_adapters() -> None:
+    made = adapter_config(Lora(r=8, alpha=32, dropout=0.25, targets=["q_proj"]))
+    assert (made.r, made.lora_alpha, made.lora_dropout) == (8, 32, 0.25)
+    assert made.target_modules == {"q_proj"}
+
+
 @pytest.mark.parametrize(("precision", "enabled"), [("bf16", True), ("fp32", False)])
 def test_precision_is_deepspeeds_autocast(precision: str, enabled: bool, tmp_path: Path) -> None:
     arguments = trainer_arguments(job(tmp_path, precision=precision))
@@ -202,6 +211,27 @@ def test_rank_0_writes_the_steps(tmp_path: Path) -> None:
     [step] = read_jsonl(tmp_path / "scratch" / "steps" / "rank0.jsonl")
     assert step.pop("seconds") >= 0
     assert step == {"step": 3, "steps": 10, "loss": 0.5, "nll": 2.0}
+
+
+def test_the_final_loss_is_the_mean_of_the_last_tenth_of_the_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.train.torch
+
+    work = train_once.work_for(tmp_path, tmp_path / "model", [])
+    work.counts["rows"] = 40
+    # Step 20 twice, as after a resume: its last loss counts.
+    losses = [(20, 90.0), *((step, 21.0 - step) for step in range(1, 21))]
+
+    def fit() -> None:
+        for step, loss in losses:
+            work.journal("steps", "rank0").append({"step": step, "steps": 20, "loss": loss})
+
+    monkeypatch.setattr(workers, "connect", lambda: None)
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda *_, **__: SimpleNamespace(fit=fit))
+    workers.train(work, job(work.folder, global_batch=2))
+    assert work.counts["steps"] == 20
+    assert work.counts["train/loss_final"] == 1.5  # steps 19 and 20: (2 + 1) / 2
 
 
 def test_saved_model_ends_and_pads_as_it_was_trained(tiny_model: Path, tmp_path: Path) -> None:
