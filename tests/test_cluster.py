@@ -108,7 +108,7 @@ def test_an_object_of_someone_else_under_the_same_name_stays(
         ({"mlflow": "http://mlflow:99999"}, "mlflow"),
         (
             {"workers": {"w": {"cpu": 1, "memory": "8GB"}}},
-            "'8GB' is not a quantity; write it like 8Gi",
+            "'8GB' is invalid; write it like 8Gi",
         ),
         ({"mlflow": "http://me:secret@mlflow"}, "without user or password"),
         (

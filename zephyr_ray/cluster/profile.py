@@ -31,7 +31,7 @@ DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_
 def _like(pattern: str, example: str) -> AfterValidator:
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
-            raise ValueError(f"'{value}' is not a quantity; write it like {example}")
+            raise ValueError(f"'{value}' is invalid; write it like {example}")
         return value
 
     return AfterValidator(check)
