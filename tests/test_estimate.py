@@ -274,7 +274,7 @@ def test_weights_in_four_bits_are_what_bitsandbytes_holds(
 
 
 def test_weights_in_four_bits_are_half_a_byte_and_a_scale_for_each_block_of_64() -> None:
-    """What bitsandbytes holds, from its format and the model's own layers."""
+    """The expected bytes follow from the format of bitsandbytes and the model's layers."""
     import torch
 
     model = build(SMALL, meta=True)

@@ -312,7 +312,7 @@ def check(folder: Path, *overrides: str) -> None:
 
 @dataclass
 class Machine:
-    """What preflight sees of this machine."""
+    """The resources of this machine as preflight measures them."""
 
     cpus: int = 2
     memory: float = 10e9

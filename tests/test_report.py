@@ -157,7 +157,7 @@ def labels(html: str) -> list[str]:
 
 
 def words(html: str) -> str:
-    """What a reader sees, in one line."""
+    """Returns the visible text on one line."""
     return re.sub(r"[ \n]+", " ", re.sub(r"<[^>]*>", " ", html))
 
 

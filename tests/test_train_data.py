@@ -1,4 +1,4 @@
-"""What training makes of its rows: tokens, packing, batches and their order. No Ray, no engine."""
+"""Tests how training prepares rows: tokens, packing, batches and their order; without Ray."""
 
 from pathlib import Path
 from typing import Any

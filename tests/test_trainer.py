@@ -57,7 +57,7 @@ def start(request: pytest.FixtureRequest, tiny_model: Path) -> Any:
 
 @pytest.fixture
 def common(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What both trainers get."""
+    """Arguments of both trainers."""
     import trl.trainer.utils
     from transformers import AutoTokenizer
     from trl.trainer.sft_config import SFTConfig

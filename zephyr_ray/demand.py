@@ -19,7 +19,7 @@ class Processors:
     cpus: float = 0
     gpus: float = 0
     lower: str = "the gpus of its models"
-    """What to lower if there are too few."""
+    """Settings to lower if there are too few, as an error line names them."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Footprint:
     scratch: float = 0
     """Storage beside the artifact while it runs."""
     lower: str = "the actors of its models"
-    """What to lower if there is too little memory."""
+    """Settings to lower if memory is short, as an error line names them."""
 
 
 GIB = 2**30

@@ -21,7 +21,7 @@ class Step:
     name: str
     stage: Stage
     identity: dict[str, Any]
-    """What the key hashes; the manifest keeps it so that a later plan can say what changed."""
+    """Inputs that the key hashes; the manifest keeps them, so that a later plan names changes."""
     key: str
     artifact: Artifact | None
     """The cached artifact; None if the stage must run."""

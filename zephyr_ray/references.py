@@ -10,9 +10,6 @@ from zephyr_ray.errors import Permanent, suggest
 from zephyr_ray.settings import FILE, WEIGHTS, Reads, marked
 from zephyr_ray.stage import Stage
 
-TRAINED = "weights"
-"""What a stage that trains a model `makes`."""
-
 
 @dataclass(frozen=True)
 class References:
@@ -35,7 +32,7 @@ class References:
             )
         for name, settings in self.settings.items():
             for source in _named(settings, WEIGHTS):
-                if source in self.stages and self.stages[source].makes != TRAINED:
+                if source in self.stages and not self.stages[source].trains_model:
                     raise Permanent(
                         f"{self.where}: model '{name}': stage '{source}' trains no model; name one "
                         "that does"
@@ -44,7 +41,7 @@ class References:
             for _, mark, refs in marked(stage, Reads):
                 for ref in refs:
                     self._check(name, mark, ref)
-        trained = [name for name, stage in self.stages.items() if stage.makes == TRAINED]
+        trained = [name for name, stage in self.stages.items() if stage.trains_model]
         return {name: self._model(name) for name in [*self.settings, *trained]}
 
     def _check(self, name: str, mark: Reads, ref: str) -> None:
@@ -62,7 +59,7 @@ class References:
                 raise Permanent(
                     f"{where}, which is a stage; a judge must be an entry under models:"
                 )
-            makes, required = self.stages[ref].makes, TRAINED if mark.is_model else mark.what
+            makes, required = self.stages[ref].makes, mark.artifact
             if required not in ("any", makes):
                 raise Permanent(f"{where}, which makes {makes}; name a stage that makes {required}")
             self._check_order(f"{self.where}: stage '{name}' reads", name, ref)

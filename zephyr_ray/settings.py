@@ -34,6 +34,11 @@ class Reads:
     def is_model(self) -> bool:
         return self.what in USES
 
+    @property
+    def artifact(self) -> str:
+        """Type of artifact that a stage named here must make, or "any"."""
+        return "weights" if self.is_model else self.what
+
 
 FILE = "file"
 """Marks the path of a file or folder beside the recipe; the content key hashes its content."""

@@ -80,6 +80,8 @@ class Stage(Strict):
     kind: ClassVar[str]
     makes: ClassVar[str]
     """Type of its artifact, as `Reads` names it."""
+    trains_model: ClassVar[bool] = False
+    """Whether the artifact is a model, which other stages may name like those of the recipe."""
     version: ClassVar[int] = 1
     """Part of the content key; raise it if the same settings give another result."""
     view: ClassVar[tuple[str, str]] = ("data/{name}", "")

@@ -27,7 +27,7 @@ class TrainingEstimate:
     fits: bool | None
     """Whether the stage fits in GPU memory; None if the GPU's memory is not stated."""
     advice: str
-    """What would make the stage fit; empty if it fits."""
+    """Settings with which the stage would fit; empty if it fits."""
     sequences: int | None
     """Rows per epoch: packed sequences, or pairs."""
     steps: int | None

@@ -9,7 +9,7 @@ EFFECTS = {
     -1: ("costs", "the DPO term does harm next to plain SFT on the same answers"),
     0: ("adds nothing certain", "the DPO term adds nothing that these prompts can show"),
 }
-"""What a difference to the control means, in short and in full, by `direction`."""
+"""Meaning of a difference from the control, short and full, by `direction`."""
 NO_CONTROL = (
     "No control was run: plain SFT on the same chosen answers may do as well as the last model. "
     "configs/quickstart-full.yaml measures it."

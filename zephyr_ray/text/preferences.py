@@ -26,7 +26,7 @@ class Preferences(Stage):
     """Which other answers are rejected: a random one, the lowest-scored, or each in its own
     pair."""
     ties: Literal["drop", "keep"] = "drop"
-    """What to do with answers that tie with the chosen one: drop them, or allow them as
+    """Treatment of answers that tie with the chosen one: drop them, or allow them as
     rejected."""
     min_margin: float = Field(0.0, ge=0)
     """Minimum difference between the scores of a pair."""

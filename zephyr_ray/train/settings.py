@@ -38,8 +38,9 @@ class TrainingSettings(Stage):
     micro batch determine only how it is computed."""
 
     makes: ClassVar[str] = "weights"
+    trains_model: ClassVar[bool] = True
     unit: ClassVar[str]
-    """What a row of training is, in the plural; `global_batch` and throughput count these."""
+    """Name of training rows, in the plural; `global_batch` and throughput count these."""
     sequences_per_row: ClassVar[int]
     """Token sequences per row, each of at most `max_length` tokens."""
     reference_flops: ClassVar[int] = 0
