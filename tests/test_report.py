@@ -199,22 +199,35 @@ def test_headline_of_a_winner_or_a_loser_leaves_no_doubt(
 
 
 @pytest.mark.parametrize(
-    ("entry", "verb"),
+    ("entry", "effect"),
     [
         (
             {"a": "control", "b": "dpo", "pass_difference": -0.1, "low": -0.2, "high": -0.05},
-            "adds:",
+            "adds: +0.100 [+0.050, +0.200]",
         ),
         (
             {"a": "dpo", "b": "control", "pass_difference": -0.1, "low": -0.2, "high": -0.05},
-            "costs:",
+            "costs: −0.100 [−0.200, −0.050]",
         ),
     ],
 )
 def test_headline_reads_the_difference_the_right_way_round(
-    tmp_path: Path, entry: dict[str, Any], verb: str
+    tmp_path: Path, entry: dict[str, Any], effect: str
 ) -> None:
-    assert f"the DPO term {verb}" in page(tmp_path, pairwise(tmp_path, differences=[entry]))
+    assert f"the DPO term {effect}" in page(tmp_path, pairwise(tmp_path, differences=[entry]))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [(0.0, 0.1, "includes 0"), (0.01, 0.1, "excludes 0"), (-0.1, -0.01, "excludes 0")],
+)
+def test_a_difference_says_whether_its_interval_includes_zero(
+    tmp_path: Path, low: float, high: float, says: str
+) -> None:
+    entry = {"a": "dpo", "b": "sft", "pass_difference": 0.05, "low": low, "high": high}
+    text = words(page(tmp_path, pairwise(tmp_path, differences=[entry])))
+    assert says in text
+    assert ("may be chance" in text) == (says == "includes 0")
 
 
 def test_headline_is_about_the_model_whose_differences_were_taken(tmp_path: Path) -> None:

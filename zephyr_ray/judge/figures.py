@@ -33,8 +33,8 @@ class Figure:
     compared: bool = False
     """Whether it compares with the baseline; the baseline then has no value."""
     plot: str = ""
-    """Title of its bar chart, empty for none. `compute` then returns (rate, low, high), and the
-    rate is also a manifest count."""
+    """Title of its bar chart, empty for none. `compute` then returns (rate, low, high), or None
+    for each, and the rate is also a manifest count."""
 
     def cell(self, model: str, result: dict[str, Any]) -> Cell:
         """Returns the cell of one model; `result` may be from a version without this figure."""
@@ -87,10 +87,9 @@ def _parsed(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["verdict"] is not None]
 
 
-def _win_rate(rows: list[Row], seed: int) -> tuple[float, float, float]:
+def _win_rate(rows: list[Row], seed: int) -> tuple[float | None, ...]:
     verdicts = [row["verdict"] for row in _parsed(rows)]
-    # Without a parsable verdict any rate is possible; result.json always holds three numbers.
-    return bootstrap(verdicts, seed) if verdicts else (0.5, 0.0, 1.0)
+    return bootstrap(verdicts, seed) if verdicts else (None, None, None)
 
 
 def _pass_rate(rows: list[Row], seed: int) -> tuple[float | None, ...]:

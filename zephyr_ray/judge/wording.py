@@ -17,14 +17,14 @@ NO_CONTROL = (
 
 
 def direction(low: float, high: float, even: float = 0.0) -> int:
-    """Returns 1 if the interval is above `even`, -1 if it is below, 0 if it holds it."""
+    """Returns 1 if the interval is above `even`, -1 if it is below, 0 if it includes it."""
     return 1 if low > even else -1 if high < even else 0
 
 
 def certainty(difference: dict[str, Any]) -> str:
     """Says whether the interval of a difference leaves room for chance."""
     above_or_below = direction(difference["low"], difference["high"])
-    return "excludes 0" if above_or_below else "holds 0: may be chance"
+    return "excludes 0" if above_or_below else "includes 0: may be chance"
 
 
 def control_note(differences: list[dict[str, Any]], last: str, control: str) -> str:
