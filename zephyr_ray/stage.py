@@ -84,6 +84,8 @@ class Stage(Strict):
     """Whether the artifact is a model, which other stages may name like those of the recipe."""
     version: ClassVar[int] = 1
     """Part of the content key; raise it if the same settings give another result."""
+    unit: ClassVar[str] = "rows"
+    """Name of the rows that its throughput counts, in the plural."""
     view: ClassVar[tuple[str, str]] = ("data/{name}", "")
     """Path of the link in the run's folder, and its target in the artifact's folder."""
     reads_lineage: ClassVar[bool] = False

@@ -145,7 +145,7 @@ def _rate(recipe: Recipe, store: Store, step: Step) -> tuple[float | None, str]:
     the recipe or else measured in an earlier run."""
     stated = recipe.hardware and recipe.hardware.rows_per_second.get(step.name)
     if stated:
-        return stated, f"at {stated:g} {_unit(step)} per second, as stated"
+        return stated, f"at {stated:g} {step.stage.unit} per second, as stated"
     newest: tuple[str, float] = ("", 0)
     for path in store.root.glob(f"{step.stage.kind}-*/manifest.json"):
         try:
@@ -161,12 +161,8 @@ def _rate(recipe: Recipe, store: Store, step: Step) -> tuple[float | None, str]:
     created, measured = newest
     if not measured:
         return None, ""
-    throughput = f"{rate_per_second(measured)} {_unit(step)} per second"
+    throughput = f"{rate_per_second(measured)} {step.stage.unit} per second"
     return measured, f"at {throughput}, as measured {created[:10]}"
-
-
-def _unit(step: Step) -> str:
-    return str(getattr(step.stage, "unit", "rows"))
 
 
 def _row_tokens(recipe: Recipe, steps: list[Step]) -> dict[str, float]:

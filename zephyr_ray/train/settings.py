@@ -39,8 +39,6 @@ class TrainingSettings(Stage):
 
     makes: ClassVar[str] = "weights"
     trains_model: ClassVar[bool] = True
-    unit: ClassVar[str]
-    """Name of training rows, in the plural; `global_batch` and throughput count these."""
     sequences_per_row: ClassVar[int]
     """Token sequences per row, each of at most `max_length` tokens."""
     reference_flops: ClassVar[int] = 0
