@@ -25,7 +25,10 @@ OTHER_MEANINGS = {
 
 
 def is_named(node: ast.expr) -> bool:
-    """Returns whether an operand is `kind`, `x.kind` or `x["kind"]`."""
+    """Returns whether an operand is `kind`, `x.kind`, `x["kind"]`, `x.get("kind")` or
+    `getattr(x, "kind")`."""
+    if isinstance(node, ast.Call):
+        return any(isinstance(a, ast.Constant) and a.value in NAMES for a in node.args[:2])
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
         return node.slice.value in NAMES
     return getattr(node, "attr", None) in NAMES or getattr(node, "id", None) in NAMES
@@ -37,6 +40,9 @@ def branches(source: str) -> list[int]:
     for node in ast.walk(ast.parse(source)):
         operands = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
         operands += [node.subject] if isinstance(node, ast.Match) else []
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            # x.kind.startswith("a")
+            operands += [node.func.value] if node.func.attr.endswith("with") else []
         lines += [node.lineno for operand in operands if is_named(operand)]
     return lines
 
@@ -44,6 +50,8 @@ def branches(source: str) -> list[int]:
 def test_a_branch_is_detected() -> None:
     lines = ['s.kind == "sft"', 'engine in ("a", "b")', 'm["makes"] != x', "kinds == 1"]
     assert [branches(line) for line in lines] == [[1], [1], [1], []]
+    lines = ['m.get("engine") == x', 'getattr(s, "kind", "") == x', 's.kind.startswith("s")']
+    assert [branches(line) for line in lines] == [[1], [1], [1]]
 
 
 def test_nothing_outside_its_owner_branches_on_kind_engine_or_makes() -> None:
