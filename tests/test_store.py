@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from zephyr_ray.engines.rules import RulesSettings
+from zephyr_ray.engines.vllm import VllmSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import Manifest, read_manifest
-from zephyr_ray.run_folder import link_artifact
+from zephyr_ray.run_folder import judge_of, link_artifact
 from zephyr_ray.store import (
     Journal,
     Store,
@@ -296,3 +298,33 @@ def test_a_count_that_is_not_a_number_is_read_back(tmp_path: Path) -> None:
     manifest = Manifest(kind="k", key="1", files={}, counts={"loss": float("nan")})
     (tmp_path / "manifest.json").write_text(manifest.model_dump_json())
     assert math.isnan(read_manifest(tmp_path).counts["loss"])
+
+
+def run_judged_by(folder: Path, judge: dict[str, Any]) -> Path:
+    """A run whose comparison an earlier version made; each model has settings of all engines."""
+    others = {"weights": "", "base_url": None, "temperature": 0.7, "gpus": 0.0, "relevance": None}
+    manifest = {
+        **{"kind": "pairwise", "key": "k", "files": {}, "settings": {"judge": "judge"}},
+        "models": {"judge": {**others, **judge}},
+    }
+    (folder / "data" / "winrate").mkdir(parents=True)
+    (folder / "data" / "winrate" / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "data" / "winrate" / "result.json").write_text("{}")
+    return folder
+
+
+def test_the_judge_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    rules = judge_of(run_judged_by(tmp_path / "a", {"engine": "rules", "relevance": "minilm"}))
+    assert rules and rules.settings == RulesSettings(relevance="minilm")
+    vllm = judge_of(run_judged_by(tmp_path / "b", {"engine": "vllm", "weights": "w"}))
+    assert vllm and vllm.settings == VllmSettings(weights="w", temperature=0.7)
+    assert (
+        judge_of(run_judged_by(tmp_path / "c", {"engine": "service", "base_url": "http://x"}))
+        is None
+    )
+
+
+def test_a_judge_with_settings_that_are_no_longer_valid_is_one_line(tmp_path: Path) -> None:
+    run = run_judged_by(tmp_path, {"engine": "vllm", "weights": "w", "gpus": 1.5})
+    with pytest.raises(Permanent, match="winrate: judge 'judge': setting 'gpus'"):
+        judge_of(run)

@@ -7,6 +7,7 @@ from zephyr_ray.engines import ENGINES
 from zephyr_ray.engines.model import Model
 from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import Manifest, read_manifest
+from zephyr_ray.settings import typed
 from zephyr_ray.store import STORE
 
 
@@ -34,8 +35,10 @@ def models_of(run: Path) -> dict[str, str]:
 
 
 def judge_of(run: Path) -> Model | None:
-    """Returns the judge of the run's comparison; None without one, or if a service was the
-    judge."""
+    """Returns the judge of the run's comparison; None without one, or if a service was the judge.
+
+    Raises Permanent if its settings are no longer valid.
+    """
     for data in sorted((run / "data").glob("*")):
         manifest = _manifest(data.resolve())
         if (data / "result.json").exists():
@@ -43,7 +46,7 @@ def judge_of(run: Path) -> Model | None:
             settings = ENGINES[manifest.models[name]["engine"]]
             # In manifests of earlier versions, each model has the settings of all engines.
             own = {k: v for k, v in manifest.models[name].items() if k in settings.model_fields}
-            judge = Model(name, settings.model_validate(own))
+            judge = Model(name, typed(settings, own, f"{data}: judge '{name}'"))
             if judge.settings.served:
                 return judge
     return None
