@@ -6,6 +6,6 @@ from zephyr_ray.judges.form import Form
 
 _NAMES = (
     "zephyr_ray.judges.score:Score",
-    "zephyr_ray.judges.pairwise:Pairwise",
+    "zephyr_ray.judges.pairwise:Ranking",
 )
 FORMS: dict[str, Form] = {form.name: form() for form in map(resolve_name, _NAMES)}

@@ -16,7 +16,7 @@ ORDERS = 2
 2,999 published verdicts)."""
 
 
-class Pairwise:
+class Ranking:
     """The form for two answers: `{"verdict": 1, 0.5, 0 or None, "reason": text, "scores": None}`.
 
     The verdict is the first answer's share of the win. Identical texts are ties; verdicts that flip
