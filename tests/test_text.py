@@ -574,6 +574,18 @@ def test_only_judged_answers_are_feedback(tmp_path: Path, monkeypatch: pytest.Mo
     assert work.counts == {"unparsable": 1, "answers": 3, "score_mean": 5.5, "rows": 1}
 
 
+def test_feedback_without_a_readable_score_has_no_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreadable = {"id": "p/0", "score": None, "reason": "", "checks": {}}
+    monkeypatch.setattr(feedback, "run_rows", lambda *_: [unreadable])
+    completions = [{"model": "m", "text": "cat"}]
+    work = work_on(tmp_path, answers=[{"id": "p", "prompt": "A pet?", "completions": completions}])
+    work.models = {"judge": Model("judge", RulesSettings())}
+    Feedback(judge="judge", completions="answers").run(work)
+    assert work.counts == {"unparsable": 1, "answers": 1, "rows": 1}
+
+
 def rated(name: str, *answers: tuple[str, float | None]) -> dict[str, Any]:
     return {
         "id": name,

@@ -35,8 +35,8 @@ class Feedback(Stage):
         by_id = {row["id"]: {name: row[name] for name in kept} for row in ratings}
         work.counts["unparsable"] = sum(row["score"] is None for row in ratings)
         work.counts["answers"] = len(ratings)
-        scores = [row["score"] for row in ratings if row["score"] is not None]
-        work.counts["score_mean"] = round(sum(scores) / len(scores), 3) if scores else 0.0
+        if scores := [row["score"] for row in ratings if row["score"] is not None]:
+            work.counts["score_mean"] = round(sum(scores) / len(scores), 3)
         work.write_rows(
             {
                 **row,
