@@ -9,6 +9,11 @@ class Permanent(Exception):
     code 2."""
 
 
+class RowError(Permanent):
+    """A failure of one row itself: too long, refused for its content, or not readable. The row is
+    dropped and counted; the stage continues."""
+
+
 class Temporary(Exception):
     """A failure that a retry can help: rate limit, server error, timeout, lost worker."""
 

@@ -46,6 +46,9 @@ WEIGHTS = "weights"
 """Marks weights: a packaged name, a hub id, a folder, or a stage that trains a model."""
 OPERATIONAL = "operational"
 """Marks a setting that does not change the result; it is not in the content key."""
+ADDED = "added"
+"""Marks a setting that older artifacts were made without; at its default, it is not in the content
+key, so that their keys stay valid."""
 
 
 class Strict(BaseModel):
@@ -69,6 +72,19 @@ def marked(settings: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, li
                 values = value if isinstance(value, list) else [value]
                 fields.append((name, m, [str(v) for v in values if v is not None]))
     return fields
+
+
+def not_in_key(settings: Strict) -> set[str]:
+    """Returns the names of settings that the content key omits."""
+    return {
+        name
+        for name, field in type(settings).model_fields.items()
+        if OPERATIONAL in field.metadata
+        or (
+            ADDED in field.metadata
+            and getattr(settings, name) == field.get_default(call_default_factory=True)
+        )
+    }
 
 
 def typed(cls: type[T], settings: Any, where: str) -> T:

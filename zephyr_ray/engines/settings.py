@@ -11,7 +11,7 @@ from pydantic import Field
 from zephyr_ray.demand import Calls
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.shapes import Shape
-from zephyr_ray.settings import OPERATIONAL, Strict
+from zephyr_ray.settings import OPERATIONAL, Strict, not_in_key
 
 SHARED_IDENTITY = {
     "weights": None,
@@ -67,10 +67,7 @@ class ModelSettings(Strict):
 
     def identity(self) -> dict[str, Any]:
         """Returns the settings that determine an answer, for content keys."""
-        operational = {
-            name for name, field in type(self).model_fields.items() if OPERATIONAL in field.metadata
-        }
-        return SHARED_IDENTITY | self.model_dump(mode="json", exclude=operational)
+        return SHARED_IDENTITY | self.model_dump(mode="json", exclude=not_in_key(self))
 
     def process_identity(self) -> str:
         """Returns the settings in which models must agree to share one running engine."""
