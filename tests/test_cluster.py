@@ -120,7 +120,7 @@ def test_an_object_of_someone_else_under_the_same_name_stays(
         ({"namespace": "Team A"}, "setting 'namespace'"),
         (
             {"workers": {f"g{n}": {"cpu": 1, "memory": "1Gi"} for n in range(8)}},
-            "8 worker groups; use at most 7 in a queue",
+            "8 worker groups, but Kueue accepts at most 7; remove worker groups or the queue",
         ),
     ],
 )

@@ -74,7 +74,7 @@ MISTAKES = {
     "stage as judge": (
         "judge: judge",
         "judge: sft",
-        "'sft', which is a stage; a judge must be an entry under models",
+        "'sft', which is a stage; name a judge that is defined under 'models'",
     ),
     "judge as model": ("models: [sft]", "models: [judge]", "'judge' is a rules judge"),
     "judge as weights": ("model: base, data", "model: judge, data", "no weights to train"),

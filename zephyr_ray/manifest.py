@@ -27,7 +27,7 @@ class Manifest(BaseModel):
     files: dict[str, File]
     """Files by path below the artifact's folder."""
     identity: dict[str, Any] | None = None
-    """Inputs that the key hashes, so that a later plan can name changes."""
+    """Inputs that the key hashes, kept so that a later plan can tell which of them changed."""
     name: str = ""
     """The stage in the recipe that made it."""
     recipe: str = ""

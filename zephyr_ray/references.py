@@ -57,7 +57,7 @@ class References:
         elif ref in self.stages:
             if mark.what == "judge":
                 raise Permanent(
-                    f"{where}, which is a stage; a judge must be an entry under models:"
+                    f"{where}, which is a stage; name a judge that is defined under 'models'"
                 )
             makes, required = self.stages[ref].makes, mark.artifact
             if required not in ("any", makes):
@@ -74,7 +74,7 @@ class References:
         if mark.what == "weights" and "weights" not in settings.uses:
             raise Permanent(
                 f"{where}: model '{ref}' has no weights to train (engine {settings.engine}); name "
-                "one that has"
+                "one that does"
             )
         if mark.what == "model" and "model" not in settings.uses:
             raise Permanent(

@@ -39,7 +39,7 @@ unknown = partial(CheckResult, "unknown")
 
 
 def check_versions(kube: Kube) -> Iterator[CheckResult]:
-    """Checks that the server is among the tested minor versions."""
+    """Checks that the server is one of the tested minor versions, or one minor version newer."""
     import kubernetes
 
     client = kubernetes.__version__
@@ -51,7 +51,9 @@ def check_versions(kube: Kube) -> Iterator[CheckResult]:
         yield good(observation)
     else:
         tested = f"1.{newest - TESTED_MINORS + 1} to 1.{newest}"
-        yield unknown(observation, f"zephyr is tested with {tested}; other versions may work")
+        yield unknown(
+            observation, f"use {tested}, which zephyr is tested with; other versions may work"
+        )
 
 
 def check_operator(kube: Kube) -> Iterator[CheckResult]:
@@ -78,7 +80,11 @@ def check_operator(kube: Kube) -> Iterator[CheckResult]:
             describe = f"kubectl describe deployment -n {metadata['namespace']} {metadata['name']}"
             yield bad(f"operator {name} has no running pod", describe)
         elif version and (int(version[1]), int(version[2])) < OPERATOR_MINIMUM:
-            yield bad(f"operator {name} is {image}", OPERATOR_COMMAND.replace("install", "upgrade"))
+            oldest = ".".join(map(str, OPERATOR_MINIMUM))
+            yield bad(
+                f"operator {name} is {image}, older than {oldest}",
+                OPERATOR_COMMAND.replace("install", "upgrade"),
+            )
         else:
             yield good(f"operator {name} is {image}")
 
@@ -117,5 +123,6 @@ def check_permissions(kube: Kube) -> Iterator[CheckResult]:
         )
     else:
         yield good(
-            f"has every permission that submit, status, logs and stop need in {kube.namespace}"
+            "these credentials have every permission that submit, status, logs and stop need in "
+            f"{kube.namespace}"
         )

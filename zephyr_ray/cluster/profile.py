@@ -16,7 +16,8 @@ from zephyr_ray.settings import Strict, typed
 
 DEFAULT = Path("zephyr-cluster.yaml")
 HEAD_MINIMUM_BYTES = 4 * 1024**3
-"""Minimum memory of the head, as KubeRay advises; a smaller head is killed for memory."""
+"""Minimum memory of the head, as KubeRay advises; a smaller head runs out of memory and is
+killed."""
 QUEUED_GROUPS = 7
 """Maximum worker groups per RayJob that Kueue accepts."""
 RESERVED_VARIABLES = (
@@ -149,7 +150,8 @@ def load(path: Path) -> Profile:
         raise Permanent(f"{path}: head.memory is {profile.head.memory}; set it to 4Gi or more")
     if profile.queue and len(profile.workers) > QUEUED_GROUPS:
         raise Permanent(
-            f"{path}: {len(profile.workers)} worker groups; use at most {QUEUED_GROUPS} in a queue"
+            f"{path}: {len(profile.workers)} worker groups, but Kueue accepts at most "
+            f"{QUEUED_GROUPS}; remove worker groups or the queue setting"
         )
     for name in profile.secrets:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
