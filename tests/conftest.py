@@ -28,6 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (SLOW_FILES + [item.path.name]).index(item.path.name))
 
 
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Names the groups of tests that -m excludes; -ra lists skipped tests, but not these."""
+    for marker in config.getini("markers"):
+        if f"not {marker.partition(':')[0]}" in config.option.markexpr:
+            terminalreporter.line(f"NOT RUN {marker}")
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
     return ByFixtures(config, log)
 
