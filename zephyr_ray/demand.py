@@ -38,7 +38,8 @@ class Footprint:
 
 GIB = 2**30
 GPU_RESERVE = 2 * GIB
-"""Bytes of a GPU for CUDA's context, NCCL, kernels' workspaces and gaps of the allocator: a guess,
+"""Bytes per GPU for CUDA's context, NCCL, kernel workspaces and allocator fragmentation; a guess,
 not measured."""
 PROCESS_BYTES = 1.5e9
-"""Resident memory of one worker or engine before its model: torch and friends, measured."""
+"""Resident bytes of one worker or engine process before it loads its model, mainly torch;
+measured."""

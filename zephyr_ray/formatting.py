@@ -1,4 +1,4 @@
-"""Formats values for people: the one owner of rounding, signs and durations."""
+"""Formats values for people; all rounding, signs and durations are here."""
 
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from zephyr_ray.demand import GIB
 
 LARGEST = 1e15
-"""Numbers from this size on are written with an exponent."""
+"""Numbers of this size or more are written with an exponent."""
 
 
 def number(value: float | None, digits: int = 2) -> str:

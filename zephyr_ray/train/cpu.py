@@ -1,4 +1,4 @@
-"""Settings of a worker's process that make DeepSpeed run, and run fast, without a GPU."""
+"""Configures a worker's process so that DeepSpeed runs, and runs fast, without a GPU."""
 
 import ctypes
 import importlib
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def keep_freed_memory() -> None:
-    """Has malloc keep freed memory for reuse.
+    """Makes malloc keep freed memory for reuse.
 
     By default glibc returns large tensors to the system and faults them in again at every step,
-    measured as a third of the CPU time of a forward and backward pass (135M parameters, 340
-    tokens).
+    which takes a third of the CPU time of a forward and backward pass (measured with 135M
+    parameters and 340 tokens).
     """
     mmap_max, trim_threshold = -4, -1  # of malloc.h
     libc = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""A training job: what the driver hands to every worker."""
+"""Defines a training job: what the driver passes to every worker."""
 
 from dataclasses import dataclass
 from pathlib import Path

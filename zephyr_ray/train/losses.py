@@ -1,4 +1,4 @@
-"""Losses of single tokens or pairs, as pure functions of log-probabilities.
+"""Computes losses of single tokens or pairs, as pure functions of log-probabilities.
 
 Logarithms are natural, so losses are in nats; the trainer takes the mean over the global batch.
 Imports PyTorch: import this module only in a worker.
@@ -12,7 +12,8 @@ def token_nll(log_probs: Tensor, trained: Tensor) -> Tensor:
     """Returns the negative log-likelihood of every trained token (arXiv 2310.16944, section 3):
     -log π(y_t|y_<t).
 
-    `log_probs` and the boolean `trained` have one shape, the result has shape (trained tokens,).
+    `log_probs` and the boolean `trained` have the same shape; the result has shape (trained
+    tokens,).
     """
     return -log_probs[trained]
 

@@ -1,4 +1,4 @@
-"""Loads what training starts from, the weights and their chat format, and saves what it makes."""
+"""Loads the initial weights and their chat format, and saves the trained model."""
 
 import importlib.util
 import shutil
@@ -79,7 +79,7 @@ def save(job: Job, trainer: Any) -> None:
 def write_model(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> None:
     """Writes the model with its tokenizer, whose padding and end tokens become the model's own.
 
-    `state` are the weights, if the model object does not hold them all (ZeRO-3).
+    `state` holds the weights if the model object lacks some of them (ZeRO-3).
     """
     model.config.use_cache = True
     for config in (model.config, model.generation_config):

@@ -40,7 +40,7 @@ class Reporter(TrainerCallback):
         if not math.isfinite(logs["loss"]):
             raise Permanent(
                 f"the loss is {logs['loss']} at step {state.global_step}; "
-                "lower learning_rate, or look at the rows"
+                "lower learning_rate, or check the data"
             )
         if self.journal:
             seconds = time.monotonic() - self.started
@@ -55,7 +55,7 @@ class Reporter(TrainerCallback):
         path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         ray.train.report(
             {"step": state.global_step},
-            # One report names it; the others wait until every worker has written its part.
+            # Rank 0 reports it; all workers wait here until each has written its part.
             checkpoint=Checkpoint(path) if self.rank == 0 else None,
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )
