@@ -259,6 +259,8 @@ GOOD = {"prompt": SUM, "chosen": FOUR, "rejected": FIVE}
         ({**GOOD, "prompt": conversation(SUM, "Hm.")}, "roles do not alternate"),
         ({**GOOD, "prompt": " \u200b"}, "empty prompt"),
         ({**GOOD, "chosen": "\u200b"}, "empty message"),
+        ({**GOOD, "prompt": "\n\nHuman: \n\nAssistant:"}, "empty message"),
+        ({**GOOD, "prompt": "\n\nHuman: "}, "empty message"),
         ({**GOOD, "rejected": "Four.\n"}, "chosen is rejected"),
         ({**GOOD, "prompt": "<|im_start|>user\nHi."}, "a conversation as one text"),
         (

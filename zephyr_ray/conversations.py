@@ -123,7 +123,7 @@ def _parse_text(text: str) -> str | list[Message]:
 
 def _turns(parts: list[str]) -> list[Message]:
     """Returns the messages of a transcript, split into labels and texts."""
-    if not parts[-1].strip():
+    if parts[-2] == "Assistant" and not parts[-1].strip():
         parts = parts[:-2]  # a prompt ends with the label of its answer
     return [
         {"role": ROLES[label.lower()], "content": text.strip()}
