@@ -333,8 +333,35 @@ def test_result_has_the_names_that_earlier_versions_wrote(fish: Artifact) -> Non
     assert set(written["models"]["dpo"]) == {
         *("win_rate", "low", "high", "wins", "ties", "losses", "flips", "parse_failures"),
         *("prompts", "pass_rate", "pass_low", "pass_high", "on_topic", "words", "length_bias"),
-        "by_constraint",
+        *("by_constraint", "left_out"),
     }
+
+
+def test_prompts_that_the_win_rate_leaves_out_are_counted_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four prompts, dpo did not answer one, and the judge's reply to another is unparsable."""
+    answers = {"base": ["0 kept"] * 4, "dpo": ["? kept", "1 kept", "1 kept"]}
+    made = compared(tmp_path, monkeypatch, answers, Scripted())
+    figures = result(made)["models"]["dpo"]
+    assert (figures["win_rate"], figures["left_out"], figures["parse_failures"]) == (1.0, 2, 1)
+    table = blocks(made, Table)[0]
+    assert [column.heading for column in table.columns[:3]] == ["Model", "Left out", "Win rate"]
+    assert [row[1] for row in table.rows] == [None, 2]
+    headline = section.pairwise_section(made).headline
+    assert "on 2 held-out prompts (2 of 4 left out: no readable verdict)" in headline
+
+
+def test_no_readable_verdict_is_reported_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"base": ["0 kept"] * 3, "dpo": ["? kept"] * 3}
+    made = compared(tmp_path, monkeypatch, answers, Scripted())
+    headline = section.pairwise_section(made).headline
+    assert headline.startswith(
+        "dpo has no win rate against base: no readable verdict (0 of 3 prompts)."
+    )
+    assert not any(bars.title.startswith("Win rate") and bars.bars for bars in blocks(made, Bars))
 
 
 def test_a_new_figure_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,7 @@ IN_KEY: dict[str, dict[str, Any]] = {
         "revision": "v2",
         "columns": {"prompt": "question"},
         "limit": 3,
+        "ties": "drop",
     },
 }
 """By kind: the settings that decide the result, each with another value than the recipe's."""

@@ -15,11 +15,13 @@ from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.engines.vllm import VllmSettings
 from zephyr_ray.errors import Permanent
+from zephyr_ray.manifest import Manifest
 from zephyr_ray.messages import assistant, plain, user
 from zephyr_ray.models.contract import Reply
 from zephyr_ray.models.similarity import SimilarityIndex, diversity
+from zephyr_ray.section import Text
 from zephyr_ray.stage import Work
-from zephyr_ray.store import read_jsonl
+from zephyr_ray.store import Artifact, read_jsonl
 from zephyr_ray.text import feedback, prompts
 from zephyr_ray.text.cleaning import UNHELPFUL, Clean, true_case
 from zephyr_ray.text.completions import PRINCIPLES, complete
@@ -582,8 +584,11 @@ def test_feedback_without_a_readable_score_has_no_mean(
     completions = [{"model": "m", "text": "cat"}]
     work = work_on(tmp_path, answers=[{"id": "p", "prompt": "A pet?", "completions": completions}])
     work.models = {"judge": Model("judge", RulesSettings())}
-    Feedback(judge="judge", completions="answers").run(work)
+    stage = Feedback(judge="judge", completions="answers")
+    stage.run(work)
     assert work.counts == {"unparsable": 1, "answers": 1, "rows": 1}
+    section = stage.section(Artifact(work.folder, Manifest(kind="feedback", key="k", files={})))
+    assert section and section.chapters[0].blocks == (Text("No readable score: 0 of 1 answers."),)
 
 
 def rated(name: str, *answers: tuple[str, float | None]) -> dict[str, Any]:
@@ -704,6 +709,27 @@ def test_equal_texts_are_never_a_pair(tmp_path: Path) -> None:
     assert work.counts["dropped/all answers are the same"] == 1
 
 
+@pytest.mark.parametrize("other", ["cat\n", " cat", "cat\u200b", "\ufeffcat\r\n", "cat\u00a0"])
+def test_texts_that_look_the_same_are_never_a_pair(other: str, tmp_path: Path) -> None:
+    pairs, work = pairs_of(tmp_path, [rated("a", ("cat", 9), (other, 3)), FOUR], rejected="lowest")
+    assert pairs == [("cat", "emu")]
+    assert work.counts["dropped/all answers are the same"] == 1
+
+
+@pytest.mark.parametrize("empty", ["", " \n", "\u200b", "\u2800\ufeff "])
+def test_an_empty_text_is_never_chosen(empty: str, tmp_path: Path) -> None:
+    rows = [
+        rated("best is empty", (empty, 9), ("cat", 7), ("dog", 4)),
+        rated("only one other", (empty, 9), ("cat", 7)),
+        rated("rejected", ("cat", 7), (empty, 1)),
+        rated("none", (empty, 9), (empty, 1)),
+    ]
+    pairs, work = pairs_of(tmp_path, rows, rejected="lowest")
+    assert pairs == [("cat", "dog"), ("cat", empty)]
+    assert work.counts["dropped/tie or margin too small"] == 1
+    assert work.counts["dropped/all answers are empty"] == 1
+
+
 def test_answers_without_a_score_are_left_out(tmp_path: Path) -> None:
     rows = [
         rated("one", ("cat", 9), ("dog", None)),
@@ -717,6 +743,11 @@ def test_answers_without_a_score_are_left_out(tmp_path: Path) -> None:
 def test_no_pair_at_all_is_an_error_that_says_why(tmp_path: Path) -> None:
     with pytest.raises(Permanent, match="no answer good enough to choose: 1.; lower min_chosen"):
         pairs_of(tmp_path, [FOUR], min_chosen=10)
+
+
+def test_no_pair_for_want_of_scores_does_not_advise_on_min_chosen(tmp_path: Path) -> None:
+    with pytest.raises(Permanent, match="fewer than two scored answers: 1.; use a judge whose"):
+        pairs_of(tmp_path, [rated("p", ("cat", None), ("dog", None))])
 
 
 def test_chosen_answers_become_dialogues_once(tmp_path: Path) -> None:

@@ -5,10 +5,18 @@ A message is `{"role": "system" | "user" | "assistant", "content": text}`, plus 
 `instruction` of a question (the task without the sentence that states a constraint).
 """
 
+import re
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
 Message = dict[str, str]
+
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0e-\x1b\x7f\xad\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0]"
+)
+"""Matches characters without a shape: controls, joiners, fillers, variation selectors."""
 
 
 def user(content: str, **facts: str) -> Message:
@@ -36,6 +44,18 @@ def exchanges(messages: list[Message]) -> Iterator[tuple[int, int]]:
             question = index
         elif message["role"] == "assistant" and question is not None:
             yield question, index
+
+
+def visible(text: str) -> str:
+    """Returns what a reader sees of a text: without characters that take no space, white space
+    around it and at line ends, and differences of encoding."""
+    text = _UNSEEN.sub("", unicodedata.normalize("NFC", text))
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip()
+
+
+def is_same_text(a: str, b: str) -> bool:
+    """Returns whether two answers look the same, so that nobody can prefer one."""
+    return a == b or visible(a) == visible(b)
 
 
 def with_facts(row: dict[str, Any]) -> dict[str, Any]:

@@ -83,12 +83,19 @@ def pass_difference(a: list[Row], b: list[Row], seed: int) -> dict[str, float] |
     return {"pass_difference": mean, "low": low, "high": high}
 
 
-def _parsed(rows: list[Row]) -> list[Row]:
+def left_out(figures: dict[str, Any]) -> int:
+    """Returns how many prompts a model's win rate leaves out. Results of earlier versions count
+    only unparsable replies."""
+    return figures.get("left_out", figures.get("parse_failures", 0))
+
+
+def parsed(rows: list[Row]) -> list[Row]:
+    """Returns the rows with a readable verdict, which a win rate is computed from."""
     return [row for row in rows if row["verdict"] is not None]
 
 
 def _win_rate(rows: list[Row], seed: int) -> tuple[float | None, ...]:
-    verdicts = [row["verdict"] for row in _parsed(rows)]
+    verdicts = [row["verdict"] for row in parsed(rows)]
     return bootstrap(verdicts, seed) if verdicts else (None, None, None)
 
 
@@ -109,9 +116,9 @@ def _tally(rows: list[Row], seed: int) -> tuple[int, int, int]:
 
 
 def _length_bias(rows: list[Row], seed: int) -> tuple[float | None]:
-    parsed = _parsed(rows)
-    words = [row["words"][0] for row in parsed], [row["words"][1] for row in parsed]
-    return (length_bias([row["verdict"] for row in parsed], *words),)
+    decided = parsed(rows)
+    words = [row["words"][0] for row in decided], [row["words"][1] for row in decided]
+    return (length_bias([row["verdict"] for row in decided], *words),)
 
 
 def _by_constraint(rows: list[Row], seed: int) -> tuple[dict[str, Any]]:
@@ -168,7 +175,7 @@ FIGURES = (
     ),
     Figure(
         names=("parse_failures",),
-        compute=lambda rows, seed: (len(rows) - len(_parsed(rows)),),
+        compute=lambda rows, seed: (len(rows) - len(parsed(rows)),),
         heading="Unparsable",
         compared=True,
     ),

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
-from zephyr_ray.judge.figures import FIGURES, Row, pass_difference, summary
-from zephyr_ray.judge.gathering import gather
+from zephyr_ray.judge.figures import FIGURES, Row, parsed, pass_difference, summary
+from zephyr_ray.judge.gathering import Gathered, gather
 from zephyr_ray.judge.section import pairwise_section
 from zephyr_ray.judge.wording import control_note
 from zephyr_ray.judges import FORMS
@@ -58,7 +58,7 @@ class Pairwise(Stage):
         gathered = gather(work, self._stages())
         comparisons = list(gathered.comparisons())
         judged = run_rows(work, comparisons, compare, [work.models[self.judge]])
-        result = self._result(gathered.models, judged)
+        result = self._result(gathered, judged)
         write_atomically(work.folder / "result.json", json.dumps(result, indent=1))
         work.counts["unparsable"] = sum(row["verdict"] is None for row in judged)
         work.counts["flips"] = sum(bool(row.get("flip")) for row in judged)
@@ -84,8 +84,9 @@ class Pairwise(Stage):
         stages = dict.fromkeys([self.baseline, *self.answers, self.control])
         return [stage for stage in stages if stage]
 
-    def _result(self, models: dict[str, str], judged: list[Row]) -> dict[str, Any]:
-        """Computes the content of result.json; `models` are the models by stage."""
+    def _result(self, gathered: Gathered, judged: list[Row]) -> dict[str, Any]:
+        """Computes the content of result.json."""
+        models, prompts = gathered.models, len(gathered.prompts)
         by_model: dict[str, list[Row]] = {model: [] for model in models.values()}
         for row in judged:
             by_model[row["model"]].append(row)
@@ -99,7 +100,11 @@ class Pairwise(Stage):
             "baseline": models[self.baseline],
             "judge": self.judge,
             "control": control,
-            "models": {m: summary(rows, self.seed) for m, rows in by_model.items() if rows},
+            "models": {
+                model: summary(rows, self.seed) | {"left_out": prompts - len(parsed(rows))}
+                for model, rows in by_model.items()
+                if rows
+            },
             "differences": differences,
             "notes": [control_note(differences, last, control)] if control else [],
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 from zephyr_ray.formatting import describe_model, number
 from zephyr_ray.judge import wording
-from zephyr_ray.judge.figures import FIGURES
+from zephyr_ray.judge.figures import FIGURES, left_out
 from zephyr_ray.section import (
     Answer,
     Bars,
@@ -73,10 +73,19 @@ def _figures(result: Result) -> tuple[list[Bars], Table]:
         for figure, cells in columns
         if figure.plot
     ]
+    omitted = [None if m == result["baseline"] else left_out(models[m]) for m in models]
     table = Table(
-        columns=(Column("Model"), *(Column(f.heading, f.digits) for f, _ in columns)),
-        rows=tuple(zip(models, *(cells for _, cells in columns), strict=True)),
-        help=tuple(f"{f.heading}: {f.help}" for f, _ in columns if f.help),
+        columns=(
+            Column("Model"),
+            Column("Left out", digits=0),
+            *(Column(f.heading, f.digits) for f, _ in columns),
+        ),
+        rows=tuple(zip(models, omitted, *(cells for _, cells in columns), strict=True)),
+        help=(
+            "Left out: held-out prompts that the win rate does not include, because an answer is "
+            "missing or the judge's reply is unparsable.",
+            *(f"{f.heading}: {f.help}" for f, _ in columns if f.help),
+        ),
     )
     return bars, table
 

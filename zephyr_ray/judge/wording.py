@@ -3,6 +3,7 @@
 from typing import Any
 
 from zephyr_ray.formatting import number, percent, signed
+from zephyr_ray.judge.figures import left_out
 
 EFFECTS = {
     1: ("adds", "the DPO term adds to what the same answers teach by plain SFT"),
@@ -47,14 +48,9 @@ def headline(result: dict[str, Any]) -> str:
     subjects = [d["a"] for d in result["differences"]] + trained[::-1]
     last = next((model for model in subjects if model in trained), "")
     figures, before = models.get(last, {}), models.get(baseline, {})
-    if figures.get("win_rate") is None:
+    if not figures.get("prompts"):
         return ""
-    text = (
-        f"{last} has a win rate of {number(figures['win_rate'])} [{number(figures['low'])}, "
-        f"{number(figures['high'])}] against {baseline} on {figures['prompts']} held-out prompts"
-    )
-    if direction(figures["low"], figures["high"], even=0.5) == 0:
-        text += ", which cannot be distinguished from no difference (0.50)"
+    text = f"{last} has {_win_rate(figures, baseline)}"
     if difference := _between(result["differences"], last, control):
         effect, _ = EFFECTS[direction(difference["low"], difference["high"])]
         text += (
@@ -67,6 +63,24 @@ def headline(result: dict[str, Any]) -> str:
             f"{percent(before['pass_rate'])}), in {number(figures['words'], 0)} words on average "
             f"({number(before['words'], 0)})."
         )
+    return text
+
+
+def _win_rate(figures: dict[str, Any], baseline: str) -> str:
+    """Words the win rate and the prompts that it leaves out."""
+    readable = figures["prompts"] - figures.get("parse_failures", 0)
+    omitted = left_out(figures)
+    prompts = readable + omitted
+    if figures.get("win_rate") is None:
+        return f"no win rate against {baseline}: no readable verdict (0 of {prompts} prompts)"
+    text = (
+        f"a win rate of {number(figures['win_rate'])} [{number(figures['low'])}, "
+        f"{number(figures['high'])}] against {baseline} on {readable} held-out prompts"
+    )
+    if omitted:
+        text += f" ({omitted} of {prompts} left out: no readable verdict)"
+    if direction(figures["low"], figures["high"], even=0.5) == 0:
+        text += ", which cannot be distinguished from no difference (0.50)"
     return text
 
 

@@ -1,13 +1,13 @@
 """Ranks two answers, in both orders, with the prompt format of AlpacaEval."""
 
-import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.judges.form import QUESTION_TOKENS, Answer, Judgement, Row
-from zephyr_ray.judges.literal import parse_literal
-from zephyr_ray.messages import user
-from zephyr_ray.models.contract import Ask, Reply
+from zephyr_ray.judges.literal import number
+from zephyr_ray.judges.verdict import Verdict, last_word
+from zephyr_ray.messages import is_same_text, user
+from zephyr_ray.models.contract import Ask
 
 REPLY_TOKENS = 128
 """Maximum tokens per reply."""
@@ -19,8 +19,9 @@ ORDERS = 2
 class Ranking:
     """The form for two answers: `{"verdict": 1, 0.5, 0 or None, "reason": text, "scores": None}`.
 
-    The verdict is the first answer's share of the win. Identical texts are ties; verdicts that flip
-    with the order are ties marked by `flip`. The verdict is None if a reply cannot be parsed.
+    The verdict is the first answer's share of the win. Answers that look the same tie; verdicts
+    that flip with the order are ties marked by `flip`. The verdict is None if a reply cannot be
+    parsed.
     """
 
     name: ClassVar[str] = "pairwise"
@@ -28,18 +29,16 @@ class Ranking:
 
     async def judge(self, row: Row, answers: list[Answer], ask: Ask) -> Judgement:
         first, second = (answer["text"] for answer in answers)
-        if first == second:
+        if is_same_text(first, second):
             return {"verdict": 0.5, "reason": "identical answers", "scores": None}
-        straight = await _rank(row["prompt"], first, second, ask)
-        swapped = await _rank(row["prompt"], second, first, ask)
-        reason = f"judge: {straight.text.strip()!r}; in the other order: {swapped.text.strip()!r}"
-        winners = read_ranking(straight.text), read_ranking(swapped.text)
-        if None in winners:
+        straight, reply = await _rank(row["prompt"], first, second, ask)
+        swapped, other_reply = await _rank(row["prompt"], second, first, ask)
+        reason = f"judge: {reply!r}; in the other order: {other_reply!r}"
+        if straight is None or swapped is None:
             return {"verdict": None, "reason": f"unparsable: {reason}", "scores": None}
-        wins = [winners[0] == 0, winners[1] == 1]
-        if wins[0] != wins[1]:
+        if straight == swapped:
             return {"verdict": 0.5, "reason": f"flip: {reason}", "scores": None, "flip": True}
-        return {"verdict": float(wins[0]), "reason": reason, "scores": None}
+        return {"verdict": float(straight == 0), "reason": reason, "scores": None}
 
     def calls(self, judgements: float, prompt: int, answer: int) -> Calls:
         count = judgements * ORDERS
@@ -47,12 +46,13 @@ class Ranking:
         return Calls(count, count * tokens, count * REPLY_TOKENS)
 
 
-async def _rank(prompt: str, output_1: str, output_2: str, ask: Ask) -> Reply:
+async def _rank(prompt: str, output_1: str, output_2: str, ask: Ask) -> tuple[int | None, str]:
+    """Returns the index of the better output, None if the reply is unparsable, and the reply."""
     outputs = [
         {"model": "model_1", "answer": output_1},
         {"model": "model_2", "answer": output_2},
     ]
-    return await ask(
+    reply = await ask(
         [
             user(
                 "Two models answered the same instruction. Rank them as the majority of "
@@ -66,17 +66,22 @@ async def _rank(prompt: str, output_1: str, output_2: str, ask: Ask) -> Reply:
         max_tokens=REPLY_TOKENS,
         with_demonstrations=False,
     )
+    judged = "\n".join([prompt, output_1, output_2])
+    return read_ranking(reply.text, judged, cut=reply.finish_reason == "length"), reply.text.strip()
 
 
-def read_ranking(text: str) -> int | None:
-    """Returns the index (0 or 1) of the output with rank 1; None if the text does not rank both."""
-    bracketed = re.search(r"\[.*\]", text, re.DOTALL)
-    entries = parse_literal(bracketed.group()) if bracketed else None
-    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+def read_ranking(text: str, judged: str = "", cut: bool = False) -> int | None:
+    """Returns the index (0 or 1) of the output with rank 1, None if unparsable; see `last_word`."""
+    verdict = last_word(text, _read, judged, cut)
+    return verdict.says if verdict else None
+
+
+def _read(value: Any) -> Verdict | None:
+    entries = value if isinstance(value, list) else []
+    if not entries or not all(isinstance(e, dict) and "rank" in e for e in entries):
         return None
-    ranks = {str(e.get("model")): e.get("rank") for e in entries}
-    if len(entries) != 2 or set(ranks) != {"model_1", "model_2"}:
-        return None
-    if {str(rank) for rank in ranks.values()} != {"1", "2"}:
-        return None
-    return 0 if str(ranks["model_1"]) == "1" else 1
+    by_rank = {number(e["rank"]): e.get("model") for e in entries}
+    order = [by_rank.get(1), by_rank.get(2)]
+    if len(entries) != 2 or sorted(map(str, order)) != ["model_1", "model_2"]:
+        return Verdict(says=None)
+    return Verdict(order.index("model_1"))

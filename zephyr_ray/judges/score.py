@@ -1,16 +1,19 @@
 """Scores one answer from 1 to 10, with a reason in one sentence."""
 
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.judges.form import QUESTION_TOKENS, Answer, Judgement, Row
-from zephyr_ray.judges.literal import parse_literal
+from zephyr_ray.judges.literal import number
+from zephyr_ray.judges.verdict import Verdict, last_word
 from zephyr_ray.messages import user
 from zephyr_ray.models.contract import Ask
 
 REPLY_TOKENS = 256
 """Maximum tokens per reply."""
+
+_OF_TEN = re.compile(r"\s*(?:/|out of)\s*10\s*$")
 
 
 class Score:
@@ -34,7 +37,8 @@ class Score:
             max_tokens=REPLY_TOKENS,
             with_demonstrations=False,
         )
-        score, reason = read_score(reply.text)
+        judged = f"{row['prompt']}\n{answer['text']}"
+        score, reason = read_score(reply.text, judged, cut=reply.finish_reason == "length")
         return {"score": score, "reason": reason, "checks": {}}
 
     def calls(self, judgements: float, prompt: int, answer: int) -> Calls:
@@ -42,14 +46,17 @@ class Score:
         return Calls(judgements, judgements * tokens, judgements * REPLY_TOKENS)
 
 
-def read_score(text: str) -> tuple[float | None, str]:
-    """Returns (score from 1 to 10, None if unparsable; the judge's reason)."""
-    # The span from the first to the last brace comes first: a rationale may contain braces.
-    for braced in re.findall(r"(?s)\{.*\}", text) + re.findall(r"\{[^{}]*\}", text):
-        value = parse_literal(braced)
-        if isinstance(value, dict) and "score" in value:
-            score = value["score"]
-            is_number = isinstance(score, int | float) and not isinstance(score, bool)
-            if is_number and 1 <= score <= 10:
-                return float(score), str(value.get("rationale", ""))
-    return None, f"unparsable: {text.strip()!r}"
+def read_score(text: str, judged: str = "", cut: bool = False) -> tuple[float | None, str]:
+    """Returns (score from 1 to 10, None if unparsable; the judge's reason); see `last_word`."""
+    verdict = last_word(text, _read, judged, cut)
+    if verdict is None:
+        return None, f"unparsable: {text.strip()!r}"
+    return verdict.says, verdict.reason
+
+
+def _read(value: Any) -> Verdict | None:
+    if not isinstance(value, dict) or "score" not in value:
+        return None
+    score = number(_OF_TEN.sub("", str(value["score"])))
+    in_range = score is not None and 1 <= score <= 10
+    return Verdict(score if in_range else None, str(value.get("rationale") or ""))

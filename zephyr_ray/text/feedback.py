@@ -65,10 +65,12 @@ class Feedback(Stage):
         for completion in completions:
             if completion["score"] is not None:
                 scores.setdefault(completion["model"], []).append(completion["score"])
-        if not scores:
+        if not completions:
             return None
         blocks: list[Block] = [Histogram(model, tuple(s)) for model, s in scores.items()]
-        if unscored := sum(completion["score"] is None for completion in completions):
+        if not scores:
+            blocks = [Text(f"No readable score: 0 of {number(len(completions))} answers.")]
+        elif unscored := sum(completion["score"] is None for completion in completions):
             note = f"{number(unscored)} answers have no readable score."
             blocks.insert(0, Text(note, soft=True))
         return Section((Chapter("Scores the judge gave", Place.PROCESS, tuple(blocks)),))

@@ -7,15 +7,24 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.messages import Message, assistant, plain, user, with_facts
+from zephyr_ray.messages import Message, assistant, is_same_text, plain, user, visible, with_facts
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Stage, Work
+
+FIXES = {
+    "fewer than two scored answers": "use a judge whose replies can be read, or more answers",
+    "all answers are empty": "increase max_tokens of the completions, or use another model",
+    "no answer good enough to choose": "lower min_chosen",
+    "all answers are the same": "raise the models' temperature, or use more models",
+    "tie or margin too small": "set ties: keep or lower min_margin",
+}
+"""What to do if a stage drops every prompt, by the most frequent reason."""
 
 
 class Preferences(Stage):
     """A stage that pairs the highest-scored answer (chosen) with a random other one (rejected); the
     paper finds random more diverse and harder than the lowest-scored. The two texts always
-    differ."""
+    differ visibly, and an empty text is never chosen."""
 
     kind = "preferences"
     makes = "pairs"
@@ -40,12 +49,10 @@ class Preferences(Stage):
         for row in work.inputs[self.feedback].rows():
             pairs += self._pairs(row, rng, work)
         if not pairs:
-            reasons = ", ".join(
-                f"{rule.removeprefix('dropped/')}: {count}" for rule, count in work.counts.items()
-            )
-            raise Permanent(
-                f"stage '{work.name}': every prompt was dropped ({reasons}); lower min_chosen"
-            )
+            counts = {rule.removeprefix("dropped/"): n for rule, n in work.counts.items()}
+            reasons = ", ".join(f"{rule}: {count}" for rule, count in counts.items())
+            fix = FIXES[max(counts, key=counts.__getitem__)] if counts else "add prompts"
+            raise Permanent(f"stage '{work.name}': every prompt was dropped ({reasons}); {fix}")
         margins = [pair["score_chosen"] - pair["score_rejected"] for pair in pairs]
         work.counts["margin_mean"] = round(sum(margins) / len(margins), 3)
         work.write_rows(pairs)
@@ -57,14 +64,17 @@ class Preferences(Stage):
         if len(scored) < 2:
             work.drop("fewer than two scored answers", row["id"])
             return
+        if not any(visible(c["text"]) for c in scored):
+            work.drop("all answers are empty", row["id"])
+            return
         # Shuffle, because max takes the first of equal scores, which would favor a model by
         # position.
         rng.shuffle(scored)
-        chosen = max(scored, key=lambda c: c["score"])
+        chosen = max((c for c in scored if visible(c["text"])), key=lambda c: c["score"])
         if chosen["score"] < self.min_chosen:
             work.drop("no answer good enough to choose", row["id"])
             return
-        others = [c for c in scored if c["text"] != chosen["text"]]
+        others = [c for c in scored if not is_same_text(c["text"], chosen["text"])]
         if not others:
             work.drop("all answers are the same", row["id"])
             return

@@ -1,39 +1,29 @@
 """Streams published data as dialogues, pairs or prompts, from a hub data set or from local files.
 
 The columns of UltraChat-200k (`prompt_id, messages`) and of UltraFeedback-binarized (`prompt,
-prompt_id, chosen, rejected, score_chosen, score_rejected`) need no mapping. Unusable rows are
-counted by reason.
+prompt_id, chosen, rejected, score_chosen, score_rejected`) need no mapping. Conversations may have
+any form of `conversations.py`. Unusable rows are counted by reason.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from zephyr_ray.conversations import FIXES, Unreadable
 from zephyr_ray.errors import Permanent
-from zephyr_ray.messages import Message, assistant, user
-from zephyr_ray.settings import FILE
+from zephyr_ray.published_rows import CONVERSIONS, Row, disagreement
+from zephyr_ray.settings import ADDED, FILE
 from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import numbered_jsonl
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".arrow": "arrow"}
-NEEDED = {
-    "dialogues": ["messages"],
-    "pairs": ["prompt", "chosen", "rejected"],
-    "prompts": ["prompt"],
-}
-OPTIONAL = {
-    "dialogues": ["id"],
-    "pairs": ["id", "score_chosen", "score_rejected"],
-    "prompts": ["id"],
-}
-ID = "prompt_id"
-"""The column of published data sets that holds our `id`."""
-
-Row = dict[str, Any]
+NAMES = {"id": ("prompt_id",), "messages": ("messages", "conversations")}
+"""Names of columns in published data sets, if they differ from ours; the first present one is
+read."""
 
 
 class Published(Stage):
@@ -55,19 +45,23 @@ class Published(Stage):
     """Names of columns in the data, by our names."""
     limit: int | None = Field(None, ge=1)
     """Maximum usable rows, from the start of the data."""
+    ties: Annotated[Literal["keep", "drop"], ADDED] = "keep"
+    """Treatment of pairs whose scores tie or contradict the choice; they are counted."""
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         if (self.dataset is None) == (self.files is None):
             raise Permanent("dataset: and files: are both set or both missing; set one of them")
-        columns = NEEDED[self.makes] + OPTIONAL[self.makes]
+        columns = CONVERSIONS[self.makes].columns
         if unknown := sorted(set(self.columns) - set(columns)):
             raise Permanent(
                 f"columns: '{unknown[0]}' is no column of {self.makes}; choose from "
                 f"{', '.join(columns)}"
             )
+        if self.ties == "drop" and "score_chosen" not in columns:
+            raise Permanent(f"ties: {self.makes} have no scores; remove ties:")
         if self.files:
             for path in data_files(files["files"], self.split):
-                self._check_columns(path, _columns(path))
+                self._check_columns(path, _first_row(path))
 
     def expected(self, rows: dict[str, int]) -> int | None:
         size = SIZES.get((self.dataset or "", self.split), (None,))[0]
@@ -79,32 +73,32 @@ class Published(Stage):
         return tokens / rows if tokens else None
 
     def run(self, work: Work) -> None:
-        converters: dict[str, Callable[[Row], Row]] = {
-            "dialogues": _to_dialogue,
-            "pairs": _to_pair,
-            "prompts": _to_prompt,
-        }
         work.counts["characters"] = 0
         work.progress.total = self.expected({}) or 0
-        work.write_rows(islice(self._usable(work, converters[self.makes]), self.limit))
+        work.write_rows(islice(self._usable(work), self.limit))
         if not work.counts["rows"]:
             reasons = {k: n for k, n in work.counts.items() if k.startswith("dropped/")}
+            main = max(reasons, key=reasons.__getitem__, default="").removeprefix("dropped/")
             raise Permanent(
                 f"stage '{work.name}': no usable row: {reasons or 'no rows at all'}; "
-                "correct columns: or split:"
+                f"{FIXES.get(main, 'correct columns: or split:')}"
             )
 
-    def _usable(self, work: Work, convert: Callable[[Row], Row]) -> Iterator[Row]:
-        names = {c: self._name(c) for c in NEEDED[self.makes] + OPTIONAL[self.makes]}
+    def _usable(self, work: Work) -> Iterator[Row]:
         for number, raw in enumerate(self._raw(work)):
-            row = {ours: raw.get(theirs) for ours, theirs in names.items()}
+            row = self._renamed(raw)
             # Published ids may repeat; the row number makes them unique.
             row_id = f"r{number:07d}" if row.get("id") is None else f"{row['id']}/{number}"
             try:
-                converted = convert(row)
-            except _Unusable as reason:
+                converted = CONVERSIONS[self.makes].convert(row)
+            except Unreadable as reason:
                 work.drop(str(reason), row_id)
                 continue
+            if rule := disagreement(converted):
+                if self.ties == "drop":
+                    work.drop(rule, row_id)
+                    continue
+                work.counts[rule] = work.counts.get(rule, 0) + 1
             work.progress.done += 1
             work.counts["characters"] += _characters(converted)
             yield {"id": row_id, **converted}
@@ -127,21 +121,40 @@ class Published(Stage):
             rows = _stream(None, dataset, source, split=self.split, revision=self.revision)
         first = next(rows, None)
         if first is not None:
-            self._check_columns(source, set(first))
+            self._check_columns(source, first)
             yield first
         yield from rows
 
-    def _name(self, column: str) -> str:
-        return self.columns.get(column, ID if column == "id" else column)
+    def _name(self, column: str, present: Collection[str]) -> str:
+        """Returns the name of our column in the data."""
+        if column in self.columns:
+            return self.columns[column]
+        names = NAMES.get(column, (column,))
+        return next((name for name in names if name in present), names[0])
 
-    def _check_columns(self, source: Any, present: set[str]) -> None:
-        required = NEEDED[self.makes] + [c for c in OPTIONAL[self.makes] if c in self.columns]
-        missing = [self._name(column) for column in required if self._name(column) not in present]
+    def _renamed(self, raw: Row) -> Row:
+        """Returns the columns of a row that the data have, by our names. A needed one is never
+        missing: it may be None."""
+        conversion = CONVERSIONS[self.makes]
+        names = {column: self._name(column, raw) for column in conversion.columns}
+        row = {column: raw[name] for column, name in names.items() if name in raw}
+        return dict.fromkeys(conversion.needed) | row
+
+    def _check_columns(self, source: Any, first: Row) -> None:
+        """Raises Permanent if the data lack a column, as their first row shows."""
+        conversion = CONVERSIONS[self.makes]
+        needed = [*conversion.needed, *(c for c in conversion.optional if c in self.columns)]
+        missing = [column for column in needed if self._name(column, first) not in first]
+        if not missing:
+            try:
+                conversion.convert(self._renamed(first))
+            except Unreadable as error:
+                missing = [error.column] if error.column else []
         if missing:
             raise Permanent(
-                f"{source} has no column '{missing[0]}', which {self.makes} need; it has "
-                f"{', '.join(sorted(present))}; name another with columns: "
-                f"{{{next(c for c in required if self._name(c) == missing[0])}: …}}"
+                f"{source} has no column '{self._name(missing[0], first)}', which {self.makes} "
+                f"need; it has {', '.join(sorted(first))}; name another with columns: "
+                f"{{{missing[0]}: …}}"
             )
 
 
@@ -157,10 +170,6 @@ trained on, for planning."""
 
 SPLIT_WORDS = re.compile("train|test|valid|eval|dev")
 """Matches file names that mention a split."""
-
-
-class _Unusable(Exception):
-    """The reason why a row cannot be used."""
 
 
 def data_files(path: Path, split: str) -> list[Path]:
@@ -184,25 +193,34 @@ def data_files(path: Path, split: str) -> list[Path]:
     return files
 
 
-def _columns(path: Path) -> set[str]:
-    """Returns the names of a file's columns without reading its rows."""
+def _first_row(path: Path) -> Row:
+    """Returns the first row of a file. In a file without rows, every column is None."""
     if path.suffix == ".jsonl":
-        return set(next(numbered_jsonl(path), (0, {}))[1])
+        return next(numbered_jsonl(path), (0, {}))[1]
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         if path.suffix == ".parquet":
-            return set(parquet.read_schema(path).names)
+            with parquet.ParquetFile(path) as source:
+                return _first(source.schema_arrow.names, source.iter_batches(batch_size=1))
         with pa.memory_map(str(path)) as file:
             try:
-                return set(pa.ipc.open_stream(file).schema.names)
+                stream = pa.ipc.open_stream(file)
+                return _first(stream.schema.names, stream)
             except pa.ArrowInvalid:
-                return set(pa.ipc.open_file(file).schema.names)
+                blocks = pa.ipc.open_file(file)
+                numbers = range(blocks.num_record_batches)
+                return _first(blocks.schema.names, map(blocks.get_batch, numbers))
     except (pa.ArrowInvalid, OSError) as error:
         raise Permanent(
             f"{path} is no {path.suffix[1:]} file, or truncated: {error}; copy it again"
         ) from None
+
+
+def _first(names: list[str], batches: Iterable[Any]) -> Row:
+    rows = (row for batch in batches for row in batch.slice(0, 1).to_pylist())
+    return next(rows, dict.fromkeys(names))
 
 
 def _stream(files: str | None, loader: str, source: str, **options: Any) -> Iterator[Row]:
@@ -217,71 +235,6 @@ def _stream(files: str | None, loader: str, source: str, **options: Any) -> Iter
     except Exception as error:  # no network, no such data set or split, a truncated file, …
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise Permanent(f"cannot read {source}: {reason}; correct the path or address") from error
-
-
-def _conversation(value: Any) -> list[Message]:
-    """Returns the messages of a conversation that alternates from user to assistant. Raises
-    _Unusable if it does not."""
-    if not isinstance(value, list) or not value:
-        raise _Unusable("no messages")
-    messages: list[Message] = []
-    for message in value:
-        if not isinstance(message, dict):
-            raise _Unusable("no messages")
-        role, text = message.get("role"), message.get("content")
-        if role not in ("system", "user", "assistant"):
-            raise _Unusable("unknown role")
-        if not isinstance(text, str) or not text.strip():
-            if role == "system" and not messages:
-                continue  # published data sets write an empty system message for none
-            raise _Unusable("empty message")
-        messages.append({"role": role, "content": text})
-    roles = [m["role"] for m in messages[messages[0]["role"] == "system" :]] if messages else []
-    if roles[1::2] != ["assistant"] * (len(roles) // 2) or roles[::2] != ["user"] * len(roles[::2]):
-        raise _Unusable("roles do not alternate")
-    if not roles or len(roles) % 2:
-        raise _Unusable("no answer at the end")
-    return messages
-
-
-def _to_dialogue(row: Row) -> Row:
-    messages = _conversation(row["messages"])
-    prompt = next(m["content"] for m in messages if m["role"] == "user")
-    return {"prompt": prompt, "instruction": prompt, "constraint": None, "messages": messages}
-
-
-def _to_pair(row: Row) -> Row:
-    prompt = _text(row["prompt"])
-    # An answer may be a text or a complete conversation.
-    chosen, rejected = (
-        [user(prompt), assistant(side)] if isinstance(side, str) and side.strip() else side
-        for side in (row["chosen"], row["rejected"])
-    )
-    chosen, rejected = _conversation(chosen), _conversation(rejected)
-    if chosen[:-1] != rejected[:-1]:
-        raise _Unusable("chosen and rejected answer different prompts")
-    if chosen[-1]["content"].strip() == rejected[-1]["content"].strip():
-        raise _Unusable("chosen is rejected")
-    scores = {name: row[name] for name in ("score_chosen", "score_rejected")}
-    return {
-        "prompt": prompt,
-        "instruction": prompt,
-        "constraint": None,
-        "chosen": chosen,
-        "rejected": rejected,
-        **scores,
-    }
-
-
-def _to_prompt(row: Row) -> Row:
-    prompt = _text(row["prompt"])
-    return {"instruction": prompt, "constraint": None, "prompt": prompt, "source": "published"}
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise _Unusable("empty prompt")
-    return value
 
 
 def _characters(row: Row) -> int:

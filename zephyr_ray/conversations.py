@@ -1,0 +1,173 @@
+"""Reads conversations in the forms that published data sets have.
+
+- messages: [{"role": "user", "content": "Hi."}, …]
+- ShareGPT: [{"from": "human", "value": "Hi."}, …]
+- either as a Parquet struct of lists: {"role": ["user", …], "content": ["Hi.", …]}
+- one message alone: {"role": "assistant", "content": "Hello."}
+- any of these as JSON or Python text
+- Anthropic HH: "\\n\\nHuman: Hi.\\n\\nAssistant: Hello."; guanaco: "### Human: Hi.### Assistant: …"
+"""
+
+import ast
+import json
+import re
+from typing import Any
+
+from zephyr_ray.messages import Message, visible
+
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
+}
+KEYS = (("role", "content"), ("from", "value"))
+TRANSCRIPTS = {
+    "Human:": re.compile(r"(?:\A|\n\n)(Human|Assistant):"),
+    "### Human:": re.compile(r"### (Human|Assistant):"),
+}
+"""Separators of turns, by the start of a text."""
+_OTHER_TEXT = re.compile(
+    r"(?:<s>|<bos>|<\|begin_of_text\|>|\s)*(?:\[INST\]|<start_of_turn>|<\|im_start\|>"
+    r"|<\|start_header_id\|>|<\|(?:system|user|prompter|assistant)\|>"
+    r"|(?:### ?)?(?:Human|User):.*\s(?:### ?)?Assistant:"
+    r"|### ?Instruction:.*\s### ?Response:|Below is an instruction that describes a task)",
+    re.DOTALL | re.IGNORECASE,
+)
+"""Matches a conversation in a chat template or in a form whose turns have no certain ends."""
+_KEY = r"['\"](?:role|content|from|value)['\"]\s*:"
+_MESSAGES_TEXT = re.compile(rf"(?:array\()?\[?\s*\{{\s*{_KEY}.*?{_KEY}", re.DOTALL)
+
+ONE_TEXT = "a conversation as one text"
+NOT_JSON = "messages as text that is not JSON"
+NO_ROLES = "a text without roles"
+FIXES = {
+    ONE_TEXT: "convert the texts to lists of messages with role and content",
+    NOT_JSON: "write the messages as JSON",
+    NO_ROLES: "set columns: to a column of conversations",
+    "messages without role and content": "rename their keys to role and content",
+    "unknown role": "rename the roles to system, user and assistant",
+}
+"""What to do if no row of a data set is readable, by reason."""
+
+
+class Unreadable(Exception):
+    """The reason why a row cannot be used."""
+
+    def __init__(self, reason: str, column: str | None = None):
+        super().__init__(reason)
+        self.column = column
+        """The missing column without which the row has no meaning."""
+
+
+def parse(value: Any) -> str | list[Message]:
+    """Returns the messages of a conversation in one of the forms above, or a plain text unchanged.
+
+    Raises Unreadable if the value is neither, so that no conversation becomes one message.
+    """
+    if isinstance(value, str):
+        return _parse_text(value)
+    if isinstance(value, dict):
+        value = _list_of(value)
+    if not isinstance(value, list) or not value:
+        raise Unreadable("no messages")
+    messages = [_message(entry) for entry in value]
+    # Published data sets write an empty system message for none.
+    if messages[0]["role"] == "system" and not visible(messages[0]["content"]):
+        del messages[0]
+    if not messages:
+        raise Unreadable("no answer at the end")
+    return messages
+
+
+def checked(messages: list[Message]) -> list[Message]:
+    """Returns the messages. Raises Unreadable unless they alternate from user to assistant."""
+    if any(not visible(m["content"]) for m in messages):
+        raise Unreadable("empty message")
+    roles = [m["role"] for m in messages[messages[0]["role"] == "system" :]]
+    if roles[1::2] != ["assistant"] * (len(roles) // 2) or roles[::2] != ["user"] * len(roles[::2]):
+        raise Unreadable("roles do not alternate")
+    if not roles or len(roles) % 2:
+        raise Unreadable("no answer at the end")
+    return messages
+
+
+def with_system(messages: list[Message], system: Any) -> list[Message]:
+    """Returns the messages after the system prompt of the row, if it has one."""
+    if system is None or (isinstance(system, str) and not visible(system)):
+        return messages
+    if not isinstance(system, str):
+        raise Unreadable("a system prompt that is not text")
+    first: Message = {"role": "system", "content": system}
+    if messages[0]["role"] == "system" and messages[0] != first:
+        raise Unreadable("two system prompts")
+    return messages if messages[0] == first else [first, *messages]
+
+
+def _parse_text(text: str) -> str | list[Message]:
+    bare = text.strip()
+    value = _literal(bare) if bare[:1] in ("[", "{") else None
+    entries = value if isinstance(value, list) else [value]
+    if entries and all(isinstance(entry, dict) and _keys(entry) for entry in entries):
+        return parse(value)
+    if value is None and _MESSAGES_TEXT.match(bare):
+        raise Unreadable(NOT_JSON)
+    for start, separator in TRANSCRIPTS.items():
+        if bare.startswith(start):
+            _, *parts = separator.split(bare)
+            if "Assistant" in parts[::2] or text.startswith("\n\nHuman:"):
+                return _turns(parts)
+    if _OTHER_TEXT.match(bare):
+        raise Unreadable(ONE_TEXT)
+    return text
+
+
+def _turns(parts: list[str]) -> list[Message]:
+    """Returns the messages of a transcript, split into labels and texts."""
+    if parts[-2] == "Assistant" and not parts[-1].strip():
+        parts = parts[:-2]  # a prompt ends with the label of its answer
+    return [
+        {"role": ROLES[label.lower()], "content": text.strip()}
+        for label, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _list_of(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the messages of a struct of lists, or of one message."""
+    if not (keys := _keys(value)):
+        raise Unreadable("messages without role and content")
+    columns = [value[key] for key in keys]
+    if not all(isinstance(column, list) for column in columns):
+        return [value]
+    if len(columns[0]) != len(columns[1]):
+        raise Unreadable("as many roles as texts are needed")
+    return [dict(zip(keys, pair, strict=True)) for pair in zip(*columns, strict=True)]
+
+
+def _message(entry: Any) -> Message:
+    if isinstance(entry, str):
+        raise Unreadable(NO_ROLES)
+    if not isinstance(entry, dict):
+        raise Unreadable("no messages")
+    if not (keys := _keys(entry)):
+        raise Unreadable("messages without role and content")
+    role, text = (entry[key] for key in keys)
+    if not isinstance(role, str) or role.lower() not in ROLES:
+        raise Unreadable("unknown role")
+    if not isinstance(text, str | None):
+        raise Unreadable("a message that is not text")
+    return {"role": ROLES[role.lower()], "content": text or ""}
+
+
+def _keys(entry: dict[str, Any]) -> tuple[str, str] | None:
+    """Returns the keys of role and text; Arrow gives every message the keys of all others."""
+    return next((k for k in KEYS if entry.get(k[0]) is not None and k[1] in entry), None)
+
+
+def _literal(text: str) -> Any:
+    """Returns the value of a JSON or Python literal, or None if the text is neither."""
+    for read in (json.JSONDecoder(strict=False).decode, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+            continue
+    return None

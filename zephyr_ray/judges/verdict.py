@@ -1,0 +1,123 @@
+"""Finds the verdict in a judge's reply: its last word, outside its thinking."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from zephyr_ray.judges.literal import literals
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a value in a reply says."""
+
+    says: Any
+    """A score or a winner; None if the value is out of range or contradicts itself."""
+    reason: str = ""
+
+
+Read = Callable[[Any], Verdict | None]
+"""Returns the verdict of a literal's value; None if the value has not the shape of a verdict."""
+
+_FENCE = re.compile(r"```\w*")
+_THINKING = re.compile(
+    r"[<◁]\|?(?P<tag_end>/|end_of_|end_)?(?:seed:|begin_of_|start_)?"
+    r"(?:think|thinking|thought|reasoning|analysis|reflection|scratchpad)\|?[>▷]"
+    r"|\[(?P<bracket_end>/)?think\]"
+    r"|<\|channel\|>(?:analysis|commentary|(?P<final>final))",
+    re.IGNORECASE,
+)
+"""Matches the marks that begin and end the thinking of reasoning models."""
+
+
+@dataclass(frozen=True)
+class _Span:
+    start: int
+    end: int
+    verdict: Verdict
+
+
+def last_word(text: str, read: Read, judged: str = "", cut: bool = False) -> Verdict | None:
+    """Returns the verdict of a reply; None if the reply has no clear one. The rule of all forms:
+
+    - Thinking does not count; a reply cut off in its thinking has no verdict.
+    - A value inside broken brackets does not count, nor one that the judge quotes from `judged`
+      (the texts it judges), unless it is the complete reply: no answer grades itself.
+    - The verdict is the last of the remaining values. If they disagree, or if the reply was `cut`
+      at the token limit, it must end the reply, on lines of its own or after a label ("Verdict:").
+    """
+    text = _FENCE.sub("", text)
+    begin, spans = _outside_thinking(text, read)
+    spans = [s for s in spans if not _is_quoted(text, begin, s, judged)]
+    if not spans:
+        return None
+    last = spans[-1]
+    if last.verdict.says is None or _is_enclosed(text[last.end :]):
+        return None
+    disagree = any(s.verdict.says != last.verdict.says for s in spans)
+    if (disagree or cut) and not _ends_reply(text, last):
+        return None
+    return last.verdict
+
+
+def _outside_thinking(text: str, read: Read) -> tuple[int, list[_Span]]:
+    """Returns where the thinking ends, and the verdicts outside of it."""
+    candidates = {
+        literal.start: _Span(literal.start, literal.end, verdict)
+        for literal in literals(text)
+        if (verdict := _verdict(literal.value, read))
+    }
+    marks = {mark.start(): mark for mark in _THINKING.finditer(text)}
+    begin, end, thinking = 0, 0, False
+    spans: list[_Span] = []
+    for start in sorted(candidates | marks):
+        if start in candidates:
+            end = candidates[start].end
+            if not thinking:
+                spans.append(candidates[start])
+        elif start >= end:  # a mark inside a value is part of its rationale
+            mark = marks[start]
+            ends = mark["tag_end"] or mark["bracket_end"] or mark["final"]
+            if ends and not thinking:
+                spans.clear()  # chat templates may write the mark that begins the thinking
+            thinking, begin = not ends, mark.end()
+    return begin, spans
+
+
+def _verdict(value: Any, read: Read) -> Verdict | None:
+    """Returns the verdict that a literal is or contains; contradictory ones say nothing."""
+    found = list(_verdicts(value, read))
+    if len({verdict.says for verdict in found}) > 1:
+        return Verdict(says=None)
+    return found[0] if found else None
+
+
+def _verdicts(value: Any, read: Read) -> Iterator[Verdict]:
+    if verdict := read(value):
+        yield verdict
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _verdicts(inner, read)
+
+
+def _is_quoted(text: str, begin: int, span: _Span, judged: str) -> bool:
+    if text[span.start : span.end] not in judged:
+        return False
+    return bool(re.search(r"\w", text[begin : span.start] + text[span.end :]))
+
+
+def _is_enclosed(after: str) -> bool:
+    """Returns whether the text after a value closes a bracket that was opened before it."""
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", after):
+        depth += 1 if bracket in "[{" else -1
+        if depth < 0:
+            return True
+    return False
+
+
+def _ends_reply(text: str, span: _Span) -> bool:
+    label = text[text.rfind("\n", 0, span.start) + 1 : span.start].strip(" \t*_`>#")
+    rest = text[span.end :].strip(" \t\r\n*_`.")
+    return (not label or label.endswith(":")) and not rest

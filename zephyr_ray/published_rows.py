@@ -1,0 +1,149 @@
+"""Converts rows of published data sets, in the forms that people have them, to our rows."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from zephyr_ray.conversations import NO_ROLES, Unreadable, checked, parse, with_system
+from zephyr_ray.messages import Message, assistant, is_same_text, user, visible
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How a row becomes one of our rows."""
+
+    needed: tuple[str, ...]
+    """Columns that the data must have, by our names."""
+    optional: tuple[str, ...]
+    convert: Callable[[Row], Row]
+    """Returns our row from the columns that the data have. Raises Unreadable."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.needed + self.optional
+
+
+def _dialogue(row: Row) -> Row:
+    messages = parse(row["messages"])
+    if isinstance(messages, str):
+        raise Unreadable(NO_ROLES)
+    messages = checked(with_system(messages, row.get("system")))
+    return {**_task(_questions(messages)[0]), "messages": messages}
+
+
+def _pair(row: Row) -> Row:
+    """Reads TRL's forms: the prompt is a column of its own (explicit), the common beginning of both
+    conversations (implicit), or both (as in UltraFeedback-binarized)."""
+    if "prompt" in row and _is_empty(row["prompt"]):
+        raise Unreadable("empty prompt")
+    prompt = row.get("prompt")
+    sides = [_side(prompt, row[name]) for name in ("chosen", "rejected")]
+    chosen, rejected = (checked(with_system(side, row.get("system"))) for side in sides)
+    if len(chosen) != len(rejected):
+        raise Unreadable("chosen and rejected have different numbers of turns")
+    if chosen[:-1] != rejected[:-1]:
+        raise Unreadable("chosen and rejected answer different prompts")
+    if not (prompt is None or _is_question(prompt, chosen) or _begins_with(chosen, prompt)):
+        raise Unreadable("the prompt is not that of the conversations")
+    if is_same_text(chosen[-1]["content"], rejected[-1]["content"]):
+        raise Unreadable("chosen is rejected")
+    return {
+        **_task(str(prompt) if _is_question(prompt, chosen) else _questions(chosen)[0]),
+        "chosen": chosen,
+        "rejected": rejected,
+        "score_chosen": _score(row.get("score_chosen")),
+        "score_rejected": _score(row.get("score_rejected")),
+    }
+
+
+def _prompt(row: Row) -> Row:
+    if _is_empty(row["prompt"]):
+        raise Unreadable("empty prompt")
+    prompt = parse(row["prompt"])
+    if not isinstance(prompt, str):
+        if [message["role"] for message in prompt] != ["user"]:
+            raise Unreadable("a prompt of several messages")
+        prompt = prompt[0]["content"]
+    return {**_task(prompt), "source": "published"}
+
+
+CONVERSIONS = {
+    "dialogues": Conversion(("messages",), ("id", "system"), _dialogue),
+    "pairs": Conversion(
+        ("chosen", "rejected"),
+        ("prompt", "id", "system", "score_chosen", "score_rejected"),
+        _pair,
+    ),
+    "prompts": Conversion(("prompt",), ("id",), _prompt),
+}
+
+
+def disagreement(row: Row) -> str | None:
+    """Returns how the scores of a pair disagree with the choice, if they do."""
+    chosen, rejected = row.get("score_chosen"), row.get("score_rejected")
+    if chosen is None or rejected is None or chosen > rejected:
+        return None
+    return "scores tie" if chosen == rejected else "scores contradict the choice"
+
+
+def _side(prompt: Any, value: Any) -> list[Message]:
+    """Returns the conversation of chosen or rejected."""
+    side = parse(value)
+    if isinstance(side, list) and side[0]["role"] != "assistant":
+        return side
+    if prompt is None:
+        raise Unreadable("answers without a prompt", column="prompt")
+    context = parse(prompt)
+    if isinstance(side, list):
+        return [*_messages(context), *side]
+    # In a transcript, white space separates the answer from its label.
+    is_transcript = isinstance(prompt, str) and context != prompt
+    return [*_messages(context), assistant(side.strip() if is_transcript else side)]
+
+
+def _is_question(prompt: Any, messages: list[Message]) -> bool:
+    """Returns whether the prompt is the text of the first or the last question."""
+    questions = _questions(messages)
+    ends = (questions[0], questions[-1])
+    return isinstance(prompt, str) and any(is_same_text(prompt, text) for text in ends)
+
+
+def _begins_with(messages: list[Message], prompt: Any) -> bool:
+    """Returns whether a conversation begins with the messages of its prompt."""
+    context = _messages(parse(prompt))
+    if context[0]["role"] != "system" and messages[0]["role"] == "system":
+        messages = messages[1:]
+    return len(context) < len(messages) and all(
+        a["role"] == b["role"] and is_same_text(a["content"], b["content"])
+        for a, b in zip(context, messages, strict=False)
+    )
+
+
+def _messages(prompt: str | list[Message]) -> list[Message]:
+    return [user(prompt)] if isinstance(prompt, str) else prompt
+
+
+def _questions(messages: list[Message]) -> list[str]:
+    return [message["content"] for message in messages if message["role"] == "user"]
+
+
+def _task(prompt: str) -> Row:
+    return {"prompt": prompt, "instruction": prompt, "constraint": None}
+
+
+def _is_empty(prompt: Any) -> bool:
+    return prompt is None or (isinstance(prompt, str) and not visible(prompt))
+
+
+def _score(value: Any) -> float | None:
+    """Returns a score, also from text; None if it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        is_finite = math.isfinite(float(value))
+    except (ValueError, OverflowError):
+        return None
+    return (float(value) if isinstance(value, str) else value) if is_finite else None
