@@ -261,7 +261,7 @@ GOOD = {"prompt": SUM, "chosen": FOUR, "rejected": FIVE}
         ({**GOOD, "chosen": "\u200b"}, "empty message"),
         ({**GOOD, "prompt": "\n\nHuman: \n\nAssistant:"}, "empty message"),
         ({**GOOD, "prompt": "\n\nHuman: "}, "empty message"),
-        ({**GOOD, "rejected": "Four.\n"}, "chosen is rejected"),
+        ({**GOOD, "rejected": "Four.\n"}, "chosen and rejected are the same"),
         ({**GOOD, "prompt": "<|im_start|>user\nHi."}, "a conversation as one text"),
         (
             {**GOOD, "prompt": [SYSTEM, *conversation(SUM)], "system": "Be long."},
@@ -350,7 +350,7 @@ def test_a_data_set_in_an_unreadable_form_is_one_line_that_says_what_to_do(folde
     text = "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n"
     row = {"prompt": text, "chosen": "Hello.", "rejected": "No."}
     with pytest.raises(
-        Permanent, match="{'dropped/a conversation as one text': 1}; convert the texts to lists"
+        Permanent, match=r"\(a conversation as one text: 1\); convert the texts to lists"
     ):
         rows_of(folder, row, makes="pairs")
 

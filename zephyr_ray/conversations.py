@@ -71,7 +71,7 @@ def parse(value: Any) -> str | list[Message]:
     if not isinstance(value, list) or not value:
         raise Unreadable("no messages")
     messages = [_message(entry) for entry in value]
-    # Published data sets write an empty system message for none.
+    # Some published data sets write an empty system message instead of omitting it.
     if messages[0]["role"] == "system" and not visible(messages[0]["content"]):
         del messages[0]
     if not messages:
@@ -80,7 +80,8 @@ def parse(value: Any) -> str | list[Message]:
 
 
 def checked(messages: list[Message]) -> list[Message]:
-    """Returns the messages. Raises Unreadable unless they alternate from user to assistant."""
+    """Returns the messages. Raises Unreadable unless they alternate between user and
+    assistant."""
     if any(not visible(m["content"]) for m in messages):
         raise Unreadable("empty message")
     roles = [m["role"] for m in messages[messages[0]["role"] == "system" :]]

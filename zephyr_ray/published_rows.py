@@ -49,7 +49,7 @@ def _pair(row: Row) -> Row:
     if not (prompt is None or _is_question(prompt, chosen) or _begins_with(chosen, prompt)):
         raise Unreadable("the prompt is not that of the conversations")
     if is_same_text(chosen[-1]["content"], rejected[-1]["content"]):
-        raise Unreadable("chosen is rejected")
+        raise Unreadable("chosen and rejected are the same")
     return {
         **_task(str(prompt) if _is_question(prompt, chosen) else _questions(chosen)[0]),
         "chosen": chosen,

@@ -1,6 +1,6 @@
 """Defines the figures of a comparison: how each is computed from judged rows and how it is shown.
 
-FIGURES lists them all: result.json, the manifest's counts, the report's table and its bars
+FIGURES lists them all; result.json, the manifest's counts, and the report's table and bars
 follow from it. A new figure is one entry.
 """
 
@@ -106,7 +106,7 @@ def _pass_rate(rows: list[Row], seed: int) -> tuple[float | None, ...]:
 
 def _on_topic(rows: list[Row], seed: int) -> tuple[float | None]:
     checks = [row["scores"][0]["checks"] for row in rows if row["scores"]]
-    topics = [held["on_topic"] for held in checks if "on_topic" in held]
+    topics = [c["on_topic"] for c in checks if "on_topic" in c]
     return (sum(topics) / len(topics) if topics else None,)
 
 
@@ -124,8 +124,8 @@ def _length_bias(rows: list[Row], seed: int) -> tuple[float | None]:
 def _by_constraint(rows: list[Row], seed: int) -> tuple[dict[str, Any]]:
     kinds: dict[str, list[bool]] = {}
     for row in rows:
-        if row["constraint"] and (held := passed(row)) is not None:
-            kinds.setdefault(row["constraint"]["kind"], []).append(held)
+        if row["constraint"] and (has_passed := passed(row)) is not None:
+            kinds.setdefault(row["constraint"]["kind"], []).append(has_passed)
     rates = {k: {"pass_rate": sum(v) / len(v), "prompts": len(v)} for k, v in sorted(kinds.items())}
     return (rates,)
 
@@ -143,8 +143,8 @@ FIGURES = (
         compute=_pass_rate,
         heading="Checks passed",
         help="share of answers that ended by themselves, satisfy their constraint and do not loop. "
-        "A score is 1 + 9 × the share of the checks that an answer passes. Rules check form, not "
-        "truth: a wrong answer in the right form passes.",
+        "The rules judge's score is 1 + 9 × the share of all checks, including on-topic, that an "
+        "answer passes. Rules check form, not truth: a wrong answer in the right form passes.",
         plot="Checks passed",
     ),
     Figure(

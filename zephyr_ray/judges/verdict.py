@@ -18,7 +18,8 @@ class Verdict:
 
 
 Read = Callable[[Any], Verdict | None]
-"""Returns the verdict of a literal's value; None if the value has not the shape of a verdict."""
+"""Returns the verdict of a literal's value; None if the value does not have the shape of a
+verdict."""
 
 _FENCE = re.compile(r"```\w*")
 _THINKING = re.compile(

@@ -38,7 +38,7 @@ class Published(Stage):
     files: Annotated[str | None, FILE] = None
     split: str = "train"
     """A split of the hub data set. In a folder, files with this prefix (train.jsonl,
-    train-00000-of-00003.parquet), or all files if no file name mentions a split."""
+    train-00000-of-00003.parquet); for train, all files if no file name mentions a split."""
     revision: str | None = None
     """A branch, tag or commit of the hub data set."""
     columns: dict[str, str] = {}
@@ -54,7 +54,7 @@ class Published(Stage):
         columns = CONVERSIONS[self.makes].columns
         if unknown := sorted(set(self.columns) - set(columns)):
             raise Permanent(
-                f"columns: '{unknown[0]}' is no column of {self.makes}; choose from "
+                f"columns: '{unknown[0]}' is not a column of {self.makes}; choose from "
                 f"{', '.join(columns)}"
             )
         if self.ties == "drop" and "score_chosen" not in columns:
@@ -78,10 +78,11 @@ class Published(Stage):
         work.write_rows(islice(self._usable(work), self.limit))
         if not work.counts["rows"]:
             reasons = {k: n for k, n in work.counts.items() if k.startswith("dropped/")}
+            listed = ", ".join(f"{k.removeprefix('dropped/')}: {n}" for k, n in reasons.items())
             main = max(reasons, key=reasons.__getitem__, default="").removeprefix("dropped/")
             raise Permanent(
-                f"stage '{work.name}': no usable row: {reasons or 'no rows at all'}; "
-                f"{FIXES.get(main, 'correct columns: or split:')}"
+                f"stage '{work.name}': no usable row ({listed or 'the data has no rows'}); "
+                f"{FIXES.get(main, 'change the columns or split setting')}"
             )
 
     def _usable(self, work: Work) -> Iterator[Row]:
@@ -180,12 +181,13 @@ def data_files(path: Path, split: str) -> list[Path]:
     matches = (p for p in path.rglob("*") if p.is_file() and p.suffix in FORMATS)
     files = sorted(p for p in matches if not re.search(r"(^|/)\.", str(p.relative_to(path))))
     if not files:
-        raise Permanent(f"{path} has no {', '.join(FORMATS)} file; correct files:")
+        raise Permanent(f"{path} has no {' or '.join(FORMATS)} file; change the files setting")
     of_split = [p for p in files if re.match(rf"{re.escape(split)}[-.]", p.name)]
     if not of_split and (split != "train" or any(SPLIT_WORDS.search(p.name) for p in files)):
         raise Permanent(
-            f"{path} has no file of split '{split}' but {', '.join(p.name for p in files[:5])}; "
-            "set split: to the part of the wanted names before the first - or ."
+            f"{path} has no file of split '{split}'; it has "
+            f"{', '.join(p.name for p in files[:5])}; set split to the part of a file name before "
+            "the first - or ."
         )
     files = of_split or files
     if len(formats := sorted({p.suffix for p in files})) > 1:
@@ -214,7 +216,7 @@ def _first_row(path: Path) -> Row:
                 return _first(blocks.schema.names, map(blocks.get_batch, numbers))
     except (pa.ArrowInvalid, OSError) as error:
         raise Permanent(
-            f"{path} is no {path.suffix[1:]} file, or truncated: {error}; copy it again"
+            f"{path} is not a valid {path.suffix[1:]} file, or is truncated: {error}; copy it again"
         ) from None
 
 
