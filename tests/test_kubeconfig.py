@@ -99,7 +99,7 @@ FILES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "server without scheme": (edited(server="127.0.0.1:6443"), "server, 127.0.0.1:6443, has no"),
     "server with a password": (
         edited(server=f"http://me:{CANARY}@127.0.0.1:x"),
-        r"server, http://\*\*\*@127.0.0.1:x, is no address",
+        "server, http://127.0.0.1:x, is no address",
     ),
     "no server": (edited(server=""), "server, , has no scheme"),
     "authority that is not base64": (

@@ -44,8 +44,9 @@ def remember(secret: str) -> str:
 
 
 def masked(text: object) -> str:
-    """Returns the text with `***` in place of every known secret."""
-    result = _USERINFO.sub(f"://{MASK}@", str(text))
+    """Returns the text with `***` in place of every known secret, and URLs without user and
+    password."""
+    result = _USERINFO.sub("://", str(text))
     for pattern in (_QUERY, _ASSIGNMENT):
         result = pattern.sub(rf"\1{MASK}", result)
     result = _HEADER.sub(rf"\1 {MASK}", result)
