@@ -24,12 +24,17 @@ MASK = "***"
 MIN_LENGTH = 6
 """Shortest value that is masked wherever it occurs; a shorter one would garble ordinary text."""
 SECRET_NAME = re.compile(r"(key|keys|token|password|passwd|secret|secrets)([-_](env|data))?$", re.I)
-# The second form is a password that contains "/", "?" or "#", which is not mistaken for a port.
-_USERINFO = re.compile(r"://(?:([^\s/?#]*)@|([^\s/@:]*:\d*[^\d\s/@][^\s@]*)@)")
-_PARAMETER = r"[\w.-]*(?:key|token|passw(?:or)?d|secret|signature|credential)|auth|sig|pwd"
+# One slash is left where a URL was read as a path. The second form is a password that contains
+# "/", "?" or "#"; a port is not mistaken for it. All lengths are bounded, so that no text can make
+# the search slow.
+_USERINFO = re.compile(
+    r"(\w:/{1,2})(?:([^\s/?#]{0,400})@|([^\s/@:]{0,99}:\d{0,99}[^\d\s/@][^\s@]{0,200})@)"
+)
+_PARAMETER = r"[\w.-]{0,40}(?:key|token|passw(?:or)?d|secret|signature|credential)|auth|sig|pwd"
 _QUERY = re.compile(rf"([?&](?:{_PARAMETER})=)[^\s&#'\"]+", re.I)
 _ASSIGNMENT = re.compile(
-    r"\b([\w.-]*(?:(?:api|access|account)[-_]?key|token|passw(?:or)?d|secret)=)[^\s&,;'\"<]+", re.I
+    r"\b([\w.-]{0,40}(?:(?:api|access|account)[-_]?key|token|passw(?:or)?d|secret)=)[^\s&,;'\"<]+",
+    re.I,
 )
 # Prose such as "Basic training" has neither a digit nor a capital letter in its second word.
 _HEADER = re.compile(r"\b([Bb]earer|[Bb]asic) (?=[^\s'\"]*[A-Z0-9])[^\s'\",]{8,}")
@@ -46,7 +51,7 @@ def remember(secret: str) -> str:
 def masked(text: object) -> str:
     """Returns the text with `***` in place of every known secret, and URLs without user and
     password."""
-    result = _USERINFO.sub("://", str(text))
+    result = _USERINFO.sub(r"\1", str(text))
     for pattern in (_QUERY, _ASSIGNMENT):
         result = pattern.sub(rf"\1{MASK}", result)
     result = _HEADER.sub(rf"\1 {MASK}", result)
@@ -73,7 +78,7 @@ def _secrets() -> Iterator[str]:
         if is_secret(name):
             yield value
         for match in _USERINFO.finditer(value) if "@" in value else ():
-            user, colon, password = (match[1] or match[2] or "").partition(":")
+            user, colon, password = (match[2] or match[3] or "").partition(":")
             yield password if colon else user
             # The form in which HTTP clients send user and password.
             yield base64.b64encode(unquote(f"{user}:{password}").encode()).decode()
