@@ -19,6 +19,8 @@ CANARY = "canary/Pa55word"
 """Occurs in every kubeconfig below, and must occur in no output."""
 PLUGIN = {"apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never"}
 PLUGIN |= {"env": [{"name": "CLIENT_SECRET", "value": CANARY}], "args": ["--password", CANARY]}
+OTHER = "0therCanary"
+"""A secret that is in no user of the kubeconfig, so that only its form tells."""
 NOT_PEM = base64.b64encode(CANARY.encode()).decode()
 NO_SERVER = "https://127.0.0.1:9"
 
@@ -89,16 +91,16 @@ def edited(**changes: Any) -> Callable[[dict[str, Any]], str]:
 
 FILES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "proxy without scheme": (
-        edited(**{"proxy-url": f"me:{CANARY}@proxy:3128"}),
+        edited(**{"proxy-url": f"me:{OTHER}@proxy:3128"}),
         "the proxy to the cluster, .*, has no scheme; write http://",
     ),
     "proxy of another kind": (
-        edited(**{"proxy-url": f"ftp://me:{CANARY}@proxy"}),
+        edited(**{"proxy-url": f"ftp://me:{OTHER}@proxy"}),
         "the proxy to the cluster, ftp://.*proxy, is no address",
     ),
     "server without scheme": (edited(server="127.0.0.1:6443"), "server, 127.0.0.1:6443, has no"),
     "server with a password": (
-        edited(server=f"http://me:{CANARY}@127.0.0.1:x"),
+        edited(server=f"http://me:{OTHER}@127.0.0.1:x"),
         "server, http://127.0.0.1:x, is no address",
     ),
     "no server": (edited(server=""), "server, , has no scheme"),
@@ -155,7 +157,7 @@ def test_a_folder_in_place_of_the_file(
     check(error(capsys, "status"), "cannot read the kubeconfig .*: Is a directory")
 
 
-@pytest.mark.parametrize("proxy", [f"me:{CANARY}@127.0.0.1:9", f"http://me:{CANARY}@[::1"])
+@pytest.mark.parametrize("proxy", [f"me:{OTHER}@127.0.0.1:9", f"http://me:{OTHER}@[::1"])
 def test_a_proxy_of_the_environment_that_is_no_url(
     api: Api,
     here: Path,
@@ -176,5 +178,10 @@ def test_white_space_around_a_token_is_not_sent(api: Api, here: Path) -> None:
 
 def check(line: str, cause: str) -> None:
     assert re.search(cause, line), line
-    for part in (CANARY, CANARY.partition("/")[2], base64.b64encode(CANARY.encode()).decode()):
+    for part in (
+        CANARY,
+        CANARY.partition("/")[2],
+        OTHER,
+        base64.b64encode(CANARY.encode()).decode(),
+    ):
         assert part not in line

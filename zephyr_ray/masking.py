@@ -30,6 +30,8 @@ SECRET_NAME = re.compile(r"(key|keys|token|password|passwd|secret|secrets)([-_](
 _USERINFO = re.compile(
     r"(\w:/{1,2})(?:([^\s/?#]{0,400})@|([^\s/@:]{0,99}:\d{0,99}[^\d\s/@][^\s@]{0,200})@)"
 )
+# An address without a scheme; not the digest of an image.
+_LOGIN = re.compile(r"(?<![\w.%+/-])[\w.%+-]{1,99}:[^\s@/'\"]{1,200}@(?=[\w\[])(?!sha\d+:)")
 _PARAMETER = r"[\w.-]{0,40}(?:key|token|passw(?:or)?d|secret|signature|credential)|auth|sig|pwd"
 _QUERY = re.compile(rf"([?&](?:{_PARAMETER})=)[^\s&#'\"]+", re.I)
 _ASSIGNMENT = re.compile(
@@ -51,7 +53,7 @@ def remember(secret: str) -> str:
 def masked(text: object) -> str:
     """Returns the text with `***` in place of every known secret, and URLs without user and
     password."""
-    result = _USERINFO.sub(r"\1", str(text))
+    result = _LOGIN.sub(f"{MASK}@", _USERINFO.sub(r"\1", str(text)))
     for pattern in (_QUERY, _ASSIGNMENT):
         result = pattern.sub(rf"\1{MASK}", result)
     result = _HEADER.sub(rf"\1 {MASK}", result)
