@@ -9,6 +9,7 @@ from typing import Any
 from zephyr_ray import pipeline, recipe_file
 from zephyr_ray import recipe as recipes
 from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.masking import ArgumentParser
 from zephyr_ray.models.weights import fingerprint
 from zephyr_ray.preflight import check_files, check_processors
 from zephyr_ray.recipe import Recipe
@@ -17,7 +18,7 @@ from zephyr_ray.run_folder import models_of
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code, as `pipeline.main` does."""
-    parser = argparse.ArgumentParser("zephyr", description=__doc__)
+    parser = ArgumentParser("zephyr", description=__doc__)
     commands = parser.add_subparsers(
         dest="command",
         required=True,
@@ -86,7 +87,7 @@ def _serve_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--log-prompts", action="store_true", help="write prompts to the log")
 
 
-def _cluster_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _cluster_arguments(commands: "argparse._SubParsersAction[ArgumentParser]") -> None:
     submit = commands.add_parser("submit", help="run a recipe as a RayJob on a Kubernetes cluster")
     submit.add_argument("recipe", type=Path)
     submit.add_argument(

@@ -1,12 +1,21 @@
-"""Defines the two kinds of failure. The type tells the caller whether to retry."""
+"""Defines the two kinds of failure. The type tells the caller whether to retry.
+
+Their messages quote clients' exceptions and settings, and reach terminals, logs, journals and
+MLflow; so each is masked when it is made.
+"""
 
 import difflib
 from collections.abc import Iterable
+
+from zephyr_ray.masking import masked
 
 
 class Permanent(Exception):
     """A failure that no retry can help: bad input, bad key, budget spent. Shown as one line; exit
     code 2."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(masked(message))
 
 
 class RowError(Permanent):
@@ -16,6 +25,9 @@ class RowError(Permanent):
 
 class Temporary(Exception):
     """A failure that a retry can help: rate limit, server error, timeout, lost worker."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(masked(message))
 
 
 def suggest(name: str, known: Iterable[object]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_ray.demand import GIB
+from zephyr_ray.masking import masked
 
 LARGEST = 1e15
 """Numbers of this size or more are written with an exponent."""
@@ -81,7 +82,7 @@ def describe_model(spec: dict[str, Any]) -> str:
         parts.append(f"temperature {spec['temperature']}, top_p {spec['top_p']}")
     if spec.get("demonstrations"):
         parts.append("with worked examples")
-    return ", ".join(part for part in parts if part)
+    return masked(", ".join(part for part in parts if part))
 
 
 def _decimal(value: float, digits: int, scale: int = 0) -> str:

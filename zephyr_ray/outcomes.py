@@ -7,6 +7,8 @@ The type carries the policy: an answer is kept, a row fault drops the row, and a
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from zephyr_ray.masking import masked
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -51,8 +53,9 @@ _BY_FIELDS = {frozenset(o.__dataclass_fields__): o for o in Outcome.__args__}
 
 
 def to_entry(outcome: Outcome) -> dict[str, Any]:
-    """Returns the journal entry of an outcome."""
-    return asdict(outcome)
+    """Returns the journal entry of an outcome; reasons, which may quote a client, are masked."""
+    entry = asdict(outcome)
+    return {k: v if k == "id" or not isinstance(v, str) else masked(v) for k, v in entry.items()}
 
 
 def from_entry(entry: dict[str, Any]) -> Outcome | None:

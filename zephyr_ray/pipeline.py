@@ -3,7 +3,6 @@
 python -m zephyr_ray.pipeline [RECIPE] [--set stage.setting=value] [--until STAGE] [--plan]
 """
 
-import argparse
 import logging
 import os
 import shutil
@@ -24,6 +23,7 @@ from zephyr_ray.display import CONSOLE, ConsoleHandler, Display
 from zephyr_ray.errors import Permanent
 from zephyr_ray.estimate.printing import print_estimate
 from zephyr_ray.formatting import duration
+from zephyr_ray.masking import ArgumentParser, masked
 from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, preflight
 from zephyr_ray.recipe import Recipe
@@ -54,7 +54,7 @@ KINDS: dict[str, type[Stage]] = {stage.kind: stage for stage in map(resolve_name
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 unexpected error, 2 user error, 130 interrupted."""
-    parser = argparse.ArgumentParser("zephyr_ray.pipeline", description="Run a recipe.")
+    parser = ArgumentParser("zephyr_ray.pipeline", description="Run a recipe.")
     parser.add_argument("recipe", nargs="?", type=Path, help="a recipe file (default: quickstart)")
     parser.add_argument(
         "--set",
@@ -230,7 +230,7 @@ def print_plan(recipe: Recipe, steps: list[Step]) -> None:
         state = "[cyan]cached[/]" if step.artifact else "[yellow]to do[/]"
         bound = "" if step.artifact else "≤ "
         rows = "" if step.rows is None else f"{bound}{step.rows:.0f}"
-        table.add_row(step.name, step.stage.kind, state, rows, Text(step.reason))
+        table.add_row(step.name, step.stage.kind, state, rows, Text(masked(step.reason)))
     Console().print(table)
 
 
@@ -246,7 +246,7 @@ def _print_locations(recipe: Recipe, store: Store) -> None:
     if (view / "models").exists():
         lines.append(("chat", f"{zephyr} chat {folder}"))
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        lines.append(("MLflow", uri))
+        lines.append(("MLflow", masked(uri)))
     else:
         lines.append(
             ("MLflow", "make mlflow" if has_make else f"mlflow ui --backend-store-uri {database}")

@@ -3,12 +3,20 @@
 A recipe may extend another one (`extends: quickstart.yaml`) and add or replace lines.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from zephyr_ray.errors import Permanent, suggest
+from zephyr_ray.masking import has_credentials
+
+SECRET_SETTING = re.compile(
+    r"(^|\.)((api|access)[-_]?key|passw(or)?d|secret|(auth|access|bearer)[-_]?token|authorization)$",
+    re.IGNORECASE,
+)
+"""Matches the path of a setting that a person would write a secret into."""
 
 
 def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
@@ -26,7 +34,26 @@ def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
         folders.append(base.parent)
     for text in overrides:
         _override(raw, text)
+    refuse_secrets(raw, str(path), "name the environment variable of the key in api_key_env")
     return raw, folders
+
+
+def refuse_secrets(value: Any, where: str, instead: str, setting: str = "") -> None:
+    """Raises Permanent if a file, which is stored and sent, holds a secret: a URL with credentials,
+    or a text in a setting such as `password`. The line never quotes it; `instead` is its fix."""
+    if isinstance(value, dict | list):
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+            refuse_secrets(part, where, instead, f"{setting}.{name}".removeprefix("."))
+    elif isinstance(value, str) and has_credentials(value):
+        raise Permanent(
+            f"{where}: setting '{setting}': its URL contains credentials, which would be stored; "
+            f"write it without user or password, and {instead}"
+        )
+    elif isinstance(value, str) and SECRET_SETTING.search(setting):
+        raise Permanent(
+            f"{where}: setting '{setting}' is a secret, which would be stored; remove it, and "
+            f"{instead}"
+        )
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zephyr_ray.errors import Permanent, suggest
+from zephyr_ray.masking import is_secret
 from zephyr_ray.recipe_file import mapping
 
 USES = ("weights", "model", "judge")
@@ -103,5 +104,7 @@ def typed(cls: type[T], settings: Any, where: str) -> T:
             message = f"setting '{path}' is missing"
         else:
             problem = first["msg"].removeprefix("Value error, ")
-            message = f"setting '{path}': {problem} (got {first['input']!r})"
+            message = f"setting '{path}': {problem}"
+            if not any(is_secret(str(part)) for part in first["loc"]):
+                message += f" (got {first['input']!r})"
         raise Permanent(f"{where}: {message}") from None

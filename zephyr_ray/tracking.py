@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import MANIFEST, Manifest
+from zephyr_ray.masking import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,9 +79,7 @@ class Tracking:
                 if server
                 else f"repair or move away {storage.absolute()}/mlflow.db"
             )
-            raise Permanent(
-                f"cannot use MLflow at {_public(uri)}: {_reason(error)}; {fix}"
-            ) from None
+            raise Permanent(f"cannot use MLflow at {uri}: {_reason(error)}; {fix}") from None
         return cls(client, experiment_id, run_id)
 
     def stage(self, name: str, kind: str, key: str, params: dict[str, Any]) -> "StageRun":
@@ -168,7 +167,7 @@ class StageRun:
             model_id = self._logged_model_id(manifest, folder) if has_model else None
             for batch in _batches(_metrics(metrics, self._step, model_id)):
                 self._client.log_batch(self.run_id, metrics=batch)
-            self._client.log_text(self.run_id, manifest.model_dump_json(indent=1), MANIFEST)
+            self._client.log_text(self.run_id, masked(manifest.model_dump_json(indent=1)), MANIFEST)
             for path in (folder / name for name in ARTIFACTS):
                 if path.is_file():
                     self._client.log_artifact(self.run_id, str(path))
@@ -184,7 +183,7 @@ class StageRun:
     def fail(self, message: str) -> None:
         self._flush()
         with self._tracking.suppress_errors():
-            self._client.set_tag(self.run_id, "zephyr.error", message[:TAG_LENGTH])
+            self._client.set_tag(self.run_id, "zephyr.error", masked(message)[:TAG_LENGTH])
             self._client.set_terminated(self.run_id, "FAILED")
 
     def _flush(self) -> None:
@@ -216,7 +215,7 @@ class StageRun:
                 "zephyr.key": self._key,
                 "zephyr.weights": str(folder / "model"),
             },
-            params={_name(k): str(v)[:PARAM_LENGTH] for k, v in manifest.settings.items()},
+            params=_params(manifest.settings),
             model_type=self._kind,
         )
         self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
@@ -262,10 +261,14 @@ def _log_params(client: "MlflowClient", run_id: str, params: dict[str, Any]) -> 
     from mlflow.entities import Param
 
     known = client.get_run(run_id).data.params
-    cut = {_name(k): str(v)[:PARAM_LENGTH] for k, v in params.items()}
-    new = [Param(k, v) for k, v in cut.items() if k not in known]
+    new = [Param(k, v) for k, v in _params(params).items() if k not in known]
     for batch in _batches(new):
         client.log_batch(run_id, params=batch)
+
+
+def _params(values: dict[str, Any]) -> dict[str, str]:
+    """Returns names and values as MLflow accepts them, without secrets."""
+    return {_name(k): masked(v)[:PARAM_LENGTH] for k, v in values.items()}
 
 
 def _metrics(values: dict[str, Any], step: int, model_id: str | None = None) -> "list[Metric]":
@@ -289,11 +292,6 @@ def _name(name: str) -> str:
     return "/".join(p for p in parts if p.strip(". "))[:NAME_LENGTH] or "_"
 
 
-def _public(text: str) -> str:
-    """Removes user and password from URIs."""
-    return re.sub(r"//[^@/\s]*@", "//", text)
-
-
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {_public(lines[0])[:200]}"
+    return f"{type(error).__name__}: {masked(lines[0])[:200]}"

@@ -4,7 +4,6 @@ import re
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from zephyr_ray.cluster.kube import Kube, Missing
 from zephyr_ray.cluster.logs import LogFollower, log_lines, stage_states, submitters
 from zephyr_ray.cluster.watch import EXIT_STOPPED, JOBS, State, start_problems, states
 from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.masking import masked
 from zephyr_ray.recipe import Recipe
 
-_show = partial(print, flush=True)
 TAIL = 5000
 """Number of last log lines in which `zephyr status` looks for stages."""
 
@@ -145,22 +144,22 @@ def status(kube: Kube, name: str | None) -> int:
         columns = [Column(heading, overflow="fold") for heading in ("job", "age", "state")]
         table = Table(*columns, box=None, pad_edge=False)
         for state in sorted(states_of_all, key=lambda s: s.created):
-            table.add_row(state.name, _age(state.created), Text(str(state)))
+            table.add_row(state.name, _age(state.created), Text(masked(state)))
         Console().print(table)
         return 0
     state = State.of(_existing_job(kube, name))
     print(f"job       {name} in {kube.namespace}, {_age(state.created)} old")
-    print(f"state     {state}")
+    print(f"state     {masked(state)}")
     if not state.ended and state.job != "RUNNING":
         for line in start_problems(kube, state):
-            print(f"trouble   {line}")
+            print(f"trouble   {masked(line)}")
     table = Table("stage", "state", "", box=None, pad_edge=False)
     # The pod may not have started, or these credentials cannot read its log.
     with suppress(Permanent, Temporary):
         for pod in submitters(kube, name)[-1:]:
             lines = log_lines(kube, pod["metadata"]["name"], tailLines=str(TAIL))
             for stage, (word, note) in stage_states(lines).items():
-                table.add_row(stage, word, Text(note))
+                table.add_row(stage, word, Text(masked(note)))
     if table.rows:
         Console().print(table)
     return 0
@@ -203,6 +202,11 @@ def _age(created: str) -> str:
     return f"{seconds:.0f} s"
 
 
+def _show(line: str) -> None:
+    """Prints a line of the job's log."""
+    print(masked(line), flush=True)
+
+
 def _say(line: str) -> None:
     """Prints a line about the job to standard error, apart from its log."""
-    print(f"{datetime.now():%H:%M:%S} ▸ {line}", file=sys.stderr, flush=True)
+    print(f"{datetime.now():%H:%M:%S} ▸ {masked(line)}", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from zephyr_ray.cluster.checks import CheckResult, bad, unknown
 from zephyr_ray.cluster.kube import Forbidden, Kube, Unauthorized
 from zephyr_ray.cluster.profile import Profile
 from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.masking import masked
 from zephyr_ray.recipe import Recipe
 
 MARKS = {"good": "[green]✓[/]", "bad": "[red]✗[/]", "unknown": "[yellow]–[/]"}
@@ -67,5 +68,5 @@ def examine(
             if subject == "versions":
                 return  # the API server does not answer at all
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = masked(f"{type(error).__name__}: {error}")
             yield subject, unknown(f"unexpected answer from the cluster ({reason})")

@@ -5,18 +5,18 @@ proxies. Its typed methods are not used; objects are addressed by path.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from zephyr_ray.cluster import kubeconfig
+from zephyr_ray.cluster.kubeconfig import one_line
 from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.masking import masked, remember
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 RETRIES = 5
 """Retries of a read that the API server defers (429 or 5xx with Retry-After)."""
-NAMESPACE_OF_THIS_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class Missing(Permanent):
@@ -40,7 +40,7 @@ class Kube:
 
     def __init__(self, context: str | None = None, namespace: str | None = None):
         import urllib3
-        from kubernetes import client, config
+        from kubernetes import client
 
         configuration = client.Configuration()
         # Callers decide about retries; the client's own retries would multiply every timeout.
@@ -48,31 +48,11 @@ class Kube:
             RETRIES, connect=0, read=0, redirect=0, status=0, other=0
         )
         configuration.client_go_retries = True
-        # The client reads KUBECONFIG only once, at import.
-        files = os.environ.get("KUBECONFIG") or "~/.kube/config"
-        has_kubeconfig = any(os.path.exists(os.path.expanduser(f)) for f in files.split(os.pathsep))
-        try:
-            if not has_kubeconfig and "KUBERNETES_SERVICE_HOST" in os.environ:
-                config.load_incluster_config(configuration)
-                own_namespace = NAMESPACE_OF_THIS_POD.read_text().strip()
-            else:
-                contexts, active = config.list_kube_config_contexts(files)
-                names = [c["name"] for c in contexts]
-                if context and context not in names:
-                    raise Permanent(
-                        f"the kubeconfig has no context '{context}'; use {' or '.join(names)}"
-                    )
-                config.load_kube_config(files, context, configuration)
-                chosen = next((c for c in contexts if c["name"] == context), active)
-                own_namespace = chosen["context"].get("namespace") or "default"
-        except (config.ConfigException, OSError, ValueError, TypeError, KeyError) as error:
-            raise Permanent(
-                f"no Kubernetes cluster is configured ({_short(error)}); set KUBECONFIG or "
-                "context in the profile"
-            ) from None
+        own_namespace = kubeconfig.configure(configuration, context)
         self.namespace = namespace or own_namespace
-        self.host = configuration.host
-        self._client = client.ApiClient(configuration)
+        self.host = masked(configuration.host)
+        with self._typed_errors():
+            self._client = client.ApiClient(configuration)
 
     def path(self, kind: str, name: str = "") -> str:
         """Returns the path of an object or a collection in this namespace. `kind` is like 'pods' or
@@ -150,33 +130,46 @@ class Kube:
         seconds: float | None = None,
     ) -> Iterator[Any]:
         """Yields the open response. Raises Permanent or Temporary for an error status."""
+        response = None
+        try:
+            with self._typed_errors(path):
+                method, url, sent, body, form = self._client.param_serialize(
+                    method,
+                    path,
+                    query_params=list((query or {}).items()),
+                    header_params={
+                        "Accept": "application/json, */*",
+                        "Content-Type": "application/json",
+                        **(headers or {}),
+                    },
+                    body=body,
+                    auth_settings=["BearerToken"],
+                )
+                timeouts = (CONNECT_SECONDS, seconds or READ_SECONDS)
+                response = self._client.call_api(
+                    method, url, _sendable(sent), body, form, _request_timeout=timeouts
+                ).response
+                if response.status >= 400:
+                    raise self._error(response.status, response.data.decode(errors="replace"), path)
+                yield response
+        finally:
+            if response is not None:
+                response.close()
+
+    @contextmanager
+    def _typed_errors(self, path: str = "") -> Iterator[None]:
+        """Raises all that the client and its libraries raise as Permanent or Temporary."""
         import urllib3
         from kubernetes.client.exceptions import ApiException
 
-        serialized = self._client.param_serialize(
-            method,
-            path,
-            query_params=list((query or {}).items()),
-            header_params={
-                "Accept": "application/json, */*",
-                "Content-Type": "application/json",
-                **(headers or {}),
-            },
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-        response = None
         try:
-            response = self._client.call_api(
-                *serialized, _request_timeout=(CONNECT_SECONDS, seconds or READ_SECONDS)
-            ).response
-            if response.status >= 400:
-                raise self._error(response.status, response.data.decode(errors="replace"), path)
-            yield response
+            yield
+        except (Permanent, Temporary):
+            raise
         except ApiException as error:
             if error.status:  # the API server deferred the request more than RETRIES times
                 raise self._error(error.status, error.body or "", path) from None
-            raise Permanent(f"{self.host}: {_short(error.reason)}") from None
+            raise Permanent(f"{self.host}: {one_line(error.reason)}") from None
         except urllib3.exceptions.HTTPError as error:
             cause = getattr(error, "reason", None)
             if isinstance(cause, urllib3.exceptions.SSLError):
@@ -185,9 +178,11 @@ class Kube:
                     "the kubeconfig to this server's"
                 ) from None
             raise Temporary(f"cannot reach {self.host} ({_reason(error)})") from None
-        finally:
-            if response is not None:
-                response.close()
+        except Exception as error:
+            raise Permanent(
+                f"cannot send a request to {self.host} ({type(error).__name__}: "
+                f"{one_line(error)}); correct the kubeconfig"
+            ) from None
 
     def _error(self, status: int, body: str, path: str) -> Permanent | Temporary:
         """Returns the exception for an error status; its type carries the retry policy."""
@@ -227,8 +222,18 @@ def _reason(error: BaseException) -> str:
         return "timed out"
     if isinstance(error, urllib3.exceptions.ProtocolError):
         return "the connection broke"
-    return _short(error).rpartition(": ")[2]
+    return one_line(error).rpartition(": ")[2]
 
 
-def _short(error: object) -> str:
-    return " ".join(str(error).split())[:200]
+def _sendable(headers: dict[str, str]) -> dict[str, str]:
+    """Returns the headers without white space around credentials, as kubectl sends them. Raises
+    Permanent, which quotes none, if a header cannot hold them."""
+    for name in [name for name in headers if name.lower().endswith("authorization")]:
+        scheme, _, credentials = headers[name].strip().partition(" ")
+        headers[name] = f"{scheme} {remember(credentials.strip())}"
+        if not headers[name].isascii() or not headers[name].isprintable():
+            raise Permanent(
+                "the kubeconfig's token or password contains a line break or another character "
+                "that no HTTP header can hold; write it in one line"
+            )
+    return headers

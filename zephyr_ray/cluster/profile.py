@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.recipe import Recipe
-from zephyr_ray.recipe_file import read_yaml
+from zephyr_ray.recipe_file import read_yaml, refuse_secrets
 from zephyr_ray.settings import Strict, typed
 
 DEFAULT = Path("zephyr-cluster.yaml")
@@ -56,10 +56,10 @@ GpuKind = Annotated[
 ]
 
 
-def _without_credentials(address: str) -> str:
+def _address(address: str) -> str:
     parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        raise ValueError("must be http:// or https:// and a host, without user or password")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be http:// or https:// and a host")
     _ = parts.port  # raises ValueError if it is not a port
     return address.rstrip("/")
 
@@ -114,7 +114,7 @@ class Profile(Strict):
     namespace: DnsLabel | None = None
     """Namespace of the run; the context's if omitted."""
     image_pull_secrets: list[DnsName] = []
-    mlflow: Annotated[str, AfterValidator(_without_credentials)] | None = None
+    mlflow: Annotated[str, AfterValidator(_address)] | None = None
     """Address of the MLflow server as the pods see it; without it, runs are tracked in a file."""
     secrets: dict[str, SecretKey] = {}
     """Secret and key that hold each environment variable of the run."""
@@ -145,7 +145,10 @@ def load(path: Path) -> Profile:
         raise Permanent(
             f"{path} is missing; write one (docs/kubernetes-client.md) or choose one with --profile"
         )
-    profile = typed(Profile, read_yaml(path, "profile"), str(path))
+    raw = read_yaml(path, "profile")
+    instead = "name their Secret under secrets (for MLflow MLFLOW_TRACKING_USERNAME and _PASSWORD)"
+    refuse_secrets(raw, str(path), instead)
+    profile = typed(Profile, raw, str(path))
     if quantity(profile.head.memory) < HEAD_MINIMUM_BYTES:
         raise Permanent(f"{path}: head.memory is {profile.head.memory}; set it to 4Gi or more")
     if profile.queue and len(profile.workers) > QUEUED_GROUPS:

@@ -1,6 +1,7 @@
 """Checks that MLflow and each Ray dashboard answer and ask for credentials. Services inside the
 cluster are reached through the API server's proxy, so no port has to be opened."""
 
+import http.client
 import urllib.error
 import urllib.request
 from base64 import b64decode
@@ -11,6 +12,7 @@ from zephyr_ray.cluster.checks import CheckResult, bad, good, unknown
 from zephyr_ray.cluster.kube import Forbidden, Kube, Missing, Unauthorized
 from zephyr_ray.cluster.profile import Profile
 from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.masking import remember
 
 REQUEST_SECONDS = 10.0
 DASHBOARD_PORT = 8265
@@ -67,7 +69,7 @@ def _is_public(kube: Kube, mlflow: str) -> bool:
                 return False
             message = f"it answers {error.code}; check that this is MLflow's address"
             raise Permanent(message) from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise Temporary(f"no answer to this machine: {reason}") from None
         return True
@@ -108,7 +110,7 @@ def _check_dashboard(kube: Kube, name: str, service: str) -> Iterator[CheckResul
         return
     try:
         data = kube.get(kube.path("secrets", name)).get("data") or {}
-        token = b64decode(data.get(TOKEN_KEY, "")).decode().strip()
+        token = remember(b64decode(data.get(TOKEN_KEY, "")).decode().strip())
     except Missing:
         token = ""
     except Forbidden:

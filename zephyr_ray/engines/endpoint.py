@@ -9,6 +9,7 @@ from pydantic import field_validator
 
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.masking import remember
 from zephyr_ray.models.contract import StopRun
 from zephyr_ray.settings import OPERATIONAL
 
@@ -52,7 +53,7 @@ class EndpointSettings(ModelSettings):
             raise StopRun(
                 f"environment variable {self.api_key_env} (api_key_env) is not set; export it"
             )
-        return key
+        return remember(key)
 
     def client(self) -> "AsyncOpenAI":
         import openai

@@ -2,6 +2,7 @@
 would report it only afterwards, as an event. */}}
 {{- define "zephyr.rules" -}}
 {{- $v := .Values -}}
+{{- include "zephyr.refuseSecrets" . }}
 
 {{- $full := include "zephyr.fullname" . -}}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) }}
@@ -41,7 +42,7 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 
 {{- $forbidden := list "num-cpus" "num-gpus" "memory" "resources" }}
-{{- $starts := dict "ray.head" $v.ray.head.rayStartParams }}
+{{- $starts := dict "ray.head" ($v.ray.head.rayStartParams | default dict) }}
 {{- range $name, $group := $v.workerGroups }}
 {{- $_ := set $starts (printf "workerGroups.%s" $name) ($group.rayStartParams | default dict) }}
 {{- end }}
@@ -99,7 +100,7 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 
 {{- $taken := list "HOME" "ZEPHYR_CACHE" "HF_HOME" "ZEPHYR_API_KEYS" "MLFLOW_TRACKING_URI" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "RAY_USAGE_STATS_ENABLED" "HF_HUB_DISABLE_TELEMETRY" "VLLM_NO_USAGE_STATS" "RAY_AUTH_MODE" "RAY_AUTH_TOKEN" "RAY_REDIS_ADDRESS" "REDIS_PASSWORD" "REDIS_USERNAME" "RAY_enable_autoscaler_v2" | concat (include "zephyr.serveEnv" . | fromYaml | keys) }}
-{{- $names := keys $v.ray.env }}
+{{- $names := keys ($v.ray.env | default dict) }}
 {{- range $v.ray.secretEnv }}{{- $names = append $names .name }}{{- end }}
 {{- range $names }}
 {{- if has . $taken }}
@@ -136,7 +137,7 @@ would report it only afterwards, as an event. */}}
 
 {{- if $v.pipeline.enabled }}
 {{- with $v.pipeline.recipe }}
-{{- if not (or (hasPrefix "/" .) (hasPrefix "configs/" .) (hasKey $v.recipes .)) }}
+{{- if not (or (hasPrefix "/" .) (hasPrefix "configs/" .) (hasKey ($v.recipes | default dict) .)) }}
 {{- fail (printf "pipeline.recipe: recipes has no '%s'; add it, or use configs/… of the image or an absolute path" .) }}
 {{- end }}
 {{- end }}

@@ -1,0 +1,124 @@
+"""Tests that the chart takes no secret among its values, and that a null opens nothing."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chart_tools import CLUSTER, SERVE, default_values, documents, template, values_errors
+
+OWN = ("mlflow.enabled=false",)
+SECRET = "hunter2hunter2"
+AUTH = "trackingUri contains credentials, .* remove them, and set mlflow.auth.existingSecret to a"
+REFUSED = {
+    "user and password": ((*OWN, f"mlflow.trackingUri=http://zed:{SECRET}@mlflow:5000"), AUTH),
+    "a password with a slash": ((*OWN, f"mlflow.trackingUri=http://z:a/{SECRET}@m"), AUTH),
+    "a token as user": ((*OWN, f"mlflow.trackingUri=https://{SECRET}@m"), AUTH),
+    "a parameter": ((*OWN, f"mlflow.trackingUri=http://m/?api_key={SECRET}"), AUTH),
+    "another scheme": ((*OWN, f"mlflow.trackingUri=postgresql://u:{SECRET}@h/db"), AUTH),
+    "no scheme": ((*OWN, f"mlflow.trackingUri=u:{SECRET}@h:5000"), AUTH),
+    "the bucket": (
+        (*CLUSTER, f"mlflow.artifacts.destination=s3://id:{SECRET}@bucket"),
+        "set mlflow.artifacts.existingSecret",
+    ),
+    "its endpoint": (
+        (*CLUSTER, f"mlflow.artifacts.endpointUrl=http://id:{SECRET}@minio:9000"),
+        "set mlflow.artifacts.existingSecret",
+    ),
+    "Redis": (
+        (*CLUSTER, f"ray.gcsFaultTolerance.redisAddress=redis://:{SECRET}@redis:6379"),
+        "set ray.gcsFaultTolerance.existingSecret",
+    ),
+    "a proxy": ((*CLUSTER, f"ray.env.HTTPS_PROXY=http://me:{SECRET}@proxy:1"), "in ray.secretEnv"),
+    "a variable": ((*CLUSTER, f"ray.env.HF_TOKEN={SECRET}"), "use ray.secretEnv with an existing"),
+    "an override": (
+        (*CLUSTER, f"pipeline.set[0]=models.judge.base_url=http://me:{SECRET}@judge"),
+        "name the environment variable of the key in api_key_env",
+    ),
+    "a recipe": (
+        (*CLUSTER, f"recipes.my\\.yaml=base_url: http://me:{SECRET}@judge"),
+        "recipes.my.yaml contains credentials",
+    ),
+    "an annotation": (
+        (*CLUSTER, f"serviceAccountAnnotations.hook=https://{SECRET}@hooks"),
+        "serviceAccountAnnotations.hook contains credentials",
+    ),
+    "in place of a name": (
+        (f"mlflow.auth.existingSecret={SECRET}!",),
+        "mlflow.auth.existingSecret is not the name of a Secret",
+    ),
+    "in place of another name": (
+        (
+            *CLUSTER, "ray.secretEnv[0].name=KEY", f"ray.secretEnv[0].secret=SK-{SECRET}",
+            "ray.secretEnv[0].key=k",
+        ),
+        r"ray.secretEnv\[0\].secret is not the name of a Secret",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_secret_among_the_values_is_one_line_that_does_not_quote_it(case: str) -> None:
+    sets, expected = REFUSED[case]
+    done = template(sets=sets)
+    assert done.returncode != 0
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    assert re.search(expected, line) and SECRET not in done.stderr
+
+
+def test_addresses_without_secrets_are_accepted() -> None:
+    sets = (*OWN, "mlflow.trackingUri=https://mlflow.example:5000/@team?x=1&keys")
+    assert template(sets=sets).returncode == 0
+
+
+def paths(values: dict[str, Any], *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yields every map and value of the defaults with its path."""
+    for name, value in values.items():
+        yield (*above, name), value
+        if isinstance(value, dict):
+            yield from paths(value, *above, name)
+
+
+def nulled(path: tuple[str, ...]) -> dict[str, Any]:
+    values: Any = None
+    for name in reversed(path):
+        values = {name: values}
+    return dict(values)
+
+
+FREE = ("workerGroups", "cpu"), ("workerGroups", "gpu")
+"""Groups that a null removes; the schema of a group checks what is left."""
+DEFAULTS = [(p, v) for p, v in paths(default_values()) if p[:2] not in FREE]
+
+
+@pytest.mark.parametrize("path", [p for p, v in DEFAULTS if v not in ("", [], {})], ids=".".join)
+def test_a_null_in_place_of_a_default_is_refused(path: tuple[str, ...]) -> None:
+    [error] = values_errors(nulled(path))
+    assert f"'{path[-1]}' is a required property" in error
+
+
+def test_a_null_in_place_of_an_empty_default_is_that_default() -> None:
+    sets = (*SERVE, "pipeline.enabled=true", "pipeline.recipe=configs/quickstart.yaml")
+    given = {line.partition("=")[0] for line in sets}
+    empty = [".".join(p) for p, v in DEFAULTS if v in ("", [], {})]
+    nulls = [f"{path}=null" for path in empty if path not in given]
+    expected, actual = template(sets=sets), template(sets=(*sets, *nulls))
+    assert actual.returncode == 0, actual.stderr
+    assert documents(actual.stdout) == documents(expected.stdout)
+
+
+@pytest.mark.parametrize(
+    ("values", "missing"),
+    [
+        ("mlflow: {auth: }", "at '/mlflow': missing property 'auth'"),
+        ("ray: {auth: }\nnetworkPolicy: {enabled: false}", "at '/ray': missing property 'auth'"),
+        ("networkPolicy: ", "missing property 'networkPolicy'"),
+        ("serve: {apiKeys: {key: }}", "at '/serve/apiKeys': missing property 'key'"),
+        ("ray: {env: {A: }}", "at '/ray/env/A': got null, want string"),
+    ],
+)
+def test_helm_names_the_null(tmp_path: Path, values: str, missing: str) -> None:
+    (tmp_path / "values.yaml").write_text(values)
+    done = template(str(tmp_path / "values.yaml"), sets=())
+    assert done.returncode != 0 and missing in done.stderr

@@ -1,0 +1,130 @@
+"""Keeps secrets out of all text that leaves the program: error lines, logs, tracebacks, MLflow.
+
+A secret is known by its form or by its value:
+
+- user and password in a URL, a query parameter or assignment such as `api_key=…`, a bearer token;
+- the value of an environment variable whose name ends in KEY, KEYS, TOKEN, PASSWORD or SECRET, the
+  password in a URL that any environment variable holds, and whatever was passed to `remember`.
+"""
+
+import argparse
+import base64
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import Any, NoReturn
+from urllib.parse import quote, unquote
+
+MASK = "***"
+MIN_LENGTH = 6
+"""Shortest value that is masked wherever it occurs; a shorter one would garble ordinary text."""
+SECRET_NAME = re.compile(r"(key|keys|token|password|passwd|secret|secrets)([-_](env|data))?$", re.I)
+# One slash is left where a URL was read as a path. The second form is a password that contains
+# "/", "?" or "#"; a port is not mistaken for it. All lengths are bounded, so that no text can make
+# the search slow.
+_USERINFO = re.compile(
+    r"(\w:/{1,2})(?:([^\s/?#]{0,400})@|([^\s/@:]{0,99}:\d{0,99}[^\d\s/@][^\s@]{0,200})@)"
+)
+# An address without a scheme; not the digest of an image.
+_LOGIN = re.compile(r"(?<![\w.%+/-])[\w.%+-]{1,99}:[^\s@/'\"]{1,200}@(?=[\w\[])(?!sha\d+:)")
+_PARAMETER = r"[\w.-]{0,40}(?:key|token|passw(?:or)?d|secret|signature|credential)|auth|sig|pwd"
+_QUERY = re.compile(rf"([?&](?:{_PARAMETER})=)[^\s&#'\"]+", re.I)
+_ASSIGNMENT = re.compile(
+    r"\b([\w.-]{0,40}(?:(?:api|access|account)[-_]?key|token|passw(?:or)?d|secret)=)[^\s&,;'\"<]+",
+    re.I,
+)
+# Prose such as "Basic training" has neither a digit nor a capital letter in its second word.
+_HEADER = re.compile(r"\b([Bb]earer|[Bb]asic) (?=[^\s'\"]*[A-Z0-9])[^\s'\",]{8,}")
+
+_remembered: set[str] = set()
+
+
+def remember(secret: str) -> str:
+    """Masks this value from now on, in this process; returns it."""
+    _remembered.add(secret)
+    return secret
+
+
+def masked(text: object) -> str:
+    """Returns the text with `***` in place of every known secret, and URLs without user and
+    password."""
+    result = _LOGIN.sub(f"{MASK}@", _USERINFO.sub(r"\1", str(text)))
+    for pattern in (_QUERY, _ASSIGNMENT):
+        result = pattern.sub(rf"\1{MASK}", result)
+    result = _HEADER.sub(rf"\1 {MASK}", result)
+    values = {form for secret in _secrets() for form in _forms(secret) if len(form) >= MIN_LENGTH}
+    # The longest first: one secret may contain another.
+    for value in sorted(values, key=len, reverse=True):
+        result = result.replace(value, MASK)
+    return result
+
+
+def has_credentials(text: str) -> bool:
+    """Returns whether the text contains a URL with user, password, or a secret parameter."""
+    return bool(_USERINFO.search(text) or ("://" in text and _QUERY.search(text)))
+
+
+def is_secret(name: str) -> bool:
+    """Returns whether a setting or variable of this name holds a secret, or names one."""
+    return SECRET_NAME.search(name) is not None
+
+
+def _secrets() -> Iterator[str]:
+    yield from _remembered
+    for name, value in os.environ.items():
+        if is_secret(name):
+            yield value
+        for match in _USERINFO.finditer(value) if "@" in value else ():
+            user, colon, password = (match[2] or match[3] or "").partition(":")
+            yield password if colon else user
+            # The form in which HTTP clients send user and password.
+            yield base64.b64encode(unquote(f"{user}:{password}").encode()).decode()
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """Yields the value as clients quote it; also its lines, or the items of a list."""
+    for part in (secret, *map(str.strip, re.split(r"[\r\n,]", secret))):
+        yield part
+        yield unquote(part)
+        yield quote(part, safe="")
+        yield json.dumps(part)[1:-1]
+        yield part.encode("unicode_escape").decode()
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argument parser whose errors, which quote arguments, are masked."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(masked(message))
+
+
+def install() -> None:
+    """Masks all log records and the tracebacks of uncaught exceptions of this process."""
+    make = logging.getLogRecordFactory()
+
+    def make_masked(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        try:
+            message = record.getMessage()
+        except Exception:  # logging itself reports arguments that do not fit
+            return record
+        if (safe := masked(message)) != message:
+            record.msg, record.args = safe, None
+        if record.exc_info and record.exc_info[0]:
+            # Formatters print this text if it is set.
+            record.exc_text = masked(logging.Formatter().formatException(record.exc_info))
+        return record
+
+    def print_masked(*error: Any) -> None:
+        print(masked("".join(traceback.format_exception(*error))), end="", file=sys.stderr)
+
+    logging.setLogRecordFactory(make_masked)
+    sys.excepthook = print_masked
+    threading.excepthook = lambda thread: print_masked(
+        thread.exc_type, thread.exc_value, thread.exc_traceback
+    )
