@@ -123,8 +123,9 @@ def install() -> None:
     def print_masked(*error: Any) -> None:
         print(masked("".join(traceback.format_exception(*error))), end="", file=sys.stderr)
 
+    def print_thread_masked(thread: Any) -> None:
+        if thread.exc_type is not SystemExit:  # it ends the thread and is no error
+            print_masked(thread.exc_type, thread.exc_value, thread.exc_traceback)
+
     logging.setLogRecordFactory(make_masked)
-    sys.excepthook = print_masked
-    threading.excepthook = lambda thread: print_masked(
-        thread.exc_type, thread.exc_value, thread.exc_traceback
-    )
+    sys.excepthook, threading.excepthook = print_masked, print_thread_masked
