@@ -1,6 +1,7 @@
 """Finds the prose in a text: all but code, mathematics, data, quoted lines, addresses and verse."""
 
 import re
+from collections.abc import Callable
 
 FILLER = "\0"
 """Stands for each character that is not prose."""
@@ -9,7 +10,7 @@ VERSE_LINE = 60
 
 # What is opened and never closed runs to the end, so that no search starts again behind it.
 _DISPLAYED = re.compile(
-    r"^[ >\t]*(```+|~~~+).*?(?:^[ >\t]*\1[`~]*[ \t]*$|\Z)"
+    r"^[ >\t]*(```+|~~~+).*?(?:^[ >\t]*\1[`~]*[ \t]*$|\Z)|^[ \t]*>[^\n]*"
     r"|\$\$.*?(?:\$\$|\Z)|\\\[.*?(?:\\\]|\Z)|\\begin\{(\w+\*?)\}.*?(?:\\end\{\2\}|\Z)"
     r"|<(pre|code|script|style|svg|table)\b.*?(?:</\3>|\Z)|<!--.*?(?:-->|\Z)",
     re.MULTILINE | re.DOTALL,
@@ -25,17 +26,17 @@ _INLINE = re.compile(
 )
 # The words with which a sentence of prose seldom begins in lower case, and what follows in code.
 _STATEMENT = (
-    r"for\s+\w+(?:,\s*\w+)*\s+(?:in|from)\b[^.!?\n]*:|with\s+\S+\s+as\b|(?:from\s+[\w.]+\s+)?import\s+\w"
+    r"for\s+\w+(?:,\s*\w+)*\s+(?:in|from)\b[^.!?\n]*:|with\s+\S+\s+as\b|(?:from\s+\S+\s+)?import\s+\S"
     r"|select\s[^.\n]{0,200}\sfrom\s|insert\s+into\s|update\s+\w+\s+set\s|delete\s+from\s"
     r"|(?:def|fn|func|function|class|struct|enum|const|var|let\s+mut|lambda|public|private|static"
     r"|void|int|echo|puts|print|printf|return|yield|raise|throw|assert|del|foreach"
     r"|npm|npx|pip|git|sudo|apt|brew|docker|kubectl|curl|cd|mkdir|conda)\s+\S"
 )
 _CODE_LOOK = re.compile(
-    r"[={}\\^|\t]|[∑∏∫√≤≥≠≈±×÷∞∈∀∃→⇒]|[-=<>+*]>|<-|::|&&|\+\+|//|/\*|\*/|\(\)|;[ \t]*$"
-    r"|\b[A-Za-z_]\w*+\((?!e?s\))|\w\[|</?[A-Za-z][^<>]*>|\b[a-z]+_\w"
+    r"[={}\\^|\t]|[∑∏∫√≤≥≠≈±×÷∞∈∀∃→⇒]|[-=<>+*]>|<-|::|&&|\+\+|//|/\*|\*/|\(\)|\s[<>;]\s|;[ \t]*$"
+    r"|\b[A-Za-z_]\w*+\((?!e?s\))|\w\[|</?[A-Za-z][^<>]*>|\b[a-z]+_\w|\s--?[a-z]"
     # At the start of a line: a comment, a quotation, a shell's prompt, a key, an indent.
-    r"|^[ \t]*(?:[#>$%;@]|--|\" |\"\"\"|'''|(?:[a-z_][\w.-]*|\"[^\"\n]*\"):(?:[ \t]|$))"
+    r"|^[ \t]*(?:[#$%;@]|--|\" |\"\"\"|'''|(?:[a-z_][\w.-]*|\"[^\"\n]*\"):(?:[ \t]|$))"
     r"|^(?: {2,}|\t+)(?![-*•] |\d+[.)] )\S"
     rf"|(?:^|[.!?:]\s+)(?:{_STATEMENT})|^for\s+\w+(?:,\s*\w+)*\s+(?:in|from)\b"
     r"|^(?:for|while|if|elif|try|except|finally|with|do|switch|match|case|until)\b[^.!?\n]*:[ \t]*$"
@@ -53,22 +54,26 @@ def mask(text: str) -> str:
     Lines without a blank line between them are code if one of them looks like code, because wrong
     capitals in code cost more than missing ones in prose.
     """
-    text = _INLINE.sub(fill, _DISPLAYED.sub(fill, text))
-    return _BLOCK.sub(lambda block: fill(block) if _is_other(block[0]) else block[0], text)
+    return _mask_blocks(_CODE_LOOK.search, mask_marked(text))
+
+
+def mask_marked(text: str) -> str:
+    """Like `mask`, for verse and what is marked as other than prose; code without marks stays."""
+    return _mask_blocks(_is_verse, _INLINE.sub(fill, _DISPLAYED.sub(fill, text)))
+
+
+def _mask_blocks(is_other: Callable[[str], object], text: str) -> str:
+    return _BLOCK.sub(lambda block: fill(block) if is_other(block[0]) else block[0], text)
 
 
 def fill(match: re.Match[str]) -> str:
     return re.sub(r"[^\n]", FILLER, match[0])
 
 
-def _is_other(block: str) -> bool:
-    return _CODE_LOOK.search(block) is not None or _is_verse(block)
-
-
 def _is_verse(block: str) -> bool:
     """Returns whether the lines are short, and most do not end a sentence or several begin with a
     small letter."""
-    lines = [line.strip() for line in block.splitlines()]
+    lines = [line.strip() for line in block.splitlines() if line.strip(f" \t{FILLER}")]
     if len(lines) < 3 or any(len(line) > VERSE_LINE or _ITEM.match(line) for line in lines):
         return False
     small = sum(line[:1].islower() for line in lines)

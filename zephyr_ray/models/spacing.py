@@ -12,7 +12,9 @@ variation selectors of emoji are not. Needs `regex.V1`."""
 
 # Unicode's line breaking classes name the letters that need no space between words, such as those
 # of Chinese, Japanese, Thai, Lao, Khmer and Burmese.
-_UNSPACED = regex.compile(r"(?=[\p{L}\p{N}])[\p{lb=SA}\p{lb=ID}\p{lb=CJ}\p{lb=NS}\p{lb=AK}\p{lb=AS}]\p{M}*")
+_UNSPACED = regex.compile(
+    r"(?=[\p{L}\p{N}])[\p{lb=SA}\p{lb=ID}\p{lb=CJ}\p{lb=NS}\p{lb=AK}\p{lb=AS}]\p{M}*"
+)
 _OTHER_WIDTH = regex.compile(r"[\uff00-\uffef]+")
 
 

@@ -11,24 +11,25 @@ _ABBREVIATIONS = ("etc", "vs", "approx", "resp", "incl", "al", "cf", "fig", "min
 _SENTENCE_START = re.compile(
     rf"(?:\A|(?<=[a-z{FILLER}]{{2}}[.!?][ \n])"
     + "".join(rf"(?<!\b{word}\.[ \n])" for word in _ABBREVIATIONS)
-    + r"(?=[a-z'’-]+[,:;]*\s))[a-z](?=[a-z'’-]*[,.!?:;]*(?:\s|\Z))"
+    + r"(?=[a-z'’-]+[,:;]* ))(?!i\b)[a-z](?=[a-z'’-]*[,.!?:;]*(?:\s|\Z))"
 )
 # The words that follow the pronoun; a variable is followed by others ("i goes from 1 to n").
-_VERBS = (
-    "am was have had do did don['’]t didn['’]t haven['’]t wasn['’]t will won['’]t would wouldn['’]t "
-    "can['’]t cannot can could couldn['’]t should shouldn['’]t may might must think thought know "
-    "knew want wanted need needed like liked love loved hate hope hoped feel felt see saw hear heard "
-    "believe guess suppose suggest recommend agree understand remember forgot mean meant say said "
-    "tell told ask asked try tried went go got get give gave made make live lived work worked "
-    "wonder wish prefer enjoy enjoyed use used just really also always never still only often "
-    "usually sometimes personally actually once already currently promise apologize appreciate"
-).split()
-_PRONOUN = re.compile(rf"(?<![\w'’./$-])i(?=['’](?:m|ve|ll|d)\b|\s+(?:{'|'.join(_VERBS)})\b)")
+_FIRST_PERSON = (
+    r"(?:am|was|have|had|do|did|will|would|can|cannot|could|should|may|might|must"
+    r"|(?:do|did|have|had|was|wo|would|ca|could|should)n['’]t"
+    r"|think|thought|know|knew|want(?:ed)?|need(?:ed)?|lik(?:e|ed)|lov(?:e|ed)|hat(?:e|ed)"
+    r"|hop(?:e|ed)|feel|felt|see|saw|hear|heard|believe|guess|suppose|suggest|recommend|agree"
+    r"|understand|remember|forgot|mean|meant|say|said|tell|told|ask(?:ed)?|try|tried|go|went|get|got"
+    r"|give|gave|make|made|liv(?:e|ed)|work(?:ed)?|wonder|wish|prefer|enjoy(?:ed)?|used?"
+    r"|promise|apologize|appreciate|just|really|also|always|never|still|only|often|usually"
+    r"|sometimes|personally|actually|once|already|currently)"
+)
+_PRONOUN = re.compile(rf"(?<![\w'’./$-])i(?=['’](?:m|ve|ll|d)\b|\s+{_FIRST_PERSON}\b)")
 # Where the letter is a variable once, it is one everywhere in the text.
 _VARIABLE = re.compile(
     r"(?<![\w'’.])i(?:\s*[+*/=<>^)\]]|\s*-\s?(?:\d|th\b)|,\s*j\b"
     r"|\s+(?:in|is|and|to|from|of|times|goes|equals|ranges|be)\b)"
-    r"|\b(?:variable|index|counter|integer|number|letter|iteration|element|item|row|column|each|for)"
+    r"|\b(?:variable|index|counter|integer|number|letter|iteration|element|item|row|column|each|for|first|last)"
     r"\s+i\b|[\[({$`]i\b[^'’]"
 )
 

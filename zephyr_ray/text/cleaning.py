@@ -1,6 +1,5 @@
 """Cleans dialogues as Zephyr cleaned UltraChat; counts each rule and keeps examples of it."""
 
-import re
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -12,30 +11,14 @@ from zephyr_ray.messages import Message, answers, exchanges, with_facts
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.similarity import SimilarityIndex
+from zephyr_ray.models.true_case import true_case
+from zephyr_ray.models.unhelpful import is_unhelpful
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
 
 NEAR = 0.7
 """ROUGE-L F above which a question is a near duplicate of a held-out prompt (Self-Instruct)."""
-
-UNHELPFUL = re.compile(
-    r"\b(?:i|as an? (?:ai|language model|chatbot|assistant)[^.!?]{0,40})\b[^.!?]{0,30}?"
-    r"(?:(?:do not|don['’]t|cannot|can['’]t|am (?:unable|not able) to) "
-    r"(?:have|possess|feel|hold|experience|form|offer|express)|have no)\b[^.!?]{0,20}?"
-    r"\b(?:personal (?:experience|opinion|emotion|feeling|belief|preference)s?"
-    r"|emotions|feelings|opinions)\b",
-    re.IGNORECASE,
-)
-"""Matches an assistant that denies having experiences, emotions or opinions."""
-
-
-SENTENCE_START = re.compile(
-    r"(?:\A|(?<=[a-z]{2}[.!?][ \n])(?<!etc\.[ \n])(?<!vs\.[ \n])(?<!approx\.[ \n]))"
-    r"[a-z](?=[a-z'’-]*[,.!?:;]*(?:\s|\Z))"
-)
-"""Matches a lowercase letter after the end of a sentence, in an all-lowercase word (no iPhone, no
-URL). A single letter before the full stop is an abbreviation ("e.g. this")."""
 
 
 class Clean(Stage):
@@ -44,7 +27,7 @@ class Clean(Stage):
 
     kind = "clean"
     makes = "dialogues"
-    version = 2
+    version = 3
 
     dialogues: Annotated[str, Reads("dialogues")]
     judge: Annotated[str | None, Reads("judge", form="score")] = None
@@ -120,7 +103,7 @@ class Clean(Stage):
             return "near a held-out prompt"
         if not answer["content"].strip():
             return "empty answer"
-        if UNHELPFUL.search(answer["content"]):
+        if is_unhelpful(answer["content"]):
             return "unhelpful assistant"
         if self.judge and score is None:
             return "answer not scored"
@@ -176,15 +159,3 @@ def _correct_case(
 async def rate(row: dict[str, Any], ask: Ask) -> dict[str, Any]:
     """Scores one answer."""
     return {"id": row["id"], **await ask.judge("score", row, [row["completion"]])}
-
-
-def true_case(text: str) -> str:
-    """Returns the text with capitals at the start of sentences and for the word "i".
-
-    A text without any capital, or all in capitals, is a style and stays as it is.
-    """
-    if text == text.lower() or text == text.upper():
-        return text
-    # In "i in" and "i is", i is a variable in code.
-    text = re.sub(r"(?<![\w'’.])i(?=['’](?:m|ve|ll|d)\b|\s+(?!(?:in|is)\b)[a-z])", "I", text)
-    return SENTENCE_START.sub(lambda match: match[0].upper(), text)
