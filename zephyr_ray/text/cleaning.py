@@ -7,7 +7,7 @@ from pydantic import Field
 from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
 from zephyr_ray.judges import FORMS
-from zephyr_ray.messages import Message, answers, exchanges, with_facts
+from zephyr_ray.messages import Exchange, Message, answers, exchanges, with_facts
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.similarity import SimilarityIndex
@@ -52,9 +52,9 @@ class Clean(Stage):
                 work.counts["dropped dialogues"] = work.counts.get("dropped dialogues", 0) + 1
                 continue
             [first, *_] = exchanges(messages)
-            identity = " ".join(m["content"] for m in messages[: first[1] + 1]).casefold()
+            identity = " ".join(m["content"] for m in messages[: first.answer + 1]).casefold()
             if identity in seen:
-                work.drop("duplicate", messages[first[0]]["content"])
+                work.drop("duplicate", _prompt(messages, first))
                 continue
             seen.add(identity)
             cleaned.append({**row, "messages": messages})
@@ -82,30 +82,41 @@ class Clean(Stage):
         held_out: SimilarityIndex,
         work: Work,
     ) -> list[Message]:
-        """Returns the messages before the first question with a bad answer, true-cased."""
+        """Returns the messages before the first bad exchange, true-cased."""
         messages = [dict(message) for message in row["messages"]]
-        for question_index, answer_index in exchanges(messages):
-            question, answer = messages[question_index], messages[answer_index]
-            score = scores.get(f"{row['id']}/{answer_index}")
-            rule = self._broken_rule(question, answer, score, held_out)
+        end = 0
+        for exchange in exchanges(messages):
+            answer = messages[exchange.answer]
+            score = scores.get(_score_id(row, exchange))
+            rule = self._broken_rule(messages, exchange, score, held_out)
             if rule:
-                work.drop(rule, {"prompt": question["content"], "answer": answer["content"]})
-                return messages[:question_index]
-            _correct_case(question, None, work)
-            _correct_case(answer, (row.get("constraint"), _instruction(question)), work)
-        return messages
+                prompt = _prompt(messages, exchange)
+                work.drop(rule, {"prompt": prompt, "answer": answer["content"]})
+                break
+            instruction = _instruction(messages, exchange)
+            for index in exchange.questions:
+                _correct_case(messages[index], None, work)
+            _correct_case(answer, (row.get("constraint"), instruction), work)
+            end = exchange.answer + 1
+        return messages[:end]
 
     def _broken_rule(
-        self, question: Message, answer: Message, score: float | None, held_out: SimilarityIndex
+        self,
+        messages: list[Message],
+        exchange: Exchange,
+        score: float | None,
+        held_out: SimilarityIndex,
     ) -> str | None:
         """Returns the rule that the exchange breaks, or None."""
-        if held_out.nearest(_instruction(question)) > NEAR:
+        questions = [messages[index] for index in exchange.questions]
+        answer = messages[exchange.answer]["content"]
+        if any(held_out.nearest(_bare(question)) > NEAR for question in questions):
             return "near a held-out prompt"
-        if not answer["content"].strip():
+        if not answer.strip():
             return "empty answer"
-        if is_unhelpful(answer["content"]):
+        if is_unhelpful(answer):
             return "unhelpful assistant"
-        if self.judge and score is None:
+        if self.judge and questions and score is None:
             return "answer not scored"
         if self.judge and score is not None and score < self.min_score:
             return "answer below min_score"
@@ -115,23 +126,37 @@ class Clean(Stage):
         """Returns scores by "<dialogue>/<index of the answer>"."""
         requests = [
             {
-                "id": f"{row['id']}/{answer}",
-                "instruction": _instruction(row["messages"][question]),
-                "prompt": row["messages"][question]["content"],
+                "id": _score_id(row, exchange),
+                "instruction": _instruction(row["messages"], exchange),
+                "prompt": _prompt(row["messages"], exchange),
                 "constraint": row["constraint"],
                 "completion": {
-                    "text": row["messages"][answer]["content"],
-                    "finish_reason": row["messages"][answer].get("finish_reason", "stop"),
+                    "text": row["messages"][exchange.answer]["content"],
+                    "finish_reason": row["messages"][exchange.answer].get("finish_reason", "stop"),
                 },
             }
             for row in rows
-            for question, answer in exchanges(row["messages"])
+            for exchange in exchanges(row["messages"])
+            if exchange.questions
         ]
         rated = run_rows(work, requests, rate, [work.models[str(self.judge)]])
         return {row["id"]: row["score"] for row in rated}
 
 
-def _instruction(question: Message) -> str:
+def _score_id(row: dict[str, Any], exchange: Exchange) -> str:
+    return f"{row['id']}/{exchange.answer}"
+
+
+def _prompt(messages: list[Message], exchange: Exchange) -> str:
+    return "\n".join(messages[index]["content"] for index in exchange.questions)
+
+
+def _instruction(messages: list[Message], exchange: Exchange) -> str:
+    return "\n".join(_bare(messages[index]) for index in exchange.questions)
+
+
+def _bare(question: Message) -> str:
+    """Returns the question without the sentence that states a constraint."""
     return question.get("instruction", question["content"])
 
 
