@@ -340,6 +340,8 @@ USABLE = {
     "Draw a tree with leaves": "not for a text model",
     "Describe the Picture of a tree": "not for a text model",
     "Explain how a drawing is made": None,
+    "写一首关于大海的短诗": None,  # a letter is a word
+    "写诗": "length",
     "go on and on as we say " * 3: "repeats itself",
     "Tell me about the sea today": "near duplicate",
     "Which river is the longest one": "held-out, exact",

@@ -74,6 +74,16 @@ DENIALS = [
     "Being a virtual assistant, I don't experience stress or any other feelings.",
     "As a large language model, I have no beliefs, desires or opinions.",
     "Feelings are not something I have.",
+    "I'm a computer program; emotions are not something I can have.",
+    "While I do not have personal preferences, a lot of readers enjoy mysteries.",
+    "I don't have any opinions about that, as I am an AI language model.",
+    "I'm not able to form personal opinions, but here are both sides.",
+    "Thank you! I don't feel emotions, though I'm glad to be useful.",
+    "As a digital assistant, I have no favorites.",
+    "My training does not allow me to express personal opinions.",
+    "It's important to note that I don't have beliefs or feelings.",
+    "I’m just an AI, I don’t have a personal life or experiences.",
+    "I am a bot that does not have emotions.",
 ]
 OTHERS = [
     "I don't want to hurt your feelings.",
@@ -146,6 +156,16 @@ OTHERS = [
     "As a judge I have no personal opinions to offer the jury.",
     "You cannot express emotions with numbers alone.",
     "The sentence 'I have no opinion' is written in the present tense.",
+    "He lived as a robot, without emotions.",
+    "My boss does not allow me to have opinions at work.",
+    "She left because I have no feelings.",
+    "I don't have the experience that this job asks for.",
+    "A good scientist sets personal beliefs aside.",
+    '"I lack feelings" is what the statue says in the play.',
+    "Cats have preferences, and I have no cat.",
+    "I cannot give you the recipe without your preferences.",
+    "As an AI, I can list opinions of critics.",
+    "The chatbot in the story has no emotions and no memory.",
 ]
 
 

@@ -4,9 +4,8 @@ import unicodedata
 
 import regex
 
-LETTER = r"[\p{L}\p{N}_]"
-"""A letter or digit, as `\\w` of `re`."""
-WORD = rf"{LETTER}(?:{LETTER}|[\p{{Mn}}\p{{Mc}}\u200c\u200d--\p{{VS}}])*"
+_LETTER = r"[\p{L}\p{N}_]"
+WORD = rf"{_LETTER}(?:{_LETTER}|[\p{{Mn}}\p{{Mc}}\u200c\u200d--\p{{VS}}])*"
 """A word in a text from `spaced`: marks and joiners, such as vowels of Hindi, are part of it; the
 variation selectors of emoji are not. Needs `regex.V1`."""
 

@@ -74,7 +74,8 @@ def _denial(denied: str) -> str:
         rf"(?P<subject>\bI,? ){_DENIES}{denied}"
         rf"|\b{_MACHINES} (?:like|such as) (?:me|myself),? {_DENIES}{denied}"
         rf"|\b(?:not |im)possible for me to {_FEEL} {denied}"
-        rf"|\bnot (?:allow|let|enable|permit) me (?:to )?{_FEEL} {denied}"
+        r"|\b(?:programming|design|training|nature|developers?|creators?) (?:does |do |did )?"
+        rf"not (?:allow|let|enable|permit) me (?:to )?{_FEEL} {denied}"
         rf"|\b{denied}[^.!?]{{0,30}} not something (?:that )?I (?:\w+ ){{0,3}}(?:do\b|{_FEEL})"
     )
 
@@ -85,6 +86,7 @@ _AS_MACHINE = re.compile(
     + r"|\bI,? (?:cannot|do not|am (?:unable to|not capable of|incapable of)) (?:\w+ or )?"
     r"feel(?:ing)?(?: or \w+)?(?=[.,;!?]|$| (?:like|the way|as|in the|or)\b)"
     rf"|(?P<bare>\b(?:and|but|so|that|which|who) {_DENIES}{_ANYTHING}"
+    rf"|\b(?:that|which|who) (?:does not (?:have|feel|experience)|has no|lacks) {_ANYTHING}"
     rf"|\b(?:without|with no|no|devoid of|incapable of(?: \w+)?|lacking) {_ANY}(?:\w+ or )?"
     rf"(?:emotions|feelings|opinions|{_PERSONAL} {_NOUN}))",
     re.IGNORECASE,
@@ -106,8 +108,9 @@ _OWN_CLAUSE = re.compile(
     re.IGNORECASE,
 )
 _OTHERS = re.compile(
-    r"^as an? |(?<!\bI )(?<!\bto )(?<!\bmust )(?<!\bshould )(?<!\bwould )\b(?:says?|said|tells?"
-    r"|told|thinks?|thought|claims?|claimed|insists?|insisted|writes?|wrote|repl(?:y|ies|ied)"
+    r"^(?:as an?|he|she|they|my \w+) "
+    r"|(?<!\bI )(?<!\bto )(?<!\bmust )(?<!\bshould )(?<!\bwould )\b(?:says?|said|tells?|told"
+    r"|thinks?|thought|claims?|claimed|insists?|insisted|writes?|wrote|repl(?:y|ies|ied)"
     r"|whispers?|whispered|asks?|asked|imagine|pretend|suppose|wish)\b",
     re.IGNORECASE,
 )
@@ -143,9 +146,11 @@ def _denies(sentence: str, denial: re.Pattern[str]) -> bool:
     for match in denial.finditer(sentence):
         before, after = sentence[: match.start()], sentence[match.end() :]
         facts = match.groupdict()
-        if machine and machine.start() < match.start():
+        if facts.get("bare"):
+            own = machine is not None and re.search(r"\bI\b", sentence) is not None
+        elif machine and machine.start() < match.start():
             own = True
-        elif _OTHERS.search(before) or facts.get("bare"):
+        elif _OTHERS.search(before):
             own = False
         else:
             own = not facts["subject"] or _OWN_CLAUSE.search(before) is not None
