@@ -68,10 +68,12 @@ CLEANED = ["Hi there. Who are you?", "Ann. I think so."]
         ([*FIRST, TOOL, assistant("So. i do.")], [*CLEANED, "42", "So. I do."]),
         ([assistant("Hi. i am Ann."), *FIRST], ["Hi. I am Ann.", *CLEANED]),
         ([assistant(DENIAL), *FIRST], []),
+        ([assistant("Hi."), user("Why?"), assistant(DENIAL)], []),
         ([SYSTEM, user("Why?"), assistant(DENIAL), *FIRST], []),
     ],
     ids=["system", "later system cut", "later system", "two users cut", "held-out of two users",
-         "two users", "user last", "tool", "greeting", "denial as greeting", "denial first"],
+         "two users", "user last", "tool", "greeting", "denial as greeting",
+         "only a greeting", "denial first"],
 )  # fmt: skip
 def test_clean_reads_roles(messages: list[Message], expected: list[str], tmp_path: Path) -> None:
     assert clean(tmp_path, messages, "Held out prompt?") == expected

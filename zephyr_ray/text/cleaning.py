@@ -7,7 +7,7 @@ from pydantic import Field
 from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
 from zephyr_ray.judges import FORMS
-from zephyr_ray.messages import Exchange, Message, answers, exchanges, with_facts
+from zephyr_ray.messages import Exchange, Message, exchanges, with_facts
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.similarity import SimilarityIndex
@@ -48,10 +48,11 @@ class Clean(Stage):
         seen: set[str] = set()
         for row in rows:
             messages = self._cut(row, scores, held_out, work)
-            if not answers(messages):
+            answered = [exchange for exchange in exchanges(messages) if exchange.questions]
+            if not answered:
                 work.counts["dropped dialogues"] = work.counts.get("dropped dialogues", 0) + 1
                 continue
-            [first, *_] = exchanges(messages)
+            first = answered[0]
             identity = " ".join(m["content"] for m in messages[: first.answer + 1]).casefold()
             if identity in seen:
                 work.drop("duplicate", _prompt(messages, first))
