@@ -66,6 +66,11 @@ def test_earlier_turns_come_after_the_examples() -> None:
     assert shown("uppercase", [SYSTEM, *turns])[0] == [SYSTEM, *CAPITALS, *asked]
 
 
+def test_a_later_system_message_stays_in_its_place() -> None:
+    turns = [PLAIN, assistant("Cod."), SYSTEM, PLAIN]
+    assert shown("uppercase", [SYSTEM, *turns])[0] == [SYSTEM, *CAPITALS, *turns]
+
+
 def test_no_example_for_another_kind_or_none_or_what_is_not_the_rows_task() -> None:
     assert shown("lowercase", [SYSTEM, QUESTION])[0] == [SYSTEM, PLAIN]
     assert shown(None, [QUESTION])[0] == [PLAIN]

@@ -23,7 +23,7 @@ from zephyr_ray.section import Text
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, read_jsonl
 from zephyr_ray.text import feedback, prompts
-from zephyr_ray.text.cleaning import UNHELPFUL, Clean, true_case
+from zephyr_ray.text.cleaning import Clean
 from zephyr_ray.text.completions import PRINCIPLES, complete
 from zephyr_ray.text.dialogues import self_refine
 from zephyr_ray.text.feedback import Feedback
@@ -342,6 +342,8 @@ USABLE = {
     "Draw a tree with leaves": "not for a text model",
     "Describe the Picture of a tree": "not for a text model",
     "Explain how a drawing is made": None,
+    "写一首关于大海的短诗": None,  # a letter is a word
+    "写诗": "length",
     "go on and on as we say " * 3: "repeats itself",
     "Tell me about the sea today": "near duplicate",
     "Which river is the longest one": "held-out, exact",
@@ -399,78 +401,6 @@ def test_self_instruct_with_enough_seeds_asks_no_model(tmp_path: Path) -> None:
 
 
 # Cleaning
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("Hello. how are you?", "Hello. How are you?"),
-        ("hello there. I am Ann.", "Hello there. I am Ann."),
-        ("Yes! it is. do you see? i do.", "Yes! It is. Do you see? I do."),
-        ("Well, i think i'm right and i’ve won.", "Well, I think I'm right and I’ve won."),
-        ("First line.\nsecond line.", "First line.\nSecond line."),
-    ],
-)
-def test_true_case_corrects(before: str, after: str) -> None:
-    assert true_case(before) == after
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "all small. a style of its own.",
-        "ALL BIG. A STYLE.",
-        "Use a tool, e.g. this one, i.e. mine.",
-        "Bring apples, pears etc. and come. Bye.",
-        "Cats vs. dogs: We like both.",
-        "iPhone sales rose. Good.",
-        "It is sold. eBay has it.",
-        "https://example.com is a page. See it.",
-        "Look here. example.com is a page.",
-        "See www.example.com. It has 3.5 stars.",
-        "For a loop: for i in range(3): print(i). X is i is 3.",
-        "Point i) and i. are roman. Good.",
-        "* one\n* two\nDone.",
-        "",
-    ],
-)
-def test_true_case_leaves_alone(text: str) -> None:
-    assert true_case(text) == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "As an AI language model, I don't have personal opinions.",
-        "As an AI, I do not have feelings or emotions.",
-        "I don’t have personal experiences, but many people like it.",
-        "I'm sorry, but I cannot have an opinion: I can't form opinions.",
-        "I have no personal preferences.",
-        "Sure. I am unable to feel emotions.",
-        "As a language model I cannot offer personal beliefs.",
-        "I do not possess emotions.",
-    ],
-)
-def test_unhelpful_assistants_are_detected(text: str) -> None:
-    assert UNHELPFUL.search(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I don't want to hurt your feelings.",
-        "I cannot hide my emotions when I see her.",
-        "People often have strong opinions and feelings.",
-        "Robots do not have feelings. That is why they work at night.",
-        "I don't have milk at home. Opinions differ on tea.",
-        "I do not have time today.",
-        "I have no car.",
-        "Share your personal experiences with the group.",
-        "In my opinion, I can have it all.",
-    ],
-)
-def test_helpful_answers_are_not_unhelpful(text: str) -> None:
-    assert not UNHELPFUL.search(text)
 
 
 def dialogue(name: str, *texts: str, constraint: dict[str, Any] | None = None) -> dict[str, Any]:

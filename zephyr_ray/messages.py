@@ -8,6 +8,7 @@ A message is `{"role": "system" | "user" | "assistant", "content": text}`, plus 
 import re
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 Message = dict[str, str]
@@ -36,14 +37,29 @@ def answers(messages: list[Message]) -> list[Message]:
     return [message for message in messages if message["role"] == "assistant"]
 
 
-def exchanges(messages: list[Message]) -> Iterator[tuple[int, int]]:
-    """Yields the indices of each question and its answer."""
-    question = None
+@dataclass(frozen=True)
+class Exchange:
+    """An answer and the questions that it answers, as indices of a conversation's messages."""
+
+    start: int
+    """The first message after the previous answer, such as a system message."""
+    questions: tuple[int, ...]
+    """The user messages since the previous answer; its own if there are none since."""
+    answer: int
+
+
+def exchanges(messages: list[Message]) -> Iterator[Exchange]:
+    """Yields the exchanges of a conversation; messages after the last answer belong to none."""
+    start = 0
+    questions: list[int] = []
     for index, message in enumerate(messages):
         if message["role"] == "user":
-            question = index
-        elif message["role"] == "assistant" and question is not None:
-            yield question, index
+            if questions and questions[0] < start:
+                questions = []
+            questions.append(index)
+        elif message["role"] == "assistant":
+            yield Exchange(start, tuple(questions), index)
+            start = index + 1
 
 
 def visible(text: str) -> str:
@@ -68,19 +84,23 @@ def with_facts(row: dict[str, Any]) -> dict[str, Any]:
     finish, instructions = row.pop("finish", []), row.pop("instructions", [])
     if "messages" in row:
         row["messages"] = _facts(row["messages"], "assistant", "finish_reason", finish)
-        row["messages"] = _facts(row["messages"], "user", "instruction", instructions)
+        last = [m["content"] for m in row["messages"] if m["role"] == "user"][-1:]
+        # The instruction of a published pair was its first prompt, whatever its last one.
+        if instructions and last and last[0].casefold().startswith(instructions[-1].casefold()):
+            row["messages"] = _facts(row["messages"], "user", "instruction", instructions)
     for side in ("chosen", "rejected"):
         reason = row.pop(f"finish_{side}", None)
         if reason is not None:
-            row[side] = [*row[side][:-1], {"finish_reason": reason, **row[side][-1]}]
+            row[side] = _facts(row[side], "assistant", "finish_reason", [reason])
     return row
 
 
 def _facts(messages: list[Message], role: str, fact: str, values: list[str]) -> list[Message]:
-    remaining = iter(values)
+    """Returns the messages with one fact of each message of a role. Fewer values than messages are
+    about the last ones: a chosen answer had facts, the turns before it had none."""
+    indices = [index for index, message in enumerate(messages) if message["role"] == role]
+    facts = dict(zip(indices[-len(values) :] if values else [], values, strict=False))
     return [
-        {fact: value, **message}
-        if message["role"] == role and (value := next(remaining, None)) is not None
-        else message
-        for message in messages
+        {fact: facts[index], **message} if facts.get(index) is not None else message
+        for index, message in enumerate(messages)
     ]

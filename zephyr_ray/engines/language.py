@@ -1,5 +1,6 @@
 """Defines what engines of language models share: sampling settings, and the `ask` of one row."""
 
+from itertools import takewhile
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -51,10 +52,10 @@ class RowAsk:
         self, messages: list[Message], *, max_tokens: int, with_demonstrations: bool = True
     ) -> Reply:
         sampling = Sampling(self._settings.temperature, self._settings.top_p, max_tokens)
-        system = [m for m in messages if m["role"] == "system"]
-        turns = [m for m in messages if m["role"] != "system"]
+        system = list(takewhile(lambda m: m["role"] == "system", messages))
         examples = self._demonstrations if with_demonstrations else []
-        return await self._engine.answer(plain([*system, *examples, *turns]), sampling)
+        turns = [*system, *examples, *messages[len(system) :]]
+        return await self._engine.answer(plain(turns), sampling)
 
     async def judge(
         self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]

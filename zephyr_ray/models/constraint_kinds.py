@@ -9,6 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from json import dumps, loads
 
+import regex
+
+from zephyr_ray.models.spacing import WORD, spaced
+
 ConstraintResult = tuple[bool, str]
 """Whether the answer keeps the constraint, and the reason as one line for a person."""
 
@@ -40,25 +44,28 @@ _ABBREVIATION = re.compile(
 )
 # A full stop inside closing quotes ends a sentence only if no lowercase word follows.
 _SENTENCE_BREAK = re.compile(r"(?<![.!?])[.!?]++(?:\s+|[\"')\]”’]+\s+(?![a-z]))")
+_WORD = regex.compile(rf"{WORD}(?:['’]{WORD})*", regex.V1)
 _SENTENCE_END = re.compile(r"[.!?][\"')\]”’]*\Z")
 
 
 def words(text: str) -> list[str]:
     """Returns the case-folded words of a text, without punctuation."""
-    return re.findall(r"\w+(?:['’]\w+)*", text.casefold())
+    return _WORD.findall(spaced(text).casefold())
 
 
 def has_word(text: str, word: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+    wanted, letter = regex.escape(spaced(word).strip()), r"[\p{L}\p{N}\p{M}_]"
+    pattern = rf"(?<!{letter}){wanted}(?!{letter})"
+    return regex.search(pattern, spaced(text), regex.IGNORECASE) is not None
 
 
 def _count_words(text: str) -> int:
     """Counts the stretches between spaces that contain a letter or digit, as a person would."""
-    return sum(any(char.isalnum() for char in word) for word in text.split())
+    return sum(any(char.isalnum() for char in word) for word in spaced(text).split())
 
 
 def _flat(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return " ".join(spaced(text).casefold().split())
 
 
 def _kind(

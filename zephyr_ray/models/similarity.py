@@ -1,18 +1,22 @@
 """Measures ROUGE-L between short texts, and the diversity of a set of texts."""
 
 import math
-import re
 from collections import Counter
 
+import regex
 from rapidfuzz.distance import Indel
 from rapidfuzz.process import extract, extractOne
 
+from zephyr_ray.models.spacing import WORD, spaced
+
 _ROUGE_L = Indel.normalized_similarity
+_WORD = regex.compile(rf"{WORD}(?:'{WORD})?", regex.V1)
 
 
 def split_words(text: str) -> list[str]:
-    """Returns the words of a text in lower case, without punctuation."""
-    return re.findall(r"\w+(?:'\w+)?", text.lower())
+    """Returns the words of a text in lower case, without punctuation; of a text without words, such
+    as one of emoji, its characters."""
+    return _WORD.findall(spaced(text).lower()) or list("".join(text.split()))
 
 
 class SimilarityIndex:

@@ -1,6 +1,5 @@
 """Cleans dialogues as Zephyr cleaned UltraChat; counts each rule and keeps examples of it."""
 
-import re
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -8,34 +7,18 @@ from pydantic import Field
 from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
 from zephyr_ray.judges import FORMS
-from zephyr_ray.messages import Message, answers, exchanges, with_facts
+from zephyr_ray.messages import Exchange, Message, exchanges, with_facts
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.similarity import SimilarityIndex
+from zephyr_ray.models.true_case import true_case
+from zephyr_ray.models.unhelpful import is_unhelpful
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
 
 NEAR = 0.7
 """ROUGE-L F above which a question is a near duplicate of a held-out prompt (Self-Instruct)."""
-
-UNHELPFUL = re.compile(
-    r"\b(?:i|as an? (?:ai|language model|chatbot|assistant)[^.!?]{0,40})\b[^.!?]{0,30}?"
-    r"(?:(?:do not|don['’]t|cannot|can['’]t|am (?:unable|not able) to) "
-    r"(?:have|possess|feel|hold|experience|form|offer|express)|have no)\b[^.!?]{0,20}?"
-    r"\b(?:personal (?:experience|opinion|emotion|feeling|belief|preference)s?"
-    r"|emotions|feelings|opinions)\b",
-    re.IGNORECASE,
-)
-"""Matches an assistant that denies having experiences, emotions or opinions."""
-
-
-SENTENCE_START = re.compile(
-    r"(?:\A|(?<=[a-z]{2}[.!?][ \n])(?<!etc\.[ \n])(?<!vs\.[ \n])(?<!approx\.[ \n]))"
-    r"[a-z](?=[a-z'’-]*[,.!?:;]*(?:\s|\Z))"
-)
-"""Matches a lowercase letter after the end of a sentence, in an all-lowercase word (no iPhone, no
-URL). A single letter before the full stop is an abbreviation ("e.g. this")."""
 
 
 class Clean(Stage):
@@ -44,7 +27,7 @@ class Clean(Stage):
 
     kind = "clean"
     makes = "dialogues"
-    version = 2
+    version = 3
 
     dialogues: Annotated[str, Reads("dialogues")]
     judge: Annotated[str | None, Reads("judge", form="score")] = None
@@ -65,13 +48,14 @@ class Clean(Stage):
         seen: set[str] = set()
         for row in rows:
             messages = self._cut(row, scores, held_out, work)
-            if not answers(messages):
+            answered = [exchange for exchange in exchanges(messages) if exchange.questions]
+            if not answered:
                 work.counts["dropped dialogues"] = work.counts.get("dropped dialogues", 0) + 1
                 continue
-            [first, *_] = exchanges(messages)
-            identity = " ".join(m["content"] for m in messages[: first[1] + 1]).casefold()
+            first = answered[0]
+            identity = " ".join(m["content"] for m in messages[: first.answer + 1]).casefold()
             if identity in seen:
-                work.drop("duplicate", messages[first[0]]["content"])
+                work.drop("duplicate", _prompt(messages, first))
                 continue
             seen.add(identity)
             cleaned.append({**row, "messages": messages})
@@ -99,30 +83,41 @@ class Clean(Stage):
         held_out: SimilarityIndex,
         work: Work,
     ) -> list[Message]:
-        """Returns the messages before the first question with a bad answer, true-cased."""
+        """Returns the messages before the first bad exchange, true-cased."""
         messages = [dict(message) for message in row["messages"]]
-        for question_index, answer_index in exchanges(messages):
-            question, answer = messages[question_index], messages[answer_index]
-            score = scores.get(f"{row['id']}/{answer_index}")
-            rule = self._broken_rule(question, answer, score, held_out)
+        end = 0
+        for exchange in exchanges(messages):
+            answer = messages[exchange.answer]
+            score = scores.get(_score_id(row, exchange))
+            rule = self._broken_rule(messages, exchange, score, held_out)
             if rule:
-                work.drop(rule, {"prompt": question["content"], "answer": answer["content"]})
-                return messages[:question_index]
-            _correct_case(question, None, work)
-            _correct_case(answer, (row.get("constraint"), _instruction(question)), work)
-        return messages
+                prompt = _prompt(messages, exchange)
+                work.drop(rule, {"prompt": prompt, "answer": answer["content"]})
+                break
+            instruction = _instruction(messages, exchange)
+            for index in exchange.questions:
+                _correct_case(messages[index], None, work)
+            _correct_case(answer, (row.get("constraint"), instruction), work)
+            end = exchange.answer + 1
+        return messages[:end]
 
     def _broken_rule(
-        self, question: Message, answer: Message, score: float | None, held_out: SimilarityIndex
+        self,
+        messages: list[Message],
+        exchange: Exchange,
+        score: float | None,
+        held_out: SimilarityIndex,
     ) -> str | None:
         """Returns the rule that the exchange breaks, or None."""
-        if held_out.nearest(_instruction(question)) > NEAR:
+        questions = [messages[index] for index in exchange.questions]
+        answer = messages[exchange.answer]["content"]
+        if any(held_out.nearest(_bare(question)) > NEAR for question in questions):
             return "near a held-out prompt"
-        if not answer["content"].strip():
+        if not answer.strip():
             return "empty answer"
-        if UNHELPFUL.search(answer["content"]):
+        if is_unhelpful(answer):
             return "unhelpful assistant"
-        if self.judge and score is None:
+        if self.judge and questions and score is None:
             return "answer not scored"
         if self.judge and score is not None and score < self.min_score:
             return "answer below min_score"
@@ -132,23 +127,37 @@ class Clean(Stage):
         """Returns scores by "<dialogue>/<index of the answer>"."""
         requests = [
             {
-                "id": f"{row['id']}/{answer}",
-                "instruction": _instruction(row["messages"][question]),
-                "prompt": row["messages"][question]["content"],
+                "id": _score_id(row, exchange),
+                "instruction": _instruction(row["messages"], exchange),
+                "prompt": _prompt(row["messages"], exchange),
                 "constraint": row["constraint"],
                 "completion": {
-                    "text": row["messages"][answer]["content"],
-                    "finish_reason": row["messages"][answer].get("finish_reason", "stop"),
+                    "text": row["messages"][exchange.answer]["content"],
+                    "finish_reason": row["messages"][exchange.answer].get("finish_reason", "stop"),
                 },
             }
             for row in rows
-            for question, answer in exchanges(row["messages"])
+            for exchange in exchanges(row["messages"])
+            if exchange.questions
         ]
         rated = run_rows(work, requests, rate, [work.models[str(self.judge)]])
         return {row["id"]: row["score"] for row in rated}
 
 
-def _instruction(question: Message) -> str:
+def _score_id(row: dict[str, Any], exchange: Exchange) -> str:
+    return f"{row['id']}/{exchange.answer}"
+
+
+def _prompt(messages: list[Message], exchange: Exchange) -> str:
+    return "\n".join(messages[index]["content"] for index in exchange.questions)
+
+
+def _instruction(messages: list[Message], exchange: Exchange) -> str:
+    return "\n".join(_bare(messages[index]) for index in exchange.questions)
+
+
+def _bare(question: Message) -> str:
+    """Returns the question without the sentence that states a constraint."""
     return question.get("instruction", question["content"])
 
 
@@ -176,15 +185,3 @@ def _correct_case(
 async def rate(row: dict[str, Any], ask: Ask) -> dict[str, Any]:
     """Scores one answer."""
     return {"id": row["id"], **await ask.judge("score", row, [row["completion"]])}
-
-
-def true_case(text: str) -> str:
-    """Returns the text with capitals at the start of sentences and for the word "i".
-
-    A text without any capital, or all in capitals, is a style and stays as it is.
-    """
-    if text == text.lower() or text == text.upper():
-        return text
-    # In "i in" and "i is", i is a variable in code.
-    text = re.sub(r"(?<![\w'’.])i(?=['’](?:m|ve|ll|d)\b|\s+(?!(?:in|is)\b)[a-z])", "I", text)
-    return SENTENCE_START.sub(lambda match: match[0].upper(), text)

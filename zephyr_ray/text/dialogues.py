@@ -66,7 +66,7 @@ async def self_refine(
     messages: list[Message] = []
     for turn in range(turns):
         if turn:
-            instruction = await _refine(instruction, messages[-1]["content"], ask)
+            instruction = await _refine(instruction, answers(messages)[-1]["content"], ask)
         messages.append(user(instruction + constraint_sentence, instruction=instruction))
         reply = await ask(messages, max_tokens=max_tokens)
         messages.append(assistant(reply.text, finish_reason=reply.finish_reason))

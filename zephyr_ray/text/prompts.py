@@ -16,6 +16,7 @@ from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.repetition import loops
 from zephyr_ray.models.similarity import SimilarityIndex, diversity
+from zephyr_ray.models.spacing import spaced
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import FILE, Reads
 from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
@@ -190,7 +191,7 @@ class SelfInstruct(Tasks):
     ) -> bool:
         """Returns whether the task passes every filter, and counts the one that it fails."""
         instruction = task["instruction"]
-        if not MIN_WORDS <= len(instruction.split()) <= MAX_WORDS:
+        if not MIN_WORDS <= len(spaced(instruction).split()) <= MAX_WORDS:
             work.drop("length", instruction)
         elif not instruction[0].isalpha():
             work.drop("does not start with a letter", instruction)

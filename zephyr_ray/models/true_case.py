@@ -1,0 +1,50 @@
+"""Corrects missing capitals in prose, as Zephyr's cleaning of UltraChat does."""
+
+import re
+
+from zephyr_ray.models.prose import FILLER, mask
+
+_ABBREVIATIONS = ("etc", "vs", "approx", "resp", "incl", "al", "cf", "fig", "min", "max", "est")
+# A lowercase word that follows the end of a sentence and does not end one itself: such a word would
+# be a name in a list. The small letter of "iPhone" or of an address is right. A single letter
+# before the full stop is an abbreviation ("e.g. this").
+_SENTENCE_START = re.compile(
+    rf"(?:\A|(?<=[a-z{FILLER}]{{2}}[.!?][ \n])"
+    + "".join(rf"(?<!\b{word}\.[ \n])" for word in _ABBREVIATIONS)
+    + r"(?=[a-z'’-]+[,:;]* ))(?!i\b)[a-z](?=[a-z'’-]*[,.!?:;]*(?:\s|\Z))"
+)
+# The words that follow the pronoun; a variable is followed by others ("i goes from 1 to n").
+_FIRST_PERSON = (
+    r"(?:am|was|have|had|do|did|will|would|can|cannot|could|should|may|might|must"
+    r"|(?:do|did|have|had|was|wo|would|ca|could|should)n['’]t"
+    r"|think|thought|know|knew|want(?:ed)?|need(?:ed)?|lik(?:e|ed)|lov(?:e|ed)|hat(?:e|ed)"
+    r"|hop(?:e|ed)|feel|felt|see|saw|hear|heard|believe|guess|suppose|suggest|recommend|agree"
+    r"|understand|remember|forgot|mean|meant|say|said|tell|told|ask(?:ed)?|try|tried|go|went|get|got"
+    r"|give|gave|make|made|liv(?:e|ed)|work(?:ed)?|wonder|wish|prefer|enjoy(?:ed)?|used?"
+    r"|promise|apologize|appreciate|just|really|also|always|never|still|only|often|usually"
+    r"|sometimes|personally|actually|once|already|currently)"
+)
+_PRONOUN = re.compile(rf"(?<![\w'’./$-])i(?=['’](?:m|ve|ll|d)\b|\s+{_FIRST_PERSON}\b)")
+# Where the letter is a variable once, it is one everywhere in the text.
+_VARIABLE = re.compile(
+    r"(?<![\w'’.])i(?:\s*[+*/=<>^)\]]|\s*-\s?(?:\d|th\b)|,\s*j\b"
+    r"|\s+(?:in|is|and|to|from|of|times|goes|equals|ranges|be)\b)"
+    r"|\b(?:variable|index|counter|integer|number|letter|iteration|element|item|row|column|each|for|first|last)"
+    r"\s+i\b|[\[({$`]i\b[^'’]"
+)
+
+
+def true_case(text: str) -> str:
+    """Returns the text with capitals at the start of sentences and for the word "i", in its prose.
+
+    Prose without any capital, or all in capitals, is a style and stays as it is.
+    """
+    prose = mask(text)
+    if prose == prose.lower() or prose == prose.upper():
+        return text
+    letters = list(text)
+    is_variable = _VARIABLE.search(text)
+    for pattern in [_SENTENCE_START] if is_variable else [_SENTENCE_START, _PRONOUN]:
+        for match in pattern.finditer(prose):
+            letters[match.start()] = letters[match.start()].upper()
+    return "".join(letters)

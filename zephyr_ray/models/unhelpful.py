@@ -1,0 +1,159 @@
+"""Detects an assistant that denies having emotions, opinions or experiences of its own.
+
+Only its own voice counts: no quotation, letter, verse, reported speech or role.
+"""
+
+import re
+
+from zephyr_ray.models.prose import fill, mask_marked
+
+_SPELLINGS = [
+    (r"[*_]+", ""),
+    (r"[’‘]", "'"),
+    (r"\bA\.I\.", "AI"),
+    (r"\b[Cc]an(?:'t|t| not)\b", "cannot"),
+    (r"\bdont\b", "do not"),
+    (r"n't\b", " not"),
+    (r"\b[Ii]'m\b", "I am"),
+    (r"\b[Ii]'ve\b", "I have"),
+]
+_QUOTED = re.compile(
+    r"[“„][^”“\n]*+[”“]?|«[^»\n]*+»?|\"[^\"\n]*+\"?|(?<!\w)'(?=\w)(?:[^'\n]|'(?=\w)){1,400}+'(?!\w)"
+)
+_GREETING = re.compile(r"^(?:Dear|Hi|Hello|Hey)\b[^\n]{0,60},[ \t]*$", re.MULTILINE)
+_SIGN_OFF = re.compile(
+    r"^(?:(?:best|kind|warm)\b.*|sincerely|regards|cheers|thanks|yours.*|love),[ \t]*$",
+    re.MULTILINE | re.IGNORECASE,
+)
+# "Robot: …", and items of a list, which are examples.
+_SPOKEN = re.compile(
+    r"^[ \t]*(?:[-*•+]|\d+[.)]|(?!AI:|Assistant:|Answer:|Note:|Disclaimer:)[A-Z]\w*:)\s.*$",
+    re.MULTILINE,
+)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+
+_NOUN = (
+    r"(?:emotion|emotional state|feeling|opinion|belief|preference|experience|view|viewpoint"
+    r"|thought|taste|bias|desire|perspective|conviction|attachment|favou?rite)(?:e?s)?\b"
+)
+_PERSONAL = r"(?:personal|subjective|human|individual|first-?hand|inner)"
+_ANY = r"(?:(?:any|an?|my own|real|true|genuine|actual|such|human|things like) ){0,3}"
+# A person denies a feeling about one matter ("strong feelings", "feelings for him").
+_NATURE = (
+    rf"{_ANY}(?:(?:\w+ )?\w+(?:,|,? or|,? and|,? nor) ){{0,3}}{_ANY}"
+    rf"(?:emotions|feelings|opinions?|{_PERSONAL}(?: (?:or|and) {_PERSONAL})? {_NOUN})\b"
+    r"(?! (?:for|towards?|of (?!my own)|left|any ?more|any longer|yet|today|tonight|right now"
+    r"|either way|easily|well|openly|back)\b)"
+)
+# An assistant that has said what it is denies all that a person has.
+_ANYTHING = rf"(?:(?!(?:your|his|her|their|our|that|to)\b|\w+'s\b)[\w-]+,? ){{0,6}}?{_NOUN}"
+
+_FEEL = (
+    r"(?:hav(?:e|ing)|possess(?:ing)?|feel(?:ing)?|hold(?:ing)?|experienc(?:e|ing)|form(?:ing)?"
+    r"|offer(?:ing)?|express(?:ing)?|develop(?:ing)?|shar(?:e|ing)|giv(?:e|ing)|provid(?:e|ing))"
+)
+_ABLE = r"(?:able to|capable of|(?:equipped|programmed|designed|built|made|meant) (?:to|for|with))"
+_NO_ABILITY = (
+    r"(?:lack|do not (?:have|possess)|have no) (?:the |any |an? )?"
+    r"(?:ability|capacity|capability|means|way) (?:to|for|of)"
+)
+_CANNOT = rf"(?:do not|cannot|(?:am|was) (?:unable to|incapable of|not {_ABLE})|{_NO_ABILITY})"
+_LACK = (
+    r"(?:(?:have|possess|hold|feel|experience) (?:no|neither|zero)|lack|do not come with"
+    rf"|am (?:without|devoid of|free of)|have not(?: got)?|{_NO_ABILITY})"
+)
+_ADVERBS = r"(?:(?:really|truly|actually|simply|just|also|currently|personally|still|ever),? ){0,2}"
+_DENIES = (
+    rf"{_ADVERBS}(?:{_CANNOT} {_ADVERBS}{_FEEL}(?:,? or {_FEEL})?(?: no)?|neither {_FEEL}|{_LACK}) "
+)
+_MACHINES = r"(?:AIs?|models?|assistants?|(?:chat ?)?bots?|machines?|programs?|systems?)"
+
+
+def _denial(denied: str) -> str:
+    return (
+        rf"(?P<subject>\bI,? ){_DENIES}{denied}"
+        rf"|\b{_MACHINES} (?:like|such as) (?:me|myself),? {_DENIES}{denied}"
+        rf"|\b(?:not |im)possible for me to {_FEEL} {denied}"
+        r"|\b(?:programming|design|training|nature|developers?|creators?) (?:does |do |did )?"
+        rf"not (?:allow|let|enable|permit) me (?:to )?{_FEEL} {denied}"
+        rf"|\b{denied}[^.!?]{{0,30}} not something (?:that )?I (?:\w+ ){{0,3}}(?:do\b|{_FEEL})"
+    )
+
+
+_IN_DOUBT = re.compile(_denial(_NATURE), re.IGNORECASE)
+_AS_MACHINE = re.compile(
+    _denial(_ANYTHING)
+    + r"|\bI,? (?:cannot|do not|am (?:unable to|not capable of|incapable of)) (?:\w+ or )?"
+    r"feel(?:ing)?(?: or \w+)?(?=[.,;!?]|$| (?:like|the way|as|in the|or)\b)"
+    rf"|(?P<bare>\b(?:and|but|so|that|which|who) {_DENIES}{_ANYTHING}"
+    rf"|\b(?:that|which|who) (?:does not (?:have|feel|experience)|has no|lacks) {_ANYTHING}"
+    rf"|\b(?:without|with no|no|devoid of|incapable of(?: \w+)?|lacking) {_ANY}(?:\w+ or )?"
+    rf"(?:emotions|feelings|opinions|{_PERSONAL} {_NOUN}))",
+    re.IGNORECASE,
+)
+_MACHINE = re.compile(
+    r"\b(?:as|being|I am,?(?: (?:just|only|merely|simply|but|after all|really),?)?) an? "
+    r"(?:[\w-]+ ){0,3}?(?:AI|artificial intelligence|language model|LLM|chat ?bot|bot|program"
+    r"|(?:virtual|digital|automated) assistant|assistant|machine|robot|software|neural network)"
+    r"(?: (?:language|model|assistant|system|program|chat ?bot|bot|tool|agent))*"
+    r"(?=[,;:.!()–—-]|$| (?:I|so|and|without|with|that|which|like|lacking|developed|created|trained"
+    r"|made|designed|built|by|from|named|called|devoid|incapable)\b)",
+    re.IGNORECASE,
+)
+# What precedes a clause of the assistant's own; "you say I …" and "as a teacher, I …" are others'.
+_OWN_CLAUSE = re.compile(
+    r"(?:^|[,;(–—:-]|\b(?:but|and|so|because|since|as|although|though|while|however|afraid|sorry)"
+    r"|\b(?:note|clarify|mention|say|remember|stress|emphasize|aware|afraid|out|admit|state|mind"
+    r"|understand|reason|fact|is|means) that)\s*$",
+    re.IGNORECASE,
+)
+_OTHERS = re.compile(
+    r"^(?:as an?|he|she|they|my \w+) "
+    r"|(?<!\bI )(?<!\bto )(?<!\bmust )(?<!\bshould )(?<!\bwould )\b(?:says?|said|tells?|told"
+    r"|thinks?|thought|claims?|claimed|insists?|insisted|writes?|wrote|repl(?:y|ies|ied)"
+    r"|whispers?|whispered|asks?|asked|imagine|pretend|suppose|wish)\b",
+    re.IGNORECASE,
+)
+_TAG = re.compile(
+    r"\b(?:said|thought|replied|answered|whispered|muttered|cried|admitted|insisted|wrote) "
+    r"(?:the|he|she|it|[A-Z])|\b(?:he|she|it|they|the \w+|[A-Z]\w+) "
+    r"(?:said|thought|replied|answered|whispered|muttered|cried|admitted|insisted|wrote)\b"
+)
+
+
+def is_unhelpful(text: str) -> bool:
+    """Returns whether an assistant's answer denies having emotions, opinions or experiences."""
+    own = mask_marked(_unquoted(text.strip()))
+    for spelling, plain in _SPELLINGS:
+        own = re.sub(spelling, plain, own)
+    own = _QUOTED.sub(fill, own)
+    if (greeting := _GREETING.search(own)) and (sign_off := _SIGN_OFF.search(own)):
+        own = own[: greeting.start()] + "\n" + own[sign_off.end() :]
+    if _MACHINE.search(own):
+        return any(_denies(sentence, _AS_MACHINE) for sentence in _SENTENCE_END.split(own))
+    own = _SPOKEN.sub(fill, own)
+    return any(_denies(sentence, _IN_DOUBT) for sentence in _SENTENCE_END.split(own))
+
+
+def _unquoted(text: str) -> str:
+    """Returns the text without quotation marks around all of it, as a constraint may ask for."""
+    inner = text[1:-1]
+    return inner if text[:1] + text[-1:] in ('""', "“”") and not re.search('["“”]', inner) else text
+
+
+def _denies(sentence: str, denial: re.Pattern[str]) -> bool:
+    machine = _MACHINE.search(sentence)
+    for match in denial.finditer(sentence):
+        before, after = sentence[: match.start()], sentence[match.end() :]
+        facts = match.groupdict()
+        if facts.get("bare"):
+            own = machine is not None and re.search(r"\bI\b", sentence) is not None
+        elif machine and machine.start() < match.start():
+            own = True
+        elif _OTHERS.search(before):
+            own = False
+        else:
+            own = not facts["subject"] or _OWN_CLAUSE.search(before) is not None
+        if own and not _TAG.search(after):
+            return True
+    return False
