@@ -419,7 +419,7 @@ def test_clean_cuts_before_the_first_bad_answer(tmp_path: Path) -> None:
         dialogue("good", "Q1?", "A1.", "Q2?", "A2."),
         dialogue("late", "Q3?", "A3.", "Q4?", BAD, "Q5?", "A5."),
         dialogue("early", "Q6?", BAD, "Q7?", "A7."),
-        dialogue("empty", "Q8?", "A8.", "Q9?", " \n"),
+        dialogue("empty", "Q8?", "A8.", "Q9?", " \n\u200b"),
         dialogue("again", "q1?", "a1.", "Other?", "Yes."),
     ]
     work = work_on(tmp_path, dialogues=rows)

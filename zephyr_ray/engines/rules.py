@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.judges.form import Judgement
+from zephyr_ray.messages import visible
 from zephyr_ray.models import constraints
 from zephyr_ray.models.repetition import loops
 from zephyr_ray.models.weights import resolve
@@ -67,7 +68,7 @@ class RulesJudge:
             checks["constraint"], reason = constraints.holds(row["constraint"], text, instruction)
             reasons.append(f"{row['constraint']['kind']}: {reason}")
         checks["ended"] = answer["finish_reason"] == "stop"
-        checks["no_loop"] = bool(text.strip()) and not loops(text)
+        checks["no_loop"] = bool(visible(text)) and not loops(text)
         if self._similarity:
             similarity = self._similarity(instruction, text)
             checks["on_topic"] = similarity >= self._relevance_min
@@ -75,7 +76,7 @@ class RulesJudge:
         if not checks["ended"]:
             reasons.append("was cut off at the token limit")
         if not checks["no_loop"]:
-            reasons.append("empty" if not text.strip() else "repeats itself")
+            reasons.append("empty" if not visible(text) else "repeats itself")
         score = 1 + 9 * sum(checks.values()) / len(checks)
         return {"score": round(score, 2), "reason": "; ".join(reasons), "checks": checks}
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
 from zephyr_ray.judges import FORMS
-from zephyr_ray.messages import Exchange, Message, exchanges, with_facts
+from zephyr_ray.messages import Exchange, Message, exchanges, visible, with_facts
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.similarity import SimilarityIndex
@@ -113,7 +113,7 @@ class Clean(Stage):
         answer = messages[exchange.answer]["content"]
         if any(held_out.nearest(_bare(question)) > NEAR for question in questions):
             return "near a held-out prompt"
-        if not answer.strip():
+        if not visible(answer):
             return "empty answer"
         if is_unhelpful(answer):
             return "unhelpful assistant"
