@@ -140,7 +140,9 @@ class Gateway:
         try:
             return JSONResponse({"id": await asyncio.to_thread(self._votes.add, vote)})
         except OSError as error:
-            raise RequestError(507, f"cannot store the vote: {error}", "no_storage") from None
+            # Without the path, which is in the text of the exception.
+            why = error.strerror or error
+            raise RequestError(507, f"cannot store the vote: {why}", "no_storage") from None
 
     def _judging(self, form: Form) -> Handler:
         """Returns the handler of one judge form."""
