@@ -2,8 +2,10 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import glob
 import inspect
+import itertools
 import json
 import os
 import re
@@ -28,7 +30,9 @@ from zephyr_ray.serve.requests import (
     ChatRequest,
     CompletionRequest,
     JudgedPrompt,
+    RequestError,
     VoteRequest,
+    parse,
 )
 from zephyr_ray.serve.routing import MAX_BODY_BYTES
 
@@ -310,12 +314,12 @@ ODD = st.one_of(
     st.sampled_from(["\x00", "<|im_end|>", 10**400, "9" * 5000, "\ud800"]),
     st.lists(st.none() | st.text(max_size=5), max_size=3),
 )
-EDGES = st.sampled_from(
-    [0, 1, 2, 8, 9, 20, 21, -1, 2**31, 2**63 - 1, 2**63, 0.5, 1e-9, 2.0, True, False, "", "a",
-     "a " * 900, [], {}, [""], ["a", "b"], [1, 2], [[1], [2]], [10**6], {"type": "text"},
-     {"include_usage": True}, {"a": "b"}, [{"role": "assistant", "content": None}],
-     [{"type": "text", "text": "a"}]]
-)  # fmt: skip
+EDGES: list[Any] = [
+    0, 1, 2, 8, 9, 20, 21, -1, 2**31, 2**63 - 1, 2**63, 0.5, 1e-9, 2.0, True, False, "", "a",
+    "a " * 900, [], {}, [""], ["a", "b"], [1, 2], [[1], [2]], [10**6], {"type": "text"},
+    {"include_usage": True}, {"a": "b"}, [{"role": "assistant", "content": None}],
+    [{"type": "text", "text": "a"}],
+]  # fmt: skip
 """Values at the limits of some field, and values that only the engine refuses."""
 BODIES: dict[str, tuple[type[Body], dict[str, Any]]] = {
     "/v1/chat/completions": (ChatRequest, {"model": "dpo", "messages": QUESTION, "max_tokens": 1}),
@@ -326,14 +330,27 @@ BODIES: dict[str, tuple[type[Body], dict[str, Any]]] = {
 }
 
 
+def is_valid(schema: type[Body], body: dict[str, Any]) -> bool:
+    with contextlib.suppress(RequestError):
+        parse(schema, json.dumps(body).encode())
+        return True
+    return False
+
+
 def bodies(path: str) -> st.SearchStrategy[tuple[str, bytes]]:
-    """Bodies of one route: valid ones of which some fields are changed, and mere bytes."""
+    """Bodies of one route: a valid one with other valid fields, with any fields, and mere bytes."""
     schema, valid = BODIES[path]
     names = sorted({*schema.model_fields, *schema.without_effect, *valid, "zzz"})
-    changed = st.dictionaries(st.sampled_from(names), EDGES | ODD, max_size=4).map(
-        lambda fields: {**valid, **fields}
-    )
-    whole = changed.map(lambda row: {"requests": [row]} if schema is JudgedPrompt else row)
+    pairs = [
+        (name, edge)
+        for name, edge in itertools.product(names, EDGES)
+        if is_valid(schema, {**valid, name: edge})
+    ]
+    changes = st.dictionaries(st.sampled_from(names), st.sampled_from(EDGES) | ODD, max_size=2)
+    if pairs:
+        changes |= st.lists(st.sampled_from(pairs), max_size=4).map(dict)
+    rows = changes.map(lambda fields: {**valid, **fields})
+    whole = rows.map(lambda row: {"requests": [row]} if schema is JudgedPrompt else row)
     deep = st.integers(1, 3000).map(lambda depth: b'{"a":' * depth)
     return st.tuples(
         st.just(path), whole.map(lambda body: json.dumps(body).encode()) | st.binary() | deep
@@ -345,7 +362,7 @@ INTERNAL = re.compile(
 )
 
 
-@given(st.sampled_from(sorted(BODIES)).flatmap(bodies))
+@given(st.one_of(*map(bodies, BODIES)))
 @settings(
     max_examples=1000, deadline=None, database=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
