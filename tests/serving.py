@@ -37,8 +37,10 @@ class Service:
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0)
 
-    def post(self, path: str, body: Any, key: str | None = KEY) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+    def post(self, path: str, body: Any, key: str | None = KEY, **headers: str) -> httpx.Response:
+        headers = {"Content-Type": "application/json", **headers}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.http.post(f"{self.address}{path}", content=content, headers=headers)
 

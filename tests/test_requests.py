@@ -1,9 +1,144 @@
-"""Request bodies as rows of the judge, with their defaults."""
+"""Request bodies: accepted defaults, bounds, and rows of the judge."""
 
 import json
+import time
+from typing import Any
+
+import pytest
 
 from zephyr_ray.judges import FORMS
-from zephyr_ray.serve.requests import judge_request, parse
+from zephyr_ray.serve.requests import (
+    MAX_ERROR_CHARACTERS,
+    Body,
+    ChatRequest,
+    CompletionRequest,
+    RequestError,
+    judge_request,
+    parse,
+)
+
+CHAT = {"model": "dpo", "messages": [{"role": "user", "content": "a"}]}
+COMPLETION = {"model": "dpo", "prompt": "a"}
+SCORE = judge_request(FORMS["score"].fields)
+
+
+def refused(cls: type[Body], body: Any) -> RequestError:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(RequestError) as caught:
+        parse(cls, content)
+    assert caught.value.status == 400
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"response_format": {"type": "text"}},
+        {"store": False},
+        {"tool_choice": "none"},
+        {"tools": []},
+        {"functions": None},
+        {"parallel_tool_calls": True},
+        {"modalities": ["text"]},
+        {"service_tier": "auto"},
+        {"logit_bias": {}},
+        {"logprobs": False, "n": 1, "presence_penalty": 0, "stop": None, "stream": False},
+        {"stream_options": {"include_obfuscation": True}},
+        {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "metadata": {"a": "b"}},
+    ],
+)
+def test_a_field_at_its_default_is_accepted(field: dict[str, Any]) -> None:
+    parse(ChatRequest, json.dumps({**CHAT, **field}).encode())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("response_format", {"type": "json_object"}),
+        ("store", True),
+        ("tool_choice", "required"),
+        ("tools", [{"type": "function"}]),
+        ("modalities", ["audio"]),
+        ("logit_bias", {"5": 1}),
+        ("top_k", 1),
+    ],
+)
+def test_a_field_that_asks_for_more_is_refused_by_name(field: str, value: Any) -> None:
+    error = refused(ChatRequest, {**CHAT, field: value})
+    assert (error.param, str(error)) == (field, f"{field}: not supported here; remove it")
+
+
+@pytest.mark.parametrize("stop", [5, "", [""], list("abcde"), [1], {}, "a" * 501])
+def test_a_wrong_stop_names_its_limits(stop: Any) -> None:
+    error = refused(ChatRequest, {**CHAT, "stop": stop})
+    limits = "must be a text, or a list of at most 4 texts, each of 1 to 500 characters"
+    assert (error.param, str(error)) == ("stop", f"stop: {limits}")
+
+
+@pytest.mark.parametrize("prompt", ["a", ["a", "b"], [1, 2], [[1, 2], [3]], [0]])
+def test_a_prompt_is_texts_or_token_ids(prompt: Any) -> None:
+    body = json.dumps({**COMPLETION, "prompt": prompt}).encode()
+    assert parse(CompletionRequest, body).prompt == prompt
+
+
+@pytest.mark.parametrize("prompt", [None, 1, [], [[]], [-1], [2**31], ["a", 1], ["a"] * 9, {}])
+def test_a_wrong_prompt_names_its_limits(prompt: Any) -> None:
+    error = refused(CompletionRequest, {**COMPLETION, "prompt": prompt})
+    assert "a text, a list of token IDs, or a list of 1 to 8 of either" in str(error)
+
+
+def test_only_an_assistant_may_have_no_content() -> None:
+    def messages(role: str) -> bytes:
+        return json.dumps({**CHAT, "messages": [{"role": role, "content": None}]}).encode()
+
+    assert parse(ChatRequest, messages("assistant")).plain_messages([]) == [
+        {"role": "assistant", "content": ""}
+    ]
+    assert "messages.0: content is missing" in str(refused(ChatRequest, messages("user")))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 10**400),
+        ("seed", 2**63),
+        ("max_tokens", 0),
+        ("top_logprobs", 21),
+        ("temperature", float("nan")),
+        ("top_p", float("-inf")),
+        ("presence_penalty", 2.1),
+        ("messages", [{"role": "user", "content": "a"}] * 257),
+        ("messages", [1] * 300_000),
+        ("stop", [1] * 300_000),
+        ("model", "a" * 257),
+    ],
+)
+def test_every_number_and_list_is_bounded(field: str, value: Any) -> None:
+    began = time.monotonic()
+    assert refused(ChatRequest, {**CHAT, field: value}).param == field
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 100_000, b'{"n":' + b"9" * 5000 + b"}", b'{"model":"\\ud800"}', b"[1]", b"\xff", b""],
+)
+def test_a_body_that_is_no_json_object_is_refused_in_one_line(body: bytes) -> None:
+    message = str(refused(ChatRequest, body))
+    assert "\n" not in message and "ChatRequest" not in message
+
+
+def test_an_error_line_does_not_grow_with_the_request() -> None:
+    assert len(str(refused(ChatRequest, {**CHAT, "z" * 900_000: 1}))) == MAX_ERROR_CHARACTERS
+
+
+@pytest.mark.parametrize(
+    "constraint", [{"kind": "numbered", "n": 30_000_000}, {"kind": "zzz"}, {"n": [[[1]]]}]
+)
+def test_a_wrong_constraint_of_a_judged_prompt_is_named(constraint: dict[str, Any]) -> None:
+    row = {"prompt": "a", "completion": {"text": "b"}}
+    error = refused(SCORE, {"requests": [row, {**row, "constraint": constraint}]})
+    assert error.param == "requests.1.constraint"
 
 
 def test_a_judged_prompt_may_omit_instruction_and_constraint() -> None:
@@ -16,7 +151,11 @@ def test_a_judged_prompt_may_omit_instruction_and_constraint() -> None:
 
 
 def test_a_judged_prompt_keeps_its_instruction_and_constraint() -> None:
-    given = {"prompt": "Name a pet in CAPITALS.", "instruction": "", "constraint": {"kind": "x"}}
+    given = {
+        "prompt": "Name a pet in CAPITALS.",
+        "instruction": "",
+        "constraint": {"kind": "uppercase"},
+    }
     body = {"requests": [{**given, "first": {"text": "A"}, "second": {"text": "B"}}]}
     [comparison] = parse(
         judge_request(FORMS["pairwise"].fields), json.dumps(body).encode()

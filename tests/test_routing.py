@@ -1,4 +1,5 @@
-"""The gateway's routes: what a request leaves in the log, and a gateway that needs keys."""
+"""The gateway's routes: who may send a request, what it leaves in the log, and a gateway that needs
+keys."""
 
 import json
 import logging
@@ -12,7 +13,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.serve.dispatcher import ModelResponse
 from zephyr_ray.serve.gateway import Gateway, Limits, respond
 from zephyr_ray.serve.keys import Keys
-from zephyr_ray.serve.routing import build_app
+from zephyr_ray.serve.routing import build_app, read_body
 
 KEY = "one-long-key"
 PROMPT = [{"role": "user", "content": "sesame"}]
@@ -53,6 +54,100 @@ def test_a_request_leaves_a_line_without_its_prompt(caplog: pytest.LogCaptureFix
 
 def test_the_prompt_is_logged_on_request(caplog: pytest.LogCaptureFixture) -> None:
     assert logged(caplog, log_prompts=True) == {**LINE, "prompt": PROMPT}
+
+
+ADDRESS, JSON = "http://127.0.0.1:8000", {"Content-Type": "application/json"}
+
+
+def client(keys: list[str], address: str = ADDRESS) -> TestClient:
+    """A service whose every request changes state, addressed as a browser addresses it."""
+
+    async def vote(request: Request) -> Response:
+        return Response(await read_body(request))
+
+    routes = [("POST", "/v1/votes", vote), ("GET", "/v1/models", vote), ("GET", "/health", page)]
+    return TestClient(build_app(routes, Keys(keys, per_minute=99)), base_url=address)
+
+
+async def page(request: Request) -> Response:
+    return Response("ok")
+
+
+@pytest.mark.parametrize("keys", [[], [KEY]])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": ""},
+        {"Origin": "http://127.0.0.1:9000"},
+        {"Origin": "http://127.0.0.1:8000.evil.example"},
+        {"Origin": "ftp://127.0.0.1:8000"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_a_page_from_elsewhere_may_not_send_requests(
+    headers: dict[str, str], keys: list[str]
+) -> None:
+    sent = {**JSON, **headers, "Authorization": f"Bearer {KEY}"}
+    reply = client(keys).post("/v1/votes", content=b"{}", headers=sent)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (403, "wrong_origin")
+    assert client(keys).get("/v1/models", headers=sent).status_code == 403
+    assert client(keys).get("/health", headers=sent).status_code == 200
+    preflight = client(keys).options("/v1/votes", headers=sent)
+    assert preflight.status_code >= 400
+    assert not any(name.startswith("access-control") for name in preflight.headers)
+
+
+@pytest.mark.parametrize(
+    ("address", "origin"),
+    [
+        (ADDRESS, None),
+        (ADDRESS, ADDRESS),
+        ("http://localhost:8000", "http://localhost:8000"),
+        ("http://[::1]:8000", "http://[::1]:8000"),
+    ],
+)
+def test_its_own_page_and_other_clients_may(address: str, origin: str | None) -> None:
+    headers = {**JSON, **({"Origin": origin, "Sec-Fetch-Site": "same-origin"} if origin else {})}
+    assert client([], address).post("/v1/votes", content=b"{}", headers=headers).text == "{}"
+
+
+@pytest.mark.parametrize("host", ["chat.example", "chat.example:443", "CHAT.example"])
+def test_its_own_page_may_behind_a_proxy_that_ends_tls(host: str) -> None:
+    sent = {"Host": host, "Origin": "https://chat.example", "Authorization": f"Bearer {KEY}"}
+    reply = client([KEY]).post("/v1/votes", content=b"{}", headers={**JSON, **sent})
+    assert reply.status_code == 200
+
+
+@pytest.mark.parametrize("keys", [[], [KEY]])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=a",
+    ],
+)
+def test_a_body_must_be_declared_as_json(content_type: str | None, keys: list[str]) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    if content_type is not None:
+        headers["Content-Type"] = content_type
+    reply = client(keys).post("/v1/votes", content=b"{}", headers=headers)
+    assert reply.status_code == 415
+    assert "send Content-Type: application/json" in reply.json()["error"]["message"]
+
+
+def test_json_may_name_its_charset() -> None:
+    headers = {"Content-Type": "Application/JSON; charset=utf-8"}
+    assert client([]).post("/v1/votes", content=b"{}", headers=headers).status_code == 200
+
+
+def test_what_answers_get_answers_head() -> None:
+    assert client([]).head("/health").status_code == 200
 
 
 def test_an_error_of_the_service_does_not_show_its_text(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import glob
 import inspect
+import itertools
 import json
 import os
 import re
@@ -22,12 +24,22 @@ from serving import KEY, OTHER, Service
 from zephyr_ray.engines.rules import RulesJudge, RulesSettings
 from zephyr_ray.engines.service import ServedJudge, ServiceSettings
 from zephyr_ray.serve import app
-from zephyr_ray.serve.requests import MAX_JUDGED_ROWS
+from zephyr_ray.serve.requests import (
+    MAX_JUDGED_ROWS,
+    Body,
+    ChatRequest,
+    CompletionRequest,
+    JudgedPrompt,
+    RequestError,
+    VoteRequest,
+    parse,
+)
 from zephyr_ray.serve.routing import MAX_BODY_BYTES
 
 # --- OpenAI's client ------------------------------------------------------------------------------
 
 QUESTION: list[Any] = [{"role": "user", "content": "def answer("}]
+SIDE = {"model": "dpo", "text": "An owl."}
 
 
 def test_models_are_listed_with_their_adapters(service: Service) -> None:
@@ -127,6 +139,52 @@ def test_plain_completions(service: Service) -> None:
     assert reply.usage is not None and reply.usage.completion_tokens <= 8
 
 
+@pytest.mark.parametrize("prompt", [[70, 71, 72], [[70], [71, 72]], ["a", "b"]])
+def test_a_completion_of_token_ids_or_of_several_prompts(prompt: Any, service: Service) -> None:
+    reply = service.client.completions.create(model="dpo", prompt=prompt, max_tokens=2)
+    assert len(reply.choices) == (1 if prompt[0] == 70 else 2)
+
+
+def test_the_prompt_alone_is_echoed_with_its_logprobs(service: Service) -> None:
+    reply = service.client.completions.create(
+        model="dpo", prompt="import os", max_tokens=0, echo=True, logprobs=1
+    )
+    assert reply.choices[0].text == "import os"
+    assert reply.choices[0].logprobs is not None and reply.choices[0].logprobs.tokens
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": ""}, "non-empty"),
+        ({"prompt": ["a", ""]}, "cannot be empty"),
+        ({"prompt": [999_999]}, "out of vocabulary"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+    ],
+)
+def test_what_the_engine_refuses_is_refused_in_its_words(
+    change: dict[str, Any], words: str, service: Service
+) -> None:
+    asked = {"model": "dpo", "prompt": "a", "max_tokens": 2, **change}
+    for stream in (False, True):
+        reply = service.post("/v1/completions", {**asked, "stream": stream})
+        assert reply.status_code == 400, reply.text
+        assert words in reply.json()["error"]["message"]
+
+
+def test_several_greedy_answers_are_the_same_answer(service: Service) -> None:
+    asked = {"model": "dpo", "messages": QUESTION, "max_tokens": 8, "temperature": 0}
+    [one] = service.client.chat.completions.create(**asked).choices
+    three = service.client.chat.completions.create(**asked, n=3).choices
+    assert [choice.message.content for choice in three] == [one.message.content] * 3
+
+
+def test_a_silent_assistant_in_the_history_is_accepted(service: Service) -> None:
+    history = [*QUESTION, {"role": "assistant", "content": None}, *QUESTION]
+    reply = service.client.chat.completions.create(model="dpo", messages=history, max_tokens=2)
+    assert reply.choices[0].message.content
+
+
 def test_an_adapter_answers_differently_from_its_base(service: Service) -> None:
     answers = [
         service.client.chat.completions.create(
@@ -170,21 +228,23 @@ def test_page_and_health_need_no_key(service: Service) -> None:
     ("change", "status", "message"),
     [
         ({"model": "gpt"}, 404, "model 'gpt' not found; use one of dpo, slim"),
-        ({"max_tokens": 201}, 422, "max_tokens is 201, the limit is 200"),
-        ({"temperature": 3}, 422, "temperature"),
-        ({"messages": []}, 422, "messages"),
-        ({"messages": [{"role": "robot", "content": "a"}]}, 422, "messages.0.role"),
-        ({"tools": [{}]}, 422, "tools: not supported here"),
-        ({"x-new": 1}, 422, "x-new: not supported here"),
+        ({"max_tokens": 201}, 400, "max_tokens is 201, the limit is 200"),
+        ({"temperature": 3}, 400, "temperature"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, 400, "messages.0.role"),
+        ({"tools": [{}]}, 400, "tools: not supported here"),
+        ({"x-new": 1}, 400, "x-new: not supported here"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-            422,
+            400,
             "messages.0.content",
         ),
-        ({"messages": [{"role": "user", "content": 1}]}, 422, "content: must be text, or parts of"),
-        ({"n": 9}, 422, "n: "),
+        ({"messages": [{"role": "user", "content": 1}]}, 400, "content: must be text, or parts of"),
+        ({"n": 9}, 400, "n: "),
         ({"messages": [{"role": "user", "content": "long " * 300}]}, 400, "context length"),
         ({"stream_options": {"include_usage": True}}, 400, "stream"),
+        # What only the engine knows to refuse, in its words.
+        ({"top_logprobs": 2}, 400, "`logprobs` must be set to true."),
     ],
 )
 def test_an_invalid_request_names_the_error(
@@ -254,34 +314,83 @@ ODD = st.one_of(
     st.sampled_from(["\x00", "<|im_end|>", 10**400, "9" * 5000, "\ud800"]),
     st.lists(st.none() | st.text(max_size=5), max_size=3),
 )
-FIELDS = st.sampled_from(
-    ["model", "messages", "n", "stop", "seed", "temperature", "top_p", "max_tokens", "logprobs",
-     "top_logprobs", "stream", "stream_options", "user", "prompt", "echo", "requests", "vote",
-     "left", "right", "presence_penalty", "zzz"]
-)  # fmt: skip
-PATHS = st.sampled_from(
-    ["/v1/chat/completions", "/v1/completions", "/v1/votes", "/judge/pairwise", "/judge/score"]
-)
-BODIES = st.one_of(
-    st.binary(max_size=200),
-    st.dictionaries(FIELDS, ODD, max_size=6).map(lambda d: json.dumps(d).encode()),
-    st.dictionaries(FIELDS, ODD, max_size=2).map(
-        lambda d: json.dumps({"model": "dpo", "messages": QUESTION, "max_tokens": 1, **d}).encode()
-    ),
-    st.integers(1, 3000).map(lambda depth: b'{"a":' * depth),
+EDGES: list[Any] = [
+    0, 1, 2, 8, 9, 20, 21, -1, 2**31, 2**63 - 1, 2**63, 0.5, 1e-9, 2.0, True, False, "", "a",
+    "a " * 900, [], {}, [""], ["a", "b"], [1, 2], [[1], [2]], [10**6], {"type": "text"},
+    {"include_usage": True}, {"a": "b"}, [{"role": "assistant", "content": None}],
+    [{"type": "text", "text": "a"}],
+]  # fmt: skip
+"""Values at the limits of some field, and values that only the engine refuses."""
+BODIES: dict[str, tuple[type[Body], dict[str, Any]]] = {
+    "/v1/chat/completions": (ChatRequest, {"model": "dpo", "messages": QUESTION, "max_tokens": 1}),
+    "/v1/completions": (CompletionRequest, {"model": "dpo", "prompt": "a", "max_tokens": 1}),
+    "/v1/votes": (VoteRequest, {"messages": QUESTION, "left": SIDE, "right": SIDE, "vote": "both"}),
+    "/judge/score": (JudgedPrompt, {"prompt": "a", "completion": {"text": "b"}}),
+    "/judge/pairwise": (JudgedPrompt, {"prompt": "a", "first": {"text": "b"}, "second": {}}),
+}
+
+
+def is_valid(schema: type[Body], body: dict[str, Any]) -> bool:
+    with contextlib.suppress(RequestError):
+        parse(schema, json.dumps(body).encode())
+        return True
+    return False
+
+
+def bodies(path: str) -> st.SearchStrategy[tuple[str, bytes]]:
+    """Bodies of one route: a valid one with other valid fields, with any fields, and mere bytes."""
+    schema, valid = BODIES[path]
+    names = sorted({*schema.model_fields, *schema.without_effect, *valid, "zzz"})
+    pairs = [
+        (name, edge)
+        for name, edge in itertools.product(names, EDGES)
+        if is_valid(schema, {**valid, name: edge})
+    ]
+    changes = st.dictionaries(st.sampled_from(names), st.sampled_from(EDGES) | ODD, max_size=2)
+    if pairs:
+        changes |= st.lists(st.sampled_from(pairs), max_size=4).map(dict)
+    rows = changes.map(lambda fields: {**valid, **fields})
+    whole = rows.map(lambda row: {"requests": [row]} if schema is JudgedPrompt else row)
+    deep = st.integers(1, 3000).map(lambda depth: b'{"a":' * depth)
+    return st.tuples(
+        st.just(path), whole.map(lambda body: json.dumps(body).encode()) | st.binary() | deep
+    )
+
+
+INTERNAL = re.compile(
+    r"Traceback|site-packages|\.py\b|Error'|[a-z]Request\b|ValidationError|0x[0-9a-f]{6}"
 )
 
 
-@given(PATHS, BODIES)
+@given(st.one_of(*map(bodies, BODIES)))
 @settings(
     max_examples=1000, deadline=None, database=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
-def test_no_body_makes_a_server_error(service: Service, path: str, body: bytes) -> None:
-    reply = service.post(path, body)
-    assert reply.status_code < 500, (path, body, reply.text)
+def test_no_body_makes_a_server_error(service: Service, sent: tuple[str, bytes]) -> None:
+    reply = service.post(*sent)
+    assert reply.status_code < 500, (sent, reply.text)
     if reply.status_code >= 400:
-        assert reply.json()["error"]["message"]
+        error = reply.json()["error"]
+        assert error.keys() == {"message", "type", "param", "code"}, (sent, reply.text)
+        assert error["type"] == "invalid_request_error" and isinstance(error["code"], str)
+        assert error["message"] and not INTERNAL.search(reply.text), (sent, reply.text)
+    else:
+        assert 'data: {"error"' not in reply.text, (sent, reply.text)
+
+
+def test_head_is_answered_without_a_body(service: Service) -> None:
+    reply = httpx.head(f"{service.address}/health")
+    assert (reply.status_code, reply.content) == (200, b"")
+
+
+def test_a_page_from_elsewhere_cannot_vote(service: Service) -> None:
+    votes = service.run / "votes.jsonl"
+    before = votes.read_bytes() if votes.exists() else b""
+    vote = {"messages": QUESTION, "left": SIDE, "right": SIDE, "vote": "left"}
+    assert service.post("/v1/votes", vote, Origin="http://evil.example").status_code == 403
+    assert service.post("/v1/votes", vote, **{"Content-Type": "text/plain"}).status_code == 415
+    assert (votes.read_bytes() if votes.exists() else b"") == before
 
 
 # --- cancelled requests, votes, judge, chat -------------------------------------------------------
@@ -393,9 +502,9 @@ def test_the_served_judge_says_what_the_judge_says(
     wrong = service.post(
         "/judge/pairwise", {"requests": [{**rows[0], "constraint": {"kind": "zzz"}}]}
     )
-    assert wrong.status_code == 422 and "zzz" in wrong.json()["error"]["message"]
+    assert wrong.status_code == 400 and "zzz" in wrong.json()["error"]["message"]
     many = service.post("/judge/pairwise", {"requests": rows * MAX_JUDGED_ROWS})
-    assert many.status_code == 422
+    assert many.status_code == 400
 
 
 def test_the_judge_scores_an_answer_to_a_prompt_without_a_constraint(service: Service) -> None:

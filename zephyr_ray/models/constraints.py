@@ -5,6 +5,7 @@ without the sentence that asks for the constraint.
 """
 
 import random
+from reprlib import repr as short
 from typing import Any
 
 from zephyr_ray.errors import Permanent
@@ -13,15 +14,20 @@ from zephyr_ray.models.constraint_kinds import KINDS, ConstraintResult, has_word
 # Without `language`: on a short text a detector guesses.
 DEFAULT_KINDS = [name for name in KINDS if name != "language"]
 
+MAX_COUNT, MAX_CHARACTERS = 9_999, 200
+"""Bounds of an argument: checks may cost time and memory in proportion to it."""
+
 
 def validate(constraint: dict[str, Any]) -> None:
     """Raises Permanent unless the kind is known and has exactly its arguments, each valid."""
     if not isinstance(constraint, dict) or "kind" not in constraint:
-        raise Permanent(f"constraint {constraint!r} has no kind; write it as {{'kind': ..., ...}}")
+        raise Permanent(
+            f"constraint {short(constraint)} has no kind; write it as {{'kind': ..., ...}}"
+        )
     name = constraint["kind"]
     kind = KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise Permanent(f"unknown constraint kind {name!r}; known kinds: {', '.join(KINDS)}")
+        raise Permanent(f"unknown constraint kind {short(name)}; known kinds: {', '.join(KINDS)}")
     given = constraint.keys() - {"kind"}
     if missing := kind.values.keys() - given:
         raise Permanent(f"constraint {name!r} lacks {', '.join(sorted(missing))}; add it")
@@ -36,12 +42,16 @@ def validate(constraint: dict[str, Any]) -> None:
                 f"constraint {name!r}: {arg} must be one of {', '.join(map(str, values))}"
             )
         if isinstance(values[0], int):
-            if type(value) is not int or value < 1:
+            if type(value) is not int or not 1 <= value <= MAX_COUNT:
                 raise Permanent(
-                    f"constraint {name!r}: {arg} must be a whole number from 1, not {value!r}"
+                    f"constraint {name!r}: {arg} must be a whole number from 1 to {MAX_COUNT}, "
+                    f"not {short(value)}"
                 )
-        elif not isinstance(value, str) or not words(value):
-            raise Permanent(f"constraint {name!r}: {arg} must be a text with a word, not {value!r}")
+        elif not isinstance(value, str) or len(value) > MAX_CHARACTERS or not words(value):
+            raise Permanent(
+                f"constraint {name!r}: {arg} must be a text with a word and at most "
+                f"{MAX_CHARACTERS} characters, not {short(value)}"
+            )
 
 
 def phrase(rng: random.Random, constraint: dict[str, Any]) -> str:

@@ -8,16 +8,21 @@ it ends with an error event instead: a retry would repeat what the client alread
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from zephyr_ray.serve.requests import (
+    IGNORED,
     ChatRequest,
     CompletionRequest,
     RequestError,
     SampledRequest,
+    first_error,
     parse,
 )
 
@@ -102,7 +107,8 @@ class Dispatcher:
     async def complete(self, body: bytes, request_id: str) -> ModelResponse:
         request = parse(CompletionRequest, body)
         default = min(DEFAULT_COMPLETION_TOKENS, self._max_tokens)
-        settings = self._settings(request, request.max_tokens or default)
+        maximum = default if request.max_tokens is None else request.max_tokens
+        settings = self._settings(request, maximum)
         return await self._respond(
             request, "completions", self._protocol.CompletionRequest, settings, request_id
         )
@@ -110,14 +116,21 @@ class Dispatcher:
     def _settings(self, request: SampledRequest, max_tokens: int | None) -> dict[str, Any]:
         """Returns the request's fields as arguments of the engine's request."""
         limit = self._max_tokens
-        if max_tokens and max_tokens > limit:
+        if max_tokens is not None and max_tokens > limit:
             message = f"max_tokens is {max_tokens}, the limit is {limit}; lower it"
-            raise RequestError(422, message, "too_large", "max_tokens")
+            raise RequestError(400, message, "too_large", "max_tokens")
         if request.stream_options and not request.stream:
             message = "stream_options without a stream; set stream: true"
             raise RequestError(400, message, "invalid_value", "stream_options")
-        settings = request.model_dump(exclude_none=True, exclude={"user", "max_completion_tokens"})
-        return settings | ({"max_tokens": max_tokens} if max_tokens else {})
+        settings = request.model_dump(
+            exclude_none=True, exclude={*IGNORED, "max_completion_tokens"}
+        )
+        if max_tokens is not None:
+            settings["max_tokens"] = max_tokens
+        if request.temperature == 0 and (request.n or 1) > 1:
+            # vLLM refuses several greedy answers; drawing from the one likeliest token is the same.
+            settings |= {"temperature": 1.0, "top_k": 1}
+        return settings
 
     async def _respond(
         self,
@@ -130,8 +143,10 @@ class Dispatcher:
         handle = self.handle(request.model)
         try:
             engine_request = engine_request_class(**settings, request_id=request_id)
-        except ValueError as error:
-            raise RequestError(422, _one_line(error), "invalid_value") from None
+        except Exception as error:
+            if (refusal := _refusal(error)) is None:
+                raise
+            raise refusal from None
         began = time.monotonic()
         first, rest = await _first_chunk(getattr(handle, method), engine_request, request.model)
         self._first_token_seconds.observe(time.monotonic() - began, tags={"model": request.model})
@@ -161,6 +176,10 @@ async def _first_chunk(method: Any, engine_request: Any, model: str) -> tuple[An
             message = "all replicas are busy; try again"
             raise RequestError(429, message, "overloaded", retry_after=1) from None
         except (ray.exceptions.RayError, RayServeException) as error:
+            # An exception of the model's server comes as a RayTaskError.
+            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
+            if cause is not None and (refusal := _refusal(cause)) is not None:
+                raise refusal from None
             # The actor or its engine process died; another replica may be alive.
             log.warning("a replica was lost: %s", _one_line(error))
         except asyncio.CancelledError:
@@ -170,37 +189,59 @@ async def _first_chunk(method: Any, engine_request: Any, model: str) -> tuple[An
     raise RequestError(503, message, "replica_lost", retry_after=1)
 
 
+def _refusal(error: Exception) -> RequestError | None:
+    """Returns the error response to what the engine refuses, None if the engine itself failed."""
+    if isinstance(error, ValidationError):
+        return first_error(error)
+    # vLLM's own division of its exceptions into faults of the request and faults of the engine.
+    from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+
+    failure = _as_request_error(create_error_response(error).error.model_dump())
+    return failure if failure.status < 500 else None
+
+
 def _failure_in(chunk: Any) -> RequestError | None:
-    """Returns the error that the model's server sent in place of an answer or a first event."""
+    """Returns the error that the model's server sent in place of an answer or an event."""
     event = chunk[0] if isinstance(chunk, list) else chunk
     if isinstance(event, str) and event.startswith('data: {"error"'):
-        error = json.loads(event.removeprefix("data: "))["error"]
-    elif getattr(event, "error", None) is not None:
-        error = event.error.model_dump()
-    else:
-        return None
+        return _as_request_error(json.loads(event.removeprefix("data: "))["error"])
+    if getattr(event, "error", None) is not None:
+        return _as_request_error(event.error.model_dump())
+    return None
+
+
+def _as_request_error(error: dict[str, Any]) -> RequestError:
+    """Returns vLLM's error in our shape."""
     code = error.get("code")
     status = code if isinstance(code, int) and 400 <= code < 600 else 400
-    return RequestError(status, str(error.get("message")), str(error.get("type")))
+    # vLLM appends the field, which has its own place, and the value that the client sent.
+    message = re.sub(r" \((parameter|value)=.*\)$", "", str(error.get("message")), flags=re.DOTALL)
+    return RequestError(status, message, "invalid_value", error.get("param"))
 
 
 async def _events(first: Any, rest: Any) -> AsyncIterator[str]:
-    """Yields server-sent events as the model's server writes them."""
+    """Yields server-sent events as the model's server writes them, its errors in our shape."""
     import ray
 
+    lost = RequestError(503, "the answer was interrupted; send the request again", "replica_lost")
     try:
         yield _event_text(first)
         async for chunk in rest:
+            if (failure := _failure_in(chunk)) is not None:
+                log.warning("a stream failed: %s", failure)
+                yield _error_event(failure if failure.status < 500 else lost)
+                return
             yield _event_text(chunk)
     except (ray.exceptions.RayError, ValueError) as error:
         log.warning("a stream was interrupted: %s", _one_line(error))
-        lost = RequestError(
-            503, "the answer was interrupted; send the request again", "replica_lost"
-        )
-        yield f"data: {json.dumps(lost.body())}\n\n"
+        yield _error_event(lost)
     finally:
         # Frees the slot of a client that hung up; after the end this does nothing.
         rest.cancel()
+
+
+def _error_event(error: RequestError) -> str:
+    return f"data: {json.dumps(error.body())}\n\n"
 
 
 def _event_text(chunk: Any) -> str:

@@ -14,7 +14,6 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.judges import FORMS, Form
-from zephyr_ray.models import constraints
 from zephyr_ray.serve.dispatcher import ChatTokens, Dispatcher, ModelResponse
 from zephyr_ray.serve.keys import KEYS_VARIABLE, Keys, read_keys
 from zephyr_ray.serve.requests import RequestError, VoteRequest, judge_request, parse
@@ -136,11 +135,14 @@ class Gateway:
     async def _vote(self, request: Request) -> Response:
         vote = parse(VoteRequest, await read_body(request))
         if vote.messages[-1].role != "user":
-            raise RequestError(422, "messages: must end with a user message", "invalid_value")
+            message = "messages: must end with a user message"
+            raise RequestError(400, message, "invalid_value", "messages")
         try:
             return JSONResponse({"id": await asyncio.to_thread(self._votes.add, vote)})
         except OSError as error:
-            raise RequestError(507, f"cannot store the vote: {error}", "no_storage") from None
+            # Without the path, which is in the text of the exception.
+            why = error.strerror or error
+            raise RequestError(507, f"cannot store the vote: {why}", "no_storage") from None
 
     def _judging(self, form: Form) -> Handler:
         """Returns the handler of one judge form."""
@@ -160,13 +162,6 @@ class Gateway:
         if self._judge is None:
             message = "the run was compared by no judge that this service can host"
             raise RequestError(404, message, "no_judge")
-        for number, row in enumerate(rows):
-            try:
-                if row["constraint"]:
-                    constraints.validate(row["constraint"])
-            except Permanent as error:
-                place = f"requests.{number}.constraint"
-                raise RequestError(422, f"{place}: {error}", "invalid_value", place) from None
         import ray
         from ray.serve.exceptions import RayServeException
 
@@ -177,7 +172,7 @@ class Gateway:
         except ray.exceptions.RayTaskError as error:
             # Its text is a remote traceback; what the client may know is the cause's.
             if isinstance(error.cause, Permanent):
-                raise RequestError(422, f"the judge: {error.cause}", "judge_refused") from None
+                raise RequestError(400, f"the judge: {error.cause}", "judge_refused") from None
             if not isinstance(error.cause, Temporary):
                 raise
             message = f"the judge: {error.cause}"

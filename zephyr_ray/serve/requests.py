@@ -1,32 +1,42 @@
 """Request bodies, strictly typed and bounded, and errors in the shape of OpenAI's API."""
 
-import re
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     StringConstraints,
     ValidationError,
     create_model,
+    field_validator,
     model_validator,
 )
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from zephyr_ray.chat import defuse
+from zephyr_ray.errors import Permanent
+from zephyr_ray.models import constraints
 
 MAX_MESSAGES, MAX_CHARACTERS = 256, 200_000
-MAX_CHOICES, MAX_STOPS, MAX_LOGPROBS = 8, 4, 20
+MAX_CHOICES, MAX_LOGPROBS = 8, 20
+MAX_STOPS, MAX_STOP_CHARACTERS = 4, 500
+MAX_PROMPTS, MAX_PROMPT_TOKENS = 8, 200_000
 MAX_JUDGED_ROWS = 64
-SEED_BOUND = 2**63
-ERROR_WORDING = {"extra_forbidden": "not supported here", "missing": "is missing"}
+SEED_BOUND, TOKEN_ID_BOUND = 2**63, 2**31
+MAX_ERROR_CHARACTERS = 500
+ERROR_WORDING = {
+    "extra_forbidden": "not supported here; remove it",
+    "missing": "is missing",
+    "model_type": "must be an object",
+}
 """Replaces pydantic's messages, by its type of error."""
-
-Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
 
 
 class RequestError(Exception):
-    """An HTTP error response: a status and one line for the client."""
+    """An HTTP error response: a status and one line for the client, which may quote the request."""
 
     def __init__(
         self,
@@ -36,7 +46,7 @@ class RequestError(Exception):
         param: str | None = None,
         retry_after: float | None = None,
     ):
-        super().__init__(message)
+        super().__init__(" ".join(message.split())[:MAX_ERROR_CHARACTERS])
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 
     def headers(self) -> dict[str, str]:
@@ -51,21 +61,51 @@ class RequestError(Exception):
         return {"error": error}
 
 
+@dataclass(frozen=True)
+class Wording:
+    """Annotates a union with the message of its errors: pydantic's name one member, not the
+    limits."""
+
+    message: str
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.custom_error_schema(
+            handler(source), "invalid_value", custom_error_message=self.message
+        )
+
+
 class Body(BaseModel):
     """Rejects unknown fields: ignoring `tools`, for example, would answer a different question."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+    without_effect: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Values that ask for nothing beyond what is served, by unknown field: OpenAI's defaults."""
+
     @model_validator(mode="before")
     @classmethod
-    def _drop_empty(cls, value: Any) -> Any:
-        """Drops unknown fields without a value: clients send answers back with such fields."""
+    def _drop_without_effect(cls, value: Any) -> Any:
+        """Drops unknown fields that are empty or at their default: clients send many of them."""
         if not isinstance(value, dict):
             return value
-        return {k: v for k, v in value.items() if k in cls.model_fields or v not in (None, [], {})}
+        return {
+            name: given
+            for name, given in value.items()
+            if name in cls.model_fields
+            or given not in (None, [], {}, *cls.without_effect.get(name, ()))
+        }
 
 
 T = TypeVar("T", bound=Body)
+Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, lt=TOKEN_ID_BOUND)]],
+    Field(min_length=1, max_length=MAX_PROMPT_TOKENS),
+]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
 class Part(Body):
@@ -75,29 +115,54 @@ class Part(Body):
 
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(max_length=MAX_MESSAGES)]
+    content: Annotated[
+        Text | Annotated[list[Part], Field(max_length=MAX_MESSAGES)] | None,
+        Wording(
+            f"must be text, or parts of type text (at most {MAX_MESSAGES}), "
+            f"with at most {MAX_CHARACTERS} characters each"
+        ),
+    ] = None
     name: str | None = None
+
+    @model_validator(mode="after")
+    def _only_an_assistant_may_be_silent(self) -> "ChatMessage":
+        if self.content is None and self.role != "assistant":
+            why = "content is missing; only an assistant's may be null"
+            raise PydanticCustomError("missing_content", why)
+        return self
 
     def plain(self) -> dict[str, str]:
         """Returns the message with one text, its role one of system, user and assistant."""
-        text = self.content
+        text = self.content or ""
         if not isinstance(text, str):
             text = "".join(part.text for part in text)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 class StreamOptions(Body):
-    include_usage: bool = False
+    without_effect = {"include_obfuscation": (True, False)}
+
+    include_usage: bool | None = None
+
+
+IGNORED = ("user", "safety_identifier", "prompt_cache_key", "metadata")
+"""Fields of a sampled request that are accepted and not used: labels for OpenAI's own records."""
 
 
 class SampledRequest(Body):
     """Fields that chat and completions share."""
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    model: ModelName
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
+    stop: Annotated[
+        Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None,
+        Wording(
+            f"must be a text, or a list of at most {MAX_STOPS} texts, "
+            f"each of 1 to {MAX_STOP_CHARACTERS} characters"
+        ),
+    ] = None
     seed: int | None = Field(None, ge=-SEED_BOUND, lt=SEED_BOUND)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -105,10 +170,24 @@ class SampledRequest(Body):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     max_tokens: int | None = Field(None, ge=1)
     user: str | None = None
-    """Accepted and ignored, because OpenAI's clients may send it."""
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: dict[str, str] | None = None
 
 
 class ChatRequest(SampledRequest):
+    without_effect = {
+        "function_call": ("none", "auto"),
+        "modalities": (["text"],),
+        "parallel_tool_calls": (True, False),
+        "reasoning_effort": ("none", "medium"),
+        "response_format": ({"type": "text"},),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+        "tool_choice": ("none", "auto"),
+        "verbosity": ("medium",),
+    }
+
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -121,13 +200,26 @@ class ChatRequest(SampledRequest):
 
 
 class CompletionRequest(SampledRequest):
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]
+    without_effect = {"best_of": (1,)}
+
+    prompt: Annotated[
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)],
+        Wording(
+            f"must be a text, a list of token IDs, or a list of 1 to {MAX_PROMPTS} of either, with "
+            f"at most {MAX_CHARACTERS} characters per text and {MAX_PROMPT_TOKENS} IDs per list"
+        ),
+    ]
+    # 0 is for `echo`: the prompt alone, with its log-probabilities.
+    max_tokens: int | None = Field(None, ge=0)
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
 
 
 class VotedAnswer(Body):
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    model: ModelName
     text: Text
     finish_reason: str | None = None
 
@@ -151,6 +243,16 @@ class JudgedPrompt(Body):
     instruction: Text | None = None
     constraint: dict[str, Any] | None = None
 
+    @field_validator("constraint")
+    @classmethod
+    def _is_valid(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            if value:
+                constraints.validate(value)
+        except Permanent as error:
+            raise PydanticCustomError("invalid_value", "{why}", {"why": str(error)}) from None
+        return value
+
     def row(self) -> dict[str, Any]:
         instruction = self.prompt if self.instruction is None else self.instruction
         return {"prompt": self.prompt, "instruction": instruction, "constraint": self.constraint}
@@ -165,10 +267,7 @@ def judge_request(fields: tuple[str, ...]) -> Any:
 
 
 def parse(cls: type[T], content: bytes) -> T:
-    """Returns the typed body.
-
-    Raises RequestError naming the first error: 400 for invalid JSON, 422 for an invalid field.
-    """
+    """Returns the typed body. Raises RequestError 400 that names the first error."""
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
@@ -176,14 +275,14 @@ def parse(cls: type[T], content: bytes) -> T:
     try:
         return cls.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        if first["type"] == "json_invalid":
-            message = f"the body is not JSON: {first['msg']}"
-            raise RequestError(400, message, "invalid_json") from None
-        # For a union, pydantic also names the member that it tried.
-        path = [str(p) for p in first["loc"] if not re.match(r"constrained-str$|list\[", str(p))]
-        param = ".".join(path) or None
-        message = ERROR_WORDING.get(first["type"], first["msg"])
-        if path[-1:] == ["content"]:
-            message = "must be text, or parts of type text"
-        raise RequestError(422, f"{param or 'body'}: {message}", first["type"], param) from None
+        raise first_error(error) from None
+
+
+def first_error(error: ValidationError) -> RequestError:
+    """Returns the first of the errors as the response to the client."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return RequestError(400, f"the body is not JSON: {first['msg']}", "invalid_json")
+    param = ".".join(str(part) for part in first["loc"]) or None
+    message = ERROR_WORDING.get(first["type"], first["msg"])
+    return RequestError(400, f"{param or 'body'}: {message}", first["type"], param)

@@ -1,4 +1,5 @@
-"""Builds the HTTP application; each route checks host and key, and logs one line per request."""
+"""Builds the HTTP application; each route checks host, origin and key, and logs one line per
+request."""
 
 import json
 import logging
@@ -19,7 +20,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 MAX_BODY_BYTES = 1 << 20
 """Maximum size of one request body."""
 KEYLESS_PATHS = ("/", "/health")
-"""Paths that need no key; the page asks the user for one itself."""
+"""Paths that need no key and that any page may link to; the page asks the user for a key itself."""
 
 
 def build_app(routes: list[tuple[str, str, Handler]], keys: Keys) -> FastAPI:
@@ -31,7 +32,8 @@ def build_app(routes: list[tuple[str, str, Handler]], keys: Keys) -> FastAPI:
     app = FastAPI(openapi_url=None)
     for method, path, handler in routes:
         route = _guarded(handler, path, keys, count)
-        app.add_api_route(path, route, methods=[method], response_model=None)
+        methods = [method, "HEAD"] if method == "GET" else [method]
+        app.add_api_route(path, route, methods=methods, response_model=None)
     for status, handler in ((404, _not_found), (405, _method_not_allowed)):
         app.add_exception_handler(
             status, _exception_handler(_guarded(handler, "other", keys, count))
@@ -39,8 +41,36 @@ def build_app(routes: list[tuple[str, str, Handler]], keys: Keys) -> FastAPI:
     return app
 
 
+def check_origin(request: Request) -> None:
+    """Raises RequestError 403 if a browser sends the request for a page from elsewhere.
+
+    Any page in a browser on this machine can send requests to a service without keys, and votes
+    become training data. Clients other than browsers send neither header.
+    """
+    origin, host = request.headers.get("origin"), request.headers.get("host", "").lower()
+    own = {
+        *(f"http://{host}", f"http://{host.removesuffix(':80')}"),
+        *(f"https://{host}", f"https://{host.removesuffix(':443')}"),
+    }
+    elsewhere = origin is not None and origin.lower() not in own
+    if elsewhere or request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        message = (
+            f"a page from {origin or 'elsewhere'} may not use {host}; use the service's own page, "
+            "or pass on the Host header if there is a proxy between"
+        )
+        raise RequestError(403, message, "wrong_origin")
+
+
 async def read_body(request: Request) -> bytes:
-    """Reads the body. Raises RequestError 413 before more than MAX_BODY_BYTES are in memory."""
+    """Reads a JSON body.
+
+    Raises RequestError 415 for another content type, which a browser would send for any page
+    without asking; 413 before more than MAX_BODY_BYTES are in memory.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        message = f"the content type is '{content_type}'; send Content-Type: application/json"
+        raise RequestError(415, message, "unsupported_media_type")
     parts, total = [], 0
     async for part in request.stream():
         total += len(part)
@@ -52,7 +82,8 @@ async def read_body(request: Request) -> bytes:
 
 
 def _guarded(handler: Handler, path: str, keys: Keys, count: Any) -> Handler:
-    """Wraps a handler with host check, key, metrics, log line and OpenAI-shaped errors."""
+    """Wraps a handler with checks of host, origin and key, a metric, a log line, and errors in
+    OpenAI's shape."""
 
     async def route(request: Request) -> Response:
         began, key_name = time.monotonic(), "none"
@@ -60,6 +91,7 @@ def _guarded(handler: Handler, path: str, keys: Keys, count: Any) -> Handler:
         try:
             keys.check_host(request.headers.get("host"))
             if path not in KEYLESS_PATHS:
+                check_origin(request)
                 key_name = keys.admit(request.headers.get("authorization"))
             response = await handler(request)
         except Exception as raised:
