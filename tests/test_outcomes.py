@@ -24,7 +24,7 @@ from zephyr_ray.store import Journal
 
 OUTCOMES: list[Outcome] = [
     Answered("r", {"id": "r", "text": "a"}),
-    RowFault("r", "too long"),
+    RowFault("r", "9 tokens do not fit", "too long"),
     EnvironmentFault("r", "busy"),
     EngineDied(["r", "s"]),
     Stopped("wrong key"),
@@ -39,7 +39,7 @@ def test_an_outcome_is_read_as_it_was_written(outcome: Outcome) -> None:
 def test_the_format_of_entries() -> None:
     assert [to_entry(outcome) for outcome in OUTCOMES] == [
         {"id": "r", "row": {"id": "r", "text": "a"}},
-        {"id": "r", "row_fault": "too long"},
+        {"id": "r", "row_fault": "9 tokens do not fit", "cause": "too long"},
         {"id": "r", "environment_fault": "busy"},
         {"died": ["r", "s"]},
         {"stop": "wrong key"},
@@ -49,6 +49,7 @@ def test_the_format_of_entries() -> None:
 OLD_FAULTS = [
     {"id": "r", "error": "the engine refused it"},
     {"id": "r", "error": "temporary: 503"},
+    {"id": "r", "row_fault": "status 402: no credits"},
     {"id": "r"},
     {},
 ]
@@ -82,7 +83,7 @@ def of(*outcomes: Outcome) -> list[dict[str, Any]]:
 
 
 A, B = Answered("r", {"id": "r", "n": 1}), Answered("r", {"id": "r", "n": 2})
-ROW, WORLD = RowFault("r", "too long"), EnvironmentFault("r", "busy")
+ROW, WORLD = RowFault("r", "9 tokens do not fit", "too long"), EnvironmentFault("r", "busy")
 
 
 @pytest.mark.parametrize(
@@ -94,8 +95,8 @@ ROW, WORLD = RowFault("r", "too long"), EnvironmentFault("r", "busy")
         ([A, ROW], {"r": A.row}, {}, {}),
         ([WORLD, A], {"r": A.row}, {}, {}),
         ([A, WORLD], {"r": A.row}, {}, {}),
-        ([WORLD, ROW], {}, {"r": "too long"}, {}),
-        ([ROW, WORLD], {}, {"r": "too long"}, {}),
+        ([WORLD, ROW], {}, {"r": ROW}, {}),
+        ([ROW, WORLD], {}, {"r": ROW}, {}),
         ([WORLD], {}, {}, {"r": "busy"}),
         ([EngineDied(["r"])], {}, {}, {}),
     ],
@@ -103,7 +104,7 @@ ROW, WORLD = RowFault("r", "too long"), EnvironmentFault("r", "busy")
 def test_the_end_of_a_row_with_several_outcomes(
     outcomes: list[Outcome],
     results: dict[str, Any],
-    row_faults: dict[str, str],
+    row_faults: dict[str, RowFault],
     environment_faults: dict[str, str],
     tmp_path: Path,
 ) -> None:
@@ -121,7 +122,7 @@ def test_an_attempt_retries_what_stopped_an_earlier_one(
 ) -> None:
     stops: list[list[str]] = []
 
-    def execute(work: Any, outcomes: _Outcomes, pending: Any, program: Any, members: Any) -> None:
+    def execute(work: Any, outcomes: _Outcomes, *rest: Any) -> None:
         work.journal("rows", "actor").append(to_entry(A))
         outcomes.follow()
         stops.append(outcomes.stops)

@@ -7,11 +7,13 @@ save whole blocks, but a single row is expensive here.)
 
 import json
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
+from zephyr_ray.formatting import list_counts, percent, shorten
 from zephyr_ray.outcomes import Answered, EnvironmentFault, RowFault, Stopped, from_entry
 from zephyr_ray.ray_cluster import connect
 from zephyr_ray.row_actor import Program, Row, RowActor
@@ -28,9 +30,13 @@ def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model])
     """Returns the program's results in the order of `rows`; failed rows are counted and omitted.
 
     Each row has an "id"; within a stage, rows with the same "id" are the same row. With several
-    models, a row names its own in "member". Raises Permanent if no row succeeds, if a row has an
-    environment fault, or if a model cannot be used at all.
+    models, a row names its own in "member". Raises Permanent if a row has no outcome of its own,
+    because its environment failed or its model cannot be used, or if more rows failed than
+    `work.max_failed` allows. A stage that calls this function again passes its earlier rows too,
+    so that the share is the stage's.
     """
+    # Rounded first, because 0.29 * 100 is a little less than 29.
+    max_failed = max(1, int(round(work.max_failed * len(rows), 6))) if work.max_failed else 0
     outcomes = _Outcomes(work.journal("rows"))
     outcomes.follow()
     # This attempt retries what stopped an earlier one.
@@ -48,7 +54,8 @@ def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model])
         names = {m.name for m in members}
         pending = [r for r in rows if r.get("member", first) in names and not outcomes.has(r["id"])]
         if pending:
-            _execute(work, outcomes, pending, program, members)
+            _execute(work, outcomes, pending, program, members, max_failed)
+        outcomes.check_failures(work, len(rows), max_failed)
     faults = outcomes.environment_faults
     if missing := [r["id"] for r in rows if not outcomes.has(r["id"]) and r["id"] not in faults]:
         raise Permanent(
@@ -62,14 +69,7 @@ def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model])
             "kept, run again to retry the others"
         )
     progress.done = outcomes.count
-    work.counts["failed/rows"] = len(outcomes.row_faults)
-    if outcomes.row_faults:
-        examples = list(outcomes.row_faults.items())[:3]
-        work.examples["failed/rows"] = [f"{row_id}: {reason}" for row_id, reason in examples]
-    results = [outcomes.results[r["id"]] for r in rows if r["id"] in outcomes.results]
-    if rows and not results:
-        raise Permanent(f"every row failed; the first: {next(iter(outcomes.row_faults.values()))}")
-    return results
+    return [outcomes.results[r["id"]] for r in rows if r["id"] in outcomes.results]
 
 
 @dataclass
@@ -78,7 +78,7 @@ class _Outcomes:
 
     journal: Journal
     results: dict[str, Row] = field(default_factory=dict)
-    row_faults: dict[str, str] = field(default_factory=dict)
+    row_faults: dict[str, RowFault] = field(default_factory=dict)
     environment_faults: dict[str, str] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
 
@@ -99,17 +99,42 @@ class _Outcomes:
                     self.results.setdefault(row_id, row)
                     self.row_faults.pop(row_id, None)
                     self.environment_faults.pop(row_id, None)
-                case RowFault(row_id, reason) if row_id not in self.results:
-                    self.row_faults[row_id] = reason
+                case RowFault(row_id) as fault if row_id not in self.results:
+                    self.row_faults[row_id] = fault
                     self.environment_faults.pop(row_id, None)
                 case EnvironmentFault(row_id, reason) if not self.has(row_id):
                     self.environment_faults[row_id] = reason
                 case Stopped(reason):
                     self.stops.append(reason)
 
+    def check_failures(self, work: Work, rows: int, max_failed: int) -> None:
+        """Counts failed rows by cause, with examples. Raises Permanent if they are too many."""
+        faults = list(self.row_faults.values())
+        causes = Counter(fault.cause for fault in faults)
+        work.counts |= {"failed/rows": len(faults)}
+        work.counts |= {f"failed/{cause}": count for cause, count in causes.items()}
+        if not faults:
+            return
+        work.examples["failed/rows"] = [f"{f.id}: {f.row_fault}" for f in faults[:3]]
+        if len(faults) == rows:
+            raise Permanent(f"every row failed; the first: {faults[0].row_fault}")
+        if len(faults) > max_failed:
+            first_of_each = {fault.cause: fault for fault in reversed(faults)}
+            examples = [f"row '{f.id}': {shorten(f.row_fault)}" for f in first_of_each.values()]
+            raise Permanent(
+                f"{len(faults)} of {rows} rows failed ({percent(len(faults) / rows)}: "
+                f"{list_counts(causes)}), max_failed allows {max_failed}; {'; '.join(examples)}; "
+                f"raise {work.name}.max_failed to go on without them"
+            )
+
 
 def _execute(
-    work: Work, outcomes: _Outcomes, rows: list[Row], program: Program, members: list[Model]
+    work: Work,
+    outcomes: _Outcomes,
+    rows: list[Row],
+    program: Program,
+    members: list[Model],
+    max_failed: int,
 ) -> None:
     """Makes one Ray Data pass over rows that share an engine; `outcomes` follows it."""
     import ray
@@ -128,6 +153,7 @@ def _execute(
             "members": {m.name: m for m in members},
             "seed": work.seed,
             "journal": str(outcomes.journal.folder),
+            "max_failed": max_failed,
         },
         batch_size=None,
         compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=2),
@@ -165,7 +191,8 @@ def _execute(
         done.set()
         follower.join()
     if outcomes.stops:
-        raise Permanent(outcomes.stops[0])
+        kept = f" ({outcomes.count} finished rows are kept)" if outcomes.count else ""
+        raise Permanent(f"{outcomes.stops[0]}{kept}")
 
 
 def _capacity(settings: ModelSettings) -> int:

@@ -14,7 +14,7 @@ from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.similarity import SimilarityIndex
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
-from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
+from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
 
 NEAR = 0.7
 """ROUGE-L F above which a question is a near duplicate of a held-out prompt (Self-Instruct)."""
@@ -38,7 +38,7 @@ SENTENCE_START = re.compile(
 URL). A single letter before the full stop is an abbreviation ("e.g. this")."""
 
 
-class Clean(Stage):
+class Clean(RowStage):
     """A stage that cuts each dialogue before its first bad answer; drops it if no answer
     remains."""
 
