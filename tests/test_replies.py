@@ -136,7 +136,7 @@ def test_what_stops_the_run_at_once(answer: Answer, says: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        *((error(status), f"status {status}: It broke.") for status in (408, 409, 425, 500, 529)),
+        *((error(status), f"status {status}: It broke") for status in (408, 409, 425, 500, 529)),
         (Answer(524, "<html>timeout</html>"), "status 524: <html>timeout"),
         (Answer(502, ""), "status 502"),
         (error(503, "The content filter is not available"), "status 503"),

@@ -51,7 +51,7 @@ class RowActor:
     ):
         self._program, self._members, self._max_failed = program, members, max_failed
         self._failed: set[str] = set()
-        self._faults = 0
+        self._faults_since_answer = 0
         self._folder = Path(journal)
         self._journal = Journal(self._folder, writer=uuid.uuid4().hex[:12])
         self._stopped = False
@@ -92,7 +92,7 @@ class RowActor:
             self._in_flight.add(row["id"])
             try:
                 self._write(Answered(row["id"], await self._program(row, self._ask_for(row))))
-                self._faults = 0
+                self._faults_since_answer = 0
             except RowError as error:
                 self._fail(RowFault(row["id"], str(error), error.cause))
             except StopRun as error:
@@ -124,10 +124,10 @@ class RowActor:
     def _leave(self, row: Row, reason: str) -> None:
         """Leaves a row to the next run; stops if nothing works any more."""
         self._write(EnvironmentFault(row["id"], reason))
-        self._faults += 1
-        if self._faults >= FAULTS_IN_SUCCESSION:
+        self._faults_since_answer += 1
+        if self._faults_since_answer == FAULTS_IN_SUCCESSION:
             self._stop(
-                f"{self._faults} rows in succession were not answered; the last: {reason}; "
+                f"{FAULTS_IN_SUCCESSION} rows in succession were not answered; the last: {reason}; "
                 "correct that, then run again"
             )
 

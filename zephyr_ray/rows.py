@@ -37,7 +37,7 @@ def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model])
     """
     # Rounded first, because 0.29 * 100 is a little less than 29.
     max_failed = max(1, int(round(work.max_failed * len(rows), 6))) if work.max_failed else 0
-    outcomes = _Outcomes(work.journal("rows"))
+    outcomes = _Outcomes(work.journal("rows"), len(rows), max_failed)
     outcomes.follow()
     # This attempt retries what stopped an earlier one.
     outcomes.environment_faults.clear()
@@ -54,8 +54,8 @@ def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model])
         names = {m.name for m in members}
         pending = [r for r in rows if r.get("member", first) in names and not outcomes.has(r["id"])]
         if pending:
-            _execute(work, outcomes, pending, program, members, max_failed)
-        outcomes.check_failures(work, len(rows), max_failed)
+            _execute(work, outcomes, pending, program, members)
+        outcomes.check_failures(work)
     faults = outcomes.environment_faults
     if missing := [r["id"] for r in rows if not outcomes.has(r["id"]) and r["id"] not in faults]:
         raise Permanent(
@@ -77,6 +77,10 @@ class _Outcomes:
     """The outcomes of rows so far, read from the journal."""
 
     journal: Journal
+    rows: int = 0
+    """Number of all rows."""
+    max_failed: int = 0
+    """Maximum number of failed rows."""
     results: dict[str, Row] = field(default_factory=dict)
     row_faults: dict[str, RowFault] = field(default_factory=dict)
     environment_faults: dict[str, str] = field(default_factory=dict)
@@ -107,7 +111,7 @@ class _Outcomes:
                 case Stopped(reason):
                     self.stops.append(reason)
 
-    def check_failures(self, work: Work, rows: int, max_failed: int) -> None:
+    def check_failures(self, work: Work) -> None:
         """Counts failed rows by cause, with examples. Raises Permanent if they are too many."""
         faults = list(self.row_faults.values())
         causes = Counter(fault.cause for fault in faults)
@@ -116,25 +120,21 @@ class _Outcomes:
         if not faults:
             return
         work.examples["failed/rows"] = [f"{f.id}: {f.row_fault}" for f in faults[:3]]
-        if len(faults) == rows:
+        if len(faults) == self.rows:
             raise Permanent(f"every row failed; the first: {faults[0].row_fault}")
-        if len(faults) > max_failed:
+        if len(faults) > self.max_failed:
             first_of_each = {fault.cause: fault for fault in reversed(faults)}
             examples = [f"row '{f.id}': {shorten(f.row_fault)}" for f in first_of_each.values()]
             raise Permanent(
-                f"{len(faults)} of {rows} rows failed ({percent(len(faults) / rows)}: "
-                f"{list_counts(causes)}), max_failed allows {max_failed}; {'; '.join(examples)}; "
+                f"{len(faults)} of {self.rows} rows failed ({percent(len(faults) / self.rows)}: "
+                f"{list_counts(causes)}), max_failed allows {self.max_failed}; "
+                f"{'; '.join(examples)}; "
                 f"raise {work.name}.max_failed to go on without them"
             )
 
 
 def _execute(
-    work: Work,
-    outcomes: _Outcomes,
-    rows: list[Row],
-    program: Program,
-    members: list[Model],
-    max_failed: int,
+    work: Work, outcomes: _Outcomes, rows: list[Row], program: Program, members: list[Model]
 ) -> None:
     """Makes one Ray Data pass over rows that share an engine; `outcomes` follows it."""
     import ray
@@ -153,7 +153,7 @@ def _execute(
             "members": {m.name: m for m in members},
             "seed": work.seed,
             "journal": str(outcomes.journal.folder),
-            "max_failed": max_failed,
+            "max_failed": outcomes.max_failed,
         },
         batch_size=None,
         compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=2),

@@ -18,8 +18,8 @@ log = logging.getLogger("zephyr_ray")
 
 RESERVED = {"model", "messages", "stream", "n"}
 """Parameters that the engine itself sets, or whose replies it could not read."""
-RENAMED = {"max_tokens": "max_completion_tokens"}
-"""Other names of parameters; one that is refused and has none is left out."""
+ADAPTABLE = {"max_tokens": "max_completion_tokens", "temperature": None, "top_p": None}
+"""Parameters of every request, and their other names; without one, a refused one is left out."""
 UNSUPPORTED = re.compile(
     r"(un|not |n't )(support|recogni|known|expect|permit|allow|accept|available|implement)"
     r"|extra_forbidden|deprecated|invalid (parameter|argument|field)|only (one|[\d.]+ (is|are)) "
@@ -96,15 +96,14 @@ class OpenAIEngine(LanguageEngine):
         error = rejected.error
         if not UNSUPPORTED.search(f"{error.codes} {error.message}"):
             raise rejected
-        own = ("max_tokens", "temperature", "top_p")
-        refused = [n for n in own if n in body and n not in self._extra and error.names(n)]
+        refused = [n for n in ADAPTABLE if n in body and n not in self._extra and error.names(n)]
         if any(name in self._changes for name in refused):
             return  # another row adapted it while this one was asked
         if refused:
             # Of two that exclude each other, temperature stays.
             name = refused[-1]
-            self._changes[name] = RENAMED.get(name)
-            instead = f"sending {RENAMED[name]} instead" if name in RENAMED else "leaving it out"
+            self._changes[name] = new_name = ADAPTABLE[name]
+            instead = f"sending {new_name} instead" if new_name else "leaving it out"
             log.warning("%s does not support %s; %s", self._endpoint.name, name, instead)
         elif any(error.names(n) for n in (body.keys() - RESERVED) | self._changes.keys()):
             raise StopRun(f"{rejected}; correct the model's parameters") from None

@@ -159,7 +159,8 @@ def fail(
     """Raises what an error object means; see `read_object`. A status below 300 says nothing."""
     if status < 300 and error.status:
         status = error.status
-    said = f"{where}: {f'status {status}: ' if status >= 300 else ''}{shorten(error.message)}"
+    stated = f"status {status}: " if status >= 300 else ""
+    said = f"{where}: {stated}{shorten(error.message).rstrip('.')}"
     cause = _row_cause(status, error)
     if cause and (status < 300 or status in JUDGES_ONE_ROW):
         raise RowError(said, cause)
