@@ -43,6 +43,11 @@ MATCHED_CHARACTERS = 4000
 _BILLING = re.compile(
     r"insufficient_(quota|credit|balance|fund)|exceeded_current_quota|billing|payment|no_credit"
 )
+_MODEL = re.compile(
+    r"model_not|(invalid|unknown)[ _]model|not a valid model"
+    r"|\bmodel\b[^.]{0,60}\b(not (found|exist)|does not exist)",
+    re.IGNORECASE,
+)
 _LONG_CODE = re.compile(r"context_(length|size|window)|too_(long|large)|above_max_length")
 _LONG = re.compile(
     r"(context|prompt|input|sequence) (length|window|size|limit)|token count[^.]{0,40}exceeds"
@@ -165,11 +170,15 @@ def fail(
     if cause and (status < 300 or status in JUDGES_ONE_ROW):
         raise RowError(said, cause)
     if _BILLING.search(error.codes):
-        status = 402
+        raise StopRun(f"{said}; {FIXES[402]}")
+    if status < 500 and _MODEL.search(f"{error.codes} {error.message}"):
+        raise StopRun(f"{said}; {FIXES[404]}")
     if status in FIXES:
         raise StopRun(f"{said}; {FIXES[status]}")
     if status < 300 or status >= 500 or status in ASK_AGAIN:
-        raise Unavailable(said, _retry_after(headers or {}), rate_limited=status == 429)
+        after = _retry_after(headers or {})
+        said += f" (retry after {after:.0f} s)" if after else ""
+        raise Unavailable(said, after, rate_limited=status == 429)
     raise Rejected(said, error)
 
 
