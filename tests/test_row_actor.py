@@ -109,3 +109,18 @@ def test_failures_of_an_earlier_attempt_count(tmp_path: Path) -> None:
     # The third failure stops: row 5 is not asked.
     assert {o.id for o in outcomes if isinstance(o, RowFault)} == {"0", "1", "4"}
     assert {o.id for o in outcomes if isinstance(o, Answered)} == {"2", "3"}
+
+
+class DoesNotStart(RulesSettings):
+    def start(self, seed: int) -> Any:
+        raise ValueError("the weights are corrupt")
+
+
+def test_an_engine_that_does_not_start_stops_with_its_reason(tmp_path: Path) -> None:
+    async def program(row: dict[str, Any], ask: Any) -> dict[str, Any]:
+        return row
+
+    actor = RowActor(program, {"m": Model("m", DoesNotStart())}, 0, str(tmp_path), 1)
+    asyncio.run(actor({"row": ['{"id": "0"}']}))
+    reason = "the engine of model 'm' did not start: ValueError: the weights are corrupt"
+    assert [from_entry(e) for e in Journal(tmp_path).read_new()] == [Stopped(reason)]

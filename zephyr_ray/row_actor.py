@@ -62,6 +62,10 @@ class RowActor:
             log.info("engine of '%s' ready after %.0f s", first.name, time.monotonic() - start)
         except Permanent as error:
             self._stop(str(error))
+        except Exception as error:
+            log.warning("the engine of '%s' did not start", first.name, exc_info=True)
+            reason = f"{type(error).__name__}: {error}"
+            self._stop(f"the engine of model '{first.name}' did not start: {reason}")
         self._slots, self._alone = asyncio.Semaphore(first.settings.concurrency), asyncio.Lock()
         self._in_flight: set[str] = set()
 

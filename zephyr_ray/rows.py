@@ -6,6 +6,7 @@ save whole blocks, but a single row is expensive here.)
 """
 
 import json
+import re
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ BLOCKS_PER_ACTOR = 4
 """Small blocks balance the load; two blocks at once per actor leave no idle time between them."""
 ENGINE_DEATHS = 5
 """Maximum restarts per actor before the stage fails."""
+EXCEPTION_LINE = re.compile(r"\w[\w.]*(Error|Exception): ")
 
 
 def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model]) -> list[Row]:
@@ -182,9 +184,10 @@ def _execute(
             pass
     except ray.exceptions.RayError as error:
         log.debug("row pass failed", exc_info=True)
+        died = isinstance(error, ray.exceptions.RayActorError)
         raise Permanent(
-            f"the actors of model '{members[0].name}' died {ENGINE_DEATHS + 1} times "
-            f"({str(error).strip().splitlines()[-1]}); "
+            f"the actors of model '{members[0].name}' "
+            f"{f'died {ENGINE_DEATHS + 1} times' if died else 'failed'} ({_reason(error)}); "
             "finished rows are kept, run again to continue"
         ) from error
     finally:
@@ -193,6 +196,13 @@ def _execute(
     if outcomes.stops:
         kept = f" ({outcomes.count} finished rows are kept)" if outcomes.count else ""
         raise Permanent(f"{outcomes.stops[0]}{kept}")
+
+
+def _reason(error: Exception) -> str:
+    """Returns the line of a remote traceback that names the first exception; the last line if none
+    does."""
+    lines = str(error).strip().splitlines()
+    return shorten(next(filter(EXCEPTION_LINE.match, lines), lines[-1]))
 
 
 def _capacity(settings: ModelSettings) -> int:
