@@ -213,7 +213,8 @@ def test_the_delay_in_retry_after(value: str, seconds: float | None) -> None:
         error(422, "Request body violates the JSON schema"),
         Answer(405, {"detail": "Method Not Allowed"}),
         Answer(403, "<html>Blocked by the firewall</html>"),
-        Answer(400, "<html>Bad Request</html>"),
+        Answer(400, "<html>400 Bad Request: Request Header Or Cookie Too Large</html>"),
+        error(400, "You have reached your prompt limit for today"),
         Answer(418, {"no": "error object"}),
     ],
 )

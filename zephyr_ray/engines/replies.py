@@ -50,9 +50,10 @@ _MODEL = re.compile(
 )
 _LONG_CODE = re.compile(r"context_(length|size|window)|too_(long|large)|above_max_length")
 _LONG = re.compile(
-    r"(context|prompt|input|sequence) (length|window|size|limit)|token count[^.]{0,40}exceeds"
-    r"|(prompt|input|request|messages?)\b[^.]{0,40}\btoo (long|large)|reduce the length of"
-    r"|too many (input |prompt )?tokens|inputs`? tokens|must have less than \d+ tokens",
+    r"context (length|window|size|limit)|(prompt|input|sequence) (length|size)"
+    r"|token count[^.]{0,40}exceeds|(prompt|input|request|messages?)\b[^.]{0,40}\btoo (long|large)"
+    r"|reduce the length of|too many (input |prompt )?tokens|inputs`? tokens"
+    r"|must have less than \d+ tokens",
     re.IGNORECASE,
 )
 _CONTENT_CODE = re.compile(r"content_?(filter|policy|moderation)|moderation|inspection|safety")
@@ -152,9 +153,9 @@ def read_object(status: int, headers: Mapping[str, str], text: str, where: str) 
         # Without its query, which may hold a token.
         to = headers.get("location", "another address").partition("?")[0]
         raise StopRun(f"{where}: redirects to {to}; set base_url to the API itself")
-    if status == 403 and data is None:
-        # A firewall's page, not the API's: it may be about the text of one row.
-        raise Rejected(f"{where}: status 403: {shorten(text)}", ErrorObject(""))
+    if data is None and status in JUDGES_ONE_ROW and status != 413:
+        # A gateway's page, not the API's words: the row cannot be judged by it.
+        raise Rejected(f"{where}: status {status}: {shorten(text)}", ErrorObject(""))
     fail(status, ErrorObject.of(data) or ErrorObject(shorten(text)), where, headers)
 
 
