@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from serving import free_port
 
-from zephyr_ray.engines.endpoint import RETRIES, TIMEOUT_SECONDS
+from zephyr_ray.engines.endpoint import CONNECT_SECONDS, TIMEOUT_SECONDS
 from zephyr_ray.engines.openai import OpenAIEngine, OpenAISettings
 from zephyr_ray.engines.service import ServiceSettings
 from zephyr_ray.messages import user
@@ -68,19 +68,6 @@ def ask(
     return exchange("/chat/completions", reply, call)
 
 
-@pytest.mark.parametrize(
-    ("said", "read"),
-    [("stop", "stop"), ("length", "length"), ("content_filter", "length"), (None, "length")],
-)
-def test_only_an_answer_that_ended_by_itself_stopped(said: str | None, read: str) -> None:
-    reply, _ = ask(completion(said))
-    assert reply == Reply("Good day.", read, prompt_tokens=5, completion_tokens=3)
-
-
-def test_an_answer_without_content_is_empty() -> None:
-    assert ask(completion("stop", None))[0].text == ""
-
-
 @pytest.mark.parametrize("sampling", [Sampling(0.2, 0.5, 9), Sampling(0, 1, 512)])
 def test_the_request_says_how_the_answer_is_drawn(sampling: Sampling) -> None:
     _, [(_, body)] = ask(completion("stop"), sampling)
@@ -93,8 +80,22 @@ def test_the_request_says_how_the_answer_is_drawn(sampling: Sampling) -> None:
     }
 
 
-def test_the_key_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ZEPHYR_TEST_KEY", "sk-test-1")
+def test_further_parameters_are_added_last() -> None:
+    parameters = {"temperature": None, "reasoning_effort": "low"}
+    _, [(_, body)] = ask(completion("stop"), Sampling(0.2, 0.5, 9), parameters=parameters)
+    assert (body["temperature"], body["top_p"], body["reasoning_effort"]) == (None, 0.5, "low")
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "stream", "n"])
+def test_parameters_leave_the_question_to_the_engine(name: str) -> None:
+    with pytest.raises(ValueError, match=f"must not contain {name}"):
+        OpenAISettings(model="m", base_url="http://a/v1", parameters={name: 2})
+
+
+def test_the_key_comes_from_its_variable_without_white_space(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ZEPHYR_TEST_KEY", " sk-test-1\n")
     _, [(headers, _)] = ask(completion("stop"), api_key_env="ZEPHYR_TEST_KEY")
     assert headers["Authorization"] == "Bearer sk-test-1"
 
@@ -120,7 +121,11 @@ def test_a_served_judge_gets_both_answers_in_their_order() -> None:
     [OpenAISettings(model="m", base_url="http://a/v1"), ServiceSettings(base_url="http://a/v1")],
     ids=lambda settings: settings.engine,
 )
-def test_retries_and_time_out_reach_the_client(settings: OpenAISettings | ServiceSettings) -> None:
+def test_timeouts_reach_the_client(settings: OpenAISettings | ServiceSettings) -> None:
     client = settings.client()
-    assert (client.max_retries, client.timeout) == (RETRIES, TIMEOUT_SECONDS) == (6, 120)
+    assert client.max_retries == 0  # `Endpoint` decides
+    assert client.timeout.as_dict() == {
+        "connect": CONNECT_SECONDS,
+        **dict.fromkeys(("read", "write", "pool"), TIMEOUT_SECONDS),
+    }
     assert str(client.base_url) == "http://a/v1/"

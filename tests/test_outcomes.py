@@ -1,5 +1,6 @@
 """Tests outcomes in the journal: which rows are kept, dropped, and asked again."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from in_process import work_on
 from zephyr_ray import rows
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.rules import RulesSettings
+from zephyr_ray.errors import Permanent
 from zephyr_ray.outcomes import (
     Answered,
     EngineDied,
@@ -20,11 +22,12 @@ from zephyr_ray.outcomes import (
     to_entry,
 )
 from zephyr_ray.rows import _Outcomes
+from zephyr_ray.stage import Work
 from zephyr_ray.store import Journal
 
 OUTCOMES: list[Outcome] = [
     Answered("r", {"id": "r", "text": "a"}),
-    RowFault("r", "too long"),
+    RowFault("r", "9 tokens do not fit", "too long"),
     EnvironmentFault("r", "busy"),
     EngineDied(["r", "s"]),
     Stopped("wrong key"),
@@ -39,7 +42,7 @@ def test_an_outcome_is_read_as_it_was_written(outcome: Outcome) -> None:
 def test_the_format_of_entries() -> None:
     assert [to_entry(outcome) for outcome in OUTCOMES] == [
         {"id": "r", "row": {"id": "r", "text": "a"}},
-        {"id": "r", "row_fault": "too long"},
+        {"id": "r", "row_fault": "9 tokens do not fit", "cause": "too long"},
         {"id": "r", "environment_fault": "busy"},
         {"died": ["r", "s"]},
         {"stop": "wrong key"},
@@ -49,6 +52,7 @@ def test_the_format_of_entries() -> None:
 OLD_FAULTS = [
     {"id": "r", "error": "the engine refused it"},
     {"id": "r", "error": "temporary: 503"},
+    {"id": "r", "row_fault": "status 402: no credits"},
     {"id": "r"},
     {},
 ]
@@ -82,7 +86,7 @@ def of(*outcomes: Outcome) -> list[dict[str, Any]]:
 
 
 A, B = Answered("r", {"id": "r", "n": 1}), Answered("r", {"id": "r", "n": 2})
-ROW, WORLD = RowFault("r", "too long"), EnvironmentFault("r", "busy")
+ROW, WORLD = RowFault("r", "9 tokens do not fit", "too long"), EnvironmentFault("r", "busy")
 
 
 @pytest.mark.parametrize(
@@ -94,8 +98,8 @@ ROW, WORLD = RowFault("r", "too long"), EnvironmentFault("r", "busy")
         ([A, ROW], {"r": A.row}, {}, {}),
         ([WORLD, A], {"r": A.row}, {}, {}),
         ([A, WORLD], {"r": A.row}, {}, {}),
-        ([WORLD, ROW], {}, {"r": "too long"}, {}),
-        ([ROW, WORLD], {}, {"r": "too long"}, {}),
+        ([WORLD, ROW], {}, {"r": ROW}, {}),
+        ([ROW, WORLD], {}, {"r": ROW}, {}),
         ([WORLD], {}, {}, {"r": "busy"}),
         ([EngineDied(["r"])], {}, {}, {}),
     ],
@@ -103,7 +107,7 @@ ROW, WORLD = RowFault("r", "too long"), EnvironmentFault("r", "busy")
 def test_the_end_of_a_row_with_several_outcomes(
     outcomes: list[Outcome],
     results: dict[str, Any],
-    row_faults: dict[str, str],
+    row_faults: dict[str, RowFault],
     environment_faults: dict[str, str],
     tmp_path: Path,
 ) -> None:
@@ -142,3 +146,65 @@ def test_a_line_that_a_kill_cut_short_is_no_entry(tmp_path: Path) -> None:
     found.follow()
     assert found.results == {"r": A.row}
     assert not found.has("s")
+
+
+def fails(numbers: Iterable[int]) -> list[dict[str, Any]]:
+    causes = ("too long", "content filter")
+    return [to_entry(RowFault(str(n), f"reason {n}", causes[n % 2])) for n in numbers]
+
+
+@pytest.mark.parametrize(
+    ("rows_in_stage", "max_failed", "allowed"),
+    [(100, 0.05, 5), (12, 0.05, 1), (2, 0.05, 1), (100, 0.29, 29), (100, 0, 0), (12, 1, 11)],
+)
+def test_the_bound_of_failed_rows(
+    rows_in_stage: int,
+    max_failed: float,
+    allowed: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rows, "_execute", lambda *_: None)
+    models = [Model("m", RulesSettings())]
+
+    def run(failed: int) -> tuple[Work, list[dict[str, Any]]]:
+        folder = tmp_path / str(failed)
+        folder.mkdir()
+        work = work_on(folder)
+        work.max_failed = max_failed
+        journal = work.journal("rows", "actor")
+        for entry in fails(range(failed)):
+            journal.append(entry)
+        ids = [{"id": str(n)} for n in range(rows_in_stage)]
+        for row in ids[failed:]:
+            journal.append(to_entry(Answered(row["id"], row)))
+        return work, rows.run_rows(work, ids, None, models)  # type: ignore[arg-type]
+
+    work, results = run(allowed)
+    assert len(results) == rows_in_stage - allowed
+    assert work.counts["failed/rows"] == allowed
+    assert work.counts.get("failed/too long", 0) == (allowed + 1) // 2
+    assert work.counts.get("failed/content filter", 0) == allowed // 2
+    with pytest.raises(Permanent) as raised:
+        run(allowed + 1)
+    if allowed + 1 == rows_in_stage:
+        assert str(raised.value) == "every row failed; the first: reason 0"
+    else:
+        assert f"{allowed + 1} of {rows_in_stage} rows failed" in str(raised.value)
+        assert "row '0': reason 0; " in str(raised.value)
+        assert str(raised.value).endswith("raise stage.max_failed to go on without them")
+
+
+def test_the_share_of_a_stage_that_adds_rows_is_that_of_all_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "_execute", lambda *_: None)
+    models, work = [Model("m", RulesSettings())], work_on(tmp_path)
+    journal, ids = work.journal("rows", "actor"), [{"id": str(n)} for n in range(40)]
+    for start in (0, 20):
+        journal.append(fails([start])[0])
+        for row in ids[start + 1 : start + 20]:
+            journal.append(to_entry(Answered(row["id"], row)))
+        asked = ids[: start + 20]
+        assert len(rows.run_rows(work, asked, None, models)) == 0.95 * len(asked)  # type: ignore[arg-type]
+    assert work.counts["failed/rows"] == 2

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from fake_endpoint import GOOD, endpoint
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.headers import count_parameters
@@ -428,18 +429,19 @@ def test_too_little_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_key_is_named_before_anything_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endpoint = (
-        "models.base={engine: openai, model: m, base_url: 'http://127.0.0.1:1/v1', "
-        "api_key_env: ZEPHYR_TEST_KEY}"
-    )
-    overrides = ["sft.model=student2", "models.student2={weights: tiny}", endpoint]
-    monkeypatch.delenv("ZEPHYR_TEST_KEY", raising=False)
-    with pytest.raises(Permanent, match="variable ZEPHYR_TEST_KEY .* is not set"):
+    with endpoint(lambda number, body: GOOD) as server:
+        model = (
+            f"models.base={{engine: openai, model: m, base_url: '{server.url}', "
+            "api_key_env: ZEPHYR_TEST_KEY}"
+        )
+        overrides = ["sft.model=student2", "models.student2={weights: tiny}", model]
+        monkeypatch.delenv("ZEPHYR_TEST_KEY", raising=False)
+        with pytest.raises(Permanent, match="variable ZEPHYR_TEST_KEY .* is not set"):
+            check(folder, *overrides)
+        monkeypatch.setenv("ZEPHYR_TEST_KEY", "secret")
         check(folder, *overrides)
-    monkeypatch.setenv("ZEPHYR_TEST_KEY", "secret")
-    check(folder, *overrides)
-    identities = json.dumps([step.identity for step in plan(folder, *overrides).values()])
-    assert "secret" not in identities and "ZEPHYR_TEST_KEY" not in identities
+        identities = json.dumps([step.identity for step in plan(folder, *overrides).values()])
+        assert "secret" not in identities and "ZEPHYR_TEST_KEY" not in identities
 
 
 @pytest.mark.parametrize(

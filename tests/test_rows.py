@@ -16,7 +16,7 @@ from ray import cloudpickle
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.engines.vllm import VllmSettings
-from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.errors import Permanent, RowError, Temporary
 from zephyr_ray.messages import assistant, user
 from zephyr_ray.models.contract import EngineDead
 from zephyr_ray.rows import run_rows
@@ -299,7 +299,7 @@ def test_an_unexpected_exception_loses_no_row(tmp_path: Path) -> None:
 
 
 async def refuses(row: dict[str, Any], judge: Any) -> dict[str, Any]:
-    raise Permanent(f"row {row['id']} is no good")
+    raise RowError(f"row {row['id']} is no good")
 
 
 def test_every_row_failing_stops_the_stage_with_the_first_reason(tmp_path: Path) -> None:

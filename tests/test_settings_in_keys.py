@@ -134,7 +134,11 @@ HOW_IT_TRAINS = {
     "optimizer": "paged_adamw_32bit",
     "checkpoint_every": 3,
 }
-NOT_IN_KEY: dict[str, dict[str, Any]] = {"sft": HOW_IT_TRAINS, "dpo": HOW_IT_TRAINS}
+ROW_PROGRAMS = ("self_instruct", "self_refine", "clean", "completions", "feedback", "pairwise")
+NOT_IN_KEY: dict[str, dict[str, Any]] = {
+    "sft": HOW_IT_TRAINS,
+    "dpo": HOW_IT_TRAINS,
+} | dict.fromkeys(ROW_PROGRAMS, {"max_failed": 0.5})
 
 MODEL: dict[str, dict[str, Any]] = {
     "vllm": {"engine": "vllm", "weights": "owner/a"},
@@ -146,7 +150,8 @@ SAMPLING = {"temperature": 0.1, "top_p": 0.5, "demonstrations": "seeds.jsonl", "
 PROCESSES = {"actors": 3, "concurrency": 3}
 MODEL_IN_KEY: dict[str, dict[str, Any]] = {
     "vllm": SAMPLING | {"weights": "owner/b"},
-    "openai": SAMPLING | {"base_url": "http://b/v1", "model": "n"},
+    "openai": SAMPLING
+    | {"base_url": "http://b/v1", "model": "n", "parameters": {"reasoning_effort": "low"}},
     "rules": {"relevance": "owner/encoder", "relevance_min": 0.5},
     "service": {"base_url": "http://b"},
 }

@@ -22,6 +22,11 @@ class RowError(Permanent):
     """A failure of one row itself: too long, refused for its content, or not readable. The row is
     dropped and counted; the stage continues."""
 
+    def __init__(self, message: object = "", cause: str = "unusable"):
+        super().__init__(message)
+        self.cause = cause
+        """The cause in a word or two, by which failed rows are counted."""
+
 
 class Temporary(Exception):
     """A failure that a retry can help: rate limit, server error, timeout, lost worker."""

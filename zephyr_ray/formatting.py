@@ -1,5 +1,6 @@
 """Formats values for people; all rounding, signs and durations are here."""
 
+from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,20 @@ def duration(seconds: float | None) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def shorten(text: str, limit: int = 300) -> str:
+    """Returns the start of a foreign text as one line without control characters."""
+    # Cut first: the text may be as long as its sender likes.
+    words = "".join(c if c.isprintable() else " " for c in text[: 2 * limit]).split()
+    line = " ".join(words)
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def list_counts(counts: Mapping[str, float]) -> str:
+    """Lists counts with the largest first: content filter 3, too long 2."""
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {count:.0f}" for name, count in ordered)
 
 
 def gib(size: float) -> str:

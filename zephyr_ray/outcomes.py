@@ -20,10 +20,11 @@ class Answered:
 
 @dataclass(frozen=True)
 class RowFault:
-    """A failure of the row itself; it is counted and dropped."""
+    """A failure of the row itself; it is counted by its cause and dropped."""
 
     id: str
     row_fault: str
+    cause: str
 
 
 @dataclass(frozen=True)

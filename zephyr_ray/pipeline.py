@@ -22,13 +22,13 @@ from zephyr_ray.clock import Clock
 from zephyr_ray.display import CONSOLE, ConsoleHandler, Display
 from zephyr_ray.errors import Permanent
 from zephyr_ray.estimate.printing import print_estimate
-from zephyr_ray.formatting import duration
+from zephyr_ray.formatting import duration, list_counts
 from zephyr_ray.masking import ArgumentParser, masked
 from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, preflight
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.run_folder import link_artifact, unlink_stale
-from zephyr_ray.stage import Stage, Work, log
+from zephyr_ray.stage import MAX_FAILED, Stage, Work, log
 from zephyr_ray.store import SCRATCH, Artifact, Store, content_key
 from zephyr_ray.tracking import StageRun, Tracking
 
@@ -187,6 +187,7 @@ class _Run:
             models=models,
             files=recipe.files(stage),
             log_metrics=stage_run.log_metrics,
+            max_failed=getattr(stage, "max_failed", MAX_FAILED),
         )
         work.scratch.mkdir(parents=True, exist_ok=True)
         display.set(step.name, "running", progress=work.progress)
@@ -212,11 +213,16 @@ class _Run:
 
 
 def _summary(artifact: Artifact) -> str:
+    """Returns what the artifact has and what it lacks: 95 rows · 5 failed (too long 5) · 12 s."""
     manifest = artifact.manifest
     counts = manifest.counts
     parts = [f"{counts['rows']:.0f} rows"] if "rows" in counts else []
     parts += [f"{counts['steps']:.0f} steps"] if "steps" in counts else []
-    dropped = sum(v for k, v in counts.items() if k.startswith(("dropped/", "failed/")))
+    causes = {k.removeprefix("failed/"): v for k, v in counts.items() if k.startswith("failed/")}
+    if failed := causes.pop("rows", 0):
+        by_cause = f" ({list_counts(causes)})" if causes else ""
+        parts.append(f"{failed:.0f} failed{by_cause}")
+    dropped = sum(v for k, v in counts.items() if k.startswith("dropped/"))
     parts += [f"{dropped:.0f} dropped"] if dropped else []
     return " · ".join([*parts, duration(manifest.seconds)])
 

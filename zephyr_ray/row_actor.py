@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_ray.engines.model import Model
-from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.errors import Permanent, RowError, Temporary
 from zephyr_ray.models.contract import Ask, EngineDead, StopRun
 from zephyr_ray.outcomes import (
     Answered,
@@ -33,14 +33,25 @@ Program = Callable[[Row, Any], Awaitable[Row]]
 
 ROW_DEATHS = 3
 """Fail a row after this many engine crashes while it was in flight."""
+FAULTS_IN_SUCCESSION = 3
+"""Stop after this many environment faults without an answer between them."""
 
 
 class RowActor:
     """An actor that Ray Data calls with blocks of rows, as JSON. Writes one outcome per row to the
-    journal."""
+    journal; stops once more than `max_failed` rows of the stage failed."""
 
-    def __init__(self, program: Program, members: dict[str, Model], seed: int, journal: str):
-        self._program, self._members = program, members
+    def __init__(
+        self,
+        program: Program,
+        members: dict[str, Model],
+        seed: int,
+        journal: str,
+        max_failed: int,
+    ):
+        self._program, self._members, self._max_failed = program, members, max_failed
+        self._failed: set[str] = set()
+        self._faults_since_answer = 0
         self._folder = Path(journal)
         self._journal = Journal(self._folder, writer=uuid.uuid4().hex[:12])
         self._stopped = False
@@ -51,6 +62,10 @@ class RowActor:
             log.info("engine of '%s' ready after %.0f s", first.name, time.monotonic() - start)
         except Permanent as error:
             self._stop(str(error))
+        except Exception as error:
+            log.warning("the engine of '%s' did not start", first.name, exc_info=True)
+            reason = f"{type(error).__name__}: {error}"
+            self._stop(f"the engine of model '{first.name}' did not start: {reason}")
         self._slots, self._alone = asyncio.Semaphore(first.settings.concurrency), asyncio.Lock()
         self._in_flight: set[str] = set()
 
@@ -58,6 +73,7 @@ class RowActor:
         # In a retried block, rows may have been answered before the actor died.
         outcomes = [from_entry(line) for line in Journal(self._folder).read_new()]
         finished = {o.id for o in outcomes if isinstance(o, Answered | RowFault)}
+        self._failed |= {o.id for o in outcomes if isinstance(o, RowFault)}
         deaths = Counter(row for o in outcomes if isinstance(o, EngineDied) for row in o.died)
         rows = [json.loads(text) for text in batch["row"]]
         pending = [row for row in rows if row["id"] not in finished]
@@ -65,7 +81,8 @@ class RowActor:
         # Rows in flight at a crash are retried one at a time, so that only the cause fails.
         for row in pending:
             if deaths[row["id"]] >= ROW_DEATHS:
-                self._write(RowFault(row["id"], f"the engine died {ROW_DEATHS} times at this row"))
+                reason = f"the engine died {ROW_DEATHS} times at this row"
+                self._fail(RowFault(row["id"], reason, "engine died"))
             elif deaths[row["id"]]:
                 async with self._alone:
                     await self._run(row)
@@ -79,29 +96,50 @@ class RowActor:
             self._in_flight.add(row["id"])
             try:
                 self._write(Answered(row["id"], await self._program(row, self._ask_for(row))))
+                self._faults_since_answer = 0
+            except RowError as error:
+                self._fail(RowFault(row["id"], str(error), error.cause))
             except StopRun as error:
                 self._stop(str(error))
+            except Permanent as error:
+                self._stop(f"row '{row['id']}': {error}")
             except EngineDead as error:
                 log.error("the engine died: %s", error)
                 self._write(EngineDied(sorted(self._in_flight)))
                 os._exit(1)  # Ray restarts the actor and retries its blocks
             except Temporary as error:
-                self._write(EnvironmentFault(row["id"], str(error)))
-            except Permanent as error:
-                self._write(RowFault(row["id"], str(error)))
+                self._leave(row, str(error))
             except Exception as error:
                 # Unexpected, so more likely our bug than the row's fault: the row must not be lost.
                 log.warning("row %s failed", row["id"], exc_info=True)
-                self._write(EnvironmentFault(row["id"], f"{type(error).__name__}: {error}"))
+                self._leave(row, f"{type(error).__name__}: {error}")
             finally:
                 self._in_flight.discard(row["id"])
 
     def _write(self, outcome: Outcome) -> None:
         self._journal.append(to_entry(outcome))
 
+    def _fail(self, fault: RowFault) -> None:
+        """Drops a row; stops if that makes too many, which `run_rows` reports."""
+        self._write(fault)
+        self._failed.add(fault.id)
+        self._stopped = self._stopped or len(self._failed) > self._max_failed
+
+    def _leave(self, row: Row, reason: str) -> None:
+        """Leaves a row to the next run; stops if nothing works any more."""
+        self._write(EnvironmentFault(row["id"], reason))
+        self._faults_since_answer += 1
+        if self._faults_since_answer == FAULTS_IN_SUCCESSION:
+            self._stop(
+                f"{FAULTS_IN_SUCCESSION} rows in succession were not answered; the last: {reason}; "
+                "correct that, then run again"
+            )
+
     def _stop(self, message: str) -> None:
+        """Starts no further row. Rows in flight go on: their answers are paid for."""
+        if not self._stopped:
+            self._write(Stopped(message))
         self._stopped = True
-        self._write(Stopped(message))
 
     def _ask_for(self, row: Row) -> Ask:
         """Returns the row's `ask`. With several models, the row names its own in "member"."""

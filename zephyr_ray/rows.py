@@ -6,12 +6,15 @@ save whole blocks, but a single row is expensive here.)
 """
 
 import json
+import re
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
+from zephyr_ray.formatting import list_counts, percent, shorten
 from zephyr_ray.outcomes import Answered, EnvironmentFault, RowFault, Stopped, from_entry
 from zephyr_ray.ray_cluster import connect
 from zephyr_ray.row_actor import Program, Row, RowActor
@@ -22,16 +25,21 @@ BLOCKS_PER_ACTOR = 4
 """Small blocks balance the load; two blocks at once per actor leave no idle time between them."""
 ENGINE_DEATHS = 5
 """Maximum restarts per actor before the stage fails."""
+EXCEPTION_LINE = re.compile(r"\w[\w.]*(Error|Exception): ")
 
 
 def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model]) -> list[Row]:
     """Returns the program's results in the order of `rows`; failed rows are counted and omitted.
 
     Each row has an "id"; within a stage, rows with the same "id" are the same row. With several
-    models, a row names its own in "member". Raises Permanent if no row succeeds, if a row has an
-    environment fault, or if a model cannot be used at all.
+    models, a row names its own in "member". Raises Permanent if a row has no outcome of its own,
+    because its environment failed or its model cannot be used, or if more rows failed than
+    `work.max_failed` allows. A stage that calls this function again passes its earlier rows too,
+    so that the share is the stage's.
     """
-    outcomes = _Outcomes(work.journal("rows"))
+    # Rounded first, because 0.29 * 100 is a little less than 29.
+    max_failed = max(1, int(round(work.max_failed * len(rows), 6))) if work.max_failed else 0
+    outcomes = _Outcomes(work.journal("rows"), len(rows), max_failed)
     outcomes.follow()
     # This attempt retries what stopped an earlier one.
     outcomes.environment_faults.clear()
@@ -49,6 +57,7 @@ def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model])
         pending = [r for r in rows if r.get("member", first) in names and not outcomes.has(r["id"])]
         if pending:
             _execute(work, outcomes, pending, program, members)
+        outcomes.check_failures(work)
     faults = outcomes.environment_faults
     if missing := [r["id"] for r in rows if not outcomes.has(r["id"]) and r["id"] not in faults]:
         raise Permanent(
@@ -62,14 +71,7 @@ def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model])
             "kept, run again to retry the others"
         )
     progress.done = outcomes.count
-    work.counts["failed/rows"] = len(outcomes.row_faults)
-    if outcomes.row_faults:
-        examples = list(outcomes.row_faults.items())[:3]
-        work.examples["failed/rows"] = [f"{row_id}: {reason}" for row_id, reason in examples]
-    results = [outcomes.results[r["id"]] for r in rows if r["id"] in outcomes.results]
-    if rows and not results:
-        raise Permanent(f"every row failed; the first: {next(iter(outcomes.row_faults.values()))}")
-    return results
+    return [outcomes.results[r["id"]] for r in rows if r["id"] in outcomes.results]
 
 
 @dataclass
@@ -77,8 +79,12 @@ class _Outcomes:
     """The outcomes of rows so far, read from the journal."""
 
     journal: Journal
+    rows: int = 0
+    """Number of all rows."""
+    max_failed: int = 0
+    """Maximum number of failed rows."""
     results: dict[str, Row] = field(default_factory=dict)
-    row_faults: dict[str, str] = field(default_factory=dict)
+    row_faults: dict[str, RowFault] = field(default_factory=dict)
     environment_faults: dict[str, str] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
 
@@ -99,13 +105,34 @@ class _Outcomes:
                     self.results.setdefault(row_id, row)
                     self.row_faults.pop(row_id, None)
                     self.environment_faults.pop(row_id, None)
-                case RowFault(row_id, reason) if row_id not in self.results:
-                    self.row_faults[row_id] = reason
+                case RowFault(row_id) as fault if row_id not in self.results:
+                    self.row_faults[row_id] = fault
                     self.environment_faults.pop(row_id, None)
                 case EnvironmentFault(row_id, reason) if not self.has(row_id):
                     self.environment_faults[row_id] = reason
                 case Stopped(reason):
                     self.stops.append(reason)
+
+    def check_failures(self, work: Work) -> None:
+        """Counts failed rows by cause, with examples. Raises Permanent if they are too many."""
+        faults = list(self.row_faults.values())
+        causes = Counter(fault.cause for fault in faults)
+        work.counts |= {"failed/rows": len(faults)}
+        work.counts |= {f"failed/{cause}": count for cause, count in causes.items()}
+        if not faults:
+            return
+        work.examples["failed/rows"] = [f"{f.id}: {f.row_fault}" for f in faults[:3]]
+        if len(faults) == self.rows:
+            raise Permanent(f"every row failed; the first: {faults[0].row_fault}")
+        if len(faults) > self.max_failed:
+            first_of_each = {fault.cause: fault for fault in reversed(faults)}
+            examples = [f"row '{f.id}': {shorten(f.row_fault)}" for f in first_of_each.values()]
+            raise Permanent(
+                f"{len(faults)} of {self.rows} rows failed ({percent(len(faults) / self.rows)}: "
+                f"{list_counts(causes)}), max_failed allows {self.max_failed}; "
+                f"{'; '.join(examples)}; "
+                f"raise {work.name}.max_failed to go on without them"
+            )
 
 
 def _execute(
@@ -128,6 +155,7 @@ def _execute(
             "members": {m.name: m for m in members},
             "seed": work.seed,
             "journal": str(outcomes.journal.folder),
+            "max_failed": outcomes.max_failed,
         },
         batch_size=None,
         compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=2),
@@ -156,16 +184,25 @@ def _execute(
             pass
     except ray.exceptions.RayError as error:
         log.debug("row pass failed", exc_info=True)
+        died = isinstance(error, ray.exceptions.RayActorError)
         raise Permanent(
-            f"the actors of model '{members[0].name}' died {ENGINE_DEATHS + 1} times "
-            f"({str(error).strip().splitlines()[-1]}); "
+            f"the actors of model '{members[0].name}' "
+            f"{f'died {ENGINE_DEATHS + 1} times' if died else 'failed'} ({_reason(error)}); "
             "finished rows are kept, run again to continue"
         ) from error
     finally:
         done.set()
         follower.join()
     if outcomes.stops:
-        raise Permanent(outcomes.stops[0])
+        kept = f" ({outcomes.count} finished rows are kept)" if outcomes.count else ""
+        raise Permanent(f"{outcomes.stops[0]}{kept}")
+
+
+def _reason(error: Exception) -> str:
+    """Returns the line of a remote traceback that names the first exception; the last line if none
+    does."""
+    lines = str(error).strip().splitlines()
+    return shorten(next(filter(EXCEPTION_LINE.match, lines), lines[-1]))
 
 
 def _capacity(settings: ModelSettings) -> int:

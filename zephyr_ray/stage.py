@@ -6,18 +6,22 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from zephyr_ray.demand import Calls, Footprint, Processors
 from zephyr_ray.engines.model import Model, RecipeModel
 from zephyr_ray.section import Section
-from zephyr_ray.settings import Strict
+from zephyr_ray.settings import OPERATIONAL, Strict
 from zephyr_ray.store import SCRATCH, Artifact, Journal, write_rows
 
 log = logging.getLogger("zephyr_ray")
 
 PROMPT_TOKENS, ANSWER_TOKENS = 256, 512
 """Tokens of a prompt and of an answer in estimates, if their lengths are unknown."""
+MAX_FAILED = 0.05
+"""Default of `RowStage.max_failed`."""
 
 
 @dataclass
@@ -48,6 +52,8 @@ class Work:
     """The stages that made `inputs`."""
     log_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None
     """Logs metrics of a step to MLflow."""
+    max_failed: float = MAX_FAILED
+    """The `RowStage.max_failed` of the stage."""
     progress: Progress = field(default_factory=Progress)
     counts: dict[str, float] = field(default_factory=dict)
     """Numbers for the manifest, MLflow and the report: rows made, dropped, truncated, …"""
@@ -138,3 +144,11 @@ class Stage(Strict):
     def section(self, artifact: Artifact) -> Section | None:
         """Returns what an artifact of this stage contributes to the report; None for nothing."""
         return None
+
+
+class RowStage(Stage):
+    """A stage that runs a row program, of which a few rows may fail for a reason of their own."""
+
+    max_failed: Annotated[float, OPERATIONAL] = Field(MAX_FAILED, ge=0, le=1)
+    """Maximum share of the rows that may fail, but at least one row unless it is 0; above it, the
+    stage stops."""

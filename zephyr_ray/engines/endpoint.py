@@ -1,14 +1,20 @@
-"""Defines settings, client and error handling for engines that call an HTTP endpoint."""
+"""Defines settings of engines that call an HTTP endpoint, and the client that they share."""
 
+import asyncio
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import field_validator
 
+from zephyr_ray.engines.connection import check_proxies, check_reachable, describe
+from zephyr_ray.engines.replies import Unavailable, read_object
 from zephyr_ray.engines.settings import ModelSettings
-from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.errors import Permanent
 from zephyr_ray.masking import remember
 from zephyr_ray.models.contract import StopRun
 from zephyr_ray.settings import OPERATIONAL
@@ -16,10 +22,21 @@ from zephyr_ray.settings import OPERATIONAL
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+log = logging.getLogger("zephyr_ray")
+
 RETRIES = 6
-"""Maximum retries per request, with exponential backoff or after the delay in Retry-After."""
-TIMEOUT_SECONDS = 120
-"""Maximum seconds per attempt."""
+"""Maximum retries per request, with exponential backoff or after the delay in Retry-After. A rate
+limit is waited out instead, see WAIT_SECONDS."""
+FIRST_DELAY, LONGEST_DELAY = 0.5, 8.0
+"""Seconds of the backoff before the first retry, and its maximum."""
+WAIT_SECONDS = 600
+"""Maximum seconds that a request waits while the endpoint answers no request at all."""
+TIMEOUT_SECONDS, CONNECT_SECONDS = 120, 15
+"""Maximum seconds per attempt without a byte of the reply, and until it is connected."""
+PREFLIGHT_SECONDS = 5
+"""Maximum seconds without a byte when a connection is checked before a run."""
+
+T = TypeVar("T")
 
 
 class EndpointSettings(ModelSettings):
@@ -29,7 +46,7 @@ class EndpointSettings(ModelSettings):
     """Endpoint URL; part of the content key, because the same name elsewhere may be another
     model."""
     api_key_env: Annotated[str | None, OPERATIONAL] = None
-    """Name of the environment variable that holds the key, never the key itself."""
+    """Name of the environment variable that holds the key, in capitals; never the key itself."""
 
     @field_validator("base_url")
     @classmethod
@@ -38,54 +55,107 @@ class EndpointSettings(ModelSettings):
             raise ValueError("must start with http:// or https://")
         return value
 
+    @field_validator("api_key_env", mode="before")
+    @classmethod
+    def _is_a_name(cls, value: Any) -> Any:
+        if value is None or (isinstance(value, str) and re.fullmatch("[A-Z_][A-Z0-9_]*", value)):
+            return value
+        # Not a ValueError, whose line would quote the value.
+        raise Permanent(
+            "api_key_env is not the name of an environment variable in capitals, and may be the "
+            "key itself; export the key in a variable and write its name, such as OPENAI_API_KEY"
+        )
+
     def environment_variables(self) -> list[str]:
         return [self.api_key_env] if self.api_key_env else []
 
     def preflight(self) -> None:
-        self.api_key()
+        import httpx2
+        import openai
+
+        arguments = self._client_arguments()
+        check_proxies()
+        try:
+            client = openai.OpenAI(**arguments, timeout=PREFLIGHT_SECONDS, max_retries=0)
+        except httpx2.InvalidURL:
+            raise Permanent("base_url is not a URL; correct it") from None
+        with client:
+            check_reachable(client, self.api_key_env)
 
     def api_key(self) -> str:
-        """Returns the key. Raises StopRun if the environment variable is not set."""
+        """Returns the key. Raises StopRun if the environment variable holds none."""
         if self.api_key_env is None:
             return "none"  # the client requires a key even if the server needs none
-        key = os.environ.get(self.api_key_env)
+        key = os.environ.get(self.api_key_env, "").strip()
         if not key:
             raise StopRun(
                 f"environment variable {self.api_key_env} (api_key_env) is not set; export it"
             )
+        if not re.fullmatch("[!-~]+", key):
+            raise StopRun(
+                f"environment variable {self.api_key_env} (api_key_env) holds a line break, space "
+                "or other character that no key has; export the key alone"
+            )
         return remember(key)
 
     def client(self) -> "AsyncOpenAI":
+        """Returns a client that sends each request once; `Endpoint` decides about retries."""
         import openai
 
-        return openai.AsyncOpenAI(
-            base_url=self.base_url,
-            api_key=self.api_key(),
-            max_retries=RETRIES,
-            timeout=TIMEOUT_SECONDS,
-        )
+        timeout = openai.Timeout(TIMEOUT_SECONDS, connect=CONNECT_SECONDS)
+        return openai.AsyncOpenAI(**self._client_arguments(), timeout=timeout, max_retries=0)
+
+    def _client_arguments(self) -> dict[str, str]:
+        return {"base_url": self.base_url, "api_key": self.api_key()}
 
 
-@contextmanager
-def typed_errors(client: "AsyncOpenAI", target: str) -> Iterator[None]:
-    """Raises the client's errors as StopRun (every row would fail), Temporary (retry) or Permanent
-    (this row fails)."""
-    import openai
+class Endpoint:
+    """Posts requests to an endpoint; retries and waits if that can help."""
 
-    address = client.base_url
-    try:
-        yield
-    except (
-        openai.AuthenticationError,
-        openai.PermissionDeniedError,
-        openai.NotFoundError,
-    ) as error:
-        raise StopRun(
-            f"{address}: cannot use {target}: {error}; check api_key_env and the model's name"
-        ) from None
-    except (openai.RateLimitError, openai.InternalServerError) as error:
-        raise Temporary(f"{address}: {error}") from None
-    except openai.APIConnectionError as error:
-        raise Temporary(f"cannot reach {address}: {error}") from None
-    except openai.APIStatusError as error:
-        raise Permanent(f"{address} rejected this prompt: {error}") from None
+    def __init__(self, settings: EndpointSettings, target: str):
+        self._client = settings.client()
+        self.name = f"{target} at {settings.base_url}"
+        """Names the endpoint in error lines."""
+        self._last_answer = time.monotonic()
+        self._is_waiting = False
+
+    async def post(
+        self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any], str], T]
+    ) -> T:
+        """Returns what `read(object, name)` makes of the JSON object in the reply. Raises as
+        `replies.read_object` does."""
+        start, retries = time.monotonic(), 0
+        while True:
+            try:
+                answer = read(await self._send(path, body), self.name)
+                self._last_answer, self._is_waiting = time.monotonic(), False
+                return answer
+            except Unavailable as error:
+                delay = error.after or min(FIRST_DELAY * 2**retries, LONGEST_DELAY)
+                delay *= 1 + random.random() / 4  # so that not all rows ask at the same moment
+                waited = time.monotonic() - max(start, self._last_answer)
+                gives_up = retries >= RETRIES and not error.rate_limited
+                if gives_up or waited + delay > WAIT_SECONDS:
+                    raise
+                if not self._is_waiting:
+                    log.warning("%s; asking again", error)
+                self._is_waiting = True
+            await asyncio.sleep(delay)
+            retries += 1
+
+    async def _send(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        import httpx2
+        import openai
+
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                response = await self._client.post(
+                    path, cast_to=httpx2.Response, body=body, options={"follow_redirects": False}
+                )
+        except openai.APIStatusError as error:
+            response = error.response
+        except openai.APIConnectionError as error:
+            raise Unavailable(f"{self.name}: no reply ({describe(error.__cause__)})") from None
+        except TimeoutError:
+            raise Unavailable(f"{self.name}: no complete reply in {WAIT_SECONDS} s") from None
+        return read_object(response.status_code, response.headers, response.text, self.name)

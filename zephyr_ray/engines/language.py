@@ -32,7 +32,7 @@ class LanguageEngine:
     """A running language model. Subclasses answer single requests."""
 
     async def answer(self, messages: list[Message], sampling: Sampling) -> Reply:
-        """Returns the answer. Raises Permanent, StopRun or Temporary as `Ask` does."""
+        """Returns the answer. Raises RowError, StopRun or Temporary as `Ask` does."""
         raise NotImplementedError
 
     def ask_for(self, model: Model, row: dict[str, Any]) -> "RowAsk":

@@ -1,13 +1,32 @@
 """Uses an OpenAI-compatible endpoint as a model."""
 
-from typing import Annotated, Literal
+import logging
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import JsonValue, field_validator
 
 from zephyr_ray.demand import Calls
-from zephyr_ray.engines.endpoint import EndpointSettings, typed_errors
+from zephyr_ray.engines.endpoint import Endpoint, EndpointSettings
 from zephyr_ray.engines.language import LanguageEngine, LanguageSettings
+from zephyr_ray.engines.replies import Rejected, read_answer
 from zephyr_ray.messages import Message
-from zephyr_ray.models.contract import Reply, Sampling
-from zephyr_ray.settings import OPERATIONAL
+from zephyr_ray.models.contract import Reply, Sampling, StopRun
+from zephyr_ray.settings import ADDED, OPERATIONAL
+
+log = logging.getLogger("zephyr_ray")
+
+RESERVED = {"model", "messages", "stream", "n"}
+"""Parameters that the engine itself sets, or whose replies it could not read."""
+ADAPTABLE = {"max_tokens": "max_completion_tokens", "temperature": None, "top_p": None}
+"""Parameters of every request, and their other names; without one, a refused one is left out."""
+UNSUPPORTED = re.compile(
+    r"(un|not |n't )(support|recogni|known|expect|permit|allow|accept|available|implement)"
+    r"|extra_forbidden|deprecated|invalid (parameter|argument|field)|only (one|[\d.]+ (is|are)) "
+    r"|\bboth\b|mutually exclusive|cannot be (specified|used|set|combined)",
+    re.IGNORECASE,
+)
+"""Matches an error about a parameter itself, and not about its value."""
 
 
 class OpenAISettings(EndpointSettings, LanguageSettings):
@@ -19,8 +38,17 @@ class OpenAISettings(EndpointSettings, LanguageSettings):
     engine: Literal["openai"] = "openai"
     model: str
     """The model's name at the endpoint."""
+    parameters: Annotated[dict[str, JsonValue], ADDED] = {}
+    """Further parameters of each request, such as reasoning_effort; they replace the engine's."""
     price: Annotated[tuple[float, float] | None, OPERATIONAL] = None
     """Dollars per million prompt tokens and per million answer tokens, for the plan."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _leaves_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if reserved := sorted(RESERVED & value.keys()):
+            raise ValueError(f"must not contain {', '.join(reserved)}")
+        return value
 
     def start(self, seed: int) -> "OpenAIEngine":
         return OpenAIEngine(self)
@@ -35,21 +63,49 @@ class OpenAIEngine(LanguageEngine):
     """A client of the endpoint, used like an engine."""
 
     def __init__(self, settings: OpenAISettings):
-        self._model, self._client = settings.model, settings.client()
+        self._model, self._extra = settings.model, settings.parameters
+        self._endpoint = Endpoint(settings, f"model '{settings.model}'")
+        self._changes: dict[str, str | None] = {}
+        """New names of parameters that the endpoint refused, None for those left out."""
 
     async def answer(self, messages: list[Message], sampling: Sampling) -> Reply:
-        with typed_errors(self._client, f"model '{self._model}'"):
-            response = await self._client.chat.completions.create(
-                model=self._model,
-                messages=messages,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-            )
-        choice, usage = response.choices[0], response.usage
-        return Reply(
-            choice.message.content or "",
-            "stop" if choice.finish_reason == "stop" else "length",
-            usage.prompt_tokens if usage else 0,
-            usage.completion_tokens if usage else 0,
-        )
+        while True:
+            body = self._body(messages, sampling)
+            try:
+                return await self._endpoint.post("/chat/completions", body, read_answer)
+            except Rejected as rejected:
+                self._adapt(rejected, body)
+
+    def _body(self, messages: list[Message], sampling: Sampling) -> dict[str, Any]:
+        parameters: dict[str, Any] = {
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+        }
+        for name, new_name in self._changes.items():
+            value = parameters.pop(name)
+            if new_name:
+                parameters[new_name] = value
+        return {"model": self._model, "messages": messages, **parameters, **self._extra}
+
+    def _adapt(self, rejected: Rejected, body: dict[str, Any]) -> None:
+        """Renames or leaves out, from now on, the parameter that the endpoint does not support.
+
+        Raises StopRun if that did not help, and `rejected` if it is about something else.
+        """
+        error = rejected.error
+        if not UNSUPPORTED.search(f"{error.codes} {error.message}"):
+            raise rejected
+        refused = [n for n in ADAPTABLE if n in body and n not in self._extra and error.names(n)]
+        if any(name in self._changes for name in refused):
+            return  # another row adapted it while this one was asked
+        if refused:
+            # Of two that exclude each other, temperature stays.
+            name = refused[-1]
+            self._changes[name] = new_name = ADAPTABLE[name]
+            instead = f"sending {new_name} instead" if new_name else "leaving it out"
+            log.warning("%s does not support %s; %s", self._endpoint.name, name, instead)
+        elif any(error.names(n) for n in (body.keys() - RESERVED) | self._changes.keys()):
+            raise StopRun(f"{rejected}; correct the model's parameters") from None
+        else:
+            raise rejected

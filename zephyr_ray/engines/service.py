@@ -2,8 +2,13 @@
 
 from typing import Any, ClassVar, Literal
 
-from zephyr_ray.engines.endpoint import EndpointSettings, typed_errors
+from zephyr_ray.engines.endpoint import Endpoint, EndpointSettings
+from zephyr_ray.engines.replies import Rejected, Unavailable
+from zephyr_ray.errors import RowError
 from zephyr_ray.judges import FORMS
+
+REFUSED = "judge_refused"
+"""Code of the service's error if the judge cannot judge this row."""
 
 
 class ServiceSettings(EndpointSettings):
@@ -22,7 +27,7 @@ class ServedJudge:
     """A client of the served judge, used like an engine."""
 
     def __init__(self, settings: ServiceSettings):
-        self._client = settings.client()
+        self._endpoint = Endpoint(settings, "the judge")
 
     def ask_for(self, model: Any, row: dict[str, Any]) -> "ServedJudge":
         return self
@@ -36,9 +41,17 @@ class ServedJudge:
         request = {name: row.get(name) for name in ("prompt", "instruction", "constraint")}
         for name, answer in zip(FORMS[form].fields, answers, strict=True):
             request[name] = {part: answer[part] for part in ("text", "finish_reason")}
-        with typed_errors(self._client, "the judge"):
-            reply: Any = await self._client.post(
-                f"/judge/{form}", cast_to=object, body={"requests": [request]}
-            )
-        judgement: dict[str, Any] = reply["results"][0]
-        return judgement
+        try:
+            body = {"requests": [request]}
+            return await self._endpoint.post(f"/judge/{form}", body, _judgement)
+        except Rejected as rejected:
+            if REFUSED in rejected.error.codes:
+                raise RowError(str(rejected), "not judged") from None
+            raise
+
+
+def _judgement(data: dict[str, Any], where: str) -> dict[str, Any]:
+    results = data.get("results")
+    if not isinstance(results, list) or not results or not isinstance(results[0], dict):
+        raise Unavailable(f"{where}: the reply has no judgement")
+    return results[0]

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.demand import GIB, GPU_RESERVE, PROCESS_BYTES
 from zephyr_ray.engines.language import LanguageEngine, LanguageSettings
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import RowError
 from zephyr_ray.formatting import gib
 from zephyr_ray.messages import Message
 from zephyr_ray.models.contract import EngineDead, Reply, Sampling
@@ -152,9 +152,10 @@ class VllmEngine(LanguageEngine):
 
         prompt = self.format.prompt(messages)
         if len(prompt) + sampling.max_tokens > self.context:
-            raise Permanent(
+            raise RowError(
                 f"prompt of {len(prompt)} tokens and answer of up to {sampling.max_tokens} do not "
-                f"fit the context of {self.context}; shorten the messages or lower max_tokens"
+                f"fit the context of {self.context}; shorten the messages or lower max_tokens",
+                "too long",
             )
         number = str(next(self._numbers))
         future = asyncio.get_running_loop().create_future()

@@ -17,11 +17,11 @@ from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.section import Section
 from zephyr_ray.settings import Reads
-from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
+from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
 from zephyr_ray.store import Artifact, write_atomically
 
 
-class Pairwise(Stage):
+class Pairwise(RowStage):
     """Compares the answers of `answers` stages (one model each) with those of `baseline`.
 
     Writes the figures of each model (judge/figures.py) and the paired differences in pass rate

@@ -9,7 +9,7 @@ from zephyr_ray.messages import Message
 
 
 class StopRun(Permanent):
-    """An error that every row would have (a wrong key, an unknown model); stops the stage."""
+    """An error that every row would have: a wrong key, an unknown model, spent credits."""
 
 
 class EngineDead(Exception):
@@ -40,8 +40,8 @@ class Sampling:
 class Ask(Protocol):
     """The model of one row, as its row program gets it.
 
-    Raises Permanent if this row cannot be answered, StopRun if no row can be, and Temporary if a
-    retry may succeed.
+    Raises RowError if this row is at fault, StopRun if no row can be answered, and Temporary if
+    the next run should ask again.
     """
 
     async def __call__(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
-from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.errors import Permanent, RowError, Temporary
 from zephyr_ray.judges import FORMS, Form
 from zephyr_ray.serve.dispatcher import ChatTokens, Dispatcher, ModelResponse
 from zephyr_ray.serve.keys import KEYS_VARIABLE, Keys, read_keys
@@ -171,9 +171,9 @@ class Gateway:
             return JSONResponse({"results": await asyncio.gather(*calls)})
         except ray.exceptions.RayTaskError as error:
             # Its text is a remote traceback; what the client may know is the cause's.
-            if isinstance(error.cause, Permanent):
+            if isinstance(error.cause, RowError):
                 raise RequestError(400, f"the judge: {error.cause}", "judge_refused") from None
-            if not isinstance(error.cause, Temporary):
+            if not isinstance(error.cause, Permanent | Temporary):
                 raise
             message = f"the judge: {error.cause}"
             raise RequestError(503, message, "judge_busy", retry_after=5) from None

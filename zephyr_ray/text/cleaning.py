@@ -15,13 +15,13 @@ from zephyr_ray.models.true_case import true_case
 from zephyr_ray.models.unhelpful import is_unhelpful
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
-from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
+from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
 
 NEAR = 0.7
 """ROUGE-L F above which a question is a near duplicate of a held-out prompt (Self-Instruct)."""
 
 
-class Clean(Stage):
+class Clean(RowStage):
     """A stage that cuts each dialogue before its first bad answer; drops it if no answer
     remains."""
 

@@ -11,7 +11,7 @@ from zephyr_ray.messages import user
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
-from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
+from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
 
 PRINCIPLES = {
     "helpfulness": "Give the most useful answer you can, and follow the request to the letter.",
@@ -24,7 +24,7 @@ PRINCIPLES = {
 are ours."""
 
 
-class Completions(Stage):
+class Completions(RowStage):
     """A stage that samples `per_prompt` answers to every prompt from a pool of models.
 
     Models are drawn without replacement, and again once all have answered. With `principles`, each

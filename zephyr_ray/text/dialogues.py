@@ -10,13 +10,13 @@ from zephyr_ray.messages import Message, answers, assistant, user, with_facts
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
-from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
+from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
 
 REFINED_TOKENS = 48
 """Maximum tokens per follow-up question."""
 
 
-class SelfRefine(Stage):
+class SelfRefine(RowStage):
     """A stage that makes dialogues of `turns` questions and answers from prompts, with one
     teacher."""
 

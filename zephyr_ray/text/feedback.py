@@ -9,11 +9,11 @@ from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.section import Block, Chapter, Histogram, Place, Section, Text
 from zephyr_ray.settings import Reads
-from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
+from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
 from zephyr_ray.store import Artifact
 
 
-class Feedback(Stage):
+class Feedback(RowStage):
     """A stage that scores completions with a judge."""
 
     kind = "feedback"

@@ -19,7 +19,7 @@ from zephyr_ray.models.similarity import SimilarityIndex, diversity
 from zephyr_ray.models.spacing import spaced
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import FILE, Reads
-from zephyr_ray.stage import PROMPT_TOKENS, Stage, Work
+from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
 from zephyr_ray.store import numbered_jsonl
 
 IN_CONTEXT, MACHINE_MADE = 8, 2
@@ -102,7 +102,7 @@ class Prompts(Tasks):
         return self.count
 
 
-class SelfInstruct(Tasks):
+class SelfInstruct(Tasks, RowStage):
     """A stage that makes `count` prompts: the seed tasks, then new tasks that a model writes in
     their style. A new task is kept if it differs from all tasks kept before and from the
     `apart_from` prompts."""

@@ -1,0 +1,438 @@
+"""Tests what is retried, waited for and adapted at an endpoint, and what is found before a run."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fake_endpoint import GOOD, HTML, NO_CREDITS, Answer, Endpoint, completion, endpoint, error
+
+from zephyr_ray.engines import endpoint as endpoints
+from zephyr_ray.engines.endpoint import RETRIES
+from zephyr_ray.engines.openai import OpenAIEngine, OpenAISettings
+from zephyr_ray.engines.service import ServedJudge, ServiceSettings
+from zephyr_ray.errors import Permanent, RowError, Temporary
+from zephyr_ray.messages import user
+from zephyr_ray.models.contract import Reply, Sampling, StopRun
+from zephyr_ray.settings import typed
+
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(endpoints, "LONGEST_DELAY", 0.02)
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+def ask(server: Endpoint, times: int = 1, **settings: Any) -> list[Reply]:
+    """Asks one engine several questions at once."""
+
+    async def main() -> list[Reply]:
+        engine = OpenAIEngine(OpenAISettings(model="peer", base_url=server.url, **settings))
+        sampling = Sampling(0.7, 0.9, 8)
+        answers = (engine.answer([user("Hello")], sampling) for _ in range(times))
+        return await asyncio.gather(*answers)
+
+    return asyncio.run(main())
+
+
+def in_turn(*replies: Answer) -> Callable[[int, Any], Answer]:
+    """Gives the replies in turn, the last one for ever."""
+    return lambda number, body: replies[min(number, len(replies) - 1)]
+
+
+BREAKS_OFF = Answer(200, completion(), {"Content-Length": "9999"})
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        error(500),
+        error(408),
+        error(409),
+        error(425),
+        HTML,
+        BREAKS_OFF,
+        Answer(200, completion(None)),
+    ],
+)
+def test_the_same_question_is_asked_again(first: Answer) -> None:
+    with endpoint(in_turn(first, GOOD)) as server:
+        assert ask(server) == [Reply("Good day.", "stop", 5, 3)]
+    assert len(server.bodies) == 2 and server.bodies[0] == server.bodies[1]
+
+
+def test_a_server_that_stays_broken_leaves_the_row_to_the_next_run() -> None:
+    with (
+        endpoint(in_turn(Answer(524, "<html>timeout</html>"))) as server,
+        pytest.raises(Temporary, match="model 'peer' at http://127.0.0.1.*status 524"),
+    ):
+        ask(server)
+    assert len(server.bodies) == 1 + RETRIES
+
+
+def test_a_rate_limit_is_waited_out_as_long_as_it_says() -> None:
+    limit = Answer(429, "", {"Retry-After": "0.5"})
+    start = time.monotonic()
+    with endpoint(in_turn(limit, GOOD)) as server:
+        assert ask(server)[0].text == "Good day."
+    assert 0.5 <= time.monotonic() - start < 5
+
+
+def test_a_rate_limit_may_outlast_the_retries() -> None:
+    limits = [Answer(429, "")] * (RETRIES + 3)
+    with endpoint(in_turn(*limits, GOOD)) as server:
+        assert ask(server)[0].text == "Good day."
+
+
+@pytest.mark.parametrize("delay", ["0", "0.1", "3600"])
+def test_the_wait_for_an_endpoint_that_answers_nothing_is_bounded(
+    delay: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "WAIT_SECONDS", 0.6)
+    start = time.monotonic()
+    with (
+        endpoint(in_turn(Answer(429, "", {"Retry-After": delay}))) as server,
+        pytest.raises(Temporary, match="status 429"),
+    ):
+        ask(server)
+    assert time.monotonic() - start < 5
+    assert len(server.bodies) == 1 if delay == "3600" else len(server.bodies) > 3
+
+
+def test_a_row_waits_while_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of one answer per 0.1 s is no reason to give up after 0.4 s."""
+    monkeypatch.setattr(endpoints, "WAIT_SECONDS", 0.4)
+    last = [0.0]
+
+    def reply(number: int, body: dict[str, Any]) -> Answer:
+        if time.monotonic() - last[0] < 0.1:
+            return Answer(429, "")
+        last[0] = time.monotonic()
+        return GOOD
+
+    with endpoint(reply) as server:
+        assert len(ask(server, times=8)) == 8
+
+
+def test_a_redirect_is_not_followed() -> None:
+    with (
+        endpoint(in_turn(Answer(307, "", {"Location": "/v1/chat/completions"}))) as server,
+        pytest.raises(StopRun, match="redirects to"),
+    ):
+        ask(server)
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    "reply", [NO_CREDITS, error(429, code="insufficient_quota"), error(401), error(404)]
+)
+def test_what_no_row_can_pass_is_not_retried(reply: Answer) -> None:
+    with endpoint(in_turn(reply)) as server, pytest.raises(StopRun, match="model 'peer' at http"):
+        ask(server)
+    assert len(server.bodies) == 1
+
+
+# --- parameters ----------------------------------------------------------------------------------
+
+NO_MAX_TOKENS = error(
+    400,
+    "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+    "'max_completion_tokens' instead.",
+    param="max_tokens",
+    code="unsupported_parameter",
+)
+NOT_BOTH = error(400, "`temperature` and `top_p` cannot both be specified for this model.")
+NO_TEMPERATURE = error(
+    400,
+    "'temperature' does not support 0.7 with this model. Only the default (1) value is supported.",
+    param="temperature",
+    code="unsupported_value",
+)
+EXTRA = Answer(
+    422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "top_p"], "msg": "Not permitted"}]}
+)
+
+
+def refuse_if(condition: Callable[[dict[str, Any]], bool], refusal: Answer) -> Any:
+    return lambda number, body: refusal if condition(body) else GOOD
+
+
+@pytest.mark.parametrize(
+    ("condition", "refusal", "left"),
+    [
+        (
+            lambda body: "max_tokens" in body,
+            NO_MAX_TOKENS,
+            {"max_completion_tokens": 8, "temperature": 0.7, "top_p": 0.9},
+        ),
+        (
+            lambda body: {"temperature", "top_p"} <= body.keys(),
+            NOT_BOTH,
+            {"max_tokens": 8, "temperature": 0.7},
+        ),
+        (lambda body: "temperature" in body, NO_TEMPERATURE, {"max_tokens": 8, "top_p": 0.9}),
+        (lambda body: "top_p" in body, EXTRA, {"max_tokens": 8, "temperature": 0.7}),
+        (
+            lambda body: "temperature" in body,
+            error(400, "`temperature` is deprecated for this model."),
+            {"max_tokens": 8, "top_p": 0.9},
+        ),
+    ],
+)
+def test_a_parameter_is_adapted_once_for_all_rows(
+    condition: Any, refusal: Answer, left: dict[str, Any]
+) -> None:
+    with endpoint(refuse_if(condition, refusal)) as server:
+
+        async def main() -> None:
+            engine = OpenAIEngine(OpenAISettings(model="peer", base_url=server.url))
+            sampling = Sampling(0.7, 0.9, 8)
+            # Three rows in flight are refused for the same reason; later ones are not.
+            await asyncio.gather(*(engine.answer([user("Hello")], sampling) for _ in range(3)))
+            await engine.answer([user("Hello")], sampling)
+
+        asyncio.run(main())
+    asked = {"model": "peer", "messages": [{"role": "user", "content": "Hello"}]}
+    assert server.bodies[-1] == asked | left
+    refused = [body for body in server.bodies if condition(body)]
+    assert 1 <= len(refused) <= 3 and len(server.bodies) == 4 + len(refused)
+
+
+def test_two_parameters_are_adapted() -> None:
+    def reply(number: int, body: dict[str, Any]) -> Answer:
+        return (
+            NO_MAX_TOKENS
+            if "max_tokens" in body
+            else NO_TEMPERATURE
+            if "temperature" in body
+            else GOOD
+        )
+
+    with endpoint(reply) as server:
+        ask(server)
+    assert server.bodies[-1].keys() == {"model", "messages", "max_completion_tokens", "top_p"}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "settings", "requests"),
+    [
+        (error(400, "max_tokens and max_completion_tokens are unknown"), {}, 2),
+        (error(400, "Unknown parameter: 'effort'"), {"parameters": {"effort": 1}}, 1),
+        (NO_TEMPERATURE, {"parameters": {"temperature": 0.7}}, 1),
+    ],
+    ids=["the adapted one", "one of the recipe", "one that the recipe sets"],
+)
+def test_a_parameter_that_cannot_be_adapted_stops_the_run(
+    refusal: Answer, settings: dict[str, Any], requests: int
+) -> None:
+    with endpoint(in_turn(refusal)) as server:
+        words = refusal.body["error"]["message"][:20]
+        with pytest.raises(StopRun, match=f"{words}.*correct the model's parameters"):
+            ask(server, **settings)
+    assert len(server.bodies) == requests
+
+
+def test_a_value_out_of_range_is_not_left_out() -> None:
+    refusal = error(400, "temperature: expected a value <= 0.5", param="temperature")
+    with endpoint(in_turn(refusal)) as server, pytest.raises(Temporary, match="expected a value"):
+        ask(server)
+    assert len(server.bodies) == 1
+
+
+# --- the judge of a service ----------------------------------------------------------------------
+
+
+def judge(reply: Answer) -> Any:
+    async def main(url: str) -> Any:
+        answer = {"text": "Cod.", "finish_reason": "stop"}
+        served = ServedJudge(ServiceSettings(base_url=url))
+        return await served.judge("score", {"prompt": "Name a fish."}, [answer])
+
+    with endpoint(in_turn(reply)) as server:
+        return asyncio.run(main(server.url))
+
+
+@pytest.mark.parametrize(
+    ("reply", "raised"),
+    [
+        (error(422, "the judge: too long", code="judge_refused"), RowError),
+        (error(422, "text: too long", code="string_too_long"), RowError),
+        (error(422, "constraint: unknown", code="invalid_value"), Temporary),
+        (error(503, "the judge: no credits", code="judge_busy"), Temporary),
+        (error(404, "no judge", code="no_judge"), StopRun),
+        (Answer(200, {"results": []}), Temporary),
+        (Answer(200, {"results": None}), Temporary),
+        (Answer(200, {}), Temporary),
+    ],
+)
+def test_a_judge_that_does_not_judge(reply: Answer, raised: type[Exception]) -> None:
+    with pytest.raises(raised):
+        judge(reply)
+
+
+# --- before a run --------------------------------------------------------------------------------
+
+
+def preflight(url: str, **settings: Any) -> None:
+    OpenAISettings(model="m", base_url=url, **settings).preflight()
+
+
+@pytest.fixture
+def server() -> Iterator[Endpoint]:
+    with endpoint(in_turn(GOOD)) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        Answer(200, {"data": []}),
+        Answer(404, ""),
+        HTML,
+        error(403),
+        error(500),
+        Answer(302, "", {"Location": "/"}),
+    ],
+)
+def test_any_reply_shows_that_an_endpoint_is_there(models: Answer, server: Endpoint) -> None:
+    server.models = models
+    preflight(server.url)
+    assert server.bodies == []
+
+
+def test_a_wrong_key_is_found_before_the_run(
+    server: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.models = error(401, "Incorrect API key provided")
+    with pytest.raises(Permanent, match="Incorrect API key provided; set api_key_env"):
+        preflight(server.url)
+    monkeypatch.setenv("ZEPHYR_TEST_KEY", "sk-test-1")
+    with pytest.raises(
+        Permanent, match="Incorrect.*; correct the key in ZEPHYR_TEST_KEY"
+    ) as raised:
+        preflight(server.url, api_key_env="ZEPHYR_TEST_KEY")
+    assert "sk-test-1" not in str(raised.value)
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zephyr_ray.engines.connection.PAUSES", ())
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_dead_endpoint_is_one_line(closed_port: int) -> None:
+    with pytest.raises(Permanent, match="cannot connect to .*refused.*; start the server"):
+        preflight(f"http://127.0.0.1:{closed_port}/v1")
+    with pytest.raises(Permanent, match="cannot connect to http://no-such-host.invalid/v1"):
+        preflight("http://no-such-host.invalid/v1")
+    with pytest.raises(Permanent, match="base_url is not a URL"):
+        preflight("http://host:port/v1")
+
+
+def test_a_server_that_only_starts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zephyr_ray.engines.connection.PAUSES", (0, 0))
+    import httpx2
+    import openai
+
+    outcomes = iter([httpx2.ConnectError("no"), None])
+
+    def get(*_: Any, **__: Any) -> None:
+        if cause := next(outcomes):
+            request = httpx2.Request("GET", "http://a")
+            raise openai.APIConnectionError(request=request) from cause
+
+    monkeypatch.setattr(openai.OpenAI, "get", get)
+    preflight("http://a/v1")
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_dead_proxy_is_named_without_its_password(
+    server: Endpoint, closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://me:hunter2@127.0.0.1:{closed_port}")
+    with pytest.raises(
+        Permanent, match="through the proxy of HTTP_PROXY .*; correct HTTP_PROXY"
+    ) as e:
+        preflight(server.url)
+    assert "hunter2" not in str(e.value)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    preflight(server.url)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("socks5://me:hunter2@127.0.0.1:9", "SOCKS proxy, which needs the package socksio"),
+        ("socks4://me:hunter2@127.0.0.1:9", "not the URL of"),
+        ("htp://me:hunter2@127.0.0.1:9", "not the URL of"),
+        ("http://me:hunt/er2@127.0.0.1:9", "not the URL of"),
+        ("http://me:hunter2@127.0.0.1:9\n", "not the URL of"),
+        ("http://", "not the URL of"),
+    ],
+)
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "HTTPS_PROXY", "http_proxy"])
+def test_a_proxy_variable_that_cannot_work_is_one_line(
+    value: str, says: str, variable: str, server: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It breaks the client even where NO_PROXY makes it unnecessary."""
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(Permanent, match=f"{variable.upper()} .*{says}") as raised:
+        preflight(server.url)
+    assert "hunt" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_proxy_without_a_scheme_is_used(
+    closed_port: int, server: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", server.url.removeprefix("http://").removesuffix("/v1"))
+    preflight(f"http://127.0.0.1:{closed_port}/v1")
+
+
+@pytest.mark.parametrize("key", ["sk-1\nsk-2", "sk-1\r\n\tx", "sk-ä", "Bearer sk-1", "sk\x00-1"])
+def test_a_key_that_cannot_be_one_is_refused_unseen(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = OpenAISettings(model="m", base_url="http://a/v1", api_key_env="ZEPHYR_TEST_KEY")
+    monkeypatch.setattr("os.environ", {"ZEPHYR_TEST_KEY": key})
+    with pytest.raises(Permanent, match="ZEPHYR_TEST_KEY .*export the key alone") as raised:
+        settings.preflight()
+    assert "sk" not in str(raised.value)
+    monkeypatch.setattr("os.environ", {"ZEPHYR_TEST_KEY": " \n"})
+    with pytest.raises(Permanent, match="ZEPHYR_TEST_KEY .*is not set"):
+        settings.preflight()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "sk-proj-1",
+        "sk_live_1",
+        "hf_abcdEFG",
+        "3f9c1d7e5b",
+        "AIzaSyD-9",
+        "gsk_1",
+        "a b",
+        "",
+        ["sk-1"],
+    ],
+)
+def test_a_key_in_place_of_its_name_is_never_shown(value: Any) -> None:
+    raw = {"engine": "openai", "model": "m", "base_url": "http://a/v1", "api_key_env": value}
+    with pytest.raises(Permanent, match="api_key_env is not the name of") as raised:
+        typed(OpenAISettings, raw, "model 'm'")
+    assert not value or str(value) not in str(raised.value)

@@ -1,0 +1,126 @@
+"""Tests which outcome a row gets by the exception of its program, and when the actor stops."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyr_ray.engines.model import Model
+from zephyr_ray.engines.rules import RulesSettings
+from zephyr_ray.errors import Permanent, RowError, Temporary
+from zephyr_ray.models.contract import StopRun
+from zephyr_ray.outcomes import Answered, EnvironmentFault, Outcome, RowFault, Stopped, from_entry
+from zephyr_ray.row_actor import FAULTS_IN_SUCCESSION, RowActor
+from zephyr_ray.store import Journal
+
+GOOD = None
+BUSY = Temporary("busy")
+FILTERED = RowError("status 400: flagged", "content filter")
+
+
+def run(
+    folder: Path, *ends: Exception | None, max_failed: int = 99, concurrency: int = 1
+) -> list[Outcome | None]:
+    """Runs one row per end, an exception or an answer; returns the journal."""
+
+    async def program(row: dict[str, Any], ask: Any) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        if end := ends[int(row["id"])]:
+            raise end
+        return row
+
+    model = Model("m", RulesSettings(concurrency=concurrency))
+    actor = RowActor(program, {"m": model}, 0, str(folder), max_failed)
+    rows = [json.dumps({"id": str(number)}) for number in range(len(ends))]
+    asyncio.run(actor({"row": rows}))
+    return [from_entry(entry) for entry in Journal(folder).read_new()]
+
+
+def answered(number: int) -> Answered:
+    return Answered(str(number), {"id": str(number)})
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome"),
+    [
+        (GOOD, answered(0)),
+        (FILTERED, RowFault("0", "status 400: flagged", "content filter")),
+        (RowError("no"), RowFault("0", "no", "unusable")),
+        (BUSY, EnvironmentFault("0", "busy")),
+        (KeyError("text"), EnvironmentFault("0", "KeyError: 'text'")),
+        (TimeoutError(), EnvironmentFault("0", "TimeoutError: ")),
+        (StopRun("no credits"), Stopped("no credits")),
+        (Permanent("no form 'x'"), Stopped("row '0': no form 'x'")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_exception_decides_the_outcome(
+    end: Exception | None, outcome: Outcome, tmp_path: Path
+) -> None:
+    assert run(tmp_path, end) == [outcome]
+
+
+@pytest.mark.parametrize("error", [StopRun("no credits"), Permanent("no form")])
+def test_an_error_of_every_row_stops_at_once(error: Exception, tmp_path: Path) -> None:
+    outcomes = run(tmp_path, GOOD, error, GOOD, GOOD)
+    assert outcomes[0] == answered(0) and len(outcomes) == 2
+    assert isinstance(outcomes[1], Stopped)
+
+
+def test_rows_in_flight_at_a_stop_are_kept(tmp_path: Path) -> None:
+    outcomes = run(tmp_path, StopRun("no credits"), GOOD, GOOD, GOOD, concurrency=3)
+    assert outcomes == [Stopped("no credits"), answered(1), answered(2)]
+
+
+@pytest.mark.parametrize("fault", [BUSY, ValueError("bug")])
+def test_a_world_without_an_answer_is_not_tried_row_by_row(
+    fault: Exception, tmp_path: Path
+) -> None:
+    outcomes = run(tmp_path, *[fault] * 50)
+    assert len(outcomes) == FAULTS_IN_SUCCESSION + 1 == 4
+    assert isinstance(outcomes[-1], Stopped)
+    assert outcomes[-1].stop.startswith("3 rows in succession were not answered; the last: ")
+
+
+def test_faults_between_answers_do_not_stop(tmp_path: Path) -> None:
+    outcomes = run(tmp_path, *[GOOD, BUSY, BUSY] * 5, GOOD)
+    assert sum(isinstance(o, Answered) for o in outcomes) == 6
+    assert sum(isinstance(o, EnvironmentFault) for o in outcomes) == 10
+    assert len(outcomes) == 16
+
+
+def test_a_row_of_its_own_fault_is_no_answer(tmp_path: Path) -> None:
+    outcomes = run(tmp_path, *[BUSY, FILTERED] * 10)
+    assert isinstance(outcomes[-1], Stopped) and len(outcomes) == 6
+
+
+@pytest.mark.parametrize("max_failed", [0, 2])
+def test_failures_above_the_bound_stop(max_failed: int, tmp_path: Path) -> None:
+    outcomes = run(tmp_path, *[GOOD, FILTERED] * 10, max_failed=max_failed)
+    failed = [outcome for outcome in outcomes if isinstance(outcome, RowFault)]
+    assert len(failed) == max_failed + 1 and len(outcomes) == 2 * len(failed)
+
+
+def test_failures_of_an_earlier_attempt_count(tmp_path: Path) -> None:
+    run(tmp_path, FILTERED, FILTERED, GOOD, max_failed=2)
+    outcomes = run(tmp_path, FILTERED, FILTERED, GOOD, GOOD, FILTERED, GOOD, max_failed=2)
+    # The third failure stops: row 5 is not asked.
+    assert {o.id for o in outcomes if isinstance(o, RowFault)} == {"0", "1", "4"}
+    assert {o.id for o in outcomes if isinstance(o, Answered)} == {"2", "3"}
+
+
+class DoesNotStart(RulesSettings):
+    def start(self, seed: int) -> Any:
+        raise ValueError("the weights are corrupt")
+
+
+def test_an_engine_that_does_not_start_stops_with_its_reason(tmp_path: Path) -> None:
+    async def program(row: dict[str, Any], ask: Any) -> dict[str, Any]:
+        return row
+
+    actor = RowActor(program, {"m": Model("m", DoesNotStart())}, 0, str(tmp_path), 1)
+    asyncio.run(actor({"row": ['{"id": "0"}']}))
+    reason = "the engine of model 'm' did not start: ValueError: the weights are corrupt"
+    assert [from_entry(e) for e in Journal(tmp_path).read_new()] == [Stopped(reason)]

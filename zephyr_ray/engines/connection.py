@@ -1,0 +1,101 @@
+"""Checks before a run that an endpoint can be reached: proxy variables, connection, key."""
+
+import time
+from typing import TYPE_CHECKING
+from urllib.request import getproxies
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.formatting import shorten
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+PAUSES = (1, 2)
+"""Seconds between attempts to connect: a server may just be starting."""
+
+
+def check_proxies() -> None:
+    """Raises Permanent if the HTTP client cannot use a proxy variable. It prepares all of them,
+    even one that NO_PROXY makes unnecessary."""
+    import httpx2
+
+    for scheme, value in getproxies().items():
+        if scheme not in ("http", "https", "all"):
+            continue
+        variable = _variable(scheme)
+        # As for the client, a value without a scheme is an HTTP proxy.
+        url = value if "://" in value else f"http://{value}"
+        try:
+            httpx2.HTTPTransport(proxy=url, verify=False)
+            usable = bool(httpx2.URL(url).host)
+        except ImportError:
+            raise Permanent(
+                f"{variable} is a SOCKS proxy, which needs the package socksio; set an HTTP proxy "
+                "or install socksio"
+            ) from None
+        except (ValueError, httpx2.InvalidURL):
+            usable = False
+        if not usable:
+            # Without the exception's text, which may quote a part of the password.
+            raise Permanent(
+                f"{variable} is not the URL of an http, https or socks5 proxy; correct or unset it"
+            )
+
+
+def check_reachable(client: "OpenAI", key_variable: str | None) -> None:
+    """Raises Permanent if the client cannot connect, or if its key is refused.
+
+    Asks for the list of models, which is free. Any reply will do, because not every endpoint has
+    that list; neither is status 403 a wrong key, because a restricted one may not read it.
+    """
+    import httpx2
+    import openai
+
+    address = str(client.base_url)
+    for pause in (*PAUSES, None):
+        try:
+            client.get("/models", cast_to=httpx2.Response, options={"follow_redirects": False})
+        except openai.AuthenticationError as error:
+            fix = f"correct the key in {key_variable}" if key_variable else "set api_key_env"
+            raise Permanent(f"{address}: {shorten(str(error))}; {fix}") from None
+        except openai.APIConnectionError as error:
+            reason = error.__cause__
+            # No reply in time is no failure: a small server may be busy with an answer.
+            if not isinstance(
+                reason, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError
+            ):
+                return
+            if pause is None:
+                proxy = proxy_variable(address)
+                means = f" through the proxy of {proxy}" if proxy else ""
+                fix = f"correct {proxy}" if proxy else "start the server or correct base_url"
+                raise Permanent(
+                    f"cannot connect to {address}{means} ({describe(reason)}); {fix}"
+                ) from None
+            time.sleep(pause)
+        except openai.APIStatusError:
+            return
+        else:
+            return
+
+
+def describe(error: BaseException | None) -> str:
+    """Returns why a connection failed: the text of the exception, or its type if it has none."""
+    return shorten(str(error)) or type(error).__name__
+
+
+def proxy_variable(address: str) -> str | None:
+    """Returns the variable of the proxy that the HTTP client uses for an address; None if it uses
+    none."""
+    from httpx2 import URL
+    from httpx2._utils import URLPattern, get_environment_proxies
+
+    proxies = get_environment_proxies()
+    for pattern in sorted(map(URLPattern, proxies)):
+        if pattern.matches(URL(address)):
+            return _variable(pattern.scheme or "all") if proxies[pattern.pattern] else None
+    return None
+
+
+def _variable(scheme: str) -> str:
+    return f"{scheme.upper()}_PROXY"

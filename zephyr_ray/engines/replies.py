@@ -1,0 +1,231 @@
+"""Decides what a reply of an endpoint means: an answer, the row's own fault, or the world's.
+
+The rules read what HTTP and JSON say: status, error object, choices, finish reason. What no rule
+knows is the world's fault: never an answer, and never the row's.
+"""
+
+import email.utils
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from zephyr_ray.errors import RowError, Temporary
+from zephyr_ray.formatting import shorten
+from zephyr_ray.models.contract import Reply, StopRun
+
+ENDS = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "model_length"), "length"),
+}
+"""`Reply.finish_reason` by the finish reason of a choice that has an answer."""
+FILTERED = {"content_filter", "safety", "recitation", "prohibited_content", "refusal", "sensitive"}
+"""Finish reasons of a choice that was withheld for its content."""
+FIXES = {
+    401: "correct the key that api_key_env names",
+    402: "add credits, then run again",
+    403: "give the key access to it",
+    404: "correct model or base_url",
+    407: "correct user and password of the proxy",
+}
+"""What to change for each status that every row would get."""
+JUDGES_ONE_ROW = (400, 403, 413, 422, 451)
+"""Statuses that may be the fault of one row; the error object tells."""
+ASK_AGAIN = (408, 409, 425, 429)
+"""Statuses below 500 that a retry can help."""
+
+MATCHED_CHARACTERS = 4000
+"""Characters of an error's text that the rules read."""
+
+_BILLING = re.compile(
+    r"insufficient_(quota|credit|balance|fund)|exceeded_current_quota|billing|payment|no_credit"
+)
+_MODEL = re.compile(
+    r"model_not|(invalid|unknown)[ _]model|not a valid model"
+    r"|\bmodel\b[^.]{0,60}\b(not (found|exist)|does not exist)",
+    re.IGNORECASE,
+)
+_LONG_CODE = re.compile(r"context_(length|size|window)|too_(long|large)|above_max_length")
+_LONG = re.compile(
+    r"context (length|window|size|limit)|(prompt|input|sequence) (length|size)"
+    r"|token count[^.]{0,40}exceeds|(prompt|input|request|messages?)\b[^.]{0,40}\btoo (long|large)"
+    r"|reduce the length of|too many (input |prompt )?tokens|inputs`? tokens"
+    r"|must have less than \d+ tokens",
+    re.IGNORECASE,
+)
+_CONTENT_CODE = re.compile(r"content_?(filter|policy|moderation)|moderation|inspection|safety")
+_CONTENT = re.compile(
+    r"content[ -](management|filter\w*|moderation|exists risk)"
+    r"|(prompt|input|content|messages?|requests?)\b[^.]{0,60}\b"
+    r"(flagged|inappropriate|violat\w+[^.]{0,40}(polic|guideline|terms|usage|safety))",
+    re.IGNORECASE,
+)
+_CODE_OF_STATUS = re.compile(r"[45]\d\d")
+
+
+class Unavailable(Temporary):
+    """A reply without an answer, although the same request may get one later."""
+
+    def __init__(self, message: str, after: float | None = None, rate_limited: bool = False):
+        super().__init__(message)
+        self.after = after
+        """Seconds to wait, if the endpoint says so."""
+        self.rate_limited = rate_limited
+
+
+class Rejected(Temporary):
+    """An error reply to this request that no rule knows; asking again at once does not help."""
+
+    def __init__(self, message: str, error: "ErrorObject"):
+        super().__init__(message)
+        self.error = error
+
+
+@dataclass(frozen=True)
+class ErrorObject:
+    """What a JSON error says, in the shapes that servers use."""
+
+    message: str
+    codes: str = ""
+    """Its code and type, in lower case."""
+    param: str = ""
+    flagged: bool = False
+    """Whether it says that a moderation flagged the prompt."""
+    status: int | None = None
+    """The HTTP status that the error object itself states."""
+
+    @classmethod
+    def of(cls, data: Any) -> "ErrorObject | None":
+        """Returns the error in a JSON value; None if the value has no object or text of one."""
+        while isinstance(data, list) and data:
+            data = data[0]
+        if isinstance(data, str):
+            return cls(shorten(data, MATCHED_CHARACTERS))
+        if not isinstance(data, dict):
+            return None
+        for name in ("error", "errors", "detail"):
+            if data.get(name) and (inner := cls.of(data[name])):
+                return inner
+        message = next((data[n] for n in ("message", "msg", "detail") if data.get(n)), data)
+        inner_error, metadata = data.get("innererror"), data.get("metadata")
+        codes = [data.get("code"), data.get("type")]
+        codes += [inner_error.get("code")] if isinstance(inner_error, dict) else []
+        location = data.get("loc")
+        param = location[-1] if isinstance(location, list) and location else data.get("param")
+        stated = str(data.get("code"))
+        return cls(
+            shorten(
+                message if isinstance(message, str) else json.dumps(message), MATCHED_CHARACTERS
+            ),
+            " ".join(str(code).lower() for code in codes if code is not None),
+            str(param or "").rpartition(".")[2],
+            isinstance(metadata, dict) and "flagged_input" in metadata,
+            int(stated) if _CODE_OF_STATUS.fullmatch(stated) else None,
+        )
+
+    def names(self, parameter: str) -> bool:
+        """Returns whether it is about a parameter of the request."""
+        if self.param:
+            return self.param == parameter
+        return re.search(rf"\b{re.escape(parameter)}\b", self.message) is not None
+
+
+def read_object(status: int, headers: Mapping[str, str], text: str, where: str) -> dict[str, Any]:
+    """Returns the JSON object of a successful reply; `where` begins the lines of all errors.
+
+    Raises RowError for the row's own fault, StopRun if every row would fail, and Unavailable or
+    Rejected otherwise.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        data = None
+    if status < 300:
+        if isinstance(data, dict) and not data.get("error") and data.get("object") != "error":
+            return data
+        if data is None:
+            received = headers.get("content-type", "a body").partition(";")[0]
+            raise Unavailable(f"{where}: answers {received} instead of JSON: {shorten(text)}")
+    if 300 <= status < 400:
+        # Without its query, which may hold a token.
+        to = headers.get("location", "another address").partition("?")[0]
+        raise StopRun(f"{where}: redirects to {to}; set base_url to the API itself")
+    if data is None and status in JUDGES_ONE_ROW and status != 413:
+        # A gateway's page, not the API's words: the row cannot be judged by it.
+        raise Rejected(f"{where}: status {status}: {shorten(text)}", ErrorObject(""))
+    fail(status, ErrorObject.of(data) or ErrorObject(shorten(text)), where, headers)
+
+
+def fail(
+    status: int, error: ErrorObject, where: str, headers: Mapping[str, str] | None = None
+) -> NoReturn:
+    """Raises what an error object means; see `read_object`. A status below 300 says nothing."""
+    if status < 300 and error.status:
+        status = error.status
+    stated = f"status {status}: " if status >= 300 else ""
+    said = f"{where}: {stated}{shorten(error.message).rstrip('.')}"
+    cause = _row_cause(status, error)
+    if cause and (status < 300 or status in JUDGES_ONE_ROW):
+        raise RowError(said, cause)
+    if _BILLING.search(error.codes):
+        raise StopRun(f"{said}; {FIXES[402]}")
+    if status < 500 and _MODEL.search(f"{error.codes} {error.message}"):
+        raise StopRun(f"{said}; {FIXES[404]}")
+    if status in FIXES:
+        raise StopRun(f"{said}; {FIXES[status]}")
+    if status < 300 or status >= 500 or status in ASK_AGAIN:
+        after = _retry_after(headers or {})
+        said += f" (retry after {after:.0f} s)" if after else ""
+        raise Unavailable(said, after, rate_limited=status == 429)
+    raise Rejected(said, error)
+
+
+def _row_cause(status: int, error: ErrorObject) -> str | None:
+    """Returns the row's own fault in two words; None if the error is not known to be one."""
+    if error.flagged or _CONTENT_CODE.search(error.codes) or _CONTENT.search(error.message):
+        return "content filter"
+    if status == 413 or _LONG_CODE.search(error.codes) or _LONG.search(error.message):
+        return "too long"
+    return None
+
+
+def read_answer(data: dict[str, Any], where: str) -> Reply:
+    """Returns the answer in a chat completion. Raises as `read_object` if it has none."""
+    choices = data.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        raise Unavailable(f"{where}: the reply has no choice with a message")
+    if choice.get("error") and (error := ErrorObject.of(choice)):
+        fail(200, error, where)
+    finish_reason = str(choice.get("finish_reason")).lower()
+    if finish_reason in FILTERED:
+        raise RowError(f"{where}: the answer was withheld ({finish_reason})", "content filter")
+    if message.get("refusal"):
+        raise RowError(f"{where}: refused: {shorten(str(message['refusal']))}", "refused")
+    text, end = message.get("content"), ENDS.get(finish_reason)
+    if not isinstance(text, str) or end is None:
+        has = "a text" if isinstance(text, str) else "no text"
+        raise Unavailable(f"{where}: the reply has {has} and finish_reason {finish_reason}")
+    usage = data.get("usage")
+    tokens = usage if isinstance(usage, dict) else {}
+    return Reply(text, end, _count(tokens, "prompt_tokens"), _count(tokens, "completion_tokens"))
+
+
+def _count(usage: dict[str, Any], name: str) -> int:
+    value = usage.get(name)
+    return value if isinstance(value, int) else 0
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Returns the seconds in Retry-After, which has a number or a date; None if neither."""
+    value = headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        date = email.utils.parsedate_tz(value)
+        seconds = email.utils.mktime_tz(date) - time.time() if date else math.nan
+    return max(0.0, seconds) if not math.isnan(seconds) else None
