@@ -433,6 +433,6 @@ def test_a_key_that_cannot_be_one_is_refused_unseen(
 )
 def test_a_key_in_place_of_its_name_is_never_shown(value: Any) -> None:
     raw = {"engine": "openai", "model": "m", "base_url": "http://a/v1", "api_key_env": value}
-    with pytest.raises(Permanent, match="api_key_env is not the name of") as raised:
+    with pytest.raises(Permanent, match="setting 'api_key_env': not the name of") as raised:
         typed(OpenAISettings, raw, "model 'm'")
     assert not value or str(value) not in str(raised.value)

@@ -87,7 +87,7 @@ LINES = {
     ),
     "recipe: no scheme": (["models.judge.base_url=zed:canary-1@h"], "must start with http"),
     "recipe: key in the wrong place": (["models.judge.concurrency=canary-in-chat-key"], "integer"),
-    "recipe: key that is a list": (["models.judge.api_key_env=[canary-1]"], "valid string"),
+    "recipe: key that is a list": (["models.judge.api_key_env=[canary-1]"], "not the name"),
     "set: wrong stage": (["nostage.base_url=http://zed:canary-1@h"], "has no 'nostage'"),
     "set: wrong model": (["models.no.api_key=canary-1"], "has no 'no'"),
     "set: no assignment": (["http://zed:canary-1@h"], "not an assignment"),
@@ -249,7 +249,7 @@ def test_an_endpoint_that_quotes_the_key(
         settings = OpenAISettings(
             engine="openai", model="m", base_url=f"{address}/v1", api_key_env="MY_JUDGE"
         )
-        actor = RowActor(program, {"m": Model("m", settings)}, 0, str(folder / "journal"))
+        actor = RowActor(program, {"m": Model("m", settings)}, 0, str(folder / "journal"), 1)
         rows = [json.dumps({"id": "1", "prompt": "a"})]
         asyncio.run(actor({"row": rows}))
     [journal] = (folder / "journal").glob("*.jsonl")
@@ -263,7 +263,7 @@ def test_an_exception_that_nobody_foresaw(folder: Path, caplog: pytest.LogCaptur
         raise ValueError(f"Invalid header value b'Bearer {CANARIES['HF_TOKEN']}\\n'")
 
     settings = OpenAISettings(engine="openai", model="m", base_url="http://127.0.0.1:9/v1")
-    actor = RowActor(program, {"m": Model("m", settings)}, 0, str(folder / "journal"))
+    actor = RowActor(program, {"m": Model("m", settings)}, 0, str(folder / "journal"), 1)
     asyncio.run(actor({"row": [json.dumps({"id": "1", "prompt": "a"})]}))
     assert "Invalid header value" in caplog.text
     search(folder, caplog.text)

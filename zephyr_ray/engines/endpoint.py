@@ -60,10 +60,9 @@ class EndpointSettings(ModelSettings):
     def _is_a_name(cls, value: Any) -> Any:
         if value is None or (isinstance(value, str) and re.fullmatch("[A-Z_][A-Z0-9_]*", value)):
             return value
-        # Not a ValueError, whose line would quote the value.
-        raise Permanent(
-            "api_key_env is not the name of an environment variable in capitals, and may be the "
-            "key itself; export the key in a variable and write its name, such as OPENAI_API_KEY"
+        raise ValueError(
+            "not the name of an environment variable in capitals, and may be the key itself; "
+            "export the key in a variable and write its name, such as OPENAI_API_KEY"
         )
 
     def environment_variables(self) -> list[str]:
