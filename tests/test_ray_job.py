@@ -47,7 +47,8 @@ def test_the_job_meets_the_operators_rules(here: Path) -> None:
     assert (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, 600)
     assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (2, 3600)
     assert shlex.split(spec["entrypoint"]) == [
-        *("python", "-m", "zephyr_ray.pipeline", "/etc/zephyr/recipe.yaml")
+        *("python", "-m", "zephyr_ray.pipeline", "/etc/zephyr/recipe.yaml"),
+        *("--wait", "600"),
     ]
     cluster = spec["rayClusterSpec"]
     assert (cluster["authOptions"], cluster["rayVersion"]) == ({"mode": "token"}, "2.60.0")
