@@ -70,17 +70,24 @@ class Holder:
     idle: float = 0
     """Seconds since the last renewal, by the clock of the file system."""
 
-    def owner(self) -> Owner | None:
+    def is_alive(self) -> bool | None:
+        """Returns whether the lease is certainly held; None if this machine cannot know."""
+        if self.released:
+            return False
+        owner = self._owner()
+        return owner.is_alive() if owner else None
+
+    def __str__(self) -> str:
+        owner = self._owner()
+        who = f"process {owner.pid} on {owner.host}, since {owner.taken}, " if owner else ""
+        return f"{who}renewed {duration(max(0, self.idle))} ago"
+
+    def _owner(self) -> Owner | None:
         """Returns the owner; None while it is being written."""
         try:
             return Owner.model_validate_json(self.text)
         except ValidationError:
             return None
-
-    def __str__(self) -> str:
-        owner = self.owner()
-        who = f"process {owner.pid} on {owner.host}, since {owner.taken}, " if owner else ""
-        return f"{who}renewed {duration(max(0, self.idle))} ago"
 
 
 class Lease:
@@ -138,25 +145,25 @@ class Lease:
             ) from None
         if not held:
             raise Permanent(
-                f"this run has lost its lock of {self.what}, to another run, because "
-                f"it could not renew it for {duration(self._expire)}; let that run end"
+                f"this run no longer holds the lock of {self.what}: another run took it over, or "
+                f"{self.folder} was deleted; let the other run end"
             )
 
     def _take(self, wait: float, notice: Callable[[str], None]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        begun = watched_since = time.monotonic()
-        watched, announced = Holder(0), 0
+        begun = changed = time.monotonic()
+        last: Holder | None = None
         while True:
             holder, now = self._holder(), time.monotonic()
-            if (holder.number, holder.text) != (watched.number, watched.text):
-                watched, watched_since = holder, now
-            owner = holder.owner()
-            alive = owner.is_alive() if owner else None
-            silent = alive is None and holder.idle > self._expire
+            if last and (last.number, last.text) != (holder.number, holder.text):
+                changed = now
+            if last is None or last.number != holder.number:
+                announced = False
+            last, alive = holder, holder.is_alive()
             # Hosts' clocks differ, and some file systems use them: a silent owner is watched too.
-            unchanged = now - watched_since
-            expired = alive is None and unchanged > (2 * self._renew if silent else self._expire)
-            if holder.released or alive is False or expired:
+            silent = alive is None and holder.idle > self._expire and changed == begun
+            patience = 2 * self._renew if silent else self._expire
+            if alive is False or (alive is None and now - changed > patience):
                 if self._create(holder.number + 1):
                     return
                 continue
@@ -165,9 +172,9 @@ class Lease:
                     f"{self.what} is locked by another run ({holder}); wait for it to end, or use "
                     "--wait SECONDS"
                 )
-            if holder.number != announced:
-                announced = holder.number
+            if not announced:
                 notice(f"waiting for {self.what}, locked by another run ({holder})")
+                announced = True
             time.sleep(self._poll)
 
     def _create(self, number: int) -> bool:
@@ -180,7 +187,7 @@ class Lease:
         self._number, self._taken, self.lost = number, _now("seconds"), False
         try:
             self._write(descriptor)
-        except OSError:
+        except BaseException:
             path.unlink()
             raise
         for other, name in self._names():
