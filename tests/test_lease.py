@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from zephyr_ray import lease as leases
+from zephyr_ray import pipeline
 from zephyr_ray.errors import Permanent
 from zephyr_ray.lease import Lease
 from zephyr_ray.store import Store
@@ -235,10 +236,10 @@ def test_storage_that_cannot_be_locked_is_one_line(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    assert refused(quick(tmp_path)) == (
-        "cannot lock the storage (No space left on device); correct the storage"
-    )
-    assert list(tmp_path.iterdir()) == []
+    store = Store(tmp_path)
+    with pytest.raises(Permanent, match=r"cannot lock .* \(No space left on device\); correct it"):
+        store.exclusive().__enter__()
+    assert list((store.root / ".lease").iterdir()) == []
 
 
 def test_a_stale_run_commits_no_artifact(tmp_path: Path) -> None:
@@ -267,3 +268,21 @@ def test_a_stale_run_is_interrupted_with_the_reason(
         time.sleep(10)
     with pytest.raises(KeyboardInterrupt), Store(tmp_path / "b").exclusive():
         raise KeyboardInterrupt
+
+
+def test_the_pipeline_waits_as_long_as_it_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stages: {prompts: {kind: prompts, seeds: none.jsonl, count: 1}}\n")
+    store = Store(tmp_path / "runs")
+    store.prepare()
+    arguments = [str(recipe), "--set", f"storage={store.storage}"]
+    with store.exclusive():
+        assert pipeline.main(arguments) == 2
+        [line] = capfd.readouterr().err.splitlines()
+        assert re.match(r"error: storage folder \S+ is locked by another run \(process \d+", line)
+        assert caplog.messages == []
+        assert pipeline.main([*arguments, "--wait", "0.5"]) == 2
+    [line] = caplog.messages
+    assert line.startswith(f"waiting for storage folder {store.storage}, locked by another run")

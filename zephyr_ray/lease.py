@@ -27,7 +27,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.formatting import duration
 
 RENEW_SECONDS, EXPIRE_SECONDS = 10.0, 90.0
-"""Nine times, because a thread may wait for the interpreter or the storage."""
+"""Nine tries, because a thread may wait long for the interpreter or the storage."""
 RELEASED = ".released"
 NAME = re.compile(r"(\d+)(\.released)?")
 KEPT = 100
@@ -91,7 +91,7 @@ class Holder:
 
 
 class Lease:
-    """The lock of `what`, kept in `folder`. `poll` is the pause between two looks at its owner."""
+    """The lock of `what`, kept in `folder`; `poll` is the pause between two looks at its owner."""
 
     def __init__(
         self,
@@ -112,16 +112,12 @@ class Lease:
         notice: Callable[[str], None] = lambda line: None,
         on_loss: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
-        """Holds the lease. Waits up to `wait` seconds for another owner, then raises Permanent.
+        """Holds the lease. Waits up to `wait` seconds for another owner, then raises Permanent;
+        raises OSError if the folder cannot be written.
 
         `notice` gets a line when it waits; a thread calls `on_loss` if another owner took over.
         """
-        try:
-            self._take(wait, notice)
-        except OSError as error:
-            raise Permanent(
-                f"cannot lock {self.what} ({error.strerror}); correct the storage"
-            ) from None
+        self._take(wait, notice)
         self._stop.clear()
         thread = threading.Thread(target=self._keep, args=(on_loss,), daemon=True)
         thread.start()
@@ -152,13 +148,11 @@ class Lease:
     def _take(self, wait: float, notice: Callable[[str], None]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         begun = changed = time.monotonic()
-        last: Holder | None = None
+        last, announced = None, -1
         while True:
             holder, now = self._holder(), time.monotonic()
             if last and (last.number, last.text) != (holder.number, holder.text):
                 changed = now
-            if last is None or last.number != holder.number:
-                announced = False
             last, alive = holder, holder.is_alive()
             # Hosts' clocks differ, and some file systems use them: a silent owner is watched too.
             silent = alive is None and holder.idle > self._expire and changed == begun
@@ -172,9 +166,9 @@ class Lease:
                     f"{self.what} is locked by another run ({holder}); wait for it to end, or use "
                     "--wait SECONDS"
                 )
-            if not announced:
+            if holder.number != announced:
                 notice(f"waiting for {self.what}, locked by another run ({holder})")
-                announced = True
+                announced = holder.number
             time.sleep(self._poll)
 
     def _create(self, number: int) -> bool:

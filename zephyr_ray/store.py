@@ -17,7 +17,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,14 @@ class Store:
         """Locks the storage folder, because recipes share its artifacts. Waits up to `wait` seconds
         for another run; `notice` gets a line then. Interrupts the run if it loses the lock."""
         lease = Lease(self.root / LEASE, f"storage folder {self.storage}")
-        with lease.held(wait, notice, _interrupt):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lease.held(wait, notice, _interrupt))
+            except OSError as error:
+                raise Permanent(
+                    f"cannot lock storage folder {self.storage} ({error.strerror}); correct it, or "
+                    "choose another with --set storage=FOLDER"
+                ) from None
             self._lease = lease
             try:
                 yield
