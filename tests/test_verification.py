@@ -150,7 +150,9 @@ def test_a_file_is_read_only_when_a_later_change_would_have_another_time(
     assert ages[0] >= digests.TICK_SECONDS
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"model.safetensors": [1]}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"model.safetensors": [1]}', '{"model.safetensors": 1}']
+)
 def test_a_broken_record_costs_one_read(content: str, store: Store) -> None:
     [record] = Path(os.environ["XDG_CACHE_HOME"]).rglob("*.json")
     record.write_text(content)

@@ -16,6 +16,7 @@ import threading
 import time
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 SMALL_BYTES = 1 << 20
 """Smaller files are read each time, which costs no more than keeping a record."""
@@ -61,9 +62,9 @@ def read_digest(path: Path) -> tuple[Stamp, str]:
 
 def known_digest(path: Path) -> str:
     """Returns the file's digest; reads the file if it is small, new to this node, or changed."""
-    entry = _entries(path).get(path.name)
-    if entry and entry[:3] == list(astuple(stamp(path))):
-        return str(entry[3])
+    match _entries(path).get(path.name):
+        case [size, mtime, ctime, str(digest)] if stamp(path) == Stamp(size, mtime, ctime):
+            return digest
     return read_digest(path)[1]
 
 
@@ -80,7 +81,7 @@ def _record(path: Path) -> Path:
     return cache / "zephyr_ray" / "digests" / platform.node() / f"{name}.json"
 
 
-def _entries(path: Path) -> dict[str, list[int | str]]:
+def _entries(path: Path) -> dict[str, Any]:
     try:
         entries = json.loads(_record(path).read_bytes())
     except (OSError, ValueError, RuntimeError):  # RuntimeError: the user has no home folder

@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     try:
         recipe = recipes.load(options.recipe or default_recipe(), KINDS, options.set)
-        store = Store(recipe.storage, options.verify)
+        store = Store(recipe.storage, read_all=options.verify)
         if options.plan:
             check_files(recipe)
             steps = make_plan(recipe, store, options.until)
