@@ -171,7 +171,8 @@ def test_a_job_retries_and_its_words_are_quoted() -> None:
     program = spec["entrypoint"].replace("python -m zephyr_ray.pipeline", "printf '%s\\n'")
     words = subprocess.run(["bash", "-c", program], capture_output=True, text=True).stdout
     assert words.splitlines() == [
-        "--set", "storage=/mnt/zephyr/runs", "--set", "stage.text=it's; rm -rf $HOME `x`",
+        "--set", "storage=/mnt/zephyr/runs", "--wait", "600",
+        "--set", "stage.text=it's; rm -rf $HOME `x`",
     ]  # fmt: skip
 
 

@@ -79,7 +79,8 @@ def test_two_models_are_compared_voted_on_and_exported(
     assert answer(page, "left") != answer(page, "right")
     page.click('.vote button[data-vote="right"]')
     page.wait("/saved/i.test(document.body.innerText)")
-    vote = list(read_jsonl(service.run / "votes.jsonl"))[-1]
+    [votes] = (service.run / "votes").glob("*.jsonl")
+    vote = list(read_jsonl(votes))[-1]
     assert vote["prompt"] == "Name a bird."
     assert [(c["model"], c["score"]) for c in vote["completions"]] == [("dpo", 1), ("slim", 10)]
     page.downloads_to(tmp_path)

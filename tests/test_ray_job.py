@@ -15,6 +15,7 @@ from zephyr_ray import recipe as recipes
 from zephyr_ray.cluster import bundle
 from zephyr_ray.cluster.job import job_name, ray_job
 from zephyr_ray.cluster.profile import load
+from zephyr_ray.errors import Permanent
 
 
 def job_of(here: Path) -> dict[str, Any]:
@@ -47,7 +48,8 @@ def test_the_job_meets_the_operators_rules(here: Path) -> None:
     assert (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, 600)
     assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (2, 3600)
     assert shlex.split(spec["entrypoint"]) == [
-        *("python", "-m", "zephyr_ray.pipeline", "/etc/zephyr/recipe.yaml")
+        *("python", "-m", "zephyr_ray.pipeline", "/etc/zephyr/recipe.yaml"),
+        *("--wait", "600"),
     ]
     cluster = spec["rayClusterSpec"]
     assert (cluster["authOptions"], cluster["rayVersion"]) == ({"mode": "token"}, "2.60.0")
@@ -163,3 +165,12 @@ def test_files_of_equal_names_stay_apart(here: Path) -> None:
     sent = yaml.safe_load(files["recipe.yaml"])["stages"]
     assert files[sent["more"]["seeds"]] == b"other\n"
     assert files[sent["prompts"]["seeds"]] == (here / "seeds" / "train.jsonl").read_bytes()
+
+
+def test_a_folder_does_not_fit_into_the_config_map(here: Path) -> None:
+    (here / "votes").mkdir()
+    path = here / "small.yaml"
+    path.write_text(RECIPE + "  votes: {kind: votes, file: votes}\n")
+    recipe = recipes.load(path, pipeline.KINDS)
+    with pytest.raises(Permanent, match="votes is a folder, which a ConfigMap cannot hold; copy"):
+        bundle.bundle(recipe_file.read(path, [])[0], recipe, "/mnt/zephyr", path)

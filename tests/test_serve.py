@@ -452,13 +452,17 @@ def test_a_vote_is_a_row_that_preferences_reads(service: Service, tmp_path: Path
     ]
     sides = {"left": {"model": "dpo", "text": "An owl.", "finish_reason": "stop"},
              "right": {"model": "slim", "text": "A bird", "finish_reason": "length"}}  # fmt: skip
-    votes = service.run / "votes.jsonl"
-    before = votes.read_bytes() if votes.exists() else b""
+
+    def stored() -> bytes:
+        files = sorted((service.run / "votes").glob("*.jsonl"))
+        return b"".join(file.read_bytes() for file in files)
+
+    before = stored()
     for vote in ("right", "tie"):
         reply = service.post("/v1/votes", {"messages": talk, **sides, "vote": vote})
         assert reply.status_code == 200, reply.text
     file = tmp_path / "votes.jsonl"
-    file.write_bytes(votes.read_bytes().removeprefix(before))
+    file.write_bytes(stored().removeprefix(before))
     work = Work("votes", tmp_path / "votes", 0, {}, {}, {"file": file})
     work.folder.mkdir()
     Votes(file=str(file)).run(work)

@@ -12,7 +12,7 @@ import pytest
 from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.engines.vllm import VllmSettings
 from zephyr_ray.errors import Permanent
-from zephyr_ray.manifest import Manifest, read_manifest
+from zephyr_ray.manifest import File, Manifest, read_manifest
 from zephyr_ray.run_folder import judge_of, link_artifact
 from zephyr_ray.store import (
     Journal,
@@ -108,10 +108,10 @@ def test_without_the_hashes_of_its_files_a_folder_is_not_an_artifact(
     store.folder("text", "k").mkdir()
     write_rows(store.folder("text", "k"), [{"id": "a"}])
 
-    def unreadable(path: Path) -> str:
+    def unreadable(path: Path) -> File:
         raise OSError
 
-    monkeypatch.setattr("zephyr_ray.store.file_digest", unreadable)
+    monkeypatch.setattr("zephyr_ray.store.describe", unreadable)
     with pytest.raises(OSError):
         store.commit("text", "k")
     assert store.find("text", "k") is None

@@ -726,7 +726,8 @@ VOTE: dict[str, Any] = {
 def test_votes_are_feedback_row_by_row(tmp_path: Path) -> None:
     tie = [voted("cat", 5), voted("dog", 5)]
     context = [user("Hi."), assistant("Hello.")]
-    rows = [VOTE, {**VOTE, "context": context, "completions": tie}, {**VOTE, "id": "v3"}]
+    other = {**VOTE, "id": "v2", "context": context, "completions": tie}
+    rows = [VOTE, other, {**VOTE, "id": "v3"}]
     path = tmp_path / "votes.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     work = work_on(tmp_path)
@@ -736,9 +737,40 @@ def test_votes_are_feedback_row_by_row(tmp_path: Path) -> None:
     assert work.counts == {"rows": 3, "ties": 1}
 
 
+def test_votes_cut_short_or_stored_twice_are_dropped_and_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "gateways"
+    folder.mkdir()
+    rows = [json.dumps({**VOTE, "id": f"v{number}"}) for number in range(3)]
+    (folder / "a.jsonl").write_text(f"\n{rows[0]}\n\n{rows[1]}\n\n{rows[2][:40]}")
+    (folder / "b.jsonl").write_bytes(f"{rows[1]}\n{rows[2]}\n".encode() + b'{"id": "\xc3')
+    (folder / "notes.txt").write_text("no votes")
+    work = work_on(tmp_path)
+    work.files = {"file": folder}
+    made = run(Votes(file=str(folder)), work)
+    assert [row["id"] for row in made] == ["v0", "v1", "v2"]
+    assert work.counts == {"rows": 3, "ties": 0, "dropped/unreadable": 2, "dropped/duplicate": 1}
+    assert work.examples["dropped/unreadable"] == ["a.jsonl line 6", "b.jsonl line 3"]
+
+
+@pytest.mark.parametrize("named", ["votes", "votes.jsonl"])
+def test_votes_of_an_earlier_version_are_not_passed_over(named: str, tmp_path: Path) -> None:
+    (tmp_path / "votes.jsonl").write_text(json.dumps(VOTE))
+    stage = Votes(file=named)
+    if named == "votes.jsonl":
+        stage.check({"file": tmp_path / named}, {})
+    (tmp_path / "votes").mkdir()
+    (tmp_path / "votes" / "a.jsonl").write_text(json.dumps({**VOTE, "id": "v9"}))
+    with pytest.raises(Permanent, match="votes.jsonl has votes of an earlier version.*move"):
+        stage.check({"file": tmp_path / named}, {})
+    (tmp_path / "votes.jsonl").rename(tmp_path / "votes" / "votes.jsonl")
+    Votes(file="votes").check({"file": tmp_path / "votes"}, {})
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
+        ("[1]", "line 1: not a vote"),
+        ('{"id": "v1", "prom', "has no votes"),
         ('{"id": "v1", "prompt": "Q"}', "line 1: not a vote"),
         (
             '{"id": "1", "prompt": "Q", "completions": [{"text": "a", "score": 1}, {"text": "b"}]}',

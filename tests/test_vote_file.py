@@ -29,7 +29,7 @@ def vote(choice: str) -> VoteRequest:
 def test_a_vote_comes_back_as_feedback_on_both_answers(
     choice: str, left: float, right: float, tmp_path: Path
 ) -> None:
-    path = tmp_path / "votes.jsonl"
+    path = tmp_path / "votes"
     row_id = VoteFile(path).add(vote(choice))
     common = {"system": None, "reason": "a person's vote", "checks": {}}
     assert read_votes(path) == [
@@ -51,11 +51,19 @@ def test_a_vote_comes_back_as_feedback_on_both_answers(
 
 
 def test_a_vote_after_a_half_written_line_keeps_its_own_line(tmp_path: Path) -> None:
-    path = tmp_path / "votes.jsonl"
-    VoteFile(path).add(vote("left"))
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"id": "v1", "prom')
-    VoteFile(path).add(vote("right"))
-    lines = [line for line in path.read_text().split("\n") if line]
+    votes = VoteFile(tmp_path)
+    votes.add(vote("left"))
+    with votes.path.open("ab") as file:
+        file.write(b'{"id": "v1", "prom')
+    votes.add(vote("right"))
+    lines = [line for line in votes.path.read_text().split("\n") if line]
     assert len(lines) == 3 and lines[1] == '{"id": "v1", "prom'
     assert json.loads(lines[2])["completions"][1]["score"] == 10
+
+
+def test_gateways_of_one_run_share_no_file(tmp_path: Path) -> None:
+    """Appends of two hosts to one file overwrite each other on NFS."""
+    old, new = VoteFile(tmp_path / "votes"), VoteFile(tmp_path / "votes")
+    ids = [gateway.add(vote(choice)) for choice in ("left", "tie") for gateway in (old, new)]
+    assert len(list((tmp_path / "votes").iterdir())) == 2
+    assert sorted(row["id"] for row in read_votes(tmp_path / "votes")) == sorted(ids)

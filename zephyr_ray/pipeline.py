@@ -1,6 +1,7 @@
 """Runs a recipe: loads it, plans it, and makes the missing artifacts of its stages in order.
 
 python -m zephyr_ray.pipeline [RECIPE] [--set stage.setting=value] [--until STAGE] [--plan]
+    [--verify] [--wait SECONDS]
 """
 
 import logging
@@ -65,19 +66,27 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument("--plan", action="store_true", help="show what would run, and why")
+    parser.add_argument("--verify", action="store_true", help="read all bytes of cached artifacts")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="how long to wait for another run on the same storage (default: 0)",
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", handlers=[ConsoleHandler()])
     log.setLevel(logging.INFO)
     try:
         recipe = recipes.load(options.recipe or default_recipe(), KINDS, options.set)
-        store = Store(recipe.storage)
+        store = Store(recipe.storage, read_all=options.verify)
         if options.plan:
             check_files(recipe)
             steps = make_plan(recipe, store, options.until)
             print_plan(recipe, steps)
             print_estimate(recipe, store, steps)
         else:
-            run(recipe, store, options.until)
+            run(recipe, store, options.until, options.wait)
         return 0
     except Permanent as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -94,10 +103,11 @@ def default_recipe() -> Path:
     return inside if inside.exists() else package.parent / "configs" / "quickstart.yaml"
 
 
-def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
-    """Makes every missing artifact of the recipe, up to `until`."""
+def run(recipe: Recipe, store: Store, until: str | None = None, wait: float = 0) -> None:
+    """Makes every missing artifact of the recipe, up to `until`. Waits up to `wait` seconds for
+    another run on the same storage."""
     store.prepare()
-    with store.exclusive():
+    with store.exclusive(wait, log.info):
         check_files(recipe)
         steps = make_plan(recipe, store, until)
         preflight(recipe, store, steps)
@@ -113,6 +123,7 @@ def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
             unfinished.unlink()
         else:
             CONSOLE.print(f"All {len(steps)} stages are cached.")
+        store.check_lock()
         for step in steps:
             assert step.artifact
             link_artifact(view, step.name, step.stage.view, step.artifact.folder)

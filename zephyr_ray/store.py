@@ -15,17 +15,21 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zephyr_ray.digests import known_digest
 from zephyr_ray.errors import Permanent
-from zephyr_ray.manifest import MANIFEST, File, Manifest, read_manifest
+from zephyr_ray.lease import Lease
+from zephyr_ray.manifest import MANIFEST, Manifest, read_manifest
+from zephyr_ray.verification import corrupted, describe, is_read, is_unchanged, verify
 
-STORE = "store"
-"""The folder of all artifacts, below the storage folder."""
+STORE, LEASE = "store", ".lease"
+"""The folder of all artifacts, below the storage folder, and that of its lock."""
 SCRATCH = "scratch"
 """Folder for journals and checkpoints of unfinished work; not part of the artifact."""
 ROWS = "rows.jsonl"
@@ -37,19 +41,14 @@ def content_key(parts: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def digest(path: Path) -> str:
     """Returns a file's SHA-256 (64 hex digits), or a folder's content key over its file names and
     contents (16 hex digits)."""
     try:
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
-            return content_key({str(f.relative_to(path)): file_digest(f) for f in files})
-        return file_digest(path)
+            return content_key({str(f.relative_to(path)): known_digest(f) for f in files})
+        return known_digest(path)
     except OSError as error:
         raise Permanent(f"cannot read {path}: {error.strerror}; check the path") from None
 
@@ -142,15 +141,23 @@ class Artifact:
         return self.folder / "model"
 
     def rows(self) -> list[dict[str, Any]]:
-        return list(read_jsonl(self.folder / ROWS))
+        return list(read_jsonl(self.file(ROWS)))
+
+    def file(self, name: str) -> Path:
+        """Returns the path of a file to read. Raises Permanent if its content has changed."""
+        verify(self.folder, self.manifest, name)
+        return self.folder / name
 
 
 class Store:
     """The artifacts below one storage folder."""
 
-    def __init__(self, storage: Path):
+    def __init__(self, storage: Path, read_all: bool = False):
+        """With `read_all`, `find` reads every byte of an artifact."""
         self.storage = storage.absolute()
         self.root = self.storage / STORE
+        self._intact = is_read if read_all else is_unchanged
+        self._lease: Lease | None = None
 
     def prepare(self) -> None:
         """Creates the folder. Raises Permanent if it is not writable."""
@@ -179,48 +186,56 @@ class Store:
         try:
             manifest = read_manifest(folder)
         except ValueError:
-            raise _corrupted(folder, f"{MANIFEST} is malformed") from None
-        for name, entry in manifest.files.items():
-            file = folder / name
-            if not file.is_file():
-                raise _corrupted(folder, f"{name} is missing")
-            if file.stat().st_size != entry.bytes or file_digest(file) != entry.sha256:
-                raise _corrupted(folder, f"{name} does not match the hash in its manifest")
+            raise corrupted(folder, f"{MANIFEST} is malformed") from None
+        verify(folder, manifest, intact=self._intact)
         return Artifact(folder, manifest)
 
     def commit(self, kind: str, key: str, **facts: Any) -> Artifact:
         """Hashes every file, writes the manifest, then deletes the scratch folder; until the
-        manifest exists, a restart needs it."""
+        manifest exists, a restart needs it. Raises Permanent if the lock is lost."""
         folder = self.folder(kind, key)
         files = {
-            str(path.relative_to(folder)): File(bytes=path.stat().st_size, sha256=file_digest(path))
+            str(path.relative_to(folder)): describe(path)
             for path in sorted(folder.rglob("*"))
             if path.is_file()
             and path.name != MANIFEST
             and path.relative_to(folder).parts[0] != SCRATCH
         }
         manifest = Manifest(kind=kind, key=key, files=files, **facts)
+        self.check_lock()
         write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=1))
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         return Artifact(folder, manifest)
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Locks the storage folder, because recipes share its artifacts; released when the process
-        ends."""
-        from filelock import FileLock, Timeout
+    def exclusive(
+        self, wait: float = 0, notice: Callable[[str], None] = lambda line: None
+    ) -> Iterator[None]:
+        """Locks the storage folder, because recipes share its artifacts. Waits up to `wait` seconds
+        for another run; `notice` gets a line then. Interrupts the run if it loses the lock."""
+        lease = Lease(self.root / LEASE, f"storage folder {self.storage}")
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lease.held(wait, notice, _interrupt))
+            except OSError as error:
+                raise Permanent(
+                    f"cannot lock storage folder {self.storage} ({error.strerror}); correct it, or "
+                    "choose another with --set storage=FOLDER"
+                ) from None
+            self._lease = lease
+            try:
+                yield
+            except KeyboardInterrupt:
+                if lease.lost:
+                    lease.check()
+                raise
+            finally:
+                self._lease = None
 
-        lock = FileLock(self.root / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise Permanent(
-                f"storage folder {self.storage} is locked by another run; wait for it to end"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+    def check_lock(self) -> None:
+        """Raises Permanent if another run took over the lock that this one holds."""
+        if self._lease:
+            self._lease.check()
 
 
 def write_rows(folder: Path, rows: Iterable[dict[str, Any]], name: str = ROWS) -> int:
@@ -234,7 +249,6 @@ def write_rows(folder: Path, rows: Iterable[dict[str, Any]], name: str = ROWS) -
     return count
 
 
-def _corrupted(folder: Path, what: str) -> Permanent:
-    return Permanent(
-        f"artifact {folder.name} is corrupted: {what}; delete {folder} to make it again"
-    )
+def _interrupt() -> None:
+    # As Ctrl-C does: the signal also ends a system call that the main thread waits in.
+    os.kill(os.getpid(), signal.SIGINT)

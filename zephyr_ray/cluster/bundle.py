@@ -24,8 +24,8 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
     `storage` is the folder where the pods mount the shared claim.
 
     Absolute paths name files on the cluster and are kept; relative files are included. Raises
-    Permanent if a file cannot be read, weights are a folder on this machine, the storage is outside
-    the mount, or the total exceeds CONFIG_MAP_BYTES.
+    Permanent if a file cannot be read or is a folder, weights are a folder on this machine, the
+    storage is outside the mount, or the total exceeds CONFIG_MAP_BYTES.
     """
     raw = {**raw, "name": recipe.name, "storage": _storage(str(recipe.storage), storage, path)}
     names: dict[Path, str] = {}
@@ -51,6 +51,11 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
                 )
     files = {RECIPE: yaml.safe_dump(raw, sort_keys=False, allow_unicode=True).encode()}
     for file, name in names.items():
+        if file.is_dir():
+            raise Permanent(
+                f"{path}: {file} is a folder, which a ConfigMap cannot hold; copy it to the "
+                "cluster's storage and give its absolute path there"
+            )
         try:
             files[name] = file.read_bytes()
         except OSError as error:

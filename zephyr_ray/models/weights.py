@@ -5,9 +5,10 @@ import json
 import re
 from pathlib import Path
 
+from zephyr_ray.digests import known_digest
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.packaged import PACKAGED, fetch
-from zephyr_ray.store import file_digest
+from zephyr_ray.verification import verify_folder
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 DECISIVE = (
@@ -27,10 +28,14 @@ DECISIVE = (
 def resolve(weights: str) -> Path:
     """Returns a local folder with config.json, safetensors and a tokenizer.
 
-    Raises Permanent if there is none and it cannot be downloaded."""
+    Raises Permanent if there is none and it cannot be downloaded, or if it is the model of an
+    artifact and its content has changed."""
     if weights in PACKAGED:
         return fetch(weights)
-    return _as_folder(weights) or _from_hub(weights)
+    if folder := _as_folder(weights):
+        verify_folder(folder)
+        return folder
+    return _from_hub(weights)
 
 
 def fingerprint(weights: str) -> str:
@@ -42,7 +47,7 @@ def fingerprint(weights: str) -> str:
     if folder := _as_folder(weights, config_only=True):
         total = hashlib.sha256()
         for path in sorted({path for pattern in DECISIVE for path in folder.glob(pattern)}):
-            total.update(f"{path.name}\0{file_digest(path)}\n".encode())
+            total.update(f"{path.name}\0{known_digest(path)}\n".encode())
         return total.hexdigest()
     return weights
 

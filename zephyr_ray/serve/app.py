@@ -19,6 +19,7 @@ from zephyr_ray.run_folder import judge_of, models_of
 from zephyr_ray.serve.dispatcher import ChatTokens
 from zephyr_ray.serve.gateway import Gateway, Limits
 from zephyr_ray.serve.judge import JudgeService
+from zephyr_ray.verification import verify_folder
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -104,6 +105,7 @@ def served_weights(settings: ServeSettings) -> dict[str, str]:
             raise Permanent(
                 f"adapter '{name}': {folder} has no adapter_config.json; give a LoRA adapter"
             )
+        verify_folder(folder.resolve())
         if name in known:
             raise Permanent(f"adapter '{name}': a model has this name; choose another")
     return {name: known[name] for name in names}
@@ -139,7 +141,7 @@ def build_application(settings: ServeSettings, keys_needed: bool) -> "Applicatio
     return gateway.bind(
         servers,
         judge and _judge_deployment(judge),
-        (settings.run / "votes.jsonl").absolute(),
+        (settings.run / "votes").absolute(),
         chat_tokens,
         limits,
         keys_needed,

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ WON, LOST, TIED = 10.0, 1.0, 5.5
 
 
 class VoteFile:
-    """Appends votes to one JSONL file, each with a single write: a kill loses no earlier vote."""
+    """Appends votes to a new JSONL file in `folder`, each with a single write: a kill loses no
+    earlier vote. Each gateway has its own file, because appends of two hosts overwrite each other
+    on NFS."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, folder: Path):
+        self.path = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:12]}.jsonl"
         self._lock = threading.Lock()
 
     def add(self, vote: VoteRequest) -> str:

@@ -62,9 +62,8 @@ class TrainingStage(TrainingSettings):
         if curves := tuple(_curves(artifact)):
             intro = REWARDS if any(curve.title.startswith("reward") for curve in curves) else ""
             chapters.append(Chapter("Training", Place.PROCESS, curves, intro))
-        mask = artifact.folder / "mask.html"
-        if mask.is_file():
-            page = Document(mask.read_text(encoding="utf-8"))
+        if (artifact.folder / "mask.html").is_file():
+            page = Document(artifact.file("mask.html").read_text(encoding="utf-8"))
             chapters.append(Chapter("Loss mask", Place.APPENDIX, (page,), MASK))
         return Section(tuple(chapters))
 
@@ -104,7 +103,7 @@ class TrainingStage(TrainingSettings):
 
 def _curves(artifact: Artifact) -> Iterator[Curve]:
     """Yields the metrics that are drawn. If a step was written twice, the later line counts."""
-    by_step = {row["step"]: row for row in read_jsonl(artifact.folder / STEPS)}
+    by_step = {row["step"]: row for row in read_jsonl(artifact.file(STEPS))}
     steps = sorted(by_step.items())
     for name, title in CURVES.items():
         if points := tuple((step, row[name]) for step, row in steps if name in row):

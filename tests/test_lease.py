@@ -1,0 +1,288 @@
+"""The lock of a storage: who may take it, when it expires, and how a stale owner finds out."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from zephyr_ray import lease as leases
+from zephyr_ray import pipeline
+from zephyr_ray.errors import Permanent
+from zephyr_ray.lease import Lease
+from zephyr_ray.store import Store
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from zephyr_ray.lease import Lease
+with Lease(Path(sys.argv[1]), "the storage", renew=0.1).held():
+    print("held", flush=True)
+    time.sleep(100)
+"""
+NO_FLOCK = """
+#include <errno.h>
+#include <stdlib.h>
+int flock(int fd, int op) { errno = atoi(getenv("FLOCK_ERRNO")); return -1; }
+"""
+
+
+def quick(folder: Path, expire: float = 0.5) -> Lease:
+    return Lease(folder, "the storage", renew=0.05, expire=expire, poll=0.02)
+
+
+def refused(lease: Lease, wait: float = 0) -> str:
+    with pytest.raises(Permanent) as error, lease.held(wait):
+        pass
+    return str(error.value)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes owners look like processes of other machines: nobody can see whether they live."""
+    monkeypatch.setattr(leases, "_machine", lambda: "")
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that holds the lease in `tmp_path`."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_run_is_told_at_once_who_holds_the_lock(
+    other: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    line = refused(quick(tmp_path))
+    assert re.fullmatch(
+        rf"the storage is locked by another run \(process {other.pid} on \S+, since 2\S+, renewed "
+        r"\d+\.\d s ago\); wait for it to end, or use --wait SECONDS",
+        line,
+    )
+
+
+def test_the_lock_of_a_killed_run_is_free_at_once(
+    other: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    other.kill()  # still a zombie: nobody has waited for it
+    deadline = time.monotonic() + 5
+    while "State:\tZ" not in Path(f"/proc/{other.pid}/status").read_text():
+        assert time.monotonic() < deadline
+    begun = time.monotonic()
+    with Lease(tmp_path, "the storage").held():
+        assert time.monotonic() - begun < 1
+
+
+def test_a_process_that_got_the_pid_of_a_dead_owner_is_not_the_owner(
+    other: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    other.send_signal(19)  # SIGSTOP: it must not renew what is written here
+    [path] = tmp_path.iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "started": "1"}))
+    with quick(tmp_path).held():
+        pass
+
+
+@pytest.mark.parametrize("code", ["38", "37"], ids=["ENOSYS", "ENOLCK"])
+def test_storage_without_flock_is_locked_and_freed(code: str, tmp_path: Path) -> None:
+    (tmp_path / "noflock.c").write_text(NO_FLOCK)
+    library = tmp_path / "noflock.so"
+    subprocess.run(["g++", "-xc", "-shared", "-fPIC", "-o", library, f"{library.stem}.c"],
+                   cwd=tmp_path, check=True)  # fmt: skip
+    program = (
+        "import os, sys\nfrom pathlib import Path\nfrom zephyr_ray.store import Store\n"
+        "store = Store(Path(sys.argv[1]))\nstore.prepare()\n"
+        "with store.exclusive():\n    print('held', flush=True)\n    os.kill(os.getpid(), 9)\n"
+    )
+    environment = os.environ | {"LD_PRELOAD": str(library), "FLOCK_ERRNO": code}
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", program, tmp_path], env=environment,
+                              capture_output=True)  # fmt: skip
+        assert (done.stdout, done.stderr) == (b"held\n", b"")
+
+
+def test_a_released_lock_is_taken_under_the_next_number(tmp_path: Path) -> None:
+    for _ in range(3):
+        with quick(tmp_path).held():
+            pass
+    with quick(tmp_path).held():
+        names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["000001.released", "000002.released", "000003.released", "000004"]
+
+
+def test_old_numbers_are_removed(tmp_path: Path) -> None:
+    for number in range(5, 8):
+        (tmp_path / f"{number:06d}.released").touch()
+    (tmp_path / f"{leases.KEPT + 5:06d}.released").touch()
+    with quick(tmp_path).held():
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("000007.released", "000105.released", "000106.released")
+    ]
+
+
+def test_a_silent_owner_elsewhere_loses_the_lock(tmp_path: Path, elsewhere: None) -> None:
+    (tmp_path / "000001").write_text("")  # killed before it wrote its name
+    os.utime(tmp_path / "000001", (time.time() - 100,) * 2)
+    begun = time.monotonic()
+    with quick(tmp_path, expire=60).held():
+        assert 0.1 < time.monotonic() - begun < 5
+
+
+def test_a_job_waits_until_a_dead_owners_lease_expires(tmp_path: Path, elsewhere: None) -> None:
+    (tmp_path / "000001").write_text("dead a moment ago")
+    os.utime(tmp_path / "000001", (time.time() + 3600,) * 2)  # by a clock that was ahead
+    assert "locked by another run" in refused(quick(tmp_path))
+    lines: list[str] = []
+    begun = time.monotonic()
+    with quick(tmp_path).held(10, lines.append):
+        assert 0.5 < time.monotonic() - begun < 5
+    [line] = lines
+    assert line.startswith("waiting for the storage, locked by another run")
+
+
+def test_a_job_waits_until_the_lock_is_released(tmp_path: Path) -> None:
+    taken, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with quick(tmp_path).held():
+            taken.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    taken.wait()
+    assert "locked by another run" in refused(quick(tmp_path), wait=0.2)
+    threading.Timer(0.2, done.set).start()
+    with quick(tmp_path).held(10):
+        pass
+    thread.join()
+
+
+def test_an_owner_whose_clock_is_late_keeps_the_lock(
+    tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with quick(tmp_path).held():
+        here = Lease(tmp_path, "the storage", renew=5, expire=60, poll=0.02)
+        monkeypatch.setattr(here, "_clock", lambda: time.time() + 3600)
+        assert "locked by another run" in refused(here)
+
+
+def test_an_owner_that_is_alive_here_keeps_the_lock_even_if_it_is_stopped(
+    other: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    other.send_signal(19)  # SIGSTOP, as Ctrl-Z
+    assert "locked by another run" in refused(quick(tmp_path, expire=0.2), wait=0.6)
+
+
+def test_one_of_many_takes_over_an_expired_lease(tmp_path: Path, elsewhere: None) -> None:
+    (tmp_path / "000001").write_text("")
+    os.utime(tmp_path / "000001", (time.time() - 100,) * 2)
+    outcomes: list[str] = []
+    barrier, over = threading.Barrier(8), threading.Event()
+
+    def contend() -> None:
+        barrier.wait()
+        try:
+            with quick(tmp_path, expire=30).held():
+                outcomes.append("held")
+                over.wait(10)
+        except Permanent as error:
+            outcomes.append(str(error)[:33])
+
+    threads = [threading.Thread(target=contend) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 10
+    while len(outcomes) < 8 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["held", *["the storage is locked by another "] * 7]
+
+
+@pytest.mark.parametrize("loss", ["a higher number", "a deleted folder", "a deleted file"])
+def test_an_owner_that_lost_the_lock_is_told(loss: str, tmp_path: Path) -> None:
+    lost = threading.Event()
+    lease = quick(tmp_path / "lease")
+    with lease.held(on_loss=lost.set):
+        lease.check()
+        if loss == "a higher number":
+            (tmp_path / "lease" / "000002").touch()
+        elif loss == "a deleted folder":
+            (tmp_path / "lease").rename(tmp_path / "gone")
+        else:
+            (tmp_path / "lease" / "000001").unlink()
+        with pytest.raises(Permanent, match="no longer holds the lock of the storage: another"):
+            lease.check()
+        assert lost.wait(5) and lease.lost
+
+
+def test_storage_that_cannot_be_locked_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    store = Store(tmp_path)
+    with pytest.raises(Permanent, match=r"cannot lock .* \(No space left on device\); correct it"):
+        store.exclusive().__enter__()
+    assert list((store.root / ".lease").iterdir()) == []
+
+
+def test_a_stale_run_commits_no_artifact(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    folder = store.folder("text", "k")
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("{}\n")
+    with store.exclusive():
+        (store.root / ".lease" / "000002").touch()
+        with pytest.raises(
+            Permanent, match=f"no longer holds the lock of storage folder {tmp_path}"
+        ):
+            store.commit("text", "k")
+    assert store.find("text", "k") is None
+
+
+def test_a_stale_run_is_interrupted_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zephyr_ray.store.Lease", partial(Lease, renew=0.05))
+    store = Store(tmp_path)
+    store.prepare()
+    with pytest.raises(Permanent, match="no longer holds the lock"), store.exclusive():
+        (store.root / ".lease" / "000002").touch()
+        time.sleep(10)
+    with pytest.raises(KeyboardInterrupt), Store(tmp_path / "b").exclusive():
+        raise KeyboardInterrupt
+
+
+def test_the_pipeline_waits_as_long_as_it_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stages: {prompts: {kind: prompts, seeds: none.jsonl, count: 1}}\n")
+    store = Store(tmp_path / "runs")
+    store.prepare()
+    arguments = [str(recipe), "--set", f"storage={store.storage}"]
+    with store.exclusive():
+        assert pipeline.main(arguments) == 2
+        [line] = capfd.readouterr().err.splitlines()
+        assert re.match(r"error: storage folder \S+ is locked by another run \(process \d+", line)
+        assert caplog.messages == []
+        assert pipeline.main([*arguments, "--wait", "0.5"]) == 2
+    [line] = caplog.messages
+    assert line.startswith(f"waiting for storage folder {store.storage}, locked by another run")

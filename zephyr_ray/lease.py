@@ -1,0 +1,273 @@
+"""Locks a shared folder without flock, which Lustre and NFS may lack: by a numbered lease.
+
+    <folder>/000007             held; names its owner, which rewrites the file every RENEW_SECONDS
+    <folder>/000006.released    an earlier lease
+
+Whoever creates the next number owns the folder, and a file can be created only once. A lease ends
+when its owner releases it, has died on this machine, or has not renewed it for EXPIRE_SECONDS. An
+owner that was only slow finds a higher number than its own, and stops before it writes a result.
+"""
+
+import contextlib
+import os
+import platform
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, Field, ValidationError
+
+from zephyr_ray.errors import Permanent
+from zephyr_ray.formatting import duration
+
+RENEW_SECONDS, EXPIRE_SECONDS = 10.0, 90.0
+"""Nine tries, because a thread may wait long for the interpreter or the storage."""
+RELEASED = ".released"
+NAME = re.compile(r"(\d+)(\.released)?")
+KEPT = 100
+"""Earlier numbers to keep: NFS may list a folder as it was a minute ago."""
+
+
+class Owner(BaseModel):
+    """The process that holds a lease."""
+
+    host: str
+    pid: int = Field(gt=0, lt=2**31)
+    machine: str
+    """Host, boot and pid namespace, within which `pid` means the same; empty if unknown."""
+    started: str
+    """Start time of the process, because its pid may be used again."""
+    taken: str
+    renewed: str
+
+    def is_alive(self) -> bool | None:
+        """Returns whether the process still runs; None if this machine cannot know."""
+        if not self.machine or self.machine != _machine():
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # another user's
+            return None
+        started = _start_time(self.pid)
+        return None if started is None else started == self.started
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The highest number of a lease's folder, as read."""
+
+    number: int
+    released: bool = True
+    text: bytes = b""
+    idle: float = 0
+    """Seconds since the last renewal, by the clock of the file system."""
+
+    def is_alive(self) -> bool | None:
+        """Returns whether the lease is certainly held; None if this machine cannot know."""
+        if self.released:
+            return False
+        owner = self._owner()
+        return owner.is_alive() if owner else None
+
+    def __str__(self) -> str:
+        owner = self._owner()
+        who = f"process {owner.pid} on {owner.host}, since {owner.taken}, " if owner else ""
+        return f"{who}renewed {duration(max(0, self.idle))} ago"
+
+    def _owner(self) -> Owner | None:
+        """Returns the owner; None while it is being written."""
+        try:
+            return Owner.model_validate_json(self.text)
+        except ValidationError:
+            return None
+
+
+class Lease:
+    """The lock of `what`, kept in `folder`; `poll` is the pause between two looks at its owner."""
+
+    def __init__(
+        self,
+        folder: Path,
+        what: str,
+        renew: float = RENEW_SECONDS,
+        expire: float = EXPIRE_SECONDS,
+        poll: float = 1.0,
+    ):
+        self.folder, self.what, self.lost = folder, what, False
+        self._renew, self._expire, self._poll = renew, expire, poll
+        self._number, self._taken, self._stop = 0, "", threading.Event()
+
+    @contextmanager
+    def held(
+        self,
+        wait: float = 0,
+        notice: Callable[[str], None] = lambda line: None,
+        on_loss: Callable[[], None] = lambda: None,
+    ) -> Iterator[None]:
+        """Holds the lease. Waits up to `wait` seconds for another owner, then raises Permanent;
+        raises OSError if the folder cannot be written.
+
+        `notice` gets a line when it waits; a thread calls `on_loss` if another owner took over.
+        """
+        self._take(wait, notice)
+        self._stop.clear()
+        thread = threading.Thread(target=self._keep, args=(on_loss,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+            with contextlib.suppress(OSError):
+                path = self._path(self._number)
+                path.rename(path.with_suffix(RELEASED))
+
+    def check(self) -> None:
+        """Raises Permanent if another owner has taken over."""
+        try:
+            held = self._is_held()
+        except OSError as error:
+            raise Permanent(
+                f"cannot read the lock of {self.what} ({error.strerror}); correct the storage and "
+                "run again"
+            ) from None
+        if not held:
+            raise Permanent(
+                f"this run no longer holds the lock of {self.what}: another run took it over, or "
+                f"{self.folder} was deleted; let the other run end"
+            )
+
+    def _take(self, wait: float, notice: Callable[[str], None]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        begun = changed = time.monotonic()
+        last, announced = None, -1
+        while True:
+            holder, now = self._holder(), time.monotonic()
+            if last and (last.number, last.text) != (holder.number, holder.text):
+                changed = now
+            last, alive = holder, holder.is_alive()
+            # Hosts' clocks differ, and some file systems use them: a silent owner is watched too.
+            silent = alive is None and holder.idle > self._expire and changed == begun
+            patience = 2 * self._renew if silent else self._expire
+            if alive is False or (alive is None and now - changed > patience):
+                if self._create(holder.number + 1):
+                    return
+                continue
+            if not silent and now - begun >= wait:
+                raise Permanent(
+                    f"{self.what} is locked by another run ({holder}); wait for it to end, or use "
+                    "--wait SECONDS"
+                )
+            if holder.number != announced:
+                notice(f"waiting for {self.what}, locked by another run ({holder})")
+                announced = holder.number
+            time.sleep(self._poll)
+
+    def _create(self, number: int) -> bool:
+        """Takes a number. Returns False if another process has it."""
+        path = self._path(number)
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            return False
+        self._number, self._taken, self.lost = number, _now("seconds"), False
+        try:
+            self._write(descriptor)
+        except BaseException:
+            path.unlink()
+            raise
+        for other, name in self._names():
+            if other <= number - KEPT:
+                with contextlib.suppress(OSError):
+                    (self.folder / name).unlink()
+        return True
+
+    def _keep(self, on_loss: Callable[[], None]) -> None:
+        """Renews the lease until it is released or lost."""
+        while not self._stop.wait(self._renew):
+            # A storage that does not answer may do so later; the others decide when it is too late.
+            with contextlib.suppress(OSError):
+                if not self._is_held():
+                    self.lost = True
+                    on_loss()
+                    return
+                self._write(os.open(self._path(self._number), os.O_WRONLY))
+
+    def _is_held(self) -> bool:
+        try:
+            self._clock()
+            return max(self._names(), default=None) == (self._number, self._path(self._number).name)
+        except FileNotFoundError:  # someone deleted the folder
+            return False
+
+    def _write(self, descriptor: int) -> None:
+        """Writes the owner over the same number of bytes, so that a full disk does not matter."""
+        owner = Owner(
+            host=platform.node(),
+            pid=os.getpid(),
+            machine=_machine(),
+            started=_start_time(os.getpid()) or "",
+            taken=self._taken,
+            renewed=_now("microseconds"),
+        )
+        with open(descriptor, "wb") as file:
+            file.write(owner.model_dump_json().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _holder(self) -> Holder:
+        now = self._clock()
+        while True:
+            number, name = max(self._names(), default=(0, RELEASED))
+            if name.endswith(RELEASED):
+                return Holder(number)
+            path = self.folder / name
+            with contextlib.suppress(FileNotFoundError):  # released at this moment
+                return Holder(number, False, path.read_bytes(), now - path.stat().st_mtime)
+
+    def _clock(self) -> float:
+        """Returns the time of the file system. The new file also makes NFS list the folder anew."""
+        probe = self.folder / f".{uuid.uuid4().hex}"
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        return now
+
+    def _names(self) -> list[tuple[int, str]]:
+        """Returns the numbers that were taken and the names of their files."""
+        matches = [NAME.fullmatch(name) for name in os.listdir(self.folder)]
+        return [(int(match[1]), match[0]) for match in matches if match]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}"
+
+
+def _now(resolution: str) -> str:
+    return datetime.now(UTC).isoformat(timespec=resolution)
+
+
+def _machine() -> str:
+    """Returns what identifies this host, its boot and the pid namespace; empty if unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> str | None:
+    """Returns the start time of a process, empty if it has ended; None if unknown."""
+    try:
+        # The name in parentheses may contain anything; state and start time are fields 3 and 22.
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return "" if fields[0] in "ZX" else fields[19]

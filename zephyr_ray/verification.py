@@ -1,0 +1,73 @@
+"""Compares the files of an artifact with its manifest: at a plan, before use, and when asked.
+
+A plan reads no byte of a file that has the size and the time in the manifest. Each node reads a
+file's bytes once, before it uses them, and again if the file's times change; `digests` remembers
+that. An artifact's file is therefore opened through `Artifact.file` or `weights.resolve`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from zephyr_ray.digests import is_remembered, known_digest, read_digest, stamp
+from zephyr_ray.errors import Permanent
+from zephyr_ray.manifest import File, Manifest, read_manifest
+
+
+def describe(path: Path) -> File:
+    """Returns the entry of a finished file for the manifest."""
+    seen, sha256 = read_digest(path)
+    return File(bytes=seen.size, sha256=sha256, mtime_ns=seen.mtime_ns)
+
+
+def is_unchanged(path: Path, entry: File) -> bool:
+    """Trusts the time in the manifest, unless this node knows the file's times better."""
+    if is_remembered(path) or stamp(path).mtime_ns != entry.mtime_ns:
+        return is_known(path, entry)
+    return True
+
+
+def is_known(path: Path, entry: File) -> bool:
+    return known_digest(path) == entry.sha256
+
+
+def is_read(path: Path, entry: File) -> bool:
+    return read_digest(path)[1] == entry.sha256
+
+
+def verify(
+    folder: Path,
+    manifest: Manifest,
+    below: str = "",
+    intact: Callable[[Path, File], bool] = is_known,
+) -> None:
+    """Raises Permanent if an artifact's file `below`, or a file below that folder, is missing, has
+    another size, or is not `intact`."""
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not Path(name).is_relative_to(below):
+            continue
+        try:
+            if stamp(path).size != entry.bytes or not intact(path, entry):
+                raise corrupted(folder, f"{name} does not match the hash in its manifest")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise corrupted(folder, f"{name} is missing") from None
+        except OSError as error:
+            raise Permanent(
+                f"cannot read {path} ({error.strerror}); correct the storage and run again"
+            ) from None
+
+
+def verify_folder(folder: Path) -> None:
+    """Verifies a folder, such as a model's, if it is part of an artifact."""
+    try:
+        manifest = read_manifest(folder.parent)
+    except ValueError:
+        return
+    if folder.parent.name == f"{manifest.kind}-{manifest.key}":
+        verify(folder.parent, manifest, folder.name)
+
+
+def corrupted(folder: Path, what: str) -> Permanent:
+    return Permanent(
+        f"artifact {folder.name} is corrupted: {what}; delete {folder} to make it again"
+    )
