@@ -13,8 +13,6 @@ from pydantic import (
     model_validator,
 )
 
-from zephyr_ray.chat import defuse
-
 MAX_MESSAGES, MAX_CHARACTERS = 256, 200_000
 MAX_CHOICES, MAX_STOPS, MAX_LOGPROBS = 8, 4, 20
 MAX_JUDGED_ROWS = 64
@@ -114,10 +112,8 @@ class ChatRequest(SampledRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
-    def plain_messages(self, control_tokens: list[str]) -> list[dict[str, str]]:
-        """Returns the messages with typed control tokens defused."""
-        messages = [message.plain() for message in self.messages]
-        return [{**m, "content": defuse(m["content"], control_tokens)} for m in messages]
+    def plain_messages(self) -> list[dict[str, str]]:
+        return [message.plain() for message in self.messages]
 
 
 class CompletionRequest(SampledRequest):
