@@ -117,9 +117,11 @@ class Encoder:
         text: str = self._backend.decode([*self._letter, *ids], skip_special_tokens=False)
         return text[len(self._backend.decode(self._letter, skip_special_tokens=False)) :]
 
-    def round_trip(self, text: str) -> str:
-        """Returns what the tokenizer makes of a text that stands alone."""
-        return self.decode(self.encode(self.mark(text)))
+    def round_trips(self, text: str) -> tuple[str, str]:
+        """Returns what the tokenizer makes of a text that stands alone, with and without the space
+        that some tokenizers write before it."""
+        alone = self.decode(self.encode(self.mark(text)))
+        return alone, alone.removeprefix(" ")
 
     @cached_property
     def _letter(self) -> list[int]:

@@ -86,8 +86,8 @@ class ChatFormat:
             with_system = self._template.write([SYSTEM, *PROBE[:1]], ask=True)
         control = control_tokens(tokenizer, answered + asked + with_system)
         self._encoder = Encoder(tokenizer, control)
-        answer = answered.find(PROBE[1]["content"], len(asked))
-        end = self._encoder.find_control(answered, max(answer, len(asked)))
+        answer = answered.rfind(PROBE[1]["content"])
+        end = self._encoder.find_control(answered, len(asked) if answer < 0 else answer)
         if end is None:
             raise Permanent(
                 f"{name} ends answers without a control token; a model trained with it would "
@@ -181,8 +181,8 @@ class ChatFormat:
         token.
 
         A tokenizer that changes text (Unicode normalization, lower case) does not decode to what it
-        encoded. Then the text that it makes of the answer alone counts, up to white space around
-        it. A token for unknown text is never accepted, nor a control token that was typed.
+        encoded. Then what it makes of the answer alone counts. A token for unknown text is never
+        accepted, nor a control token that was typed.
         """
         name = self._template.name
         if not texts:
@@ -192,8 +192,8 @@ class ChatFormat:
             raise RowError(f"{name}: {len(spans)} pieces are trained, for {len(texts)} answers")
         for (*body, end), text in zip(spans, texts, strict=True):
             text, found = self._encoder.unmark(text), self._encoder.decode(body)
-            exact = found == text or found.strip() == self._encoder.round_trip(text).strip()
-            if not exact or end != self.stop_token_id or self._encoder.has_control(body, text):
+            same = found == text or found in self._encoder.round_trips(text)
+            if not same or end != self.stop_token_id or self._encoder.has_control(body, text):
                 found = self._encoder.decode([*body, end])
                 raise RowError(f"{name}: {found[:SHOWN]!r} is trained for {text[:SHOWN]!r}")
 

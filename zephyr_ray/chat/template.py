@@ -86,16 +86,17 @@ class ChatTemplate:
                 continue
             asked = self.write(messages[:index], ask=True)
             answered = self.write(messages[: index + 1])
-            prefixes = text.startswith(asked) and text.startswith(answered)
-            if not prefixes or len(asked) < start:
-                raise RowError(f"{self.name} changes earlier turns when later ones follow")
             end = find_control(answered, len(asked))
+            # After the end token, a template may write something that ends the whole text.
+            prefixes = (asked, answered[: end.end() if end else None])
+            if not all(map(text.startswith, prefixes)) or len(asked) < start:
+                raise RowError(f"{self.name} changes earlier turns when later ones follow")
             answer = answered[len(asked) : end.start() if end else None]
             if end is None or answer.strip() != message["content"].strip():
                 added, content = answered[len(asked) :], message["content"]
                 raise RowError(
-                    f"{self.name} writes {added[:SHOWN]!r} for the answer {content[:SHOWN]!r}, "
-                    "which is not the answer and its end token"
+                    f"{self.name} writes {added[:SHOWN]!r} where generation starts, for the answer "
+                    f"{content[:SHOWN]!r} and its end token"
                 )
             turns.append(Turn(text[start : len(asked)], answer, end.group()))
             start = end.end()

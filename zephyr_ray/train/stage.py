@@ -125,8 +125,10 @@ class TrainingStage(TrainingSettings):
         )
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
-        """Raises Permanent if lora.targets names a module that the model does not have."""
+        """Raises Permanent if no loss mask is known for the model's chat template, or if
+        lora.targets names a module that the model does not have."""
         [start] = models.values()
+        load_chat(start.main.origin)
         modules = {
             f".{name.rpartition('.')[0]}" for name in tensor_shapes(resolve(start.main.origin))
         }
