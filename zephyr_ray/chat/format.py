@@ -121,12 +121,14 @@ class ChatFormat:
 
     def answers(self, ids: list[int], trained: list[bool]) -> list[range]:
         """Returns the positions of each answer of a rendered conversation, with its end token."""
-        spans, start = [], 0
-        for at, on in enumerate(trained):
-            if on and (ids[at] == self.stop_token_id or not any(trained[at + 1 : at + 2])):
-                spans.append(range(start, at + 1))
-            if not on or ids[at] == self.stop_token_id:
-                start = at + 1
+        spans: list[range] = []
+        start = None
+        for at, (token, on) in enumerate(zip([*ids, -1], [*trained, False], strict=True)):
+            if on and start is None:
+                start = at
+            if start is not None and (not on or token == self.stop_token_id):
+                spans.append(range(start, at + on))
+                start = None
         return spans
 
     def prepare(self) -> Any:

@@ -125,10 +125,15 @@ class TrainingStage(TrainingSettings):
         )
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
-        """Raises Permanent if no loss mask is known for the model's chat template, or if
-        lora.targets names a module that the model does not have."""
+        """Raises Permanent if the model's chat template cannot be masked, or if lora.targets names
+        a module that the model does not have."""
         [start] = models.values()
-        load_chat(start.main.origin)
+        try:
+            load_chat(start.main.origin)
+        except Permanent:
+            raise
+        except Exception:  # any error of any tokenizer; the stage itself will stop at it
+            log.debug("the tokenizer of %s cannot be read", start.main.origin, exc_info=True)
         modules = {
             f".{name.rpartition('.')[0]}" for name in tensor_shapes(resolve(start.main.origin))
         }
