@@ -106,10 +106,15 @@ class Encoder:
         They are tokenized together, as in the template, unless a token would span both (an answer
         that starts with white space): generation starts after the lead.
         """
-        head, both = self.encode(lead, after), self.encode(lead + answer, after)
+        # No token spans a control token, so only the text after the last one is tokenized twice.
+        start, last = 0, after
+        for control in self._whole.finditer(lead):
+            start, last = control.end(), control.group()
+        far, near = self.encode(lead[:start], after), lead[start:]
+        head, both = self.encode(near, last), self.encode(near + answer, last)
         if both[: len(head)] == head:
-            return head, both[len(head) :]
-        return head, self.encode(NEUTRAL + answer)[len(self.encode(NEUTRAL)) :]
+            return far + head, both[len(head) :]
+        return far + head, self.encode(NEUTRAL + answer)[len(self.encode(NEUTRAL)) :]
 
     def decode(self, ids: list[int]) -> str:
         """Returns the text of ids within a longer text; some tokenizers drop a space at its
