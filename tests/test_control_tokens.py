@@ -69,6 +69,16 @@ def test_chatml_tokens_that_are_not_special_are_control_tokens_all_the_same() ->
     ]
 
 
+@pytest.mark.parametrize("where", ["loop.index == 3", "m['role'] == 'system'"])
+def test_a_token_that_only_some_conversations_have_is_a_control_token(where: str) -> None:
+    template = FOREIGN.replace(
+        "{% for m in messages %}", f"{{% for m in messages %}}{{{{ '<+>' if {where} }}}}"
+    )
+    tokenizer = byte_tokenizer(["<|head|>"], plain("<end>", "<+>"), template)
+    ids, _ = ChatFormat.of(tokenizer).render(talk("<+>", "r"))
+    assert tokenizer.convert_ids_to_tokens(ids)[6:9] == [*"<+>"]
+
+
 def test_overlapping_control_tokens_stay_text() -> None:
     tokenizer = byte_tokenizer(["<|head|>", "<<x", "x>>"], plain("<end>"), FOREIGN)
     ids, _ = ChatFormat.of(tokenizer).render(talk("<<x>>", "r"))

@@ -16,6 +16,7 @@ from zephyr_ray.chat import ZEPHYR, ChatFormat
 from zephyr_ray.engines.vllm import VllmEngine
 from zephyr_ray.models.contract import Sampling
 from zephyr_ray.serve.dispatcher import Dispatcher
+from zephyr_ray.serve.requests import RequestError
 from zephyr_ray.stage import Work
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.sft import Sft
@@ -114,6 +115,17 @@ def test_training_evaluation_and_serving_use_the_same_tokens(
     # No text is a control token: there are as many as in an ordinary conversation.
     ends = sft_row(chat, conversation("x"), work)["input_ids"].count(chat.stop_token_id)
     assert row["input_ids"].count(chat.stop_token_id) == ends
+
+
+def test_a_request_that_the_template_refuses_is_the_clients_fault() -> None:
+    dispatcher = Dispatcher.__new__(Dispatcher)
+    dispatcher._chat_formats, dispatcher._handles = {"m": ChatFormat.of(load("gemma"))}, {"m": None}
+    dispatcher._max_tokens = 8
+    messages = [{"role": "system", "content": "Be brief."}, *conversation("x")[:1]]
+    body = json.dumps({"model": "m", "messages": messages}).encode()
+    with pytest.raises(RequestError, match="System role not supported") as refused:
+        asyncio.run(dispatcher.chat(body, "r"))
+    assert (refused.value.status, refused.value.param) == (400, "messages")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

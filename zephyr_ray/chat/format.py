@@ -41,7 +41,7 @@ class ChatFormat:
         chat = ChatFormat.to_ask(tokenizer)
         try:
             chat.render(PROBE)
-            questions = [message["content"] for message in PROBE[::2]]
+            questions = [m["content"] for m in PROBE if m["role"] == "user"]
             leads = [turn.lead for turn in chat._turns(PROBE)[0]]
             if any(text not in lead for text, lead in zip(questions, leads, strict=True)):
                 raise RowError(f"{chat._template.name} omits a question")
@@ -81,11 +81,11 @@ class ChatFormat:
             asked = self._template.write(PROBE[:1], ask=True)
         except RowError as error:
             raise Permanent(f"{error}; {OTHER}") from None
-        with_system = ""
-        with suppress(RowError):  # some templates refuse system messages
-            with_system = self._template.write([SYSTEM, *PROBE[:1]], ask=True)
-        control = control_tokens(tokenizer, answered + asked + with_system)
-        self._encoder = Encoder(tokenizer, control)
+        written = answered + asked
+        for messages in ([SYSTEM, *PROBE[:1]], PROBE):
+            with suppress(RowError):  # some templates refuse system messages or several turns
+                written += self._template.write(messages, ask=True)
+        self._encoder = Encoder(tokenizer, control_tokens(tokenizer, written))
         answer = answered.rfind(PROBE[1]["content"])
         end = self._encoder.find_control(answered, len(asked) if answer < 0 else answer)
         if end is None:
