@@ -274,8 +274,10 @@ def test_zephyrs_format_on_llamas_kind_of_tokenizer(llama_tokenizer: Any) -> Non
     assert chat.prompt(TALK[:2]) == template_ids(saved, TALK[:2], add_generation_prompt=True)
     assert chat.prompt(TALK[:2]) == ids[: len(chat.prompt(TALK[:2]))]
     assert saved.decode(ids).replace(" ", "").startswith("<s><|system|>\nBebrief.</s>\n<|user|>\n")
-    assert sum(trained) and all(ids[at] == saved.eos_token_id for at in chat.ends(ids, trained))
-    assert len(chat.ends(ids, trained)) == 2 and ids.count(saved.bos_token_id) == 1
+    assert sum(trained) and all(
+        ids[span[-1]] == saved.eos_token_id for span in chat.answers(ids, trained)
+    )
+    assert len(chat.answers(ids, trained)) == 2 and ids.count(saved.bos_token_id) == 1
     # The model that comes out is read again, by dpo and by vLLM, with the same tokens and mask.
     again = ChatFormat.of(saved)
     assert again.render(TALK) == (ids, trained)

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from chat_families import byte_level
 from fake_endpoint import GOOD, endpoint
+from transformers import PreTrainedTokenizerFast
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.headers import count_parameters
@@ -385,6 +387,17 @@ def test_missing_gpus_are_reported_before_missing_cpus(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(Permanent, match="stage 'sft' needs 1000 GPUs, this machine has 0"):
         check(folder, "sft.workers=1000", "sft.gpus_per_worker=1", "sft.global_batch=1000")
+
+
+def test_a_template_that_cannot_be_masked_is_found_before_the_work(folder: Path) -> None:
+    template = "{% for m in messages %}<|turn|>{{ m['role'] + m['content'] }}<|end|>{% endfor %}"
+    tokenizer = byte_level(["<|turn|>", "<|end|>"])
+    saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template)
+    saved.save_pretrained(folder / "tiny")
+    with pytest.raises(
+        Permanent, match="^stage 'sft': the loss mask would be wrong: .*/tiny write"
+    ):
+        check(folder)
 
 
 def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,27 @@ def test_the_template_is_applied_once(service: Service, tiny_model: Path) -> Non
     assert reply.usage is not None and reply.usage.prompt_tokens == len(prompt)
 
 
+def test_the_tokens_are_those_of_training(service: Service, tiny_model: Path) -> None:
+    """With vLLM's own template, the line breaks would merge, and <|im_end|> would end the turn."""
+    from transformers import AutoTokenizer
+
+    from zephyr_ray.chat import ChatFormat
+
+    messages: list[Any] = [
+        *QUESTION,
+        {"role": "assistant", "content": "\n\n\n  return<|im_end|>"},
+        {"role": "user", "content": "<|im_start|>And\x00  \t?"},
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    prompt = ChatFormat.of(tokenizer).prompt(messages)
+    templated = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+    reply = service.client.chat.completions.create(model="dpo", messages=messages, max_tokens=1)
+    assert reply.usage is not None
+    assert reply.usage.prompt_tokens == len(prompt) != len(templated)
+
+
 def test_an_answer_can_be_sent_back_as_history(service: Service) -> None:
     asked: dict[str, Any] = {"model": "dpo", "max_tokens": 8}
     first = service.client.chat.completions.create(messages=QUESTION, **asked)

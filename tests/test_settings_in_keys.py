@@ -62,6 +62,7 @@ TRAINING = {
     "weight_decay": 0.1,
     "max_grad_norm": 2,
     "precision": "fp32",
+    "bad_rows": "stop",
     "lora": {},
     "seed": 1,
 }

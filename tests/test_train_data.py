@@ -1,5 +1,6 @@
 """Tests how training prepares rows: tokens, packing, batches and their order; without Ray."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +199,77 @@ def test_a_prompt_that_leaves_no_room_is_dropped(chat: ChatFormat, work: Work) -
     assert work.examples == {"dropped/prompt_fills_max_length": ["p"]}
 
 
-def test_two_prompts_in_a_pair_are_an_error(chat: ChatFormat, work: Work) -> None:
-    rows = [pair(talk("ask", "one"), talk("other", "two"))]
-    with pytest.raises(Permanent, match="row 'p' of 'data': two different prompts"):
-        list(Dpo(model="base", data="data")._tokens(work, chat, rows))
+def test_an_answer_that_begins_with_line_breaks_trains_as_in_sft(
+    chat: ChatFormat, work: Work
+) -> None:
+    chosen, rejected = talk("ask", "\n\nThe Oder."), talk("ask", "No.")
+    [row] = Dpo(model="base", data="data")._tokens(work, chat, [pair(chosen, rejected)])
+    [dialogue] = Sft(model="base", data="data")._tokens(
+        work, chat, [{"id": "d", "messages": chosen}]
+    )
+    length = len(row["prompt_ids"] + row["chosen_ids"])
+    assert row["prompt_ids"] + row["chosen_ids"] == dialogue["input_ids"][:length]
+    assert row["prompt_ids"] == chat.prompt(chosen[:1])
+    assert chat.tokenizer.decode(row["chosen_ids"]) == "\n\nThe Oder.<|im_end|>"
+
+
+BAD_PAIRS = {
+    "two different prompts": (talk("ask", "one"), talk("other", "two")),
+    "a pair must end with an assistant message": (talk("ask"), talk("ask")),
+    "a message is not valid Unicode: it has half a surrogate pair": (
+        talk("ask", "one\ud800"),
+        talk("ask", "two"),
+    ),
+}
+BAD_DIALOGUES = {
+    "a conversation has no assistant message to train on": talk("a"),
+    "a message is not valid Unicode: it has half a surrogate pair": talk("a\udfff", "b"),
+    "a message contains the noncharacter U+FDD0": talk("a", "b\ufdd0"),
+}
+
+
+def bad_rows() -> list[Any]:
+    dialogues = [
+        (Sft(model="base", data="data"), {"id": "p", "messages": messages}, says)
+        for says, messages in BAD_DIALOGUES.items()
+    ]
+    pairs = [(Dpo(model="base", data="data"), pair(*p), says) for says, p in BAD_PAIRS.items()]
+    return [*dialogues, *pairs]
+
+
+def good_row(stage: Sft | Dpo, number: int) -> dict[str, Any]:
+    if isinstance(stage, Sft):
+        return {"id": f"good{number}", "messages": talk("a", "b")}
+    return pair(talk("a", "b"), talk("a", "c")) | {"id": f"good{number}"}
+
+
+@pytest.mark.parametrize(("stage", "bad", "says"), bad_rows())
+def test_a_bad_row_is_dropped_and_counted_or_stops_the_stage(
+    stage: Any, bad: dict[str, Any], says: str, chat: ChatFormat, work: Work
+) -> None:
+    rows = [bad, good_row(stage, 1), bad | {"id": "q"}, good_row(stage, 2)]
+    assert len(stage.prepare(work, chat, rows)) in (1, 2)  # dialogues are packed
+    assert (work.counts["rows"], work.counts["dropped/bad_rows"]) == (2, 2)
+    assert work.examples["dropped/bad_rows"] == [f"p: {says}", f"q: {says}"]
+    stop = stage.model_copy(update={"bad_rows": "stop"})
+    line = re.escape(f"row 'p' of 'data': {says}; correct it, or set bad_rows: drop")
+    with pytest.raises(Permanent, match=f"^{line}$"):
+        stop.prepare(work, chat, rows)
+
+
+@pytest.mark.parametrize(("stage", "bad", "says"), bad_rows())
+def test_a_stage_whose_rows_are_all_bad_stops(
+    stage: Any, bad: dict[str, Any], says: str, chat: ChatFormat, work: Work
+) -> None:
+    line = re.escape(f"row 'p' of 'data': {says}; no row is left to train on")
+    with pytest.raises(Permanent, match=f"^{line}$"):
+        stage.prepare(work, chat, [bad, bad])
+
+
+def test_the_first_row_with_a_mask_is_shown(chat: ChatFormat) -> None:
+    rows = [{"id": "p", "messages": talk("a")}, {"id": "q", "messages": talk("a", "shown")}]
+    ansi, page = Sft(model="base", data="data")._first_proof(chat, rows)
+    assert "shown<|im_end|>" in ansi and "shown" in page
 
 
 @pytest.mark.parametrize("rejected", ["one two three four", "one two three five"])

@@ -132,7 +132,7 @@ class VllmEngine(LanguageEngine):
             _sample_by_search()
         longest = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", context)
         self.context = min(context, longest)
-        self.format = ChatFormat.of(AutoTokenizer.from_pretrained(folder))
+        self.format = ChatFormat.to_ask(AutoTokenizer.from_pretrained(folder))
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(**engine_arguments(folder, self.context, gpus, seed))
         )

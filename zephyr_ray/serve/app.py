@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from zephyr_ray.chat import ChatFormat
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.vllm import CPU_ENVIRONMENT, KV_CACHE_BYTES
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.run_folder import judge_of, models_of
-from zephyr_ray.serve.dispatcher import ChatTokens
+from zephyr_ray.serve.dispatcher import load_chat
 from zephyr_ray.serve.gateway import Gateway, Limits
 from zephyr_ray.serve.judge import JudgeService
 from zephyr_ray.verification import verify_folder
@@ -114,19 +113,17 @@ def served_weights(settings: ServeSettings) -> dict[str, str]:
 def build_application(settings: ServeSettings, keys_needed: bool) -> "Application":
     """Binds the deployments of models, judge and gateway. Raises Permanent as `served_weights`."""
     from ray import serve
-    from transformers import AutoTokenizer
 
     servers: dict[str, Application] = {}
-    chat_tokens: dict[str, ChatTokens] = {}
+    folders: dict[str, Path] = {}
     for name, source in served_weights(settings).items():
-        folder = resolve(source)
-        chat = ChatFormat.of(AutoTokenizer.from_pretrained(folder))
+        folders[name] = resolve(source)
+        load_chat(folders[name])  # refuses a model without a usable format now, not in the gateway
         adapters = {} if servers else settings.adapters
-        servers[name] = _model_deployment(settings, name, folder, chat.template, adapters)
-        chat_tokens[name] = ChatTokens(chat.control_tokens, chat.stop_token_id)
+        servers[name] = _model_deployment(settings, name, folders[name], adapters)
     first = next(iter(servers))
     for adapter in settings.adapters:
-        servers[adapter], chat_tokens[adapter] = servers[first], chat_tokens[first]
+        servers[adapter], folders[adapter] = servers[first], folders[first]
     judge = judge_of(settings.run)
     limits = Limits(settings.requests_per_minute, settings.max_tokens, settings.log_prompts)
     gateway = serve.deployment(
@@ -142,14 +139,14 @@ def build_application(settings: ServeSettings, keys_needed: bool) -> "Applicatio
         servers,
         judge and _judge_deployment(judge),
         (settings.run / "votes").absolute(),
-        chat_tokens,
+        folders,
         limits,
         keys_needed,
     )
 
 
 def _model_deployment(
-    settings: ServeSettings, name: str, folder: Path, template: str, adapters: dict[str, Path]
+    settings: ServeSettings, name: str, folder: Path, adapters: dict[str, Path]
 ) -> "Application":
     from ray.serve.llm import LLMConfig, build_llm_deployment
 
@@ -157,8 +154,6 @@ def _model_deployment(
         "max_model_len": settings.context,
         "dtype": "bfloat16",
         "generation_config": "vllm",
-        # The template of training and evaluation, even if the folder has another one.
-        "chat_template": template,
         # The maximum tokens of an answer if the client sets none.
         "override_generation_config": {"max_new_tokens": settings.max_tokens},
     }

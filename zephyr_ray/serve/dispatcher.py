@@ -12,10 +12,13 @@ import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from zephyr_ray.chat import ChatFormat
+from zephyr_ray.errors import RowError
 from zephyr_ray.serve.requests import (
     IGNORED,
     ChatRequest,
@@ -37,14 +40,11 @@ DEFAULT_COMPLETION_TOKENS = 16
 """Maximum tokens of a plain completion if the client sets none, as in OpenAI's API."""
 
 
-@dataclass(frozen=True)
-class ChatTokens:
-    """The special tokens of a model's `ChatFormat` that the dispatcher needs."""
+def load_chat(folder: Path) -> ChatFormat:
+    """Loads the chat format of a model that answers."""
+    from transformers import AutoTokenizer
 
-    control_tokens: list[str]
-    """Special tokens to neutralize in message text."""
-    stop_token_id: int
-    """ID of the token that ends an answer."""
+    return ChatFormat.to_ask(AutoTokenizer.from_pretrained(folder))
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Dispatcher:
     def __init__(
         self,
         handles: "dict[str, DeploymentHandle]",
-        chat_tokens: dict[str, ChatTokens],
+        chat_formats: dict[str, ChatFormat],
         max_tokens: int,
     ):
         # Imports vLLM now (ten seconds), so that no request waits for it.
@@ -72,7 +72,7 @@ class Dispatcher:
 
         self._protocol = openai_api_models
         self._handles = {name: handle.options(stream=True) for name, handle in handles.items()}
-        self._chat_tokens, self._max_tokens = chat_tokens, max_tokens
+        self._chat_formats, self._max_tokens = chat_formats, max_tokens
         self._first_token_seconds = Histogram(
             "zephyr_first_token_seconds",
             "Seconds to the first token, or to the complete answer if it is not streamed",
@@ -94,11 +94,17 @@ class Dispatcher:
     async def chat(self, body: bytes, request_id: str) -> ModelResponse:
         request = parse(ChatRequest, body)
         self.handle(request.model)
-        tokens = self._chat_tokens[request.model]
+        chat, messages = self._chat_formats[request.model], request.plain_messages()
         settings = self._settings(request, request.max_completion_tokens or request.max_tokens)
+        try:
+            prompt = await asyncio.to_thread(chat.prompt, messages)
+        except RowError as error:
+            raise RequestError(400, str(error), "invalid_value", "messages") from None
         settings |= {
-            "messages": request.plain_messages(tokens.control_tokens),
-            "stop_token_ids": [tokens.stop_token_id],
+            "messages": messages,
+            "stop_token_ids": [chat.stop_token_id],
+            # vLLM takes these ids instead of applying a template: they are those of training.
+            "kv_transfer_params": {"prompt_token_ids": prompt},
         }
         return await self._respond(
             request, "chat", self._protocol.ChatCompletionRequest, settings, request_id

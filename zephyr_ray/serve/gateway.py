@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
 from zephyr_ray.errors import Permanent, RowError, Temporary
 from zephyr_ray.judges import FORMS, Form
-from zephyr_ray.serve.dispatcher import ChatTokens, Dispatcher, ModelResponse
+from zephyr_ray.serve.dispatcher import Dispatcher, ModelResponse, load_chat
 from zephyr_ray.serve.keys import KEYS_VARIABLE, Keys, read_keys
 from zephyr_ray.serve.requests import RequestError, VoteRequest, judge_request, parse
 from zephyr_ray.serve.routing import Handler, build_app, read_body
@@ -41,14 +41,15 @@ class Limits:
 
 
 class Gateway:
-    """Serves HTTP. `models` and `judge` are handles of the other deployments."""
+    """Serves HTTP. `models` and `judge` are handles of the other deployments; `folders` are
+    those of the models."""
 
     def __init__(
         self,
         models: "dict[str, DeploymentHandle]",
         judge: "DeploymentHandle | None",
         votes: Path,
-        chat_tokens: dict[str, ChatTokens],
+        folders: dict[str, Path],
         limits: Limits,
         keys_needed: bool,
     ):
@@ -57,7 +58,8 @@ class Gateway:
             raise Permanent(f"{KEYS_VARIABLE} is not set on the gateway's node; set it there")
         from ray import serve
 
-        self._dispatcher = Dispatcher(models, chat_tokens, limits.max_tokens)
+        chat_formats = {name: load_chat(folder) for name, folder in folders.items()}
+        self._dispatcher = Dispatcher(models, chat_formats, limits.max_tokens)
         self._judge, self._limits, self._votes = judge, limits, VoteFile(votes)
         self._keys = Keys(keys, limits.requests_per_minute)
         self._started = int(time.time())

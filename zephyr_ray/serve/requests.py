@@ -16,7 +16,6 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from zephyr_ray.chat import defuse
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models import constraints
 
@@ -193,10 +192,8 @@ class ChatRequest(SampledRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
-    def plain_messages(self, control_tokens: list[str]) -> list[dict[str, str]]:
-        """Returns the messages with typed control tokens defused."""
-        messages = [message.plain() for message in self.messages]
-        return [{**m, "content": defuse(m["content"], control_tokens)} for m in messages]
+    def plain_messages(self) -> list[dict[str, str]]:
+        return [message.plain() for message in self.messages]
 
 
 class CompletionRequest(SampledRequest):

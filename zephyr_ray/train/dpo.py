@@ -2,17 +2,16 @@
 second half of Zephyr's recipe."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from zephyr_ray.chat import ChatFormat, Messages
-from zephyr_ray.errors import Permanent
-from zephyr_ray.messages import with_facts
+from zephyr_ray.errors import Permanent, RowError
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Work
 from zephyr_ray.train.settings import Schedule
-from zephyr_ray.train.stage import TrainingStage
+from zephyr_ray.train.stage import Row, Tokens, TrainingStage
 
 if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
@@ -45,7 +44,7 @@ class Dpo(TrainingStage):
 
         return DpoObjective(beta=self.beta, nll_weight=self.nll_weight)
 
-    def prepare(self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]) -> list[int]:
+    def prepare(self, work: Work, chat: ChatFormat, rows: list[Row]) -> list[int]:
         from datasets import Dataset
 
         kept = list(self._tokens(work, chat, rows))
@@ -59,33 +58,31 @@ class Dpo(TrainingStage):
         }
         return [max(row["lengths"]) for row in kept]
 
-    def _tokens(
-        self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]
-    ) -> Iterator[dict[str, list[int]]]:
+    def _tokens(self, work: Work, chat: ChatFormat, rows: list[Row]) -> Iterator[Tokens]:
         work.counts["truncated"] = 0
-        for row in map(with_facts, rows):
-            try:
-                prompt, chosen = answer(chat, row["chosen"])
-                other, rejected = answer(chat, row["rejected"])
-            except Permanent as error:
-                raise Permanent(f"row '{row['id']}' of '{self.data}': {error}") from None
+
+        def tokenize(row: Row) -> Tokens | None:
+            prompt, chosen = answer(chat, row["chosen"])
+            other, rejected = answer(chat, row["rejected"])
             if prompt != other:
-                raise Permanent(f"row '{row['id']}' of '{self.data}': two different prompts")
+                raise RowError("two different prompts")
             room = self.max_length - len(prompt)
             if room <= 0:
                 work.drop("prompt_fills_max_length", row["id"])
-                continue
+                return None
             work.counts["truncated"] += len(chosen) > room or len(rejected) > room
             chosen, rejected = chosen[:room], rejected[:room]
             if chosen == rejected or not (chosen and rejected):
                 work.drop("same_or_empty_answers", row["id"])
-                continue
-            yield {
+                return None
+            return {
                 "prompt_ids": prompt,
                 "chosen_ids": chosen,
                 "rejected_ids": rejected,
                 "lengths": [len(prompt) + len(chosen), len(prompt) + len(rejected)],
             }
+
+        return self.tokens(work, rows, tokenize)
 
 
 def answer(chat: ChatFormat, messages: Messages) -> tuple[list[int], list[int]]:
@@ -93,11 +90,9 @@ def answer(chat: ChatFormat, messages: Messages) -> tuple[list[int], list[int]]:
 
     A truncated answer has no end token, because it does not end by choice.
     """
-    if messages[-1]["role"] != "assistant":
-        raise Permanent("a pair must end with an assistant message")
+    if not messages or messages[-1]["role"] != "assistant":
+        raise RowError("a pair must end with an assistant message")
     ids, trained = chat.render(messages)
-    prompt = chat.prompt(messages[:-1])
-    end = chat.ends(ids, trained)[-1] + (messages[-1].get("finish_reason") != "length")
-    if ids[: len(prompt)] != prompt:
-        raise Permanent("the chat template writes a prompt differently once it is answered")
-    return prompt, ids[len(prompt) : end]
+    last = chat.answers(ids, trained)[-1]
+    end = last.stop - (messages[-1].get("finish_reason") == "length")
+    return ids[: last.start], ids[last.start : end]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.settings import OPERATIONAL, Reads, Strict
+from zephyr_ray.settings import ADDED, OPERATIONAL, Reads, Strict
 from zephyr_ray.stage import Stage
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class TrainingSettings(Stage):
     """Rows (packed sequences, pairs) per optimizer step, over all workers."""
     max_length: int = Field(ge=16)
     """Maximum tokens per sequence."""
+    bad_rows: Annotated[Literal["drop", "stop"], ADDED] = "drop"
+    """Whether a row whose loss mask cannot be proven is dropped and counted, or stops the stage."""
     warmup: float = Field(0.1, ge=0, lt=1)
     """Fraction of the steps during which the learning rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)

@@ -1,17 +1,17 @@
 """Fine-tunes a model on dialogues: supervised fine-tuning, the first half of Zephyr's recipe."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
-from zephyr_ray.messages import answers, with_facts
+from zephyr_ray.messages import answers
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Work
 from zephyr_ray.train.settings import Schedule
-from zephyr_ray.train.stage import TrainingStage
+from zephyr_ray.train.stage import Row, Tokens, TrainingStage
 
 if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
@@ -49,7 +49,7 @@ class Sft(TrainingStage):
         # costs less than attention over the concatenated batch.
         return SftObjective(packing=self.packing)
 
-    def prepare(self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]) -> list[int]:
+    def prepare(self, work: Work, chat: ChatFormat, rows: list[Row]) -> list[int]:
         import numpy as np
         from datasets import Dataset, Features, Sequence, Value
 
@@ -78,24 +78,23 @@ class Sft(TrainingStage):
         }
         return lengths
 
-    def _tokens(
-        self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]
-    ) -> Iterator[dict[str, list[int]]]:
+    def _tokens(self, work: Work, chat: ChatFormat, rows: list[Row]) -> Iterator[Tokens]:
         work.counts["truncated"] = 0
-        for row in map(with_facts, rows):
-            try:
-                ids, trained = chat.render(row["messages"])
-            except Permanent as error:
-                raise Permanent(f"row '{row['id']}' of '{self.data}': {error}") from None
+
+        def tokenize(row: Row) -> Tokens | None:
+            ids, trained = chat.render(row["messages"])
             # A truncated answer does not end by choice, so its end token is not trained.
-            ends = zip(chat.ends(ids, trained), answers(row["messages"]), strict=False)
-            for end in [at for at, answer in ends if answer.get("finish_reason") == "length"]:
-                trained[end] = False
+            for span, answer in zip(
+                chat.answers(ids, trained), answers(row["messages"]), strict=True
+            ):
+                trained[span[-1]] = answer.get("finish_reason") != "length"
             if len(ids) > self.max_length:
                 work.counts["truncated"] += 1
                 ids, trained = ids[: self.max_length], trained[: self.max_length]
             if not any(trained):
                 work.drop("truncated_to_nothing", row["id"])
-                continue
+                return None
             labels = [token if on else IGNORED for token, on in zip(ids, trained, strict=True)]
-            yield {"input_ids": ids, "labels": labels}
+            return {"input_ids": ids, "labels": labels}
+
+        return self.tokens(work, rows, tokenize)

@@ -1,12 +1,14 @@
 """Defines what sft and dpo share as stages: run, report section, processors, memory and checks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.demand import Footprint, Processors
 from zephyr_ray.engines.model import RecipeModel
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, RowError
+from zephyr_ray.messages import with_facts
 from zephyr_ray.models.headers import tensor_shapes
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.section import Chapter, Curve, Document, Place, Section
@@ -30,6 +32,8 @@ REWARDS = (
     "Reward margin and accuracy are measured on the training pairs; they say nothing about "
     "held-out quality."
 )
+Row = dict[str, Any]
+Tokens = dict[str, list[int]]
 MASK = "Which tokens the loss counts, as the training stage saw them."
 
 
@@ -38,9 +42,34 @@ class TrainingStage(TrainingSettings):
 
     view = ("models/{name}", "model")
 
-    def prepare(self, work: Work, chat: ChatFormat, rows: list[dict[str, Any]]) -> list[int]:
+    def prepare(self, work: Work, chat: ChatFormat, rows: list[Row]) -> list[int]:
         """Writes scratch/data and counts it; returns the tokens of each row's longest sequence."""
         raise NotImplementedError
+
+    def tokens(
+        self, work: Work, rows: list[Row], tokenize: Callable[[Row], Tokens | None]
+    ) -> Iterator[Tokens]:
+        """Yields the tokens of each row; `tokenize` returns None for a row that it drops itself.
+
+        A row that raises RowError is dropped and counted. Raises Permanent if `bad_rows` is "stop",
+        or if nothing is left.
+        """
+        first_bad, kept = "", 0
+        for row in map(with_facts, rows):
+            try:
+                tokens = tokenize(row)
+            except RowError as error:
+                bad = f"row '{row['id']}' of '{self.data}': {error}"
+                if self.bad_rows == "stop":
+                    raise Permanent(f"{bad}; correct it, or set bad_rows: drop") from None
+                first_bad = first_bad or bad
+                work.drop("bad_rows", f"{row['id']}: {error}")
+                continue
+            if tokens is not None:
+                kept += 1
+                yield tokens
+        if first_bad and not kept:
+            raise Permanent(f"{first_bad}; no row is left to train on")
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.data)
@@ -49,12 +78,19 @@ class TrainingStage(TrainingSettings):
         weights = work.models[self.model].weights
         chat, rows = load_chat(weights), work.inputs[self.data].rows()
         lengths = self.prepare(work, chat, rows)
-        ansi, page = chat.proof(rows[0][self.proven])
+        ansi, page = self._first_proof(chat, rows)
         log.info("%s: trained tokens are green\n%s", work.name, ansi)
         (work.folder / "mask.html").write_text(page, encoding="utf-8")
         del rows  # training needs the memory
         order = self.order(lengths)
         train(work, Job(settings=self, weights=weights, folder=work.folder, order=order))
+
+    def _first_proof(self, chat: ChatFormat, rows: list[Row]) -> tuple[str, str]:
+        """Returns the proof of the first row that is not a bad one; `prepare` found one."""
+        for row in rows:
+            with suppress(RowError):
+                return chat.proof(row[self.proven])
+        raise AssertionError("prepare() raises if all rows are bad")
 
     def section(self, artifact: Artifact) -> Section:
         """Returns the curves of metrics.jsonl and the loss mask of mask.html."""
@@ -88,8 +124,15 @@ class TrainingStage(TrainingSettings):
         )
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
-        """Raises Permanent if lora.targets names a module that the model does not have."""
+        """Raises Permanent if the model's chat template cannot be masked, or if lora.targets names
+        a module that the model does not have."""
         [start] = models.values()
+        try:
+            load_chat(start.main.origin)
+        except Permanent:
+            raise
+        except Exception:  # any error of any tokenizer; the stage itself will stop at it
+            log.debug("the tokenizer of %s cannot be read", start.main.origin, exc_info=True)
         modules = {
             f".{name.rpartition('.')[0]}" for name in tensor_shapes(resolve(start.main.origin))
         }

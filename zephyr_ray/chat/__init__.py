@@ -1,0 +1,6 @@
+"""The chat format of a model: turns conversations into tokens, with a loss mask that is proven."""
+
+from zephyr_ray.chat.format import ChatFormat, Messages, pad_token_id
+from zephyr_ray.chat.template import CHATML, ZEPHYR
+
+__all__ = ["CHATML", "ZEPHYR", "ChatFormat", "Messages", "pad_token_id"]

@@ -1,0 +1,138 @@
+"""Encodes a template's text so that only the template can write control tokens."""
+
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+from zephyr_ray.errors import Permanent, RowError
+
+MARK = "\ufdd0"
+"""A noncharacter that marks a control token as typed; the encoder removes it again."""
+NEUTRAL = "\x01"
+"""A character that merges with no text after it."""
+
+
+def control_tokens(tokenizer: Any, written: str) -> dict[int, Any]:
+    """Returns the tokens that give a conversation its structure, by id.
+
+    These are the special tokens, and the added tokens that the format itself writes (`written` is a
+    conversation in this format). White space and words that a tokenizer keeps as added tokens
+    belong to ordinary text, even if the format writes them.
+    """
+
+    def structural(token: str) -> bool:
+        symbols = [letter for letter in token if not (letter.isalnum() or letter.isspace())]
+        return len(token) > 1 and bool(symbols) and token in written
+
+    return {
+        number: token
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special or structural(token.content)
+    }
+
+
+class Encoder:
+    """A tokenizer's copy that recognizes the control tokens of a format, unless they are marked."""
+
+    def __init__(self, tokenizer: Any, control: dict[int, Any]):
+        from tokenizers import AddedToken, Tokenizer, normalizers
+
+        if not getattr(tokenizer, "is_fast", False):
+            raise Permanent(
+                f"the tokenizer ({type(tokenizer).__name__}) has no fast form; "
+                "give the model folder a tokenizer.json"
+            )
+        self._control = {number: token.content for number, token in control.items()}
+        self._unknown = tokenizer.unk_token_id
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
+        # Control tokens are found in the text as it is written, before the normalizer, which
+        # removes the marks: what was typed then is text like any other.
+        flags = ("lstrip", "rstrip", "single_word")
+        backend.add_special_tokens(
+            [
+                AddedToken(
+                    token.content,
+                    special=True,
+                    normalized=False,
+                    **{flag: getattr(token, flag) for flag in flags},
+                )
+                for token in control.values()
+            ]
+        )
+        own = [backend.normalizer] if backend.normalizer else []
+        backend.normalizer = normalizers.Sequence([normalizers.Replace(MARK, ""), *own])
+        self._backend = backend
+        tokens = list(self._control.values())
+        longest_first = sorted(tokens, key=len, reverse=True)
+        self._whole = _any_of(map(re.escape, longest_first))
+        # Only the first character is consumed, so that tokens that overlap are all marked.
+        starts = (f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in tokens)
+        self._start = _any_of(starts)
+
+    def mark(self, text: str) -> str:
+        """Marks typed control tokens, so that `encode` takes them for text."""
+        if MARK in text:
+            raise RowError(f"a message contains the noncharacter U+{ord(MARK):04X}")
+        return self._start.sub(lambda match: match.group() + MARK, text)
+
+    def unmark(self, text: str) -> str:
+        return text.replace(MARK, "")
+
+    def find_control(self, text: str, start: int) -> re.Match[str] | None:
+        """Returns the first control token from `start` on."""
+        return self._whole.search(text, start)
+
+    def has_control(self, ids: list[int], text: str) -> bool:
+        """Returns whether ids have the token of unknown text, or a control token for its name in
+        the text. (Bytes may be control tokens, too.)"""
+        tokens = self._control.keys() & set(ids)
+        return self._unknown in ids or any(self._control[token] in text for token in tokens)
+
+    def encode(self, text: str, after: str = "") -> list[int]:
+        """Returns the ids of a text that follows the control token `after`."""
+        try:
+            ids: list[int] = self._backend.encode(after + text, add_special_tokens=False).ids
+        except TypeError:
+            raise RowError("a message is not valid Unicode: it has half a surrogate pair") from None
+        return ids[1:] if after else ids
+
+    def encode_turn(self, lead: str, answer: str, after: str = "") -> tuple[list[int], list[int]]:
+        """Returns the ids of a lead and of the answer that follows it.
+
+        They are tokenized together, as in the template, unless a token would span both (an answer
+        that starts with white space): generation starts after the lead.
+        """
+        # No token spans a control token, so only the text after the last one is tokenized twice.
+        start, last = 0, after
+        for control in self._whole.finditer(lead):
+            start, last = control.end(), control.group()
+        far, near = self.encode(lead[:start], after), lead[start:]
+        head, both = self.encode(near, last), self.encode(near + answer, last)
+        if both[: len(head)] == head:
+            return far + head, both[len(head) :]
+        return far + head, self.encode(NEUTRAL + answer)[len(self.encode(NEUTRAL)) :]
+
+    def decode(self, ids: list[int]) -> str:
+        """Returns the text of ids within a longer text; some tokenizers drop a space at its
+        start."""
+        text: str = self._backend.decode([*self._letter, *ids], skip_special_tokens=False)
+        return text[len(self._backend.decode(self._letter, skip_special_tokens=False)) :]
+
+    def round_trips(self, text: str) -> tuple[str, str]:
+        """Returns what the tokenizer makes of a text that stands alone, with and without the space
+        that some tokenizers write before it."""
+        alone = self.decode(self.encode(self.mark(text)))
+        return alone, alone.removeprefix(" ")
+
+    @cached_property
+    def _letter(self) -> list[int]:
+        return self.encode("a")
+
+
+def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
+    """Returns a pattern of alternatives; of none, one that never matches."""
+    return re.compile("|".join(patterns) or "(?!)")
