@@ -6,12 +6,14 @@ python -m zephyr_ray.pipeline [RECIPE] [--set stage.setting=value] [--until STAG
 import argparse
 import logging
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from pkgutil import resolve_name
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
@@ -238,13 +240,13 @@ def _print_locations(recipe: Recipe, store: Store) -> None:
     view = store.storage / recipe.name
     folder = os.path.relpath(view)
     zephyr = shutil.which("zephyr") or os.path.relpath(Path(sys.executable).with_name("zephyr"))
-    database = f"sqlite:///{os.path.relpath(store.storage)}/mlflow.db"
+    database = f"sqlite:///{quote(os.path.relpath(store.storage))}/mlflow.db"
     has_make = Path("Makefile").exists() and store.storage == Path("runs").absolute()
     lines = [("open", f"{folder}/")]
     if (view / "report.html").exists():
         lines.append(("report", f"{folder}/report.html"))
     if (view / "models").exists():
-        lines.append(("chat", f"{zephyr} chat {folder}"))
+        lines.append(("chat", f"{zephyr} chat {shlex.quote(folder)}"))
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         lines.append(("MLflow", uri))
     else:

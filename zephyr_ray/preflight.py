@@ -9,7 +9,7 @@ from zephyr_ray.demand import Footprint
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.plan import Step
-from zephyr_ray.ray_cluster import check_reachable
+from zephyr_ray.ray_cluster import check_cluster, cluster_address
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.store import Store, digest
 
@@ -22,9 +22,9 @@ TEXT_BYTES = 100e6
 def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
     """Raises Permanent if the user must change something before the remaining stages can run."""
     pending = [step for step in steps if step.artifact is None]
-    on_cluster = bool(os.environ.get("RAY_ADDRESS"))
+    on_cluster = cluster_address() is not None
     if pending:
-        check_reachable()
+        check_cluster()
     if not on_cluster:
         check_processors(
             recipe, [step.name for step in pending], os.cpu_count() or 1, None, "this machine"
