@@ -8,6 +8,7 @@ from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -53,10 +54,24 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "seeds.jsonl").write_text('{"instruction": "Name a colour."}\n')
     (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "tiny" / "tokenizer.json").write_text("{}")
-    safetensors(tmp_path / "tiny" / "model.safetensors", a=[3, 4], b=[5])
+    write_model(tmp_path / "tiny")
     return tmp_path
+
+
+def write_model(folder: Path, **config: Any) -> None:
+    """Writes a model with 17 parameters, a tokenizer of two words, and entries of config.json."""
+    from tokenizers import Tokenizer, models
+
+    folder.mkdir(exist_ok=True)
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]} | config
+    (folder / "config.json").write_text(json.dumps(config))
+    words = models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>")
+    Tokenizer(words).save(str(folder / "tokenizer.json"))
+    special = {"unk_token": "<unk>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special})
+    )
+    safetensors(folder / "model.safetensors", a=[3, 4], b=[5])
 
 
 def read(folder: Path, *overrides: str) -> Recipe:

@@ -28,6 +28,7 @@ from zephyr_ray.estimate.printing import print_estimate
 from zephyr_ray.formatting import duration
 from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, preflight
+from zephyr_ray.ray_cluster import connect
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.run_folder import link_artifact, unlink_stale
 from zephyr_ray.stage import Stage, Work, log
@@ -103,6 +104,8 @@ def run(recipe: Recipe, store: Store, until: str | None = None) -> None:
         check_files(recipe)
         steps = make_plan(recipe, store, until)
         preflight(recipe, store, steps)
+        if any(recipe.models_read(step.stage) for step in steps if step.artifact is None):
+            connect()  # before any stage, in case Ray cannot start
         planned = make_plan(recipe, store) if until else steps
         view = store.storage / recipe.name
         unlink_stale(view, {step.artifact.folder for step in planned if step.artifact})

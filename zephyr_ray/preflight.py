@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from zephyr_ray.demand import Footprint
+from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.errors import Permanent
+from zephyr_ray.models.checks import check_answers
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.plan import Step
 from zephyr_ray.ray_cluster import check_cluster, cluster_address
 from zephyr_ray.recipe import Recipe
+from zephyr_ray.stage import Stage
 from zephyr_ray.store import Store, digest
 
 RAY_BYTES = 1.5e9
@@ -30,14 +33,15 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
             recipe, [step.name for step in pending], os.cpu_count() or 1, None, "this machine"
         )
     disk = TEXT_BYTES
+    checked = set[str]()
     for step in pending:
         models = recipe.models_read(step.stage)
-        for model in models.values():
-            model.settings.preflight()
-            for source in model.sources:
-                resolve(source)
-            model.check_demonstrations()
+        for name, model in models.items():
+            if name not in checked:
+                _check_model(model)
+                checked.add(name)
         try:
+            _check_answers_fit(step.stage, models)
             step.stage.check_models(models)
         except Permanent as error:
             raise Permanent(f"stage '{step.name}': {error}") from None
@@ -86,6 +90,30 @@ def check_processors(
             raise Permanent(
                 f"stage '{name}' needs {needed.cpus:g} CPUs, {machine} has {cpus:g}; lower "
                 f"{needed.lower} or cpus_per_worker, or add CPUs"
+            )
+
+
+def _check_model(model: RecipeModel) -> None:
+    """Raises Permanent if the engine of a model cannot start here."""
+    model.settings.preflight()
+    folders = {source: resolve(source) for source in model.sources}
+    model.check_demonstrations()
+    try:
+        if "weights" in model.weights and model.main.origin in folders:
+            check_answers(folders[model.main.origin])
+        model.settings.limit(model.shape())
+    except Permanent as error:
+        raise Permanent(f"model '{model.name}': {error}") from None
+
+
+def _check_answers_fit(stage: Stage, models: dict[str, RecipeModel]) -> None:
+    tokens = stage.answer_tokens()
+    for model in models.values():
+        limit = model.settings.limit(model.shape())
+        if limit is not None and tokens >= limit:
+            raise Permanent(
+                f"answers of up to {tokens} tokens leave no room for a prompt in the context of "
+                f"model '{model.name}', {limit} tokens; lower max_tokens or name another model"
             )
 
 

@@ -29,7 +29,7 @@ def cluster_address() -> str | None:
 
 
 def temporary_folder() -> Path:
-    """Returns the folder in which a Ray started here keeps its sockets, logs and spilled objects."""
+    """Returns the folder for sockets, logs and spilled objects of a Ray started here."""
     temporary = os.environ.get("TMPDIR", tempfile.gettempdir())
     return Path(os.environ.get("RAY_TMPDIR", temporary), "ray")
 

@@ -20,7 +20,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.formatting import gib
 from zephyr_ray.messages import Message
 from zephyr_ray.models.contract import EngineDead, Reply, Sampling
-from zephyr_ray.models.shapes import Shape
+from zephyr_ray.models.shapes import Shape, context_of
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.settings import OPERATIONAL, WEIGHTS
 
@@ -67,6 +67,14 @@ class VllmSettings(LanguageSettings):
             return 0.0
         weights = 2 * shape.parameters if shape else 0
         return weights + KV_CACHE_BYTES + PROCESS_BYTES
+
+    def limit(self, shape: Shape | None) -> int | None:
+        longest = (shape and shape.context) or self.context
+        if self.context > longest and "context" in self.model_fields_set:
+            raise Permanent(
+                f"context {self.context} is above the {longest} tokens of the model; lower context"
+            )
+        return min(self.context, longest)
 
     def describe_memory(self, shape: Shape, gpu_gib: float | None) -> str:
         weights = 2.0 * shape.parameters
@@ -130,8 +138,8 @@ class VllmEngine(LanguageEngine):
 
         if not gpus:
             _sample_by_search()
-        longest = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", context)
-        self.context = min(context, longest)
+        longest = context_of(AutoConfig.from_pretrained(folder).to_dict())
+        self.context = min(context, longest or context)
         self.format = ChatFormat.of(AutoTokenizer.from_pretrained(folder))
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(**engine_arguments(folder, self.context, gpus, seed))

@@ -7,6 +7,7 @@ from zephyr_ray.chat import ChatFormat
 from zephyr_ray.demand import Footprint, Processors
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.errors import Permanent
+from zephyr_ray.models.checks import check_trains
 from zephyr_ray.models.headers import tensor_shapes
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.section import Chapter, Curve, Document, Place, Section
@@ -89,11 +90,17 @@ class TrainingStage(TrainingSettings):
         )
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
-        """Raises Permanent if lora.targets names a module that the model does not have."""
+        """Raises Permanent if the model cannot be trained on sequences of max_length, or if
+        lora.targets names a module that it does not have."""
         [start] = models.values()
-        modules = {
-            f".{name.rpartition('.')[0]}" for name in tensor_shapes(resolve(start.main.origin))
-        }
+        shape, folder = start.shape(), resolve(start.main.origin)
+        if shape and 0 < shape.context < self.max_length:
+            raise Permanent(
+                f"max_length {self.max_length} is above the {shape.context} tokens of the model's "
+                "context; lower max_length"
+            )
+        check_trains(folder, self.max_length)
+        modules = {f".{name.rpartition('.')[0]}" for name in tensor_shapes(folder)}
         for target in (self.lora and self.lora.targets) or []:
             if not any(module.endswith(f".{target}") for module in modules):
                 names = sorted({module.rpartition(".")[2] for module in modules})
