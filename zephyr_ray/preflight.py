@@ -8,8 +8,6 @@ from pathlib import Path
 from zephyr_ray.demand import Footprint
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models.checks import check_answers
-from zephyr_ray.models.weights import resolve
 from zephyr_ray.plan import Step
 from zephyr_ray.ray_cluster import check_cluster, cluster_address
 from zephyr_ray.recipe import Recipe
@@ -38,7 +36,7 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
         models = recipe.models_read(step.stage)
         for name, model in models.items():
             if name not in checked:
-                _check_model(model)
+                model.check()
                 checked.add(name)
         try:
             _check_answers_fit(step.stage, models)
@@ -93,19 +91,6 @@ def check_processors(
             )
 
 
-def _check_model(model: RecipeModel) -> None:
-    """Raises Permanent if the engine of a model cannot start here."""
-    model.settings.preflight()
-    folders = {source: resolve(source) for source in model.sources}
-    model.check_demonstrations()
-    try:
-        if "weights" in model.weights and model.main.origin in folders:
-            check_answers(folders[model.main.origin])
-        model.settings.limit(model.shape())
-    except Permanent as error:
-        raise Permanent(f"model '{model.name}': {error}") from None
-
-
 def _check_answers_fit(stage: Stage, models: dict[str, RecipeModel]) -> None:
     tokens = stage.answer_tokens()
     for model in models.values():
@@ -124,7 +109,7 @@ def _check_memory(name: str, footprint: Footprint) -> None:
     if footprint.memory and needed > free:
         raise Permanent(
             f"stage '{name}' needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
-            f"free; lower {footprint.lower}, or use a smaller model"
+            f"free; {footprint.fix}"
         )
 
 

@@ -17,7 +17,7 @@ SHORTEST = [user("a"), assistant("b")]
 
 def check_answers(folder: Path) -> None:
     """Raises Permanent if the model in this folder cannot answer conversations."""
-    config = _config(folder)
+    config = read_config(folder)
     from transformers.models.auto import modeling_auto as auto
 
     causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -46,7 +46,7 @@ def check_trains(folder: Path, max_length: int) -> None:
     """Raises Permanent if the model in this folder cannot be trained on sequences of `max_length`
     tokens, and then answer."""
     check_answers(folder)
-    config = _config(folder)
+    config = read_config(folder)
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if not {*config["architectures"]} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}:
@@ -86,7 +86,8 @@ def load_chat_format(folder: Path) -> ChatFormat:
         raise Permanent(f"weights folder {folder}: {error}") from None
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns the config.json of a folder that `weights.resolve` returned."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config
 

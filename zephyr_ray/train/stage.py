@@ -86,7 +86,7 @@ class TrainingStage(TrainingSettings):
             memory=self.workers * (needed.host + (0 if self.gpus_per_worker else needed.total)),
             artifact=4 * shape.parameters,  # fp32
             scratch=CHECKPOINTS * 16 * shape.parameters,  # fp32 weights and optimizer state
-            lower="max_length, micro_batch or workers, set gradient_checkpointing: true",
+            fix=self.memory_savings(),
         )
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
