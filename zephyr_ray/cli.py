@@ -75,8 +75,7 @@ def _serve_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--context",
         type=int,
-        default=2048,
-        help="maximum tokens of prompt and answer together (default: 2048)",
+        help="maximum tokens of prompt and answer together (default: 2048, or the model's maximum)",
     )
     serve.add_argument(
         "--max-tokens", type=int, default=1024, help="maximum tokens per answer (default: 1024)"
@@ -156,7 +155,7 @@ def _load_checked(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Rec
         written = (Path(getattr(model.settings, setting)) for setting in model.files)
         if not any(path.is_absolute() for path in written):
             model.check_demonstrations()
-        for source in model.sources:
+        for source in model.sources.values():
             if not Path(source).is_absolute():
                 fingerprint(source)  # raises Permanent if the name is unknown
     return recipe_file.read(path, overrides)[0], recipe
@@ -174,8 +173,9 @@ def _serve(options: argparse.Namespace) -> int:
     settings = vars(options) | {"adapters": dict(a.split("=", 1) for a in options.adapter)}
     for name in ("command", "host", "port", "adapter"):
         settings.pop(name)
+    given = {name: value for name, value in settings.items() if value is not None}
     try:
-        return serve(ServeSettings.model_validate(settings), options.host, options.port)
+        return serve(ServeSettings.model_validate(given), options.host, options.port)
     except ValidationError as error:
         first = error.errors()[0]
         flag = str(first["loc"][0]).replace("_", "-")

@@ -32,8 +32,8 @@ class Footprint:
     """Storage for its artifact."""
     scratch: float = 0
     """Storage beside the artifact while it runs."""
-    lower: str = "the actors of its models"
-    """Settings to lower if memory is short, as an error line names them."""
+    fix: str = "lower the actors of its models, or use a smaller model"
+    """What to change if memory is short, as an error line says it."""
 
 
 GIB = 2**30

@@ -6,12 +6,14 @@ python -m zephyr_ray.pipeline [RECIPE] [--set stage.setting=value] [--until STAG
 
 import logging
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from pkgutil import resolve_name
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +29,7 @@ from zephyr_ray.formatting import duration, list_counts
 from zephyr_ray.masking import ArgumentParser, masked
 from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, preflight
+from zephyr_ray.ray_cluster import connect
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.run_folder import link_artifact, unlink_stale
 from zephyr_ray.stage import MAX_FAILED, Stage, Work, log
@@ -111,6 +114,8 @@ def run(recipe: Recipe, store: Store, until: str | None = None, wait: float = 0)
         check_files(recipe)
         steps = make_plan(recipe, store, until)
         preflight(recipe, store, steps)
+        if any(recipe.models_read(step.stage) for step in steps if step.artifact is None):
+            connect()  # before any stage, in case Ray cannot start
         planned = make_plan(recipe, store) if until else steps
         view = store.storage / recipe.name
         unlink_stale(view, {step.artifact.folder for step in planned if step.artifact})
@@ -255,13 +260,13 @@ def _print_locations(recipe: Recipe, store: Store) -> None:
     view = store.storage / recipe.name
     folder = os.path.relpath(view)
     zephyr = shutil.which("zephyr") or os.path.relpath(Path(sys.executable).with_name("zephyr"))
-    database = f"sqlite:///{os.path.relpath(store.storage)}/mlflow.db"
+    database = f"sqlite:///{quote(os.path.relpath(store.storage))}/mlflow.db"
     has_make = Path("Makefile").exists() and store.storage == Path("runs").absolute()
     lines = [("open", f"{folder}/")]
     if (view / "report.html").exists():
         lines.append(("report", f"{folder}/report.html"))
     if (view / "models").exists():
-        lines.append(("chat", f"{zephyr} chat {folder}"))
+        lines.append(("chat", f"{zephyr} chat {shlex.quote(folder)}"))
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         lines.append(("MLflow", masked(uri)))
     else:

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from zephyr_ray.demand import Footprint
+from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models.weights import resolve
 from zephyr_ray.plan import Step
-from zephyr_ray.ray_cluster import check_reachable
+from zephyr_ray.ray_cluster import check_cluster, cluster_address
 from zephyr_ray.recipe import Recipe
+from zephyr_ray.stage import Stage
 from zephyr_ray.store import Store, digest
 
 RAY_BYTES = 1.5e9
@@ -22,22 +23,23 @@ TEXT_BYTES = 100e6
 def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
     """Raises Permanent if the user must change something before the remaining stages can run."""
     pending = [step for step in steps if step.artifact is None]
-    on_cluster = bool(os.environ.get("RAY_ADDRESS"))
+    on_cluster = cluster_address() is not None
     if pending:
-        check_reachable()
+        check_cluster()
     if not on_cluster:
         check_processors(
             recipe, [step.name for step in pending], os.cpu_count() or 1, None, "this machine"
         )
     disk = TEXT_BYTES
+    checked = set[str]()
     for step in pending:
         models = recipe.models_read(step.stage)
-        for model in models.values():
-            model.settings.preflight()
-            for source in model.sources:
-                resolve(source)
-            model.check_demonstrations()
+        for name, model in models.items():
+            if name not in checked:
+                model.check()
+                checked.add(name)
         try:
+            _check_answers_fit(step.stage, models)
             step.stage.check_models(models)
         except Permanent as error:
             raise Permanent(f"stage '{step.name}': {error}") from None
@@ -89,6 +91,17 @@ def check_processors(
             )
 
 
+def _check_answers_fit(stage: Stage, models: dict[str, RecipeModel]) -> None:
+    tokens = stage.answer_tokens()
+    for model in models.values():
+        limit = model.settings.limit(model.shape())
+        if limit is not None and tokens >= limit:
+            raise Permanent(
+                f"answers of up to {tokens} tokens leave no room for a prompt in the context of "
+                f"model '{model.name}', {limit} tokens; lower max_tokens or name another model"
+            )
+
+
 def _check_memory(name: str, footprint: Footprint) -> None:
     import psutil
 
@@ -96,7 +109,7 @@ def _check_memory(name: str, footprint: Footprint) -> None:
     if footprint.memory and needed > free:
         raise Permanent(
             f"stage '{name}' needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
-            f"free; lower {footprint.lower}, or use a smaller model"
+            f"free; {footprint.fix}"
         )
 
 

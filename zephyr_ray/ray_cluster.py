@@ -4,7 +4,9 @@ import logging
 import os
 import re
 import socket
+import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 from zephyr_ray.errors import Permanent
@@ -14,19 +16,66 @@ OBJECT_STORE_BYTES = 512 * 1024**2
 it."""
 CONNECT_SECONDS = 10
 """Maximum seconds to wait for an answer at RAY_ADDRESS."""
+SOCKET_PATH_BYTES = 107
+"""Maximum bytes of the path of a Unix socket."""
+SESSION_BYTES = 2**20
+"""Free bytes that Ray needs for the files of its start."""
 
 
-def check_reachable() -> None:
-    """Raises Permanent if nothing answers at RAY_ADDRESS; Ray would retry for many minutes."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    host_port = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)
+def cluster_address() -> str | None:
+    """Returns the address of the cluster to join; None if one is started on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") else address
+
+
+def temporary_folder() -> Path:
+    """Returns the folder for sockets, logs and spilled objects of a Ray started here."""
+    temporary = os.environ.get("TMPDIR", tempfile.gettempdir())
+    return Path(os.environ.get("RAY_TMPDIR", temporary), "ray")
+
+
+def check_cluster() -> None:
+    """Raises Permanent if the cluster at RAY_ADDRESS cannot be joined, or if none can be started
+    here; Ray would retry for many minutes."""
+    if address := cluster_address():
+        _check_reachable(address)
+    else:
+        _check_temporary_folder(temporary_folder())
+
+
+def _check_reachable(address: str) -> None:
+    if address == "auto":
+        return
+    host_port = re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", address)
     if not host_port:
-        return  # unset, or "auto"
+        raise Permanent(
+            f"cannot join Ray at {address}: not host:port, ray://host:port or auto; correct "
+            "RAY_ADDRESS, or unset it to start Ray here"
+        )
     try:
         host, port = host_port[1].strip("[]"), int(host_port[2])
         socket.create_connection((host, port), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise Permanent(f"cannot join Ray at {address}: {error}; check RAY_ADDRESS") from None
+
+
+def _check_temporary_folder(folder: Path) -> None:
+    session = f"session_2026-01-01_00-00-00_000000_{os.getpid()}"
+    excess = len(os.fsencode(folder / session / "sockets" / "plasma_store")) - SOCKET_PATH_BYTES
+    if excess > 0:
+        raise Permanent(
+            f"cannot start Ray in {folder}: the path is {excess} bytes too long for its sockets; "
+            "set RAY_TMPDIR to a shorter folder, such as /tmp"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(SESSION_BYTES))
+    except OSError as error:
+        raise Permanent(
+            f"cannot start Ray in {folder}: {error.strerror}; set RAY_TMPDIR to a writable folder "
+            "with free space"
+        ) from None
 
 
 def connect(cpus: int | None = None) -> None:
@@ -41,12 +90,13 @@ def connect(cpus: int | None = None) -> None:
     if ray.is_initialized():
         return
     options: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
+    # Without "local", Ray joins any cluster that runs on this machine.
+    options["address"] = address or "local"
     if not address:
-        # Without "local", Ray joins any cluster that runs on this machine.
-        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+        options |= {"num_cpus": cpus, "include_dashboard": False}
         options |= {"object_store_memory": OBJECT_STORE_BYTES}
-    check_reachable()
+    check_cluster()
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises no narrower class

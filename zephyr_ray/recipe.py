@@ -1,5 +1,6 @@
 """Loads a recipe: named models and an ordered list of stages, checked before any work."""
 
+import os
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +95,9 @@ class Recipe:
 
 
 def locate(folders: list[Path], value: str) -> Path:
-    """Returns the path in the first of the folders where it exists."""
+    """Returns the path in the first of the folders where it exists; a leading ~ is the user's home
+    folder."""
+    value = os.path.expanduser(value)
     return next((f / value for f in folders if (f / value).exists()), folders[0] / value)
 
 
@@ -107,17 +110,13 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
             f"{path}: unknown setting '{unknown[0]}'"
             + suggest(unknown[0], {"extends", *RECIPE_SETTINGS})
         )
-    name, seed = str(raw.get("name", path.stem)), raw.get("seed", 0)
+    name, seed = raw.get("name", path.stem), raw.get("seed", 0)
+    if not isinstance(name, str):
+        raise Permanent(f"{path}: name is {name!r}, which is no text; quote it")
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in ("store", "mlartifacts"):
         raise Permanent(f"{path}: name '{name}' must be lowercase letters, digits, '.', '_', '-'")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEED_LIMIT:
         raise Permanent(f"{path}: seed must be a whole number from 0 below 2^32, not {seed!r}")
-    storage = raw.get("storage", "runs")
-    if not isinstance(storage, str) or not storage or "://" in storage:
-        raise Permanent(
-            f"{path}: storage is {storage!r}; it must be a folder (on a cluster, one that every "
-            "node mounts)"
-        )
     settings_of = {
         str(n): _model_settings(spec, f"{path}: model '{n}'")
         for n, spec in mapping(raw.get("models", {}), f"{path}: models").items()
@@ -138,13 +137,34 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
     references = References(str(path), settings_of, stages, partial(locate, folders))
     return Recipe(
         name=name,
-        storage=Path(storage),
+        storage=_storage(raw.get("storage", "runs"), path),
         folders=folders,
         seed=seed,
         models=references.models(),
         stages=stages,
         hardware=hardware,
     )
+
+
+def _storage(value: Any, path: Path) -> Path:
+    """Returns the storage folder that the recipe at `path` names. Raises Permanent if no folder
+    with this name can be meant or used."""
+    if not isinstance(value, str) or not value or "://" in value:
+        raise Permanent(
+            f"{path}: storage is {value!r}; it must be a folder (on a cluster, one that every "
+            "node mounts)"
+        )
+    folder = os.path.expanduser(value)
+    unusable = {
+        "names a user who does not exist": folder.startswith("~"),
+        "contains a shell variable": "$" in folder,
+        "contains characters that cannot be printed": not folder.isprintable(),
+        "contains '::', which Datasets reads as a URL": "::" in folder,
+    }
+    for reason, applies in unusable.items():
+        if applies:
+            raise Permanent(f"{path}: storage {value!r} {reason}; write the path of a folder")
+    return Path(folder)
 
 
 def _model_settings(raw: Any, where: str) -> ModelSettings:

@@ -3,6 +3,7 @@
 A recipe may extend another one (`extends: quickstart.yaml`) and add or replace lines.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
     own, then that of the recipe it extends. Raises Permanent if it cannot be read."""
     raw, folders = read_yaml(path), [path.parent]
     if "extends" in raw:
-        base = path.parent / str(raw.pop("extends"))
+        base = path.parent / os.path.expanduser(str(raw.pop("extends")))
         below = read_yaml(base)
         if "extends" in below:
             raise Permanent(
@@ -99,9 +100,22 @@ def _override(raw: dict[str, Any], text: str) -> None:
             name = ".".join(path[: depth + 1]).removeprefix("stages.")
             raise Permanent(f"--set {text}: '{part}' is not a mapping; write {name}=value")
     try:
-        parent[path[-1]] = yaml.safe_load(value)
+        parent[path[-1]] = _value(value.strip())
     except (yaml.YAMLError, ValueError):
         raise Permanent(f"--set {text}: the value is not valid YAML; quote it") from None
+
+
+def _value(text: str) -> Any:
+    """Returns the value of an override: a list or mapping in brackets or a quoted text is YAML, any
+    other text is taken as typed, where YAML would drop a comment or split `a: b`."""
+    loader = _AsTyped(text if text.startswith(("[", "{", '"', "'")) else "")
+    node = loader.get_single_node()
+    if node is None:
+        tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+        return loader.construct_object(yaml.ScalarNode(tag, text))
+    if node.end_mark.index < len(text):
+        raise ValueError("a comment follows the value")
+    return loader.construct_document(node)
 
 
 def _names(raw: dict[str, Any], section: str) -> dict[Any, Any]:
@@ -139,6 +153,24 @@ class _UniqueKeys(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+class _AsTyped(_UniqueKeys):
+    """A loader that types only JSON's numbers, true, false and null. Other text without quotes is a
+    string, where YAML 1.1 reads no as false, 007 as 7 and 1:30 as 90; its setting converts it."""
+
+    yaml_implicit_resolvers: dict[Any, Any] = {}
+
+
+for _type, _pattern in {
+    "null": "|~|null",
+    "bool": "true|false",
+    "int": "-?(0|[1-9][0-9]*)",
+    "float": r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?",
+}.items():
+    _AsTyped.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_type}", re.compile(f"(?:{_pattern})$"), None
+    )
 
 
 def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:

@@ -9,6 +9,7 @@ An annotation states what a field names, so that checks and plans need no code p
 """
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -106,5 +107,7 @@ def typed(cls: type[T], settings: Any, where: str) -> T:
             problem = first["msg"].removeprefix("Value error, ")
             message = f"setting '{path}': {problem}"
             if not any(is_secret(str(part)) for part in first["loc"]):
-                message += f" (got {first['input']!r})"
+                is_scalar = isinstance(first["input"], int | float | date)
+                quote = "; quote it" if first["type"] == "string_type" and is_scalar else ""
+                message += f" (got {first['input']!r}){quote}"
         raise Permanent(f"{where}: {message}") from None

@@ -113,6 +113,10 @@ class Stage(Strict):
         """Returns answers per row of the artifact and maximum tokens per answer, for estimates."""
         return 1, ANSWER_TOKENS
 
+    def answer_tokens(self) -> int:
+        """Returns the maximum tokens of the longest answer that the stage asks a model for."""
+        return 0
+
     def row_tokens(self, reads: dict[str, float]) -> float | None:
         """Returns the expected mean tokens per row of the artifact, from those of the stages it
         reads; None if unknown."""

@@ -11,6 +11,7 @@ Keys hash inputs, never outputs, because generation is not deterministic: kind a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -33,6 +34,8 @@ STORE, LEASE = "store", ".lease"
 SCRATCH = "scratch"
 """Folder for journals and checkpoints of unfinished work; not part of the artifact."""
 ROWS = "rows.jsonl"
+MAX_PATH_BYTES = 400
+"""Maximum bytes of the storage folder's path; SQLite opens files with up to 512."""
 
 
 def content_key(parts: dict[str, Any]) -> str:
@@ -160,15 +163,20 @@ class Store:
         self._lease: Lease | None = None
 
     def prepare(self) -> None:
-        """Creates the folder. Raises Permanent if it is not writable."""
+        """Creates the folder. Raises Permanent if it cannot hold the files and links of a run."""
+        problem, probe = "is not writable", self.root / f".probe-{os.getpid()}"
         try:
+            if len(os.fsencode(self.storage)) > MAX_PATH_BYTES:
+                raise OSError(errno.ENAMETOOLONG, f"more than {MAX_PATH_BYTES} bytes")
             self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".probe-{os.getpid()}"
             probe.write_text("")
+            probe.unlink()
+            problem = "cannot hold symbolic links"
+            probe.symlink_to(STORE)
             probe.unlink()
         except OSError as error:
             raise Permanent(
-                f"storage folder {self.storage} is not writable ({error.strerror}); "
+                f"storage folder {self.storage} {problem} ({error.strerror}); "
                 "choose another with --set storage=FOLDER"
             ) from None
 

@@ -11,6 +11,7 @@ from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.judges import FORMS
 from zephyr_ray.messages import Message, plain
 from zephyr_ray.models.contract import Reply, Sampling
+from zephyr_ray.models.shapes import Shape
 from zephyr_ray.settings import FILE
 
 
@@ -26,6 +27,10 @@ class LanguageSettings(ModelSettings):
     """JSONL of worked examples, shown before prompts with the same kind of constraint."""
     context: int = Field(2048, ge=16)
     """Maximum tokens of prompt and answer together; a row that needs more fails."""
+
+    def limit(self, shape: Shape | None) -> int | None:
+        # An endpoint has its own limit; the default is not it.
+        return self.context if "context" in self.model_fields_set else None
 
 
 class LanguageEngine:

@@ -6,9 +6,25 @@ from typing import Any
 
 from zephyr_ray.engines import demonstrations
 from zephyr_ray.engines.settings import ModelSettings
+from zephyr_ray.errors import Permanent
+from zephyr_ray.models.checks import check_answers
 from zephyr_ray.models.shapes import Shape, find_shape_or_size
-from zephyr_ray.models.weights import fingerprint
+from zephyr_ray.models.weights import fingerprint, resolve
+from zephyr_ray.settings import WEIGHTS, marked
 from zephyr_ray.store import Artifact, digest
+
+
+def check_start(name: str, settings: ModelSettings, weights: dict[str, str]) -> None:
+    """Raises Permanent if the engine of a model cannot start on this machine; `weights` are those
+    that exist already, by the setting that names them."""
+    settings.preflight()
+    folders = {setting: resolve(source) for setting, source in weights.items()}
+    try:
+        if "weights" in folders:
+            check_answers(folders["weights"])
+            settings.limit(find_shape_or_size(weights["weights"]))
+    except Permanent as error:
+        raise Permanent(f"model '{name}': {error}") from None
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,11 @@ class Model:
     @property
     def weights(self) -> str:
         return str(getattr(self.settings, "weights", "") or "")
+
+    def check(self) -> None:
+        """Raises Permanent if its engine cannot start on this machine."""
+        named = {f: value for f, _, values in marked(self.settings, WEIGHTS) for value in values}
+        check_start(self.name, self.settings, named)
 
 
 @dataclass(frozen=True)
@@ -67,9 +88,10 @@ class RecipeModel:
         return [w.stage for w in self.weights.values() if w.stage]
 
     @property
-    def sources(self) -> list[str]:
-        """Folders, packaged names and hub ids that must exist before a run."""
-        return [w.origin for w in self.weights.values() if not w.stage]
+    def sources(self) -> dict[str, str]:
+        """Folders, packaged names and hub ids that must exist before a run, by the setting that
+        names them."""
+        return {f: w.origin for f, w in self.weights.items() if not w.stage}
 
     def shape(self) -> Shape | None:
         """Returns the model's shape; None if it has no weights or their config is not available."""
@@ -90,6 +112,12 @@ class RecipeModel:
         path = self.files.get("demonstrations")
         examples = demonstrations.read(path) if path else []
         return Model(self.name, self.settings.model_copy(update=located), examples)
+
+    def check(self) -> None:
+        """Raises Permanent if its engine cannot start on this machine, or its demonstrations cannot
+        be read."""
+        check_start(self.name, self.settings, self.sources)
+        self.check_demonstrations()
 
     def check_demonstrations(self) -> None:
         """Raises Permanent if the demonstrations cannot be read."""

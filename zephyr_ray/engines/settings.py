@@ -88,6 +88,11 @@ class ModelSettings(Strict):
         """Returns the bytes of host memory per actor; `shape` is the model's, None if unknown."""
         return 0.0
 
+    def limit(self, shape: Shape | None) -> int | None:
+        """Returns the maximum tokens of prompt and answer together, None if unknown; `shape` is the
+        model's. Raises Permanent if a setting is above what the model has."""
+        return None
+
     def dollars(self, calls: Calls) -> float | None:
         """Returns the price of the calls, or None if it is not stated."""
         return None

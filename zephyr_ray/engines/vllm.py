@@ -16,11 +16,12 @@ from pydantic import Field, field_validator
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.demand import GIB, GPU_RESERVE, PROCESS_BYTES
 from zephyr_ray.engines.language import LanguageEngine, LanguageSettings
-from zephyr_ray.errors import RowError
+from zephyr_ray.errors import Permanent, RowError
 from zephyr_ray.formatting import gib
 from zephyr_ray.messages import Message
+from zephyr_ray.models.checks import load_chat_format
 from zephyr_ray.models.contract import EngineDead, Reply, Sampling
-from zephyr_ray.models.shapes import Shape
+from zephyr_ray.models.shapes import Shape, context_of
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.settings import OPERATIONAL, WEIGHTS
 
@@ -67,6 +68,14 @@ class VllmSettings(LanguageSettings):
             return 0.0
         weights = 2 * shape.parameters if shape else 0
         return weights + KV_CACHE_BYTES + PROCESS_BYTES
+
+    def limit(self, shape: Shape | None) -> int | None:
+        longest = (shape and shape.context) or self.context
+        if self.context > longest and "context" in self.model_fields_set:
+            raise Permanent(
+                f"context {self.context} is above the {longest} tokens of the model; lower context"
+            )
+        return min(self.context, longest)
 
     def describe_memory(self, shape: Shape, gpu_gib: float | None) -> str:
         weights = 2.0 * shape.parameters
@@ -125,14 +134,14 @@ class VllmEngine(LanguageEngine):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
         from vllm import EngineArgs, LLMEngine
 
         if not gpus:
             _sample_by_search()
-        longest = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", context)
-        self.context = min(context, longest)
-        self.format = ChatFormat.to_ask(AutoTokenizer.from_pretrained(folder))
+        longest = context_of(AutoConfig.from_pretrained(folder).to_dict())
+        self.context = min(context, longest or context)
+        self.format = load_chat_format(folder, ChatFormat.to_ask)
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(**engine_arguments(folder, self.context, gpus, seed))
         )

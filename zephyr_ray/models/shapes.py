@@ -92,6 +92,28 @@ class Shape:
         return tokens * self.layers * keys_and_values * self.kv * bf16_bytes
 
 
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+def context_of(config: dict[str, Any]) -> int:
+    """Returns the maximum tokens per sequence that a config.json states, 0 if it states none.
+
+    As in vLLM, scaled rotary positions reach `factor` times as far, unless the config states the
+    extended length; sliding windows limit attention, not the sequence.
+    """
+    text = config.get("text_config") or config
+    stated = next((text[key] for key in CONTEXT_KEYS if text.get(key)), 0)
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if "gemma3" in text.get("model_type", ""):
+        return int(stated)
+    reach = [stated]
+    for scaling in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        if scaling.get("rope_type", scaling.get("type")) in ("linear", "dynamic", "yarn"):
+            start = scaling.get("original_max_position_embeddings") or stated
+            reach.append(start * (scaling.get("factor") or 1))
+    return int(max(reach))
+
+
 def shape_of(config: dict[str, Any]) -> Shape:
     """Returns the shape that a config.json describes."""
     if config.get("model_type") not in LLAMA_LIKE:
@@ -122,7 +144,7 @@ def shape_of(config: dict[str, Any]) -> Shape:
         ffn=ffn,
         kv=kv,
         vocabulary=config["vocab_size"],
-        context=config.get("max_position_embeddings", 0),
+        context=context_of(config),
         matrices=tuple(layer * layers),
     )
 
@@ -154,7 +176,7 @@ def _built_shape(config: dict[str, Any]) -> Shape:
         ffn=getattr(full_config, "intermediate_size", None) or 4 * full_config.hidden_size,
         kv=(getattr(full_config, "num_key_value_heads", None) or heads) * head,
         vocabulary=full_config.vocab_size,
-        context=getattr(full_config, "max_position_embeddings", 0),
+        context=context_of(full_config.to_dict()),
         matrices=tuple(matrices),
     )
 

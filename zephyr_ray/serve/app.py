@@ -5,6 +5,7 @@ a RayService with this import path.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationInfo,
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.vllm import CPU_ENVIRONMENT, KV_CACHE_BYTES
 from zephyr_ray.errors import Permanent
+from zephyr_ray.models.checks import check_answers, read_config
+from zephyr_ray.models.shapes import context_of
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.run_folder import judge_of, models_of
-from zephyr_ray.serve.dispatcher import load_chat
 from zephyr_ray.serve.gateway import Gateway, Limits
 from zephyr_ray.serve.judge import JudgeService
 from zephyr_ray.verification import verify_folder
@@ -50,7 +52,7 @@ class ServeSettings(BaseModel):
     gpus: int = Field(0, ge=0)
     """GPUs per replica, across which its model is sharded; 0 serves on the CPU."""
     context: int = Field(2048, ge=64)
-    """Maximum tokens of prompt and answer together, per request."""
+    """Maximum tokens of prompt and answer together, per request; by default at most the model's."""
     max_tokens: int = Field(1024, ge=1)
     """Maximum tokens per answer; also the default if a chat request sets no maximum."""
     max_in_flight: int = Field(
@@ -84,13 +86,23 @@ def build(settings: ServeSettings) -> "Application":
 
     Its gateway does not start on a node without keys in the environment.
     """
-    return build_application(settings, keys_needed=True)
+    return build_application(settings, served_models(settings), keys_needed=True)
 
 
-def served_weights(settings: ServeSettings) -> dict[str, str]:
-    """Returns the weights of each model by name.
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that can be served, as its files state it."""
 
-    Raises Permanent if the run lacks a model, or an adapter's folder or name cannot be used.
+    folder: Path
+    context: int
+    """Maximum tokens of prompt and answer together."""
+
+
+def served_models(settings: ServeSettings) -> dict[str, ServedModel]:
+    """Returns the models by name, without starting Ray.
+
+    Raises Permanent if the run lacks a model, a model cannot be served as the settings say, or an
+    adapter's folder or name cannot be used.
     """
     known = models_of(settings.run)
     names = settings.models or list(known)
@@ -107,20 +119,32 @@ def served_weights(settings: ServeSettings) -> dict[str, str]:
         verify_folder(folder.resolve())
         if name in known:
             raise Permanent(f"adapter '{name}': a model has this name; choose another")
-    return {name: known[name] for name in names}
+        _adapter_rank(folder)
+    return {name: _served_model(settings, name, known[name]) for name in names}
 
 
-def build_application(settings: ServeSettings, keys_needed: bool) -> "Application":
-    """Binds the deployments of models, judge and gateway. Raises Permanent as `served_weights`."""
+def _served_model(settings: ServeSettings, name: str, weights: str) -> ServedModel:
+    folder = resolve(weights)
+    check_answers(folder)
+    longest = context_of(read_config(folder)) or settings.context
+    if settings.context > longest and "context" in settings.model_fields_set:
+        raise Permanent(
+            f"context {settings.context} is above the {longest} tokens of model '{name}'; lower it"
+        )
+    return ServedModel(folder, min(settings.context, longest))
+
+
+def build_application(
+    settings: ServeSettings, models: dict[str, ServedModel], keys_needed: bool
+) -> "Application":
+    """Binds the deployments of models, judge and gateway."""
     from ray import serve
 
     servers: dict[str, Application] = {}
-    folders: dict[str, Path] = {}
-    for name, source in served_weights(settings).items():
-        folders[name] = resolve(source)
-        load_chat(folders[name])  # refuses a model without a usable format now, not in the gateway
+    folders = {name: model.folder for name, model in models.items()}
+    for name, model in models.items():
         adapters = {} if servers else settings.adapters
-        servers[name] = _model_deployment(settings, name, folders[name], adapters)
+        servers[name] = _model_deployment(settings, name, model, adapters)
     first = next(iter(servers))
     for adapter in settings.adapters:
         servers[adapter], folders[adapter] = servers[first], folders[first]
@@ -146,12 +170,12 @@ def build_application(settings: ServeSettings, keys_needed: bool) -> "Applicatio
 
 
 def _model_deployment(
-    settings: ServeSettings, name: str, folder: Path, adapters: dict[str, Path]
+    settings: ServeSettings, name: str, model: ServedModel, adapters: dict[str, Path]
 ) -> "Application":
     from ray.serve.llm import LLMConfig, build_llm_deployment
 
     engine: dict[str, Any] = {
-        "max_model_len": settings.context,
+        "max_model_len": model.context,
         "dtype": "bfloat16",
         "generation_config": "vllm",
         # The maximum tokens of an answer if the client sets none.
@@ -165,7 +189,7 @@ def _model_deployment(
             "kv_cache_memory_bytes": KV_CACHE_BYTES,
             # vLLM's CPU sampler fails if a request with a seed has its prompt prefilled in chunks.
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(settings.context, 4096),
+            "max_num_batched_tokens": max(model.context, 4096),
         }
     if adapters:
         engine |= {
@@ -175,7 +199,7 @@ def _model_deployment(
             "lora_modules": [{"name": n, "path": str(p.absolute())} for n, p in adapters.items()],
         }
     config = LLMConfig(
-        model_loading_config={"model_id": name, "model_source": str(folder)},
+        model_loading_config={"model_id": name, "model_source": str(model.folder)},
         accelerator_config={"kind": "gpu" if settings.gpus else "cpu"},
         placement_group_config={"bundle_per_worker": {"CPU": 1, "GPU": min(1, settings.gpus)}},
         engine_kwargs=engine,
@@ -215,6 +239,13 @@ def _judge_deployment(judge: Model) -> "Application":
 
 
 def _adapter_rank(adapter: Path) -> int:
-    """Returns the rank of an adapter, rounded up to one that vLLM has kernels for."""
-    rank = int(json.loads((adapter / "adapter_config.json").read_text())["r"])
-    return next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank)
+    """Returns the rank of an adapter, rounded up to one that vLLM has kernels for. Raises Permanent
+    if it has none."""
+    try:
+        rank = int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
+        return next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        raise Permanent(
+            f"adapter {adapter}: its adapter_config.json has no rank up to 512 (r); give a LoRA "
+            "adapter"
+        ) from None

@@ -2,14 +2,20 @@
 
 import logging
 import os
+import re
 import signal
 import socket
-import tempfile
 import threading
+from typing import TYPE_CHECKING
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.serve.app import ServeSettings, build_application, served_weights
+from zephyr_ray.ray_cluster import cluster_address, connect, temporary_folder
+from zephyr_ray.run_folder import judge_of
+from zephyr_ray.serve.app import ServeSettings, build_application, served_models
 from zephyr_ray.serve.keys import KEYS_VARIABLE, read_keys, require_keys
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeStatus
 
 APPLICATION_NAME = "zephyr"
 RAY_SETTINGS = {
@@ -29,16 +35,17 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
     keys = read_keys()
     require_keys(host, keys)
     _check_port(host, port)
-    models = list(served_weights(settings))
+    # On a remote cluster the gateway and the judge run on other nodes, with their own environment.
+    local = cluster_address() is None
+    judge = judge_of(settings.run)
+    if local and judge:
+        judge.check()
+    models = served_models(settings)
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
     from ray import serve as ray_serve
 
-    from zephyr_ray.ray_cluster import connect
-
-    # On a remote cluster the gateway may run on another node, with another address.
-    local = not os.environ.get("RAY_ADDRESS")
     replicas = settings.max_replicas or settings.replicas
     # Engines may share cores: Ray would wait for one core per engine.
     connect(cpus=max(os.cpu_count() or 1, replicas * len(models) + 1))
@@ -51,9 +58,14 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
     try:
         print(f"starting {', '.join(models)}: a minute or more …", flush=True)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        application = build_application(settings, keys_needed=bool(keys) or not local)
+        session = ray.get_runtime_context().get_session_name()
+        logs = f"{temporary_folder()}/{session}/logs/serve/replica_{APPLICATION_NAME}"
+        application = build_application(settings, models, keys_needed=bool(keys) or not local)
         ray_serve.start(http_options={"host": host, "port": port})
-        ray_serve.run(application, name=APPLICATION_NAME, route_prefix="/")
+        try:
+            ray_serve.run(application, name=APPLICATION_NAME, route_prefix="/")
+        except RuntimeError as error:
+            raise _start_failure(ray_serve.status(), error, logs) from error
         url_host = f"[{host}]" if ":" in host else host
         print(f"page      http://{url_host}:{port}/")
         print(
@@ -64,10 +76,7 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
             metrics = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
             print(f"metrics   http://{metrics} (Prometheus)")
         if local:
-            session = ray.get_runtime_context().get_session_name()
-            temporary = os.environ.get("RAY_TMPDIR", tempfile.gettempdir())
-            folder = f"{temporary}/ray/{session}/logs/serve"
-            print(f"logs      {folder}/replica_{APPLICATION_NAME}_gateway*")
+            print(f"logs      {logs}_gateway*")
         print(f"chat      zephyr chat http://{url_host}:{port}", flush=True)
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -77,6 +86,16 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
         ray.shutdown()
         print("stopped")
     return 0
+
+
+def _start_failure(status: "ServeStatus", error: RuntimeError, logs: str) -> Permanent:
+    """Returns the error of the first deployment that does not start, with the last line of its
+    traceback."""
+    for name, deployment in status.applications[APPLICATION_NAME].deployments.items():
+        if lines := deployment.message.strip().splitlines():
+            reason = re.sub(r"^(\w+\.)*\w+: ", "", lines[-1])
+            return Permanent(f"'{name}' does not start: {reason}; see {logs}_{name}*")
+    return Permanent(f"the service does not start: {error}; see {logs}*")
 
 
 def _check_port(host: str, port: int) -> None:

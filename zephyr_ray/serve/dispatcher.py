@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -38,13 +37,6 @@ MAX_ATTEMPTS = 4
 """Maximum attempts per request."""
 DEFAULT_COMPLETION_TOKENS = 16
 """Maximum tokens of a plain completion if the client sets none, as in OpenAI's API."""
-
-
-def load_chat(folder: Path) -> ChatFormat:
-    """Loads the chat format of a model that answers."""
-    from transformers import AutoTokenizer
-
-    return ChatFormat.to_ask(AutoTokenizer.from_pretrained(folder))
 
 
 @dataclass

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
+from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent, RowError, Temporary
 from zephyr_ray.judges import FORMS, Form
-from zephyr_ray.serve.dispatcher import Dispatcher, ModelResponse, load_chat
+from zephyr_ray.models.checks import load_chat_format
+from zephyr_ray.serve.dispatcher import Dispatcher, ModelResponse
 from zephyr_ray.serve.keys import KEYS_VARIABLE, Keys, read_keys
 from zephyr_ray.serve.requests import RequestError, VoteRequest, judge_request, parse
 from zephyr_ray.serve.routing import Handler, build_app, read_body
@@ -58,7 +60,9 @@ class Gateway:
             raise Permanent(f"{KEYS_VARIABLE} is not set on the gateway's node; set it there")
         from ray import serve
 
-        chat_formats = {name: load_chat(folder) for name, folder in folders.items()}
+        chat_formats = {
+            name: load_chat_format(folder, ChatFormat.to_ask) for name, folder in folders.items()
+        }
         self._dispatcher = Dispatcher(models, chat_formats, limits.max_tokens)
         self._judge, self._limits, self._votes = judge, limits, VoteFile(votes)
         self._keys = Keys(keys, limits.requests_per_minute)

@@ -79,6 +79,9 @@ class Completions(RowStage):
     def answer_bounds(self) -> tuple[float, int]:
         return self.per_prompt or len(self.models), self.max_tokens
 
+    def answer_tokens(self) -> int:
+        return self.max_tokens
+
     def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
         if (prompts := rows.get(self.prompts)) is None:
             return {}

@@ -166,6 +166,9 @@ class SelfInstruct(Tasks, RowStage):
     def expected(self, rows: dict[str, int]) -> int | None:
         return self.count
 
+    def answer_tokens(self) -> int:
+        return LIST_TOKENS
+
     def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
         count = MAX_ROUNDS * max(MIN_ROWS, self.count // YIELD) * CHAIN
         return {self.model: Calls(count, count * PROMPT_TOKENS, count * LIST_TOKENS)}

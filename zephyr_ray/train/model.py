@@ -7,6 +7,7 @@ from typing import Any
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
+from zephyr_ray.models.checks import load_chat_format
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.settings import Lora
@@ -32,9 +33,7 @@ def load_model(weights: str, lora: Lora | None = None) -> Any:
 
 def load_chat(weights: str) -> ChatFormat:
     """Loads the tokenizer of the initial weights and returns its chat format."""
-    from transformers import AutoTokenizer
-
-    return ChatFormat.of(AutoTokenizer.from_pretrained(resolve(weights)))
+    return load_chat_format(resolve(weights))
 
 
 def four_bits() -> dict[str, Any]:

@@ -103,6 +103,14 @@ class TrainingSettings(Stage):
             least = 3 if self.offload == "all" else 2
             raise Permanent(f"offload: {self.offload} needs zero: {least}, not zero: {self.zero}")
 
+    def memory_savings(self) -> str:
+        """Returns the settings that lower the memory of a worker, as an error line names them; the
+        first ones keep the finished steps."""
+        names = ["micro_batch"] if self.batches()[0] > 1 else []
+        names += ["workers"] if self.workers > 1 and not self.gpus_per_worker else []
+        checkpointing = "" if self.gradient_checkpointing else "set gradient_checkpointing: true, "
+        return f"{checkpointing}lower {', '.join([*names, 'max_length'])}, or use a smaller model"
+
     @property
     def packs(self) -> bool:
         """Whether sequences hold several rows."""

@@ -9,6 +9,7 @@ from zephyr_ray.demand import Footprint, Processors
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.errors import Permanent, RowError
 from zephyr_ray.messages import with_facts
+from zephyr_ray.models.checks import check_trains
 from zephyr_ray.models.headers import tensor_shapes
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.section import Chapter, Curve, Document, Place, Section
@@ -120,22 +121,21 @@ class TrainingStage(TrainingSettings):
             memory=self.workers * (needed.host + (0 if self.gpus_per_worker else needed.total)),
             artifact=4 * shape.parameters,  # fp32
             scratch=CHECKPOINTS * 16 * shape.parameters,  # fp32 weights and optimizer state
-            lower="max_length, micro_batch or workers, set gradient_checkpointing: true",
+            fix=self.memory_savings(),
         )
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
-        """Raises Permanent if the model's chat template cannot be masked, or if lora.targets names
-        a module that the model does not have."""
+        """Raises Permanent if the model cannot be trained on sequences of max_length, or if
+        lora.targets names a module that it does not have."""
         [start] = models.values()
-        try:
-            load_chat(start.main.origin)
-        except Permanent:
-            raise
-        except Exception:  # any error of any tokenizer; the stage itself will stop at it
-            log.debug("the tokenizer of %s cannot be read", start.main.origin, exc_info=True)
-        modules = {
-            f".{name.rpartition('.')[0]}" for name in tensor_shapes(resolve(start.main.origin))
-        }
+        shape, folder = start.shape(), resolve(start.main.origin)
+        if shape and 0 < shape.context < self.max_length:
+            raise Permanent(
+                f"max_length {self.max_length} is above the {shape.context} tokens of the model's "
+                "context; lower max_length"
+            )
+        check_trains(folder, self.max_length)
+        modules = {f".{name.rpartition('.')[0]}" for name in tensor_shapes(folder)}
         for target in (self.lora and self.lora.targets) or []:
             if not any(module.endswith(f".{target}") for module in modules):
                 names = sorted({module.rpartition(".")[2] for module in modules})

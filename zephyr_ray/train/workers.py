@@ -10,15 +10,21 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.ray_cluster import connect
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import write_rows
+from zephyr_ray.train.failures import died, kernel_kills, ran_out_of_memory
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.worker import run_worker
 
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+ATTEMPTS = 3
+"""Maximum attempts at a training, each from the last checkpoint on."""
 STEPS = "metrics.jsonl"
 
 
@@ -27,15 +33,55 @@ def train(work: Work, job: Job) -> None:
 
     Call it from the main thread, because Ray Train replaces the interrupt handler.
     """
+    connect()
+    job.refusal.unlink(missing_ok=True)
+    with _followed(work, job), _interrupt_restored():
+        _fit(work.name, job)
+    if job.refusal.exists():
+        raise Permanent(job.refusal.read_text(encoding="utf-8"))
+    entries = {row["step"]: row for row in work.journal("steps").read_new()}
+    steps = [entries[step] for step in sorted(entries)]
+    tail = steps[-max(1, len(steps) // 10) :]
+    work.counts["steps"] = write_rows(work.folder, steps, STEPS)
+    rows = work.counts.get("sequences", work.counts["rows"])
+    in_epochs = math.ceil(job.settings.epochs * rows)
+    work.counts["repeated_to_fill_the_last_step"] = len(job.order) - in_epochs
+    work.counts["train/loss_final"] = sum(row["loss"] for row in tail) / len(tail)
+
+
+def _fit(name: str, job: Job) -> None:
+    """Trains from the last checkpoint on, again if a worker fails. Raises Permanent if memory is
+    short, because the next attempt would end in the same way, or if workers died each time."""
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
+
+    savings, kills = job.settings.memory_savings(), kernel_kills()
+    for attempt in range(1, ATTEMPTS + 1):
+        _discard_torn_state(job)
+        try:
+            _trainer(job).fit()
+            return
+        except (RayError, TrainingFailedError) as error:
+            log.debug("attempt %d failed", attempt, exc_info=True)
+            if job.refusal.exists():
+                return
+            if ran_out_of_memory(error) or kernel_kills() > kills:
+                raise Permanent(f"stage '{name}': training ran out of memory; {savings}") from error
+            if attempt == ATTEMPTS and died(error):
+                raise Permanent(
+                    f"stage '{name}': training workers died {ATTEMPTS} times, perhaps killed for "
+                    f"lack of memory; {savings}"
+                ) from error
+            if attempt == ATTEMPTS:
+                raise
+
+
+def _trainer(job: Job) -> "TorchTrainer":
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    connect()
-
     settings, gpus = job.settings, job.settings.gpus_per_worker
-    job.refusal.unlink(missing_ok=True)
-    _discard_torn_state(job)
-    trainer = TorchTrainer(
+    return TorchTrainer(
         run_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
@@ -48,22 +94,11 @@ def train(work: Work, job: Job) -> None:
             # Ray requires its run state and the checkpoints that it names in one folder.
             name=job.checkpoints.name,
             storage_path=str(job.scratch.absolute()),
-            failure_config=FailureConfig(max_failures=2),
+            # `_fit` decides which failures are worth another attempt.
+            failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    with _followed(work, job), _interrupt_restored():
-        trainer.fit()
-    if job.refusal.exists():
-        raise Permanent(job.refusal.read_text(encoding="utf-8"))
-    entries = {row["step"]: row for row in work.journal("steps").read_new()}
-    steps = [entries[step] for step in sorted(entries)]
-    tail = steps[-max(1, len(steps) // 10) :]
-    work.counts["steps"] = write_rows(work.folder, steps, STEPS)
-    rows = work.counts.get("sequences", work.counts["rows"])
-    in_epochs = math.ceil(settings.epochs * rows)
-    work.counts["repeated_to_fill_the_last_step"] = len(job.order) - in_epochs
-    work.counts["train/loss_final"] = sum(row["loss"] for row in tail) / len(tail)
 
 
 def _discard_torn_state(job: Job) -> None:

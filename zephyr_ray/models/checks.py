@@ -1,0 +1,118 @@
+"""Checks the files of a language model before a run loads it: architecture, tokenizer, sizes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zephyr_ray.chat import ChatFormat
+from zephyr_ray.errors import Permanent
+from zephyr_ray.messages import assistant, user
+from zephyr_ray.models.headers import tensor_shapes
+
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+"""Ends of the names of input embeddings in safetensors files."""
+SHORTEST = [user("a"), assistant("b")]
+"""A conversation that every max_length must hold."""
+
+
+def check_answers(folder: Path) -> None:
+    """Raises Permanent if the model in this folder cannot answer conversations."""
+    config = read_config(folder)
+    from transformers.models.auto import modeling_auto as auto
+
+    causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    architectures = config.get("architectures")
+    if not architectures:
+        example = causal.get(config.get("model_type"), "LlamaForCausalLM")
+        raise Permanent(
+            f"weights folder {folder}: config.json names no architecture; add "
+            f'"architectures": ["{example}"] if that is its class'
+        )
+    _check_generative(
+        folder,
+        architectures,
+        {*causal.values(), *auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()},
+    )
+    chat = load_chat_format(folder, ChatFormat.to_ask)
+    highest, rows = max(chat.tokenizer.get_vocab().values()), _embedding_rows(folder, config)
+    if rows is not None and highest >= rows:
+        raise Permanent(
+            f"weights folder {folder}: its tokenizer has ids up to {highest}, its embeddings only "
+            f"{rows} rows; use the model's own tokenizer, or resize its embeddings"
+        )
+
+
+def check_trains(folder: Path, max_length: int) -> None:
+    """Raises Permanent if the model in this folder cannot be trained on sequences of `max_length`
+    tokens, and then answer."""
+    check_answers(folder)
+    config = read_config(folder)
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if not {*config["architectures"]} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}:
+        raise Permanent(
+            f"weights folder {folder}: transformers cannot train a {config['architectures'][0]} as "
+            "a causal language model; name another model"
+        )
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method", "a quantization_config in config.json")
+        raise Permanent(
+            f"weights folder {folder}: quantized weights ({method}) cannot be trained; name the "
+            "model that they were quantized from"
+        )
+    chat = load_chat_format(folder)
+    chat.prepare()  # raises Permanent if the tokenizer has no padding token
+    if (shortest := len(chat.render(SHORTEST)[0])) > max_length:
+        raise Permanent(
+            f"max_length {max_length} is below the {shortest} tokens of the shortest conversation "
+            "in the model's chat format; raise max_length"
+        )
+
+
+def load_chat_format(
+    folder: Path, select: Callable[[Any], ChatFormat] = ChatFormat.of
+) -> ChatFormat:
+    """Returns the chat format of a model; `select` is `ChatFormat.of` or `ChatFormat.to_ask`.
+
+    Raises Permanent if the tokenizer cannot be loaded or has no usable format."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # each tokenizer class raises its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise Permanent(
+            f"weights folder {folder}: cannot load the tokenizer ({reason}); copy it again"
+        ) from None
+    try:
+        return select(tokenizer)
+    except Permanent as error:
+        raise Permanent(f"weights folder {folder}: {error}") from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns the config.json of a folder that `weights.resolve` returned."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def _check_generative(folder: Path, architectures: list[str], generative: set[str]) -> None:
+    """Raises Permanent if transformers knows the architecture and it is not a decoder. vLLM has
+    architectures of its own, so an unknown one may be a decoder."""
+    import transformers
+
+    if not {*architectures} & generative and hasattr(transformers, architectures[0]):
+        raise Permanent(
+            f"weights folder {folder}: a {architectures[0]} is not a decoder-only language model; "
+            "name one, such as a …ForCausalLM"
+        )
+
+
+def _embedding_rows(folder: Path, config: dict[str, Any]) -> int | None:
+    """Returns the number of tokens with an embedding; None if neither the config nor the weights
+    state it."""
+    stated = (config.get("text_config") or config).get("vocab_size")
+    shapes = tensor_shapes(folder).items()
+    rows = [shape[0] for name, shape in shapes if name.endswith(EMBEDDINGS)]
+    return min([*rows, *([stated] if stated else [])], default=None)

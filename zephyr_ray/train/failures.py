@@ -1,0 +1,44 @@
+"""Tells why training workers failed: for lack of memory, by dying, or with an exception."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+OUT_OF_MEMORY = ("out of memory", "running low on memory", "can't allocate memory")
+"""Parts of the messages of CUDA, of Ray's memory monitor, and of PyTorch on a CPU."""
+
+
+def kernel_kills() -> int:
+    """Returns how many processes the kernel has killed on this machine for lack of memory."""
+    try:
+        counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(counters.get("oom_kill", 0))
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error of `trainer.fit` says that memory was short."""
+    return any(
+        isinstance(cause, MemoryError) or any(part in str(cause).lower() for part in OUT_OF_MEMORY)
+        for cause in _causes(error)
+    )
+
+
+def died(error: BaseException) -> bool:
+    """Returns whether a process died, which the kernel may have killed."""
+    from ray.exceptions import RayActorError
+
+    return any(isinstance(cause, RayActorError) for cause in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error of `trainer.fit` without parts if it has none, else its parts: one per failed
+    worker, or that of the controller."""
+    parts = [
+        *getattr(error, "worker_failures", {}).values(),
+        *(getattr(error, name, None) for name in ("health_check_failure", "controller_failure")),
+    ]
+    if not any(parts):
+        yield error
+    for part in filter(None, parts):
+        yield from _causes(part)
