@@ -11,6 +11,7 @@ from serving import free_port
 
 from zephyr_ray import cli
 from zephyr_ray.run_folder import models_of
+from zephyr_ray.serve.app import ServeSettings, served_models
 
 
 def add_model(run: Path, name: str, created: str, model: Path | None = None) -> None:
@@ -25,6 +26,19 @@ def add_model(run: Path, name: str, created: str, model: Path | None = None) -> 
     )
     (run / "models").mkdir(parents=True, exist_ok=True)
     (run / "models" / name).symlink_to(f"../../store/sft-{name}/model")
+
+
+def add_judge(run: Path, **settings: str) -> None:
+    """Makes the comparison of a finished run, whose judge has these settings."""
+    artifact = run.parent / "store" / "pairwise-1"
+    artifact.mkdir()
+    facts = {"settings": {"judge": "judge"}, "models": {"judge": settings}}
+    (artifact / "manifest.json").write_text(
+        json.dumps({"kind": "pairwise", "key": "1", "files": {}, **facts})
+    )
+    (artifact / "result.json").write_text("{}")
+    (run / "data").mkdir()
+    (run / "data" / "winrate").symlink_to("../../store/pairwise-1")
 
 
 def test_the_newest_model_of_a_run_comes_last(tmp_path: Path) -> None:
@@ -83,6 +97,59 @@ def test_wrong_serve_options_are_one_line_before_ray_starts(
     assert cli.main(["serve", str(tmp_path / "demo"), "--port", port, *options]) == 2
     output = capsys.readouterr()
     assert line in output.err and output.err.count("\n") == 1 and output.out == ""
+
+
+def test_a_judge_without_its_key_is_one_line_before_ray_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00")
+    add_judge(
+        tmp_path / "demo", engine="openai", model="m", base_url="http://x", api_key_env="KEY_9"
+    )
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("KEY_9", raising=False)
+    assert cli.main(["serve", str(tmp_path / "demo"), "--port", str(free_port())]) == 2
+    output = capsys.readouterr()
+    line = "error: environment variable KEY_9 (api_key_env) is not set; export it\n"
+    assert output.err == line and output.out == ""
+
+
+@pytest.mark.parametrize("setting", ["weights", "relevance"])
+def test_a_judge_without_its_weights_is_one_line_before_ray_starts(
+    setting: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00")
+    engine = {"weights": "vllm", "relevance": "rules"}[setting]
+    add_judge(tmp_path / "demo", engine=engine, **{setting: "/nowhere"})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cli.main(["serve", str(tmp_path / "demo"), "--port", str(free_port())]) == 2
+    output = capsys.readouterr()
+    assert "weights '/nowhere': not a packaged name" in output.err and output.out == ""
+
+
+def test_a_context_above_the_models_is_one_line_before_ray_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture, tiny_model: Path
+) -> None:
+    add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00", tiny_model)
+    arguments = ["serve", str(tmp_path / "demo"), "--port", str(free_port())]
+    assert cli.main([*arguments, "--context", "513"]) == 2
+    output = capsys.readouterr()
+    line = "error: context 513 is above the 512 tokens of model 'sft'; lower it\n"
+    assert output.err == line and output.out == ""
+    by_default = served_models(ServeSettings(run=tmp_path / "demo"))
+    assert by_default["sft"].context == 512
+
+
+@pytest.mark.parametrize("config", ["{}", '{"r": "many"}', '{"r": 1000}', "nothing"])
+def test_an_adapter_without_a_rank_is_one_line_before_ray_starts(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00")
+    (tmp_path / "adapter_config.json").write_text(config)
+    arguments = ["serve", str(tmp_path / "demo"), "--port", str(free_port())]
+    assert cli.main([*arguments, "--adapter", f"mine={tmp_path}"]) == 2
+    output = capsys.readouterr()
+    assert "adapter_config.json has no rank up to 512" in output.err and output.out == ""
 
 
 def test_an_address_without_a_scheme_is_one_line(capsys: pytest.CaptureFixture) -> None:

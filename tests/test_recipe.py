@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from zephyr_ray import recipe_file
 from zephyr_ray.errors import Permanent
 from zephyr_ray.pipeline import KINDS, main
 from zephyr_ray.recipe import Recipe, load
@@ -347,6 +348,65 @@ def test_overrides(tmp_path: Path) -> None:
     assert isinstance(dialogues, SelfRefine) and dialogues.turns == 5
     assert recipe.models["base"].settings.model_dump()["temperature"] == 0.25
     assert loaded(tmp_path, "storage=elsewhere").storage == Path("elsewhere")
+
+
+def test_an_override_is_read_as_it_was_typed(tmp_path: Path) -> None:
+    texts = ["w/a #b", "#x", "a: b", "- a", "yes", "007", "1:30", "2024-01-01", "0x10", "1_000"]
+    texts += ["&a", "*a", "!x", "%x", "a\tb", "|", "NULL", "1.", "[a", "{a"]
+    quoted = {"'#x'": "#x", '"7"': "7", "' a '": " a ", '"a #b"': "a #b", " w/a ": "w/a"}
+    typed = {"7": 7, "-1": -1, "1e5": 1e5, "0.50": 0.5, "true": True, "null": None, "": None}
+    nested = {
+        "[no, 007, 1]": ["no", "007", 1],
+        "{r: 08, b: {c: off}}": {"r": "08", "b": {"c": "off"}},
+    }
+    (tmp_path / "r.yaml").write_text("stages: {a: {}}\n")
+    for text, value in ({t: t for t in texts[:-2]} | quoted | typed | nested).items():
+        assert recipe_file.read(tmp_path / "r.yaml", [f"a.x={text}"])[0]["stages"]["a"] == {
+            "x": value
+        }
+    for text in (*texts[-2:], "[a] #b", "{a: 1, a: 2}", "'a' b"):
+        with pytest.raises(Permanent, match="the value is not valid YAML; quote it"):
+            recipe_file.read(tmp_path / "r.yaml", [f"a.x={text}"])
+
+
+def test_a_setting_converts_what_an_override_typed(tmp_path: Path) -> None:
+    recipe = loaded(tmp_path, "sft.packing=no", "sft.epochs=3", "sft.learning_rate=1e-5", "seed=7")
+    assert recipe.stages["sft"].model_dump()["packing"] is False
+    assert recipe.stages["sft"].model_dump()["learning_rate"] == 1e-5
+    with pytest.raises(Permanent, match=r"'weights': .*\(got 7\); quote it"):
+        loaded(tmp_path, "models.base.weights=7")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("~nobody_here/x", "names a user who does not exist"),
+        ("$HOME/x", "contains a shell variable"),
+        ("a\nb", "cannot be printed"),
+        ("a\x1bb", "cannot be printed"),
+        ("a\udcffb", "cannot be printed"),
+        ("a/::b", "contains '::'"),
+        ("s3://a", "must be a folder"),
+        ("", "must be a folder"),
+        ("7", "must be a folder"),
+    ],
+)
+def test_a_storage_that_cannot_be_meant_is_one_line(value: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(Permanent, match=says):
+        loaded(tmp_path, f"storage={value}")
+
+
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert loaded(tmp_path, "storage=~/x y").storage == tmp_path / "x y"
+    recipe = loaded(tmp_path, "prompts.seeds=~/seeds.jsonl")
+    assert recipe.files(recipe.stages["prompts"]) == {"seeds": tmp_path / "seeds.jsonl"}
+
+
+@pytest.mark.parametrize("name", ["007", "on", "null"])
+def test_a_name_that_is_no_text_is_one_line(name: str, tmp_path: Path) -> None:
+    with pytest.raises(Permanent, match="name is .*quote it"):
+        loaded(tmp_path, text=f"name: {name}\n{GOOD}")
 
 
 def test_the_seed_is_the_default_of_stages(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Artifacts: keys, the manifest as the mark of wholeness, damage, journals, lock and links."""
 
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import File, Manifest, read_manifest
 from zephyr_ray.run_folder import judge_of, link_artifact
 from zephyr_ray.store import (
+    MAX_PATH_BYTES,
     Journal,
     Store,
     content_key,
@@ -23,6 +26,7 @@ from zephyr_ray.store import (
     write_atomically,
     write_rows,
 )
+from zephyr_ray.tracking import Tracking
 
 PARTS = {"kind": "sft", "version": 1, "settings": {"epochs": 1.0, "model": "größe", "lora": None}}
 
@@ -328,3 +332,31 @@ def test_a_judge_with_settings_that_are_no_longer_valid_is_one_line(tmp_path: Pa
     run = run_judged_by(tmp_path, {"engine": "vllm", "weights": "w", "gpus": 1.5})
     with pytest.raises(Permanent, match="winrate: judge 'judge': setting 'gpus'"):
         judge_of(run)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_a_storage_without_symbolic_links_is_one_line(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "symlink", fail)
+    with pytest.raises(Permanent, match=r"cannot hold symbolic links \(.*--set storage=FOLDER"):
+        Store(tmp_path).prepare()
+
+
+def test_the_longest_path_of_a_storage_holds_a_database(tmp_path: Path) -> None:
+    room = MAX_PATH_BYTES - len(os.fsencode(tmp_path)) - 1
+    longest = tmp_path / ("a" * (room // 2)) / ("b" * (room - room // 2 - 1))
+    Store(longest).prepare()
+    Tracking.open(longest, "demo", "key", {})
+    with pytest.raises(Permanent, match=r"is not writable \(more than 400 bytes\)"):
+        Store(longest / "c").prepare()
+
+
+@pytest.mark.parametrize("name", ["what?now", "a%20b"])
+def test_a_storage_that_a_database_url_cannot_name_is_one_line(name: str, tmp_path: Path) -> None:
+    with pytest.raises(Permanent, match=r"has a path that MLflow cannot use .*--set storage=FOLDER"):
+        Store(tmp_path / name).prepare()
+    assert not list(tmp_path.iterdir())

@@ -204,6 +204,14 @@ def test_unreachable_server_is_one_clear_line_soon(
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a#b", "a b", "a+b&c=d", "é中"])
+def test_the_database_is_in_the_storage_of_any_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    Tracking.open(tmp_path / name, "demo", "key", {}).finish()
+    assert (tmp_path / name / "mlflow.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_damaged_database_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"no database at all, but long enough to be read" * 99)
     with pytest.raises(

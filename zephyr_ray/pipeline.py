@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from pkgutil import resolve_name
-from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
@@ -260,7 +259,7 @@ def _print_locations(recipe: Recipe, store: Store) -> None:
     view = store.storage / recipe.name
     folder = os.path.relpath(view)
     zephyr = shutil.which("zephyr") or os.path.relpath(Path(sys.executable).with_name("zephyr"))
-    database = f"sqlite:///{quote(os.path.relpath(store.storage))}/mlflow.db"
+    database = shlex.quote(f"sqlite:///{os.path.relpath(store.storage)}/mlflow.db")
     has_make = Path("Makefile").exists() and store.storage == Path("runs").absolute()
     lines = [("open", f"{folder}/")]
     if (view / "report.html").exists():

@@ -166,6 +166,9 @@ class Store:
         """Creates the folder. Raises Permanent if it cannot hold the files and links of a run."""
         problem, probe = "is not writable", self.root / f".probe-{os.getpid()}"
         try:
+            if set("?%") & set(str(self.storage)):
+                problem = "has a path that MLflow cannot use"
+                raise OSError(errno.EINVAL, "its database URL ends at a '?' and decodes a '%'")
             if len(os.fsencode(self.storage)) > MAX_PATH_BYTES:
                 raise OSError(errno.ENAMETOOLONG, f"more than {MAX_PATH_BYTES} bytes")
             self.root.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import MANIFEST, Manifest
@@ -63,7 +62,7 @@ class Tracking:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         server = os.environ.get("MLFLOW_TRACKING_URI")
-        uri = server or f"sqlite:///{quote(str(storage.absolute()))}/mlflow.db"
+        uri = server or f"sqlite:///{storage.absolute()}/mlflow.db"
         try:
             client = _connect(uri)
             experiment_id = _experiment(client, uri, storage, recipe_name)

@@ -104,12 +104,12 @@ class TrainingSettings(Stage):
             raise Permanent(f"offload: {self.offload} needs zero: {least}, not zero: {self.zero}")
 
     def memory_savings(self) -> str:
-        """Returns the settings that lower the memory of a worker, as an error line names them; the
-        first ones keep the finished steps."""
+        """Returns the settings that lower the memory of training, as an error line names them."""
         names = ["micro_batch"] if self.batches()[0] > 1 else []
         names += ["workers"] if self.workers > 1 and not self.gpus_per_worker else []
+        lower = f"{', '.join(names)} or max_length" if names else "max_length"
         checkpointing = "" if self.gradient_checkpointing else "set gradient_checkpointing: true, "
-        return f"{checkpointing}lower {', '.join([*names, 'max_length'])}, or use a smaller model"
+        return f"lower {lower}, {checkpointing}or use a smaller model"
 
     @property
     def packs(self) -> bool:
