@@ -290,8 +290,11 @@ def test_answers_that_are_equal_once_truncated_are_dropped(
         ({"lora": {"quantized": True}, "zero": 2}, "lora.quantized needs a GPU: set gpus_per"),
         ({"optimizer": "paged_adamw_32bit"}, "optimizer: paged_adamw_32bit needs a GPU"),
         ({"lora": {"quantized": True}, "gpus_per_worker": 1}, "4-bit weights; set zero: 2"),
-        ({"offload": "optimizer", "zero": 0}, "offload: optimizer needs zero: 2, not zero: 0"),
-        ({"offload": "all", "zero": 2}, "offload: all needs zero: 3, not zero: 2"),
+        (
+            {"offload": "optimizer", "zero": 0},
+            "offload: optimizer does not work with zero: 0; set zero: 2",
+        ),
+        ({"offload": "all", "zero": 2}, "offload: all does not work with zero: 2; set zero: 3"),
     ],
 )
 def test_settings_that_cannot_go_together(settings: dict[str, Any], says: str) -> None:

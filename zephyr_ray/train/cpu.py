@@ -13,17 +13,17 @@ def keep_freed_memory() -> None:
     which takes a third of the CPU time of a forward and backward pass (measured with 135M
     parameters and 340 tokens).
     """
-    mmap_max, trim_threshold = -4, -1  # of malloc.h
+    mmap_max, trim_threshold = -4, -1  # from malloc.h
     libc = ctypes.CDLL(None)
     libc.mallopt(mmap_max, 0)
     libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def let_deepspeed_run_on_cpu() -> None:
-    """Makes Hugging Face's libraries use DeepSpeed without an accelerator, which they would ignore.
+    """Makes Hugging Face's libraries use DeepSpeed without an accelerator.
 
-    Patches private names of the pinned versions; `reporter.refuse_other_engines` detects a version
-    in which they have moved.
+    By default they ignore it. Patches private names of the pinned versions;
+    `reporter.refuse_other_engines` detects a version in which they have moved.
     """
     os.environ["DS_ACCELERATOR"] = "cpu"
     import trl.trainer.utils
@@ -37,7 +37,7 @@ def let_deepspeed_run_on_cpu() -> None:
         return (backend, kind) if backend else ("gloo", DistributedType.MULTI_CPU)
 
     PartialState._prepare_backend = with_gloo
-    # Skip a collective for inference that g++ would compile for a minute.
+    # Skip a collective for inference only, which g++ would take a minute to compile.
     comm: Any = importlib.import_module("deepspeed.comm.torch")
     comm.build_shm_op = lambda: None
     # TRL skips untrained positions in the output layer only if it believes that Triton runs here.

@@ -88,7 +88,7 @@ class Dpo(TrainingStage):
 def answer(chat: ChatFormat, messages: Messages) -> tuple[list[int], list[int]]:
     """Returns the tokens of the prompt, and of the last answer with its end token.
 
-    A truncated answer has no end token, because it does not end by choice.
+    A truncated answer has no end token, because it does not end on its own.
     """
     if not messages or messages[-1]["role"] != "assistant":
         raise RowError("a pair must end with an assistant message")

@@ -1,4 +1,4 @@
-"""Tells why training workers failed: for lack of memory, by dying, or with an exception."""
+"""Classifies failures of training workers: lack of memory, a dead process, or an exception."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +32,8 @@ def died(error: BaseException) -> bool:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error of `trainer.fit` without parts if it has none, else its parts: one per failed
-    worker, or that of the controller."""
+    """Yields the causes of an error of `trainer.fit`: one per failed worker, or the controller's;
+    the error itself if it names none."""
     parts = [
         *getattr(error, "worker_failures", {}).values(),
         *(getattr(error, name, None) for name in ("health_check_failure", "controller_failure")),

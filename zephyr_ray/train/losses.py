@@ -32,7 +32,7 @@ def answer_nll(log_probs: Tensor, tokens: Tensor) -> Tensor:
     of eq. 1): -log π(y|x) / |y|.
 
     `log_probs` is summed over the answer's tokens, `tokens` counts them; both and the result have
-    shape (answers,). A mean of this weighs every answer alike, whatever its length and however
+    shape (answers,). The result's mean weighs every answer alike, whatever its length and however
     pairs are split over workers; TRL's "sft" loss is a mean over the tokens of one forward pass.
     """
     return -log_probs / tokens

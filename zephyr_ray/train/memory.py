@@ -15,7 +15,7 @@ FLAT = 500_000_000
 LIVE = 1_000_000_000
 """Maximum parameters that ZeRO-3 keeps gathered (DeepSpeed's stage3_max_live_parameters)."""
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768
-"""Size of a tile of the output layer (TRL)."""
+"""Maximum tokens and vocabulary entries per tile of logits in the output layer (TRL)."""
 TILE_BYTES_GPU, TILE_BYTES_CPU = 2, 31
 """Bytes per logit of a tile: TRL's GPU kernel works in place; its CPU code holds the tile in bf16,
 seven intermediate results in fp32 and a mask (trl.kernels.chunked_logprob)."""
@@ -35,7 +35,7 @@ class Memory:
     reserve: float
     """Libraries, and the overhead of their allocators."""
     host: float = 0
-    """Bytes in host memory that are offloaded from the GPU."""
+    """Bytes offloaded from the GPU to host memory."""
 
     @property
     def total(self) -> float:
@@ -53,9 +53,9 @@ def worker_memory(settings: TrainingSettings, shape: Shape) -> Memory:
     """Returns the peak memory of one worker that trains on micro-batches of maximum length."""
     weights, gradients, optimizer, buffers, host = model_states(settings, shape)
     tokens = settings.batches()[0] * settings.sequences_per_row * settings.max_length
-    passes = activations(settings, shape, tokens) + output_layer(settings, shape, tokens)
+    activation_bytes = activations(settings, shape, tokens) + output_layer(settings, shape, tokens)
     reserve = GPU_RESERVE if settings.gpus_per_worker else PROCESS_BYTES
-    return Memory(weights, gradients, optimizer, passes, buffers, reserve, host)
+    return Memory(weights, gradients, optimizer, activation_bytes, buffers, reserve, host)
 
 
 def model_states(

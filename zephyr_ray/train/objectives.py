@@ -1,4 +1,4 @@
-"""Objectives of the training stages: batches of rows, and losses and metrics of a batch.
+"""Defines the objectives of training stages: batches of rows, and their losses and metrics.
 
 `TrainingSettings.objective` creates one, `trainer.Trainer` minimizes it. Imports PyTorch and TRL:
 import this module only in a worker.
@@ -16,14 +16,14 @@ from zephyr_ray.train.losses import answer_nll, dpo_loss, token_nll
 
 Batch = dict[str, Tensor]
 Metrics = dict[str, Tensor]
-"""Terms of every metric; the trainer logs the mean over the terms of all workers."""
+"""Terms by metric; the trainer logs the mean over the terms of all workers."""
 
 
 class Objective(ABC):
     """Batches, losses and metrics of one training stage."""
 
     fields: ClassVar[tuple[str, ...]]
-    """Fields of TRL's FusedCausalLMOutput that the metrics need beside `log_probs`."""
+    """Fields of TRL's FusedCausalLMOutput that the metrics need besides `log_probs`."""
     needs_reference: ClassVar[bool] = False
     """Whether rows need reference log-probabilities (`reference.add_reference_log_probs`)."""
     dropout: ClassVar[bool] = True
@@ -42,7 +42,8 @@ class Objective(ABC):
         """Returns the loss of every trained token or of every pair, and the metrics.
 
         `output` is TRL's FusedCausalLMOutput. The trainer minimizes the mean over the global batch.
-        If losses are per token, the batch must have `labels`: from them it counts a step's tokens.
+        If losses are per token, the batch must have `labels`, from which the trainer counts a
+        step's tokens.
         """
 
 

@@ -109,8 +109,8 @@ def _reference_model(job: Job) -> Iterator[tuple[Any, str]]:
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     config = job.settings.deepspeed() | {"train_micro_batch_size_per_gpu": 1}
-    for training in ("gradient_accumulation_steps", "train_batch_size", "gradient_clipping"):
-        del config[training]
+    for name in ("gradient_accumulation_steps", "train_batch_size", "gradient_clipping"):
+        del config[name]
     config["zero_optimization"].pop("offload_optimizer", None)
     keep = HfDeepSpeedConfig(config)  # from_pretrained shards the weights while this object exists
     model = load_model(job.weights, job.settings.lora)

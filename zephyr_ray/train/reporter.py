@@ -89,8 +89,8 @@ def last_checkpoint(job: Job) -> str | None:
     context = ray.train.get_context()
     if reported and not fits(Path(reported.path), job.settings.zero, context.get_world_size()):
         log.warning(
-            "the checkpoint was written with another number of workers or another zero; training "
-            "starts from step 1"
+            "the checkpoint was written with another number of workers or at another ZeRO stage; "
+            "training starts from step 1"
         )
         reported = None
     kept = Path(reported.path).name if reported else None

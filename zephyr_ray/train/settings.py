@@ -1,4 +1,4 @@
-"""Settings of every training stage, and what follows from them: batches, steps and their order."""
+"""Defines the settings of training stages, and derives batches, steps and row order from them."""
 
 import math
 import random
@@ -44,7 +44,7 @@ class TrainingSettings(Stage):
     reference_flops: ClassVar[int] = 0
     """FLOPs per parameter and token of a pass of the reference model, once per run."""
     proven: ClassVar[str]
-    """Field of a row of `data` with the conversation whose loss mask is shown."""
+    """Column of `data` with the conversation whose loss mask is shown."""
 
     model: Annotated[str, Reads("weights")]
     data: str
@@ -61,7 +61,7 @@ class TrainingSettings(Stage):
     """Fraction of the steps during which the learning rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this L2 norm, over all parameters."""
+    """Maximum L2 norm of the gradients, over all parameters; larger ones are scaled down to it."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision of matrix products; weights, gradients and optimizer state are always fp32."""
     lora: Lora | None = None
@@ -100,8 +100,10 @@ class TrainingSettings(Stage):
         if quantized and self.zero == 3:
             raise Permanent("lora.quantized: ZeRO stage 3 cannot split 4-bit weights; set zero: 2")
         if self.offload != "none" and self.zero == 0 or self.offload == "all" and self.zero != 3:
-            least = 3 if self.offload == "all" else 2
-            raise Permanent(f"offload: {self.offload} needs zero: {least}, not zero: {self.zero}")
+            zero = 3 if self.offload == "all" else 2
+            raise Permanent(
+                f"offload: {self.offload} does not work with zero: {self.zero}; set zero: {zero}"
+            )
 
     def memory_savings(self) -> str:
         """Returns the settings that lower the memory of training, as an error line names them."""
@@ -131,7 +133,7 @@ class TrainingSettings(Stage):
         return micro, share // micro
 
     def order(self, lengths: list[int]) -> list[int]:
-        """Returns row numbers in training order: whole steps, the same for any number of workers.
+        """Returns row numbers in training order: full steps, the same for any number of workers.
 
         Each epoch is shuffled anew; rows of one more epoch fill the last step. Within a step, where
         order does not change the result, rows are sorted by length to save padding.

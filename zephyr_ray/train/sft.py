@@ -83,7 +83,7 @@ class Sft(TrainingStage):
 
         def tokenize(row: Row) -> Tokens | None:
             ids, trained = chat.render(row["messages"])
-            # A truncated answer does not end by choice, so its end token is not trained.
+            # A truncated answer does not end on its own, so its end token is not trained.
             for span, answer in zip(
                 chat.answers(ids, trained), answers(row["messages"]), strict=True
             ):

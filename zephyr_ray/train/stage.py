@@ -44,7 +44,8 @@ class TrainingStage(TrainingSettings):
     view = ("models/{name}", "model")
 
     def prepare(self, work: Work, chat: ChatFormat, rows: list[Row]) -> list[int]:
-        """Writes scratch/data and counts it; returns the tokens of each row's longest sequence."""
+        """Writes scratch/data and counts it; returns the length in tokens of each row's longest
+        sequence."""
         raise NotImplementedError
 
     def tokens(
@@ -87,7 +88,7 @@ class TrainingStage(TrainingSettings):
         train(work, Job(settings=self, weights=weights, folder=work.folder, order=order))
 
     def _first_proof(self, chat: ChatFormat, rows: list[Row]) -> tuple[str, str]:
-        """Returns the proof of the first row that is not a bad one; `prepare` found one."""
+        """Returns the loss-mask proof of the first row that has one; `prepare` ensures one."""
         for row in rows:
             with suppress(RowError):
                 return chat.proof(row[self.proven])
@@ -140,7 +141,8 @@ class TrainingStage(TrainingSettings):
             if not any(module.endswith(f".{target}") for module in modules):
                 names = sorted({module.rpartition(".")[2] for module in modules})
                 raise Permanent(
-                    f"lora.targets: the model has no module '{target}'; it has {', '.join(names)}"
+                    f"lora.targets: the model has no module '{target}'; choose from "
+                    f"{', '.join(names)}"
                 )
 
 

@@ -23,7 +23,7 @@ class Trainer(SFTTrainer):
         collator = objective.collator(tokenizer.pad_token_id)
         super().__init__(processing_class=tokenizer, data_collator=collator, **others)
         self.objective = objective
-        # Count the trained tokens of the whole step, whatever the model's forward accepts.
+        # Makes transformers count a step's trained tokens, whatever the model's forward accepts.
         self.model_accepts_loss_kwargs = True
         if not objective.dropout:
             disable_dropout_in_model(self.model)
@@ -58,7 +58,7 @@ class Trainer(SFTTrainer):
         return loss
 
     def _record(self, metrics: Metrics, mask: Tensor) -> None:
-        """Stores the metrics of one forward pass of all workers, and the tokens seen since
+        """Stores the metrics of one forward pass, over all workers, and the tokens seen since the
         start."""
         terms = metrics.values()
         sums = torch.stack([*(term.detach().double().sum() for term in terms), mask.double().sum()])

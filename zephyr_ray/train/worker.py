@@ -99,7 +99,7 @@ def trainer_arguments(job: Job) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        # Rows are tokenized, with at most max_length tokens; the collator selects the columns.
+        # Rows already hold at most max_length tokens; the collator selects the columns.
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "remove_unused_columns": False,
         "max_length": None,
@@ -107,7 +107,7 @@ def trainer_arguments(job: Job) -> dict[str, Any]:
 
 
 def adapter_config(lora: Lora | None) -> Any:
-    """Returns PEFT's configuration of the adapters, or None if the whole model is trained."""
+    """Returns PEFT's configuration of the adapters, or None if all weights are trained."""
     from peft import LoraConfig
 
     return lora and LoraConfig(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 ATTEMPTS = 3
-"""Maximum attempts at a training, each from the last checkpoint on."""
+"""Maximum attempts per training stage, each from the last checkpoint on."""
 STEPS = "metrics.jsonl"
 
 
@@ -50,8 +50,8 @@ def train(work: Work, job: Job) -> None:
 
 
 def _fit(name: str, job: Job) -> None:
-    """Trains from the last checkpoint on, again if a worker fails. Raises Permanent if memory is
-    short, because the next attempt would end in the same way, or if workers died each time."""
+    """Trains from the last checkpoint on; retries if a worker fails. Raises Permanent if memory is
+    short, because a retry would end in the same way, or if workers died in the last attempt."""
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
@@ -116,7 +116,7 @@ def _discard_torn_state(job: Job) -> None:
 
 @contextmanager
 def _followed(work: Work, job: Job) -> Iterator[None]:
-    """Shows training's steps as progress and logs their metrics while the context is open."""
+    """Shows training steps as progress and logs their metrics while the context is open."""
     journal, finished = work.journal("steps"), threading.Event()
     work.progress.unit, work.progress.total = "steps", job.steps
 
