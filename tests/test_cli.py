@@ -154,7 +154,7 @@ def test_an_adapter_without_a_rank_is_one_line_before_ray_starts(
 
 def test_an_address_without_a_scheme_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["chat", "127.0.0.1:8000"]) == 2
-    assert "an address begins with http:// or https://" in capsys.readouterr().err
+    assert "begin an address with http:// or https://" in capsys.readouterr().err
 
 
 def test_a_service_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture) -> None:

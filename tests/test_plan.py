@@ -123,7 +123,7 @@ def test_every_stage_runs_once(folder: Path) -> None:
     assert list(steps) == STAGES
     assert to_do(folder) == set(STAGES)
     assert steps["prompts"].reason == "not made yet"
-    assert steps["sft"].reason == "reads dialogues, to do"
+    assert steps["sft"].reason == "reads dialogues, which must run first"
     make_all(folder)
     assert to_do(folder) == set()
     assert {step.reason for step in plan(folder).values()} == {""}
@@ -222,7 +222,7 @@ def test_the_reason_names_changed_settings(folder: Path) -> None:
     assert reason(folder, "dpo", "dpo.beta=0.5") == "beta was 0.1, is 0.5"
     both = reason(folder, "pairs", "pairs.rejected=all", "pairs.min_margin=1")
     assert both == "min_margin was 0.0, is 1.0; rejected was random, is all"
-    assert reason(folder, "dpo", "pairs.rejected=all") == "reads pairs, to do"
+    assert reason(folder, "dpo", "pairs.rejected=all") == "reads pairs, which must run first"
     assert reason(folder, "feedback", "models.judge.relevance_min=0.5") == "judge changed"
 
 
@@ -486,7 +486,7 @@ def test_a_misspelled_adapter_target_lists_the_modules_of_the_model(folder: Path
     shapes = {"layers.0.attn.q_proj.weight": [2, 2], "layers.0.mlp.up_proj.weight": [2, 2]}
     safetensors(folder / "tiny" / "model.safetensors", **shapes)
     check(folder, "sft.lora={targets: [q_proj, mlp.up_proj]}")
-    with pytest.raises(Permanent, match="no module 'qproj'; it has q_proj, up_proj"):
+    with pytest.raises(Permanent, match="no module 'qproj'; choose from q_proj, up_proj"):
         check(folder, "sft.lora={targets: [q_proj, qproj]}")
 
 

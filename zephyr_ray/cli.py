@@ -109,7 +109,9 @@ def _cluster_arguments(commands: "argparse._SubParsersAction[ArgumentParser]") -
     stop.add_argument("job")
     doctor = commands.add_parser("doctor", help="check whether the cluster can run a recipe")
     doctor.add_argument("recipe", nargs="?", type=Path)
-    doctor.add_argument("--pull", action="store_true", help="also start a short pod of the image")
+    doctor.add_argument(
+        "--pull", action="store_true", help="also start a short-lived pod per image"
+    )
     for command in (submit, status, logs, stop, doctor):
         command.add_argument(
             "--profile",
@@ -188,7 +190,7 @@ def _chat(run: str, model: str | None) -> int:
     if run.startswith(("http://", "https://")):
         return talk(Remote(run, model))
     if not Path(run).exists() and re.search(":\\d+", run):
-        raise Permanent(f"{run} is not a folder; an address begins with http:// or https://")
+        raise Permanent(f"{run} is not a folder; begin an address with http:// or https://")
     models = models_of(Path(run))
     name = model or list(models)[-1]
     if name not in models:

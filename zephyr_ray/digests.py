@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 SMALL_BYTES = 1 << 20
-"""Smaller files are read each time, which costs no more than keeping a record."""
+"""Bytes below which a file is read each time, which costs no more than keeping a record."""
 MAX_RECORDS = 1000
-"""Maximum folders with a record, and maximum files in it; the oldest are forgotten."""
+"""Maximum folders with a record, and maximum files per record; the oldest are forgotten."""
 TICK_SECONDS, COARSE_SECONDS = 0.02, 2.0
-"""Upper bounds of the resolution of file times, and of file times in whole seconds."""
+"""Coarsest resolution of file times with fractions of a second, and of those without."""
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What the file system says about a file's content, without reading it."""
+    """Size and times of a file, which show a change of its content without reading it."""
 
     size: int
     mtime_ns: int
@@ -36,7 +36,7 @@ class Stamp:
 
 
 def stamp(path: Path) -> Stamp:
-    """Opens the file, because NFS revalidates its cached attributes only then."""
+    """Returns the file's stamp. Opens the file, because NFS revalidates attributes only then."""
     with path.open("rb") as file:
         stat = os.fstat(file.fileno())
     return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
@@ -69,7 +69,7 @@ def known_digest(path: Path) -> str:
 
 
 def is_remembered(path: Path) -> bool:
-    """Returns whether this node has read the file, or an earlier content of it."""
+    """Returns whether this node has read the file, or an earlier version of it."""
     return path.name in _entries(path)
 
 

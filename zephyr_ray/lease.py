@@ -1,4 +1,4 @@
-"""Locks a shared folder without flock, which Lustre and NFS may lack: by a numbered lease.
+"""Locks a shared folder with a numbered lease, because Lustre and NFS may lack flock.
 
     <folder>/000007             held; names its owner, which rewrites the file every RENEW_SECONDS
     <folder>/000006.released    an earlier lease
@@ -27,11 +27,12 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.formatting import duration
 
 RENEW_SECONDS, EXPIRE_SECONDS = 10.0, 90.0
-"""Nine tries, because a thread may wait long for the interpreter or the storage."""
+"""Seconds between two renewals, and seconds without one after which a lease expires: nine tries,
+because a thread may wait long for the interpreter or the storage."""
 RELEASED = ".released"
 NAME = re.compile(r"(\d+)(\.released)?")
 KEPT = 100
-"""Earlier numbers to keep: NFS may list a folder as it was a minute ago."""
+"""Number of earlier lease files to keep: NFS may list a folder as it was a minute ago."""
 
 
 class Owner(BaseModel):
@@ -42,7 +43,7 @@ class Owner(BaseModel):
     machine: str
     """Host, boot and pid namespace, within which `pid` means the same; empty if unknown."""
     started: str
-    """Start time of the process, because its pid may be used again."""
+    """Start time of the process, in clock ticks since boot, because its pid may be reused."""
     taken: str
     renewed: str
 
@@ -62,7 +63,7 @@ class Owner(BaseModel):
 
 @dataclass(frozen=True)
 class Holder:
-    """The highest number of a lease's folder, as read."""
+    """The lease with the highest number in the folder, as last read."""
 
     number: int
     released: bool = True
@@ -71,7 +72,7 @@ class Holder:
     """Seconds since the last renewal, by the clock of the file system."""
 
     def is_alive(self) -> bool | None:
-        """Returns whether the lease is certainly held; None if this machine cannot know."""
+        """Returns whether the lease is held; None if this machine cannot know."""
         if self.released:
             return False
         owner = self._owner()
@@ -91,7 +92,8 @@ class Holder:
 
 
 class Lease:
-    """The lock of `what`, kept in `folder`; `poll` is the pause between two looks at its owner."""
+    """The lock of `what`, kept in `folder`; `poll` is the seconds between two checks of
+    its owner."""
 
     def __init__(
         self,
@@ -154,7 +156,7 @@ class Lease:
             if last and (last.number, last.text) != (holder.number, holder.text):
                 changed = now
             last, alive = holder, holder.is_alive()
-            # Hosts' clocks differ, and some file systems use them: a silent owner is watched too.
+            # Some file systems use the hosts' clocks, which differ: also watch a silent owner.
             silent = alive is None and holder.idle > self._expire and changed == begun
             patience = 2 * self._renew if silent else self._expire
             if alive is False or (alive is None and now - changed > patience):
@@ -193,7 +195,7 @@ class Lease:
     def _keep(self, on_loss: Callable[[], None]) -> None:
         """Renews the lease until it is released or lost."""
         while not self._stop.wait(self._renew):
-            # A storage that does not answer may do so later; the others decide when it is too late.
+            # Storage that does not respond may recover; other runs decide when the lease expires.
             with contextlib.suppress(OSError):
                 if not self._is_held():
                     self.lost = True
@@ -209,7 +211,7 @@ class Lease:
             return False
 
     def _write(self, descriptor: int) -> None:
-        """Writes the owner over the same number of bytes, so that a full disk does not matter."""
+        """Rewrites the owner at the same length, so that a full disk does not matter."""
         owner = Owner(
             host=platform.node(),
             pid=os.getpid(),
@@ -230,11 +232,11 @@ class Lease:
             if name.endswith(RELEASED):
                 return Holder(number)
             path = self.folder / name
-            with contextlib.suppress(FileNotFoundError):  # released at this moment
+            with contextlib.suppress(FileNotFoundError):  # released meanwhile
                 return Holder(number, False, path.read_bytes(), now - path.stat().st_mtime)
 
     def _clock(self) -> float:
-        """Returns the time of the file system. The new file also makes NFS list the folder anew."""
+        """Returns the time of the file system. A new file also makes NFS list the folder anew."""
         probe = self.folder / f".{uuid.uuid4().hex}"
         probe.touch()
         now = probe.stat().st_mtime

@@ -1,6 +1,6 @@
 """Keeps secrets out of all text that leaves the program: error lines, logs, tracebacks, MLflow.
 
-A secret is known by its form or by its value:
+A secret is recognized by its form or by its value:
 
 - user and password in a URL, a query parameter or assignment such as `api_key=…`, a bearer token;
 - the value of an environment variable whose name ends in KEY, KEYS, TOKEN, PASSWORD or SECRET, the
@@ -24,7 +24,7 @@ MASK = "***"
 MIN_LENGTH = 6
 """Shortest value that is masked wherever it occurs; a shorter one would garble ordinary text."""
 SECRET_NAME = re.compile(r"(key|keys|token|password|passwd|secret|secrets)([-_](env|data))?$", re.I)
-# One slash is left where a URL was read as a path. The second form is a password that contains
+# A URL that was read as a path has only one slash. The second form is a password that contains
 # "/", "?" or "#"; a port is not mistaken for it. All lengths are bounded, so that no text can make
 # the search slow.
 _USERINFO = re.compile(
@@ -65,7 +65,7 @@ def masked(text: object) -> str:
 
 
 def has_credentials(text: str) -> bool:
-    """Returns whether the text contains a URL with user, password, or a secret parameter."""
+    """Returns whether the text contains a URL with a user, a password or a secret parameter."""
     return bool(_USERINFO.search(text) or ("://" in text and _QUERY.search(text)))
 
 
@@ -124,7 +124,7 @@ def install() -> None:
         print(masked("".join(traceback.format_exception(*error))), end="", file=sys.stderr)
 
     def print_thread_masked(thread: Any) -> None:
-        if thread.exc_type is not SystemExit:  # it ends the thread and is no error
+        if thread.exc_type is not SystemExit:  # it ends the thread and is not an error
             print_masked(thread.exc_type, thread.exc_value, thread.exc_traceback)
 
     logging.setLogRecordFactory(make_masked)

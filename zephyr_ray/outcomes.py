@@ -54,7 +54,7 @@ _BY_FIELDS = {frozenset(o.__dataclass_fields__): o for o in Outcome.__args__}
 
 
 def to_entry(outcome: Outcome) -> dict[str, Any]:
-    """Returns the journal entry of an outcome; reasons, which may quote a client, are masked."""
+    """Returns the journal entry of an outcome; reasons, which may quote exceptions, are masked."""
     entry = asdict(outcome)
     return {k: v if k == "id" or not isinstance(v, str) else masked(v) for k, v in entry.items()}
 

@@ -56,7 +56,7 @@ KINDS: dict[str, type[Stage]] = {stage.kind: stage for stage in map(resolve_name
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 unexpected error, 2 user error, 130 interrupted."""
+    """Returns the exit code: 0 done, 2 user error, 130 interrupted. Raises unexpected errors."""
     parser = ArgumentParser("zephyr_ray.pipeline", description="Run a recipe.")
     parser.add_argument("recipe", nargs="?", type=Path, help="a recipe file (default: quickstart)")
     parser.add_argument(
@@ -118,7 +118,7 @@ def run(recipe: Recipe, store: Store, until: str | None = None, wait: float = 0)
         planned = make_plan(recipe, store) if until else steps
         view = store.storage / recipe.name
         unlink_stale(view, {step.artifact.folder for step in planned if step.artifact})
-        # Exists during a run: a kill after the last manifest leaves MLflow's run open.
+        # Makes the next run close MLflow's run, which a kill after the last manifest leaves open.
         unfinished = view / ".unfinished"
         if unfinished.exists() or any(step.artifact is None for step in steps):
             view.mkdir(parents=True, exist_ok=True)

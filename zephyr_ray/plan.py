@@ -21,7 +21,8 @@ class Step:
     name: str
     stage: Stage
     identity: dict[str, Any]
-    """Inputs that the key hashes; the manifest keeps them, so that a later plan names changes."""
+    """Inputs that the key hashes; the manifest keeps them, so that a later plan can name
+    changes."""
     key: str
     artifact: Artifact | None
     """The cached artifact; None if the stage must run."""
@@ -86,7 +87,7 @@ def _rerun_reason(recipe: Recipe, store: Store, step: Step, earlier: dict[str, S
         return "was interrupted, continues"
     pending = [read for read in recipe.stages_read(step.stage) if not earlier[read].artifact]
     if pending:
-        return f"reads {', '.join(pending)}, to do"
+        return f"reads {', '.join(pending)}, which must run first"
     previous = linked_artifact(store.storage / recipe.name, step.name, step.stage.view[0])
     if previous is None:
         return "not made yet"

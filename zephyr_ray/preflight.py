@@ -15,7 +15,7 @@ from zephyr_ray.stage import Stage
 from zephyr_ray.store import Store, digest
 
 RAY_BYTES = 1.5e9
-"""Resident memory of Ray's own processes, with those that control a training stage, measured."""
+"""Resident bytes of Ray's own processes and those that control a training stage; measured."""
 TEXT_BYTES = 100e6
 """Bytes of disk per stage for text and logs."""
 
@@ -118,5 +118,6 @@ def _check_disk(store: Store, name: str, needed: float) -> None:
     if needed > free:
         raise Permanent(
             f"{name} needs about {needed / 1e9:.1f} GB of disk below {store.storage}, "
-            f"{free / 1e9:.1f} GB are free; free some or use another with --set storage=FOLDER"
+            f"{free / 1e9:.1f} GB are free; free some, or use another "
+            "folder with --set storage=FOLDER"
         )

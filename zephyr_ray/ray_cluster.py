@@ -19,7 +19,7 @@ CONNECT_SECONDS = 10
 SOCKET_PATH_BYTES = 107
 """Maximum bytes of the path of a Unix socket."""
 SESSION_BYTES = 2**20
-"""Free bytes that Ray needs for the files of its start."""
+"""Free bytes of disk that Ray needs to start."""
 
 
 def cluster_address() -> str | None:
@@ -29,7 +29,7 @@ def cluster_address() -> str | None:
 
 
 def temporary_folder() -> Path:
-    """Returns the folder for sockets, logs and spilled objects of a Ray started here."""
+    """Returns the folder for sockets, logs and spilled objects of a cluster started here."""
     temporary = os.environ.get("TMPDIR", tempfile.gettempdir())
     return Path(os.environ.get("RAY_TMPDIR", temporary), "ray")
 

@@ -112,11 +112,14 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
         )
     name, seed = raw.get("name", path.stem), raw.get("seed", 0)
     if not isinstance(name, str):
-        raise Permanent(f"{path}: name is {name!r}, which is no text; quote it")
+        raise Permanent(f"{path}: name is {name!r}, which is not text; quote it")
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in ("store", "mlartifacts"):
-        raise Permanent(f"{path}: name '{name}' must be lowercase letters, digits, '.', '_', '-'")
+        raise Permanent(
+            f"{path}: name '{name}' must be lowercase letters, digits, '.', '_', '-', and not "
+            "'store' or 'mlartifacts'"
+        )
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEED_LIMIT:
-        raise Permanent(f"{path}: seed must be a whole number from 0 below 2^32, not {seed!r}")
+        raise Permanent(f"{path}: seed must be a whole number from 0 to 2^32 - 1, not {seed!r}")
     settings_of = {
         str(n): _model_settings(spec, f"{path}: model '{n}'")
         for n, spec in mapping(raw.get("models", {}), f"{path}: models").items()
@@ -147,8 +150,8 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
 
 
 def _storage(value: Any, path: Path) -> Path:
-    """Returns the storage folder that the recipe at `path` names. Raises Permanent if no folder
-    with this name can be meant or used."""
+    """Returns the storage folder that the recipe at `path` names. Raises Permanent if the value is
+    not the path of a folder that all components can use."""
     if not isinstance(value, str) or not value or "://" in value:
         raise Permanent(
             f"{path}: storage is {value!r}; it must be a folder (on a cluster, one that every "
@@ -197,5 +200,5 @@ def _stage(
             settings.setdefault(setting, value)
     stage = typed(kinds[kind], settings, where)
     if not 0 <= getattr(stage, "seed", 0) < SEED_LIMIT:
-        raise Permanent(f"{where}: setting 'seed' must be a whole number from 0 below 2^32")
+        raise Permanent(f"{where}: setting 'seed' must be a whole number from 0 to 2^32 - 1")
     return stage

@@ -1,6 +1,7 @@
 """Reads a recipe file: YAML without duplicate keys, `extends`, and `--set` overrides.
 
-A recipe may extend another one (`extends: quickstart.yaml`) and add or replace lines.
+A recipe may extend another one (`extends: quickstart.yaml`) and add or replace its settings,
+models and stages.
 """
 
 import os
@@ -41,7 +42,8 @@ def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
 
 def refuse_secrets(value: Any, where: str, instead: str, setting: str = "") -> None:
     """Raises Permanent if a file, which is stored and sent, holds a secret: a URL with credentials,
-    or a text in a setting such as `password`. The line never quotes it; `instead` is its fix."""
+    or a text in a setting such as `password`. The error never quotes it; `instead` is the
+    fix."""
     if isinstance(value, dict | list):
         for name, part in value.items() if isinstance(value, dict) else enumerate(value):
             refuse_secrets(part, where, instead, f"{setting}.{name}".removeprefix("."))
@@ -106,8 +108,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
 
 
 def _value(text: str) -> Any:
-    """Returns the value of an override: a list or mapping in brackets or a quoted text is YAML, any
-    other text is taken as typed, where YAML would drop a comment or split `a: b`."""
+    """Returns the value of an override. Text in brackets or quotes is YAML; any other text is taken
+    as typed, because YAML would drop a comment or split `a: b`."""
     loader = _AsTyped(text if text.startswith(("[", "{", '"', "'")) else "")
     node = loader.get_single_node()
     if node is None:
@@ -119,7 +121,7 @@ def _value(text: str) -> Any:
 
 
 def _names(raw: dict[str, Any], section: str) -> dict[Any, Any]:
-    """Returns the entries of a section that may be missing or, before it is checked, no mapping."""
+    """Returns the entries of an unchecked section; none if it is missing or not a mapping."""
     entries = raw.get(section)
     return entries if isinstance(entries, dict) else {}
 
@@ -156,8 +158,8 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 class _AsTyped(_UniqueKeys):
-    """A loader that types only JSON's numbers, true, false and null. Other text without quotes is a
-    string, where YAML 1.1 reads no as false, 007 as 7 and 1:30 as 90; its setting converts it."""
+    """A loader that converts only JSON's numbers, true, false and null. Other unquoted text stays a
+    string, which its setting converts; YAML 1.1 would read no as false, 007 as 7, 1:30 as 90."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}
 

@@ -89,7 +89,7 @@ class RowActor:
         return {"id": [row["id"] for row in rows]}
 
     async def _run(self, row: Row) -> None:
-        """Runs the program on one row and writes its outcome; exits if the engine died."""
+        """Runs the program on a row and writes its outcome; ends the process if the engine died."""
         async with self._slots:
             if self._stopped:
                 return
@@ -136,7 +136,7 @@ class RowActor:
             )
 
     def _stop(self, message: str) -> None:
-        """Starts no further row. Rows in flight go on: their answers are paid for."""
+        """Starts no further row. Rows in flight continue, because their answers are paid for."""
         if not self._stopped:
             self._write(Stopped(message))
         self._stopped = True

@@ -22,7 +22,7 @@ from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Journal
 
 BLOCKS_PER_ACTOR = 4
-"""Small blocks balance the load; two blocks at once per actor leave no idle time between them."""
+"""Blocks of rows per actor: small ones balance the load; with two in flight, no actor idles."""
 ENGINE_DEATHS = 5
 """Maximum restarts per actor before the stage fails."""
 EXCEPTION_LINE = re.compile(r"\w[\w.]*(Error|Exception): ")
@@ -35,7 +35,7 @@ def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model])
     models, a row names its own in "member". Raises Permanent if a row has no outcome of its own,
     because its environment failed or its model cannot be used, or if more rows failed than
     `work.max_failed` allows. A stage that calls this function again passes its earlier rows too,
-    so that the share is the stage's.
+    so that the limit applies to all rows of the stage.
     """
     # Rounded first, because 0.29 * 100 is a little less than 29.
     max_failed = max(1, int(round(work.max_failed * len(rows), 6))) if work.max_failed else 0

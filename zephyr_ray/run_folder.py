@@ -53,10 +53,10 @@ def judge_of(run: Path) -> Model | None:
 
 
 def link_artifact(run: Path, stage: str, view: tuple[str, str], artifact: Path) -> None:
-    """Links the artifact under the name that a person opens; `view` is the stage's.
+    """Links the artifact under the name that a person opens; `view` is `Stage.view`.
 
-    The link is relative, so that the storage folder can be moved. Raises Permanent if a folder has
-    the name.
+    The link is relative, so that the storage folder can be moved. Raises Permanent if a folder
+    already has that name.
     """
     name, target = view
     link = run / name.format(name=stage)

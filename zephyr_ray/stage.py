@@ -62,8 +62,8 @@ class Work:
 
     @property
     def scratch(self) -> Path:
-        """Folder for journals and checkpoints; kept between attempts, removed after the
-        manifest."""
+        """Folder for journals and checkpoints; kept between attempts, removed once the manifest is
+        written."""
         return self.folder / SCRATCH
 
     def journal(self, name: str, writer: str | None = None) -> Journal:
@@ -114,7 +114,7 @@ class Stage(Strict):
         return 1, ANSWER_TOKENS
 
     def answer_tokens(self) -> int:
-        """Returns the maximum tokens of the longest answer that the stage asks a model for."""
+        """Returns the maximum tokens of any answer that the stage requests; 0 if none."""
         return 0
 
     def row_tokens(self, reads: dict[str, float]) -> float | None:
@@ -123,12 +123,12 @@ class Stage(Strict):
         return None
 
     def calls(self, rows: dict[str, int], reads: "dict[str, Stage]") -> dict[str, Calls]:
-        """Returns upper bounds of the calls of each model, from the rows of the stages it reads.
+        """Returns upper bounds of the calls to each model, from the rows of the stages it reads.
         Models with unknown bounds are omitted."""
         return {}
 
     def processors(self, models: dict[str, RecipeModel]) -> Processors:
-        """Returns the peak of CPUs and GPUs; by default the GPUs per actor of its largest
+        """Returns the peak CPUs and GPUs; by default the GPUs per actor of its largest
         engine."""
         return Processors(gpus=max((m.settings.gpus_per_actor for m in models.values()), default=0))
 
@@ -143,7 +143,7 @@ class Stage(Strict):
         return Footprint(memory=max(memory_by_model, default=0))
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
-        """Raises Permanent if the stage cannot use a model, whose weights exist here."""
+        """Raises Permanent if the stage cannot use a model; called after the models' own checks."""
 
     def section(self, artifact: Artifact) -> Section | None:
         """Returns what an artifact of this stage contributes to the report; None for nothing."""
@@ -151,7 +151,7 @@ class Stage(Strict):
 
 
 class RowStage(Stage):
-    """A stage that runs a row program, of which a few rows may fail for a reason of their own."""
+    """A stage that runs a row program; a few of its rows may fail for reasons of their own."""
 
     max_failed: Annotated[float, OPERATIONAL] = Field(MAX_FAILED, ge=0, le=1)
     """Maximum share of the rows that may fail, but at least one row unless it is 0; above it, the

@@ -27,15 +27,21 @@ from zephyr_ray.digests import known_digest
 from zephyr_ray.errors import Permanent
 from zephyr_ray.lease import Lease
 from zephyr_ray.manifest import MANIFEST, Manifest, read_manifest
-from zephyr_ray.verification import corrupted, describe, is_read, is_unchanged, verify
+from zephyr_ray.verification import (
+    corrupted,
+    describe,
+    is_unchanged,
+    matches_when_read,
+    verify,
+)
 
 STORE, LEASE = "store", ".lease"
-"""The folder of all artifacts, below the storage folder, and that of its lock."""
+"""Folder of all artifacts, below the storage folder; folder of the lock, below that one."""
 SCRATCH = "scratch"
 """Folder for journals and checkpoints of unfinished work; not part of the artifact."""
 ROWS = "rows.jsonl"
 MAX_PATH_BYTES = 400
-"""Maximum bytes of the storage folder's path; SQLite opens files with up to 512."""
+"""Maximum bytes of the storage folder's path; SQLite opens paths of up to 512."""
 
 
 def content_key(parts: dict[str, Any]) -> str:
@@ -159,7 +165,7 @@ class Store:
         """With `read_all`, `find` reads every byte of an artifact."""
         self.storage = storage.absolute()
         self.root = self.storage / STORE
-        self._intact = is_read if read_all else is_unchanged
+        self._intact = matches_when_read if read_all else is_unchanged
         self._lease: Lease | None = None
 
     def prepare(self) -> None:
@@ -202,8 +208,8 @@ class Store:
         return Artifact(folder, manifest)
 
     def commit(self, kind: str, key: str, **facts: Any) -> Artifact:
-        """Hashes every file, writes the manifest, then deletes the scratch folder; until the
-        manifest exists, a restart needs it. Raises Permanent if the lock is lost."""
+        """Hashes every file, writes the manifest, then deletes the scratch folder, which a restart
+        needs until the manifest exists. Raises Permanent if the lock is lost."""
         folder = self.folder(kind, key)
         files = {
             str(path.relative_to(folder)): describe(path)
@@ -223,7 +229,8 @@ class Store:
         self, wait: float = 0, notice: Callable[[str], None] = lambda line: None
     ) -> Iterator[None]:
         """Locks the storage folder, because recipes share its artifacts. Waits up to `wait` seconds
-        for another run; `notice` gets a line then. Interrupts the run if it loses the lock."""
+        for another run, after passing a line to `notice`. Interrupts the run if it loses the
+        lock."""
         lease = Lease(self.root / LEASE, f"storage folder {self.storage}")
         with ExitStack() as stack:
             try:
@@ -261,5 +268,5 @@ def write_rows(folder: Path, rows: Iterable[dict[str, Any]], name: str = ROWS) -
 
 
 def _interrupt() -> None:
-    # As Ctrl-C does: the signal also ends a system call that the main thread waits in.
+    # Like Ctrl-C: the signal also ends a system call in which the main thread waits.
     os.kill(os.getpid(), signal.SIGINT)

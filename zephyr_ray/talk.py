@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from zephyr_ray.messages import Message
 
 MAX_TOKENS = 256
-"""Maximum tokens per answer of a local model; a service has its own."""
+"""Maximum tokens per answer of a local model; a service has its own maximum."""
 CONTEXT = 2048
 """Maximum tokens of a conversation with a local model."""
 TEMPERATURE, TOP_P = 0.7, 0.95
@@ -71,7 +71,9 @@ class Remote:
                 f"cannot reach {address}; start zephyr serve or correct the address"
             ) from None
         except openai.OpenAIError as error:
-            raise Permanent(f"{address} is not a chat service: {error}; check it") from None
+            raise Permanent(
+                f"{address} is not a chat service: {error}; correct the address"
+            ) from None
         if name and name not in names:
             raise Permanent(f"{address} has no model '{name}'; use one of {', '.join(names)}")
         self.model = name or names[-1]
@@ -104,7 +106,7 @@ def talk(speaker: Local | Remote) -> int:
 
     print(
         "type a message; an empty line starts a new conversation, Ctrl-C stops an answer, "
-        "Ctrl-D ends",
+        "Ctrl-D quits",
         file=sys.stderr,
     )
     messages: list[Message] = []

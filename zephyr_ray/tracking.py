@@ -31,11 +31,12 @@ SAMPLES = 20
 FLUSH_SECONDS = 2.0
 """Maximum seconds between two flushes while a stage logs metrics."""
 FLUSH_ENTRIES = 100
-"""Number of buffered metrics that triggers a flush earlier."""
+"""Number of buffered metrics that triggers an earlier flush."""
 RETRY_SECONDS = 30.0
 """Minimum seconds between a failed flush and the next."""
 PARAM_LENGTH, TAG_LENGTH, NAME_LENGTH, BATCH = 6000, 5000, 250, 100
-"""Limits of mlflow.utils.validation; older servers allow 5,000 characters per tag."""
+"""Maximum characters per parameter, tag and name, and maximum entries per request, as in
+mlflow.utils.validation; older servers allow 5,000 characters per tag."""
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -101,8 +102,8 @@ class Tracking:
         with self.suppress_errors():
             self.client.set_tag(self.run_id, f"zephyr.cached.{name}", key)
             tags = {"zephyr.key": key, "mlflow.parentRunId": self.run_id}
-            is_open = "attributes.status != 'FINISHED'"
-            open_run = _find_run(self.client, self.experiment_id, tags, is_open)
+            unfinished = "attributes.status != 'FINISHED'"
+            open_run = _find_run(self.client, self.experiment_id, tags, unfinished)
             if open_run and manifest and folder:
                 self.stage(name, manifest.kind, key, {}).finish(manifest, folder)
 
@@ -227,7 +228,7 @@ def _connect(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 
     if "sql" in uri.partition("://")[0]:
-        # MLflow retries ten times, for 100 seconds, if the database does not answer.
+        # Fail fast: MLflow would retry for 100 seconds if the database does not answer.
         from sqlalchemy import create_engine, inspect
 
         engine = create_engine(uri)

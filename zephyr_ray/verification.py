@@ -1,4 +1,4 @@
-"""Compares the files of an artifact with its manifest: at a plan, before use, and when asked.
+"""Compares the files of an artifact with its manifest: in a plan, before use, and on request.
 
 A plan reads no byte of a file that has the size and the time in the manifest. Each node reads a
 file's bytes once, before it uses them, and again if the file's times change; `digests` remembers
@@ -20,17 +20,20 @@ def describe(path: Path) -> File:
 
 
 def is_unchanged(path: Path, entry: File) -> bool:
-    """Trusts the time in the manifest, unless this node knows the file's times better."""
+    """Returns whether a file matches its entry; reads it only if its time differs from the entry's
+    or from what this node remembers."""
     if is_remembered(path) or stamp(path).mtime_ns != entry.mtime_ns:
-        return is_known(path, entry)
+        return matches(path, entry)
     return True
 
 
-def is_known(path: Path, entry: File) -> bool:
+def matches(path: Path, entry: File) -> bool:
+    """Returns whether a file has the digest of its entry, as remembered or as read now."""
     return known_digest(path) == entry.sha256
 
 
-def is_read(path: Path, entry: File) -> bool:
+def matches_when_read(path: Path, entry: File) -> bool:
+    """Reads a file and returns whether it has the digest of its entry."""
     return read_digest(path)[1] == entry.sha256
 
 
@@ -38,7 +41,7 @@ def verify(
     folder: Path,
     manifest: Manifest,
     below: str = "",
-    intact: Callable[[Path, File], bool] = is_known,
+    intact: Callable[[Path, File], bool] = matches,
 ) -> None:
     """Raises Permanent if an artifact's file `below`, or a file below that folder, is missing, has
     another size, or is not `intact`."""
