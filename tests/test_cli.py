@@ -134,7 +134,7 @@ def test_a_context_above_the_models_is_one_line_before_ray_starts(
     arguments = ["serve", str(tmp_path / "demo"), "--port", str(free_port())]
     assert cli.main([*arguments, "--context", "513"]) == 2
     output = capsys.readouterr()
-    line = "error: context 513 is above the 512 tokens of model 'sft'; lower it\n"
+    line = "error: context 513 exceeds the 512 tokens of model 'sft'; lower it\n"
     assert output.err == line and output.out == ""
     by_default = served_models(ServeSettings(run=tmp_path / "demo"))
     assert by_default["sft"].context == 512
@@ -149,7 +149,7 @@ def test_an_adapter_without_a_rank_is_one_line_before_ray_starts(
     arguments = ["serve", str(tmp_path / "demo"), "--port", str(free_port())]
     assert cli.main([*arguments, "--adapter", f"mine={tmp_path}"]) == 2
     output = capsys.readouterr()
-    assert "adapter_config.json has no rank up to 512" in output.err and output.out == ""
+    assert "adapter_config.json has no rank (r) of at most 512" in output.err and output.out == ""
 
 
 def test_an_address_without_a_scheme_is_one_line(capsys: pytest.CaptureFixture) -> None:

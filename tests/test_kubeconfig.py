@@ -96,17 +96,17 @@ FILES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     ),
     "proxy of another kind": (
         edited(**{"proxy-url": f"ftp://me:{OTHER}@proxy"}),
-        "the proxy to the cluster, ftp://.*proxy, is no address",
+        "the proxy to the cluster, ftp://.*proxy, is invalid",
     ),
     "server without scheme": (edited(server="127.0.0.1:6443"), "server, 127.0.0.1:6443, has no"),
     "server with a password": (
         edited(server=f"http://me:{OTHER}@127.0.0.1:x"),
-        "server, http://127.0.0.1:x, is no address",
+        "server, http://127.0.0.1:x, is invalid",
     ),
     "no server": (edited(server=""), "server, , has no scheme"),
     "authority that is not base64": (
         edited(server=NO_SERVER, **{"certificate-authority-data": f"{CANARY}!"}),
-        "certificate-authority-data is not base64; encode the file, or name it with certificate-a",
+        "certificate-authority-data is not base64; encode the file, or give its path in",
     ),
     "authority that is no certificate": (
         edited(server=NO_SERVER, **{"certificate-authority-data": NOT_PEM}),

@@ -137,8 +137,8 @@ def test_pass_difference_of_nothing_in_common_is_none() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "ends", "says"),
     [
-        (0.01, 0.2, "[+0.010, +0.200]", "adds to what"),
-        (-0.2, -0.01, "[−0.200, −0.010]", "does harm"),
+        (0.01, 0.2, "[+0.010, +0.200]", "improves on plain SFT"),
+        (-0.2, -0.01, "[−0.200, −0.010]", "does worse"),
         (-0.1, 0.1, "[−0.100, +0.100]", "adds nothing"),
     ],
 )
@@ -269,7 +269,7 @@ def test_the_control_note_has_the_sign_of_last_minus_control(
     answers = {"base": ["Cod."] * 2, "control": [BULLETS] * 2, "dpo": ["Cod."] * 2}
     [note] = result(compared(tmp_path, monkeypatch, answers, control="answers_control"))["notes"]
     assert note.startswith("dpo against control") and "−1.000 [−1.000, −1.000]" in note
-    assert "does harm" in note
+    assert "does worse" in note
 
 
 def test_a_control_that_is_no_answers_stage_is_compared_too(

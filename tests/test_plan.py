@@ -494,7 +494,7 @@ def test_a_misspelled_adapter_target_lists_the_modules_of_the_model(folder: Path
     ("baseline", "answers", "says"),
     [
         ("[base]", "[base, student]", "stage 'winrate': 'b' has answers of base, student; it need"),
-        ("[base]", "[base]", "stage 'winrate': 'b' and 'a' are both answers of 'base'"),
+        ("[base]", "[base]", "stage 'winrate': 'b' and 'a' both have answers of 'base'"),
     ],
 )
 def test_a_comparison_needs_one_model_per_side(

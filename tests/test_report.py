@@ -174,8 +174,8 @@ def test_sections_come_in_order(full: str) -> None:
 
 def test_headline_is_honest_about_the_control(full: str) -> None:
     assert (
-        "dpo has a win rate of 0.77 [0.72, 0.83] against base on 240 held-out prompts; over "
-        "control, the DPO term adds nothing certain: +0.017 [−0.042, +0.075] of checks passed. "
+        "dpo has a win rate of 0.77 [0.72, 0.83] against base on 240 held-out prompts; against "
+        "control, the DPO term adds nothing measurable: pass rate +0.017 [−0.042, +0.075]. "
         "78% of its answers pass the checks (base: 21%), in 18 words on average (18)."
     ) in full
 
@@ -203,11 +203,11 @@ def test_headline_of_a_winner_or_a_loser_leaves_no_doubt(
     [
         (
             {"a": "control", "b": "dpo", "pass_difference": -0.1, "low": -0.2, "high": -0.05},
-            "adds: +0.100 [+0.050, +0.200]",
+            "helps: pass rate +0.100 [+0.050, +0.200]",
         ),
         (
             {"a": "dpo", "b": "control", "pass_difference": -0.1, "low": -0.2, "high": -0.05},
-            "costs: −0.100 [−0.200, −0.050]",
+            "hurts: pass rate −0.100 [−0.200, −0.050]",
         ),
     ],
 )
@@ -238,7 +238,7 @@ def test_headline_is_about_the_model_whose_differences_were_taken(tmp_path: Path
         tmp_path, pairwise(tmp_path, models=models, differences=[entry], control="again_sft")
     )
     assert '<p class="headline">dpo has' in html
-    assert "over again_sft, the DPO term adds: +0.100" in html
+    assert "against again_sft, the DPO term helps: pass rate +0.100" in html
 
 
 def test_figures_of_models_and_constraints_appear(full: str) -> None:

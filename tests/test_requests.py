@@ -71,7 +71,7 @@ def test_a_field_that_asks_for_more_is_refused_by_name(field: str, value: Any) -
 @pytest.mark.parametrize("stop", [5, "", [""], list("abcde"), [1], {}, "a" * 501])
 def test_a_wrong_stop_names_its_limits(stop: Any) -> None:
     error = refused(ChatRequest, {**CHAT, "stop": stop})
-    limits = "must be a text, or a list of at most 4 texts, each of 1 to 500 characters"
+    limits = "must be a string, or a list of at most 4 strings, each of 1 to 500 characters"
     assert (error.param, str(error)) == ("stop", f"stop: {limits}")
 
 
@@ -84,7 +84,7 @@ def test_a_prompt_is_texts_or_token_ids(prompt: Any) -> None:
 @pytest.mark.parametrize("prompt", [None, 1, [], [[]], [-1], [2**31], ["a", 1], ["a"] * 9, {}])
 def test_a_wrong_prompt_names_its_limits(prompt: Any) -> None:
     error = refused(CompletionRequest, {**COMPLETION, "prompt": prompt})
-    assert "a text, a list of token IDs, or a list of 1 to 8 of either" in str(error)
+    assert "a string, a list of token IDs, or a list of 1 to 8 of either" in str(error)
 
 
 def test_only_an_assistant_may_have_no_content() -> None:

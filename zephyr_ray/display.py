@@ -58,7 +58,7 @@ class Display:
             self._print_line(f"{name}: {state} {note}")
 
     def tick(self, name: str) -> None:
-        """Prints progress if it is time to; the pipeline calls it twice per second."""
+        """Prints a progress line if one is due; the pipeline calls it twice per second."""
         if not CONSOLE.is_terminal and time.monotonic() - self._last_line_at > QUIET_SECONDS:
             self._print_line(f"{name}: running {_progress_text(self._progress[name])}")
 

@@ -13,9 +13,9 @@ LARGEST = 1e15
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Formats whole numbers with separated thousands, others with `digits` decimals, None as "–".
+    """Formats whole numbers with thousands separators, others with `digits` decimals, None as "–".
 
-    Halves are rounded away from zero as they are written in decimal: 0.745 is 0.75.
+    Rounds halves away from zero, as the number is written in decimal: 0.745 becomes 0.75.
     """
     if value is None:
         return "–"
@@ -47,7 +47,7 @@ def duration(seconds: float | None) -> str:
 
 
 def shorten(text: str, limit: int = 300) -> str:
-    """Returns the start of a foreign text as one line without control characters."""
+    """Returns the start of an untrusted text, on one line and without control characters."""
     # Cut first: the text may be as long as its sender likes.
     words = "".join(c if c.isprintable() else " " for c in text[: 2 * limit]).split()
     line = " ".join(words)
@@ -74,7 +74,7 @@ def abbreviate(count: float) -> str:
 
 
 def rate_per_second(value: float) -> str:
-    """Formats a throughput with two digits, or as a whole number from 10 on."""
+    """Formats a throughput with two digits, or as a whole number from 10 up."""
     return f"{value:,.0f}" if value >= 9.95 else f"{value:.2g}"
 
 
@@ -86,7 +86,7 @@ def hours(value: float) -> str:
 
 
 def describe_model(spec: dict[str, Any]) -> str:
-    """Describes a model of a manifest in a line: what it is and how answers are drawn from it."""
+    """Describes a model of a manifest on one line: what it is and how answers are sampled."""
     weights = Path(spec.get("weights") or "")
     trained = weights.name == "model"  # the folder of the artifact names the stage and its key
     parts = [weights.parent.name if trained else str(spec.get("weights") or "")]
@@ -104,7 +104,7 @@ def _decimal(value: float, digits: int, scale: int = 0) -> str:
     """Returns `value` × 10^`scale`, rounded to `digits` decimals."""
     if not abs(value) < LARGEST:
         return f"{value:.3g}"
-    # Through repr: 0.745 in binary is below its decimal, and would be rounded down.
+    # Goes through repr, because 0.745 in binary is less than 0.745 and would be rounded down.
     exact = Decimal(repr(value if isinstance(value, int) else float(value))).scaleb(scale)
     rounded = exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
     text = f"{abs(rounded):,}".replace(",", "\u202f")

@@ -53,7 +53,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of a row names it."""
+    """A table; the first cell of each row names the row."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -125,12 +125,12 @@ class Chapter:
     place: Place
     blocks: tuple[Block, ...]
     intro: str = ""
-    """One explanation for all stages; the first one of a title counts."""
+    """Explanation for all stages; of several under one title, the first is shown."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """All that one artifact contributes."""
+    """Everything that one artifact contributes to the report."""
 
     chapters: tuple[Chapter, ...]
     headline: str = ""

@@ -37,10 +37,10 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
         settings = {n: dict(s) for n, s in (raw.get(section) or {}).items()}
         for name, spec in named.items():
             for field, _, values in marked(spec, FILE):
-                sent = [_path_in_pods(recipe, value, names) for value in values]
-                if sent:
-                    listed = isinstance(getattr(spec, field), list)
-                    settings[name][field] = sent if listed else sent[0]
+                paths = [_path_in_pods(recipe, value, names) for value in values]
+                if paths:
+                    is_list = isinstance(getattr(spec, field), list)
+                    settings[name][field] = paths if is_list else paths[0]
         raw[section] = settings
     for name, model in models.items():
         for weights in [v for _, _, values in marked(model, WEIGHTS) for v in values]:
@@ -101,7 +101,8 @@ def _path_in_pods(recipe: Recipe, value: str, names: dict[Path, str]) -> str:
 
 
 def _storage(folder: str, storage: str, path: Path) -> str:
-    """Returns the recipe's storage as the pods see it. Raises Permanent if it leaves the mount."""
+    """Returns the recipe's storage as the pods see it. Raises Permanent if it is outside
+    the mount."""
     place = os.path.normpath(Path(storage) / folder)
     if not Path(place).is_relative_to(storage):
         raise Permanent(

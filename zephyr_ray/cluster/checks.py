@@ -39,7 +39,7 @@ unknown = partial(CheckResult, "unknown")
 
 
 def check_versions(kube: Kube) -> Iterator[CheckResult]:
-    """Checks that the server is one of the tested minor versions, or one minor version newer."""
+    """Checks that the server runs a tested minor version, or one minor version newer."""
     import kubernetes
 
     client = kubernetes.__version__

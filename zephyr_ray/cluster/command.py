@@ -17,11 +17,11 @@ from zephyr_ray.masking import masked
 from zephyr_ray.recipe import Recipe
 
 TAIL = 5000
-"""Number of last log lines in which `zephyr status` looks for stages."""
+"""Maximum lines, from the end of the log, in which `zephyr status` looks for stages."""
 
 
 def connect_kube(path: Path) -> Kube:
-    """Connects to the profile's cluster; without the default profile, to the kubeconfig's."""
+    """Connects to the profile's cluster; to the kubeconfig's if the default profile is missing."""
     if path == profile.DEFAULT and not path.exists():
         return Kube()
     loaded = profile.load(path)
@@ -36,8 +36,8 @@ def submit(
     wait: bool,
     logs: bool,
 ) -> int:
-    """Creates the job from `raw`, the checked recipe as read. Returns its exit code if it waits for
-    the end, else 0."""
+    """Creates the job from `raw`, which is `recipe` as read. Returns the job's exit code if `wait`
+    or `logs` is set, else 0."""
     files = bundle.bundle(raw, recipe, loaded.storage.folder, path)
     kube = Kube(loaded.context, loaded.namespace)
     name = job_name(recipe.name)
@@ -67,11 +67,11 @@ def create(kube: Kube, config_map: dict[str, Any], job: dict[str, Any]) -> None:
         if isinstance(error, Permanent):
             to_delete.pop()
         for path in filter(None, reversed(to_delete)):
-            _forget(kube, path)
+            _try_delete(kube, path)
         raise
 
 
-def _forget(kube: Kube, path: str) -> None:
+def _try_delete(kube: Kube, path: str) -> None:
     try:
         kube.delete(path)
     except Missing:
@@ -126,7 +126,7 @@ def stop(kube: Kube, name: str) -> int:
     """Deletes the job; KubeRay then ends the run and deletes its Ray cluster."""
     _existing_job(kube, name)
     kube.delete(kube.path(JOBS, name))
-    print(f"{name} is stopped; finished work is kept, submit the recipe again to continue")
+    print(f"{name} is stopped and its finished work is kept; submit the recipe again to continue")
     return 0
 
 

@@ -56,7 +56,7 @@ def examine(
             yield subject, bad(str(error), "log in again; kubectl auth whoami must succeed")
             return  # every other check would fail the same way
         except Forbidden as error:
-            yield subject, unknown(str(error), "ask for that permission, or someone who has it")
+            yield subject, unknown(str(error), "get that permission, or ask someone who has it")
         except Permanent as error:
             yield subject, bad(str(error))
         except Temporary as error:

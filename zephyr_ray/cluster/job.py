@@ -18,10 +18,10 @@ NAME_LENGTH = 47
 USER = 1000
 HOME = "/home/zephyr"
 CLIENT = {"zephyr-ray/client": "true"}
-"""Label that the chart's network policies admit to MLflow and the services."""
+"""Label of the pods that the chart's network policies admit to MLflow and the services."""
 SUBMITTER = {"cpu": "500m", "memory": "1Gi"}
 WAIT_SECONDS = 600
-"""Maximum seconds that a job waits for the storage: a retry may start before the attempt before it
+"""Maximum seconds that a job waits for the storage: a retry may start before the previous attempt
 has ended."""
 SUFFIX = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -89,10 +89,9 @@ def ray_job(name: str, profile: Profile) -> dict[str, Any]:
 def restricted_pod(profile: Profile, container: dict[str, Any]) -> dict[str, Any]:
     """Returns a one-container pod spec that Pod Security `restricted` admits. Only /tmp and HOME
     are writable."""
-    # With another restart policy a head could restart in place, without its state; the operator
-    # replaces the pod instead.
     mounts = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "home", "mountPath": HOME}]
     return {
+        # A head restarted in place would lose its state; with Never the operator replaces it.
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -131,7 +130,7 @@ def _template(role: str, name: str, profile: Profile, group: Group) -> dict[str,
     container = {
         "name": role,
         "image": (group.image if isinstance(group, Workers) else None) or profile.image,
-        # Ray reads CPUs, memory and GPUs from the limits; the memory request must equal its limit.
+        # Ray reads CPUs, memory and GPUs from the limits; the memory request must equal the limit.
         "resources": {"requests": amounts, "limits": amounts},
         "env": _environment(profile),
         "volumeMounts": [
@@ -156,7 +155,7 @@ def _environment(profile: Profile) -> list[dict[str, Any]]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        # One pod downloads, all pods read.
+        # One pod downloads; all pods read.
         "ZEPHYR_CACHE": f"{profile.storage.folder}/cache/weights",
         "HF_HOME": f"{profile.storage.folder}/cache/huggingface",
     }

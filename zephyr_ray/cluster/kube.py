@@ -17,6 +17,7 @@ from zephyr_ray.masking import masked, remember
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 RETRIES = 5
 """Retries of a read that the API server defers (429 or 5xx with Retry-After)."""
+NOT_KUBERNETES = "does not answer as a Kubernetes API server; correct the kubeconfig's server"
 
 
 class Missing(Permanent):
@@ -69,7 +70,7 @@ class Kube:
         objects = self.get(path, **query).get("items", "none")
         objects = [] if objects is None else objects  # Go serializes an empty list as null
         if not isinstance(objects, list) or not all(isinstance(o, dict) for o in objects):
-            raise Permanent(f"{self.host} does not answer as a Kubernetes API server")
+            raise Permanent(f"{self.host} {NOT_KUBERNETES}")
         return [{"metadata": {}, **one} for one in objects]
 
     def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class Kube:
             except ValueError:
                 answer = None
         if not isinstance(answer, dict):
-            raise Permanent(f"{self.host} does not answer as a Kubernetes API server")
+            raise Permanent(f"{self.host} {NOT_KUBERNETES}")
         return answer
 
     @contextmanager
@@ -147,7 +148,7 @@ class Kube:
                 )
                 timeouts = (CONNECT_SECONDS, seconds or READ_SECONDS)
                 response = self._client.call_api(
-                    method, url, _sendable(sent), body, form, _request_timeout=timeouts
+                    method, url, _strip_credentials(sent), body, form, _request_timeout=timeouts
                 ).response
                 if response.status >= 400:
                     raise self._error(response.status, response.data.decode(errors="replace"), path)
@@ -158,7 +159,7 @@ class Kube:
 
     @contextmanager
     def _typed_errors(self, path: str = "") -> Iterator[None]:
-        """Raises all that the client and its libraries raise as Permanent or Temporary."""
+        """Converts every exception of the client and its libraries to Permanent or Temporary."""
         import urllib3
         from kubernetes.client.exceptions import ApiException
 
@@ -175,7 +176,7 @@ class Kube:
             if isinstance(cause, urllib3.exceptions.SSLError):
                 raise Permanent(
                     f"{self.host}: its certificate is not trusted; set certificate-authority in "
-                    "the kubeconfig to this server's"
+                    "the kubeconfig to this server's CA"
                 ) from None
             raise Temporary(f"cannot reach {self.host} ({_reason(error)})") from None
         except Exception as error:
@@ -200,7 +201,7 @@ class Kube:
                 "404 page not found", ""
             ):
                 return Missing(
-                    "the cluster has no RayJobs (ray.io/v1); install the KubeRay operator "
+                    "the cluster lacks the RayJobs API (ray.io/v1); install the KubeRay operator "
                     "(helm install kuberay-operator kuberay/kuberay-operator)"
                 )
             return Missing(message)
@@ -212,7 +213,7 @@ class Kube:
 
 
 def _reason(error: BaseException) -> str:
-    """Returns the root cause below urllib3's wrappers, like 'Connection refused' or 'timed out'."""
+    """Returns the cause inside urllib3's wrappers, like 'Connection refused' or 'timed out'."""
     import urllib3
 
     if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason:
@@ -225,15 +226,15 @@ def _reason(error: BaseException) -> str:
     return one_line(error).rpartition(": ")[2]
 
 
-def _sendable(headers: dict[str, str]) -> dict[str, str]:
-    """Returns the headers without white space around credentials, as kubectl sends them. Raises
-    Permanent, which quotes none, if a header cannot hold them."""
+def _strip_credentials(headers: dict[str, str]) -> dict[str, str]:
+    """Strips white space around credentials, as kubectl does. Raises Permanent, without quoting
+    them, if a header cannot hold them."""
     for name in [name for name in headers if name.lower().endswith("authorization")]:
         scheme, _, credentials = headers[name].strip().partition(" ")
         headers[name] = f"{scheme} {remember(credentials.strip())}"
         if not headers[name].isascii() or not headers[name].isprintable():
             raise Permanent(
                 "the kubeconfig's token or password contains a line break or another character "
-                "that no HTTP header can hold; write it in one line"
+                "that no HTTP header can hold; write it on one line"
             )
     return headers

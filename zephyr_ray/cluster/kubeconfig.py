@@ -1,7 +1,7 @@
 """Reads the kubeconfig, or the credentials of this pod, into the settings of a connection.
 
-The client puts a whole user of the kubeconfig into some messages, logs a failed plugin instead of
-raising, and notices other mistakes only when it sends; so the files are checked here first.
+The client quotes complete users of the kubeconfig in some messages, logs a plugin's failure instead
+of raising, and notices other mistakes only in a request; so the files are checked here first.
 """
 
 import base64
@@ -50,9 +50,9 @@ def configure(configuration: "Configuration", context: str | None) -> str:
             config.load_kube_config(files, chosen, configuration)
     except Permanent:
         raise
-    except Exception as error:  # a file of another form makes the client fail in any way
+    except Exception as error:  # a malformed file can make the client raise anything
         raise Permanent(
-            f"no Kubernetes cluster is configured ({one_line(error)}); set KUBECONFIG or context "
+            f"no Kubernetes cluster is configured ({one_line(error)}); set KUBECONFIG, or context "
             "in the profile"
         ) from None
     if errors:
@@ -67,7 +67,7 @@ def configure(configuration: "Configuration", context: str | None) -> str:
 
 
 def one_line(error: object) -> str:
-    """Returns the error's text in a line, without the parts of a kubeconfig that it quotes."""
+    """Returns the error's text on one line, without the parts of a kubeconfig that it quotes."""
     return " ".join(re.sub(r"\{.*\}", "…", str(error), flags=re.DOTALL).split())[:200]
 
 
@@ -80,7 +80,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"cannot read the kubeconfig {path}: {error.strerror}; correct KUBECONFIG or its mode"
         ) from None
     except (yaml.YAMLError, ValueError) as error:
-        # The parser's own words may quote a token.
+        # The parser's own message may quote a token.
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise Permanent(f"the kubeconfig {path}{line} is not valid YAML; correct it") from None
@@ -93,8 +93,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _remember_secrets(node: Any, name: str = "") -> None:
-    """Masks every text under a name such as `token` or `client-secret`, in variables of a plugin,
-    and after a flag such as `--client-secret`."""
+    """Masks each text whose name marks it as secret: the name is its key, such as `token`, its
+    plugin variable, or the flag before it, such as `--client-secret`."""
     if isinstance(node, dict):
         for key, value in node.items():
             _remember_secrets(
@@ -118,14 +118,14 @@ def _check_base64(node: Any, path: Path, name: str = "") -> None:
             base64.b64decode("".join(node.split()), validate=True)
         except (binascii.Error, ValueError):
             raise Permanent(
-                f"the kubeconfig {path}: {name} is not base64; encode the file, or name it with "
-                f"{name.removesuffix('-data')}"
+                f"the kubeconfig {path}: {name} is not base64; encode the file, or give its path "
+                f"in {name.removesuffix('-data')}"
             ) from None
 
 
 def _choose(contents: list[dict[str, Any]], context: str | None) -> tuple[str, str]:
-    """Returns the context to use and its namespace. Files are merged as kubectl does: the first
-    entry of a name counts."""
+    """Returns the context to use and its namespace. As in kubectl, the first context with
+    a name wins if files repeat it."""
     contexts: dict[str, Any] = {}
     for content in contents:
         for entry in content.get("contexts") or []:
@@ -142,7 +142,7 @@ def _choose(contents: list[dict[str, Any]], context: str | None) -> tuple[str, s
 
 @contextmanager
 def _plugin_errors() -> Iterator[list[str]]:
-    """Collects what the client logs on the root logger when an exec plugin fails, and goes on."""
+    """Collects, and hides, what the client logs on the root logger when an exec plugin fails."""
     errors: list[str] = []
     root, silent = logging.getLogger(), logging.NullHandler()
 
@@ -150,7 +150,7 @@ def _plugin_errors() -> Iterator[list[str]]:
         errors.append(one_line(record.getMessage()))
         return False
 
-    root.addHandler(silent)  # without any, the root logger would install one for good
+    root.addHandler(silent)  # without a handler, logging would install one permanently
     root.addFilter(collect)
     try:
         yield errors
@@ -160,28 +160,28 @@ def _plugin_errors() -> Iterator[list[str]]:
 
 
 def _check_certificates(configuration: "Configuration") -> None:
-    """Raises Permanent if a certificate or key cannot be used; found later, it would look like an
-    untrusted server."""
+    """Raises Permanent if a certificate or key cannot be used; found later, this would look like
+    an untrusted server."""
     authority, own = configuration.ssl_ca_cert, configuration.cert_file
-    what = "certificate-authority"
+    field = "certificate-authority"
     try:
         if authority:
             ssl.create_default_context(cafile=authority)
-        what = "client-certificate and client-key"
+        field = "client-certificate and client-key"
         if own:
-            # An encrypted key would otherwise wait for its password.
+            # Without the empty password, an encrypted key would prompt for one.
             ssl.create_default_context().load_cert_chain(own, configuration.key_file, "")
     except (OSError, ValueError) as error:
         raise Permanent(
-            f"the kubeconfig's {what} cannot be used ({one_line(error)}); correct the kubeconfig"
+            f"the kubeconfig's {field} cannot be used ({one_line(error)}); correct the kubeconfig"
         ) from None
 
 
-def _check_address(what: str, address: str, schemes: tuple[str, ...]) -> None:
-    """Raises Permanent if an address lacks a scheme or a host."""
+def _check_address(purpose: str, address: str, schemes: tuple[str, ...]) -> None:
+    """Raises Permanent if an address has no host, an invalid port or none of `schemes`."""
     scheme, mark, _ = address.partition("://")
     if not mark:
-        raise Permanent(f"{what}, {address}, has no scheme; write {schemes[0]}://{address}")
+        raise Permanent(f"{purpose}, {address}, has no scheme; write {schemes[0]}://{address}")
     try:
         parts = urlsplit(address)
         usable = scheme.lower() in schemes and parts.hostname and (parts.port or True)
@@ -189,5 +189,5 @@ def _check_address(what: str, address: str, schemes: tuple[str, ...]) -> None:
         usable = False
     if not usable:
         raise Permanent(
-            f"{what}, {address}, is no address; write it like {schemes[-1]}://HOST:PORT"
+            f"{purpose}, {address}, is invalid; write it like {schemes[-1]}://HOST:PORT"
         )

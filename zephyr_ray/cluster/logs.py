@@ -1,7 +1,7 @@
 """Reads a job's log, which is the driver's output relayed by the submitter pod.
 
 KubeRay starts a new submitter for each retry, and a Job may replace a lost one. The follower reads
-each pod once, and after a broken connection resumes behind the last line shown.
+each pod once, and after a broken connection resumes after the last line shown.
 """
 
 import re
@@ -15,13 +15,13 @@ from zephyr_ray.errors import Permanent, Temporary
 SILENCE_SECONDS = 60.0
 """Seconds without a line after which the connection is reopened, as it may be dead."""
 PAUSE_SECONDS = 2.0
-"""Seconds between two looks for submitter pods."""
+"""Seconds between two searches for submitter pods."""
 LAST_WAIT_SECONDS = 30.0
 """Maximum seconds to wait for the rest of the log after the job has ended."""
 STAGE = re.compile(
     r"(?:\d\d:){2}\d\d (\S+): (waiting|cached|running|done|failed|interrupted)\b ?(.*)"
 )
-"""Matches a line of the pipeline's display without a terminal."""
+"""Matches a line that the pipeline's display prints without a terminal."""
 
 
 def submitters(kube: Kube, name: str) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def submitters(kube: Kube, name: str) -> list[dict[str, Any]]:
 
 
 def log_lines(kube: Kube, pod: str, **query: str) -> Iterator[str]:
-    """Yields the lines of a pod's log; `query` is the API's, such as tailLines or follow."""
+    """Yields the lines of a pod's log; `query` is for the API, such as tailLines or follow."""
     return kube.lines(kube.path("pods", f"{pod}/log"), SILENCE_SECONDS, **query)
 
 

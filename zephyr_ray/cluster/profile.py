@@ -59,7 +59,7 @@ GpuKind = Annotated[
 def _address(address: str) -> str:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be http:// or https:// and a host")
+        raise ValueError("must be http:// or https://, followed by a host")
     _ = parts.port  # raises ValueError if it is not a port
     return address.rstrip("/")
 
@@ -146,7 +146,7 @@ def load(path: Path) -> Profile:
             f"{path} is missing; write one (docs/kubernetes-client.md) or choose one with --profile"
         )
     raw = read_yaml(path, "profile")
-    instead = "name their Secret under secrets (for MLflow MLFLOW_TRACKING_USERNAME and _PASSWORD)"
+    instead = "name a Secret under secrets (for MLflow: MLFLOW_TRACKING_USERNAME and _PASSWORD)"
     refuse_secrets(raw, str(path), instead)
     profile = typed(Profile, raw, str(path))
     if quantity(profile.head.memory) < HEAD_MINIMUM_BYTES:

@@ -19,7 +19,7 @@ NOT_PULLED = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")
 
 
 def check_nodes(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
-    """Checks for each worker group that the nodes, if empty, could hold its replicas."""
+    """Checks for each worker group that the nodes could hold its replicas if they were empty."""
     nodes = kube.items("/api/v1/nodes")
     for name, group in profile.workers.items():
         gpus = f"{group.gpu.count} {group.gpu.kind}" if group.gpu else "no GPU"
@@ -92,7 +92,9 @@ def check_storage(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
             waits = storage_class.get("volumeBindingMode") == "WaitForFirstConsumer"
         except Missing:
             if phase != "Bound":
-                fix = f"the storage class {class_name} is missing: see kubectl get storageclass"
+                fix = (
+                    f"storage class {class_name} is missing; use one from kubectl get storageclass"
+                )
                 yield bad(observation, fix)
                 return
         except Forbidden:
@@ -163,7 +165,7 @@ def check_pulls(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
 
 
 def _pull(kube: Kube, profile: Profile, image: str) -> Iterator[CheckResult]:
-    """Starts a pod that exits at once, and deletes it. It starts only if its image was pulled."""
+    """Starts a pod that exits at once, and deletes it. Pods start only after their image pull."""
     name = job_name("zephyr-pull")
     amounts = {"cpu": "100m", "memory": "64Mi"}
     container = {

@@ -17,7 +17,7 @@ from zephyr_ray.masking import remember
 REQUEST_SECONDS = 10.0
 DASHBOARD_PORT = 8265
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
-"""Request that MLflow answers only with an account; it answers /health to anyone."""
+"""Request that MLflow answers only for an account; it answers /health for anyone."""
 ACCOUNT_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 UNREACHABLE = "error trying to reach service"
 """The API server's message when it cannot connect to an existing pod."""

@@ -12,8 +12,8 @@ from zephyr_ray.errors import Permanent, Temporary
 
 JOBS = "ray.io/v1/rayjobs"
 STARTING_SECONDS, RUNNING_SECONDS = 10, 60
-"""Seconds per watch before and while the job runs; `follow` reports start problems between
-watches."""
+"""Seconds per watch, before the job runs and while it runs; `follow` reports start problems
+between watches."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before the first retry, doubled per retry up to the maximum."""
 EXIT_STOPPED, EXIT_DEADLINE, EXIT_USER_ERROR = 130, 124, 2
@@ -125,7 +125,7 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
             continue
         except Temporary as error:
             if not lost:
-                say(f"{error}; retrying, the job keeps running meanwhile")
+                say(f"{error}; retrying while the job keeps running")
             lost = True
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)

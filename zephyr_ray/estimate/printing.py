@@ -27,7 +27,7 @@ def print_estimate(recipe: Recipe, store: Store, steps: list[Step]) -> None:
 
 
 def estimate_lines(recipe: Recipe, store: Store, steps: list[Step]) -> list[str]:
-    """Returns the lines of the estimate; empty if there is nothing to do."""
+    """Returns the lines of the estimate; none if there is nothing to do."""
     lines: list[str] = []
     dollars, paid_calls, unpriced = 0.0, 0.0, set()
     rows = {step.name: step.rows for step in steps if step.rows is not None}

@@ -120,7 +120,7 @@ def _advise(stage: TrainingSettings, shape: Shape, capacity: float) -> str:
         *({"zero": zero} for zero in (2, 3) if zero > stage.zero and not _forbidden(stage, zero)),
         {"zero": max(stage.zero, 2), "offload": "optimizer"},
         {"zero": 3, "offload": "all"},
-        *({"workers": n} for n in _larger_workers(stage)),
+        *({"workers": n} for n in _larger_worker_counts(stage)),
     ]
     changes = [
         {name: value for name, value in change.items() if getattr(stage, name) != value}
@@ -149,7 +149,7 @@ def _smaller_micro_batches(micro: int) -> list[int]:
     return [n for n in range(micro - 1, 0, -1) if micro % n == 0]
 
 
-def _larger_workers(stage: TrainingSettings) -> list[int]:
+def _larger_worker_counts(stage: TrainingSettings) -> list[int]:
     doubled = (2**n * stage.workers for n in range(1, 6))
     return [workers for workers in doubled if stage.global_batch % workers == 0]
 

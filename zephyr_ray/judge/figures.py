@@ -33,8 +33,8 @@ class Figure:
     compared: bool = False
     """Whether it compares with the baseline; the baseline then has no value."""
     plot: str = ""
-    """Title of its bar chart, empty for none. `compute` then returns (rate, low, high), or None
-    for each, and the rate is also a manifest count."""
+    """Title of its bar chart; empty for none. With a chart, `compute` returns (rate, low, high),
+    or None for each, and the rate is also a manifest count."""
 
     def cell(self, model: str, result: dict[str, Any]) -> Cell:
         """Returns the cell of one model; `result` may be from a version without this figure."""
@@ -61,7 +61,7 @@ def passed(row: Row) -> bool | None:
     """Returns whether the model's answer ended by itself, satisfies its constraint and does not
     loop.
 
-    None if the rules judge did not score it. On-topic is a separate figure.
+    Returns None if the rules judge did not score it. On-topic is a separate figure.
     """
     if not row["scores"]:
         return None

@@ -17,7 +17,7 @@ class Gathered:
     models: dict[str, str]
     """Model by stage."""
     prompts: dict[str, Row]
-    """By prompt id: the first row that has it, with "prompt", "instruction" and "constraint"."""
+    """First row of each prompt, by prompt id, with "prompt", "instruction" and "constraint"."""
     answers: dict[str, dict[str, Row]]
     """Completions by model and prompt id."""
 

@@ -51,7 +51,7 @@ class Pairwise(RowStage):
             for model in models:
                 if names.setdefault(model, stage) != stage:
                     raise Permanent(
-                        f"'{stage}' and '{names[model]}' are both answers of '{model}'; remove one"
+                        f"'{stage}' and '{names[model]}' both have answers of '{model}'; remove one"
                     )
 
     def run(self, work: Work) -> None:
@@ -71,7 +71,7 @@ class Pairwise(RowStage):
     def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
         if (prompts := rows.get(self.baseline)) is None:
             return {}
-        # The baseline's answers equal themselves, which costs no call.
+        # Comparing the baseline with itself costs no call.
         others = [stage for stage in self._stages() if stage != self.baseline]
         tokens = max((reads[stage].answer_bounds()[1] for stage in others), default=0)
         return {self.judge: FORMS["pairwise"].calls(prompts * len(others), PROMPT_TOKENS, tokens)}
@@ -80,7 +80,7 @@ class Pairwise(RowStage):
         return pairwise_section(artifact)
 
     def _stages(self) -> list[str]:
-        """The stages whose answers are compared, the baseline's first."""
+        """Returns the stages whose answers are compared, the baseline's first."""
         stages = dict.fromkeys([self.baseline, *self.answers, self.control])
         return [stage for stage in stages if stage]
 
@@ -111,7 +111,7 @@ class Pairwise(RowStage):
 
 
 async def compare(row: Row, ask: Ask) -> Row:
-    """Judges one comparison; the verdict is that of `first`."""
+    """Judges one comparison; a verdict of 1 is a win of `first`."""
     verdict = await ask.judge("pairwise", row, [row["first"], row["second"]])
     return {
         **{name: row[name] for name in ("id", "prompt_id", "model", "constraint")},
@@ -121,7 +121,7 @@ async def compare(row: Row, ask: Ask) -> Row:
 
 
 def _counts(result: dict[str, Any]) -> dict[str, float]:
-    """The plotted figures of every model, as counts of the manifest."""
+    """Returns the plotted figures of every model, as counts of the manifest."""
     return {
         f"{figure.names[0]}/{model}": round(values[figure.names[0]], 4)
         for model, values in result["models"].items()

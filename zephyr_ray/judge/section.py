@@ -34,18 +34,18 @@ def pairwise_section(artifact: Artifact) -> Section:
     result = json.loads(artifact.file("result.json").read_text(encoding="utf-8"))
     bars, table = _figures(result)
     intro = Text(
-        _intro(result, artifact, "; the dashed line is no difference" if bars else ""), soft=True
+        _intro(result, artifact, "; the dashed line marks no difference" if bars else ""), soft=True
     )
     blocks = (intro, *bars, table, *_differences(result), *_by_constraint(result))
     chapters = [Chapter("Result", Place.RESULT, blocks)]
     if samples := _samples(artifact, list(result["models"])):
-        explained = Text(
-            "Not picked by anyone: the held-out prompts whose ids have the smallest SHA-256. "
+        explanation = Text(
+            "Not hand-picked: the held-out prompts whose ids have the smallest SHA-256 hashes. "
             f"“Win” and “loss” are against “{result['baseline']}”.",
             soft=True,
         )
         title = f"{len(samples)} samples"
-        chapters.append(Chapter(title, Place.SAMPLES, (explained, *samples)))
+        chapters.append(Chapter(title, Place.SAMPLES, (explanation, *samples)))
     return Section(tuple(chapters), wording.headline(result))
 
 
@@ -60,7 +60,7 @@ def _intro(result: Result, artifact: Artifact, line: str) -> str:
 
 
 def _figures(result: Result) -> tuple[list[Bars], Table]:
-    """One column per figure that a model has, one row per model, and bars of plotted figures."""
+    """Returns the bars of plotted figures, and a table: a column per figure, a row per model."""
     models = result["models"]
     columns = [(f, [f.cell(m, result) for m in models]) for f in FIGURES if f.heading]
     columns = [(f, cells) for f, cells in columns if set(cells) - {None, "baseline"}]
@@ -110,7 +110,7 @@ def _differences(result: Result) -> Iterator[Block]:
 
 
 def _by_constraint(result: Result) -> Iterator[Table]:
-    """Pass rates by kind of constraint and model, the most frequent kind first."""
+    """Yields the pass rates by kind of constraint and model, the most frequent kind first."""
     by_model = [m.get("by_constraint", {}) for m in result["models"].values()]
     prompts: dict[str, int] = {}
     for kinds in by_model:
@@ -127,7 +127,7 @@ def _by_constraint(result: Result) -> Iterator[Table]:
 
 
 def _samples(artifact: Artifact, models: list[str]) -> list[Sample]:
-    """The prompts whose ids have the smallest hashes: nobody chose them for their answers."""
+    """Returns the prompts whose ids have the smallest hashes, a choice blind to their answers."""
     rows = artifact.rows()
     rows.sort(key=lambda row: hashlib.sha256(str(row["id"]).encode()).hexdigest())
     return [

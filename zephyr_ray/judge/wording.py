@@ -1,4 +1,4 @@
-"""Words the sentences about the result of a comparison, each in this one place."""
+"""Words every sentence about the result of a comparison."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from zephyr_ray.formatting import number, percent, signed
 from zephyr_ray.judge.figures import left_out
 
 EFFECTS = {
-    1: ("adds", "the DPO term adds to what the same answers teach by plain SFT"),
-    -1: ("costs", "the DPO term does harm next to plain SFT on the same answers"),
-    0: ("adds nothing certain", "the DPO term adds nothing that these prompts can show"),
+    1: ("helps", "the DPO term improves on plain SFT with the same answers"),
+    -1: ("hurts", "the DPO term does worse than plain SFT with the same answers"),
+    0: ("adds nothing measurable", "the DPO term adds nothing measurable on these prompts"),
 }
-"""Meaning of a difference from the control, short and full, by `direction`."""
+"""What a difference from the control means, in short and in full, by `direction`."""
 NO_CONTROL = (
     "No control was run: plain SFT on the same chosen answers may do as well as the last model. "
     "configs/quickstart-full.yaml measures it."
@@ -29,10 +29,10 @@ def certainty(difference: dict[str, Any]) -> str:
 
 
 def control_note(differences: list[dict[str, Any]], last: str, control: str) -> str:
-    """Says what the last model has over the control."""
+    """Says how the last model compares with the control."""
     difference = _between(differences, last, control)
     if difference is None:
-        return f"No rule judged {last} and {control}, so the DPO term is not isolated."
+        return f"No rules judge scored {last} and {control}, so the DPO term is not isolated."
     _, effect = EFFECTS[direction(difference["low"], difference["high"])]
     return f"{last} against {control}, the control: pass rate {_difference(difference)}: {effect}."
 
@@ -53,9 +53,7 @@ def headline(result: dict[str, Any]) -> str:
     text = f"{last} has {_win_rate(figures, baseline)}"
     if difference := _between(result["differences"], last, control):
         effect, _ = EFFECTS[direction(difference["low"], difference["high"])]
-        text += (
-            f"; over {control}, the DPO term {effect}: {_difference(difference)} of checks passed"
-        )
+        text += f"; against {control}, the DPO term {effect}: pass rate {_difference(difference)}"
     text += "."
     if None not in (figures.get("pass_rate"), before.get("pass_rate")):
         text += (
@@ -85,7 +83,7 @@ def _win_rate(figures: dict[str, Any], baseline: str) -> str:
 
 
 def _between(differences: list[dict[str, Any]], a: str, b: str | None) -> dict[str, Any] | None:
-    """The difference of `a` over `b`, whichever way round it was taken."""
+    """Returns `a` minus `b`, whichever way round the difference was taken."""
     for entry in differences:
         mean, low, high = entry["pass_difference"], entry["low"], entry["high"]
         if (entry["a"], entry["b"]) == (a, b):

@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"\s*([+-]?[0-9]+\.?[0-9]*)\s*")
 class Literal:
     """A list or an object in a text, `text[start:end]`.
 
-    Its scalars are all texts ("8" and 8 are the same). A key that has two different values in one
+    All its scalars are strings ("8" and 8 are the same). A key that has two different values in one
     object has the value None.
     """
 
@@ -52,7 +52,7 @@ def literals(text: str) -> Iterator[Literal]:
 
 
 def number(value: Any) -> float | None:
-    """Returns a scalar of a literal as a number; None if it is none."""
+    """Returns a scalar of a literal as a number; None if it is not one."""
     match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
     return float(match[1]) if match else None
 
@@ -68,8 +68,8 @@ class _Reader:
         self._text, self._begin = text, position
         self.position = position
         self.resume = position + 1
-        """Where to look for the next literal if this is none: at the last bracket, or in the last
-        string, because a stray quote may have begun it."""
+        """Where to look for the next literal if this is not one: at the last bracket, or inside the
+        last string, because a stray quote may have begun it."""
         self.complete: list[Literal] = []
         """The outermost lists and objects that were read completely."""
 
@@ -142,6 +142,6 @@ def _unescaped(text: str) -> str:
         name = match[1]
         return chr(int(name[1:], 16)) if len(name) == 5 else _ESCAPES.get(name, name)
 
-    # Two escapes may form one character; half of one cannot be written as UTF-8.
+    # Two escapes may form one character; one alone cannot be encoded as UTF-8.
     units = _ESCAPE.sub(character, text).encode("utf-16", "surrogatepass")
     return units.decode("utf-16", "replace")

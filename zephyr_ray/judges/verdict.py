@@ -10,7 +10,7 @@ from zephyr_ray.judges.literal import literals
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a value in a reply says."""
+    """The verdict that one value in a reply states."""
 
     says: Any
     """A score or a winner; None if the value is out of range or contradicts itself."""
@@ -40,11 +40,11 @@ class _Span:
 
 
 def last_word(text: str, read: Read, judged: str = "", cut: bool = False) -> Verdict | None:
-    """Returns the verdict of a reply; None if the reply has no clear one. The rule of all forms:
+    """Returns the verdict of a reply; None if the reply has no clear one. Rules of all forms:
 
     - Thinking does not count; a reply cut off in its thinking has no verdict.
-    - A value inside broken brackets does not count, nor one that the judge quotes from `judged`
-      (the texts it judges), unless it is the complete reply: no answer grades itself.
+    - A value inside unbalanced brackets does not count. Neither does a quote from `judged`, the
+      judged texts, unless it is the complete reply: no answer may grade itself.
     - The verdict is the last of the remaining values. If they disagree, or if the reply was `cut`
       at the token limit, it must end the reply, on lines of its own or after a label ("Verdict:").
     """
@@ -81,17 +81,17 @@ def _outside_thinking(text: str, read: Read) -> tuple[int, list[_Span]]:
             mark = marks[start]
             ends = mark["tag_end"] or mark["bracket_end"] or mark["final"]
             if ends and not thinking:
-                spans.clear()  # chat templates may write the mark that begins the thinking
+                spans.clear()  # the chat template may have begun the thinking
             thinking, begin = not ends, mark.end()
     return begin, spans
 
 
 def _verdict(value: Any, read: Read) -> Verdict | None:
     """Returns the verdict that a literal is or contains; contradictory ones say nothing."""
-    found = list(_verdicts(value, read))
-    if len({verdict.says for verdict in found}) > 1:
+    verdicts = list(_verdicts(value, read))
+    if len({verdict.says for verdict in verdicts}) > 1:
         return Verdict(says=None)
-    return found[0] if found else None
+    return verdicts[0] if verdicts else None
 
 
 def _verdicts(value: Any, read: Read) -> Iterator[Verdict]:

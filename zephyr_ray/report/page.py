@@ -21,7 +21,7 @@ TEMPLATE = Path(__file__).with_name("template.html")
 LONGEST_TEXT = 2000
 """Maximum characters of a text on the page."""
 TROUBLE = ("dropped", "failed", "truncated", "flips", "parse_failures", "unparsable", "over_long")
-"""Prefixes of counts that the page lists as failures and drops."""
+"""Prefixes of counts that the page lists under failed and dropped rows."""
 
 
 class Report(Stage):
@@ -85,7 +85,7 @@ class PageChapter:
     place: Place
     intro: str = ""
     parts: dict[str, list[tuple[str, list[Any]]]] = field(default_factory=dict)
-    """By stage: runs of blocks of one type, as (name of the type, blocks or drawn plots)."""
+    """Runs of blocks of one type, as (name of the type, blocks or drawn plots), by stage."""
 
 
 def arrange(sections: dict[str, Section]) -> list[PageChapter]:

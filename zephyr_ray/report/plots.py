@@ -1,7 +1,7 @@
 """Draws the report's plots: small inline SVG, one idea each, narrow enough for a phone.
 
 Text stays text, so that it takes the page's font and can be searched. Ink is `currentColor`, so
-that the page's light and dark schemes apply; series have one color that is legible on both.
+that the page's light and dark schemes apply; each series has one color that is legible on both.
 """
 
 import io
@@ -47,7 +47,9 @@ def draw(plots: Sequence[Block], stage: str, colors: dict[str, str]) -> list[Mar
     """Draws consecutive plots of one type from one stage; returns an empty list if the blocks are
     not plots."""
     drawn = []
-    most = max((n for p in plots if isinstance(p, Histogram) for n in count_scores(p)), default=0)
+    top_count = max(
+        (n for p in plots if isinstance(p, Histogram) for n in count_scores(p)), default=0
+    )
     for block in plots:
         match block:
             case Bars():
@@ -55,7 +57,7 @@ def draw(plots: Sequence[Block], stage: str, colors: dict[str, str]) -> list[Mar
             case Curve():
                 drawn.append(draw_curve(block, stage, colors[stage]))
             case Histogram():
-                drawn.append(draw_histogram(block, most, colors[block.title]))
+                drawn.append(draw_histogram(block, top_count, colors[block.title]))
     return drawn
 
 
@@ -73,7 +75,7 @@ def draw_figure(label: str, height: float, paint: Callable[["Axes"], None]) -> M
 
 
 def _inline(svg: str, label: str) -> Markup:
-    """Removes prologue, metadata, fixed size and unused ids."""
+    """Removes prologue, metadata, fixed size and unused ids; adds the label."""
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     used = set(re.findall(r"#([\w-]+)", svg))
@@ -130,8 +132,8 @@ def draw_curve(block: Curve, stage: str, color: str) -> Markup:
     return draw_figure(label, 2.3, paint)
 
 
-def draw_histogram(block: Histogram, most: int, color: str) -> Markup:
-    """Draws how often each score was given; `most` is the highest count among neighboring
+def draw_histogram(block: Histogram, top_count: int, color: str) -> Markup:
+    """Draws how often each score was given; `top_count` is the highest count among neighboring
     histograms, which share a scale."""
     times = count_scores(block)
     mean = number(sum(block.scores) / len(block.scores), 1)
@@ -141,7 +143,7 @@ def draw_histogram(block: Histogram, most: int, color: str) -> Markup:
     def paint(axes: "Axes") -> None:
         axes.bar(range(1, 11), times, color=color, width=0.8)
         axes.set_xticks(range(1, 11))
-        axes.set_ylim(0, most * 1.08)
+        axes.set_ylim(0, top_count * 1.08)
         axes.grid(axis="y")
         axes.set_title(f"{_short(block.title)} · mean {mean}, {len(block.scores)} answers")
 

@@ -1,7 +1,7 @@
 """Builds the Ray Serve application: one deployment per model, one for the judge, and the gateway.
 
-Started by `zephyr serve RUN`; on a cluster by `serve run zephyr_ray.serve.app:build run=RUN` or by
-a RayService with this import path.
+`zephyr serve RUN` starts it; on a cluster, `serve run zephyr_ray.serve.app:build run=RUN` or a
+RayService with this import path does.
 """
 
 import json
@@ -40,9 +40,9 @@ class ServeSettings(BaseModel):
     run: Path
     """Folder of a run, such as runs/quickstart."""
     models: list[str] | None = None
-    """Names of the models to serve; by default every trained model and its starting models."""
+    """Names of the models to serve; by default all trained models and those they started from."""
     adapters: dict[str, Path] = {}
-    """LoRA adapter folders on the first of `models`, by the name to serve them under."""
+    """LoRA adapter folders for the first of `models`, by the name to serve each under."""
     replicas: int = Field(1, ge=1)
     """Minimum replicas per model."""
     max_replicas: int | None = Field(None, ge=1)
@@ -52,7 +52,8 @@ class ServeSettings(BaseModel):
     gpus: int = Field(0, ge=0)
     """GPUs per replica, across which its model is sharded; 0 serves on the CPU."""
     context: int = Field(2048, ge=64)
-    """Maximum tokens of prompt and answer together, per request; by default at most the model's."""
+    """Maximum tokens of prompt and answer together, per request; the default is lowered to the
+    model's."""
     max_tokens: int = Field(1024, ge=1)
     """Maximum tokens per answer; also the default if a chat request sets no maximum."""
     max_in_flight: int = Field(
@@ -74,7 +75,7 @@ class ServeSettings(BaseModel):
 
     @field_validator("max_replicas")
     @classmethod
-    def _not_below_replicas(cls, maximum: int | None, info: ValidationInfo) -> int | None:
+    def _check_max_replicas(cls, maximum: int | None, info: ValidationInfo) -> int | None:
         minimum = info.data.get("replicas", 1)
         if maximum is not None and maximum < minimum:
             raise ValueError(f"{maximum} is less than replicas, {minimum}")
@@ -84,14 +85,14 @@ class ServeSettings(BaseModel):
 def build(settings: ServeSettings) -> "Application":
     """Builds the application for `serve run` and RayService, which pass settings of this class.
 
-    Its gateway does not start on a node without keys in the environment.
+    The gateway does not start on a node without keys in the environment.
     """
     return build_application(settings, served_models(settings), keys_needed=True)
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that can be served, as its files state it."""
+    """A model to serve: its folder and its maximum context."""
 
     folder: Path
     context: int
@@ -118,7 +119,7 @@ def served_models(settings: ServeSettings) -> dict[str, ServedModel]:
             )
         verify_folder(folder.resolve())
         if name in known:
-            raise Permanent(f"adapter '{name}': a model has this name; choose another")
+            raise Permanent(f"adapter '{name}': a model has this name; choose another name")
         _adapter_rank(folder)
     return {name: _served_model(settings, name, known[name]) for name in names}
 
@@ -126,12 +127,12 @@ def served_models(settings: ServeSettings) -> dict[str, ServedModel]:
 def _served_model(settings: ServeSettings, name: str, weights: str) -> ServedModel:
     folder = resolve(weights)
     check_answers(folder)
-    longest = context_of(read_config(folder)) or settings.context
-    if settings.context > longest and "context" in settings.model_fields_set:
+    limit = context_of(read_config(folder)) or settings.context
+    if settings.context > limit and "context" in settings.model_fields_set:
         raise Permanent(
-            f"context {settings.context} is above the {longest} tokens of model '{name}'; lower it"
+            f"context {settings.context} exceeds the {limit} tokens of model '{name}'; lower it"
         )
-    return ServedModel(folder, min(settings.context, longest))
+    return ServedModel(folder, min(settings.context, limit))
 
 
 def build_application(
@@ -239,13 +240,13 @@ def _judge_deployment(judge: Model) -> "Application":
 
 
 def _adapter_rank(adapter: Path) -> int:
-    """Returns the rank of an adapter, rounded up to one that vLLM has kernels for. Raises Permanent
-    if it has none."""
+    """Returns an adapter's rank, rounded up to one that vLLM supports. Raises Permanent if the
+    adapter has none or a larger one."""
     try:
         rank = int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
         return next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank)
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         raise Permanent(
-            f"adapter {adapter}: its adapter_config.json has no rank up to 512 (r); give a LoRA "
+            f"adapter {adapter}: adapter_config.json has no rank (r) of at most 512; give a LoRA "
             "adapter"
         ) from None

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 APPLICATION_NAME = "zephyr"
 RAY_SETTINGS = {
     # The first saves threads and copies per token; the next two undo what it also turns on: a port
-    # at every replica, and a log that is written only every thousand lines.
+    # on every replica, and a log that is written only every thousand lines.
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
-    # Ray lowers the priority of its workers by default; here people wait for them.
+    # Ray lowers the priority of its workers by default, but here users wait for them.
     "RAY_worker_niceness": "0",
 }
 
@@ -47,12 +47,12 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
     from ray import serve as ray_serve
 
     replicas = settings.max_replicas or settings.replicas
-    # Engines may share cores: Ray would wait for one core per engine.
+    # Engines may share cores; with the real count, Ray would wait for one core per engine.
     connect(cpus=max(os.cpu_count() or 1, replicas * len(models) + 1))
     gpus = replicas * len(models) * settings.gpus
-    if local and gpus > (present := ray.cluster_resources().get("GPU", 0)):
+    if local and gpus > (available := ray.cluster_resources().get("GPU", 0)):
         raise Permanent(
-            f"--gpus: {len(models)} models need {gpus} GPUs, this machine has {present:.0f}; "
+            f"--gpus: {len(models)} models need {gpus} GPUs, this machine has {available:.0f}; "
             "lower --gpus or serve fewer models"
         )
     try:

@@ -1,8 +1,8 @@
-"""Sends each request to a replica of its model, and returns the response complete or as server-sent
-events.
+"""Sends each request to a replica of its model, and returns the response, complete or as
+server-sent events.
 
-If a replica is lost before its response begins, another attempt follows. Once a response has begun,
-it ends with an error event instead: a retry would repeat what the client already has.
+If a replica is lost before its response begins, the request is retried. If it is lost later, the
+response ends with an error event: a retry would repeat what the client already has.
 """
 
 import asyncio
@@ -95,7 +95,7 @@ class Dispatcher:
         settings |= {
             "messages": messages,
             "stop_token_ids": [chat.stop_token_id],
-            # vLLM takes these ids instead of applying a template: they are those of training.
+            # vLLM uses these ids instead of its chat template, so that they match training.
             "kv_transfer_params": {"prompt_token_ids": prompt},
         }
         return await self._respond(
@@ -118,7 +118,7 @@ class Dispatcher:
             message = f"max_tokens is {max_tokens}, the limit is {limit}; lower it"
             raise RequestError(400, message, "too_large", "max_tokens")
         if request.stream_options and not request.stream:
-            message = "stream_options without a stream; set stream: true"
+            message = "stream_options needs a stream; set stream: true"
             raise RequestError(400, message, "invalid_value", "stream_options")
         settings = request.model_dump(
             exclude_none=True, exclude={*IGNORED, "max_completion_tokens"}
@@ -126,7 +126,7 @@ class Dispatcher:
         if max_tokens is not None:
             settings["max_tokens"] = max_tokens
         if request.temperature == 0 and (request.n or 1) > 1:
-            # vLLM refuses several greedy answers; drawing from the one likeliest token is the same.
+            # vLLM refuses n > 1 at temperature 0; sampling only the likeliest token is equivalent.
             settings |= {"temperature": 1.0, "top_k": 1}
         return settings
 
@@ -155,7 +155,7 @@ class Dispatcher:
 
 
 async def _first_chunk(method: Any, engine_request: Any, model: str) -> tuple[Any, Any]:
-    """Returns the first chunk of a response and the stream of the rest, after retries."""
+    """Returns the first chunk of a response and the stream of the rest; retries lost replicas."""
     import ray
     from ray.serve.exceptions import BackPressureError, RayServeException
 
@@ -174,7 +174,7 @@ async def _first_chunk(method: Any, engine_request: Any, model: str) -> tuple[An
             message = "all replicas are busy; try again"
             raise RequestError(429, message, "overloaded", retry_after=1) from None
         except (ray.exceptions.RayError, RayServeException) as error:
-            # An exception of the model's server comes as a RayTaskError.
+            # An exception of the model's server arrives as a RayTaskError.
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
             if cause is not None and (refusal := _refusal(cause)) is not None:
                 raise refusal from None
@@ -188,10 +188,10 @@ async def _first_chunk(method: Any, engine_request: Any, model: str) -> tuple[An
 
 
 def _refusal(error: Exception) -> RequestError | None:
-    """Returns the error response to what the engine refuses, None if the engine itself failed."""
+    """Returns the error response if the engine refused the request, None if the engine failed."""
     if isinstance(error, ValidationError):
         return first_error(error)
-    # vLLM's own division of its exceptions into faults of the request and faults of the engine.
+    # vLLM itself tells errors of the request from failures of the engine.
     from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 
     failure = _as_request_error(create_error_response(error).error.model_dump())
@@ -209,16 +209,16 @@ def _failure_in(chunk: Any) -> RequestError | None:
 
 
 def _as_request_error(error: dict[str, Any]) -> RequestError:
-    """Returns vLLM's error in our shape."""
+    """Converts vLLM's error to a RequestError."""
     code = error.get("code")
     status = code if isinstance(code, int) and 400 <= code < 600 else 400
-    # vLLM appends the field, which has its own place, and the value that the client sent.
+    # vLLM appends the field, which `param` already names, and the value that the client sent.
     message = re.sub(r" \((parameter|value)=.*\)$", "", str(error.get("message")), flags=re.DOTALL)
     return RequestError(status, message, "invalid_value", error.get("param"))
 
 
 async def _events(first: Any, rest: Any) -> AsyncIterator[str]:
-    """Yields server-sent events as the model's server writes them, its errors in our shape."""
+    """Yields the model server's events; converts its errors to events in OpenAI's shape."""
     import ray
 
     lost = RequestError(503, "the answer was interrupted; send the request again", "replica_lost")
@@ -234,7 +234,7 @@ async def _events(first: Any, rest: Any) -> AsyncIterator[str]:
         log.warning("a stream was interrupted: %s", _one_line(error))
         yield _error_event(lost)
     finally:
-        # Frees the slot of a client that hung up; after the end this does nothing.
+        # Frees the slot if the client hung up; has no effect on a stream that has ended.
         rest.cancel()
 
 

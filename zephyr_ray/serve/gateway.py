@@ -1,4 +1,4 @@
-"""The ingress deployment: handlers of the page, OpenAI-compatible routes, votes and judge."""
+"""Defines the ingress deployment: handlers of page, OpenAI-compatible routes, votes and judge."""
 
 import asyncio
 import logging
@@ -29,13 +29,13 @@ log = logging.getLogger("zephyr_ray.serve")
 
 PAGE = Path(__file__).with_name("page.html")
 STATUS_SECONDS = 2.0
-"""Seconds for which /health reuses the state of the replicas: anybody may call it at any rate."""
+"""Seconds for which /health reuses the replicas' state, as anyone may call it without limit."""
 
 
 @dataclass(frozen=True)
 class Limits:
     requests_per_minute: int
-    """Maximum per key, at each replica of the gateway."""
+    """Maximum requests per minute, per key and gateway replica."""
     max_tokens: int
     """Maximum tokens per answer."""
     log_prompts: bool
@@ -43,8 +43,8 @@ class Limits:
 
 
 class Gateway:
-    """Serves HTTP. `models` and `judge` are handles of the other deployments; `folders` are
-    those of the models."""
+    """Serves HTTP. `models` and `judge` are handles of the other deployments; `folders` holds each
+    model's folder."""
 
     def __init__(
         self,
@@ -83,7 +83,10 @@ class Gateway:
             ("POST", "/v1/chat/completions", self._chat),
             ("POST", "/v1/completions", self._complete),
             ("POST", "/v1/votes", self._vote),
-            *(("POST", f"/judge/{name}", self._judging(form)) for name, form in FORMS.items()),
+            *(
+                ("POST", f"/judge/{name}", self._judge_handler(form))
+                for name, form in FORMS.items()
+            ),
         ]
         return build_app(routes, self._keys)
 
@@ -108,7 +111,7 @@ class Gateway:
         if time.monotonic() - self._checked > STATUS_SECONDS:
             self._checked, self._down = time.monotonic(), await asyncio.to_thread(self._find_down)
         if self._down:
-            message = f"no replica is running of {', '.join(self._down)}"
+            message = f"no replica of {', '.join(self._down)} is running; try again"
             raise RequestError(503, message, "not_ready", retry_after=STATUS_SECONDS)
         return JSONResponse({"status": "ok", "models": self._dispatcher.names})
 
@@ -146,37 +149,41 @@ class Gateway:
         try:
             return JSONResponse({"id": await asyncio.to_thread(self._votes.add, vote)})
         except OSError as error:
-            # Without the path, which is in the text of the exception.
+            # The exception's text would reveal the path.
             why = error.strerror or error
             raise RequestError(507, f"cannot store the vote: {why}", "no_storage") from None
 
-    def _judging(self, form: Form) -> Handler:
+    def _judge_handler(self, form: Form) -> Handler:
         """Returns the handler of one judge form."""
         body = judge_request(form.fields)
 
         async def handler(request: Request) -> Response:
-            asked = parse(body, await read_body(request)).requests
-            answers = [[getattr(a, name).model_dump() for name in form.fields] for a in asked]
-            return await self._judged(form.name, [one.row() for one in asked], answers)
+            judged = parse(body, await read_body(request)).requests
+            answers = [[getattr(j, name).model_dump() for name in form.fields] for j in judged]
+            return await self._judge_rows(form.name, [j.row() for j in judged], answers)
 
         return handler
 
-    async def _judged(
+    async def _judge_rows(
         self, form: str, rows: list[dict[str, Any]], answers: list[list[dict[str, Any]]]
     ) -> Response:
-        """Returns judgements in the order of the rows."""
+        """Returns the judgements in the order of the rows. Raises RequestError if one fails."""
         if self._judge is None:
-            message = "the run was compared by no judge that this service can host"
+            message = (
+                "the run has no judge that this service can host; rerun its comparison with one"
+            )
             raise RequestError(404, message, "no_judge")
         import ray
         from ray.serve.exceptions import RayServeException
 
         remote = self._judge.judge.remote
-        calls = [remote(form, row, given) for row, given in zip(rows, answers, strict=True)]
+        calls = [
+            remote(form, row, row_answers) for row, row_answers in zip(rows, answers, strict=True)
+        ]
         try:
             return JSONResponse({"results": await asyncio.gather(*calls)})
         except ray.exceptions.RayTaskError as error:
-            # Its text is a remote traceback; what the client may know is the cause's.
+            # Its text is a remote traceback; the client gets only the text of the cause.
             if isinstance(error.cause, RowError):
                 raise RequestError(400, f"the judge: {error.cause}", "judge_refused") from None
             if not isinstance(error.cause, Permanent | Temporary):
@@ -184,15 +191,17 @@ class Gateway:
             message = f"the judge: {error.cause}"
             raise RequestError(503, message, "judge_busy", retry_after=5) from None
         except (ray.exceptions.RayError, RayServeException):
-            raise RequestError(503, "the judge was lost", "judge_lost", retry_after=5) from None
+            raise RequestError(
+                503, "the judge was lost; try again", "judge_lost", retry_after=5
+            ) from None
         finally:
-            # Of a client that left, or beside one that failed; after their end this does nothing.
+            # Frees the judge if the client left or a call failed; has no effect on finished calls.
             for call in calls:
                 call.cancel()
 
 
 def respond(request: Request, response: ModelResponse, log_prompts: bool) -> Response:
-    """Returns the HTTP response, and notes model and prompt for the log line."""
+    """Returns the HTTP response, and records model and prompt for the log line."""
     request.state.note["model"] = response.model
     if log_prompts:
         request.state.note["prompt"] = response.prompt

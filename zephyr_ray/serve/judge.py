@@ -1,4 +1,4 @@
-"""The judge of the evaluation as a deployment: the same engine, questions and judgements."""
+"""Serves the evaluation's judge as a deployment: same engine, questions and judgements."""
 
 from typing import Any
 

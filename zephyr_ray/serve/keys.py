@@ -1,4 +1,4 @@
-"""API keys from the environment, and a rate limit per key."""
+"""Checks API keys from the environment, and limits the request rate per key."""
 
 import hashlib
 import hmac
@@ -15,7 +15,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def read_keys() -> list[str]:
-    """Returns the comma-separated keys in the environment variable, none if it is not set.
+    """Returns the comma-separated keys in the environment variable; none if it is not set.
 
     Raises Permanent if a key is too short or not ASCII.
     """
@@ -38,7 +38,7 @@ def require_keys(host: str, keys: list[str]) -> None:
 
 
 class Keys:
-    """Checks the key of a request and its rate. Without keys every client is 'anonymous'."""
+    """Checks the key of each request and its rate. Without keys every client is 'anonymous'."""
 
     def __init__(self, keys: list[str], per_minute: int):
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
@@ -57,7 +57,7 @@ class Keys:
         left = min(self._per_minute, left + (now - since) * self._per_minute / 60)
         self._buckets[name] = (left - 1 if left >= 1 else left, now)
         if left < 1:
-            message = f"this key is limited to {self._per_minute} requests per minute"
+            message = f"this key is limited to {self._per_minute} requests per minute; slow down"
             wait = (1 - left) * 60 / self._per_minute
             raise RequestError(429, message, "rate_limit_exceeded", retry_after=wait)
         return name
@@ -65,8 +65,8 @@ class Keys:
     def check_host(self, host: str | None) -> None:
         """Raises RequestError 403 if, without keys, the Host header is not a loopback name.
 
-        A page of another site in a browser on this machine can point a name of its own at the
-        loopback address; without keys nothing else would stop its requests.
+        Another site's page in a browser on this machine can make its own name resolve to the
+        loopback address (DNS rebinding); without keys nothing else would stop its requests.
         """
         name = re.sub(r":\d+$", "", host or "").strip("[]")
         if not self._digests and name not in LOOPBACK:
@@ -78,7 +78,7 @@ class Keys:
             return "anonymous"
         scheme, _, key = (authorization or "").partition(" ")
         given = hashlib.sha256(key.strip().encode("utf-8", "replace")).digest()
-        # Compares with every digest, all of one length, so that the time reveals nothing.
+        # Compares with every digest, all of equal length, so that the time reveals nothing.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         if scheme.lower() != "bearer" or not any(matches):
             message = "a valid key is required: Authorization: Bearer KEY"

@@ -31,7 +31,7 @@ ERROR_WORDING = {
     "missing": "is missing",
     "model_type": "must be an object",
 }
-"""Replaces pydantic's messages, by its type of error."""
+"""Messages that replace pydantic's, by error type."""
 
 
 class RequestError(Exception):
@@ -62,7 +62,7 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class Wording:
-    """Annotates a union with the message of its errors: pydantic's name one member, not the
+    """Replaces the error messages of a union: pydantic's name only one member and omit the
     limits."""
 
     message: str
@@ -81,19 +81,19 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     without_effect: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Values that ask for nothing beyond what is served, by unknown field: OpenAI's defaults."""
+    """Values that change nothing here, such as OpenAI's defaults, by name of unknown field."""
 
     @model_validator(mode="before")
     @classmethod
     def _drop_without_effect(cls, value: Any) -> Any:
-        """Drops unknown fields that are empty or at their default: clients send many of them."""
+        """Drops unknown fields whose values change nothing, because clients send many of them."""
         if not isinstance(value, dict):
             return value
         return {
-            name: given
-            for name, given in value.items()
+            name: content
+            for name, content in value.items()
             if name in cls.model_fields
-            or given not in (None, [], {}, *cls.without_effect.get(name, ()))
+            or content not in (None, [], {}, *cls.without_effect.get(name, ()))
         }
 
 
@@ -124,14 +124,14 @@ class ChatMessage(Body):
     name: str | None = None
 
     @model_validator(mode="after")
-    def _only_an_assistant_may_be_silent(self) -> "ChatMessage":
+    def _require_content(self) -> "ChatMessage":
         if self.content is None and self.role != "assistant":
             why = "content is missing; only an assistant's may be null"
             raise PydanticCustomError("missing_content", why)
         return self
 
     def plain(self) -> dict[str, str]:
-        """Returns the message with one text, its role one of system, user and assistant."""
+        """Returns the message with its parts joined, and with role system for developer."""
         text = self.content or ""
         if not isinstance(text, str):
             text = "".join(part.text for part in text)
@@ -145,7 +145,7 @@ class StreamOptions(Body):
 
 
 IGNORED = ("user", "safety_identifier", "prompt_cache_key", "metadata")
-"""Fields of a sampled request that are accepted and not used: labels for OpenAI's own records."""
+"""Fields that are accepted but not used: labels for OpenAI's own records."""
 
 
 class SampledRequest(Body):
@@ -158,7 +158,7 @@ class SampledRequest(Body):
     stop: Annotated[
         Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None,
         Wording(
-            f"must be a text, or a list of at most {MAX_STOPS} texts, "
+            f"must be a string, or a list of at most {MAX_STOPS} strings, "
             f"each of 1 to {MAX_STOP_CHARACTERS} characters"
         ),
     ] = None
@@ -205,11 +205,12 @@ class CompletionRequest(SampledRequest):
         | TokenIds
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)],
         Wording(
-            f"must be a text, a list of token IDs, or a list of 1 to {MAX_PROMPTS} of either, with "
-            f"at most {MAX_CHARACTERS} characters per text and {MAX_PROMPT_TOKENS} IDs per list"
+            f"must be a string, a list of token IDs, or a list of 1 to {MAX_PROMPTS} of either, "
+            f"with at most {MAX_CHARACTERS} characters per string and {MAX_PROMPT_TOKENS} IDs per "
+            "list"
         ),
     ]
-    # 0 is for `echo`: the prompt alone, with its log-probabilities.
+    # With `echo`, 0 returns the prompt alone, with its log-probabilities.
     max_tokens: int | None = Field(None, ge=0)
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
@@ -242,7 +243,7 @@ class JudgedPrompt(Body):
 
     @field_validator("constraint")
     @classmethod
-    def _is_valid(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _check_constraint(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         try:
             if value:
                 constraints.validate(value)
@@ -256,7 +257,7 @@ class JudgedPrompt(Body):
 
 
 def judge_request(fields: tuple[str, ...]) -> Any:
-    """Returns the body of a judge form's route; `fields` name the judged answers."""
+    """Returns the body type of a judge form's route; `fields` name the judged answers."""
     answers: dict[str, Any] = dict.fromkeys(fields, (JudgedAnswer, ...))
     judged = create_model("Judged", __base__=JudgedPrompt, **answers)
     bounds = Field(min_length=1, max_length=MAX_JUDGED_ROWS)
@@ -264,11 +265,13 @@ def judge_request(fields: tuple[str, ...]) -> Any:
 
 
 def parse(cls: type[T], content: bytes) -> T:
-    """Returns the typed body. Raises RequestError 400 that names the first error."""
+    """Returns the typed body. Raises RequestError 400, which names the first error."""
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
-        raise RequestError(400, "the body is not UTF-8", "invalid_encoding") from None
+        raise RequestError(
+            400, "the body is not UTF-8; encode it as UTF-8", "invalid_encoding"
+        ) from None
     try:
         return cls.model_validate_json(content)
     except ValidationError as error:
@@ -276,7 +279,7 @@ def parse(cls: type[T], content: bytes) -> T:
 
 
 def first_error(error: ValidationError) -> RequestError:
-    """Returns the first of the errors as the response to the client."""
+    """Converts the first of the errors to the response for the client."""
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return RequestError(400, f"the body is not JSON: {first['msg']}", "invalid_json")

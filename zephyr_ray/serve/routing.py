@@ -42,10 +42,10 @@ def build_app(routes: list[tuple[str, str, Handler]], keys: Keys) -> FastAPI:
 
 
 def check_origin(request: Request) -> None:
-    """Raises RequestError 403 if a browser sends the request for a page from elsewhere.
+    """Raises RequestError 403 if a browser sends the request for a page of another origin.
 
     Any page in a browser on this machine can send requests to a service without keys, and votes
-    become training data. Clients other than browsers send neither header.
+    become training data. Clients other than browsers send neither Origin nor Sec-Fetch-Site.
     """
     origin, host = request.headers.get("origin"), request.headers.get("host", "").lower()
     own = {
@@ -56,7 +56,7 @@ def check_origin(request: Request) -> None:
     if elsewhere or request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
         message = (
             f"a page from {origin or 'elsewhere'} may not use {host}; use the service's own page, "
-            "or pass on the Host header if there is a proxy between"
+            "or make the proxy pass on the Host header"
         )
         raise RequestError(403, message, "wrong_origin")
 
@@ -65,7 +65,7 @@ async def read_body(request: Request) -> bytes:
     """Reads a JSON body.
 
     Raises RequestError 415 for another content type, which a browser would send for any page
-    without asking; 413 before more than MAX_BODY_BYTES are in memory.
+    without a preflight; 413 before more than MAX_BODY_BYTES are in memory.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
@@ -75,7 +75,7 @@ async def read_body(request: Request) -> bytes:
     async for part in request.stream():
         total += len(part)
         if total > MAX_BODY_BYTES:
-            message = f"the body is larger than {MAX_BODY_BYTES} bytes"
+            message = f"the body is larger than {MAX_BODY_BYTES} bytes; shorten it"
             raise RequestError(413, message, "body_too_large")
         parts.append(part)
     return b"".join(parts)
@@ -127,10 +127,10 @@ def _exception_handler(route: Handler) -> Any:
 
 async def _not_found(request: Request) -> Response:
     path = request.url.path[:64]
-    hint = f"; OpenAI's are at /v1{path}" if path.startswith(("/chat", "/comp", "/mod")) else ""
+    hint = f"; use /v1{path}" if path.startswith(("/chat", "/comp", "/mod")) else ""
     raise RequestError(404, f"nothing at {path}{hint}", "not_found")
 
 
 async def _method_not_allowed(request: Request) -> Response:
-    message = f"no {request.method} at {request.url.path[:64]}"
+    message = f"{request.url.path[:64]} does not accept {request.method}"
     raise RequestError(405, message, "method_not_allowed")

@@ -1,4 +1,4 @@
-"""Human votes between two answers, stored as feedback rows."""
+"""Stores human votes between two answers as feedback rows."""
 
 import json
 import os
@@ -15,9 +15,9 @@ WON, LOST, TIED = 10.0, 1.0, 5.5
 
 
 class VoteFile:
-    """Appends votes to a new JSONL file in `folder`, each with a single write: a kill loses no
-    earlier vote. Each gateway has its own file, because appends of two hosts overwrite each other
-    on NFS."""
+    """Appends votes to a new JSONL file in `folder`, each in a single write, so that a kill loses
+    no earlier vote. Each gateway has its own file, because appends of two hosts overwrite each
+    other on NFS."""
 
     def __init__(self, folder: Path):
         self.path = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:12]}.jsonl"
