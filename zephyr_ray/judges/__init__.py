@@ -1,4 +1,4 @@
-"""The forms of judgement, by name. A new form is one file and one line here."""
+"""Lists the judge forms by name. A new form is one file and one line here."""
 
 from pkgutil import resolve_name
 

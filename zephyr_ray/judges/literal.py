@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"\s*([+-]?[0-9]+\.?[0-9]*)\s*")
 class Literal:
     """A list or an object in a text, `text[start:end]`.
 
-    Its scalars are all texts ("8" and 8 are the same). A key that has two different values in one
+    Its scalars are all strings ("8" and 8 are the same). A key that has two different values in one
     object has the value None.
     """
 
@@ -52,7 +52,7 @@ def literals(text: str) -> Iterator[Literal]:
 
 
 def number(value: Any) -> float | None:
-    """Returns a scalar of a literal as a number; None if it is none."""
+    """Returns a scalar of a literal as a number; None if it is not one."""
     match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
     return float(match[1]) if match else None
 
@@ -68,8 +68,9 @@ class _Reader:
         self._text, self._begin = text, position
         self.position = position
         self.resume = position + 1
-        """Where to look for the next literal if this is none: at the last bracket, or in the last
-        string, because a stray quote may have begun it."""
+        """Where to look for the next literal if this is not one: at the last token if it opens a
+        bracket; inside it if it is a string, because a stray quote may have begun it; else after
+        it."""
         self.complete: list[Literal] = []
         """The outermost lists and objects that were read completely."""
 

@@ -43,10 +43,11 @@ def last_word(text: str, read: Read, judged: str = "", cut: bool = False) -> Ver
     """Returns the verdict of a reply; None if the reply has no clear one. The rule of all forms:
 
     - Thinking does not count; a reply cut off in its thinking has no verdict.
-    - A value inside broken brackets does not count, nor one that the judge quotes from `judged`
-      (the texts it judges), unless it is the complete reply: no answer grades itself.
+    - A value inside broken brackets does not count, nor does one that the judge quotes from
+      `judged` (the texts it judges), unless it is the complete reply: no answer grades itself.
     - The verdict is the last of the remaining values. If they disagree, or if the reply was `cut`
-      at the token limit, it must end the reply, on lines of its own or after a label ("Verdict:").
+      at the token limit, the last one must end the reply, on lines of its own or after a label
+      ("Verdict:").
     """
     text = _FENCE.sub("", text)
     begin, spans = _outside_thinking(text, read)
@@ -81,17 +82,18 @@ def _outside_thinking(text: str, read: Read) -> tuple[int, list[_Span]]:
             mark = marks[start]
             ends = mark["tag_end"] or mark["bracket_end"] or mark["final"]
             if ends and not thinking:
-                spans.clear()  # chat templates may write the mark that begins the thinking
+                spans.clear()  # the prompt may have ended with the mark that begins it
             thinking, begin = not ends, mark.end()
     return begin, spans
 
 
 def _verdict(value: Any, read: Read) -> Verdict | None:
-    """Returns the verdict that a literal is or contains; contradictory ones say nothing."""
-    found = list(_verdicts(value, read))
-    if len({verdict.says for verdict in found}) > 1:
+    """Returns the verdict that a literal is or contains; if it contains contradictory ones, a
+    verdict that says None."""
+    verdicts = list(_verdicts(value, read))
+    if len({verdict.says for verdict in verdicts}) > 1:
         return Verdict(says=None)
-    return found[0] if found else None
+    return verdicts[0] if verdicts else None
 
 
 def _verdicts(value: Any, read: Read) -> Iterator[Verdict]:
