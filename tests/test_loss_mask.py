@@ -163,7 +163,7 @@ def test_a_token_for_unknown_text_is_never_trained() -> None:
         tokenizer_object=inner, eos_token="</s>", bos_token="<s>", unk_token="<unk>"
     )
     chat = ChatFormat.of(tokenizer)
-    with pytest.raises(RowError, match="'Two <unk></s>' is trained for 'Two ☃'"):
+    with pytest.raises(RowError, match="'Two <unk></s>' would be trained instead of 'Two ☃'"):
         chat.render([TALK[0], {"role": "assistant", "content": "Two ☃"}])
 
 
