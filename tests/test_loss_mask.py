@@ -129,7 +129,7 @@ def test_an_answer_that_the_template_changes_is_the_rows_fault() -> None:
     template = GOOD.replace("m['content'] +", "m['content'].split('</think>')[-1] +")
     chat = ChatFormat.of(tokenizer_with(template))
     messages = [TALK[0], {"role": "assistant", "content": "Well.</think>Two."}]
-    with pytest.raises(RowError, match="writes 'Two.<.* for the answer 'Well.</think>Two.'"):
+    with pytest.raises(RowError, match="writes 'Two.<.* instead of the answer 'Well.</think>Two.'"):
         chat.render(messages)
 
 
