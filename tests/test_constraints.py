@@ -195,7 +195,7 @@ def test_reason_says_what_was_asked_and_found() -> None:
         ({"kind": "min_words", "n": 10**400}, "n must be a whole number from 1 to 9999"),
         ({"kind": "end_with", "phrase": "a" * 201}, "at most 200 characters"),
         ({"kind": "uppercase", "n": 3}, "takes no n"),
-        ({"kind": "include_word", "word": " "}, "text with a word"),
+        ({"kind": "include_word", "word": " "}, "text with at least one word"),
         ({"kind": "language", "language": "Klingon"}, "English, Spanish, French"),
     ],
 )

@@ -129,7 +129,7 @@ def test_an_answer_that_the_template_changes_is_the_rows_fault() -> None:
     template = GOOD.replace("m['content'] +", "m['content'].split('</think>')[-1] +")
     chat = ChatFormat.of(tokenizer_with(template))
     messages = [TALK[0], {"role": "assistant", "content": "Well.</think>Two."}]
-    with pytest.raises(RowError, match="writes 'Two.<.* for the answer 'Well.</think>Two.'"):
+    with pytest.raises(RowError, match="writes 'Two.<.* instead of the answer 'Well.</think>Two.'"):
         chat.render(messages)
 
 
@@ -163,7 +163,7 @@ def test_a_token_for_unknown_text_is_never_trained() -> None:
         tokenizer_object=inner, eos_token="</s>", bos_token="<s>", unk_token="<unk>"
     )
     chat = ChatFormat.of(tokenizer)
-    with pytest.raises(RowError, match="'Two <unk></s>' is trained for 'Two ☃'"):
+    with pytest.raises(RowError, match="'Two <unk></s>' would be trained instead of 'Two ☃'"):
         chat.render([TALK[0], {"role": "assistant", "content": "Two ☃"}])
 
 

@@ -328,9 +328,9 @@ def test_a_broken_file_is_one_line_before_any_work(name: str, folder: Path) -> N
     [
         (
             {"files": "set", "dataset": "a/b"},
-            "dataset: and files: are both set or both missing; set one",
+            "dataset: and files: are both set or both missing; set exactly one",
         ),
-        ({}, "dataset: and files: are both set or both missing; set one"),
+        ({}, "dataset: and files: are both set or both missing; set exactly one"),
         ({"files": "set", "columns": {"message": "x"}}, "'message' is not a column of dialogues"),
         ({"files": "set"}, "has no .parquet or .jsonl or .arrow file"),
     ],
@@ -343,7 +343,7 @@ def test_settings_are_checked(settings: Row, says: str, folder: Path) -> None:
 def test_two_formats_in_one_folder_are_refused(folder: Path) -> None:
     write_jsonl(folder / "a.jsonl", [ultrachat(0)])
     write_parquet(folder / "b.parquet", [ultrachat(0)])
-    with pytest.raises(Permanent, match="files of .jsonl and .parquet"):
+    with pytest.raises(Permanent, match="has .jsonl and .parquet files"):
         run_published(folder, makes="dialogues")
 
 

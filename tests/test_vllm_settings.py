@@ -60,7 +60,7 @@ def test_gpus_that_cannot_be_shared_are_one_line(gpus: float, tmp_path: Path) ->
     assert "model 'base': setting 'gpus': " in said and f"(got {gpus})" in said
     assert "\n" not in said
     if gpus > 0:
-        assert "must be a share of one GPU or a whole number" in said
+        assert "must be a fraction of one GPU or a whole number" in said
 
 
 @pytest.mark.parametrize("gpus", [0, 0.25, 1, 2, 4.0])

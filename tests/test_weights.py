@@ -172,7 +172,7 @@ def test_a_folder_is_checked(smollm, tmp_path):
     with pytest.raises(Permanent, match="config.json is missing"):
         resolve(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(Permanent, match="config.json is no model's configuration"):
+    with pytest.raises(Permanent, match="config.json is not a model's configuration"):
         resolve(str(tmp_path))
     shutil.copy(smollm / "config.json", tmp_path)
     with pytest.raises(Permanent, match="no \\*.safetensors"):

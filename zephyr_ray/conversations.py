@@ -25,7 +25,7 @@ TRANSCRIPTS = {
     "Human:": re.compile(r"(?:\A|\n\n)(Human|Assistant):"),
     "### Human:": re.compile(r"### (Human|Assistant):"),
 }
-"""Separators of turns, by the start of a text."""
+"""Separators of turns, by how a transcript starts."""
 _OTHER_TEXT = re.compile(
     r"(?:<s>|<bos>|<\|begin_of_text\|>|\s)*(?:\[INST\]|<start_of_turn>|<\|im_start\|>"
     r"|<\|start_header_id\|>|<\|(?:system|user|prompter|assistant)\|>"
@@ -33,7 +33,8 @@ _OTHER_TEXT = re.compile(
     r"|### ?Instruction:.*\s### ?Response:|Below is an instruction that describes a task)",
     re.DOTALL | re.IGNORECASE,
 )
-"""Matches a conversation in a chat template or in a form whose turns have no certain ends."""
+"""Matches a conversation that a chat template wrote, or a form in which it is not certain where
+turns end."""
 _KEY = r"['\"](?:role|content|from|value)['\"]\s*:"
 _MESSAGES_TEXT = re.compile(rf"(?:array\()?\[?\s*\{{\s*{_KEY}.*?{_KEY}", re.DOTALL)
 
@@ -62,7 +63,7 @@ class Unreadable(Exception):
 def parse(value: Any) -> str | list[Message]:
     """Returns the messages of a conversation in one of the forms above, or a plain text unchanged.
 
-    Raises Unreadable if the value is neither, so that no conversation becomes one message.
+    Raises Unreadable if the value is neither, so that a conversation never becomes one message.
     """
     if isinstance(value, str):
         return _parse_text(value)
@@ -93,7 +94,7 @@ def checked(messages: list[Message]) -> list[Message]:
 
 
 def with_system(messages: list[Message], system: Any) -> list[Message]:
-    """Returns the messages after the system prompt of the row, if it has one."""
+    """Returns the messages, preceded by the system prompt of the row if it has one."""
     if system is None or (isinstance(system, str) and not visible(system)):
         return messages
     if not isinstance(system, str):

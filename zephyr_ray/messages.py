@@ -44,7 +44,7 @@ class Exchange:
     start: int
     """The first message after the previous answer, such as a system message."""
     questions: tuple[int, ...]
-    """The user messages since the previous answer; its own if there are none since."""
+    """The user messages since the previous answer; without any, the questions of that answer."""
     answer: int
 
 
@@ -63,8 +63,8 @@ def exchanges(messages: list[Message]) -> Iterator[Exchange]:
 
 
 def visible(text: str) -> str:
-    """Returns what a reader sees of a text: without characters that take no space, white space
-    around it and at line ends, and differences of encoding."""
+    """Returns a text as a reader sees it: without invisible characters, differences of Unicode
+    normalization, and white space around it or at line ends."""
     text = _UNSEEN.sub("", unicodedata.normalize("NFC", text))
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
@@ -85,7 +85,7 @@ def with_facts(row: dict[str, Any]) -> dict[str, Any]:
     if "messages" in row:
         row["messages"] = _facts(row["messages"], "assistant", "finish_reason", finish)
         last = [m["content"] for m in row["messages"] if m["role"] == "user"][-1:]
-        # The instruction of a published pair was its first prompt, whatever its last one.
+        # The instruction of a published pair was its first prompt, even if it had later ones.
         if instructions and last and last[0].casefold().startswith(instructions[-1].casefold()):
             row["messages"] = _facts(row["messages"], "user", "instruction", instructions)
     for side in ("chosen", "rejected"):
@@ -96,8 +96,8 @@ def with_facts(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _facts(messages: list[Message], role: str, fact: str, values: list[str]) -> list[Message]:
-    """Returns the messages with one fact of each message of a role. Fewer values than messages are
-    about the last ones: a chosen answer had facts, the turns before it had none."""
+    """Returns the messages with one fact of each message of a role. If there are fewer values
+    than messages, they belong to the last ones: the turns before a chosen answer had no facts."""
     indices = [index for index, message in enumerate(messages) if message["role"] == role]
     facts = dict(zip(indices[-len(values) :] if values else [], values, strict=False))
     return [

@@ -22,7 +22,7 @@ from zephyr_ray import __version__
 from zephyr_ray import recipe as recipes
 from zephyr_ray.clock import Clock
 from zephyr_ray.display import CONSOLE, ConsoleHandler, Display
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.estimate.printing import print_estimate
 from zephyr_ray.formatting import duration, list_counts
 from zephyr_ray.masking import ArgumentParser, masked
@@ -93,6 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Permanent as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Temporary as error:
+        print(f"error: {error}; run again to continue", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; finished work is kept, run again to continue", file=sys.stderr)
         return 130

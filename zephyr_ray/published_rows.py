@@ -1,4 +1,4 @@
-"""Converts rows of published data sets, in the forms that people have them, to our rows."""
+"""Converts rows of published data sets, in their usual forms, to our rows."""
 
 import math
 from collections.abc import Callable
@@ -13,13 +13,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Conversion:
-    """How a row becomes one of our rows."""
+    """A conversion of published rows to one type of our rows."""
 
     needed: tuple[str, ...]
-    """Columns that the data must have, by our names."""
+    """Columns that the data must have, under our names."""
     optional: tuple[str, ...]
     convert: Callable[[Row], Row]
-    """Returns our row from the columns that the data have. Raises Unreadable."""
+    """Returns our row from a published one. Raises Unreadable if it cannot be used."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ def _is_empty(prompt: Any) -> bool:
 
 
 def _score(value: Any) -> float | None:
-    """Returns a score, also from text; None if it is no finite number."""
+    """Returns a score, which may be text; None if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

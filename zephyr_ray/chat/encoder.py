@@ -33,14 +33,14 @@ def control_tokens(tokenizer: Any, written: str) -> dict[int, Any]:
 
 
 class Encoder:
-    """A tokenizer's copy that recognizes the control tokens of a format, unless they are marked."""
+    """A copy of a tokenizer; it recognizes a format's control tokens, unless they are marked."""
 
     def __init__(self, tokenizer: Any, control: dict[int, Any]):
         from tokenizers import AddedToken, Tokenizer, normalizers
 
         if not getattr(tokenizer, "is_fast", False):
             raise Permanent(
-                f"the tokenizer ({type(tokenizer).__name__}) has no fast form; "
+                f"the tokenizer ({type(tokenizer).__name__}) has no fast version; "
                 "give the model folder a tokenizer.json"
             )
         self._control = {number: token.content for number, token in control.items()}
@@ -49,8 +49,8 @@ class Encoder:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = False
-        # Control tokens are found in the text as it is written, before the normalizer, which
-        # removes the marks: what was typed then is text like any other.
+        # Control tokens are matched before the normalizer, which then removes the marks, so that
+        # typed ones become ordinary text.
         flags = ("lstrip", "rstrip", "single_word")
         backend.add_special_tokens(
             [
@@ -69,12 +69,12 @@ class Encoder:
         tokens = list(self._control.values())
         longest_first = sorted(tokens, key=len, reverse=True)
         self._whole = _any_of(map(re.escape, longest_first))
-        # Only the first character is consumed, so that tokens that overlap are all marked.
+        # Only the first character is consumed, so that overlapping tokens are all marked.
         starts = (f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in tokens)
         self._start = _any_of(starts)
 
     def mark(self, text: str) -> str:
-        """Marks typed control tokens, so that `encode` takes them for text."""
+        """Marks typed control tokens, so that `encode` treats them as text."""
         if MARK in text:
             raise RowError(f"a message contains the noncharacter U+{ord(MARK):04X}")
         return self._start.sub(lambda match: match.group() + MARK, text)
@@ -87,8 +87,8 @@ class Encoder:
         return self._whole.search(text, start)
 
     def has_control(self, ids: list[int], text: str) -> bool:
-        """Returns whether ids have the token of unknown text, or a control token for its name in
-        the text. (Bytes may be control tokens, too.)"""
+        """Returns whether the ids contain the unknown token, or a control token whose name is in
+        the text. (Other control tokens may stand for single bytes.)"""
         tokens = self._control.keys() & set(ids)
         return self._unknown in ids or any(self._control[token] in text for token in tokens)
 
@@ -117,14 +117,14 @@ class Encoder:
         return far + head, self.encode(NEUTRAL + answer)[len(self.encode(NEUTRAL)) :]
 
     def decode(self, ids: list[int]) -> str:
-        """Returns the text of ids within a longer text; some tokenizers drop a space at its
-        start."""
+        """Returns the text of ids as part of a longer text, because some tokenizers drop a space at
+        the start of a text."""
         text: str = self._backend.decode([*self._letter, *ids], skip_special_tokens=False)
         return text[len(self._backend.decode(self._letter, skip_special_tokens=False)) :]
 
     def round_trips(self, text: str) -> tuple[str, str]:
-        """Returns what the tokenizer makes of a text that stands alone, with and without the space
-        that some tokenizers write before it."""
+        """Returns a text encoded and decoded on its own, with and without the space that some
+        tokenizers write before it."""
         alone = self.decode(self.encode(self.mark(text)))
         return alone, alone.removeprefix(" ")
 
@@ -134,5 +134,5 @@ class Encoder:
 
 
 def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
-    """Returns a pattern of alternatives; of none, one that never matches."""
+    """Returns a pattern that matches any of the patterns, and never matches if there are none."""
     return re.compile("|".join(patterns) or "(?!)")

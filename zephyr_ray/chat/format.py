@@ -16,22 +16,22 @@ from zephyr_ray.messages import Message, assistant, plain, user
 Messages = list[Message]
 
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
-"""Tokens to pad with, by preference, if the tokenizer has no usable padding token."""
+"""Tokens to pad with, in order of preference, if the tokenizer has no usable padding token."""
 PROBE = [user("One?"), assistant("Two."), user("Three?"), assistant("Four.")]
-"""The conversation that a template must write before it is used."""
+"""The conversation with which a template is tested before it is used."""
 SYSTEM = {"role": "system", "content": "Zero."}
-OTHER = "give the model folder another chat template"
+FIX = "give the model folder another chat template"
 
 
 class ChatFormat:
     """The conversation format of one tokenizer.
 
     `ChatFormat.of(tokenizer)` is for training. `ChatFormat.to_ask(tokenizer)` is for a model that
-    only answers, whose template need not tell answers apart.
+    only answers, whose template need not show where answers begin and end.
     """
 
     stop_token_id: int
-    """Token that ends an assistant turn; it is trained and stops generation."""
+    """Id of the token that ends an assistant turn; it is trained and stops generation."""
     template: str
     """Jinja template of this format, for plain transformers."""
 
@@ -46,7 +46,7 @@ class ChatFormat:
             if any(text not in lead for text, lead in zip(questions, leads, strict=True)):
                 raise RowError(f"{chat._template.name} omits a question")
         except RowError as error:
-            raise Permanent(f"the loss mask would be wrong: {error}; {OTHER}") from None
+            raise Permanent(f"the loss mask would be wrong: {error}; {FIX}") from None
         return chat
 
     @staticmethod
@@ -61,7 +61,7 @@ class ChatFormat:
             try:
                 source = tokenizer.get_chat_template()
             except ValueError as error:  # several templates, none of them the default
-                raise Permanent(f"{' '.join(str(error).split())[:200]}; {OTHER}") from None
+                raise Permanent(f"{' '.join(str(error).split())[:200]}; {FIX}") from None
             return ChatFormat(tokenizer, source, f"the chat template{folder}")
         if tokenizer.eos_token == "</s>":
             bos = tokenizer.bos_token_id
@@ -80,7 +80,7 @@ class ChatFormat:
             answered = in_time(lambda: self._template.write(PROBE[:2]), name)
             asked = self._template.write(PROBE[:1], ask=True)
         except RowError as error:
-            raise Permanent(f"{error}; {OTHER}") from None
+            raise Permanent(f"{error}; {FIX}") from None
         written = answered + asked
         for messages in ([SYSTEM, *PROBE[:1]], PROBE):
             with suppress(RowError):  # some templates refuse system messages or several turns
@@ -91,7 +91,7 @@ class ChatFormat:
         if end is None:
             raise Permanent(
                 f"{name} ends answers without a control token; a model trained with it would "
-                f"never stop; {OTHER}"
+                f"never stop; {FIX}"
             )
         self.stop_token_id = tokenizer.convert_tokens_to_ids(end.group())
 
@@ -114,7 +114,7 @@ class ChatFormat:
         try:
             turns, rest = self._turns(messages, ask=True)
         except RowError:
-            # The template does not tell answers apart, or it refuses: then this raises again.
+            # The template does not show where answers begin, or it refuses and this raises again.
             return self._encoder.encode(self._write(messages, ask=True))
         ids, _ = self._join(turns)
         return ids + self._encoder.encode(rest, after=turns[-1].end if turns else "")
@@ -140,7 +140,8 @@ class ChatFormat:
         return tokenizer
 
     def proof(self, messages: Messages) -> tuple[str, str]:
-        """Colors trained tokens green and others gray, for a terminal and as HTML."""
+        """Returns a conversation with trained tokens in green and others in gray, for a terminal
+        and as HTML."""
         ids, trained = self.render(messages)
         ansi, page, start = "", "", 0
         for end in range(1, len(ids) + 1):
@@ -167,7 +168,7 @@ class ChatFormat:
 
     def _join(self, turns: list[Turn]) -> tuple[list[int], list[bool]]:
         """Returns ids and mask. Each turn is tokenized after the end token of the one before, so
-        its tokens do not depend on what follows, or on whether it is asked or trained."""
+        its tokens do not depend on what follows, or on whether it is generated or trained."""
         ids: list[int] = []
         trained: list[bool] = []
         after = ""
@@ -183,25 +184,27 @@ class ChatFormat:
         token.
 
         A tokenizer that changes text (Unicode normalization, lower case) does not decode to what it
-        encoded. Then what it makes of the answer alone counts. A token for unknown text is never
-        accepted, nor a control token that was typed.
+        encoded; its round trip of the answer alone is accepted too. The unknown token is never
+        accepted, nor a control token for typed text.
         """
         name = self._template.name
         if not texts:
             raise RowError("a conversation has no assistant message to train on")
         spans = [[ids[at] for at in span] for span in self.answers(ids, trained)]
         if len(spans) != len(texts):
-            raise RowError(f"{name}: {len(spans)} pieces are trained, for {len(texts)} answers")
+            raise RowError(f"{name}: {len(spans)} spans are trained for {len(texts)} answers")
         for (*body, end), text in zip(spans, texts, strict=True):
-            text, found = self._encoder.unmark(text), self._encoder.decode(body)
-            same = found == text or found in self._encoder.round_trips(text)
+            text, decoded = self._encoder.unmark(text), self._encoder.decode(body)
+            same = decoded == text or decoded in self._encoder.round_trips(text)
             if not same or end != self.stop_token_id or self._encoder.has_control(body, text):
-                found = self._encoder.decode([*body, end])
-                raise RowError(f"{name}: {found[:SHOWN]!r} is trained for {text[:SHOWN]!r}")
+                decoded = self._encoder.decode([*body, end])
+                raise RowError(
+                    f"{name}: {decoded[:SHOWN]!r} would be trained instead of {text[:SHOWN]!r}"
+                )
 
 
 def pad_token_id(tokenizer: Any) -> int:
-    """Returns a padding token that is not an end token, so that the end token is trained."""
+    """Returns the id of a padding token that is no end token, so that the end token is trained."""
     vocabulary = tokenizer.get_vocab()
     ends = {tokenizer.eos_token_id, vocabulary.get("<|im_end|>")}
     for token in (tokenizer.pad_token, *PADS, tokenizer.unk_token):

@@ -21,7 +21,7 @@ ZEPHYR = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
 MAX_SECONDS = 20.0
-"""Seconds in which a template must write its first text."""
+"""Maximum seconds for a template to write its first text."""
 SHOWN = 80
 """Maximum characters of a text in an error line."""
 
@@ -40,8 +40,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template. It comes with a model, so it is data: transformers runs it in a sandbox in
-    which it cannot import, open files or change the messages."""
+    """A Jinja template. It comes with a model, so it is untrusted: transformers runs it in a
+    sandbox in which it cannot import, open files or change the messages."""
 
     source: str
     special_tokens: dict[str, str]
@@ -76,8 +76,8 @@ class ChatTemplate:
     ) -> tuple[list[Turn], str]:
         """Returns the turns of a conversation, and the text after the last answer.
 
-        Raises RowError if the template refuses the conversation or does not tell answers apart.
-        `find_control` returns the first control token from a position on.
+        Raises RowError if the template refuses the conversation, or does not show where answers
+        begin and end. `find_control` returns the first control token from a position on.
         """
         text, start = self.write(messages, ask), 0
         turns: list[Turn] = []
@@ -87,7 +87,7 @@ class ChatTemplate:
             asked = self.write(messages[:index], ask=True)
             answered = self.write(messages[: index + 1])
             end = find_control(answered, len(asked))
-            # After the end token, a template may write something that ends the whole text.
+            # A template may write closing text after the last end token, so that is not compared.
             prefixes = (asked, answered[: end.end() if end else None])
             if not all(map(text.startswith, prefixes)) or len(asked) < start:
                 raise RowError(f"{self.name} changes earlier turns when later ones follow")
@@ -95,21 +95,21 @@ class ChatTemplate:
             if end is None or answer.strip() != message["content"].strip():
                 added, content = answered[len(asked) :], message["content"]
                 raise RowError(
-                    f"{self.name} writes {added[:SHOWN]!r} where generation starts, for the answer "
-                    f"{content[:SHOWN]!r} and its end token"
+                    f"{self.name} writes {added[:SHOWN]!r} instead of the answer "
+                    f"{content[:SHOWN]!r} and its end token where generation starts"
                 )
             turns.append(Turn(text[start : len(asked)], answer, end.group()))
             start = end.end()
         return turns, text[start:]
 
     def pinned(self, special_tokens: dict[str, str]) -> str:
-        """Returns a template that writes the same with other special tokens."""
+        """Returns a template that writes the same text with these special tokens."""
         changed = {
             name: self.special_tokens.get(name, "")
             for name, token in special_tokens.items()
             if name in self.source and self.special_tokens.get(name) != token
         }
-        # The empty text at the end keeps a line break that would be removed after a block.
+        # The empty text at the end keeps a line break that Jinja would remove after a block.
         pins = "".join(f"{{% set {name} = {token!r} %}}" for name, token in changed.items())
         return pins + "{{ '' }}" * bool(pins) + self.source
 

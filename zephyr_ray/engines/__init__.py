@@ -1,4 +1,4 @@
-"""The engines, by the name that a recipe gives them. A new engine is one file and one line here."""
+"""Lists the engines by their names in a recipe. A new engine is one file and one line here."""
 
 from pkgutil import resolve_name
 

@@ -15,15 +15,15 @@ PAUSES = (1, 2)
 
 
 def check_proxies() -> None:
-    """Raises Permanent if the HTTP client cannot use a proxy variable. It prepares all of them,
-    even one that NO_PROXY makes unnecessary."""
+    """Raises Permanent if the HTTP client cannot use a proxy variable. The client reads all of
+    them, even one that NO_PROXY makes unnecessary."""
     import httpx2
 
     for scheme, value in getproxies().items():
         if scheme not in ("http", "https", "all"):
             continue
         variable = _variable(scheme)
-        # As for the client, a value without a scheme is an HTTP proxy.
+        # The client, too, takes a value without a scheme for an HTTP proxy.
         url = value if "://" in value else f"http://{value}"
         try:
             httpx2.HTTPTransport(proxy=url, verify=False)
@@ -36,7 +36,7 @@ def check_proxies() -> None:
         except (ValueError, httpx2.InvalidURL):
             usable = False
         if not usable:
-            # Without the exception's text, which may quote a part of the password.
+            # The exception's text is omitted, because it may quote a part of the password.
             raise Permanent(
                 f"{variable} is not the URL of an http, https or socks5 proxy; correct or unset it"
             )
@@ -45,8 +45,8 @@ def check_proxies() -> None:
 def check_reachable(client: "OpenAI", key_variable: str | None) -> None:
     """Raises Permanent if the client cannot connect, or if its key is refused.
 
-    Asks for the list of models, which is free. Any reply will do, because not every endpoint has
-    that list; neither is status 403 a wrong key, because a restricted one may not read it.
+    Asks for the list of models, which is free. Any reply but status 401 will do: some endpoints
+    have no such list, and a restricted key may get status 403 for it.
     """
     import httpx2
     import openai
@@ -60,17 +60,17 @@ def check_reachable(client: "OpenAI", key_variable: str | None) -> None:
             raise Permanent(f"{address}: {shorten(str(error))}; {fix}") from None
         except openai.APIConnectionError as error:
             reason = error.__cause__
-            # No reply in time is no failure: a small server may be busy with an answer.
+            # A late reply is not a failure, because a small server may be busy with an answer.
             if not isinstance(
                 reason, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError
             ):
                 return
             if pause is None:
                 proxy = proxy_variable(address)
-                means = f" through the proxy of {proxy}" if proxy else ""
+                via = f" through the proxy of {proxy}" if proxy else ""
                 fix = f"correct {proxy}" if proxy else "start the server or correct base_url"
                 raise Permanent(
-                    f"cannot connect to {address}{means} ({describe(reason)}); {fix}"
+                    f"cannot connect to {address}{via} ({describe(reason)}); {fix}"
                 ) from None
             time.sleep(pause)
         except openai.APIStatusError:

@@ -14,7 +14,7 @@ def check(path: Path) -> None:
     for number, row in numbered_jsonl(path):
         for field in ("instruction", "answer"):
             if not isinstance(row.get(field), str):
-                raise Permanent(f'{path} line {number}: needs an "{field}", a text; add one')
+                raise Permanent(f'{path} line {number}: needs an "{field}" that is text; add one')
         try:
             constraints.validate(row.get("constraint") or {})
         except Permanent as error:

@@ -28,11 +28,11 @@ RETRIES = 6
 """Maximum retries per request, with exponential backoff or after the delay in Retry-After. A rate
 limit is waited out instead, see WAIT_SECONDS."""
 FIRST_DELAY, LONGEST_DELAY = 0.5, 8.0
-"""Seconds of the backoff before the first retry, and its maximum."""
+"""Seconds of backoff before the first retry, and maximum seconds of backoff."""
 WAIT_SECONDS = 600
 """Maximum seconds that a request waits while the endpoint answers no request at all."""
 TIMEOUT_SECONDS, CONNECT_SECONDS = 120, 15
-"""Maximum seconds per attempt without a byte of the reply, and until it is connected."""
+"""Maximum seconds per attempt without a byte of the reply, and to connect."""
 PREFLIGHT_SECONDS = 5
 """Maximum seconds without a byte when a connection is checked before a run."""
 
@@ -43,8 +43,8 @@ class EndpointSettings(ModelSettings):
     """Settings of an engine that calls an HTTP endpoint."""
 
     base_url: str
-    """Endpoint URL; part of the content key, because the same name elsewhere may be another
-    model."""
+    """Endpoint URL; part of the content key, because the same model name at another URL may be
+    another model."""
     api_key_env: Annotated[str | None, OPERATIONAL] = None
     """Name of the environment variable that holds the key, in capitals; never the key itself."""
 
@@ -82,7 +82,7 @@ class EndpointSettings(ModelSettings):
             check_reachable(client, self.api_key_env)
 
     def api_key(self) -> str:
-        """Returns the key. Raises StopRun if the environment variable holds none."""
+        """Returns the key. Raises StopRun if the environment variable holds no valid one."""
         if self.api_key_env is None:
             return "none"  # the client requires a key even if the server needs none
         key = os.environ.get(self.api_key_env, "").strip()
@@ -114,7 +114,7 @@ class Endpoint:
     def __init__(self, settings: EndpointSettings, target: str):
         self._client = settings.client()
         self.name = f"{target} at {settings.base_url}"
-        """Names the endpoint in error lines."""
+        """Name of the endpoint in error lines."""
         self._last_answer = time.monotonic()
         self._is_waiting = False
 
@@ -131,13 +131,13 @@ class Endpoint:
                 return answer
             except Unavailable as error:
                 delay = error.after or min(FIRST_DELAY * 2**retries, LONGEST_DELAY)
-                delay *= 1 + random.random() / 4  # so that not all rows ask at the same moment
+                delay *= 1 + random.random() / 4  # so that rows do not all retry at once
                 waited = time.monotonic() - max(start, self._last_answer)
                 gives_up = retries >= RETRIES and not error.rate_limited
                 if gives_up or waited + delay > WAIT_SECONDS:
                     raise
                 if not self._is_waiting:
-                    log.warning("%s; asking again", error)
+                    log.warning("%s; retrying", error)
                 self._is_waiting = True
             await asyncio.sleep(delay)
             retries += 1

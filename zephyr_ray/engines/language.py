@@ -29,7 +29,7 @@ class LanguageSettings(ModelSettings):
     """Maximum tokens of prompt and answer together; a row that needs more fails."""
 
     def limit(self, shape: Shape | None) -> int | None:
-        # An endpoint has its own limit; the default is not it.
+        # An endpoint has a limit of its own, which the default does not state.
         return self.context if "context" in self.model_fields_set else None
 
 

@@ -49,13 +49,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that a recipe names: given ones, or the artifact of a training stage."""
+    """Weights that a recipe names: existing ones, or the artifact of a training stage."""
 
     origin: str
     """A folder, packaged name or hub id: the weights themselves, or those that training started
     from."""
     stage: str | None = None
-    """The stage that trains them; None if they are given."""
+    """The stage that trains them; None if they exist already."""
 
     def identity(self, keys: dict[str, str]) -> str:
         """Returns what content keys hash for the weights; `keys` are those of earlier stages."""

@@ -17,9 +17,10 @@ from zephyr_ray.settings import ADDED, OPERATIONAL
 log = logging.getLogger("zephyr_ray")
 
 RESERVED = {"model", "messages", "stream", "n"}
-"""Parameters that the engine itself sets, or whose replies it could not read."""
+"""Parameters that the engine itself sets, or that lead to replies it cannot read."""
 ADAPTABLE = {"max_tokens": "max_completion_tokens", "temperature": None, "top_p": None}
-"""Parameters of every request, and their other names; without one, a refused one is left out."""
+"""Other names of the parameters in every request, to try if the endpoint refuses one; a refused
+parameter without another name is left out."""
 UNSUPPORTED = re.compile(
     r"(un|not |n't )(support|recogni|known|expect|permit|allow|accept|available|implement)"
     r"|extra_forbidden|deprecated|invalid (parameter|argument|field)|only (one|[\d.]+ (is|are)) "
@@ -39,7 +40,7 @@ class OpenAISettings(EndpointSettings, LanguageSettings):
     model: str
     """The model's name at the endpoint."""
     parameters: Annotated[dict[str, JsonValue], ADDED] = {}
-    """Further parameters of each request, such as reasoning_effort; they replace the engine's."""
+    """Further parameters of each request, such as reasoning_effort; they override the engine's."""
     price: Annotated[tuple[float, float] | None, OPERATIONAL] = None
     """Dollars per million prompt tokens and per million answer tokens, for the plan."""
 
@@ -91,16 +92,16 @@ class OpenAIEngine(LanguageEngine):
     def _adapt(self, rejected: Rejected, body: dict[str, Any]) -> None:
         """Renames or leaves out, from now on, the parameter that the endpoint does not support.
 
-        Raises StopRun if that did not help, and `rejected` if it is about something else.
+        Raises StopRun if that did not help, and `rejected` if the error is about something else.
         """
         error = rejected.error
         if not UNSUPPORTED.search(f"{error.codes} {error.message}"):
             raise rejected
         refused = [n for n in ADAPTABLE if n in body and n not in self._extra and error.names(n)]
         if any(name in self._changes for name in refused):
-            return  # another row adapted it while this one was asked
+            return  # another row adapted it while this request was in flight
         if refused:
-            # Of two that exclude each other, temperature stays.
+            # If two parameters exclude each other, temperature stays.
             name = refused[-1]
             self._changes[name] = new_name = ADAPTABLE[name]
             instead = f"sending {new_name} instead" if new_name else "leaving it out"

@@ -1,7 +1,7 @@
-"""Decides what a reply of an endpoint means: an answer, the row's own fault, or the world's.
+"""Classifies a reply of an endpoint: an answer, an error of this row, or an error of the endpoint.
 
-The rules read what HTTP and JSON say: status, error object, choices, finish reason. What no rule
-knows is the world's fault: never an answer, and never the row's.
+The rules read the HTTP status and the JSON: error object, choices, finish reason. A reply that no
+rule matches is never an answer, and never an error of the row.
 """
 
 import email.utils
@@ -27,18 +27,18 @@ FILTERED = {"content_filter", "safety", "recitation", "prohibited_content", "ref
 FIXES = {
     401: "correct the key that api_key_env names",
     402: "add credits, then run again",
-    403: "give the key access to it",
+    403: "use a key that has access",
     404: "correct model or base_url",
-    407: "correct user and password of the proxy",
+    407: "correct the user and password of the proxy",
 }
-"""What to change for each status that every row would get."""
-JUDGES_ONE_ROW = (400, 403, 413, 422, 451)
-"""Statuses that may be the fault of one row; the error object tells."""
-ASK_AGAIN = (408, 409, 425, 429)
-"""Statuses below 500 that a retry can help."""
+"""What to change, by HTTP status that every row would get."""
+ROW_STATUSES = (400, 403, 413, 422, 451)
+"""Statuses that one row may have caused; the error object decides."""
+RETRIED_STATUSES = (408, 409, 425, 429)
+"""Statuses below 500 for which a retry can help."""
 
 MATCHED_CHARACTERS = 4000
-"""Characters of an error's text that the rules read."""
+"""Maximum characters of an error's text that the rules read."""
 
 _BILLING = re.compile(
     r"insufficient_(quota|credit|balance|fund)|exceeded_current_quota|billing|payment|no_credit"
@@ -67,17 +67,17 @@ _CODE_OF_STATUS = re.compile(r"[45]\d\d")
 
 
 class Unavailable(Temporary):
-    """A reply without an answer, although the same request may get one later."""
+    """A request without an answer; the same request may get one later."""
 
     def __init__(self, message: str, after: float | None = None, rate_limited: bool = False):
         super().__init__(message)
         self.after = after
-        """Seconds to wait, if the endpoint says so."""
+        """Seconds to wait before a retry, if the endpoint states them."""
         self.rate_limited = rate_limited
 
 
 class Rejected(Temporary):
-    """An error reply to this request that no rule knows; asking again at once does not help."""
+    """An error reply that no rule matches; an immediate retry does not help."""
 
     def __init__(self, message: str, error: "ErrorObject"):
         super().__init__(message)
@@ -86,20 +86,20 @@ class Rejected(Temporary):
 
 @dataclass(frozen=True)
 class ErrorObject:
-    """What a JSON error says, in the shapes that servers use."""
+    """The content of a JSON error, in any of the shapes that servers use."""
 
     message: str
     codes: str = ""
     """Its code and type, in lower case."""
     param: str = ""
     flagged: bool = False
-    """Whether it says that a moderation flagged the prompt."""
+    """Whether it states that a moderation filter flagged the prompt."""
     status: int | None = None
     """The HTTP status that the error object itself states."""
 
     @classmethod
     def of(cls, data: Any) -> "ErrorObject | None":
-        """Returns the error in a JSON value; None if the value has no object or text of one."""
+        """Returns the error in a JSON value; None if the value contains no object or text."""
         while isinstance(data, list) and data:
             data = data[0]
         if isinstance(data, str):
@@ -127,17 +127,17 @@ class ErrorObject:
         )
 
     def names(self, parameter: str) -> bool:
-        """Returns whether it is about a parameter of the request."""
+        """Returns whether the error is about this parameter of the request."""
         if self.param:
             return self.param == parameter
         return re.search(rf"\b{re.escape(parameter)}\b", self.message) is not None
 
 
 def read_object(status: int, headers: Mapping[str, str], text: str, where: str) -> dict[str, Any]:
-    """Returns the JSON object of a successful reply; `where` begins the lines of all errors.
+    """Returns the JSON object of a successful reply; `where` begins every error line.
 
-    Raises RowError for the row's own fault, StopRun if every row would fail, and Unavailable or
-    Rejected otherwise.
+    Raises RowError if this row caused the error, StopRun if every row would fail, and Unavailable
+    or Rejected otherwise.
     """
     try:
         data = json.loads(text)
@@ -150,11 +150,11 @@ def read_object(status: int, headers: Mapping[str, str], text: str, where: str) 
             received = headers.get("content-type", "a body").partition(";")[0]
             raise Unavailable(f"{where}: answers {received} instead of JSON: {shorten(text)}")
     if 300 <= status < 400:
-        # Without its query, which may hold a token.
+        # The query is omitted, because it may hold a token.
         to = headers.get("location", "another address").partition("?")[0]
         raise StopRun(f"{where}: redirects to {to}; set base_url to the API itself")
-    if data is None and status in JUDGES_ONE_ROW and status != 413:
-        # A gateway's page, not the API's words: the row cannot be judged by it.
+    if data is None and status in ROW_STATUSES and status != 413:
+        # The error page of a gateway says nothing about the row, unlike an error of the API.
         raise Rejected(f"{where}: status {status}: {shorten(text)}", ErrorObject(""))
     fail(status, ErrorObject.of(data) or ErrorObject(shorten(text)), where, headers)
 
@@ -162,29 +162,29 @@ def read_object(status: int, headers: Mapping[str, str], text: str, where: str) 
 def fail(
     status: int, error: ErrorObject, where: str, headers: Mapping[str, str] | None = None
 ) -> NoReturn:
-    """Raises what an error object means; see `read_object`. A status below 300 says nothing."""
+    """Raises the exception for an error object; see `read_object`. Ignores a status below 300."""
     if status < 300 and error.status:
         status = error.status
-    stated = f"status {status}: " if status >= 300 else ""
-    said = f"{where}: {stated}{shorten(error.message).rstrip('.')}"
+    prefix = f"status {status}: " if status >= 300 else ""
+    line = f"{where}: {prefix}{shorten(error.message).rstrip('.')}"
     cause = _row_cause(status, error)
-    if cause and (status < 300 or status in JUDGES_ONE_ROW):
-        raise RowError(said, cause)
+    if cause and (status < 300 or status in ROW_STATUSES):
+        raise RowError(line, cause)
     if _BILLING.search(error.codes):
-        raise StopRun(f"{said}; {FIXES[402]}")
+        raise StopRun(f"{line}; {FIXES[402]}")
     if status < 500 and _MODEL.search(f"{error.codes} {error.message}"):
-        raise StopRun(f"{said}; {FIXES[404]}")
+        raise StopRun(f"{line}; {FIXES[404]}")
     if status in FIXES:
-        raise StopRun(f"{said}; {FIXES[status]}")
-    if status < 300 or status >= 500 or status in ASK_AGAIN:
+        raise StopRun(f"{line}; {FIXES[status]}")
+    if status < 300 or status >= 500 or status in RETRIED_STATUSES:
         after = _retry_after(headers or {})
-        said += f" (retry after {after:.0f} s)" if after else ""
-        raise Unavailable(said, after, rate_limited=status == 429)
-    raise Rejected(said, error)
+        line += f" (retry after {after:.0f} s)" if after else ""
+        raise Unavailable(line, after, rate_limited=status == 429)
+    raise Rejected(line, error)
 
 
 def _row_cause(status: int, error: ErrorObject) -> str | None:
-    """Returns the row's own fault in two words; None if the error is not known to be one."""
+    """Returns the cause in two words if the row is known to have caused the error, else None."""
     if error.flagged or _CONTENT_CODE.search(error.codes) or _CONTENT.search(error.message):
         return "content filter"
     if status == 413 or _LONG_CODE.search(error.codes) or _LONG.search(error.message):
@@ -193,7 +193,7 @@ def _row_cause(status: int, error: ErrorObject) -> str | None:
 
 
 def read_answer(data: dict[str, Any], where: str) -> Reply:
-    """Returns the answer in a chat completion. Raises as `read_object` if it has none."""
+    """Returns the answer in a chat completion. Raises as `read_object` does if it has none."""
     choices = data.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
@@ -208,7 +208,7 @@ def read_answer(data: dict[str, Any], where: str) -> Reply:
         raise RowError(f"{where}: refused: {shorten(str(message['refusal']))}", "refused")
     text, end = message.get("content"), ENDS.get(finish_reason)
     if not isinstance(text, str) or end is None:
-        has = "a text" if isinstance(text, str) else "no text"
+        has = "text" if isinstance(text, str) else "no text"
         raise Unavailable(f"{where}: the reply has {has} and finish_reason {finish_reason}")
     usage = data.get("usage")
     tokens = usage if isinstance(usage, dict) else {}
@@ -221,7 +221,7 @@ def _count(usage: dict[str, Any], name: str) -> int:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Returns the seconds in Retry-After, which has a number or a date; None if neither."""
+    """Returns the seconds until Retry-After, a number or a date; None if it is neither."""
     value = headers.get("retry-after", "")
     try:
         seconds = float(value)

@@ -1,4 +1,4 @@
-"""Judges answers by code, without a language model.
+"""Judges answers with code, without a language model.
 
 An answer passes if it satisfies the prompt's constraint, ends by itself, does not repeat itself
 and, if a sentence encoder is configured, is on topic.
@@ -43,7 +43,9 @@ class RulesJudge:
 
     def __init__(self, settings: RulesSettings):
         self._relevance_min = settings.relevance_min
-        self._similarity = _Encoder(settings.relevance).similarity if settings.relevance else None
+        self._similarity = (
+            _SentenceEncoder(settings.relevance).similarity if settings.relevance else None
+        )
 
     def ask_for(self, model: Any, row: dict[str, Any]) -> "RulesJudge":
         return self
@@ -99,8 +101,8 @@ class RulesJudge:
     }
 
 
-class _Encoder:
-    """An encoder of sentences: the mean of the last hidden states, like all-MiniLM."""
+class _SentenceEncoder:
+    """A sentence encoder: the mean of the last hidden states, like all-MiniLM."""
 
     def __init__(self, weights: str):
         import torch

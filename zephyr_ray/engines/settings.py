@@ -1,6 +1,6 @@
 """Defines the settings that all engines share, and what each engine declares.
 
-An engine is one file: a subclass of `ModelSettings` with its settings in a recipe, beside the code
+An engine is one file: a subclass of `ModelSettings` with its settings in a recipe, and the code
 that answers. Behavior that depends on the engine is a method of its settings; no other code
 compares engine names."""
 
@@ -23,8 +23,8 @@ SHARED_IDENTITY = {
     "relevance_min": 0.3,
     "context": 2048,
 }
-"""Values in the identity for settings that an engine lacks: content keys hash these names for every
-engine."""
+"""Values that stand in for settings that an engine lacks, because content keys hash these names for
+every engine."""
 PER_ANSWER = {"temperature", "top_p", "demonstrations", "actors", "concurrency", "price"}
 """Settings that may differ between models that share one running engine."""
 
@@ -90,11 +90,11 @@ class ModelSettings(Strict):
 
     def limit(self, shape: Shape | None) -> int | None:
         """Returns the maximum tokens of prompt and answer together, None if unknown; `shape` is the
-        model's. Raises Permanent if a setting is above what the model has."""
+        model's. Raises Permanent if a setting exceeds the model's limit."""
         return None
 
     def dollars(self, calls: Calls) -> float | None:
-        """Returns the price of the calls, or None if it is not stated."""
+        """Returns the price of the calls in dollars; None if no price is set."""
         return None
 
     def describe_memory(self, shape: Shape, gpu_gib: float | None) -> str:

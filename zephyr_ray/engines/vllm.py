@@ -26,7 +26,7 @@ from zephyr_ray.models.weights import resolve
 from zephyr_ray.settings import OPERATIONAL, WEIGHTS
 
 KV_CACHE_BYTES = 1 << 30
-"""KV cache of a CPU engine, 1 GiB; a GPU engine uses its free memory."""
+"""Bytes of the KV cache of a CPU engine; a GPU engine uses its free memory."""
 GPU_SHARE = 0.92
 """Share of a GPU's memory that vLLM uses (its gpu_memory_utilization)."""
 CPU_ENVIRONMENT = {
@@ -53,7 +53,7 @@ class VllmSettings(LanguageSettings):
     @classmethod
     def _whole_above_one(cls, value: float) -> float:
         if value > 1 and not value.is_integer():
-            raise ValueError("must be a share of one GPU or a whole number")
+            raise ValueError("must be a fraction of one GPU or a whole number")
         return value
 
     @property
@@ -99,7 +99,7 @@ class VllmSettings(LanguageSettings):
 
 
 def engine_arguments(folder: Path, context: int, gpus: float, seed: int) -> dict[str, Any]:
-    """Returns the arguments of vLLM's engine, of a CPU engine if `gpus` is 0."""
+    """Returns the arguments of vLLM's engine; of a CPU engine if `gpus` is 0."""
     arguments: dict[str, Any] = {
         "model": str(folder),
         "dtype": "bfloat16",
@@ -114,17 +114,17 @@ def engine_arguments(folder: Path, context: int, gpus: float, seed: int) -> dict
             "distributed_executor_backend": "uni",
         }
     if gpus > 1:
-        # Ray gives all the GPUs to this actor, so its workers are processes and not Ray actors.
+        # Ray gives all the GPUs to this actor, so vLLM's workers must be processes, not Ray actors.
         parallel = {"tensor_parallel_size": int(gpus), "distributed_executor_backend": "mp"}
         return arguments | parallel
     return arguments
 
 
 class VllmEngine(LanguageEngine):
-    """A model on this process's devices. `weights` is an argument of `weights.resolve`.
+    """A model on this process's devices. `weights` is anything that `weights.resolve` takes.
 
-    `seed` is the engine's. A seed per request would sample over the complete vocabulary for each
-    request, and on a CPU breaks requests with chunked prefill.
+    `seed` seeds the engine. A seed per request would make vLLM sample over the complete vocabulary
+    for each request separately, and on a CPU it breaks requests with chunked prefill.
     """
 
     def __init__(self, weights: str, context: int, gpus: float, seed: int):
@@ -213,9 +213,9 @@ class VllmEngine(LanguageEngine):
 
 
 def _sample_by_search() -> None:
-    """Replaces vLLM's CPU sampler, which draws one random number per token of the vocabulary: a
-    third of the run time of a 135M model. One uniform number per row, searched in the cumulative
-    probabilities, samples from the same distribution."""
+    """Replaces vLLM's CPU sampler, which draws one random number per token of the vocabulary and
+    takes a third of the run time of a 135M model. One uniform number per row, searched in the
+    cumulative probabilities, samples from the same distribution."""
     from vllm.v1.sample.ops import topk_topp_sampler
 
     topk_topp_sampler.compiled_random_sample = draw

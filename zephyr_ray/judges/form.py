@@ -29,4 +29,4 @@ class Form(Protocol):
 
     def calls(self, judgements: float, prompt: int, answer: int) -> Calls:
         """Returns the calls and tokens of `judgements` judgements; `prompt` and `answer` are
-        tokens."""
+        tokens per prompt and per answer."""

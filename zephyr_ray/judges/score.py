@@ -47,7 +47,7 @@ class Score:
 
 
 def read_score(text: str, judged: str = "", cut: bool = False) -> tuple[float | None, str]:
-    """Returns (score from 1 to 10, None if unparsable; the judge's reason); see `last_word`."""
+    """Returns the score (1 to 10, None if unparsable) and the judge's reason; see `last_word`."""
     verdict = last_word(text, _read, judged, cut)
     if verdict is None:
         return None, f"unparsable: {text.strip()!r}"

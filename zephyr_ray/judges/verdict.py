@@ -46,7 +46,8 @@ def last_word(text: str, read: Read, judged: str = "", cut: bool = False) -> Ver
     - A value inside unbalanced brackets does not count. Neither does a quote from `judged`, the
       judged texts, unless it is the complete reply: no answer may grade itself.
     - The verdict is the last of the remaining values. If they disagree, or if the reply was `cut`
-      at the token limit, it must end the reply, on lines of its own or after a label ("Verdict:").
+      at the token limit, the last one must end the reply, on lines of its own or after a label
+      ("Verdict:").
     """
     text = _FENCE.sub("", text)
     begin, spans = _outside_thinking(text, read)
@@ -87,7 +88,8 @@ def _outside_thinking(text: str, read: Read) -> tuple[int, list[_Span]]:
 
 
 def _verdict(value: Any, read: Read) -> Verdict | None:
-    """Returns the verdict that a literal is or contains; contradictory ones say nothing."""
+    """Returns the verdict that a literal is or contains; if it contains contradictory ones, a
+    verdict that says None."""
     verdicts = list(_verdicts(value, read))
     if len({verdict.says for verdict in verdicts}) > 1:
         return Verdict(says=None)

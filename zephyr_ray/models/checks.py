@@ -11,9 +11,9 @@ from zephyr_ray.messages import assistant, user
 from zephyr_ray.models.headers import tensor_shapes
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
-"""Ends of the names of input embeddings in safetensors files."""
+"""Suffixes of the names of input embeddings in safetensors files."""
 SHORTEST = [user("a"), assistant("b")]
-"""A conversation that every max_length must hold."""
+"""A conversation that must fit into max_length."""
 
 
 def check_answers(folder: Path) -> None:
@@ -45,7 +45,7 @@ def check_answers(folder: Path) -> None:
 
 def check_trains(folder: Path, max_length: int) -> None:
     """Raises Permanent if the model in this folder cannot be trained on sequences of `max_length`
-    tokens, and then answer."""
+    tokens, or cannot answer conversations."""
     check_answers(folder)
     config = read_config(folder)
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -80,7 +80,7 @@ def load_chat_format(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # each tokenizer class raises its own
+    except Exception as error:  # each tokenizer class raises its own exceptions
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise Permanent(
             f"weights folder {folder}: cannot load the tokenizer ({reason}); copy it again"

@@ -1,4 +1,4 @@
-"""The kinds of constraint: one function per kind, which checks an answer.
+"""Defines the kinds of constraint: one function per kind, which checks an answer.
 
 A check takes the stripped answer and the constraint's arguments. It reads the answer and never runs
 it, because answers come from models.
@@ -14,7 +14,7 @@ import regex
 from zephyr_ray.models.spacing import WORD, spaced
 
 ConstraintResult = tuple[bool, str]
-"""Whether the answer keeps the constraint, and the reason as one line for a person."""
+"""Whether the answer satisfies the constraint, and the reason in one line."""
 
 LANGUAGES = {"English": "en", "Spanish": "es", "French": "fr"}
 
@@ -60,7 +60,7 @@ def has_word(text: str, word: str) -> bool:
 
 
 def _count_words(text: str) -> int:
-    """Counts the stretches between spaces that contain a letter or digit, as a person would."""
+    """Counts words as a person would: text between spaces with at least one letter or digit."""
     return sum(any(char.isalnum() for char in word) for word in spaced(text).split())
 
 
@@ -88,7 +88,7 @@ def _kind(
 def uppercase(text: str) -> ConstraintResult:
     lower = sum(char.islower() for char in text)
     ok = not lower and any(char.isupper() for char in text)
-    return ok, f"capital letters asked for, {lower} small letters found"
+    return ok, f"capital letters asked for, {lower} lowercase letters found"
 
 
 @_kind(
@@ -99,7 +99,7 @@ def uppercase(text: str) -> ConstraintResult:
 def lowercase(text: str) -> ConstraintResult:
     upper = sum(char.isupper() for char in text)
     ok = not upper and any(char.islower() for char in text)
-    return ok, f"small letters asked for, {upper} capital letters found"
+    return ok, f"lowercase letters asked for, {upper} capital letters found"
 
 
 @_kind(
@@ -112,7 +112,7 @@ def one_sentence(text: str) -> ConstraintResult:
     lines = [line for line in plain.splitlines() if words(line)]
     count = sum(bool(words(part)) for line in lines for part in _SENTENCE_BREAK.split(line))
     if count == 1 and not _SENTENCE_END.search(text):
-        return False, "one sentence asked for, its end mark is missing"
+        return False, "one sentence asked for, its end punctuation is missing"
     return count == 1, f"one sentence asked for, {count} found"
 
 
@@ -172,7 +172,7 @@ def include_word(text: str, word: str) -> ConstraintResult:
     return ok, f"the word '{word}' asked for, {'found' if ok else 'not found'}"
 
 
-# Natural answers are likely to use these words, so avoiding them takes care.
+# Natural answers are likely to use these words, so avoiding them takes effort.
 @_kind(
     'Do not use the word "{word}".',
     'Answer without the word "{word}".',
@@ -194,7 +194,7 @@ def start_with(text: str, phrase: str) -> ConstraintResult:
     opening, flat = _flat(phrase), _flat(text)
     rest = flat[len(opening) :]
     ok = flat.startswith(opening) and not rest[:1].isalnum() and bool(words(rest))
-    return ok, f"a start with '{phrase}' and more asked for, found '{text[:40]}'"
+    return ok, f"'{phrase}' at the start and more text asked for, found '{text[:40]}'"
 
 
 @_kind(
@@ -204,11 +204,11 @@ def start_with(text: str, phrase: str) -> ConstraintResult:
     phrase=("I hope this helps.", "Good luck!", "Have a nice day!", "That is all."),
 )
 def end_with(text: str, phrase: str) -> ConstraintResult:
-    # The final mark may be missing: "Good luck" passes for "Good luck!".
+    # The final punctuation may be missing: "Good luck" passes for "Good luck!".
     closing, flat = _flat(phrase).rstrip(".! "), _flat(text).rstrip(".! ")
     rest = flat[: len(flat) - len(closing)]
     ok = flat.endswith(closing) and not rest[-1:].isalnum() and bool(words(rest))
-    return ok, f"an end with '{phrase}' after more asked for, found '{text[-40:]}'"
+    return ok, f"'{phrase}' at the end and more text asked for, found '{text[-40:]}'"
 
 
 @_kind(
@@ -218,7 +218,7 @@ def end_with(text: str, phrase: str) -> ConstraintResult:
 )
 def quoted(text: str) -> ConstraintResult:
     ok = text[0] + text[-1] in ('""', "“”") and not re.search(r"[\"“”]", text[1:-1])
-    return ok, f"one pair of double quotes around all asked for, {'found' if ok else 'not found'}"
+    return ok, f"one pair of enclosing double quotes asked for, {'found' if ok else 'not found'}"
 
 
 @_kind(
@@ -257,9 +257,9 @@ def no_commas(text: str) -> ConstraintResult:
 def repeat_question(text: str, instruction: str) -> ConstraintResult:
     request, answer = words(instruction), words(text)
     if answer[: len(request)] != request:
-        return False, "the request word for word asked for first, not found"
+        return False, "the request repeated at the start asked for, not found"
     more = len(answer) - len(request)
-    return more > 0, f"the request and then an answer asked for, {more} words follow it"
+    return more > 0, f"an answer after the request asked for, {more} words found"
 
 
 @_kind(

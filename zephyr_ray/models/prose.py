@@ -4,11 +4,11 @@ import re
 from collections.abc import Callable
 
 FILLER = "\0"
-"""Stands for each character that is not prose."""
+"""Replaces each character that is not prose."""
 VERSE_LINE = 60
 """Maximum characters per line of verse; the lines of wrapped prose are longer."""
 
-# What is opened and never closed runs to the end, so that no search starts again behind it.
+# A block without an end runs to the end of the text, so that no search restarts inside it.
 _DISPLAYED = re.compile(
     r"^[ >\t]*(```+|~~~+).*?(?:^[ >\t]*\1[`~]*[ \t]*$|\Z)|^[ \t]*>[^\n]*"
     r"|\$\$.*?(?:\$\$|\Z)|\\\[.*?(?:\\\]|\Z)|\\begin\{(\w+\*?)\}.*?(?:\\end\{\2\}|\Z)"
@@ -24,7 +24,7 @@ _INLINE = re.compile(
     r"|(?<![\w-])\w[\w-]++\.(?-i:[a-z])\w{0,4}\b",  # a file
     re.MULTILINE | re.IGNORECASE,
 )
-# The words with which a sentence of prose seldom begins in lower case, and what follows in code.
+# Lowercase words that seldom begin a sentence of prose, and what follows them in code.
 _STATEMENT = (
     r"for\s+\w+(?:,\s*\w+)*\s+(?:in|from)\b[^.!?\n]*:|with\s+\S+\s+as\b|(?:from\s+\S+\s+)?import\s+\S"
     r"|select\s[^.\n]{0,200}\sfrom\s|insert\s+into\s|update\s+\w+\s+set\s|delete\s+from\s"
@@ -49,7 +49,7 @@ _ITEM = re.compile(r"(?:[-*•+]|\d+[.)])\s")
 
 
 def mask(text: str) -> str:
-    """Returns the text with FILLER for all that is not prose; its length and line breaks stay.
+    """Replaces all that is not prose with FILLER; keeps the length and line breaks of the text.
 
     Lines without a blank line between them are code if one of them looks like code, because wrong
     capitals in code cost more than missing ones in prose.
@@ -58,7 +58,7 @@ def mask(text: str) -> str:
 
 
 def mask_marked(text: str) -> str:
-    """Like `mask`, for verse and what is marked as other than prose; code without marks stays."""
+    """Masks only verse and what is marked as other than prose; code without marks stays."""
     return _mask_blocks(_is_verse, _INLINE.sub(fill, _DISPLAYED.sub(fill, text)))
 
 
@@ -72,7 +72,7 @@ def fill(match: re.Match[str]) -> str:
 
 def _is_verse(block: str) -> bool:
     """Returns whether the lines are short, and most do not end a sentence or several begin with a
-    small letter."""
+    lowercase letter."""
     lines = [line.strip() for line in block.splitlines() if line.strip(f" \t{FILLER}")]
     if len(lines) < 3 or any(len(line) > VERSE_LINE or _ITEM.match(line) for line in lines):
         return False

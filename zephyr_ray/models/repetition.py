@@ -8,8 +8,9 @@ from zephyr_ray.models.constraint_kinds import words
 from zephyr_ray.models.spacing import is_unspaced
 
 LOOP_WORDS, LOOP_TIMES, LOOP_UNITS = 6, 3, 12
-"""Words per run; occurrences of a line or of a run (overlaps count); occurrences of a unit of 1-4
-letters without a gap. Two occurrences are no loop: an answer may repeat the request first."""
+"""Words per run; minimum occurrences of a line or of a run (overlaps count); minimum occurrences of
+a unit of 1-4 letters without a gap. Two occurrences are no loop, because an answer may repeat the
+request first."""
 WORD_LETTERS = 2
 """Letters that count as one word, in scripts without spaces between words."""
 
@@ -18,7 +19,7 @@ _UNIT_LOOP = re.compile(rf"([^\W\d_]{{1,4}}?)\1{{{LOOP_UNITS - 1},}}")
 
 
 def loops(text: str) -> bool:
-    """Returns whether a line, a run of words or a unit of letters repeats as LOOP_* say."""
+    """Returns whether a line, a run of words or a unit of letters reaches its LOOP_* limit."""
     lines = Counter(_ITEM_MARK.sub("", line).strip().casefold() for line in text.splitlines())
     return (
         any(times >= LOOP_TIMES for line, times in lines.items() if words(line))
@@ -27,9 +28,9 @@ def loops(text: str) -> bool:
     )
 
 
-def _runs(spoken: list[str]) -> Iterator[tuple[str, ...]]:
+def _runs(text_words: list[str]) -> Iterator[tuple[str, ...]]:
     """Yields every shortest run that counts as LOOP_WORDS words."""
-    sizes = [1 if is_unspaced(word) else WORD_LETTERS for word in spoken]
+    sizes = [1 if is_unspaced(word) else WORD_LETTERS for word in text_words]
     start = size = 0
     for end, added in enumerate(sizes):
         size += added
@@ -37,4 +38,4 @@ def _runs(spoken: list[str]) -> Iterator[tuple[str, ...]]:
             size -= sizes[start]
             start += 1
         if size >= LOOP_WORDS * WORD_LETTERS:
-            yield tuple(spoken[start : end + 1])
+            yield tuple(text_words[start : end + 1])

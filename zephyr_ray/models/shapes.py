@@ -74,12 +74,12 @@ class Shape:
 
     @property
     def linear_parameters(self) -> int:
-        """Parameters of `matrices`."""
+        """Number of parameters in `matrices`."""
         return sum(rows * columns for _, rows, columns in self.matrices)
 
     def adapter_parameters(self, r: int, targets: list[str] | None) -> int:
-        """Returns the parameters of LoRA adapters of rank r on the targets (by default all
-        matrices)."""
+        """Returns the number of parameters of LoRA adapters of rank r on the targets (by default
+        all matrices)."""
         return sum(
             r * (rows + columns)
             for name, rows, columns in self.matrices
@@ -87,7 +87,7 @@ class Shape:
         )
 
     def kv_bytes(self, tokens: int) -> int:
-        """Returns the bytes of the KV cache of `tokens` tokens in bf16."""
+        """Returns the bytes of a bf16 KV cache for `tokens` tokens."""
         keys_and_values, bf16_bytes = 2, 2
         return tokens * self.layers * keys_and_values * self.kv * bf16_bytes
 
@@ -195,8 +195,8 @@ def find_shape(weights: str) -> Shape | None:
 
 
 def find_shape_or_size(weights: str) -> Shape | None:
-    """Returns the shape; without a config, a shape with only the parameters counted in a local
-    folder, so that estimates from it are lower bounds; None without either."""
+    """Returns the shape of a model. Without a config, the shape has only the number of parameters
+    in the local weights, so estimates from it are lower bounds; None without either."""
     if shape := find_shape(weights):
         return shape
     folder = Path(weights) if Path(weights).is_dir() else cached_package(weights)
@@ -240,5 +240,5 @@ def _hub_config(weights: str) -> Path | None:
     try:
         HfApi().model_info(weights, timeout=5)  # fails fast; a download would retry for minutes
         return Path(hf_hub_download(weights, "config.json"))
-    except Exception:  # no network, a gated or an unknown model: no estimate
+    except Exception:  # no network, or a gated or unknown model: no estimate
         return None

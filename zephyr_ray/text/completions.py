@@ -1,4 +1,4 @@
-"""Collects answers of a pool of models to the same prompts, for a judge to score or compare."""
+"""Collects answers from a pool of models to the same prompts, for a judge to score or compare."""
 
 import random
 from functools import partial
@@ -27,8 +27,9 @@ are ours."""
 class Completions(RowStage):
     """A stage that samples `per_prompt` answers to every prompt from a pool of models.
 
-    Models are drawn without replacement, and again once all have answered. With `principles`, each
-    answer is sampled under a random principle as its system prompt, which training never sees.
+    Models are drawn without replacement; once all have answered, they repeat in the same order.
+    With `principles`, each answer is sampled under a random principle as its system prompt, which
+    training never sees.
     """
 
     kind = "completions"

@@ -54,7 +54,7 @@ class SelfRefine(RowStage):
     def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
         if (prompts := rows.get(self.prompts)) is None:
             return {}
-        # Every turn is one call for an answer; all but the last are another for a question.
+        # Each turn takes a call for its answer; each but the first also takes one for its question.
         count = prompts * (2 * self.turns - 1)
         tokens_in = PROMPT_TOKENS + (self.turns - 1) * (PROMPT_TOKENS + self.max_tokens) / 2
         return {self.model: Calls(count, count * tokens_in, prompts * self.turns * self.max_tokens)}

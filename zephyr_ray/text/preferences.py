@@ -22,8 +22,8 @@ FIXES = {
 
 
 class Preferences(Stage):
-    """A stage that pairs the highest-scored answer (chosen) with a random other one (rejected); the
-    paper finds random more diverse and harder than the lowest-scored. The two texts always
+    """A stage that pairs the highest-scored answer (chosen) with a random other one (rejected),
+    which the paper finds more diverse and harder than the lowest-scored one. The two texts always
     differ visibly, and an empty text is never chosen."""
 
     kind = "preferences"

@@ -23,9 +23,9 @@ from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
 from zephyr_ray.store import numbered_jsonl
 
 IN_CONTEXT, MACHINE_MADE = 8, 2
-"""Tasks shown per request, and the maximum of machine-made ones among them (Self-Instruct)."""
+"""Maximum tasks shown per request, and maximum machine-made ones among them (Self-Instruct)."""
 CHAIN = 2
-"""Requests per row; each shows tasks from the replies before it."""
+"""Requests per row; each also shows tasks from the replies to earlier ones."""
 NEW_TASKS = 8
 """Tasks asked for per request."""
 LIST_TOKENS = 128
@@ -47,13 +47,13 @@ MAX_ROUNDS = 4
 
 
 class Tasks(Stage):
-    """Settings shared by both kinds: a file of tasks, and random constraints for them."""
+    """Settings shared by both prompt stages: a file of tasks, and random constraints for them."""
 
     seeds: Annotated[str, FILE]
     count: int | None = Field(None, ge=1)
     """Number of prompts; by default one per task."""
     constrained: float = Field(1.0, ge=0, le=1)
-    """Share of the tasks without a constraint that get a random one."""
+    """Probability that a task without a constraint gets a random one."""
     seed: int = 0
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
@@ -104,7 +104,7 @@ class Prompts(Tasks):
 
 class SelfInstruct(Tasks, RowStage):
     """A stage that makes `count` prompts: the seed tasks, then new tasks that a model writes in
-    their style. A new task is kept if it differs from all tasks kept before and from the
+    their style. A new task is kept if it differs from all tasks already kept and from the
     `apart_from` prompts."""
 
     kind = "self_instruct"
@@ -127,8 +127,8 @@ class SelfInstruct(Tasks, RowStage):
         seeds = [t["instruction"] for t in tasks]
         if not seeds:
             raise Permanent(
-                f"every seed task is a near duplicate of one of '{self.apart_from}'; choose other "
-                "seeds"
+                f"every seed task is a near duplicate of a prompt of '{self.apart_from}'; choose "
+                "other seeds"
             )
         accepted = SimilarityIndex(seeds)
         work.counts["seeds"] = len(seeds)
@@ -210,7 +210,8 @@ class SelfInstruct(Tasks, RowStage):
 
 
 async def invent(row: dict[str, Any], ask: Ask, *, seeds: list[str]) -> dict[str, Any]:
-    """Asks a chain of requests for new tasks; each shows eight, up to two of them machine-made."""
+    """Asks the model for new tasks in a chain of requests; each shows up to eight tasks, at most
+    two of them machine-made."""
     rng = random.Random(row["seed"])
     new_tasks: list[str] = []
     for _ in range(CHAIN):
@@ -250,7 +251,7 @@ def read_tasks(path: Path) -> Iterator[dict[str, Any]]:
     for number, row in numbered_jsonl(path):
         instruction = row.get("instruction")
         if not isinstance(instruction, str) or not instruction.strip():
-            raise Permanent(f'{path} line {number}: needs an "instruction", a text; add one')
+            raise Permanent(f'{path} line {number}: needs an "instruction" that is text; add one')
         if row.get("constraint"):
             try:
                 constraints.validate(row["constraint"])

@@ -2,7 +2,7 @@
 
 The columns of UltraChat-200k (`prompt_id, messages`) and of UltraFeedback-binarized (`prompt,
 prompt_id, chosen, rejected, score_chosen, score_rejected`) need no mapping. Conversations may have
-any form of `conversations.py`. Unusable rows are counted by reason.
+any form that `conversations.py` reads. Unusable rows are counted by reason.
 """
 
 import re
@@ -22,8 +22,7 @@ from zephyr_ray.store import numbered_jsonl
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".arrow": "arrow"}
 NAMES = {"id": ("prompt_id",), "messages": ("messages", "conversations")}
-"""Names of columns in published data sets, if they differ from ours; the first present one is
-read."""
+"""Column names in published data sets, if they differ from ours; the first one present is read."""
 
 
 class Published(Stage):
@@ -42,7 +41,7 @@ class Published(Stage):
     revision: str | None = None
     """A branch, tag or commit of the hub data set."""
     columns: dict[str, str] = {}
-    """Names of columns in the data, by our names."""
+    """Column names in the data, by our names for them."""
     limit: int | None = Field(None, ge=1)
     """Maximum usable rows, from the start of the data."""
     ties: Annotated[Literal["keep", "drop"], ADDED] = "keep"
@@ -50,7 +49,7 @@ class Published(Stage):
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         if (self.dataset is None) == (self.files is None):
-            raise Permanent("dataset: and files: are both set or both missing; set one of them")
+            raise Permanent("dataset: and files: are both set or both missing; set exactly one")
         columns = CONVERSIONS[self.makes].columns
         if unknown := sorted(set(self.columns) - set(columns)):
             raise Permanent(
@@ -116,7 +115,9 @@ class Published(Stage):
         source = f"dataset {dataset!r} (split {self.split!r})"
         if "://" in dataset:
             if (loader := FORMATS.get(Path(dataset).suffix)) is None:
-                raise Permanent(f"{source}: the address must end in {', '.join(FORMATS)}")
+                raise Permanent(
+                    f"{source}: unknown file format; use files that end in {' or '.join(FORMATS)}"
+                )
             rows = _stream(dataset, loader, source)
         else:
             rows = _stream(None, dataset, source, split=self.split, revision=self.revision)
@@ -127,22 +128,22 @@ class Published(Stage):
         yield from rows
 
     def _name(self, column: str, present: Collection[str]) -> str:
-        """Returns the name of our column in the data."""
+        """Returns the name that our column has in the data."""
         if column in self.columns:
             return self.columns[column]
         names = NAMES.get(column, (column,))
         return next((name for name in names if name in present), names[0])
 
     def _renamed(self, raw: Row) -> Row:
-        """Returns the columns of a row that the data have, by our names. A needed one is never
-        missing: it may be None."""
+        """Returns the columns that a row has, under our names. A needed column is never missing,
+        but may be None."""
         conversion = CONVERSIONS[self.makes]
         names = {column: self._name(column, raw) for column in conversion.columns}
         row = {column: raw[name] for column, name in names.items() if name in raw}
         return dict.fromkeys(conversion.needed) | row
 
     def _check_columns(self, source: Any, first: Row) -> None:
-        """Raises Permanent if the data lack a column, as their first row shows."""
+        """Raises Permanent if the first row shows that the data lacks a column."""
         conversion = CONVERSIONS[self.makes]
         needed = [*conversion.needed, *(c for c in conversion.optional if c in self.columns)]
         missing = [column for column in needed if self._name(column, first) not in first]
@@ -165,7 +166,7 @@ SIZES: dict[tuple[str, str], tuple[int, int | None]] = {
     ("HuggingFaceH4/ultrafeedback_binarized", "train_prefs"): (61_135, None),
     ("HuggingFaceH4/ultrafeedback_binarized", "test_prefs"): (2_000, None),
 }
-"""Published rows and, if known, tokens (Mistral's tokenizer) of the data sets that Zephyr was
+"""Number of rows and, if known, of tokens (by Mistral's tokenizer) in the data sets that Zephyr was
 trained on, for planning."""
 
 
@@ -182,21 +183,22 @@ def data_files(path: Path, split: str) -> list[Path]:
     files = sorted(p for p in matches if not re.search(r"(^|/)\.", str(p.relative_to(path))))
     if not files:
         raise Permanent(f"{path} has no {' or '.join(FORMATS)} file; change the files setting")
-    of_split = [p for p in files if re.match(rf"{re.escape(split)}[-.]", p.name)]
-    if not of_split and (split != "train" or any(SPLIT_WORDS.search(p.name) for p in files)):
+    split_files = [p for p in files if re.match(rf"{re.escape(split)}[-.]", p.name)]
+    if not split_files and (split != "train" or any(SPLIT_WORDS.search(p.name) for p in files)):
         raise Permanent(
             f"{path} has no file of split '{split}'; it has "
             f"{', '.join(p.name for p in files[:5])}; set split to the part of a file name before "
             "the first - or ."
         )
-    files = of_split or files
+    files = split_files or files
     if len(formats := sorted({p.suffix for p in files})) > 1:
-        raise Permanent(f"{path} has files of {' and '.join(formats)}; keep one format per folder")
+        raise Permanent(f"{path} has {' and '.join(formats)} files; keep one format per folder")
     return files
 
 
 def _first_row(path: Path) -> Row:
-    """Returns the first row of a file. In a file without rows, every column is None."""
+    """Returns the first row of a file. In a file without rows, every column is None; a JSONL file
+    then has no columns."""
     if path.suffix == ".jsonl":
         return next(numbered_jsonl(path), (0, {}))[1]
     import pyarrow as pa

@@ -11,7 +11,7 @@ from zephyr_ray.stage import Stage, Work
 
 
 class Votes(Stage):
-    """A stage that checks and takes the rows of votes: a file, or a folder of them such as
+    """A stage that checks and copies votes from a file, or from all files of a folder such as
     runs/quickstart/votes, to which each gateway of `zephyr serve` adds its own file."""
 
     kind = "votes"
@@ -33,8 +33,8 @@ class Votes(Stage):
 def read_votes(
     path: Path, drop: Callable[[str, str], None] = lambda rule, example: None
 ) -> list[dict[str, Any]]:
-    """Returns rows of feedback with two answers each, by id. Drops lines that a kill cut short, and
-    duplicates. Raises Permanent with the line number if a row is not a vote."""
+    """Returns rows of feedback with two answers each. Drops lines that a kill cut short, and rows
+    whose id was read before. Raises Permanent with the line number if a row is not a vote."""
     rows: dict[str, dict[str, Any]] = {}
     for file, number, line in _lines(path):
         try:
@@ -54,7 +54,7 @@ def read_votes(
 
 
 def _lines(path: Path) -> Iterator[tuple[Path, int, bytes]]:
-    """Yields file, number and text of each line with text."""
+    """Yields file, number and text of each line that is not blank."""
     for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
         try:
             lines = file.open("rb")
@@ -71,8 +71,8 @@ def _check_one_place(path: Path) -> None:
     file, folder = path.with_name("votes.jsonl"), path.with_name("votes")
     if path in (file, folder) and file.is_file() and folder.is_dir():
         raise Permanent(
-            f"{file} has votes of an earlier version of zephyr_ray, later ones are in {folder}; "
-            "move the file into the folder, and name the folder in the setting 'file'"
+            f"{file} has votes of an earlier version of zephyr_ray, and later ones are in "
+            f"{folder}; move the file into the folder, and name the folder in the setting 'file'"
         )
 
 
