@@ -56,7 +56,8 @@ KINDS: dict[str, type[Stage]] = {stage.kind: stage for stage in map(resolve_name
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 2 user error, 130 interrupted. Raises unexpected errors."""
+    """Returns the exit code: 0 done, 1 a failure that a retry can help, 2 user error, 130
+    interrupted. Raises unexpected errors."""
     parser = ArgumentParser("zephyr_ray.pipeline", description="Run a recipe.")
     parser.add_argument("recipe", nargs="?", type=Path, help="a recipe file (default: quickstart)")
     parser.add_argument(
