@@ -357,6 +357,8 @@ def test_the_longest_path_of_a_storage_holds_a_database(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["what?now", "a%20b"])
 def test_a_storage_that_a_database_url_cannot_name_is_one_line(name: str, tmp_path: Path) -> None:
-    with pytest.raises(Permanent, match=r"has a path that MLflow cannot use .*--set storage=FOLDER"):
+    with pytest.raises(
+        Permanent, match=r"has a path that MLflow cannot use .*--set storage=FOLDER"
+    ):
         Store(tmp_path / name).prepare()
     assert not list(tmp_path.iterdir())
