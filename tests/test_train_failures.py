@@ -32,7 +32,7 @@ MEBIBYTE = 2**20
         ),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True, False),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True, False),
-        (ActorDiedError("killed by the OOM killer, or ray stop was called"), False, True),
+        (ActorDiedError(), False, True),
         (KeyError("memory"), False, False),
     ],
 )
