@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -263,9 +264,14 @@ def test_a_stale_run_is_interrupted_with_the_reason(
     monkeypatch.setattr("zephyr_ray.store.Lease", partial(Lease, renew=0.05))
     store = Store(tmp_path)
     store.prepare()
-    with pytest.raises(Permanent, match="no longer holds the lock"), store.exclusive():
-        (store.root / ".lease" / "000002").touch()
-        time.sleep(10)
+    # As in a background job of a shell.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(Permanent, match="no longer holds the lock"), store.exclusive():
+            (store.root / ".lease" / "000002").touch()
+            time.sleep(10)
+    finally:
+        signal.signal(signal.SIGINT, before)
     with pytest.raises(KeyboardInterrupt), Store(tmp_path / "b").exclusive():
         raise KeyboardInterrupt
 

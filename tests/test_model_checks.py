@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_endpoint import GOOD, endpoint
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.checks import check_answers, check_trains
@@ -127,7 +128,7 @@ def test_a_model_that_cannot_be_trained_is_one_line(
 RECIPE = """\
 models:
   base: {weights: model}
-  far: {engine: openai, model: m, base_url: "http://127.0.0.1:1"}
+  far: {engine: openai, model: m, base_url: "{url}"}
 stages:
   prompts: {kind: prompts, seeds: seeds.jsonl}
   dialogues: {kind: self_refine, model: base, prompts: prompts, max_tokens: 100}
@@ -156,14 +157,15 @@ def test_a_length_above_the_context_is_one_line_before_any_stage(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "seeds.jsonl").write_text('{"instruction": "Name a blue thing."}\n')
     (tmp_path / "pairs.jsonl").write_text(
         json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n"
     )
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     sets = ["--set", f"storage={tmp_path / 'runs'}", "--set", override]
-    assert main([str(tmp_path / "recipe.yaml"), *sets]) == 2
+    with endpoint(lambda number, body: GOOD) as far:
+        (tmp_path / "recipe.yaml").write_text(RECIPE.replace("{url}", far.url))
+        assert main([str(tmp_path / "recipe.yaml"), *sets]) == 2
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1
     assert re.search(says, line), line

@@ -19,7 +19,7 @@ import pytest
 from cluster_lab import JOBS, TEAM, write_profile
 from kube_api import TOKEN, Api, Fault
 
-from zephyr_ray import cli
+from zephyr_ray import cli, masking
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.openai import OpenAISettings
 from zephyr_ray.errors import Permanent, Temporary
@@ -57,6 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in CANARIES.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(masking, "_remembered", set())  # without the words of other tests
     (tmp_path / "seeds.jsonl").write_text('{"instruction": "Name a blue thing."}\n')
     (tmp_path / "small.yaml").write_text(RECIPE.format(url="http://127.0.0.1:9/v1"))
     monkeypatch.chdir(tmp_path)

@@ -234,7 +234,8 @@ class Store:
         lease = Lease(self.root / LEASE, f"storage folder {self.storage}")
         with ExitStack() as stack:
             try:
-                stack.enter_context(lease.held(wait, notice, _interrupt))
+                interrupt = stack.enter_context(_interruptible())
+                stack.enter_context(lease.held(wait, notice, interrupt))
             except OSError as error:
                 raise Permanent(
                     f"cannot lock storage folder {self.storage} ({error.strerror}); correct it, or "
@@ -267,6 +268,15 @@ def write_rows(folder: Path, rows: Iterable[dict[str, Any]], name: str = ROWS) -
     return count
 
 
-def _interrupt() -> None:
-    # Like Ctrl-C: the signal also ends a system call in which the main thread waits.
-    os.kill(os.getpid(), signal.SIGINT)
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """Yields a function with which another thread raises KeyboardInterrupt in the main thread.
+
+    It sends a signal, because only that also ends a system call in which the main thread waits. The
+    signal is not that of Ctrl-C, which shells ignore in background jobs.
+    """
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        yield lambda: os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
