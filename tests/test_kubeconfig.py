@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from cluster_lab import error
 from kube_api import TOKEN, Api
+from kubernetes.client import Configuration
 
 from zephyr_ray import cli
+from zephyr_ray.cluster.kubeconfig import configure
 
 CANARY = "canary/Pa55word"
 """Occurs in every kubeconfig below, and must occur in no output."""
@@ -185,3 +187,28 @@ def check(line: str, cause: str) -> None:
         base64.b64encode(CANARY.encode()).decode(),
     ):
         assert part not in line
+
+
+def test_the_first_of_several_files_chooses_the_context(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with kubectl; the Python client alone would take the last file's."""
+    paths = [here / "first", here / "second"]
+    for number, path in enumerate(paths):
+        cluster = {"name": "c", "context": {"cluster": f"k{number}", "user": "u"}}
+        path.write_text(
+            json.dumps(
+                {
+                    "current-context": f"c{number}",
+                    "contexts": [cluster | {"name": f"c{number}"}],
+                    "clusters": [
+                        {"name": f"k{number}", "cluster": {"server": f"http://h{number}"}}
+                    ],
+                    "users": [{"name": "u", "user": {}}],
+                }
+            )
+        )
+    monkeypatch.setenv("KUBECONFIG", os.pathsep.join(map(str, paths)))
+    configuration = Configuration()
+    configure(configuration, None)
+    assert configuration.host == "http://h0"

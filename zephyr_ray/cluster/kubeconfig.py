@@ -124,14 +124,14 @@ def _check_base64(node: Any, path: Path, name: str = "") -> None:
 
 
 def _choose(contents: list[dict[str, Any]], context: str | None) -> tuple[str, str]:
-    """Returns the context to use and its namespace. As in kubectl, the first context with
-    a name wins if files repeat it."""
+    """Returns the context to use and its namespace. As in kubectl, the first of the files
+    wins if several name a current context or repeat a name."""
     contexts: dict[str, Any] = {}
     for content in contents:
         for entry in content.get("contexts") or []:
             contexts.setdefault(entry["name"], entry["context"])
     current = [c["current-context"] for c in contents if c.get("current-context")]
-    chosen = context or (current[-1] if current else None)
+    chosen = context or (current[0] if current else None)
     names = " or ".join(contexts) or "one that you add"
     if chosen is None:
         raise Permanent(f"the kubeconfig has no current-context; set it to {names}")
