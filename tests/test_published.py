@@ -323,6 +323,12 @@ def test_a_broken_file_is_one_line_before_any_work(name: str, folder: Path) -> N
         Published(makes="dialogues", files="set").check({"files": folder}, {})
 
 
+def test_an_empty_file_is_one_line_before_any_work(folder: Path) -> None:
+    (folder / "a.jsonl").write_text("\n")
+    with pytest.raises(Permanent, match="a.jsonl has no rows; change the files setting"):
+        Published(makes="dialogues", files="set").check({"files": folder}, {})
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

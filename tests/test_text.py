@@ -480,7 +480,7 @@ def test_clean_corrects_no_capital_whose_correction_breaks_the_constraint(tmp_pa
 def test_clean_of_everything_is_an_error(tmp_path: Path) -> None:
     work = work_on(tmp_path, dialogues=[dialogue("d", "Q?", BAD)])
     with pytest.raises(
-        Permanent, match=r"every dialogue was dropped \(1 unhelpful.*; lower min_score"
+        Permanent, match=r"every dialogue was dropped \(1 unhelpful assistant\); increase"
     ):
         Clean(dialogues="dialogues").run(work)
 

@@ -60,10 +60,15 @@ class Clean(RowStage):
             seen.add(identity)
             cleaned.append({**row, "messages": messages})
         if not cleaned:
-            reasons = [f"{n:.0f} {k.removeprefix('dropped/')}" for k, n in work.counts.items() if n]
+            reasons = [
+                f"{count:.0f} {name.removeprefix('dropped/')}"
+                for name, count in work.counts.items()
+                if name.startswith("dropped/")
+            ]
+            lower = "lower min_score or " if self.judge else ""
             raise Permanent(
-                f"stage '{work.name}': every dialogue was dropped ({', '.join(reasons)}); lower "
-                "min_score or increase the number of prompts"
+                f"stage '{work.name}': every dialogue was dropped ({', '.join(reasons)}); {lower}"
+                "increase the number of prompts"
             )
         work.write_rows(cleaned)
 

@@ -197,10 +197,12 @@ def data_files(path: Path, split: str) -> list[Path]:
 
 
 def _first_row(path: Path) -> Row:
-    """Returns the first row of a file. In a file without rows, every column is None; a JSONL file
-    then has no columns."""
+    """Returns the first row of a file; in a file without rows, every column is None. Raises
+    Permanent if a JSONL file has no rows, because then its columns are unknown."""
     if path.suffix == ".jsonl":
-        return next(numbered_jsonl(path), (0, {}))[1]
+        for _, row in numbered_jsonl(path):
+            return row
+        raise Permanent(f"{path} has no rows; change the files setting")
     import pyarrow as pa
     from pyarrow import parquet
 
