@@ -47,7 +47,10 @@ UNMASKABLE = {
         GOOD.replace("m['content'] +", "(m['content'] if loop.last or loop.index0 != 1 else '') +"),
         "changes earlier turns",
     ),
-    "omits questions": (GOOD.replace("m['content'] +", ONLY_ANSWER), "omits a question"),
+    "omits questions": (
+        GOOD.replace("m['content'] +", ONLY_ANSWER),
+        "omits a message of role user",
+    ),
     "omits the last message": (GOOD.replace("in messages", "in messages[:-1]"), "control token"),
     "cuts answers": (GOOD.replace("m['content'] +", "m['content'][:2] +"), "writes 'Tw<"),
     "changes answers": (GOOD.replace("m['content'] +", "m['content'] | upper +"), "writes 'TWO.<"),
@@ -123,6 +126,21 @@ def test_a_conversation_that_the_template_refuses_is_the_rows_fault() -> None:
             RowError, match="the chat template refuses the conversation: no system$"
         ):
             use(messages)
+
+
+def test_a_message_that_the_template_omits_is_the_rows_fault() -> None:
+    template = GOOD.replace("m in messages", "m in messages if m['role'] != 'system'")
+    chat = ChatFormat.of(tokenizer_with(template))
+    with pytest.raises(RowError, match="omits a message of role system"):
+        chat.render([{"role": "system", "content": "Be brief."}, *TALK])
+
+
+def test_a_template_that_ends_long_answers_otherwise_is_the_rows_fault() -> None:
+    other = "('<|turn|>' if m['content'] | length > 20 else '<|end|>') + '\n'"
+    template = GOOD.replace("'<|end|>\n'", other)
+    chat = ChatFormat.of(tokenizer_with(template))
+    with pytest.raises(RowError):
+        chat.render([TALK[0], {"role": "assistant", "content": "Two is what comes after one."}])
 
 
 def test_an_answer_that_the_template_changes_is_the_rows_fault() -> None:

@@ -7,7 +7,16 @@ import pytest
 import train_once
 from in_process import run, work_on
 
-from zephyr_ray.messages import Exchange, Message, assistant, exchanges, user, with_facts
+from zephyr_ray.messages import (
+    Exchange,
+    Message,
+    assistant,
+    exchanges,
+    is_same_text,
+    user,
+    visible,
+    with_facts,
+)
 from zephyr_ray.text.cleaning import Clean
 from zephyr_ray.text.preferences import Chosen
 from zephyr_ray.train.model import load_chat
@@ -154,3 +163,11 @@ def test_the_end_of_each_answer_is_trained_unless_it_was_cut_off(
     # Each message ends with the token; those of answers are every second one.
     answers = stops[len(system) + 1 :: 2]
     assert [row["labels"][at] == chat.stop_token_id for at in answers] == ends
+
+
+@pytest.mark.parametrize(
+    "character", ["\u061c", "\u034f", "\u180b", "\U000e0041", "\u200b", "\x07"]
+)
+def test_characters_without_a_shape_are_not_visible(character: str) -> None:
+    assert visible(character) == ""
+    assert is_same_text(f"Good{character}", "Good")

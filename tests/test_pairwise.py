@@ -1,7 +1,9 @@
 """The figures of a comparison, by hand on rows few enough to count."""
 
+import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.judge import figures, pairwise, section
 from zephyr_ray.judge.figures import Figure, pass_difference, passed, summary
-from zephyr_ray.judge.pairwise import Pairwise
+from zephyr_ray.judge.pairwise import Pairwise, compare
 from zephyr_ray.judge.statistics import bootstrap, paired_difference
 from zephyr_ray.judge.wording import control_note
 from zephyr_ray.manifest import Manifest
@@ -109,6 +111,35 @@ def test_answers_to_other_prompts_of_the_same_ids_are_refused(tmp_path: Path) ->
     work = Work("winrate", tmp_path / "made", 0, inputs, {}, {})
     with pytest.raises(Permanent, match="'dpo' answers other prompts than 'base'"):
         Pairwise(judge="judge", baseline="base", answers=["dpo"]).run(work)
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [(["p1"], "'dpo' answers none of the prompts of 'base'"), ([], "'dpo' has no answers")],
+)
+def test_a_model_without_answers_to_the_baselines_prompts_is_refused(
+    ids: list[str], says: str, tmp_path: Path
+) -> None:
+    inputs = {}
+    for stage, names in (("base", ["p0"]), ("dpo", ids)):
+        (tmp_path / stage).mkdir()
+        answer = {"model": stage, "text": "Eel.", "finish_reason": "stop"}
+        rows = [{"id": name, "prompt": "Name a fish.", "completions": [answer]} for name in names]
+        write_rows(tmp_path / stage, rows)
+        inputs[stage] = Artifact(tmp_path / stage, Manifest(kind="text", key=stage, files={}))
+    work = Work("winrate", tmp_path / "made", 0, inputs, {}, {})
+    with pytest.raises(Permanent, match=says):
+        Pairwise(judge="judge", baseline="base", answers=["dpo"]).run(work)
+
+
+def test_letters_of_a_script_without_spaces_are_counted_as_words() -> None:
+    async def judge(form: str, row: dict[str, Any], answers: list[dict[str, Any]]) -> Any:
+        return {"verdict": 1.0, "reason": ""}
+
+    asked = {"id": "a", "prompt_id": "a", "model": "m", "constraint": None}
+    sides = {"first": {"text": "山水花鳥風月"}, "second": {"text": "It's a well-kept one."}}
+    judged = asyncio.run(compare({**asked, **sides}, SimpleNamespace(judge=judge)))
+    assert judged["words"] == [6, 4]
 
 
 def test_no_verdict_at_all_says_that_nothing_is_known() -> None:
@@ -349,7 +380,9 @@ def test_prompts_that_the_win_rate_leaves_out_are_counted_beside_it(
     assert [column.heading for column in table.columns[:3]] == ["Model", "Left out", "Win rate"]
     assert [row[1] for row in table.rows] == [None, 2]
     headline = section.pairwise_section(made).headline
-    assert "on 2 held-out prompts (2 of 4 left out: no readable verdict)" in headline
+    assert (
+        "on 2 held-out prompts (of 4, 1 not answered by both and 1 without a readable verdict)"
+    ) in headline
 
 
 def test_no_readable_verdict_is_reported_as_that(

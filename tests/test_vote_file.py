@@ -50,6 +50,24 @@ def test_a_vote_comes_back_as_feedback_on_both_answers(
     ]  # fmt: skip
 
 
+def test_a_cut_off_answer_before_the_voted_ones_stays_cut_off(tmp_path: Path) -> None:
+    past = [
+        {"role": "user", "content": "Tell a tale.", "finish_reason": "stop"},
+        {"role": "assistant", "content": "Once upon a", "finish_reason": "length"},
+        {"role": "assistant", "content": "Stopped by the reader", "finish_reason": None},
+        {"role": "assistant", "content": "The end.", "finish_reason": "stop"},
+        {"role": "assistant", "content": "From a client that does not say."},
+    ]
+    messages = [*past, {"role": "user", "content": "Go on."}]
+    request = parse(
+        VoteRequest, json.dumps({**BODY, "messages": messages, "vote": "left"}).encode()
+    )
+    VoteFile(tmp_path).add(request)
+    [row] = read_votes(tmp_path)
+    ends = [message.get("finish_reason") for message in row["context"]]
+    assert ends == [None, "length", "length", "stop", None]
+
+
 def test_a_vote_after_a_half_written_line_keeps_its_own_line(tmp_path: Path) -> None:
     votes = VoteFile(tmp_path)
     votes.add(vote("left"))

@@ -5,19 +5,17 @@ A message is `{"role": "system" | "user" | "assistant", "content": text}`, plus 
 `instruction` of a question (the task without the sentence that states a constraint).
 """
 
-import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import regex
+
 Message = dict[str, str]
 
-_UNSEEN = re.compile(
-    r"[\x00-\x08\x0e-\x1b\x7f\xad\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e"
-    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0]"
-)
-"""Matches characters without a shape: controls, joiners, fillers, variation selectors."""
+_UNSEEN = regex.compile(r"[\p{Default_Ignorable_Code_Point}\x00-\x08\x0e-\x1b\x7f\u2800]")
+"""Matches characters without a shape: controls, joiners, fillers, variation selectors, tags."""
 
 
 def user(content: str, **facts: str) -> Message:

@@ -76,8 +76,9 @@ class ChatTemplate:
     ) -> tuple[list[Turn], str]:
         """Returns the turns of a conversation, and the text after the last answer.
 
-        Raises RowError if the template refuses the conversation, or does not show where answers
-        begin and end. `find_control` returns the first control token from a position on.
+        Raises RowError if the template refuses the conversation, omits a message, or does not show
+        where answers begin and end. `find_control` returns the first control token from a position
+        on.
         """
         text, start = self.write(messages, ask), 0
         turns: list[Turn] = []
@@ -100,6 +101,9 @@ class ChatTemplate:
                 )
             turns.append(Turn(text[start : len(asked)], answer, end.group()))
             start = end.end()
+        for message in messages:
+            if message["role"] != "assistant" and message["content"].strip() not in text:
+                raise RowError(f"{self.name} omits a message of role {message['role']}")
         return turns, text[start:]
 
     def pinned(self, special_tokens: dict[str, str]) -> str:

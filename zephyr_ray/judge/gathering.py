@@ -64,14 +64,22 @@ class Gathered:
 def gather(work: Work, stages: list[str]) -> Gathered:
     """Reads the answers of `stages`, one model each, the baseline's first.
 
-    Raises Permanent if two stages have different prompts under one id.
+    Raises Permanent if two stages have different prompts under one id, or a stage has none of the
+    baseline's prompts.
     """
     gathered = Gathered(models={}, prompts={}, answers={})
     for stage in stages:
         rows = work.inputs[stage].rows()
+        if not rows:
+            raise Permanent(f"stage '{work.name}': '{stage}' has no answers; give it prompts")
         model = rows[0]["completions"][0]["model"]
         gathered.models[stage] = model
         gathered.answers[model] = {row["id"]: row["completions"][0] for row in rows}
+        if gathered.answers[model].keys().isdisjoint(next(iter(gathered.answers.values()))):
+            raise Permanent(
+                f"stage '{work.name}': '{stage}' answers none of the prompts of '{stages[0]}'; "
+                "give both the same prompts"
+            )
         for row in rows:
             if gathered.prompts.setdefault(row["id"], row)["prompt"] != row["prompt"]:
                 raise Permanent(

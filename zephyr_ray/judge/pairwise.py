@@ -14,6 +14,7 @@ from zephyr_ray.judge.section import pairwise_section
 from zephyr_ray.judge.wording import control_note
 from zephyr_ray.judges import FORMS
 from zephyr_ray.models.contract import Ask
+from zephyr_ray.models.spacing import spaced
 from zephyr_ray.rows import run_rows
 from zephyr_ray.section import Section
 from zephyr_ray.settings import Reads
@@ -115,7 +116,7 @@ async def compare(row: Row, ask: Ask) -> Row:
     verdict = await ask.judge("pairwise", row, [row["first"], row["second"]])
     return {
         **{name: row[name] for name in ("id", "prompt_id", "model", "constraint")},
-        "words": [len(row[side]["text"].split()) for side in ("first", "second")],
+        "words": [len(spaced(row[side]["text"]).split()) for side in ("first", "second")],
         **verdict,
     }
 

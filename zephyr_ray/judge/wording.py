@@ -66,8 +66,8 @@ def headline(result: dict[str, Any]) -> str:
 
 def _win_rate(figures: dict[str, Any], baseline: str) -> str:
     """Words the win rate and the prompts that it leaves out."""
-    readable = figures["prompts"] - figures.get("parse_failures", 0)
-    omitted = left_out(figures)
+    unread = figures.get("parse_failures", 0)
+    readable, omitted = figures["prompts"] - unread, left_out(figures)
     prompts = readable + omitted
     if figures.get("win_rate") is None:
         return f"no win rate against {baseline}: no readable verdict (0 of {prompts} prompts)"
@@ -75,8 +75,9 @@ def _win_rate(figures: dict[str, Any], baseline: str) -> str:
         f"a win rate of {number(figures['win_rate'])} [{number(figures['low'])}, "
         f"{number(figures['high'])}] against {baseline} on {readable} held-out prompts"
     )
-    if omitted:
-        text += f" ({omitted} of {prompts} left out: no readable verdict)"
+    causes = {"not answered by both": omitted - unread, "without a readable verdict": unread}
+    if reasons := [f"{count} {cause}" for cause, count in causes.items() if count]:
+        text += f" (of {prompts}, {' and '.join(reasons)})"
     if direction(figures["low"], figures["high"], even=0.5) == 0:
         text += ", which cannot be distinguished from no difference (0.50)"
     return text

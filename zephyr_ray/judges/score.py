@@ -13,7 +13,9 @@ from zephyr_ray.models.contract import Ask
 REPLY_TOKENS = 256
 """Maximum tokens per reply."""
 
-_OF_TEN = re.compile(r"\s*(?:/|out of)\s*10\s*$")
+_OF_TEN = re.compile(r"\s*(?:/|out of)\s*10$")
+SCORE_CHARACTERS = 20
+"""Maximum characters of a score, such as "8.5 out of 10"."""
 
 
 class Score:
@@ -57,6 +59,7 @@ def read_score(text: str, judged: str = "", cut: bool = False) -> tuple[float | 
 def _read(value: Any) -> Verdict | None:
     if not isinstance(value, dict) or "score" not in value:
         return None
-    score = number(_OF_TEN.sub("", str(value["score"])))
+    text = str(value["score"]).strip()
+    score = number(_OF_TEN.sub("", text)) if len(text) <= SCORE_CHARACTERS else None
     in_range = score is not None and 1 <= score <= 10
     return Verdict(score if in_range else None, str(value.get("rationale") or ""))

@@ -51,7 +51,8 @@ def last_word(text: str, read: Read, judged: str = "", cut: bool = False) -> Ver
     """
     text = _FENCE.sub("", text)
     begin, spans = _outside_thinking(text, read)
-    spans = [s for s in spans if not _is_quoted(text, begin, s, judged)]
+    quotable = {v for literal in literals(judged) if (v := _verdict(literal.value, read))}
+    spans = [s for s in spans if not _is_quoted(text, begin, s, judged, quotable)]
     if not spans:
         return None
     last = spans[-1]
@@ -104,8 +105,9 @@ def _verdicts(value: Any, read: Read) -> Iterator[Verdict]:
             yield from _verdicts(inner, read)
 
 
-def _is_quoted(text: str, begin: int, span: _Span, judged: str) -> bool:
-    if text[span.start : span.end] not in judged:
+def _is_quoted(text: str, begin: int, span: _Span, judged: str, quotable: set[Verdict]) -> bool:
+    """Returns whether a verdict is a quote, which may have other spaces or quotation marks."""
+    if span.verdict not in quotable and text[span.start : span.end] not in judged:
         return False
     return bool(re.search(r"\w", text[begin : span.start] + text[span.end :]))
 

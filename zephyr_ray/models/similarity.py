@@ -16,7 +16,7 @@ _WORD = regex.compile(rf"{WORD}(?:'{WORD})?", regex.V1)
 def split_words(text: str) -> list[str]:
     """Returns the words of a text in lower case, without punctuation; the characters of a text
     without words, such as emoji."""
-    return _WORD.findall(spaced(text).lower()) or list("".join(text.split()))
+    return _WORD.findall(spaced(text).replace("’", "'").lower()) or list("".join(text.split()))
 
 
 class SimilarityIndex:

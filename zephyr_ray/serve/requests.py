@@ -216,14 +216,32 @@ class CompletionRequest(SampledRequest):
     echo: bool | None = None
 
 
+def end_of(finish_reason: str | None) -> str:
+    """Returns "stop" if the model ended the answer, else "length", also for one that the reader
+    stopped."""
+    return "stop" if finish_reason == "stop" else "length"
+
+
 class VotedAnswer(Body):
     model: ModelName
     text: Text
     finish_reason: str | None = None
 
 
+class VotedMessage(ChatMessage):
+    """A message before the voted answers; an assistant's may say how it ended."""
+
+    finish_reason: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        message = super().plain()
+        if self.role == "assistant" and "finish_reason" in self.model_fields_set:
+            message["finish_reason"] = end_of(self.finish_reason)
+        return message
+
+
 class VoteRequest(Body):
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[VotedMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     left: VotedAnswer
     right: VotedAnswer
     vote: Literal["left", "right", "tie"]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from zephyr_ray.serve.requests import VoteRequest
+from zephyr_ray.serve.requests import VoteRequest, end_of
 
 WON, LOST, TIED = 10.0, 1.0, 5.5
 """Scores on the judges' scale from 1 to 10; equal scores make no preference pair."""
@@ -54,7 +54,7 @@ def feedback_row(vote: VoteRequest) -> dict[str, Any]:
                 "model": answer.model,
                 "system": None,
                 "text": answer.text,
-                "finish_reason": "stop" if answer.finish_reason == "stop" else "length",
+                "finish_reason": end_of(answer.finish_reason),
                 "score": score,
                 "reason": "a person's vote",
                 "checks": {},
