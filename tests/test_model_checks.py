@@ -128,10 +128,12 @@ def test_a_model_that_cannot_be_trained_is_one_line(
 RECIPE = """\
 models:
   base: {weights: model}
+  judge: {weights: model}
   far: {engine: openai, model: m, base_url: "{url}"}
 stages:
   prompts: {kind: prompts, seeds: seeds.jsonl}
   dialogues: {kind: self_refine, model: base, prompts: prompts, max_tokens: 100}
+  clean: {kind: clean, dialogues: dialogues, judge: judge}
   others: {kind: self_refine, model: far, prompts: prompts, max_tokens: 4000}
   sft: {kind: sft, model: base, data: dialogues, max_length: 512, global_batch: 4}
   pairs: {kind: published, makes: pairs, files: pairs.jsonl}
@@ -146,6 +148,7 @@ stages:
         ("dpo.max_length=513", "'dpo': max_length 513 is above the 512 tokens of the model's"),
         ("models.base.context=513", "'base': context 513 is above the 512 tokens of the model"),
         ("dialogues.max_tokens=512", "answers of up to 512 tokens .* 'base', 512 tokens; lower"),
+        ("models.judge.context=256", "answers of up to 256 tokens .* 'judge', 256 tokens; lower"),
         ("models.far.context=4000", "answers of up to 4000 tokens .* 'far', 4000 tokens; lower"),
     ],
 )

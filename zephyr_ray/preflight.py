@@ -98,7 +98,8 @@ def _check_answers_fit(stage: Stage, models: dict[str, RecipeModel]) -> None:
         if limit is not None and tokens >= limit:
             raise Permanent(
                 f"answers of up to {tokens} tokens leave no room for a prompt in the context of "
-                f"model '{model.name}', {limit} tokens; lower max_tokens or name another model"
+                f"model '{model.name}', {limit} tokens; lower max_tokens or use a model "
+                "with a longer context"
             )
 
 

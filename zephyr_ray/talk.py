@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -52,14 +53,24 @@ class Remote:
     """A model of a service that implements OpenAI's API, such as `zephyr serve`."""
 
     def __init__(self, address: str, name: str | None):
+        import httpx2
         import openai
 
-        key = os.environ.get(KEY_VARIABLE)
+        from zephyr_ray.engines.connection import check_proxies
+
+        check_proxies()
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        if key and not re.fullmatch("[!-~]+", key):
+            raise Permanent(f"{KEY_VARIABLE} holds a character that no key has; set the key alone")
         self._errors, self._address = openai, address
         base = address.rstrip("/").removesuffix("/v1")
-        self._client = openai.OpenAI(base_url=f"{base}/v1", api_key=key or "none")
         try:
+            self._client = openai.OpenAI(base_url=f"{base}/v1", api_key=key or "none")
             names = [model.id for model in self._client.models.list()]
+        except (httpx2.InvalidURL, UnicodeError):
+            raise Permanent(f"{address} is not a URL; correct the address") from None
+        except AttributeError:  # a reply that is not JSON
+            raise Permanent(f"{address} is not a chat service; correct the address") from None
         except openai.AuthenticationError:
             if key:
                 raise Permanent(
@@ -74,6 +85,8 @@ class Remote:
             raise Permanent(
                 f"{address} is not a chat service: {error}; correct the address"
             ) from None
+        if not names:
+            raise Permanent(f"{address} has no models; correct the address")
         if name and name not in names:
             raise Permanent(f"{address} has no model '{name}'; use one of {', '.join(names)}")
         self.model = name or names[-1]

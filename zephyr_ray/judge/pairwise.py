@@ -12,7 +12,7 @@ from zephyr_ray.judge.figures import FIGURES, Row, parsed, pass_difference, summ
 from zephyr_ray.judge.gathering import Gathered, gather
 from zephyr_ray.judge.section import pairwise_section
 from zephyr_ray.judge.wording import control_note
-from zephyr_ray.judges import FORMS
+from zephyr_ray.judges import FORMS, reply_tokens
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.spacing import spaced
 from zephyr_ray.rows import run_rows
@@ -68,6 +68,9 @@ class Pairwise(RowStage):
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.baseline)
+
+    def answer_tokens(self) -> int:
+        return reply_tokens("pairwise")
 
     def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
         if (prompts := rows.get(self.baseline)) is None:

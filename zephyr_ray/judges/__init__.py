@@ -9,3 +9,9 @@ _NAMES = (
     "zephyr_ray.judges.pairwise:Ranking",
 )
 FORMS: dict[str, Form] = {form.name: form() for form in map(resolve_name, _NAMES)}
+
+
+def reply_tokens(form: str) -> int:
+    """Returns the maximum tokens per reply of a judge by a form."""
+    calls = FORMS[form].calls(1, 0, 0)
+    return int(calls.tokens_out / calls.calls)

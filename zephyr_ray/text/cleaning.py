@@ -6,7 +6,7 @@ from pydantic import Field
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
-from zephyr_ray.judges import FORMS
+from zephyr_ray.judges import FORMS, reply_tokens
 from zephyr_ray.messages import Exchange, Message, exchanges, visible, with_facts
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
@@ -74,6 +74,9 @@ class Clean(RowStage):
 
     def row_tokens(self, reads: dict[str, float]) -> float | None:
         return reads.get(self.dialogues)
+
+    def answer_tokens(self) -> int:
+        return reply_tokens("score") if self.judge else 0
 
     def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
         if self.judge is None or (dialogues := rows.get(self.dialogues)) is None:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.formatting import number
-from zephyr_ray.judges import FORMS
+from zephyr_ray.judges import FORMS, reply_tokens
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.section import Block, Chapter, Histogram, Place, Section, Text
@@ -51,6 +51,9 @@ class Feedback(RowStage):
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.completions)
+
+    def answer_tokens(self) -> int:
+        return reply_tokens("score")
 
     def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
         if (prompts := rows.get(self.completions)) is None:
