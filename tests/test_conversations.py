@@ -11,6 +11,8 @@ from test_published import conversation, run_published, write_jsonl, write_parqu
 
 from zephyr_ray.conversations import NOT_JSON, ONE_TEXT, Unreadable, parse
 from zephyr_ray.errors import Permanent
+from zephyr_ray.stage import Work
+from zephyr_ray.text.published import Published
 
 Row = dict[str, Any]
 
@@ -408,3 +410,52 @@ def test_a_data_set_in_an_unreadable_form_is_one_line_that_says_what_to_do(folde
 def test_ties_of_data_without_scores_are_refused(folder: Path) -> None:
     with pytest.raises(Permanent, match="ties: dialogues have no scores; remove ties:"):
         rows_of(folder, {"messages": TWO}, makes="dialogues", ties="drop")
+
+
+def test_ties_of_data_whose_scores_have_other_names_are_refused(folder: Path) -> None:
+    row = {**GOOD, "chosen_score": 2, "rejected_score": 9}
+    with pytest.raises(
+        Permanent,
+        match="no column 'score_chosen', and ties: drop needs score_chosen and score_rejected; "
+        "it has chosen, chosen_score, .*; name the scores with columns: {score_chosen: …, score_",
+    ):
+        rows_of(folder, row, makes="pairs", ties="drop")
+    with pytest.raises(Permanent, match="no column 'score_rejected', and ties: drop"):
+        rows_of(folder, {**row, "score_chosen": 2}, makes="pairs", ties="drop")
+    names = {"score_chosen": "chosen_score", "score_rejected": "rejected_score"}
+    _, counts = rows_of(
+        folder,
+        GOOD | row,
+        scored(9, 2) | row | {"chosen_score": 10},
+        makes="pairs",
+        ties="drop",
+        columns=names,
+    )
+    assert counts == {"dropped/scores contradict the choice": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (scored(7, 7), r"\(scores tie: 1\); set ties: keep$"),
+        (scored(2, 7), r"\(scores contradict the choice: 1\); set ties: keep, or correct score_"),
+    ],
+)
+def test_pairs_that_all_tie_are_one_line_that_says_what_to_do(
+    row: Row, says: str, folder: Path
+) -> None:
+    with pytest.raises(Permanent, match=says):
+        rows_of(folder, row, makes="pairs", ties="drop")
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet])
+def test_a_first_row_that_cannot_be_read_does_not_refuse_the_data(write: Any, folder: Path) -> None:
+    good = {"chosen": OSLO + " In Norway.", "rejected": OSLO + " Somewhere."}
+    name = "a.parquet" if write is write_parquet else "a.jsonl"
+    write(folder / name, [{"chosen": "Yes.", "rejected": "No."}, *[good] * 99])
+    made, work = run_published(folder, makes="pairs")
+    assert (len(made), work.counts["dropped/answers without a prompt"]) == (99, 1)
+    work = Work("published", folder.parent / "hub", 0, {}, {}, {})
+    work.scratch.mkdir(parents=True)
+    Published(makes="pairs", dataset=f"file://{folder}/{name}").run(work)
+    assert work.counts["rows"] == 99
