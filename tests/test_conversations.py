@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from test_published import conversation, run_published, write_jsonl, write_parquet
 
-from zephyr_ray.conversations import Unreadable, parse
+from zephyr_ray.conversations import NOT_JSON, ONE_TEXT, Unreadable, parse
 from zephyr_ray.errors import Permanent
+from zephyr_ray.stage import Work
+from zephyr_ray.text.published import Published
 
 Row = dict[str, Any]
 
@@ -36,6 +38,13 @@ COLUMNS = {"role": ["user", "assistant"], "content": ["Name a bird.", "A wren."]
         json.dumps(SHAREGPT),
         json.dumps(COLUMNS),
         str(TWO),
+        str(tuple(TWO)),
+        str(TWO)[1:-1],
+        {"messages": TWO},
+        json.dumps({"messages": TWO}),
+        json.dumps({"id": 3, "conversations": SHAREGPT}, indent=1),
+        json.dumps(json.dumps(TWO)),
+        json.dumps({"messages": json.dumps(TWO)}),
         "\n\nHuman: Name a bird.\n\nAssistant: A wren.",
         "Human: Name a bird.\n\nAssistant: A wren.",
         "### Human: Name a bird.### Assistant: A wren.",
@@ -56,7 +65,14 @@ def test_a_conversation_is_read_in_every_form(value: Any) -> None:
         '[{"name": "Ada"}]',
         "Human: what is a human?",
         "What does <|im_start|> mean?",
-        "Write a dialogue:\n\nHuman: Hi.\n\nAssistant: Hello.",
+        "What is the user for?\nUser: root",
+        "My assistant wrote 'User: Hi.' and then\nAssistant: Hello.",
+        "Explain the tags [INST] and [/INST].",
+        "What does <|user|> mean in a template?",
+        'Explain: print("<|im_start|>" + role), "<|im_start|>user\\n".',
+        '[{"text": "a"}, {"text": "b"}]',
+        '"Be brief" is what?',
+        "A chat between two friends: write it.",
         "[" * 100_000,
     ],
 )
@@ -76,6 +92,25 @@ def test_a_plain_text_stays_a_text(text: str) -> None:
         ({"role": ["user"], "content": ["a", "b"]}, "as many roles as texts are needed"),
         (json.dumps(TWO)[:-1], "messages as text that is not JSON"),
         (str(TWO).replace("}, {", "}\n {"), "messages as text that is not JSON"),  # as NumPy writes
+        (json.dumps([{"id": 3, **message} for message in TWO])[:-1], NOT_JSON),
+        (json.dumps(json.dumps(TWO))[:-3], NOT_JSON),
+        ("\n".join(json.dumps(message) for message in TWO), NOT_JSON),
+        (json.dumps([{"speaker": "a", "text": "b"}]), ONE_TEXT),
+        (json.dumps({"data": TWO}), ONE_TEXT),
+        ({"messages": "Hi."}, "a text without roles"),
+        ("Be kind.\n\nHuman: Hi.\n\nAssistant: Hello.", ONE_TEXT),
+        ("\n\nSystem: S\n\nHuman: Hi.\n\nAssistant: Hello.", ONE_TEXT),
+        ("Be kind.### Human: Hi.### Assistant: Hello.", ONE_TEXT),
+        ("A chat between a user and a bot. USER: Hi. ASSISTANT: Hello.</s>", ONE_TEXT),
+        ("<|User|>Hi.<|Assistant|>Hello.", ONE_TEXT),
+        ("<\uff5cbegin\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>Hi.", ONE_TEXT),
+        ("Be kind.<|User|>Hi.<|Assistant|>Hello.", ONE_TEXT),
+        ("[SYSTEM_PROMPT]S[/SYSTEM_PROMPT][INST]Hi.[/INST]", ONE_TEXT),
+        ("S\n[INST]Hi.[/INST]", ONE_TEXT),
+        ("<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi.", ONE_TEXT),
+        ("<|endoftext|><|im_start|>user\nHi.<|im_end|>", ONE_TEXT),
+        ("Be kind.<|im_start|>user\nHi.<|im_end|>", ONE_TEXT),
+        ("S<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi.", ONE_TEXT),
         ("Human: Hi.\nAssistant: Hello.", "a conversation as one text"),
         ("USER: Hi. ASSISTANT: Hello.</s>", "a conversation as one text"),
         ("<|im_start|>user\nHi.<|im_end|>", "a conversation as one text"),
@@ -89,7 +124,12 @@ def test_what_cannot_be_read_is_refused_by_name(value: Any, reason: str) -> None
 
 
 @pytest.mark.parametrize(
-    "unit", ["\n", "[", '{"role": ', "### Instruction: ", "User: ", "### Human:", "\n\nHuman: "]
+    "unit",
+    [
+        *("\n", "[", "(", " ", "\\", '{"role": ', '{"messages": ', '{"messages": [', "'role'\n"),
+        *("### Instruction: ", "User: ", "### Human:", "\n\nHuman: ", "\n\nAssistant: "),
+        *("<|im_start|>", "<|user|>", "> [INST]", "A chat between "),
+    ],
 )
 def test_no_text_takes_long_to_read(unit: str) -> None:
     start = time.process_time()
@@ -97,6 +137,8 @@ def test_no_text_takes_long_to_read(unit: str) -> None:
         parse("Human: " + unit * (100_000 // len(unit)))
     with contextlib.suppress(Unreadable):
         parse(unit * (100_000 // len(unit)))
+    with contextlib.suppress(Unreadable):
+        parse('{"role": "content": ' + unit * (100_000 // len(unit)))
     assert time.process_time() - start < 5
 
 
@@ -156,6 +198,15 @@ SYSTEM = {"role": "system", "content": "Be brief."}
             {"chosen": OSLO + COLD + " In winter, yes.", "rejected": OSLO + COLD + " No idea."},
             conversation(*NORWAY),
             ("In winter, yes.", "No idea."),
+        ),
+        (
+            {
+                "prompt": "Where is Oslo?",
+                "chosen": "\n\nAssistant: In Norway.",
+                "rejected": "\n\nAssistant: Somewhere.",
+            },
+            conversation("Where is Oslo?"),
+            ("In Norway.", "Somewhere."),
         ),
         (
             {"prompt": OSLO, "chosen": " In Norway.", "rejected": " Somewhere."},
@@ -259,6 +310,7 @@ GOOD = {"prompt": SUM, "chosen": FOUR, "rejected": FIVE}
         ({**GOOD, "prompt": conversation(SUM, "Hm.")}, "roles do not alternate"),
         ({**GOOD, "prompt": " \u200b"}, "empty prompt"),
         ({**GOOD, "chosen": "\u200b"}, "empty message"),
+        ({**GOOD, "chosen": "\n\nAssistant:"}, "empty message"),
         ({**GOOD, "prompt": "\n\nHuman: \n\nAssistant:"}, "empty message"),
         ({**GOOD, "prompt": "\n\nHuman: "}, "empty message"),
         ({**GOOD, "rejected": "Four.\n"}, "chosen and rejected are the same"),
@@ -358,3 +410,52 @@ def test_a_data_set_in_an_unreadable_form_is_one_line_that_says_what_to_do(folde
 def test_ties_of_data_without_scores_are_refused(folder: Path) -> None:
     with pytest.raises(Permanent, match="ties: dialogues have no scores; remove ties:"):
         rows_of(folder, {"messages": TWO}, makes="dialogues", ties="drop")
+
+
+def test_ties_of_data_whose_scores_have_other_names_are_refused(folder: Path) -> None:
+    row = {**GOOD, "chosen_score": 2, "rejected_score": 9}
+    with pytest.raises(
+        Permanent,
+        match="no column 'score_chosen', and ties: drop needs score_chosen and score_rejected; "
+        "it has chosen, chosen_score, .*; name the scores with columns: {score_chosen: …, score_",
+    ):
+        rows_of(folder, row, makes="pairs", ties="drop")
+    with pytest.raises(Permanent, match="no column 'score_rejected', and ties: drop"):
+        rows_of(folder, {**row, "score_chosen": 2}, makes="pairs", ties="drop")
+    names = {"score_chosen": "chosen_score", "score_rejected": "rejected_score"}
+    _, counts = rows_of(
+        folder,
+        GOOD | row,
+        scored(9, 2) | row | {"chosen_score": 10},
+        makes="pairs",
+        ties="drop",
+        columns=names,
+    )
+    assert counts == {"dropped/scores contradict the choice": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (scored(7, 7), r"\(scores tie: 1\); set ties: keep$"),
+        (scored(2, 7), r"\(scores contradict the choice: 1\); set ties: keep, or correct score_"),
+    ],
+)
+def test_pairs_that_all_tie_are_one_line_that_says_what_to_do(
+    row: Row, says: str, folder: Path
+) -> None:
+    with pytest.raises(Permanent, match=says):
+        rows_of(folder, row, makes="pairs", ties="drop")
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet])
+def test_a_first_row_that_cannot_be_read_does_not_refuse_the_data(write: Any, folder: Path) -> None:
+    good = {"chosen": OSLO + " In Norway.", "rejected": OSLO + " Somewhere."}
+    name = "a.parquet" if write is write_parquet else "a.jsonl"
+    write(folder / name, [{"chosen": "Yes.", "rejected": "No."}, *[good] * 99])
+    made, work = run_published(folder, makes="pairs")
+    assert (len(made), work.counts["dropped/answers without a prompt"]) == (99, 1)
+    work = Work("published", folder.parent / "hub", 0, {}, {}, {})
+    work.scratch.mkdir(parents=True)
+    Published(makes="pairs", dataset=f"file://{folder}/{name}").run(work)
+    assert work.counts["rows"] == 99

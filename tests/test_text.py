@@ -656,8 +656,22 @@ def test_an_empty_text_is_never_chosen(empty: str, tmp_path: Path) -> None:
     ]
     pairs, work = pairs_of(tmp_path, rows, rejected="lowest")
     assert pairs == [("cat", "dog"), ("cat", empty)]
-    assert work.counts["dropped/tie or margin too small"] == 1
+    assert work.counts["dropped/an empty answer scored best"] == 1
     assert work.counts["dropped/all answers are empty"] == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (rated("a", ("", 9), ("cat", 7)), "scored best: 1.; use a judge that rates empty answers"),
+        (rated("a", ("", 9), ("cat", 7), ("dog", 7)), "too small: 1.; set ties: keep"),
+    ],
+)
+def test_a_stage_without_pairs_says_what_helps(
+    row: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Permanent, match=says):
+        pairs_of(tmp_path, [row])
 
 
 def test_answers_without_a_score_are_left_out(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 - ShareGPT: [{"from": "human", "value": "Hi."}, …]
 - either as a Parquet struct of lists: {"role": ["user", …], "content": ["Hi.", …]}
 - one message alone: {"role": "assistant", "content": "Hello."}
-- any of these as JSON or Python text
+- either in an object: {"messages": […]} or {"conversations": […]}
+- any of these as JSON or Python text, or as JSON text of such a text
 - Anthropic HH: "\\n\\nHuman: Hi.\\n\\nAssistant: Hello."; guanaco: "### Human: Hi.### Assistant: …"
 """
 
@@ -26,17 +27,39 @@ TRANSCRIPTS = {
     "### Human:": re.compile(r"### (Human|Assistant):"),
 }
 """Separators of turns, by how a transcript starts."""
+WRAPPERS = ("messages", "conversations")
+"""Keys of an object that holds a conversation."""
 _OTHER_TEXT = re.compile(
-    r"(?:<s>|<bos>|<\|begin_of_text\|>|\s)*(?:\[INST\]|<start_of_turn>|<\|im_start\|>"
-    r"|<\|start_header_id\|>|<\|(?:system|user|prompter|assistant)\|>"
-    r"|(?:### ?)?(?:Human|User):.*\s(?:### ?)?Assistant:"
+    r"(?:<[|\uff5c]?(?:s|bos|bos_token|begin_of_text|begin\u2581of\u2581sentence|endoftext)"
+    r"[|\uff5c]?>|\[gMASK\]|\s)*"
+    r"(?:\[INST\]|\[SYSTEM_PROMPT\]|<start_of_turn>|<\|im_start\|>|<\|start_of_turn_token\|>"
+    r"|<\|start_header_id\|>|<[|\uff5c](?:system|user|prompter|assistant)[|\uff5c]>"
+    r"|(?:### ?)?(?:Human|User):.*\s(?:### ?)?Assistant:|A chat between .*\sASSISTANT:"
     r"|### ?Instruction:.*\s### ?Response:|Below is an instruction that describes a task)",
     re.DOTALL | re.IGNORECASE,
 )
-"""Matches a conversation that a chat template wrote, or a form in which it is not certain where
-turns end."""
-_KEY = r"['\"](?:role|content|from|value)['\"]\s*:"
-_MESSAGES_TEXT = re.compile(rf"(?:array\()?\[?\s*\{{\s*{_KEY}.*?{_KEY}", re.DOTALL)
+"""Matches the start of a conversation that a chat template wrote, or of a form in which it is not
+certain where turns end."""
+_TURN = re.compile(
+    r"(?:<\|im_start\|>|<start_of_turn>|<\|start_header_id\|>|<\|start_of_turn_token\|><\|)"
+    r"(?:system|developer|user|assistant|model|chatbot)(?:[\s<]|_token\|>|\Z)",
+    re.IGNORECASE,
+)
+"""Matches the start of a turn that a chat template wrote."""
+_LABELS = [
+    [re.compile(mark, re.MULTILINE | re.IGNORECASE) for mark in marks]
+    for marks in (
+        (r"(?:^[ \t]*|### ?)(?:Human|User):", r"(?:^[ \t]*|### ?)Assistant:"),
+        (r"<[|\uff5c](?:user|prompter)[|\uff5c]>", r"<[|\uff5c]assistant[|\uff5c]>"),
+        (r"(?:^|[>\]])[ \t]*\[INST\]", r"\[/INST\]"),
+    )
+]
+"""Labels of questions and of answers; a text with both is a conversation. Each is searched alone,
+because a search for one after the other takes quadratic time."""
+_KEYS_TEXT = [
+    [re.compile(rf"['\"]{key}\\*['\"]\s*:") for key in pair]
+    for pair in (*KEYS, ("speaker", "text"))
+]
 
 ONE_TEXT = "a conversation as one text"
 NOT_JSON = "messages as text that is not JSON"
@@ -68,6 +91,11 @@ def parse(value: Any) -> str | list[Message]:
     if isinstance(value, str):
         return _parse_text(value)
     if isinstance(value, dict):
+        if name := _wrapper(value):
+            messages = parse(value[name])
+            if isinstance(messages, str):
+                raise Unreadable(NO_ROLES)
+            return with_system(messages, value.get("system"))
         value = _list_of(value)
     if not isinstance(value, list) or not value:
         raise Unreadable("no messages")
@@ -107,25 +135,47 @@ def with_system(messages: list[Message], system: Any) -> list[Message]:
 
 def _parse_text(text: str) -> str | list[Message]:
     bare = text.strip()
-    value = _literal(bare) if bare[:1] in ("[", "{") else None
-    entries = value if isinstance(value, list) else [value]
-    if entries and all(isinstance(entry, dict) and _keys(entry) for entry in entries):
-        return parse(value)
-    if value is None and _MESSAGES_TEXT.match(bare):
-        raise Unreadable(NOT_JSON)
+    if bare.startswith(("[", "{", "(", '"', "array(")) and _holds(bare, _KEYS_TEXT):
+        return _parse_literal(bare)
     for start, separator in TRANSCRIPTS.items():
-        if bare.startswith(start):
+        is_answer = text.startswith("\n\n") and bare.startswith("Assistant:")
+        if bare.startswith(start) or is_answer:
             _, *parts = separator.split(bare)
             if "Assistant" in parts[::2] or text.startswith("\n\nHuman:"):
                 return _turns(parts)
-    if _OTHER_TEXT.match(bare):
+    if _OTHER_TEXT.match(bare) or _TURN.search(bare) or _holds(bare, _LABELS):
         raise Unreadable(ONE_TEXT)
     return text
 
 
+def _holds(text: str, alternatives: list[list[re.Pattern[str]]]) -> bool:
+    return any(all(mark.search(text) for mark in marks) for marks in alternatives)
+
+
+def _parse_literal(text: str) -> list[Message]:
+    """Returns the messages of a text that has the keys of messages."""
+    value = _literal(text)
+    if isinstance(value, tuple):
+        value = list(value)
+    entries = value if isinstance(value, list) else [value]
+    is_messages = all(isinstance(entry, dict) and _keys(entry) for entry in entries)
+    if is_messages or isinstance(value, str) or (isinstance(value, dict) and _wrapper(value)):
+        messages = parse(value)
+        if not isinstance(messages, str):
+            return messages
+    raise Unreadable(NOT_JSON if value is None else ONE_TEXT)
+
+
+def _wrapper(value: dict[str, Any]) -> str | None:
+    """Returns the key of the conversation in an object that is neither a message nor a struct of
+    lists."""
+    names = (name for name in WRAPPERS if isinstance(value.get(name), list | str))
+    return None if _keys(value) else next(names, None)
+
+
 def _turns(parts: list[str]) -> list[Message]:
     """Returns the messages of a transcript, split into labels and texts."""
-    if parts[-2] == "Assistant" and not parts[-1].strip():
+    if len(parts) > 2 and parts[-2] == "Assistant" and not parts[-1].strip():
         parts = parts[:-2]  # a prompt ends with the label of its answer
     return [
         {"role": ROLES[label.lower()], "content": text.strip()}

@@ -5,10 +5,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from zephyr_ray import conversations
 from zephyr_ray.conversations import NO_ROLES, Unreadable, checked, parse, with_system
 from zephyr_ray.messages import Message, assistant, is_same_text, user, visible
 
 Row = dict[str, Any]
+
+TIE = "scores tie"
+CONTRADICTION = "scores contradict the choice"
+FIXES = {
+    **conversations.FIXES,
+    TIE: "set ties: keep",
+    CONTRADICTION: "set ties: keep, or correct score_chosen and score_rejected in columns:",
+}
+"""What to do if no row of a data set is usable, by reason."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ def disagreement(row: Row) -> str | None:
     chosen, rejected = row.get("score_chosen"), row.get("score_rejected")
     if chosen is None or rejected is None or chosen > rejected:
         return None
-    return "scores tie" if chosen == rejected else "scores contradict the choice"
+    return TIE if chosen == rejected else CONTRADICTION
 
 
 def _side(prompt: Any, value: Any) -> list[Message]:

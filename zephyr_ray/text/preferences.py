@@ -16,6 +16,7 @@ FIXES = {
     "all answers are empty": "increase max_tokens of the completions, or use another model",
     "no answer good enough to choose": "lower min_chosen",
     "all answers are the same": "raise the models' temperature, or use more models",
+    "an empty answer scored best": "use a judge that rates empty answers low, or other models",
     "tie or margin too small": "set ties: keep or lower min_margin",
 }
 """What to do if a stage drops every prompt, by the most frequent reason."""
@@ -77,6 +78,9 @@ class Preferences(Stage):
         others = [c for c in scored if not is_same_text(c["text"], chosen["text"])]
         if not others:
             work.drop("all answers are the same", row["id"])
+            return
+        if all(c["score"] > chosen["score"] for c in others):
+            work.drop("an empty answer scored best", row["id"])
             return
         others = [c for c in others if self._far_enough(chosen["score"] - c["score"])]
         if not others:

@@ -6,16 +6,17 @@ any form that `conversations.py` reads. Unusable rows are counted by reason.
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from zephyr_ray.conversations import FIXES, Unreadable
+from zephyr_ray.conversations import Unreadable
 from zephyr_ray.errors import Permanent
-from zephyr_ray.published_rows import CONVERSIONS, Row, disagreement
+from zephyr_ray.published_rows import CONVERSIONS, FIXES, Row, disagreement
 from zephyr_ray.settings import ADDED, FILE
 from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import numbered_jsonl
@@ -23,6 +24,9 @@ from zephyr_ray.store import numbered_jsonl
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".arrow": "arrow"}
 NAMES = {"id": ("prompt_id",), "messages": ("messages", "conversations")}
 """Column names in published data sets, if they differ from ours; the first one present is read."""
+SCORES = ("score_chosen", "score_rejected")
+FIRST = 100
+"""Maximum rows searched for one with all columns before the data is refused."""
 
 
 class Published(Stage):
@@ -60,7 +64,7 @@ class Published(Stage):
             raise Permanent(f"ties: {self.makes} have no scores; remove ties:")
         if self.files:
             for path in data_files(files["files"], self.split):
-                self._check_columns(path, _first_row(path))
+                self._check_columns(path, _first_rows(path))
 
     def expected(self, rows: dict[str, int]) -> int | None:
         size = SIZES.get((self.dataset or "", self.split), (None,))[0]
@@ -121,10 +125,9 @@ class Published(Stage):
             rows = _stream(dataset, loader, source)
         else:
             rows = _stream(None, dataset, source, split=self.split, revision=self.revision)
-        first = next(rows, None)
-        if first is not None:
-            self._check_columns(source, first)
-            yield first
+        first, rows = tee(rows)
+        self._check_columns(source, first)
+        del first  # otherwise tee would keep all rows for it
         yield from rows
 
     def _name(self, column: str, present: Collection[str]) -> str:
@@ -142,22 +145,43 @@ class Published(Stage):
         row = {column: raw[name] for column, name in names.items() if name in raw}
         return dict.fromkeys(conversion.needed) | row
 
-    def _check_columns(self, source: Any, first: Row) -> None:
-        """Raises Permanent if the first row shows that the data lacks a column."""
-        conversion = CONVERSIONS[self.makes]
-        needed = [*conversion.needed, *(c for c in conversion.optional if c in self.columns)]
-        missing = [column for column in needed if self._name(column, first) not in first]
-        if not missing:
-            try:
-                conversion.convert(self._renamed(first))
-            except Unreadable as error:
-                missing = [error.column] if error.column else []
-        if missing:
+    def _check_columns(self, source: Any, rows: Iterable[Row]) -> None:
+        """Raises Permanent if the first rows show that the data lacks a column. Reads no further
+        than the first row that has all columns."""
+        lacks: Counter[str] = Counter()
+        present: dict[str, None] = {}
+        for row in islice(rows, FIRST):
+            if not (missing := self._missing(row)):
+                return
+            lacks.update(missing)
+            present |= dict.fromkeys(row)
+        if not lacks:
+            return
+        column = max(lacks, key=lacks.__getitem__)
+        name, has = self._name(column, present), ", ".join(sorted(present))
+        if column in SCORES and self.ties == "drop":
             raise Permanent(
-                f"{source} has no column '{self._name(missing[0], first)}', which {self.makes} "
-                f"need; it has {', '.join(sorted(first))}; name another with columns: "
-                f"{{{missing[0]}: …}}"
+                f"{source} has no column '{name}', and ties: drop needs score_chosen and "
+                f"score_rejected; it has {has}; name the scores with columns: "
+                "{score_chosen: …, score_rejected: …}, or remove ties:"
             )
+        raise Permanent(
+            f"{source} has no column '{name}', which {self.makes} need; it has {has}; name another "
+            f"with columns: {{{column}: …}}"
+        )
+
+    def _missing(self, row: Row) -> list[str]:
+        """Returns the needed columns that a row lacks."""
+        conversion = CONVERSIONS[self.makes]
+        optional = {*self.columns, *(SCORES if self.ties == "drop" else ())}
+        needed = [*conversion.needed, *(c for c in conversion.optional if c in optional)]
+        if missing := [column for column in needed if self._name(column, row) not in row]:
+            return missing
+        try:
+            conversion.convert(self._renamed(row))
+        except Unreadable as error:
+            return [error.column] if error.column else []
+        return []
 
 
 SIZES: dict[tuple[str, str], tuple[int, int | None]] = {
@@ -196,20 +220,21 @@ def data_files(path: Path, split: str) -> list[Path]:
     return files
 
 
-def _first_row(path: Path) -> Row:
-    """Returns the first row of a file; in a file without rows, every column is None. Raises
+def _first_rows(path: Path) -> Iterable[Row]:
+    """Returns the first rows of a file; in a file without rows, every column is None. Raises
     Permanent if a JSONL file has no rows, because then its columns are unknown."""
     if path.suffix == ".jsonl":
-        for _, row in numbered_jsonl(path):
-            return row
-        raise Permanent(f"{path} has no rows; change the files setting")
+        lines = (row for _, row in numbered_jsonl(path))
+        if (first := next(lines, None)) is None:
+            raise Permanent(f"{path} has no rows; change the files setting")
+        return chain([first], lines)
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         if path.suffix == ".parquet":
             with parquet.ParquetFile(path) as source:
-                return _first(source.schema_arrow.names, source.iter_batches(batch_size=1))
+                return _first(source.schema_arrow.names, source.iter_batches(batch_size=FIRST))
         with pa.memory_map(str(path)) as file:
             try:
                 stream = pa.ipc.open_stream(file)
@@ -224,9 +249,9 @@ def _first_row(path: Path) -> Row:
         ) from None
 
 
-def _first(names: list[str], batches: Iterable[Any]) -> Row:
-    rows = (row for batch in batches for row in batch.slice(0, 1).to_pylist())
-    return next(rows, dict.fromkeys(names))
+def _first(names: list[str], batches: Iterable[Any]) -> list[Row]:
+    rows = (row for batch in batches for row in batch.slice(0, FIRST).to_pylist())
+    return list(islice(rows, FIRST)) or [dict.fromkeys(names)]
 
 
 def _stream(files: str | None, loader: str, source: str, **options: Any) -> Iterator[Row]:
