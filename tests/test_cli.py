@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_endpoint import GOOD, Answer, endpoint
 from serving import free_port
 
 from zephyr_ray import cli
@@ -201,3 +203,34 @@ def test_chat_answers_what_is_piped_in(tmp_path: Path, tiny_model: Path) -> None
     assert done.stderr.count("the conversation continues without this message") == 1
     answers = [text for text in done.stdout.split("\n") if text.strip()]
     assert len(answers) >= 2
+
+
+@pytest.mark.parametrize(
+    ("models", "environment", "says"),
+    [
+        ("<html>", {}, "is not a chat service; correct the address"),
+        ({"object": "list", "data": []}, {}, "has no models; correct the address"),
+        ({"object": "list", "data": [{"id": "m"}]}, {}, "has no model 'other'; use one of m"),
+        (None, {"ZEPHYR_API_KEY": "sk-ä"}, "ZEPHYR_API_KEY holds a character that no key has"),
+        (None, {"ZEPHYR_API_KEY": "sk-1\n2"}, "ZEPHYR_API_KEY holds a character that no key has"),
+        (None, {"HTTP_PROXY": "htp://proxy:1"}, "HTTP_PROXY is not the URL of an http"),
+    ],
+)
+def test_a_service_that_cannot_be_chatted_with_is_one_line(
+    models: Any,
+    environment: dict[str, str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with endpoint(lambda number, body: GOOD) as server:
+        server.models = Answer(200, models)
+        assert cli.main(["chat", server.url, "--model", "other"]) == 2
+    line = capsys.readouterr().err
+    assert says in line and line.count("\n") == 1 and "Traceback" not in line
