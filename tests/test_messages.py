@@ -73,8 +73,8 @@ CLEANED = ["Hi there. Who are you?", "Ann. I think so."]
         ([SYSTEM, user("Why?"), assistant(DENIAL), *FIRST], []),
     ],
     ids=["system", "later system cut", "later system", "two users cut", "held-out of two users",
-         "held-out second of two users", "two users", "user last", "tool", "greeting", "denial as greeting",
-         "only a greeting", "denial first"],
+         "held-out second of two users", "two users", "user last", "tool", "greeting",
+         "denial as greeting", "only a greeting", "denial first"],
 )  # fmt: skip
 def test_clean_reads_roles(messages: list[Message], expected: list[str], tmp_path: Path) -> None:
     assert clean(tmp_path, messages, "Held out prompt?") == expected
