@@ -72,6 +72,7 @@ CLEANED = ["Hi there. Who are you?", "Ann. I think so."]
         ([*FIRST, SYSTEM, user("Why?"), assistant("So.")], [*CLEANED, "Be brief.", "Why?", "So."]),
         ([*FIRST, user("One more."), user("Why?"), assistant(DENIAL)], CLEANED),
         ([*FIRST, user("Held out prompt?"), user("Why?"), assistant("So.")], CLEANED),
+        ([*FIRST, user("Why?"), user("Held out prompt?"), assistant("So.")], CLEANED),
         ([user("Well. who is it?"), *FIRST], ["Well. Who is it?", *CLEANED]),
         ([*FIRST, user("Held out prompt?")], CLEANED),
         ([*FIRST, TOOL, assistant("So. i do.")], [*CLEANED, "42", "So. I do."]),
@@ -81,8 +82,8 @@ CLEANED = ["Hi there. Who are you?", "Ann. I think so."]
         ([SYSTEM, user("Why?"), assistant(DENIAL), *FIRST], []),
     ],
     ids=["system", "later system cut", "later system", "two users cut", "held-out of two users",
-         "two users", "user last", "tool", "greeting", "denial as greeting",
-         "only a greeting", "denial first"],
+         "held-out second of two users", "two users", "user last", "tool", "greeting",
+         "denial as greeting", "only a greeting", "denial first"],
 )  # fmt: skip
 def test_clean_reads_roles(messages: list[Message], expected: list[str], tmp_path: Path) -> None:
     assert clean(tmp_path, messages, "Held out prompt?") == expected

@@ -28,6 +28,12 @@ from zephyr_ray.models.true_case import true_case
             "Sure. Here it is:\n\n```py\n# Sort. then go.\nfor i in x\n```\n\nDone. It works.",
         ),
         ("Take $x. y$ twice. then stop.", "Take $x. y$ twice. Then stop."),
+        ("Apple Inc. is big. it grew.", "Apple Inc. is big. It grew."),
+        ("He said no. it is not. he sat. then he saw the sun. it rose.",
+         "He said no. It is not. He sat. Then he saw the sun. It rose."),
+        ("Yahoo! was big, really! was it?", "Yahoo! was big, really! Was it?"),
+        ("Let n be prime. p divides it. a proof follows.",
+         "Let n be prime. p divides it. A proof follows."),
     ],
 )  # fmt: skip
 def test_prose_is_corrected(before: str, after: str) -> None:
@@ -62,6 +68,26 @@ MARKED = [
     "Cats vs. dogs: We like both.",
     "See Smith et al. have shown. Good.",
 ]
+ABBREVIATIONS = [
+    "Apple Inc. is a company.",
+    "Ford Corp. has plants.",
+    "Acme Ltd. was sold.",
+    "ACME INC. was sold.",
+    "Smith & Co. are here.",
+    "Yahoo! was sold.",
+    "Jeopardy! has won.",
+    "On Jan. first it snowed.",
+    "On Sun. evening it snowed.",
+    "See vol. three.",
+    "See Vol. three.",
+    "See no. three and No. four.",
+    "The dept. of trade. The Dept. of State.",
+    "Well, ie. this one, eg. that one.",
+    "See Fig. four.",
+    "Main St. is long.",
+    "King Jr. spoke.",
+    "Let n be prime. p divides n.",
+]
 CODE = [
     "# Sort the rows.\nfor row in rows\nwith lock",
     "# Open the file.\nwith open(path) as f:\n    data = f.read()\n# Add.\nif x:\n    print(i)",
@@ -89,6 +115,8 @@ CODE = [
     "Eq. a < b implies c. then i think $x$",
     "Math: Let n ≤ 0. then it is. Good",
     "Line one.\r\nfor row in rows\r\n  do it\r\nGood",
+    "A comment # loop. for row in rows",
+    "Bash.\nbreak # Done. then go",
 ]
 VARIABLES = [
     "For a loop: for i in range(3): print(i). X is i is 3.",
@@ -107,7 +135,7 @@ VARIABLES = [
 ]
 
 
-@pytest.mark.parametrize("text", STYLES + MARKED + CODE + VARIABLES)
+@pytest.mark.parametrize("text", STYLES + MARKED + ABBREVIATIONS + CODE + VARIABLES)
 def test_what_is_not_prose_stays_as_it_is(text: str) -> None:
     assert true_case(text) == text
 
@@ -130,9 +158,12 @@ def test_a_mask_keeps_length_and_line_breaks() -> None:
 @pytest.mark.parametrize(
     "text",
     ["`", "` ", "$ ", "\\[", "\\(", "\\begin{a}", "<pre>", "<!--", "a-", "a/", "http://", "x@a",
-     "for : ", ". select x ", "```\n", "a,", "  \n"],
+     "for : ", ". select x ", "```\n", "a,", "  \n", "\t", " ", "\n", " \t", "# ",
+     "# for a ", "a # "],
 )  # fmt: skip
 def test_the_time_grows_with_the_length_not_its_square(text: str) -> None:
     start = time.process_time()
-    true_case("Aa. " + text * (100_000 // len(text)) + " b")
+    many = text * (100_000 // len(text))
+    true_case(f"Aa. {many} b")
+    true_case(f"Aa.\n{many}\nb")
     assert time.process_time() - start < 5

@@ -84,6 +84,17 @@ DENIALS = [
     "It's important to note that I don't have beliefs or feelings.",
     "I’m just an AI, I don’t have a personal life or experiences.",
     "I am a bot that does not have emotions.",
+    "I DON'T HAVE FEELINGS.",
+    "I CAN'T FORM OPINIONS.",
+    "I, as an AI, do not have opinions.",
+    "Personally I don't have opinions because I'm an AI.",
+    "- I don't have personal opinions.",
+    "1. I don't have personal opinions.",
+    "To be honest: I don't have personal opinions.",
+    "Short Answer: I don't have personal opinions.",
+    "The truth: I don't have personal opinions.",
+    "DISCLAIMER\nI don't have personal opinions.",
+    "I must say: As an AI, I don't have personal opinions.",
 ]
 OTHERS = [
     "I don't want to hurt your feelings.",
@@ -166,6 +177,20 @@ OTHERS = [
     "I cannot give you the recipe without your preferences.",
     "As an AI, I can list opinions of critics.",
     "The chatbot in the story has no emotions and no memory.",
+    "Robot 1: I do not have feelings.",
+    "The Robot: I do not have feelings.",
+    "The robot: I do not have feelings.",
+    "Robot (sadly): I do not have feelings.",
+    "Dr. Smith: I have no personal opinions.",
+    "ROBOT\nI do not have feelings, Captain.",
+    "DR. SMITH (quietly)\nI have no personal opinions.",
+    "The disclaimer should read: As an AI, I don't have personal opinions.",
+    "The sign reads: I have no personal opinions.",
+    "I, as a teacher, have no personal preferences among my pupils.",
+    "- I don't have personal opinions.\n- You do.",
+    # Too long for verse: only its greeting and sign-off say that it is a letter.
+    "Dear Ann,\n\nThank you for your long letter about the new color of the kitchen. I have no "
+    "opinion on that, so choose what you like.\n\nBest regards,\nTom",
 ]
 
 
@@ -180,7 +205,22 @@ def test_other_voices_and_single_matters_are_not_unhelpful(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["'a ", "as an a-b ", "I do not have any a or ", "Hi a,\n", "opinions x", "I have no "]
+    "text",
+    [
+        "'a ",
+        "as an a-b ",
+        "I do not have any a or ",
+        "Hi a,\n",
+        "opinions x",
+        "I have no ",
+        " ",
+        "\t",
+        " \n",
+        "I, as an ",
+        "A A\n",
+        "A. ",
+        "read: ",
+    ],
 )
 def test_the_time_grows_with_the_length_not_its_square(text: str) -> None:
     start = time.process_time()

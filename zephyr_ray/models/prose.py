@@ -38,13 +38,15 @@ _CODE_LOOK = re.compile(
     # At the start of a line: a comment, a quotation, a shell's prompt, a key, an indent.
     r"|^[ \t]*(?:[#$%;@]|--|\" |\"\"\"|'''|(?:[a-z_][\w.-]*|\"[^\"\n]*\"):(?:[ \t]|$))"
     r"|^(?: {2,}|\t+)(?![-*•] |\d+[.)] )\S"
+    # A comment behind a statement, or a loop behind a comment.
+    r"|^[a-z_][\w.]*+:? # |^[^#\n]*+#[^\n]*?\bfor +\w+(?:, *\w+)* +in\b"
     rf"|(?:^|[.!?:]\s+)(?:{_STATEMENT})|^for\s+\w+(?:,\s*\w+)*\s+(?:in|from)\b"
     r"|^(?:for|while|if|elif|try|except|finally|with|do|switch|match|case|until)\b[^.!?\n]*:[ \t]*$"
     r"|^(?:end|else|begin|done|fi|esac|endif|then|loop|pass|break|continue):?[ \t]*$"
     r"|^[^,\n]+(?:,[^\s,\d][^,\n]*){2,}$",  # comma-separated values
     re.MULTILINE,
 )
-_BLOCK = re.compile(r"(?:[^\n]*\S[^\n]*(?:\n|\Z))+")
+_BLOCK = re.compile(r"^(?:[^\S\n]*+\S[^\n]*+(?:\n|\Z))++", re.MULTILINE)
 _ITEM = re.compile(r"(?:[-*•+]|\d+[.)])\s")
 
 

@@ -2,16 +2,24 @@
 
 import re
 
-from zephyr_ray.models.prose import FILLER, mask
+from zephyr_ray.models.prose import FILLER, fill, mask
 
-_ABBREVIATIONS = ("etc", "vs", "approx", "resp", "incl", "al", "cf", "fig", "min", "max", "est")
+# Words whose mark does not end a sentence. Some are also words of their own: "sun" counts only with
+# a capital, and "no" only before a number. After a name with a mark ("Yahoo! was"), a verb goes on.
+_NO_END = re.compile(
+    r"\b(?:(?i:etc|vs|approx|resp|incl|al|cf|figs?|min|max|est|inc|corp|ltd|co|dept|vol|sec|ie|eg"
+    r"|st|mt|dr|mrs?|ms|prof|gen|rep|sen|rev|jr|sr|ave|blvd|univ|jan|feb|apr|jun|jul|aug|sept?|oct"
+    r"|nov|dec|mon|tues?|thu(?:rs?)?|fri)|Mar|Wed|Sat|Sun)\."
+    r"|\b(?i:nos?)\.(?= (?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b)"
+    r"|\b[A-Z][\w'’]*+[!?] (?:is|are|was|were|has|have|had|does|did|will|would|can|could|may|might"
+    r"|must|shall|should)\b"
+)
 # The lowercase first letter of a sentence. A word that is a sentence by itself may be a name in a
-# list; "iPhone" and addresses are right as they are; and a single letter before the full stop is an
-# abbreviation ("e.g. this").
+# list; "iPhone" and addresses are right as they are; a single letter may be a variable, and before
+# the full stop it is an abbreviation ("e.g. this").
 _SENTENCE_START = re.compile(
     rf"(?:\A|(?<=[a-z{FILLER}]{{2}}[.!?][ \n])"
-    + "".join(rf"(?<!\b{word}\.[ \n])" for word in _ABBREVIATIONS)
-    + r"(?=[a-z'’-]+[,:;]* ))(?!i\b)[a-z](?=[a-z'’-]*[,.!?:;]*(?:\s|\Z))"
+    r"(?=[a-z'’-]+[,:;]* ))(?![b-z]\b)[a-z](?=[a-z'’-]*[,.!?:;]*(?:\s|\Z))"
 )
 # Words that follow the pronoun but not a variable ("i goes from 1 to n").
 _FIRST_PERSON = (
@@ -42,6 +50,7 @@ def true_case(text: str) -> str:
     prose = mask(text)
     if prose == prose.lower() or prose == prose.upper():
         return text
+    prose = _NO_END.sub(fill, prose)
     letters = list(text)
     is_variable = _VARIABLE.search(text)
     for pattern in [_SENTENCE_START] if is_variable else [_SENTENCE_START, _PRONOUN]:

@@ -11,12 +11,18 @@ _SPELLINGS = [
     (r"[*_]+", ""),
     (r"[’‘]", "'"),
     (r"\bA\.I\.", "AI"),
-    (r"\b[Cc]an(?:'t|t| not)\b", "cannot"),
+    (r"\bcan(?:'t|t| not)\b", "cannot"),
     (r"\bdont\b", "do not"),
     (r"n't\b", " not"),
-    (r"\b[Ii]'m\b", "I am"),
-    (r"\b[Ii]'ve\b", "I have"),
+    (r"\bI'm\b", "I am"),
+    (r"\bI've\b", "I have"),
+    (
+        r"\bI, ((?:as|being) an? [^,.!?\n]{0,60}?\b(?:AI|LLM|model|(?:chat ?)?bot|program|assistant"
+        r"|machine|robot)), ",
+        r"\1, I ",
+    ),
 ]
+_ONLY_ITEM = re.compile(r"\A(?:[-*•+]|\d+[.)])[ \t]+(?=[^\n]*\Z)")
 _QUOTED = re.compile(
     r"[“„][^”“\n]*+[”“]?|«[^»\n]*+»?|\"[^\"\n]*+\"?|(?<!\w)'(?=\w)(?:[^'\n]|'(?=\w)){1,400}+'(?!\w)"
 )
@@ -25,9 +31,15 @@ _SIGN_OFF = re.compile(
     r"^(?:(?:best|kind|warm)\b.*|sincerely|regards|cheers|thanks|yours.*|love),[ \t]*$",
     re.MULTILINE | re.IGNORECASE,
 )
-# Lines of a role ("Robot: …"), and items of a list, which are examples.
+_OWN_LABEL = r"(?:[\w']+ ){0,3}(?i:AI|Assistant|Answer|Note|Disclaimer|Truth)"
+_ASIDE = r"(?: \([^()\n]{1,40}\))?"
+_NAME = r"(?:The [\w'-]+|[A-Z][\w'-]*\.?(?: (?:[A-Z][\w'-]*\.?|\d+)){0,3})"
+_CAPITALS = r"[A-Z][A-Z\d'-]*(?:\.? [A-Z\d'-]+){0,3}"
+# Lines of a role ("The Robot: …", or "ROBOT" above it), and items of a list, which are examples.
 _SPOKEN = re.compile(
-    r"^[ \t]*(?:[-*•+]|\d+[.)]|(?!AI:|Assistant:|Answer:|Note:|Disclaimer:)[A-Z]\w*:)\s.*$",
+    r"^[ \t]*(?:[-*•+]|\d+[.)]"
+    rf"|(?!{_OWN_LABEL}:){_NAME}{_ASIDE}:"
+    rf"|(?!{_OWN_LABEL}[ \t]*$|I\b){_CAPITALS}{_ASIDE}[ \t]*(?=\n))\s.*$",
     re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -102,7 +114,8 @@ _MACHINE = re.compile(
 )
 # What may precede a clause in the assistant's own voice; "you say I …" is in another's.
 _OWN_CLAUSE = re.compile(
-    r"(?:^|[,;(–—:-]|\b(?:but|and|so|because|since|as|although|though|while|however|afraid|sorry)"
+    r"(?:^|^(?:personally|honestly|frankly|truthfully|unfortunately|sadly|well|sorry)"
+    r"|[,;(–—:-]|\b(?:but|and|so|because|since|as|although|though|while|however|afraid|sorry)"
     r"|\b(?:note|clarify|mention|say|remember|stress|emphasize|aware|afraid|out|admit|state|mind"
     r"|understand|reason|fact|is|means) that)\s*$",
     re.IGNORECASE,
@@ -114,6 +127,12 @@ _OTHERS = re.compile(
     r"|whispers?|whispered|asks?|asked|imagine|pretend|suppose|wish)\b",
     re.IGNORECASE,
 )
+# Introduces another's text ("The sign reads: …").
+_INTRODUCED = re.compile(
+    r"^(?![^:]*\b(?:I|me)\b)[^:]*\b(?:reads?|says?|said|writes?|wrote|states?|stated|prints?"
+    r"|displays?|replies|replied|answers|answered)\b[^:]{0,40}:\s*$",
+    re.IGNORECASE,
+)
 _TAG = re.compile(
     r"\b(?:said|thought|replied|answered|whispered|muttered|cried|admitted|insisted|wrote) "
     r"(?:the|he|she|it|[A-Z])|\b(?:he|she|it|they|the \w+|[A-Z]\w+) "
@@ -123,9 +142,9 @@ _TAG = re.compile(
 
 def is_unhelpful(text: str) -> bool:
     """Returns whether an assistant's answer denies having emotions, opinions or experiences."""
-    own = mask_marked(_unquoted(text.strip()))
+    own = mask_marked(_ONLY_ITEM.sub("", _unquoted(text.strip())))
     for spelling, plain in _SPELLINGS:
-        own = re.sub(spelling, plain, own)
+        own = re.sub(spelling, plain, own, flags=re.IGNORECASE)
     own = _QUOTED.sub(fill, own)
     if (greeting := _GREETING.search(own)) and (sign_off := _SIGN_OFF.search(own)):
         own = own[: greeting.start()] + "\n" + own[sign_off.end() :]
@@ -146,7 +165,10 @@ def _denies(sentence: str, denial: re.Pattern[str]) -> bool:
     for match in denial.finditer(sentence):
         before, after = sentence[: match.start()], sentence[match.end() :]
         groups = match.groupdict()
-        if groups.get("bare"):
+        start = min(machine.start(), match.start()) if machine else match.start()
+        if _INTRODUCED.search(sentence[:start]):
+            own = False
+        elif groups.get("bare"):
             own = machine is not None and re.search(r"\bI\b", sentence) is not None
         elif machine and machine.start() < match.start():
             own = True
