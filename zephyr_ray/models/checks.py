@@ -15,8 +15,9 @@ SHORTEST = [user("a"), assistant("b")]
 """A conversation that every max_length must hold."""
 
 
-def check_answers(folder: Path) -> None:
-    """Raises Permanent if the model in this folder cannot answer conversations."""
+def check_answers(folder: Path) -> ChatFormat:
+    """Returns the chat format of the model in this folder. Raises Permanent if it cannot answer
+    conversations."""
     config = read_config(folder)
     from transformers.models.auto import modeling_auto as auto
 
@@ -33,20 +34,20 @@ def check_answers(folder: Path) -> None:
         architectures,
         {*causal.values(), *auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()},
     )
-    chat = load_chat_format(folder)
+    chat = _load_chat(folder)
     highest, rows = max(chat.tokenizer.get_vocab().values()), _embedding_rows(folder, config)
     if rows is not None and highest >= rows:
         raise Permanent(
             f"weights folder {folder}: its tokenizer has ids up to {highest}, its embeddings only "
             f"{rows} rows; use the model's own tokenizer, or resize its embeddings"
         )
+    return chat
 
 
 def check_trains(folder: Path, max_length: int) -> None:
     """Raises Permanent if the model in this folder cannot be trained on sequences of `max_length`
     tokens, and then answer."""
-    check_answers(folder)
-    config = read_config(folder)
+    chat, config = check_answers(folder), read_config(folder)
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if not {*config["architectures"]} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}:
@@ -60,7 +61,6 @@ def check_trains(folder: Path, max_length: int) -> None:
             f"weights folder {folder}: quantized weights ({method}) cannot be trained; name the "
             "model that they were quantized from"
         )
-    chat = load_chat_format(folder)
     chat.prepare()  # raises Permanent if the tokenizer has no padding token
     if (shortest := len(chat.render(SHORTEST)[0])) > max_length:
         raise Permanent(
@@ -69,8 +69,7 @@ def check_trains(folder: Path, max_length: int) -> None:
         )
 
 
-def load_chat_format(folder: Path) -> ChatFormat:
-    """Returns the chat format of a model. Raises Permanent if its tokenizer cannot be loaded."""
+def _load_chat(folder: Path) -> ChatFormat:
     from transformers import AutoTokenizer
 
     try:

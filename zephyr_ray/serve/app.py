@@ -15,7 +15,7 @@ from zephyr_ray.chat import ChatFormat
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.vllm import CPU_ENVIRONMENT, KV_CACHE_BYTES
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models.checks import check_answers, load_chat_format, read_config
+from zephyr_ray.models.checks import check_answers, read_config
 from zephyr_ray.models.shapes import context_of
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.run_folder import judge_of, models_of
@@ -126,13 +126,13 @@ def served_models(settings: ServeSettings) -> dict[str, ServedModel]:
 
 def _served_model(settings: ServeSettings, name: str, weights: str) -> ServedModel:
     folder = resolve(weights)
-    check_answers(folder)
+    chat = check_answers(folder)
     longest = context_of(read_config(folder)) or settings.context
     if settings.context > longest and "context" in settings.model_fields_set:
         raise Permanent(
             f"context {settings.context} is above the {longest} tokens of model '{name}'; lower it"
         )
-    return ServedModel(folder, load_chat_format(folder), min(settings.context, longest))
+    return ServedModel(folder, chat, min(settings.context, longest))
 
 
 def build_application(
