@@ -12,7 +12,8 @@ from fake_endpoint import GOOD, Answer, endpoint
 from serving import free_port
 
 from zephyr_ray import cli
-from zephyr_ray.run_folder import models_of
+from zephyr_ray.engines.vllm import VllmSettings
+from zephyr_ray.run_folder import judge_of, models_of
 from zephyr_ray.serve.app import ServeSettings, served_models
 
 
@@ -30,7 +31,7 @@ def add_model(run: Path, name: str, created: str, model: Path | None = None) -> 
     (run / "models" / name).symlink_to(f"../../store/sft-{name}/model")
 
 
-def add_judge(run: Path, **settings: str) -> None:
+def add_judge(run: Path, **settings: Any) -> None:
     """Makes the comparison of a finished run, whose judge has these settings."""
     artifact = run.parent / "store" / "pairwise-1"
     artifact.mkdir()
@@ -127,6 +128,16 @@ def test_a_judge_without_its_weights_is_one_line_before_ray_starts(
     assert cli.main(["serve", str(tmp_path / "demo"), "--port", str(free_port())]) == 2
     output = capsys.readouterr()
     assert "weights '/nowhere': not a packaged name" in output.err and output.out == ""
+
+
+def test_a_judge_uses_the_context_of_its_model(tmp_path: Path, tiny_model: Path) -> None:
+    """Its manifest states the default, 2048 tokens; the model has 512."""
+    add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00")
+    judge = VllmSettings(weights=str(tiny_model)).model_dump()
+    add_judge(tmp_path / "demo", **judge)
+    found = judge_of(tmp_path / "demo")
+    assert found is not None
+    found.check()
 
 
 def test_a_context_above_the_models_is_one_line_before_ray_starts(

@@ -94,7 +94,7 @@ def check_processors(
 def _check_answers_fit(stage: Stage, models: dict[str, RecipeModel]) -> None:
     tokens = stage.answer_tokens()
     for model in models.values():
-        limit = model.settings.limit(model.shape())
+        limit = model.limit()
         if limit is not None and tokens >= limit:
             raise Permanent(
                 f"answers of up to {tokens} tokens leave no room for a prompt in the context of "

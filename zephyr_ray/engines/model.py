@@ -22,7 +22,6 @@ def check_start(name: str, settings: ModelSettings, weights: dict[str, str]) -> 
     try:
         if "weights" in folders:
             check_answers(folders["weights"])
-            settings.limit(find_shape_or_size(weights["weights"]))
     except Permanent as error:
         raise Permanent(f"model '{name}': {error}") from None
 
@@ -96,6 +95,14 @@ class RecipeModel:
     def shape(self) -> Shape | None:
         """Returns the model's shape; None if it has no weights or their config is not available."""
         return find_shape_or_size(self.main.origin) if "weights" in self.weights else None
+
+    def limit(self) -> int | None:
+        """Returns the maximum tokens of prompt and answer together, None if unknown. Raises
+        Permanent if a setting is above what the model has."""
+        try:
+            return self.settings.limit(self.shape())
+        except Permanent as error:
+            raise Permanent(f"model '{self.name}': {error}") from None
 
     def identity(self, keys: dict[str, str]) -> dict[str, Any]:
         """Returns what content keys hash for a model that answers or judges."""

@@ -55,9 +55,10 @@ def _fit(name: str, job: Job) -> None:
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
-    savings, kills = job.settings.memory_savings(), kernel_kills()
+    savings = job.settings.memory_savings()
     for attempt in range(1, ATTEMPTS + 1):
         _discard_torn_state(job)
+        kills = kernel_kills()
         try:
             _trainer(job).fit()
             return
@@ -65,7 +66,7 @@ def _fit(name: str, job: Job) -> None:
             log.debug("attempt %d failed", attempt, exc_info=True)
             if job.refusal.exists():
                 return
-            if ran_out_of_memory(error) or kernel_kills() > kills:
+            if ran_out_of_memory(error) or (died(error) and kernel_kills() > kills):
                 raise Permanent(f"stage '{name}': training ran out of memory; {savings}") from error
             if attempt == ATTEMPTS and died(error):
                 raise Permanent(
