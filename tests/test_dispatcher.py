@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
 from zephyr_ray.serve import dispatcher
-from zephyr_ray.serve.requests import RequestError
+from zephyr_ray.serve.request_error import RequestError
 
 
 class LostReplica:
@@ -41,7 +41,10 @@ def test_a_request_fails_after_its_last_attempt_without_another_wait(
 
 
 class Method:
-    """A method whose stream is the given chunks; an exception among them is raised as Ray does."""
+    """A method whose stream is the given chunks; an exception among them is raised as Ray does, or
+    as it is, which Serve does by gRPC."""
+
+    by_grpc = False
 
     def __init__(self, *chunks: Any):
         self.chunks, self.attempts = chunks, 0
@@ -59,11 +62,18 @@ class Method:
         if isinstance(chunk, StopAsyncIteration):
             raise chunk
         if isinstance(chunk, Exception):
+            if self.by_grpc:
+                raise chunk
             raise RayTaskError("chat", f"Traceback: {chunk!r} in /app/engine.py", chunk)
         return chunk
 
     def cancel(self) -> None:
         pass
+
+
+@pytest.fixture(params=[False, True], ids=["as Ray", "as gRPC"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Method, "by_grpc", request.param)
 
 
 def vllm_error(name: str, *args: str, **kwargs: str) -> Exception:
@@ -81,6 +91,7 @@ def error_chunk(message: str, code: int) -> Any:
     return ErrorResponse(error=ErrorInfo(message=message, type="BadRequestError", code=code))
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     "chunk",
     [
@@ -100,6 +111,7 @@ def test_what_the_engine_refuses_is_refused_in_its_words_at_once(
     assert caught.value.body()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     "chunk",
     [
@@ -122,6 +134,7 @@ def test_a_failure_of_the_engine_is_tried_again_and_not_shown(
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     ("chunk", "message"),
     [

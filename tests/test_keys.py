@@ -7,7 +7,7 @@ import pytest
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.serve.keys import KEYS_VARIABLE, Keys, read_keys, require_keys
-from zephyr_ray.serve.requests import RequestError
+from zephyr_ray.serve.request_error import RequestError
 
 
 def test_a_bucket_of_requests_refills_with_time(monkeypatch: pytest.MonkeyPatch) -> None:

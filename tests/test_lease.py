@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from zephyr_ray.store import Store
 HOLD = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from zephyr_ray.lease import Lease
 with Lease(Path(sys.argv[1]), "the storage", renew=0.1).held():
     print("held", flush=True)
@@ -292,3 +294,52 @@ def test_the_pipeline_waits_as_long_as_it_is_told(
         assert pipeline.main([*arguments, "--wait", "0.5"]) == 2
     [line] = caplog.messages
     assert line.startswith(f"waiting for storage folder {store.storage}, locked by another run")
+
+
+def test_a_number_that_was_taken_and_released_meanwhile_is_not_taken_again(tmp_path: Path) -> None:
+    late, other = Lease(tmp_path, "it"), Lease(tmp_path, "it")
+    seen = late._holder().number
+    with other.held():
+        pass
+    with other.held():
+        assert not late._create(seen + 1)
+        other.check()
+    with late.held():
+        late.check()
+
+
+def test_a_lease_is_renewed_on_a_storage_that_takes_no_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = Lease(tmp_path, "it", renew=0.02)
+    with lease.held():
+        file = lease._path(lease._number)
+
+        def refuse(self: Path, *_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "touch", refuse)
+        before = file.read_text()
+        deadline = time.monotonic() + 10
+        while file.read_text() in (before, "") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert file.read_text() != before
+
+
+def test_a_hiccup_of_the_storage_does_not_end_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = Lease(tmp_path, "it", poll=0.01)
+    holder, failures = lease._holder, [OSError(116, "Stale file handle")]
+
+    def look() -> Any:
+        if failures:
+            raise failures.pop()
+        return holder()
+
+    monkeypatch.setattr(lease, "_holder", look)
+    with lease.held(wait=5):
+        lease.check()
+    failures.append(OSError(116, "Stale file handle"))
+    with pytest.raises(OSError, match="Stale"), lease.held():
+        pass

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 
 from zephyr_ray.judges import FORMS
+from zephyr_ray.serve.request_error import MAX_ERROR_CHARACTERS, RequestError
 from zephyr_ray.serve.requests import (
-    MAX_ERROR_CHARACTERS,
     Body,
     ChatRequest,
     CompletionRequest,
-    RequestError,
     judge_request,
     parse,
 )
@@ -85,6 +84,14 @@ def test_a_prompt_is_texts_or_token_ids(prompt: Any) -> None:
 def test_a_wrong_prompt_names_its_limits(prompt: Any) -> None:
     error = refused(CompletionRequest, {**COMPLETION, "prompt": prompt})
     assert "a string, a list of token IDs, or a list of 1 to 8 of either" in str(error)
+
+
+def test_an_error_about_a_hostile_field_name_is_short() -> None:
+    body = json.dumps({"model": "m", "prompt": "a", "z\n" * 100_000: 1}).encode()
+    with pytest.raises(RequestError) as refused:
+        parse(CompletionRequest, body)
+    error = refused.value.body()["error"]
+    assert len(json.dumps(error)) < 2000 and "\n" not in error["param"]
 
 
 def test_only_an_assistant_may_have_no_content() -> None:

@@ -16,7 +16,7 @@ from zephyr_ray.chat import ZEPHYR, ChatFormat
 from zephyr_ray.engines.vllm import VllmEngine
 from zephyr_ray.models.contract import Sampling
 from zephyr_ray.serve.dispatcher import Dispatcher
-from zephyr_ray.serve.requests import RequestError
+from zephyr_ray.serve.request_error import RequestError
 from zephyr_ray.stage import Work
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.sft import Sft

@@ -24,13 +24,13 @@ from serving import KEY, OTHER, Service
 from zephyr_ray.engines.rules import RulesJudge, RulesSettings
 from zephyr_ray.engines.service import ServedJudge, ServiceSettings
 from zephyr_ray.serve import app
+from zephyr_ray.serve.request_error import RequestError
 from zephyr_ray.serve.requests import (
     MAX_JUDGED_ROWS,
     Body,
     ChatRequest,
     CompletionRequest,
     JudgedPrompt,
-    RequestError,
     VoteRequest,
     parse,
 )
@@ -193,11 +193,20 @@ def test_what_the_engine_refuses_is_refused_in_its_words(
         assert words in reply.json()["error"]["message"]
 
 
-def test_several_greedy_answers_are_the_same_answer(service: Service) -> None:
+def test_several_greedy_answers_are_refused_with_the_reason(service: Service) -> None:
     asked = {"model": "dpo", "messages": QUESTION, "max_tokens": 8, "temperature": 0}
-    [one] = service.client.chat.completions.create(**asked).choices
-    three = service.client.chat.completions.create(**asked, n=3).choices
-    assert [choice.message.content for choice in three] == [one.message.content] * 3
+    assert service.post("/v1/chat/completions", {**asked, "n": 1}).status_code == 200
+    reply = service.post("/v1/chat/completions", {**asked, "n": 3})
+    assert reply.status_code == 400
+    assert "all answers at temperature 0 are the same" in reply.json()["error"]["message"]
+
+
+def test_a_token_id_outside_the_vocabulary_does_not_kill_the_engine(service: Service) -> None:
+    """The tiny model has 1000 tokens; vLLM itself lets the ID 1000 pass, and dies of it."""
+    for token, status in ((999, 200), (1000, 400), (1001, 400), (999, 200)):
+        asked = {"model": "dpo", "prompt": [[1, token]], "max_tokens": 1}
+        reply = service.post("/v1/completions", asked)
+        assert reply.status_code == status, reply.text
 
 
 def test_a_silent_assistant_in_the_history_is_accepted(service: Service) -> None:
@@ -406,12 +415,14 @@ def test_head_is_answered_without_a_body(service: Service) -> None:
 
 
 def test_a_page_from_elsewhere_cannot_vote(service: Service) -> None:
-    votes = service.run / "votes.jsonl"
-    before = votes.read_bytes() if votes.exists() else b""
+    folder = service.run / "votes"
+    before = {path: path.read_bytes() for path in folder.glob("*")}
     vote = {"messages": QUESTION, "left": SIDE, "right": SIDE, "vote": "left"}
     assert service.post("/v1/votes", vote, Origin="http://evil.example").status_code == 403
     assert service.post("/v1/votes", vote, **{"Content-Type": "text/plain"}).status_code == 415
-    assert (votes.read_bytes() if votes.exists() else b"") == before
+    assert {path: path.read_bytes() for path in folder.glob("*")} == before
+    assert service.post("/v1/votes", vote).status_code == 200
+    assert {path: path.read_bytes() for path in folder.glob("*")} != before
 
 
 # --- cancelled requests, votes, judge, chat -------------------------------------------------------

@@ -152,7 +152,14 @@ class Lease:
         begun = changed = time.monotonic()
         last, announced = None, -1
         while True:
-            holder, now = self._holder(), time.monotonic()
+            now = time.monotonic()
+            try:
+                holder = self._holder()
+            except OSError:  # the storage may answer again while there is time to wait
+                if now - begun >= wait:
+                    raise
+                time.sleep(self._poll)
+                continue
             if last and (last.number, last.text) != (holder.number, holder.text):
                 changed = now
             last, alive = holder, holder.is_alive()
@@ -186,6 +193,9 @@ class Lease:
         except BaseException:
             path.unlink()
             raise
+        if not self._is_held():  # the number was taken and released since the folder was listed
+            path.unlink()
+            return False
         for other, name in self._names():
             if other <= number - KEPT:
                 with contextlib.suppress(OSError):
@@ -205,7 +215,8 @@ class Lease:
 
     def _is_held(self) -> bool:
         try:
-            self._clock()
+            with contextlib.suppress(OSError):  # a full disk lets nobody create a file
+                self._clock()
             return max(self._names(), default=None) == (self._number, self._path(self._number).name)
         except FileNotFoundError:  # someone deleted the folder
             return False

@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import signal
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -170,7 +171,7 @@ class Store:
 
     def prepare(self) -> None:
         """Creates the folder. Raises Permanent if it cannot hold the files and links of a run."""
-        problem, probe = "is not writable", self.root / f".probe-{os.getpid()}"
+        problem, probe = "is not writable", self.root / f".probe-{uuid.uuid4().hex}"
         try:
             if set("?%") & set(str(self.storage)):
                 problem = "has a path that MLflow cannot use"

@@ -75,12 +75,12 @@ class Tracking:
             client.update_run(run_id, status="RUNNING")
             _log_params(client, run_id, params)
         except Exception as error:  # database drivers and servers raise different classes
-            fix = (
-                "check MLFLOW_TRACKING_URI"
-                if server
-                else f"repair or move away {storage.absolute()}/mlflow.db"
-            )
-            raise Permanent(f"cannot use MLflow at {uri}: {_reason(error)}; {fix}") from None
+            reason, fix = _reason(error), f"repair or move away {storage.absolute()}/mlflow.db"
+            if server:
+                fix = "check MLFLOW_TRACKING_URI"
+            elif re.search("is locked|disk I/O", reason):  # a storage without file locks
+                fix = "set MLFLOW_TRACKING_URI to a server or to a file on a local disk"
+            raise Permanent(f"cannot use MLflow at {uri}: {reason}; {fix}") from None
         return cls(client, experiment_id, run_id)
 
     def stage(self, name: str, kind: str, key: str, params: dict[str, Any]) -> "StageRun":

@@ -91,6 +91,11 @@ class ChatFormat:
             )
         self.stop_token_id = tokenizer.convert_tokens_to_ids(end.group())
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Returns the number of token IDs, from 0, that the tokenizer has."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
     def render(self, messages: Messages) -> tuple[list[int], list[bool]]:
         """Returns the token ids of a conversation, and for each whether it is trained.
 

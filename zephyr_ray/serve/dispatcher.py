@@ -18,11 +18,11 @@ from pydantic import ValidationError
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import RowError
+from zephyr_ray.serve.request_error import RequestError
 from zephyr_ray.serve.requests import (
     IGNORED,
     ChatRequest,
     CompletionRequest,
-    RequestError,
     SampledRequest,
     first_error,
     parse,
@@ -107,9 +107,23 @@ class Dispatcher:
         default = min(DEFAULT_COMPLETION_TOKENS, self._max_tokens)
         maximum = default if request.max_tokens is None else request.max_tokens
         settings = self._settings(request, maximum)
+        self._check_tokens(request)
         return await self._respond(
             request, "completions", self._protocol.CompletionRequest, settings, request_id
         )
+
+    def _check_tokens(self, request: CompletionRequest) -> None:
+        """Raises RequestError 400 for a token ID that the model does not have.
+
+        vLLM lets the first such ID pass, and its engine dies of it.
+        """
+        self.handle(request.model)
+        size = self._chat_formats[request.model].vocabulary_size
+        prompts = request.prompt if isinstance(request.prompt, list) else []
+        ids = [i for part in prompts for i in (part if isinstance(part, list) else [part])]
+        if any(isinstance(token, int) and token >= size for token in ids):
+            message = f"prompt: token IDs must be below {size}, the size of the vocabulary"
+            raise RequestError(400, message, "invalid_value", "prompt")
 
     def _settings(self, request: SampledRequest, max_tokens: int | None) -> dict[str, Any]:
         """Returns the request's fields as arguments of the engine's request."""
@@ -126,8 +140,8 @@ class Dispatcher:
         if max_tokens is not None:
             settings["max_tokens"] = max_tokens
         if request.temperature == 0 and (request.n or 1) > 1:
-            # vLLM refuses n > 1 at temperature 0; sampling only the likeliest token is equivalent.
-            settings |= {"temperature": 1.0, "top_k": 1}
+            message = "n: all answers at temperature 0 are the same; set n: 1 or raise temperature"
+            raise RequestError(400, message, "invalid_value", "n")
         return settings
 
     async def _respond(
@@ -156,8 +170,7 @@ class Dispatcher:
 
 async def _first_chunk(method: Any, engine_request: Any, model: str) -> tuple[Any, Any]:
     """Returns the first chunk of a response and the stream of the rest; retries lost replicas."""
-    import ray
-    from ray.serve.exceptions import BackPressureError, RayServeException
+    from ray.serve.exceptions import BackPressureError
 
     for attempt in range(MAX_ATTEMPTS):
         if attempt:
@@ -173,10 +186,13 @@ async def _first_chunk(method: Any, engine_request: Any, model: str) -> tuple[An
         except BackPressureError:
             message = "all replicas are busy; try again"
             raise RequestError(429, message, "overloaded", retry_after=1) from None
-        except (ray.exceptions.RayError, RayServeException) as error:
-            # An exception of the model's server arrives as a RayTaskError.
-            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
-            if cause is not None and (refusal := _refusal(cause)) is not None:
+        except RequestError:
+            raise
+        except Exception as error:
+            # The model server's own exception arrives as the cause of a RayTaskError, or, if Serve
+            # sends requests by gRPC, as it is.
+            cause = getattr(error, "cause", None)
+            if refusal := _refusal(cause if isinstance(cause, Exception) else error):
                 raise refusal from None
             # The actor or its engine process died; another replica may be alive.
             log.warning("a replica was lost: %s", _one_line(error))
@@ -219,8 +235,6 @@ def _as_request_error(error: dict[str, Any]) -> RequestError:
 
 async def _events(first: Any, rest: Any) -> AsyncIterator[str]:
     """Yields the model server's events; converts its errors to events in OpenAI's shape."""
-    import ray
-
     lost = RequestError(503, "the answer was interrupted; send the request again", "replica_lost")
     try:
         yield _event_text(first)
@@ -230,7 +244,7 @@ async def _events(first: Any, rest: Any) -> AsyncIterator[str]:
                 yield _error_event(failure if failure.status < 500 else lost)
                 return
             yield _event_text(chunk)
-    except (ray.exceptions.RayError, ValueError) as error:
+    except Exception as error:
         log.warning("a stream was interrupted: %s", _one_line(error))
         yield _error_event(lost)
     finally:

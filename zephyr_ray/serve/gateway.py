@@ -18,7 +18,8 @@ from zephyr_ray.judges import FORMS, Form
 from zephyr_ray.models.checks import load_chat_format
 from zephyr_ray.serve.dispatcher import Dispatcher, ModelResponse
 from zephyr_ray.serve.keys import KEYS_VARIABLE, Keys, read_keys
-from zephyr_ray.serve.requests import RequestError, VoteRequest, judge_request, parse
+from zephyr_ray.serve.request_error import RequestError
+from zephyr_ray.serve.requests import VoteRequest, judge_request, parse
 from zephyr_ray.serve.routing import Handler, build_app, read_body
 from zephyr_ray.serve.vote_file import VoteFile
 

@@ -7,7 +7,7 @@ import re
 import time
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.serve.requests import RequestError
+from zephyr_ray.serve.request_error import RequestError
 
 KEYS_VARIABLE = "ZEPHYR_API_KEYS"
 MIN_KEY_LENGTH = 8

@@ -18,6 +18,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models import constraints
+from zephyr_ray.serve.request_error import RequestError
 
 MAX_MESSAGES, MAX_CHARACTERS = 256, 200_000
 MAX_CHOICES, MAX_LOGPROBS = 8, 20
@@ -25,39 +26,12 @@ MAX_STOPS, MAX_STOP_CHARACTERS = 4, 500
 MAX_PROMPTS, MAX_PROMPT_TOKENS = 8, 200_000
 MAX_JUDGED_ROWS = 64
 SEED_BOUND, TOKEN_ID_BOUND = 2**63, 2**31
-MAX_ERROR_CHARACTERS = 500
 ERROR_WORDING = {
     "extra_forbidden": "not supported here; remove it",
     "missing": "is missing",
     "model_type": "must be an object",
 }
 """Messages that replace pydantic's, by error type."""
-
-
-class RequestError(Exception):
-    """An HTTP error response: a status and one line for the client, which may quote the request."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        code: str,
-        param: str | None = None,
-        retry_after: float | None = None,
-    ):
-        super().__init__(" ".join(message.split())[:MAX_ERROR_CHARACTERS])
-        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
-
-    def headers(self) -> dict[str, str]:
-        headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
-        if self.retry_after is not None:
-            headers["Retry-After"] = str(int(self.retry_after) + 1)
-        return headers
-
-    def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        return {"error": error}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from zephyr_ray.serve.keys import Keys
-from zephyr_ray.serve.requests import RequestError
+from zephyr_ray.serve.request_error import RequestError
 
 log = logging.getLogger("zephyr_ray.serve")
 
