@@ -179,7 +179,7 @@ def test_the_prompt_alone_is_echoed_with_its_logprobs(service: Service) -> None:
     [
         ({"prompt": ""}, "non-empty"),
         ({"prompt": ["a", ""]}, "cannot be empty"),
-        ({"prompt": [999_999]}, "out of vocabulary"),
+        ({"prompt": [999_999]}, "token IDs must be below 1000"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
     ],
 )
