@@ -300,7 +300,17 @@ TEXTS = {
     "Authorization: Basic Y2FuYXJ5": "Authorization: Basic ***",
     "--set a.password=canary": "--set a.password=***",
     "proxy 'me:canary@proxy:3128'": "proxy '***@proxy:3128'",
+    f"http://a:{'canary.' * 90}@b/c": "http://b/c",
+    f"https://{'canary.' * 90}@b": "https://b",
+    f"http://a:can/ary{'canary.' * 90}@b/c": "http://b/c",
+    f"proxy a:{'canary.' * 90}@b": "proxy ***@b",
+    "http://a:can@ary/canary@b/c": "http://b/c",
+    "http://a:canary@b,http://a:canary@c": "http://b,http://c",
+    "user:canary/er2@proxy:3128": "***@proxy:3128",
+    "'user:canary'er2@proxy:3128'": "'***@proxy:3128'",
     # Not secrets:
+    "host:8000/@c": "host:8000/@c",
+    "registry:5000/zephyr:1.0@sha256:ab": "registry:5000/zephyr:1.0@sha256:ab",
     "x/zephyr:1.0@sha256:ab": "x/zephyr:1.0@sha256:ab",
     "zephyr:1.0@sha256:ab": "zephyr:1.0@sha256:ab",
     "http://b:8000/@c and x@y.z": "http://b:8000/@c and x@y.z",
@@ -331,6 +341,8 @@ def test_values_are_masked_in_the_forms_that_clients_use(monkeypatch: pytest.Mon
         login,
     ):
         assert masked(f"x {form} y") == "x *** y"
+    monkeypatch.setenv("WEBHOOK", "https://me:hunter22@host/@channel")
+    assert masked("x hunter22 y") == "x *** y"
     monkeypatch.setenv("A_SECRET", "x")
     assert masked("x is too short") == "x is too short"
 
@@ -346,6 +358,10 @@ def test_a_log_record_keeps_its_arguments_unless_they_hold_a_secret(
 
 def test_credentials_in_a_text() -> None:
     assert has_credentials("see http://a:b@c") and has_credentials("http://c/?key=x")
+    assert has_credentials(f"http://a:{'b' * 900}@c")
+    assert has_credentials("http://user:123/45SECRET@host/v1")
+    assert has_credentials("http://user:pa SECRET@host/v1")
+    assert not has_credentials("see http://c:80/v1 or write to a@b")
     assert not has_credentials("http://c/?keys") and not has_credentials("mail a@b?key=c")
 
 
@@ -354,7 +370,9 @@ def test_shipped_recipes_have_no_credentials() -> None:
         assert not has_credentials(path.read_text()), path
 
 
-@pytest.mark.parametrize("text", ["a:/b:c", "a.", "a:/", "&key", "Bearer ", "http://a:b"])
+@pytest.mark.parametrize(
+    "text", ["a:/b:c", "a.", "a:/", "&key", "Bearer ", "http://a:b", "a:", "a:b@", "http://a:@"]
+)
 def test_no_text_takes_long(text: str) -> None:
     started = time.process_time()
     masked(text * 40_000)
