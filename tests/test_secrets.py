@@ -92,6 +92,12 @@ LINES = {
     "set: wrong stage": (["nostage.base_url=http://zed:canary-1@h"], "has no 'nostage'"),
     "set: wrong model": (["models.no.api_key=canary-1"], "has no 'no'"),
     "set: no assignment": (["http://zed:canary-1@h"], "not an assignment"),
+    "set: key": (["canary-1"], "--set: not an assignment"),
+    "set: no setting": ([".a=canary-1"], "--set .a=…: not an assignment"),
+    "set: no models": (["judge.api_key_env=canary-1"], "write models.judge.api_key_env=…"),
+    "set: no mapping": (["models.judge.model.a=canary-1"], "'model' is not a mapping"),
+    "set: no parent": (["prompts.x.api_key=canary-1"], "write --set 'prompts.x={api_key: …}'"),
+    "set: bad value": (["models.judge.model=[canary-1"], "model=…: the value is not valid YAML"),
     "storage": (["storage=http://zed:canary-1@bucket"], "setting 'storage'"),
     "storage of a cloud": (["storage=s3://canary-1@bucket"], "setting 'storage'"),
 }

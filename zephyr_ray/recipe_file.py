@@ -85,26 +85,29 @@ def _extend(base: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _override(raw: dict[str, Any], text: str) -> None:
-    """Applies one `stage.setting=value`, `models.name.setting=value` or `seed=value`."""
+    """Applies one `stage.setting=value`, `models.name.setting=value` or `seed=value`. An error
+    never quotes the value, which may be a secret."""
     target, equals, value = text.partition("=")
-    path = target.strip().split(".")
+    target = target.strip()
+    path = target.split(".")
     if not equals or not all(path):
-        raise Permanent(f"--set {text}: not an assignment; write stage.setting=value")
+        where = f"--set {target}=…" if equals else "--set"
+        raise Permanent(f"{where}: not an assignment; write stage.setting=value")
     parent: Any = raw
     if path[0] in _names(raw, "stages"):
         path = ["stages", *path]
     for depth, part in enumerate(path[:-1]):
         if parent.get(part) is None:
-            hint = _hint(raw, text, path, depth)
-            raise Permanent(f"--set {text}: the recipe has no '{part}'{hint}")
+            hint = _hint(raw, path, depth)
+            raise Permanent(f"--set {target}=…: the recipe has no '{part}'{hint}")
         parent = parent[part]
         if not isinstance(parent, dict):
             name = ".".join(path[: depth + 1]).removeprefix("stages.")
-            raise Permanent(f"--set {text}: '{part}' is not a mapping; write {name}=value")
+            raise Permanent(f"--set {target}=…: '{part}' is not a mapping; write {name}=value")
     try:
         parent[path[-1]] = _value(value.strip())
     except (yaml.YAMLError, ValueError):
-        raise Permanent(f"--set {text}: the value is not valid YAML; quote it") from None
+        raise Permanent(f"--set {target}=…: the value is not valid YAML; quote it") from None
 
 
 def _value(text: str) -> Any:
@@ -126,11 +129,11 @@ def _names(raw: dict[str, Any], section: str) -> dict[Any, Any]:
     return entries if isinstance(entries, dict) else {}
 
 
-def _hint(raw: dict[str, Any], text: str, path: list[str], depth: int) -> str:
+def _hint(raw: dict[str, Any], path: list[str], depth: int) -> str:
     """Returns the fix of an override to a `path` that the recipe lacks at `depth`."""
     models = _names(raw, "models")
     if depth == 0 and path[0] in models:
-        return f"; write models.{text}"
+        return f"; write models.{'.'.join(path)}=…"
     if depth == 0 and path[0] not in ("models", "hardware"):
         return suggest(path[0], {*_names(raw, "stages"), "models", "hardware"})
     if path[:depth] == ["models"]:
