@@ -20,9 +20,12 @@ from cluster_lab import JOBS, TEAM, write_profile
 from kube_api import TOKEN, Api, Fault
 
 from zephyr_ray import cli, masking
+from zephyr_ray.cluster.kube import Kube
+from zephyr_ray.cluster.kubeconfig import one_line
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.openai import OpenAISettings
 from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.formatting import shorten
 from zephyr_ray.masking import has_credentials, masked
 from zephyr_ray.messages import user
 from zephyr_ray.row_actor import RowActor
@@ -87,6 +90,8 @@ LINES = {
         "'models.judge.api_key' is a s",
     ),
     "recipe: no scheme": (["models.judge.base_url=zed:canary-1@h"], "must start with http"),
+    "recipe: no scheme, slash": (["models.judge.base_url=me:12/canary@h"], "must start with http"),
+    "recipe: only slashes": (["models.judge.base_url=//me:canary-1@h"], "must start with http"),
     "recipe: key in the wrong place": (["models.judge.concurrency=canary-in-chat-key"], "integer"),
     "recipe: key that is a list": (["models.judge.api_key_env=[canary-1]"], "not the name"),
     "set: wrong stage": (["nostage.base_url=http://zed:canary-1@h"], "has no 'nostage'"),
@@ -333,6 +338,18 @@ def test_masked_text(text: str) -> None:
     assert masked(masked(text)) == TEXTS[text]
     for kind in (Permanent, Temporary):
         assert str(kind(text)) == TEXTS[text]
+
+
+def test_a_secret_is_masked_before_it_is_cut(
+    api: Api, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_SECRET", "canary " * 30)
+    monkeypatch.setattr(masking, "_remembered", set())
+    for before in ("", "x" * 150, "x" * 250, "x" * 590):
+        text = f"{before} {'canary ' * 30}"
+        kube = Kube()._error(400, json.dumps({"message": text}), "/")
+        for line in (shorten(text), one_line(text), str(kube)):
+            assert "canary" not in line, line
 
 
 def test_values_are_masked_in_the_forms_that_clients_use(monkeypatch: pytest.MonkeyPatch) -> None:
