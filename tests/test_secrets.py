@@ -26,9 +26,12 @@ from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.openai import OpenAISettings
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.formatting import shorten
+from zephyr_ray.manifest import Manifest
 from zephyr_ray.masking import has_credentials, masked
 from zephyr_ray.messages import user
+from zephyr_ray.recipe_file import refuse_secrets
 from zephyr_ray.row_actor import RowActor
+from zephyr_ray.tracking import Tracking
 
 CANARIES = {
     "MY_JUDGE": "canary-in-api-key-env",  # named by the recipe only
@@ -88,6 +91,19 @@ LINES = {
     "recipe: key as a setting": (
         ["models.judge.api_key=canary-1"],
         "'models.judge.api_key' is a s",
+    ),
+    "recipe: code": (["models.judge.base_url=https://h/v1?code=canary-1"], "contains a query"),
+    "recipe: port as password": (["models.judge.base_url=http://u:12/canary-1@h/v1"], "api_key_en"),
+    "recipe: white space": (["models.judge.base_url=http://u:pa canary-1@h/v1"], "api_key_env"),
+    "recipe: token": (["models.judge.parameters={token: canary-1}"], "parameters.token' is a s"),
+    "recipe: tokens": (["models.judge.parameters={auth-keys: [canary-1]}"], "auth-keys.0' is a s"),
+    "recipe: header": (
+        ["models.judge.parameters={extra_headers: {x-api-key: canary-1}}"],
+        "parameters.extra_headers.x-api-key' is a secret",
+    ),
+    "recipe: list of headers": (
+        ["models.judge.parameters={headers: ['Authorization: Bearer canary-1']}"],
+        "parameters.headers.0' is a secret",
     ),
     "recipe: no scheme": (["models.judge.base_url=zed:canary-1@h"], "must start with http"),
     "recipe: no scheme, slash": (["models.judge.base_url=me:12/canary@h"], "must start with http"),
@@ -298,6 +314,46 @@ def test_a_traceback_is_masked(folder: Path) -> None:
     search(folder, done.stderr)
 
 
+def test_a_traceback_of_a_thread_is_masked(folder: Path) -> None:
+    code = (
+        "import zephyr_ray, os, threading\n"
+        "def work(): raise RuntimeError(os.environ['HF_TOKEN'] + ' in a thread')\n"
+        "threading.Thread(target=work).start()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "RuntimeError: *** in a thread" in done.stderr
+    search(folder, done.stderr)
+
+
+def test_what_mlflow_stores(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    key = CANARIES["HF_TOKEN"]
+    settings = {"model": key, "more": {"url": "http://zed:canary-1@h"}}
+    (folder / "model").mkdir()
+    tracking = Tracking.open(folder, "r", "k", settings)
+    client = tracking.client
+    done = tracking.stage("done", "sft", "k1", settings)
+    done.finish(Manifest(kind="sft", key="k1", files={}, settings=settings), folder)
+    failed = tracking.stage("failed", "sft", "k2", settings)
+    failed.fail(f"wrong key {key}")
+    for run_id in (tracking.run_id, done.run_id, failed.run_id):
+        assert client.get_run(run_id).data.params["model"] == "***"
+    assert client.get_run(failed.run_id).data.tags["zephyr.error"] == "wrong key ***"
+    [model] = client.search_logged_models([tracking.experiment_id])
+    assert model.params["model"] == "***"
+    [manifest] = (folder / "mlartifacts").rglob("manifest.json")
+    assert '"model": "***"' in manifest.read_text()
+    with monkeypatch.context() as patch:
+        # The reason is masked also where no record factory is installed.
+        patch.setattr(logging, "_logRecordFactory", logging.LogRecord)
+        with tracking.suppress_errors():
+            raise ValueError(f"wrong key {key}")
+    assert "MLflow: ValueError: wrong key ***;" in caplog.text
+    search(folder, caplog.text)
+
+
 TEXTS = {
     "http://a:canary@b/c": "http://b/c",
     "at 'postgresql+psycopg2://a:canary@b:5/c'": "at 'postgresql+psycopg2://b:5/c'",
@@ -386,6 +442,12 @@ def test_credentials_in_a_text() -> None:
     assert has_credentials("http://user:pa SECRET@host/v1")
     assert not has_credentials("see http://c:80/v1 or write to a@b")
     assert not has_credentials("http://c/?keys") and not has_credentials("mail a@b?key=c")
+
+
+def test_parameters_that_are_no_secrets() -> None:
+    schema = {"properties": {"key": {"type": "string"}}, "required": ["key", "token"]}
+    parameters = {"max_tokens": "5", "response_format": schema, "prompt_cache_key": "zephyr"}
+    refuse_secrets({"models": {"judge": {"parameters": parameters}}}, "r.yaml", "…")
 
 
 def test_shipped_recipes_have_no_credentials() -> None:

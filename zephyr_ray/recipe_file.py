@@ -12,13 +12,15 @@ from typing import Any
 import yaml
 
 from zephyr_ray.errors import Permanent, suggest
-from zephyr_ray.masking import has_credentials
+from zephyr_ray.masking import has_credentials, is_secret
 
 SECRET_SETTING = re.compile(
     r"(^|\.)((api|access)[-_]?key|passw(or)?d|secret|(auth|access|bearer)[-_]?token|authorization)$",
     re.IGNORECASE,
 )
 """Matches the path of a setting that a person would write a secret into."""
+NOT_SECRET = ("prompt_cache_key",)
+"""Parameters of OpenAI's API whose names only look secret."""
 
 
 def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
@@ -42,8 +44,8 @@ def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
 
 def refuse_secrets(value: Any, where: str, instead: str, setting: str = "") -> None:
     """Raises Permanent if a file, which is stored and sent, holds a secret: a URL with credentials,
-    or a text in a setting such as `password`. The error never quotes it; `instead` is the
-    fix."""
+    a query in a base_url, or a text in a setting such as `password`. The error never quotes it;
+    `instead` is the fix."""
     if isinstance(value, dict | list):
         for name, part in value.items() if isinstance(value, dict) else enumerate(value):
             refuse_secrets(part, where, instead, f"{setting}.{name}".removeprefix("."))
@@ -52,11 +54,28 @@ def refuse_secrets(value: Any, where: str, instead: str, setting: str = "") -> N
             f"{where}: setting '{setting}': its URL contains credentials, which would be stored; "
             f"write it without user or password, and {instead}"
         )
-    elif isinstance(value, str) and SECRET_SETTING.search(setting):
+    elif isinstance(value, str) and setting.endswith("base_url") and "?" in value:
+        raise Permanent(
+            f"{where}: setting '{setting}': its URL contains a query, which may hold a key and "
+            f"would be stored; write it without '?', and {instead}"
+        )
+    elif isinstance(value, str) and _is_secret_setting(setting):
         raise Permanent(
             f"{where}: setting '{setting}' is a secret, which would be stored; remove it, and "
             f"{instead}"
         )
+
+
+def _is_secret_setting(setting: str) -> bool:
+    """Returns whether a text at this path is a secret. The `parameters` of a model are free: there,
+    the names are those of any API, and each header may be a secret."""
+    _, _, free = setting.partition(".parameters.")
+    names = [name for name in free.split(".") if name and not name.isdigit()]
+    return bool(
+        SECRET_SETTING.search(setting)
+        or any("headers" in name.lower() for name in names)
+        or (names and is_secret(names[-1]) and names[-1] not in NOT_SECRET)
+    )
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
