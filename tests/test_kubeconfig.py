@@ -96,6 +96,27 @@ FILES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
         edited(**{"proxy-url": f"me:{OTHER}@proxy:3128"}),
         "the proxy to the cluster, .*, has no scheme; write http://",
     ),
+    "proxy with a slash": (
+        edited(**{"proxy-url": f"me:{OTHER}/{OTHER}@proxy:3128"}),
+        "the proxy to the cluster, proxy:3128, has no scheme; write http://proxy:3128$",
+    ),
+    "proxy with a port as password": (
+        edited(**{"proxy-url": f"me:12/{OTHER}@proxy:3128"}),
+        "cluster, proxy:3128, has",
+    ),
+    "proxy with a quote": (
+        edited(**{"proxy-url": f"socks9://me:12/'{OTHER}@proxy"}),
+        "cluster, socks9://proxy, is invalid",
+    ),
+    "proxy with a strange scheme": (
+        edited(**{"proxy-url": f"me:{OTHER}://x@proxy"}),
+        "cluster, proxy, is invalid",
+    ),
+    "proxy that is a list": (edited(**{"proxy-url": ["a"]}), "the proxy to the cluster is not a t"),
+    "server with a line break": (
+        edited(server="https://127.0.0.1:x\n"),
+        "127.0.0.1:x , is invalid",
+    ),
     "proxy of another kind": (
         edited(**{"proxy-url": f"ftp://me:{OTHER}@proxy"}),
         "the proxy to the cluster, ftp://.*proxy, is invalid",

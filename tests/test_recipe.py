@@ -297,7 +297,7 @@ SETS = {
     "unknown stage": ("pair.rejected=all", "has no 'pair'; did you mean 'pairs'"),
     "model without models": (
         "base.temperature=1",
-        "has no .base.; write models.base.temperature=1",
+        "has no .base.; write models.base.temperature=…",
     ),
     "unknown model": ("models.bass.temperature=1", "has no 'bass'; did you mean 'base'"),
     "below a list": ("answers.models.0=base", "'models' is not a mapping; write answers.models="),
@@ -308,7 +308,7 @@ SETS = {
         "unknown setting 'rejecte'; did you mean 'rejected'",
     ),
     "wrong value": ("pairs.rejected=some", "'rejected'.*got 'some'"),
-    "bad yaml": ("pairs.rejected=[", r"--set pairs.rejected=\[: the value is not valid YAML"),
+    "bad yaml": ("pairs.rejected=[", "--set pairs.rejected=…: the value is not valid YAML"),
     "below a value": ("seed.x=1", "'seed' is not a mapping; write seed=value"),
     "unknown top setting": ("sead=1", "unknown setting 'sead'; did you mean 'seed'"),
 }
@@ -329,7 +329,7 @@ def test_an_override_of_a_recipe_whose_sections_are_no_mappings(
     section: str, tmp_path: Path
 ) -> None:
     (tmp_path / "r.yaml").write_text(f"{section}: 5\n")
-    with pytest.raises(Permanent, match="a.b=1: the recipe has no 'a'"):
+    with pytest.raises(Permanent, match="a.b=…: the recipe has no 'a'"):
         load(tmp_path / "r.yaml", KINDS, ["a.b=1"])
 
 

@@ -20,12 +20,18 @@ from cluster_lab import JOBS, TEAM, write_profile
 from kube_api import TOKEN, Api, Fault
 
 from zephyr_ray import cli, masking
+from zephyr_ray.cluster.kube import Kube
+from zephyr_ray.cluster.kubeconfig import one_line
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.openai import OpenAISettings
 from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.formatting import shorten
+from zephyr_ray.manifest import Manifest
 from zephyr_ray.masking import has_credentials, masked
 from zephyr_ray.messages import user
+from zephyr_ray.recipe_file import refuse_secrets
 from zephyr_ray.row_actor import RowActor
+from zephyr_ray.tracking import Tracking
 
 CANARIES = {
     "MY_JUDGE": "canary-in-api-key-env",  # named by the recipe only
@@ -86,12 +92,33 @@ LINES = {
         ["models.judge.api_key=canary-1"],
         "'models.judge.api_key' is a s",
     ),
+    "recipe: code": (["models.judge.base_url=https://h/v1?code=canary-1"], "contains a query"),
+    "recipe: port as password": (["models.judge.base_url=http://u:12/canary-1@h/v1"], "api_key_en"),
+    "recipe: white space": (["models.judge.base_url=http://u:pa canary-1@h/v1"], "api_key_env"),
+    "recipe: token": (["models.judge.parameters={token: canary-1}"], "parameters.token' is a s"),
+    "recipe: tokens": (["models.judge.parameters={auth-keys: [canary-1]}"], "auth-keys.0' is a s"),
+    "recipe: header": (
+        ["models.judge.parameters={extra_headers: {x-api-key: canary-1}}"],
+        "parameters.extra_headers.x-api-key' is a secret",
+    ),
+    "recipe: list of headers": (
+        ["models.judge.parameters={headers: ['Authorization: Bearer canary-1']}"],
+        "parameters.headers.0' is a secret",
+    ),
     "recipe: no scheme": (["models.judge.base_url=zed:canary-1@h"], "must start with http"),
+    "recipe: no scheme, slash": (["models.judge.base_url=me:12/canary@h"], "must start with http"),
+    "recipe: only slashes": (["models.judge.base_url=//me:canary-1@h"], "must start with http"),
     "recipe: key in the wrong place": (["models.judge.concurrency=canary-in-chat-key"], "integer"),
     "recipe: key that is a list": (["models.judge.api_key_env=[canary-1]"], "not the name"),
     "set: wrong stage": (["nostage.base_url=http://zed:canary-1@h"], "has no 'nostage'"),
     "set: wrong model": (["models.no.api_key=canary-1"], "has no 'no'"),
     "set: no assignment": (["http://zed:canary-1@h"], "not an assignment"),
+    "set: key": (["canary-1"], "--set: not an assignment"),
+    "set: no setting": ([".a=canary-1"], "--set .a=…: not an assignment"),
+    "set: no models": (["judge.api_key_env=canary-1"], "write models.judge.api_key_env=…"),
+    "set: no mapping": (["models.judge.model.a=canary-1"], "'model' is not a mapping"),
+    "set: no parent": (["prompts.x.api_key=canary-1"], "write --set 'prompts.x={api_key: …}'"),
+    "set: bad value": (["models.judge.model=[canary-1"], "model=…: the value is not valid YAML"),
     "storage": (["storage=http://zed:canary-1@bucket"], "setting 'storage'"),
     "storage of a cloud": (["storage=s3://canary-1@bucket"], "setting 'storage'"),
 }
@@ -287,6 +314,46 @@ def test_a_traceback_is_masked(folder: Path) -> None:
     search(folder, done.stderr)
 
 
+def test_a_traceback_of_a_thread_is_masked(folder: Path) -> None:
+    code = (
+        "import zephyr_ray, os, threading\n"
+        "def work(): raise RuntimeError(os.environ['HF_TOKEN'] + ' in a thread')\n"
+        "threading.Thread(target=work).start()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "RuntimeError: *** in a thread" in done.stderr
+    search(folder, done.stderr)
+
+
+def test_what_mlflow_stores(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    key = CANARIES["HF_TOKEN"]
+    settings = {"model": key, "more": {"url": "http://zed:canary-1@h"}}
+    (folder / "model").mkdir()
+    tracking = Tracking.open(folder, "r", "k", settings)
+    client = tracking.client
+    done = tracking.stage("done", "sft", "k1", settings)
+    done.finish(Manifest(kind="sft", key="k1", files={}, settings=settings), folder)
+    failed = tracking.stage("failed", "sft", "k2", settings)
+    failed.fail(f"wrong key {key}")
+    for run_id in (tracking.run_id, done.run_id, failed.run_id):
+        assert client.get_run(run_id).data.params["model"] == "***"
+    assert client.get_run(failed.run_id).data.tags["zephyr.error"] == "wrong key ***"
+    [model] = client.search_logged_models([tracking.experiment_id])
+    assert model.params["model"] == "***"
+    [manifest] = (folder / "mlartifacts").rglob("manifest.json")
+    assert '"model": "***"' in manifest.read_text()
+    with monkeypatch.context() as patch:
+        # The reason is masked also where no record factory is installed.
+        patch.setattr(logging, "_logRecordFactory", logging.LogRecord)
+        with tracking.suppress_errors():
+            raise ValueError(f"wrong key {key}")
+    assert "MLflow: ValueError: wrong key ***;" in caplog.text
+    search(folder, caplog.text)
+
+
 TEXTS = {
     "http://a:canary@b/c": "http://b/c",
     "at 'postgresql+psycopg2://a:canary@b:5/c'": "at 'postgresql+psycopg2://b:5/c'",
@@ -300,7 +367,17 @@ TEXTS = {
     "Authorization: Basic Y2FuYXJ5": "Authorization: Basic ***",
     "--set a.password=canary": "--set a.password=***",
     "proxy 'me:canary@proxy:3128'": "proxy '***@proxy:3128'",
+    f"http://a:{'canary.' * 90}@b/c": "http://b/c",
+    f"https://{'canary.' * 90}@b": "https://b",
+    f"http://a:can/ary{'canary.' * 90}@b/c": "http://b/c",
+    f"proxy a:{'canary.' * 90}@b": "proxy ***@b",
+    "http://a:can@ary/canary@b/c": "http://b/c",
+    "http://a:canary@b,http://a:canary@c": "http://b,http://c",
+    "user:canary/er2@proxy:3128": "***@proxy:3128",
+    "'user:canary'er2@proxy:3128'": "'***@proxy:3128'",
     # Not secrets:
+    "host:8000/@c": "host:8000/@c",
+    "registry:5000/zephyr:1.0@sha256:ab": "registry:5000/zephyr:1.0@sha256:ab",
     "x/zephyr:1.0@sha256:ab": "x/zephyr:1.0@sha256:ab",
     "zephyr:1.0@sha256:ab": "zephyr:1.0@sha256:ab",
     "http://b:8000/@c and x@y.z": "http://b:8000/@c and x@y.z",
@@ -319,6 +396,18 @@ def test_masked_text(text: str) -> None:
         assert str(kind(text)) == TEXTS[text]
 
 
+def test_a_secret_is_masked_before_it_is_cut(
+    api: Api, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_SECRET", "canary " * 30)
+    monkeypatch.setattr(masking, "_remembered", set())
+    for before in ("", "x" * 150, "x" * 250, "x" * 590):
+        text = f"{before} {'canary ' * 30}"
+        kube = Kube()._error(400, json.dumps({"message": text}), "/")
+        for line in (shorten(text), one_line(text), str(kube)):
+            assert "canary" not in line, line
+
+
 def test_values_are_masked_in_the_forms_that_clients_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET", 'ca n/"ary\n')
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:p%40ss/word@db/x")
@@ -331,6 +420,8 @@ def test_values_are_masked_in_the_forms_that_clients_use(monkeypatch: pytest.Mon
         login,
     ):
         assert masked(f"x {form} y") == "x *** y"
+    monkeypatch.setenv("WEBHOOK", "https://me:hunter22@host/@channel")
+    assert masked("x hunter22 y") == "x *** y"
     monkeypatch.setenv("A_SECRET", "x")
     assert masked("x is too short") == "x is too short"
 
@@ -346,7 +437,17 @@ def test_a_log_record_keeps_its_arguments_unless_they_hold_a_secret(
 
 def test_credentials_in_a_text() -> None:
     assert has_credentials("see http://a:b@c") and has_credentials("http://c/?key=x")
+    assert has_credentials(f"http://a:{'b' * 900}@c")
+    assert has_credentials("http://user:123/45SECRET@host/v1")
+    assert has_credentials("http://user:pa SECRET@host/v1")
+    assert not has_credentials("see http://c:80/v1 or write to a@b")
     assert not has_credentials("http://c/?keys") and not has_credentials("mail a@b?key=c")
+
+
+def test_parameters_that_are_no_secrets() -> None:
+    schema = {"properties": {"key": {"type": "string"}}, "required": ["key", "token"]}
+    parameters = {"max_tokens": "5", "response_format": schema, "prompt_cache_key": "zephyr"}
+    refuse_secrets({"models": {"judge": {"parameters": parameters}}}, "r.yaml", "…")
 
 
 def test_shipped_recipes_have_no_credentials() -> None:
@@ -354,7 +455,9 @@ def test_shipped_recipes_have_no_credentials() -> None:
         assert not has_credentials(path.read_text()), path
 
 
-@pytest.mark.parametrize("text", ["a:/b:c", "a.", "a:/", "&key", "Bearer ", "http://a:b"])
+@pytest.mark.parametrize(
+    "text", ["a:/b:c", "a.", "a:/", "&key", "Bearer ", "http://a:b", "a:", "a:b@", "http://a:@"]
+)
 def test_no_text_takes_long(text: str) -> None:
     started = time.process_time()
     masked(text * 40_000)

@@ -46,10 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
             return _chat(options.run, options.model)
         return _cluster(options)
     except Permanent as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Temporary as error:
-        print(f"error: {error}; try again", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}; try again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

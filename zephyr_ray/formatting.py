@@ -48,8 +48,10 @@ def duration(seconds: float | None) -> str:
 
 def shorten(text: str, limit: int = 300) -> str:
     """Returns the start of an untrusted text, on one line and without control characters."""
-    # Cut first: the text may be as long as its sender likes.
-    words = "".join(c if c.isprintable() else " " for c in text[: 2 * limit]).split()
+    # Mask before cutting, because part of a secret would not be recognized; cut before the loop,
+    # because the text may be long.
+    start = masked(text)[: 2 * limit]
+    words = "".join(c if c.isprintable() else " " for c in start).split()
     line = " ".join(words)
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 

@@ -24,14 +24,17 @@ MASK = "***"
 MIN_LENGTH = 6
 """Shortest value that is masked wherever it occurs; a shorter one would garble ordinary text."""
 SECRET_NAME = re.compile(r"(key|keys|token|password|passwd|secret|secrets)([-_](env|data))?$", re.I)
-# A URL that was read as a path has only one slash. The second form is a password that contains
-# "/", "?" or "#"; a port is not mistaken for it. All lengths are bounded, so that no text can make
-# the search slow.
-_USERINFO = re.compile(
-    r"(\w:/{1,2})(?:([^\s/?#]{0,400})@|([^\s/@:]{0,99}:\d{0,99}[^\d\s/@][^\s@]{0,200})@)"
-)
-# An address without a scheme; not the digest of an image.
-_LOGIN = re.compile(r"(?<![\w.%+/-])[\w.%+-]{1,99}:[^\s@/'\"]{1,200}@(?=[\w\[])(?!sha\d+:)")
+# A URL that was read as a path has only one slash; another URL may follow without white space.
+_URL = re.compile(r"(\w:/{1,2})((?:(?!\w://)\S)*)")
+# A user and the start of a password; a port is not mistaken for one.
+_USER = re.compile(r"[^/?#@:]*:\d*[^\d/@]")
+_PORT_AND_PATH = re.compile(r"[^/?#@:]*:\d*/[^@]*@")
+_URL_WITH_SPACE = re.compile(r"\s*[\w+.-]+:/{1,2}[^\s/?#@:]*:[^\s@]*\s[^@]*@")
+_WORD = re.compile(r"\S+")
+# The start of user and password in an address without a scheme, and its end; not the digest of an
+# image.
+_LOGIN_START = re.compile(r"(?<![\w.%+/-])[\w.%+-]+:(?!\d*/|['\"])")
+_LOGIN_END = re.compile(r"@(?=[\w\[])(?!sha\d+:)")
 _PARAMETER = r"[\w.-]{0,40}(?:key|token|passw(?:or)?d|secret|signature|credential)|auth|sig|pwd"
 _QUERY = re.compile(rf"([?&](?:{_PARAMETER})=)[^\s&#'\"]+", re.I)
 _ASSIGNMENT = re.compile(
@@ -53,7 +56,8 @@ def remember(secret: str) -> str:
 def masked(text: object) -> str:
     """Returns the text with `***` in place of every known secret, and URLs without user and
     password."""
-    result = _LOGIN.sub(f"{MASK}@", _USERINFO.sub(r"\1", str(text)))
+    result = _URL.sub(lambda url: url[1] + url[2][len(_userinfo(url[2])) :], str(text))
+    result = _WORD.sub(lambda word: _without_login(word[0]), result) if "@" in result else result
     for pattern in (_QUERY, _ASSIGNMENT):
         result = pattern.sub(rf"\1{MASK}", result)
     result = _HEADER.sub(rf"\1 {MASK}", result)
@@ -65,8 +69,13 @@ def masked(text: object) -> str:
 
 
 def has_credentials(text: str) -> bool:
-    """Returns whether the text contains a URL with a user, a password or a secret parameter."""
-    return bool(_USERINFO.search(text) or ("://" in text and _QUERY.search(text)))
+    """Returns whether the text contains a URL with a user, a password or a secret parameter. Unlike
+    `masked`, also suspects a password that looks like a port and a path, or has white space."""
+    return bool(
+        any(_userinfo(rest) or _PORT_AND_PATH.match(rest) for _, rest in _URL.findall(text))
+        or _URL_WITH_SPACE.match(text)
+        or ("://" in text and _QUERY.search(text))
+    )
 
 
 def is_secret(name: str) -> bool:
@@ -79,11 +88,34 @@ def _secrets() -> Iterator[str]:
     for name, value in os.environ.items():
         if is_secret(name):
             yield value
-        for match in _USERINFO.finditer(value) if "@" in value else ():
-            user, colon, password = (match[2] or match[3] or "").partition(":")
-            yield password if colon else user
-            # The form in which HTTP clients send user and password.
-            yield base64.b64encode(unquote(f"{user}:{password}").encode()).decode()
+        for _, rest in _URL.findall(value) if "@" in value else ():
+            # If a path contains "@" too, it is unknown which one ends the password.
+            userinfo = _userinfo(rest)[:-1]
+            for part in {userinfo, userinfo.partition("@")[0]}:
+                user, colon, password = part.partition(":")
+                yield password if colon else user
+                # The form in which HTTP clients send user and password.
+                yield base64.b64encode(unquote(f"{user}:{password}").encode()).decode()
+
+
+def _userinfo(rest: str) -> str:
+    """Returns the user and password, including the "@", of what follows a URL's slashes.
+
+    A password may contain "/", "?", "#" and "@". No regular expression searches for it, because
+    that would limit its length or take quadratic time.
+    """
+    authority = rest if _USER.match(rest) else re.split("[/?#]", rest, maxsplit=1)[0]
+    return authority[: authority.rfind("@") + 1]
+
+
+def _without_login(word: str) -> str:
+    """Returns a word with `***` in place of user and password in an address without a scheme."""
+    ends = [end.start() for end in _LOGIN_END.finditer(word)]
+    start = _LOGIN_START.search(word, 0, ends[-1]) if ends else None
+    # A password has at least one character.
+    if start is None or start.end() >= ends[-1]:
+        return word
+    return f"{word[: start.start()]}{MASK}{word[ends[-1] :]}"
 
 
 def _forms(secret: str) -> Iterator[str]:

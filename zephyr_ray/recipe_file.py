@@ -12,13 +12,15 @@ from typing import Any
 import yaml
 
 from zephyr_ray.errors import Permanent, suggest
-from zephyr_ray.masking import has_credentials
+from zephyr_ray.masking import has_credentials, is_secret
 
 SECRET_SETTING = re.compile(
     r"(^|\.)((api|access)[-_]?key|passw(or)?d|secret|(auth|access|bearer)[-_]?token|authorization)$",
     re.IGNORECASE,
 )
 """Matches the path of a setting that a person would write a secret into."""
+NOT_SECRET = ("prompt_cache_key",)
+"""Parameters of OpenAI's API whose names only look secret."""
 
 
 def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
@@ -42,8 +44,8 @@ def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
 
 def refuse_secrets(value: Any, where: str, instead: str, setting: str = "") -> None:
     """Raises Permanent if a file, which is stored and sent, holds a secret: a URL with credentials,
-    or a text in a setting such as `password`. The error never quotes it; `instead` is the
-    fix."""
+    a query in a base_url, or a text in a setting such as `password`. The error never quotes it;
+    `instead` is the fix."""
     if isinstance(value, dict | list):
         for name, part in value.items() if isinstance(value, dict) else enumerate(value):
             refuse_secrets(part, where, instead, f"{setting}.{name}".removeprefix("."))
@@ -52,11 +54,28 @@ def refuse_secrets(value: Any, where: str, instead: str, setting: str = "") -> N
             f"{where}: setting '{setting}': its URL contains credentials, which would be stored; "
             f"write it without user or password, and {instead}"
         )
-    elif isinstance(value, str) and SECRET_SETTING.search(setting):
+    elif isinstance(value, str) and setting.endswith("base_url") and "?" in value:
+        raise Permanent(
+            f"{where}: setting '{setting}': its URL contains a query, which may hold a key and "
+            f"would be stored; write it without '?', and {instead}"
+        )
+    elif isinstance(value, str) and _is_secret_setting(setting):
         raise Permanent(
             f"{where}: setting '{setting}' is a secret, which would be stored; remove it, and "
             f"{instead}"
         )
+
+
+def _is_secret_setting(setting: str) -> bool:
+    """Returns whether a text at this path is a secret. The `parameters` of a model are free: there,
+    the names are those of any API, and each header may be a secret."""
+    _, _, free = setting.partition(".parameters.")
+    names = [name for name in free.split(".") if name and not name.isdigit()]
+    return bool(
+        SECRET_SETTING.search(setting)
+        or any("headers" in name.lower() for name in names)
+        or (names and is_secret(names[-1]) and names[-1] not in NOT_SECRET)
+    )
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
@@ -85,26 +104,29 @@ def _extend(base: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _override(raw: dict[str, Any], text: str) -> None:
-    """Applies one `stage.setting=value`, `models.name.setting=value` or `seed=value`."""
+    """Applies one `stage.setting=value`, `models.name.setting=value` or `seed=value`. An error
+    never quotes the value, which may be a secret."""
     target, equals, value = text.partition("=")
-    path = target.strip().split(".")
+    target = target.strip()
+    path = target.split(".")
     if not equals or not all(path):
-        raise Permanent(f"--set {text}: not an assignment; write stage.setting=value")
+        where = f"--set {target}=…" if equals else "--set"
+        raise Permanent(f"{where}: not an assignment; write stage.setting=value")
     parent: Any = raw
     if path[0] in _names(raw, "stages"):
         path = ["stages", *path]
     for depth, part in enumerate(path[:-1]):
         if parent.get(part) is None:
-            hint = _hint(raw, text, path, depth)
-            raise Permanent(f"--set {text}: the recipe has no '{part}'{hint}")
+            hint = _hint(raw, path, depth)
+            raise Permanent(f"--set {target}=…: the recipe has no '{part}'{hint}")
         parent = parent[part]
         if not isinstance(parent, dict):
             name = ".".join(path[: depth + 1]).removeprefix("stages.")
-            raise Permanent(f"--set {text}: '{part}' is not a mapping; write {name}=value")
+            raise Permanent(f"--set {target}=…: '{part}' is not a mapping; write {name}=value")
     try:
         parent[path[-1]] = _value(value.strip())
     except (yaml.YAMLError, ValueError):
-        raise Permanent(f"--set {text}: the value is not valid YAML; quote it") from None
+        raise Permanent(f"--set {target}=…: the value is not valid YAML; quote it") from None
 
 
 def _value(text: str) -> Any:
@@ -126,11 +148,11 @@ def _names(raw: dict[str, Any], section: str) -> dict[Any, Any]:
     return entries if isinstance(entries, dict) else {}
 
 
-def _hint(raw: dict[str, Any], text: str, path: list[str], depth: int) -> str:
+def _hint(raw: dict[str, Any], path: list[str], depth: int) -> str:
     """Returns the fix of an override to a `path` that the recipe lacks at `depth`."""
     models = _names(raw, "models")
     if depth == 0 and path[0] in models:
-        return f"; write models.{text}"
+        return f"; write models.{'.'.join(path)}=…"
     if depth == 0 and path[0] not in ("models", "hardware"):
         return suggest(path[0], {*_names(raw, "stages"), "models", "hardware"})
     if path[:depth] == ["models"]:

@@ -106,7 +106,10 @@ def typed(cls: type[T], settings: Any, where: str) -> T:
         else:
             problem = first["msg"].removeprefix("Value error, ")
             message = f"setting '{path}': {problem}"
-            if not any(is_secret(str(part)) for part in first["loc"]):
+            # A URL without a scheme may hold a password that `masked` does not recognize.
+            is_url = any("url" in str(part).lower() for part in first["loc"])
+            hidden = is_url and "@" in str(first["input"])
+            if not hidden and not any(is_secret(str(part)) for part in first["loc"]):
                 is_scalar = isinstance(first["input"], int | float | date)
                 quote = "; quote it" if first["type"] == "string_type" and is_scalar else ""
                 message += f" (got {first['input']!r}){quote}"

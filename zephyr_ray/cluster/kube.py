@@ -191,7 +191,7 @@ class Kube:
             message = json.loads(body)["message"]
         except (ValueError, KeyError, TypeError):
             message = body
-        message = " ".join(str(message).split())[:300] or f"status {status}"
+        message = " ".join(masked(message).split())[:300] or f"status {status}"
         if status == 401:
             return Unauthorized(f"{self.host} does not accept these credentials; log in again")
         if status == 403:

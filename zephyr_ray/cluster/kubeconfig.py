@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.masking import is_secret, remember
+from zephyr_ray.masking import is_secret, masked, remember
 
 if TYPE_CHECKING:
     from kubernetes.client import Configuration
@@ -68,7 +68,9 @@ def configure(configuration: "Configuration", context: str | None) -> str:
 
 def one_line(error: object) -> str:
     """Returns the error's text on one line, without the parts of a kubeconfig that it quotes."""
-    return " ".join(re.sub(r"\{.*\}", "…", str(error), flags=re.DOTALL).split())[:200]
+    # Mask before cutting: part of a secret would not be recognized.
+    text = masked(error)
+    return " ".join(re.sub(r"\{.*\}", "…", text, flags=re.DOTALL).split())[:200]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -177,17 +179,21 @@ def _check_certificates(configuration: "Configuration") -> None:
         ) from None
 
 
-def _check_address(purpose: str, address: str, schemes: tuple[str, ...]) -> None:
-    """Raises Permanent if an address has no host, an invalid port or none of `schemes`."""
+def _check_address(purpose: str, address: object, schemes: tuple[str, ...]) -> None:
+    """Raises Permanent if an address has no host, an invalid port or none of `schemes`. The error
+    omits all before the last "@", because a malformed password may contain any character."""
+    if not isinstance(address, str):
+        raise Permanent(f"{purpose} is not a text; write it like {schemes[-1]}://HOST:PORT")
     scheme, mark, _ = address.partition("://")
+    _, login, shown = address.rpartition("@")
     if not mark:
-        raise Permanent(f"{purpose}, {address}, has no scheme; write {schemes[0]}://{address}")
+        raise Permanent(f"{purpose}, {shown}, has no scheme; write {schemes[0]}://{shown}")
+    if login and scheme.isalnum():
+        shown = f"{scheme}://{shown}"
     try:
         parts = urlsplit(address)
         usable = scheme.lower() in schemes and parts.hostname and (parts.port or True)
     except ValueError:
         usable = False
     if not usable:
-        raise Permanent(
-            f"{purpose}, {address}, is invalid; write it like {schemes[-1]}://HOST:PORT"
-        )
+        raise Permanent(f"{purpose}, {shown}, is invalid; write it like {schemes[-1]}://HOST:PORT")
