@@ -71,6 +71,10 @@ LONG = [
     error(422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 2048"),
     Answer(400, [{"error": {"code": 400, "message": "The input token count (9) exceeds the max"}}]),
     Answer(400, {"object": "error", "code": 400, "message": "the prompt is too long"}),
+    error(400, "This model's prompt has 5000 tokens, but the max is 4096"),
+    error(400, "The decoder prompt (length 5000) is longer than the maximum model length of 2048."),
+    error(400, "The prompt is too long; please shorten it and try again"),
+    error(400, "The prompt is too long; wait, try again", code="context_length_exceeded"),
     Answer(413, "<html>Payload Too Large</html>"),
     Answer(422, {"detail": [{"type": "string_too_long", "loc": ["body", "text"], "msg": "no"}]}),
 ]
@@ -86,6 +90,12 @@ CONTENT = [
     Answer(200, {"error": {"code": 403, "message": "no", "metadata": {"flagged_input": "…"}}}),
     choice("content_filter", content=None),
     choice("content_filter"),
+    choice("guardrail_intervened", content=None),
+    choice("CONTENT_FILTERED", content=None),
+    choice("BLOCKLIST", content=None),
+    choice("SPII", content=None),
+    error(400, "Your request was rejected as a result of our safety system."),
+    error(400, "Filtered. Please try again with another prompt", code="content_filter"),
     choice("SAFETY", content=None),
     failed_choice(code=403, message="no", metadata={"flagged_input": "…"}),
 ]
@@ -116,6 +126,10 @@ def test_a_fault_of_the_row(answer: Answer, cause: str) -> None:
         (error(429, "You exceeded your current quota", code="insufficient_quota"), "add credits"),
         (error(429, "no", type="exceeded_current_quota_error"), "add credits"),
         (error(400, "no", code="billing_hard_limit_reached"), "add credits"),
+        (
+            error(403, "All requests from your organization were flagged for unusual activity"),
+            "use a key that has access",
+        ),
         (error(403, "This key may not use it"), "use a key that has access"),
         (error(404, "The model 'm' does not exist", code="model_not_found"), "correct model"),
         (error(403, "no", code="model_not_found"), "correct model"),
@@ -145,6 +159,15 @@ def test_what_stops_the_run_at_once(answer: Answer, says: str) -> None:
         (Answer(502, ""), "status 502"),
         (error(503, "The content filter is not available"), "status 503"),
         (error(500, "no", code="context_length_exceeded"), "status 500"),
+        (error(400, "The content management service is unavailable"), "status 400"),
+        (Answer(200, {"error": "The content filter is not available, try again"}), "try again"),
+        (error(400, "Request timed out: prompt size queue is full"), "status 400"),
+        (error(400, "KV cache is full: reduce the context window or wait"), "status 400"),
+        (
+            Answer(200, {"error": "CUDA out of memory while processing; the input size is 4"}),
+            "out of memory",
+        ),
+        (error(400, "the content filter broke", code="model_overloaded"), "status 400"),
         (HTML, "answers text/html instead of JSON"),
         (Answer(200, '{"choices": [{"index"', content_type="application/json"), "instead of JSON"),
         (Answer(200, "data: {}\n\n", content_type="text/event-stream"), "text/event-stream"),
@@ -180,6 +203,16 @@ def test_what_is_asked_again(answer: Answer, says: str) -> None:
         error(429, "You exceeded your current quota, per minute", code=429),
         Answer(200, {"error": {"message": "slow down", "code": 429}}),
         Answer(429, ""),
+        error(400, "Too many tokens, please wait before trying again."),
+        error(400, "Too many tokens", type="ThrottlingException"),
+        error(403, "Slow down", code="rate_limit_exceeded"),
+        error(
+            413,
+            "Request too large for model in organization `org_1` on tokens per minute (TPM): Limit "
+            "6000, Requested 9000, please reduce your message size and try again.",
+            type="tokens",
+            code="rate_limit_exceeded",
+        ),
     ],
 )
 def test_a_rate_limit_is_waited_out(answer: Answer) -> None:
