@@ -46,6 +46,8 @@ MATCHED_CHARACTERS = 4000
 _BILLING = re.compile(
     r"insufficient_(quota|credit|balance|fund)|exceeded_current_quota|billing|payment|no_credit"
 )
+_NO_CREDIT = re.compile(r"credit balance is too low", re.IGNORECASE)
+_KEY = re.compile(r"\bAPI key( is)? (not valid|invalid)|\binvalid API key", re.IGNORECASE)
 _MODEL = re.compile(
     r"model_not|(invalid|unknown)[ _]model|not a valid model"
     r"|\bmodel\b[^.]{0,60}\b(not (found|exist)|does not exist)",
@@ -147,7 +149,11 @@ class ErrorObject:
         """Returns whether the error is about this parameter of the request."""
         if self.param:
             return self.param == parameter
-        return re.search(rf"\b{re.escape(parameter)}\b", self.message) is not None
+        return mentions(self.message, parameter)
+
+
+def mentions(text: str, parameter: str) -> bool:
+    return re.search(rf"\b{re.escape(parameter)}\b", text) is not None
 
 
 def read_object(status: int, headers: Mapping[str, str], text: str, where: str) -> dict[str, Any]:
@@ -189,11 +195,13 @@ def fail(
     is_busy = may_be_row and (_BUSY_CODE.search(error.codes) or (cause and _is_busy(error)))
     if cause and not is_busy:
         raise RowError(line, cause)
-    if _BILLING.search(error.codes):
+    if _BILLING.search(error.codes) or (may_be_row and _NO_CREDIT.search(error.message)):
         raise StopRun(f"{line}; {FIXES[402]}")
+    if may_be_row and _KEY.search(error.message):
+        raise StopRun(f"{line}; {FIXES[401]}")
     if status < 500 and _MODEL.search(f"{error.codes} {error.message}"):
         raise StopRun(f"{line}; {FIXES[404]}")
-    if status in FIXES and not _BUSY_CODE.search(error.codes):
+    if status in FIXES and not is_busy:
         raise StopRun(f"{line}; {FIXES[status]}")
     if is_busy or status < 300 or status >= 500 or status in RETRIED_STATUSES:
         after = _retry_after(headers or {})
@@ -254,6 +262,14 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     try:
         seconds = float(value)
     except ValueError:
-        date = email.utils.parsedate_tz(value)
-        seconds = email.utils.mktime_tz(date) - time.time() if date else math.nan
+        seconds = _seconds_until(value)
     return max(0.0, seconds) if not math.isnan(seconds) else None
+
+
+def _seconds_until(date: str) -> float:
+    """Returns the seconds until a date; NaN if it is none."""
+    try:
+        parsed = email.utils.parsedate_tz(date)
+        return email.utils.mktime_tz(parsed) - time.time() if parsed else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
