@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from fake_endpoint import GOOD, HTML, NO_CREDITS, Answer, Endpoint, completion, 
 from zephyr_ray.engines import endpoint as endpoints
 from zephyr_ray.engines.endpoint import RETRIES
 from zephyr_ray.engines.openai import OpenAIEngine, OpenAISettings
+from zephyr_ray.engines.replies import Rejected
 from zephyr_ray.engines.service import ServedJudge, ServiceSettings
 from zephyr_ray.errors import Permanent, RowError, Temporary
 from zephyr_ray.messages import user
@@ -160,6 +162,10 @@ EXTRA = Answer(
 )
 
 
+REMOVED = error(400, "max_tokens has been removed, please use max_completion_tokens")
+REQUIRED = error(400, "This model requires max_completion_tokens")
+
+
 def refuse_if(condition: Callable[[dict[str, Any]], bool], refusal: Answer) -> Any:
     return lambda number, body: refusal if condition(body) else GOOD
 
@@ -176,6 +182,14 @@ def refuse_if(condition: Callable[[dict[str, Any]], bool], refusal: Answer) -> A
             lambda body: {"temperature", "top_p"} <= body.keys(),
             NOT_BOTH,
             {"max_tokens": 8, "temperature": 0.7},
+        ),
+        *(
+            (
+                lambda body: "max_tokens" in body,
+                refusal,
+                {"max_completion_tokens": 8, "temperature": 0.7, "top_p": 0.9},
+            )
+            for refusal in (REMOVED, REQUIRED)
         ),
         (lambda body: "temperature" in body, NO_TEMPERATURE, {"max_tokens": 8, "top_p": 0.9}),
         (lambda body: "top_p" in body, EXTRA, {"max_tokens": 8, "temperature": 0.7}),
@@ -237,6 +251,26 @@ def test_a_parameter_that_cannot_be_adapted_stops_the_run(
         with pytest.raises(StopRun, match=f"{words}.*correct the model's parameters"):
             ask(server, **settings)
     assert len(server.bodies) == requests
+
+
+@pytest.mark.parametrize("text", ["What\ntemperature is it?", "Explain max_completion_tokens."])
+def test_a_parameter_that_the_row_mentions_is_kept(text: str) -> None:
+    refusal = error(400, f"Unsupported character in message '{text}'")
+
+    def reply(number: int, body: dict[str, Any]) -> Answer:
+        return refusal if text in body["messages"][0]["content"] else GOOD
+
+    with endpoint(reply) as server:
+
+        async def main() -> None:
+            engine = OpenAIEngine(OpenAISettings(model="peer", base_url=server.url))
+            with pytest.raises(Rejected, match="Unsupported character"):
+                await engine.answer([user(text)], Sampling(0.7, 0.9, 8))
+            await engine.answer([user("Hello")], Sampling(0.7, 0.9, 8))
+
+        asyncio.run(main())
+    sent = [(body["temperature"], body["max_tokens"]) for body in server.bodies]
+    assert sent == [(0.7, 8), (0.7, 8)]
 
 
 def test_a_value_out_of_range_is_not_left_out() -> None:
@@ -321,6 +355,18 @@ def test_a_wrong_key_is_found_before_the_run(
     assert "sk-test-1" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("models", "says"),
+    [(NO_CREDITS, "Insufficient credits; add"), (Answer(407, ""), "password of the proxy")],
+)
+def test_what_no_row_can_pass_is_found_before_the_run(
+    models: Answer, says: str, server: Endpoint
+) -> None:
+    server.models = models
+    with pytest.raises(Permanent, match=says):
+        preflight(server.url)
+
+
 @pytest.fixture
 def closed_port() -> int:
     with socket.socket() as one:
@@ -341,6 +387,23 @@ def test_a_dead_endpoint_is_one_line(closed_port: int) -> None:
         preflight("http://no-such-host.invalid/v1")
     with pytest.raises(Permanent, match="base_url is not a URL"):
         preflight("http://host:port/v1")
+    with pytest.raises(Permanent, match="base_url is not a URL"):
+        preflight("http://a..b/v1")
+
+
+@pytest.mark.usefixtures("no_pause")
+@pytest.mark.parametrize("sent", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"\x15\x03\x01\x00\x02\x02F"])
+def test_a_server_that_does_not_speak_http_is_one_line(sent: bytes) -> None:
+    def serve() -> None:
+        connection = listener.accept()[0]
+        with connection:
+            connection.recv(9999)
+            connection.sendall(sent)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(Permanent, match="cannot connect to .*; start the server or correct"):
+            preflight(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
 
 
 def test_a_server_that_only_starts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,20 +164,25 @@ def test_the_bound_of_failed_rows(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rows, "_execute", lambda *_: None)
-    models = [Model("m", RulesSettings())]
+    def execute(work: Work, outcomes: _Outcomes, pending: list[Any], *_: Any) -> None:
+        """Fails the rows up to number `failing`; answers the others."""
+        journal, numbers = work.journal("rows", "actor"), [int(row["id"]) for row in pending]
+        for entry in fails(n for n in numbers if n < failing[0]):
+            journal.append(entry)
+        for n in numbers:
+            if n >= failing[0]:
+                journal.append(to_entry(Answered(str(n), {"id": str(n)})))
+        outcomes.follow()
+
+    monkeypatch.setattr(rows, "_execute", execute)
+    models, failing = [Model("m", RulesSettings())], [0]
 
     def run(failed: int) -> tuple[Work, list[dict[str, Any]]]:
         folder = tmp_path / str(failed)
         folder.mkdir()
         work = work_on(folder)
         work.max_failed = max_failed
-        journal = work.journal("rows", "actor")
-        for entry in fails(range(failed)):
-            journal.append(entry)
-        ids = [{"id": str(n)} for n in range(rows_in_stage)]
-        for row in ids[failed:]:
-            journal.append(to_entry(Answered(row["id"], row)))
+        ids, failing[0] = [{"id": str(n)} for n in range(rows_in_stage)], failed
         return work, rows.run_rows(work, ids, None, models)  # type: ignore[arg-type]
 
     work, results = run(allowed)
@@ -192,7 +197,7 @@ def test_the_bound_of_failed_rows(
     else:
         assert f"{allowed + 1} of {rows_in_stage} rows failed" in str(raised.value)
         assert "row '0': reason 0; " in str(raised.value)
-        assert str(raised.value).endswith("raise stage.max_failed to go on without them")
+        assert str(raised.value).endswith("to go on without them, or run again to retry them")
 
 
 def test_the_share_of_a_stage_that_adds_rows_is_that_of_all_its_rows(
@@ -208,3 +213,57 @@ def test_the_share_of_a_stage_that_adds_rows_is_that_of_all_its_rows(
         asked = ids[: start + 20]
         assert len(rows.run_rows(work, asked, None, models)) == 0.95 * len(asked)  # type: ignore[arg-type]
     assert work.counts["failed/rows"] == 2
+
+
+@pytest.mark.parametrize(("failed", "max_failed"), [(20, 1.0), (20, 0.05), (2, 0.05)])
+def test_rows_that_failed_too_often_are_asked_again(
+    failed: int, max_failed: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def execute(work: Work, outcomes: _Outcomes, pending: list[Any], *_: Any) -> None:
+        asked.append([row["id"] for row in pending])
+        for row in pending:
+            work.journal("rows", "again").append(to_entry(Answered(row["id"], row)))
+        outcomes.follow()
+
+    monkeypatch.setattr(rows, "_execute", execute)
+    work, ids = work_on(tmp_path), [{"id": str(n)} for n in range(20)]
+    work.max_failed = max_failed
+    journal = work.journal("rows", "earlier")
+    for entry in fails(range(failed)):
+        journal.append(entry)
+    for row in ids[failed:]:
+        journal.append(to_entry(Answered(row["id"], row)))
+    models = [Model("m", RulesSettings())]
+    assert rows.run_rows(work, ids, None, models) == ids  # type: ignore[arg-type]
+    assert asked == [[str(n) for n in range(failed)]] and work.counts["failed/rows"] == 0
+
+
+def test_failed_rows_that_a_higher_bound_allows_are_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, ids = work_on(tmp_path), [{"id": str(n)} for n in range(20)]
+    work.max_failed = 0.1
+    journal = work.journal("rows", "earlier")
+    for entry in fails(range(2)):
+        journal.append(entry)
+    for row in ids[2:]:
+        journal.append(to_entry(Answered(row["id"], row)))
+    monkeypatch.setattr(rows, "_execute", lambda *_: pytest.fail("a row was asked again"))
+    models = [Model("m", RulesSettings())]
+    assert rows.run_rows(work, ids, None, models) == ids[2:]  # type: ignore[arg-type]
+
+
+def test_rows_that_an_attempt_left_without_an_outcome_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execute(work: Work, outcomes: _Outcomes, *_: Any) -> None:
+        work.journal("rows", "actor").append(to_entry(A))
+        outcomes.follow()
+
+    monkeypatch.setattr(rows, "_execute", execute)
+    ids = [{"id": "r"}, {"id": "s"}, {"id": "t"}]
+    models = [Model("m", RulesSettings())]
+    with pytest.raises(Permanent, match=r"2 rows have no outcome \(the first: s\); finished rows"):
+        rows.run_rows(work_on(tmp_path), ids, None, models)  # type: ignore[arg-type]

@@ -11,8 +11,17 @@ from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.errors import Permanent, RowError, Temporary
 from zephyr_ray.models.contract import StopRun
-from zephyr_ray.outcomes import Answered, EnvironmentFault, Outcome, RowFault, Stopped, from_entry
-from zephyr_ray.row_actor import FAULTS_IN_SUCCESSION, RowActor
+from zephyr_ray.outcomes import (
+    Answered,
+    EngineDied,
+    EnvironmentFault,
+    Outcome,
+    RowFault,
+    Stopped,
+    from_entry,
+    to_entry,
+)
+from zephyr_ray.row_actor import FAULTS_IN_SUCCESSION, ROW_DEATHS, RowActor
 from zephyr_ray.store import Journal
 
 GOOD = None
@@ -21,7 +30,11 @@ FILTERED = RowError("status 400: flagged", "content filter")
 
 
 def run(
-    folder: Path, *ends: Exception | None, max_failed: int = 99, concurrency: int = 1
+    folder: Path,
+    *ends: Exception | None,
+    max_failed: int = 99,
+    concurrency: int = 1,
+    **attempt: Any,
 ) -> list[Outcome | None]:
     """Runs one row per end, an exception or an answer; returns the journal."""
 
@@ -32,7 +45,7 @@ def run(
         return row
 
     model = Model("m", RulesSettings(concurrency=concurrency))
-    actor = RowActor(program, {"m": model}, 0, str(folder), max_failed)
+    actor = RowActor(program, {"m": model}, 0, str(folder), max_failed, **attempt)
     rows = [json.dumps({"id": str(number)}) for number in range(len(ends))]
     asyncio.run(actor({"row": rows}))
     return [from_entry(entry) for entry in Journal(folder).read_new()]
@@ -103,12 +116,49 @@ def test_failures_above_the_bound_stop(max_failed: int, tmp_path: Path) -> None:
     assert len(failed) == max_failed + 1 and len(outcomes) == 2 * len(failed)
 
 
-def test_failures_of_an_earlier_attempt_count(tmp_path: Path) -> None:
+def test_failures_before_a_restart_of_the_actor_count(tmp_path: Path) -> None:
     run(tmp_path, FILTERED, FILTERED, GOOD, max_failed=2)
     outcomes = run(tmp_path, FILTERED, FILTERED, GOOD, GOOD, FILTERED, GOOD, max_failed=2)
     # The third failure stops: row 5 is not asked.
     assert {o.id for o in outcomes if isinstance(o, RowFault)} == {"0", "1", "4"}
     assert {o.id for o in outcomes if isinstance(o, Answered)} == {"2", "3"}
+
+
+def position(folder: Path) -> dict[Path, int]:
+    journal = Journal(folder)
+    list(journal.read_new())
+    return journal.position
+
+
+def test_failures_of_an_earlier_attempt_count(tmp_path: Path) -> None:
+    outcomes = run(tmp_path, FILTERED, GOOD, max_failed=2, failed=["8", "9"])
+    assert [o.id for o in outcomes if isinstance(o, RowFault)] == ["0"] and len(outcomes) == 1
+
+
+def test_failures_that_an_attempt_forgot_are_asked_again(tmp_path: Path) -> None:
+    run(tmp_path, FILTERED, FILTERED, max_failed=1)
+    outcomes = run(tmp_path, GOOD, GOOD, max_failed=0, since=position(tmp_path))
+    assert [o for o in outcomes if isinstance(o, Answered)] == [answered(0), answered(1)]
+
+
+def die(folder: Path, *dead: str) -> None:
+    journal = Journal(folder, writer="dead")
+    for _ in range(ROW_DEATHS):
+        journal.append(to_entry(EngineDied(list(dead))))
+
+
+def test_a_row_at_which_the_engine_keeps_dying_is_left_to_the_next_attempt(tmp_path: Path) -> None:
+    die(tmp_path, "0")
+    Journal(tmp_path, writer="beside").append(to_entry(EngineDied(["0", "1"])))
+    outcomes = [o for o in run(tmp_path, BUSY, GOOD, GOOD) if not isinstance(o, EngineDied)]
+    left = EnvironmentFault("0", "the engine died 3 times at this row")
+    assert outcomes == [answered(2), left, answered(1)]
+
+
+def test_deaths_of_earlier_attempts_do_not_count(tmp_path: Path) -> None:
+    die(tmp_path, "0")
+    outcomes = run(tmp_path, GOOD, since=position(tmp_path))
+    assert [o for o in outcomes if not isinstance(o, EngineDied)] == [answered(0)]
 
 
 class DoesNotStart(RulesSettings):

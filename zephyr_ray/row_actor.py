@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ Row = dict[str, Any]
 Program = Callable[[Row, Any], Awaitable[Row]]
 
 ROW_DEATHS = 3
-"""Fail a row after this many engine crashes while it was in flight."""
+"""Leave a row to the next attempt after this many engine crashes while it was in flight. No row
+is dropped for them, because a broken GPU crashes the engine at any row."""
 FAULTS_IN_SUCCESSION = 3
 """Stop after this many environment faults without an answer between them."""
 
@@ -48,9 +49,13 @@ class RowActor:
         seed: int,
         journal: str,
         max_failed: int,
+        failed: Collection[str] = (),
+        since: dict[Path, int] | None = None,
     ):
+        """`failed` are rows that failed in earlier attempts; `since` is the journal's position at
+        the start of this one."""
         self._program, self._members, self._max_failed = program, members, max_failed
-        self._failed: set[str] = set()
+        self._failed, self._since = set(failed), since
         self._faults_since_answer = 0
         self._folder = Path(journal)
         self._journal = Journal(self._folder, writer=uuid.uuid4().hex[:12])
@@ -71,18 +76,19 @@ class RowActor:
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         # In a retried block, rows may have been answered before the actor died.
-        outcomes = [from_entry(line) for line in Journal(self._folder).read_new()]
+        entries = Journal(self._folder, since=self._since).read_new()
+        outcomes = [from_entry(entry) for entry in entries]
         finished = {o.id for o in outcomes if isinstance(o, Answered | RowFault)}
         self._failed |= {o.id for o in outcomes if isinstance(o, RowFault)}
         deaths = Counter(row for o in outcomes if isinstance(o, EngineDied) for row in o.died)
         rows = [json.loads(text) for text in batch["row"]]
         pending = [row for row in rows if row["id"] not in finished]
         await asyncio.gather(*(self._run(row) for row in pending if not deaths[row["id"]]))
-        # Rows in flight at a crash are retried one at a time, so that only the cause fails.
+        # Rows in flight at a crash are retried one at a time, so that only the cause is left.
         for row in pending:
             if deaths[row["id"]] >= ROW_DEATHS:
                 reason = f"the engine died {ROW_DEATHS} times at this row"
-                self._fail(RowFault(row["id"], reason, "engine died"))
+                self._leave(row, reason)
             elif deaths[row["id"]]:
                 async with self._alone:
                     await self._run(row)

@@ -34,16 +34,18 @@ def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model])
     Each row has an "id"; within a stage, rows with the same "id" are the same row. With several
     models, a row names its own in "member". Raises Permanent if a row has no outcome of its own,
     because its environment failed or its model cannot be used, or if more rows failed than
-    `work.max_failed` allows. A stage that calls this function again passes its earlier rows too,
-    so that the limit applies to all rows of the stage.
+    `work.max_failed` allows; the next attempt then retries the failed rows. A stage that calls this
+    function again passes its earlier rows too, so that the limit applies to all rows of the stage.
     """
     # Rounded first, because 0.29 * 100 is a little less than 29.
     max_failed = max(1, int(round(work.max_failed * len(rows), 6))) if work.max_failed else 0
     outcomes = _Outcomes(work.journal("rows"), len(rows), max_failed)
     outcomes.follow()
-    # This attempt retries what stopped an earlier one.
+    # This attempt retries what stopped an earlier one, including too many failed rows.
     outcomes.environment_faults.clear()
     outcomes.stops.clear()
+    if outcomes.too_many_failed:
+        outcomes.row_faults.clear()
     progress = work.progress
     # A stage may call this function several times; rows of its earlier calls are not resumed.
     progress.resumed += outcomes.count - progress.done
@@ -93,6 +95,11 @@ class _Outcomes:
         """Rows that are finished: answered or dropped."""
         return len(self.results) + len(self.row_faults)
 
+    @property
+    def too_many_failed(self) -> bool:
+        """Whether every row failed, or more than `max_failed`."""
+        return len(self.row_faults) > self.max_failed or 0 < self.rows == len(self.row_faults)
+
     def has(self, row_id: str) -> bool:
         """Returns whether a row is finished."""
         return row_id in self.results or row_id in self.row_faults
@@ -124,14 +131,14 @@ class _Outcomes:
         work.examples["failed/rows"] = [f"{f.id}: {f.row_fault}" for f in faults[:3]]
         if len(faults) == self.rows:
             raise Permanent(f"every row failed; the first: {faults[0].row_fault}")
-        if len(faults) > self.max_failed:
+        if self.too_many_failed:
             first_of_each = {fault.cause: fault for fault in reversed(faults)}
             examples = [f"row '{f.id}': {shorten(f.row_fault)}" for f in first_of_each.values()]
             raise Permanent(
                 f"{len(faults)} of {self.rows} rows failed ({percent(len(faults) / self.rows)}: "
                 f"{list_counts(causes)}), max_failed allows {self.max_failed}; "
                 f"{'; '.join(examples)}; "
-                f"raise {work.name}.max_failed to go on without them"
+                f"raise {work.name}.max_failed to go on without them, or run again to retry them"
             )
 
 
@@ -156,6 +163,8 @@ def _execute(
             "seed": work.seed,
             "journal": str(outcomes.journal.folder),
             "max_failed": outcomes.max_failed,
+            "failed": list(outcomes.row_faults),
+            "since": outcomes.journal.position,
         },
         batch_size=None,
         compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=2),

@@ -106,11 +106,19 @@ class Journal:
     Readers skip a line that a kill cut short.
     """
 
-    def __init__(self, folder: Path, writer: str | None = None):
+    def __init__(
+        self, folder: Path, writer: str | None = None, since: dict[Path, int] | None = None
+    ):
+        """Reads only what follows `since`, the `position` of another journal of this folder."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / f"{writer}.jsonl").open("ab", buffering=0) if writer else None
-        self._read: dict[Path, int] = {}
+        self._read = dict(since or {})
+
+    @property
+    def position(self) -> dict[Path, int]:
+        """Bytes of each file that have been read."""
+        return dict(self._read)
 
     def append(self, entry: dict[str, Any]) -> None:
         assert self._file is not None

@@ -4,6 +4,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.request import getproxies
 
+from zephyr_ray.engines.replies import FIXES
 from zephyr_ray.errors import Permanent
 from zephyr_ray.formatting import shorten
 
@@ -43,14 +44,21 @@ def check_proxies() -> None:
 
 
 def check_reachable(client: "OpenAI", key_variable: str | None) -> None:
-    """Raises Permanent if the client cannot connect, or if its key is refused.
+    """Raises Permanent if the client cannot connect, or if its key, its credits or its proxy
+    password are refused.
 
-    Asks for the list of models, which is free. Any reply but status 401 will do: some endpoints
-    have no such list, and a restricted key may get status 403 for it.
+    Asks for the list of models, which is free. Any reply but status 401, 402 and 407 will do: some
+    endpoints have no such list, and a restricted key may get status 403 for it.
     """
     import httpx2
     import openai
 
+    # A late reply is not a failure, because a small server may be busy with an answer.
+    failures = (
+        *(httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError),
+        # The server does not speak HTTP, or closes the connection.
+        *(httpx2.RemoteProtocolError, httpx2.ReadError),
+    )
     address = str(client.base_url)
     for pause in (*PAUSES, None):
         try:
@@ -60,10 +68,7 @@ def check_reachable(client: "OpenAI", key_variable: str | None) -> None:
             raise Permanent(f"{address}: {shorten(str(error))}; {fix}") from None
         except openai.APIConnectionError as error:
             reason = error.__cause__
-            # A late reply is not a failure, because a small server may be busy with an answer.
-            if not isinstance(
-                reason, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError
-            ):
+            if not isinstance(reason, failures):
                 return
             if pause is None:
                 proxy = proxy_variable(address)
@@ -73,8 +78,11 @@ def check_reachable(client: "OpenAI", key_variable: str | None) -> None:
                     f"cannot connect to {address}{via} ({describe(reason)}); {fix}"
                 ) from None
             time.sleep(pause)
-        except openai.APIStatusError:
-            return
+        except openai.APIStatusError as error:
+            if error.status_code not in (402, 407):
+                return
+            fix = FIXES[error.status_code]
+            raise Permanent(f"{address}: {shorten(str(error))}; {fix}") from None
         else:
             return
 

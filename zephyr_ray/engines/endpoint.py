@@ -76,10 +76,10 @@ class EndpointSettings(ModelSettings):
         check_proxies()
         try:
             client = openai.OpenAI(**arguments, timeout=PREFLIGHT_SECONDS, max_retries=0)
-        except httpx2.InvalidURL:
+            with client:
+                check_reachable(client, self.api_key_env)
+        except (httpx2.InvalidURL, UnicodeError):  # UnicodeError if a part of the host is empty
             raise Permanent("base_url is not a URL; correct it") from None
-        with client:
-            check_reachable(client, self.api_key_env)
 
     def api_key(self) -> str:
         """Returns the key. Raises StopRun if the environment variable holds no valid one."""

@@ -9,7 +9,7 @@ from pydantic import JsonValue, field_validator
 from zephyr_ray.demand import Calls
 from zephyr_ray.engines.endpoint import Endpoint, EndpointSettings
 from zephyr_ray.engines.language import LanguageEngine, LanguageSettings
-from zephyr_ray.engines.replies import Rejected, read_answer
+from zephyr_ray.engines.replies import Rejected, mentions, read_answer
 from zephyr_ray.messages import Message
 from zephyr_ray.models.contract import Reply, Sampling, StopRun
 from zephyr_ray.settings import ADDED, OPERATIONAL
@@ -24,7 +24,8 @@ parameter without another name is left out."""
 UNSUPPORTED = re.compile(
     r"(un|not |n't )(support|recogni|known|expect|permit|allow|accept|available|implement)"
     r"|extra_forbidden|deprecated|invalid (parameter|argument|field)|only (one|[\d.]+ (is|are)) "
-    r"|\bboth\b|mutually exclusive|cannot be (specified|used|set|combined)",
+    r"|been removed|requires \W?max_completion_tokens|\bboth\b"
+    r"|mutually exclusive|cannot be (specified|used|set|combined)",
     re.IGNORECASE,
 )
 """Matches an error about a parameter itself, and not about its value."""
@@ -97,16 +98,28 @@ class OpenAIEngine(LanguageEngine):
         error = rejected.error
         if not UNSUPPORTED.search(f"{error.codes} {error.message}"):
             raise rejected
-        refused = [n for n in ADAPTABLE if n in body and n not in self._extra and error.names(n)]
-        if any(name in self._changes for name in refused):
+        changed = [(name, new_name) for name, new_name in self._changes.items() if name in body]
+        if any(error.names(name) or error.names(new_name or name) for name, new_name in changed):
             return  # another row adapted it while this request was in flight
+        sent = "\n".join(message["content"] for message in body["messages"])
+        names = [
+            name
+            for name in {*body, *self._changes, *filter(None, ADAPTABLE.values())}
+            # The error may quote the row, whose words must not change the requests of other rows.
+            if error.names(name) and (error.param or not mentions(sent, name))
+        ]
+        refused = [
+            name
+            for name, new_name in ADAPTABLE.items()
+            if name in body and name not in self._extra and {name, new_name} & set(names)
+        ]
         if refused:
             # If two parameters exclude each other, temperature stays.
             name = refused[-1]
             self._changes[name] = new_name = ADAPTABLE[name]
             instead = f"sending {new_name} instead" if new_name else "leaving it out"
             log.warning("%s does not support %s; %s", self._endpoint.name, name, instead)
-        elif any(error.names(n) for n in (body.keys() - RESERVED) | self._changes.keys()):
+        elif set(names) - RESERVED:
             raise StopRun(f"{rejected}; correct the model's parameters") from None
         else:
             raise rejected

@@ -22,7 +22,10 @@ ENDS = {
     **dict.fromkeys(("length", "max_tokens", "model_length"), "length"),
 }
 """`Reply.finish_reason` by the finish reason of a choice that has an answer."""
-FILTERED = {"content_filter", "safety", "recitation", "prohibited_content", "refusal", "sensitive"}
+FILTERED = {
+    *("content_filter", "content_filtered", "guardrail_intervened", "safety", "blocklist", "spii"),
+    *("recitation", "prohibited_content", "refusal", "sensitive"),
+}
 """Finish reasons of a choice that was withheld for its content."""
 FIXES = {
     401: "correct the key that api_key_env names",
@@ -43,6 +46,8 @@ MATCHED_CHARACTERS = 4000
 _BILLING = re.compile(
     r"insufficient_(quota|credit|balance|fund)|exceeded_current_quota|billing|payment|no_credit"
 )
+_NO_CREDIT = re.compile(r"credit balance is too low", re.IGNORECASE)
+_KEY = re.compile(r"\bAPI key( is)? (not valid|invalid)|\binvalid API key", re.IGNORECASE)
 _MODEL = re.compile(
     r"model_not|(invalid|unknown)[ _]model|not a valid model"
     r"|\bmodel\b[^.]{0,60}\b(not (found|exist)|does not exist)",
@@ -53,15 +58,29 @@ _LONG = re.compile(
     r"context (length|window|size|limit)|(prompt|input|sequence) (length|size)"
     r"|token count[^.]{0,40}exceeds|(prompt|input|request|messages?)\b[^.]{0,40}\btoo (long|large)"
     r"|reduce the length of|too many (input |prompt )?tokens|inputs`? tokens"
-    r"|must have less than \d+ tokens",
+    r"|must have less than \d+ tokens|has \d+ tokens, but the max"
+    r"|longer than the max\w* model length",
     re.IGNORECASE,
 )
 _CONTENT_CODE = re.compile(r"content_?(filter|policy|moderation)|moderation|inspection|safety")
 _CONTENT = re.compile(
-    r"content[ -](management|filter\w*|moderation|exists risk)"
+    r"content[ -](management|filter\w*|moderation|exists risk)|result of our safety system"
     r"|(prompt|input|content|messages?|requests?)\b[^.]{0,60}\b"
     r"(flagged|inappropriate|violat\w+[^.]{0,40}(polic|guideline|terms|usage|safety))",
     re.IGNORECASE,
+)
+_BUSY_CODE = re.compile(r"rate_?limit|throttl|too_many_requests|overload|time_?out|timed_out")
+_BUSY = re.compile(
+    r"\btry(ing)? again\b|\bwait\b|unavailable|not available|timed out|out of memory|per min"
+    r"|\borganization\b(?!['’]s)",
+    re.IGNORECASE,
+)
+_ADVICE = re.compile(
+    r"\b(reduce|shorten|modify|revise|rephrase|edit)\b[^.]{0,60}\btry again", re.IGNORECASE
+)
+"""Matches advice to change the request, which is not about the endpoint's state."""
+_RATE_LIMIT = re.compile(
+    r"rate.?limit|throttl|too_many_requests|per min|wait before trying", re.IGNORECASE
 )
 _CODE_OF_STATUS = re.compile(r"[45]\d\d")
 
@@ -130,7 +149,11 @@ class ErrorObject:
         """Returns whether the error is about this parameter of the request."""
         if self.param:
             return self.param == parameter
-        return re.search(rf"\b{re.escape(parameter)}\b", self.message) is not None
+        return mentions(self.message, parameter)
+
+
+def mentions(text: str, parameter: str) -> bool:
+    return re.search(rf"\b{re.escape(parameter)}\b", text) is not None
 
 
 def read_object(status: int, headers: Mapping[str, str], text: str, where: str) -> dict[str, Any]:
@@ -167,19 +190,24 @@ def fail(
         status = error.status
     prefix = f"status {status}: " if status >= 300 else ""
     line = f"{where}: {prefix}{shorten(error.message).rstrip('.')}"
-    cause = _row_cause(status, error)
-    if cause and (status < 300 or status in ROW_STATUSES):
+    may_be_row = status < 300 or status in ROW_STATUSES
+    cause = _row_cause(status, error) if may_be_row else None
+    is_busy = may_be_row and (_BUSY_CODE.search(error.codes) or (cause and _is_busy(error)))
+    if cause and not is_busy:
         raise RowError(line, cause)
-    if _BILLING.search(error.codes):
+    if _BILLING.search(error.codes) or (may_be_row and _NO_CREDIT.search(error.message)):
         raise StopRun(f"{line}; {FIXES[402]}")
+    if may_be_row and _KEY.search(error.message):
+        raise StopRun(f"{line}; {FIXES[401]}")
     if status < 500 and _MODEL.search(f"{error.codes} {error.message}"):
         raise StopRun(f"{line}; {FIXES[404]}")
-    if status in FIXES:
+    if status in FIXES and not is_busy:
         raise StopRun(f"{line}; {FIXES[status]}")
-    if status < 300 or status >= 500 or status in RETRIED_STATUSES:
+    if is_busy or status < 300 or status >= 500 or status in RETRIED_STATUSES:
         after = _retry_after(headers or {})
         line += f" (retry after {after:.0f} s)" if after else ""
-        raise Unavailable(line, after, rate_limited=status == 429)
+        limited = is_busy and _RATE_LIMIT.search(f"{error.codes} {error.message}")
+        raise Unavailable(line, after, rate_limited=status == 429 or bool(limited))
     raise Rejected(line, error)
 
 
@@ -190,6 +218,14 @@ def _row_cause(status: int, error: ErrorObject) -> str | None:
     if status == 413 or _LONG_CODE.search(error.codes) or _LONG.search(error.message):
         return "too long"
     return None
+
+
+def _is_busy(error: ErrorObject) -> bool:
+    """Returns whether an error that mentions the row is about the state of the endpoint. A code
+    decides before the message does."""
+    if error.flagged or _CONTENT_CODE.search(error.codes) or _LONG_CODE.search(error.codes):
+        return False
+    return _BUSY.search(_ADVICE.sub("", error.message)) is not None
 
 
 def read_answer(data: dict[str, Any], where: str) -> Reply:
@@ -226,6 +262,14 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     try:
         seconds = float(value)
     except ValueError:
-        date = email.utils.parsedate_tz(value)
-        seconds = email.utils.mktime_tz(date) - time.time() if date else math.nan
+        seconds = _seconds_until(value)
     return max(0.0, seconds) if not math.isnan(seconds) else None
+
+
+def _seconds_until(date: str) -> float:
+    """Returns the seconds until a date; NaN if it is none."""
+    try:
+        parsed = email.utils.parsedate_tz(date)
+        return email.utils.mktime_tz(parsed) - time.time() if parsed else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
