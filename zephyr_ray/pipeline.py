@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Temporary as error:
-        print(f"error: {error}; run again to continue", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}; run again to continue", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; finished work is kept, run again to continue", file=sys.stderr)
