@@ -34,7 +34,7 @@ REFUSED = {
     "a variable": ((*CLUSTER, f"ray.env.HF_TOKEN={SECRET}"), "use ray.secretEnv with an existing"),
     "an override": (
         (*CLUSTER, f"pipeline.set[0]=models.judge.base_url=http://me:{SECRET}@judge"),
-        "name the environment variable of the key in api_key_env",
+        "set api_key_env to the name of the variable that holds the key",
     ),
     "a recipe": (
         (*CLUSTER, f"recipes.my\\.yaml=base_url: http://me:{SECRET}@judge"),

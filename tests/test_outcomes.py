@@ -267,3 +267,11 @@ def test_rows_that_an_attempt_left_without_an_outcome_are_named(
     models = [Model("m", RulesSettings())]
     with pytest.raises(Permanent, match=r"2 rows have no outcome \(the first: s\); finished rows"):
         rows.run_rows(work_on(tmp_path), ids, None, models)  # type: ignore[arg-type]
+
+
+def test_actors_that_run_out_of_memory_name_the_settings_to_lower() -> None:
+    from ray.exceptions import ActorDiedError, OutOfMemoryError
+
+    short = rows._pass_failure(OutOfMemoryError("the node is running low on memory"), "peer")
+    assert "ran out of memory; lower models.peer.actors, concurrency or context" in str(short)
+    assert "died 6 times" in str(rows._pass_failure(ActorDiedError(), "peer"))

@@ -1,4 +1,4 @@
-"""Formats values for people; all rounding, signs and durations are here."""
+"""Formats numbers, durations, sizes and models for people."""
 
 from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
@@ -29,7 +29,7 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def percent(share: float) -> str:
-    """Formats a share of one in whole percent."""
+    """Formats a fraction (0.25) as a whole percentage (25%)."""
     return f"{_decimal(share, 0, scale=2)}%"
 
 
@@ -63,7 +63,7 @@ def list_counts(counts: Mapping[str, float]) -> str:
 
 
 def gib(size: float) -> str:
-    """Formats bytes in GiB, with three digits at most."""
+    """Formats bytes in GiB: two decimals below 1, one below 100, none above."""
     value = size / GIB
     return f"{number(value, 0 if value >= 99.5 else 1 if value >= 0.95 else 2)} GiB"
 

@@ -21,6 +21,14 @@ SOCKET_PATH_BYTES = 107
 SESSION_BYTES = 2**20
 """Free bytes of disk that Ray needs to start."""
 
+OUT_OF_MEMORY = ("out of memory", "running low on memory", "can't allocate memory")
+"""Parts of the messages of CUDA, of Ray's memory monitor, and of PyTorch on a CPU."""
+
+
+def blames_memory(error: BaseException) -> bool:
+    """Returns whether an error of a remote process says that memory was short."""
+    return any(part in str(error).lower() for part in OUT_OF_MEMORY)
+
 
 def cluster_address() -> str | None:
     """Returns the address of the cluster to join; None if one is started on this machine."""

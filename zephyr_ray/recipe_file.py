@@ -38,14 +38,14 @@ def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
         folders.append(base.parent)
     for text in overrides:
         _override(raw, text)
-    refuse_secrets(raw, str(path), "name the environment variable of the key in api_key_env")
+    refuse_secrets(raw, str(path), "set api_key_env to the name of the variable that holds the key")
     return raw, folders
 
 
 def refuse_secrets(value: Any, where: str, instead: str, setting: str = "") -> None:
-    """Raises Permanent if a file, which is stored and sent, holds a secret: a URL with credentials,
-    a query in a base_url, or a text in a setting such as `password`. The error never quotes it;
-    `instead` is the fix."""
+    """Raises Permanent if a recipe or profile holds a secret, because these files are stored: a URL
+    with credentials, a query in a base_url, or a string in a setting such as `password`. The error
+    never quotes it; `instead` is the fix."""
     if isinstance(value, dict | list):
         for name, part in value.items() if isinstance(value, dict) else enumerate(value):
             refuse_secrets(part, where, instead, f"{setting}.{name}".removeprefix("."))
@@ -67,8 +67,8 @@ def refuse_secrets(value: Any, where: str, instead: str, setting: str = "") -> N
 
 
 def _is_secret_setting(setting: str) -> bool:
-    """Returns whether a text at this path is a secret. The `parameters` of a model are free: there,
-    the names are those of any API, and each header may be a secret."""
+    """Returns whether a string at this path is a secret. A model's `parameters` may have any names,
+    because they belong to the endpoint's API; every header in them counts as a secret."""
     _, _, free = setting.partition(".parameters.")
     names = [name for name in free.split(".") if name and not name.isdigit()]
     return bool(
@@ -212,4 +212,4 @@ def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise Permanent(f"{path}{line}: {problem}") from None
     except ValueError as error:  # an impossible date, for example
-        raise Permanent(f"{path}: {error}") from None
+        raise Permanent(f"{path}: a value is invalid: {error}; correct or quote it") from None

@@ -16,7 +16,7 @@ from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.formatting import list_counts, percent, shorten
 from zephyr_ray.outcomes import Answered, EnvironmentFault, RowFault, Stopped, from_entry
-from zephyr_ray.ray_cluster import connect
+from zephyr_ray.ray_cluster import blames_memory, connect
 from zephyr_ray.row_actor import Program, Row, RowActor
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Journal
@@ -193,18 +193,29 @@ def _execute(
             pass
     except ray.exceptions.RayError as error:
         log.debug("row pass failed", exc_info=True)
-        died = isinstance(error, ray.exceptions.RayActorError)
-        raise Permanent(
-            f"the actors of model '{members[0].name}' "
-            f"{f'died {ENGINE_DEATHS + 1} times' if died else 'failed'} ({_reason(error)}); "
-            "finished rows are kept, run again to continue"
-        ) from error
+        raise _pass_failure(error, members[0].name) from error
     finally:
         done.set()
         follower.join()
     if outcomes.stops:
         kept = f" ({outcomes.count} finished rows are kept)" if outcomes.count else ""
         raise Permanent(f"{outcomes.stops[0]}{kept}")
+
+
+def _pass_failure(error: Exception, model: str) -> Permanent:
+    """Returns why the actors of a model failed, with the fix."""
+    from ray.exceptions import RayActorError
+
+    if blames_memory(error):
+        return Permanent(
+            f"the actors of model '{model}' ran out of memory; lower models.{model}.actors, "
+            "concurrency or context, or use a smaller model (finished rows are kept)"
+        )
+    how = f"died {ENGINE_DEATHS + 1} times" if isinstance(error, RayActorError) else "failed"
+    return Permanent(
+        f"the actors of model '{model}' {how} ({_reason(error)}); finished rows are kept, run "
+        "again to continue"
+    )
 
 
 def _reason(error: Exception) -> str:

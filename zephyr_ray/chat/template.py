@@ -28,7 +28,7 @@ SHOWN = 80
 
 @dataclass(frozen=True)
 class Turn:
-    """The text of one answer, and of everything between the previous answer's end token and it."""
+    """The text of one answer and of everything since the previous answer's end token."""
 
     lead: str
     """Text up to where generation of the answer starts."""

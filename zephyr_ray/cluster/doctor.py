@@ -33,7 +33,8 @@ def doctor(profile: Profile, recipe: Recipe | None, pull: bool) -> int:
 def examine(
     kube: Kube, profile: Profile, recipe: Recipe | None, pull: bool
 ) -> Iterator[tuple[str, CheckResult]]:
-    """Runs every check, even if earlier ones failed, and yields (subject, result)."""
+    """Runs the checks, even if earlier ones failed, and yields (subject, result). Stops early only
+    if the API server rejects the credentials or does not answer."""
     subjects: list[tuple[str, Callable[[], Iterator[CheckResult]]]] = [
         ("versions", lambda: checks.check_versions(kube)),
         ("operator", lambda: checks.check_operator(kube)),

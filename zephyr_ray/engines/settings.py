@@ -33,7 +33,7 @@ class Engine(Protocol):
     """A running engine."""
 
     def ask_for(self, model: Any, row: dict[str, Any]) -> Ask:
-        """Returns the `ask` of one row, with the sampling and demonstrations of the `Model`."""
+        """Returns the `Ask` of one row, with the sampling and demonstrations of `model`."""
 
 
 class ModelSettings(Strict):
@@ -42,7 +42,7 @@ class ModelSettings(Strict):
     uses: ClassVar[frozenset[str]]
     """Uses that a stage may make of the model: "weights" (train), "model" (answer), "judge"."""
     calls_counted: ClassVar[bool] = True
-    """Whether the plan counts calls; False for an engine that answers by code."""
+    """Whether the plan counts calls; False for an engine that runs no model."""
     metered: ClassVar[bool] = False
     """Whether calls cost money."""
     served: ClassVar[bool] = True
@@ -74,7 +74,7 @@ class ModelSettings(Strict):
         return self.model_dump_json(exclude=PER_ANSWER)
 
     def judges(self, form: str) -> bool:
-        """Returns whether the model can judge by this form."""
+        """Returns whether the model can judge with this form of `judges.FORMS`."""
         return "judge" in self.uses
 
     def environment_variables(self) -> list[str]:

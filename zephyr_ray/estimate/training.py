@@ -27,7 +27,7 @@ class TrainingEstimate:
     fits: bool | None
     """Whether the stage fits in GPU memory; None if the GPU's memory is not stated."""
     advice: str
-    """Settings with which the stage would fit; empty if it fits."""
+    """What would make the stage fit; empty if it fits or the GPU's memory is not stated."""
     sequences: int | None
     """Rows per epoch: packed sequences, or pairs."""
     steps: int | None
@@ -89,7 +89,7 @@ def estimate(
 def _sequences(
     stage: TrainingSettings, rows: int | None, row_tokens: float | None
 ) -> tuple[int | None, bool]:
-    """Returns (rows per epoch after packing, whether they are an upper bound)."""
+    """Returns (rows per epoch after packing, whether they or their tokens are an upper bound)."""
     if rows is None:
         return None, False
     if not stage.packs:

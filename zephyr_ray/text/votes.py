@@ -33,8 +33,9 @@ class Votes(Stage):
 def read_votes(
     path: Path, drop: Callable[[str, str], None] = lambda rule, example: None
 ) -> list[dict[str, Any]]:
-    """Returns rows of feedback with two answers each. Drops lines that a kill cut short, and rows
-    whose id was read before. Raises Permanent with the line number if a row is not a vote."""
+    """Returns rows of feedback with two answers each. Drops lines that are not JSON, such as one
+    cut short when the server was killed, and rows whose id was read before. Raises Permanent with
+    the line number if a row is not a vote."""
     rows: dict[str, dict[str, Any]] = {}
     for file, number, line in _lines(path):
         try:

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-OUT_OF_MEMORY = ("out of memory", "running low on memory", "can't allocate memory")
-"""Parts of the messages of CUDA, of Ray's memory monitor, and of PyTorch on a CPU."""
+from zephyr_ray.ray_cluster import blames_memory
 
 
 def kernel_kills() -> int:
@@ -18,10 +17,7 @@ def kernel_kills() -> int:
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Returns whether an error of `trainer.fit` says that memory was short."""
-    return any(
-        isinstance(cause, MemoryError) or any(part in str(cause).lower() for part in OUT_OF_MEMORY)
-        for cause in _causes(error)
-    )
+    return any(isinstance(cause, MemoryError) or blames_memory(cause) for cause in _causes(error))
 
 
 def died(error: BaseException) -> bool:

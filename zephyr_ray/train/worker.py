@@ -1,5 +1,5 @@
-"""One training worker: trains the objective with TRL's trainer on a DeepSpeed engine, from the last
-reported checkpoint on, and saves the model."""
+"""Runs one training worker: trains the model on the objective with TRL's trainer and DeepSpeed,
+resuming from the last reported checkpoint, and saves it."""
 
 import math
 from typing import Any
@@ -47,7 +47,7 @@ def _train_and_save(job: Job) -> None:
     if objective.needs_reference:
         data = add_reference_log_probs(job, objective, data)
     arguments = SFTConfig(**trainer_arguments(job))
-    # With ZeRO-3, from_pretrained splits the weights as it loads them, because `arguments` exist.
+    # After `arguments`: with ZeRO-3, they make from_pretrained split the weights as it loads them.
     model = load_model(job.weights, settings.lora)
     model.config.use_cache = False
     trainer = Trainer(

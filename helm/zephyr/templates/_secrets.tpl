@@ -32,7 +32,7 @@ lines name the setting and never quote its value. */}}
 {{- $address := regexMatch "(trackingUri|endpointUrl|destination|redisAddress)$" $at }}
 {{- if or (regexMatch $userinfo .value) (regexMatch $parameter .value) (and $address (regexMatch "^[^/]*@" .value)) }}
 {{- $instead := dict "mlflow.trackingUri" "set mlflow.auth.existingSecret to a Secret with user name and password" "ray.gcsFaultTolerance.redisAddress" "set ray.gcsFaultTolerance.existingSecret" "mlflow.artifacts.endpointUrl" "set mlflow.artifacts.existingSecret" "mlflow.artifacts.destination" "set mlflow.artifacts.existingSecret" }}
-{{- $default := ternary "name the environment variable of the key in api_key_env" "put it into a Secret and name that in ray.secretEnv" (regexMatch "^(recipes|pipeline)" $at) }}
+{{- $default := ternary "set api_key_env to the name of the variable that holds the key" "put it into a Secret and name that in ray.secretEnv" (regexMatch "^(recipes|pipeline)" $at) }}
 {{- fail (printf "%s contains credentials, which would be readable in the cluster; remove them, and %s" $at (get $instead $at | default $default)) }}
 {{- end }}
 {{- if and (eq $at "ray.gcsFaultTolerance.redisAddress") (contains "?" .value) }}
