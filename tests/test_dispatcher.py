@@ -85,7 +85,7 @@ def vllm_error(name: str, *args: str, **kwargs: str) -> Exception:
 
 
 def error_chunk(message: str, code: int) -> Any:
-    """What a model's server sends in place of an answer."""
+    """Returns the error that a model's server sends instead of an answer."""
     from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 
     return ErrorResponse(error=ErrorInfo(message=message, type="BadRequestError", code=code))

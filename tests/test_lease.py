@@ -343,3 +343,30 @@ def test_a_hiccup_of_the_storage_does_not_end_the_wait(
     failures.append(OSError(116, "Stale file handle"))
     with pytest.raises(OSError, match="Stale"), lease.held():
         pass
+
+
+def test_the_same_pid_in_another_namespace_is_not_known_to_be_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a container on the same host, with the same host name and another pid namespace."""
+    with quick(tmp_path).held():
+        owner = leases.Owner.model_validate_json((tmp_path / "000001").read_bytes())
+    assert owner.is_alive() is True
+    gone = owner.model_copy(update={"pid": 2**22 + 1})  # above any pid
+    assert gone.is_alive() is False
+    link = os.readlink
+    monkeypatch.setattr(os, "readlink", lambda path: f"other {link(path)}")
+    assert owner.is_alive() is None and gone.is_alive() is None
+
+
+def test_a_process_of_another_user_may_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with quick(tmp_path).held():
+        owner = leases.Owner.model_validate_json((tmp_path / "000001").read_bytes())
+
+    def kill(pid: int, signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert owner.is_alive() is None

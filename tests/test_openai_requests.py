@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from fake_endpoint import completion
 from serving import free_port
 
 from zephyr_ray.engines.endpoint import CONNECT_SECONDS, TIMEOUT_SECONDS
@@ -16,18 +17,6 @@ from zephyr_ray.messages import user
 from zephyr_ray.models.contract import Reply, Sampling
 
 Requests = list[tuple[dict[str, str], dict[str, Any]]]
-
-
-def completion(finish_reason: str | None, text: str | None = "Good day.") -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    return {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "peer",
-        "choices": [{"index": 0, "finish_reason": finish_reason, "message": message}],
-        "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8},
-    }
 
 
 def exchange(
@@ -70,7 +59,7 @@ def ask(
 
 @pytest.mark.parametrize("sampling", [Sampling(0.2, 0.5, 9), Sampling(0, 1, 512)])
 def test_the_request_says_how_the_answer_is_drawn(sampling: Sampling) -> None:
-    _, [(_, body)] = ask(completion("stop"), sampling)
+    _, [(_, body)] = ask(completion(), sampling)
     assert body == {
         "model": "peer",
         "messages": [{"role": "user", "content": "Hello"}],
@@ -82,7 +71,7 @@ def test_the_request_says_how_the_answer_is_drawn(sampling: Sampling) -> None:
 
 def test_further_parameters_are_added_last() -> None:
     parameters = {"temperature": None, "reasoning_effort": "low"}
-    _, [(_, body)] = ask(completion("stop"), Sampling(0.2, 0.5, 9), parameters=parameters)
+    _, [(_, body)] = ask(completion(), Sampling(0.2, 0.5, 9), parameters=parameters)
     assert (body["temperature"], body["top_p"], body["reasoning_effort"]) == (None, 0.5, "low")
 
 
@@ -96,7 +85,7 @@ def test_the_key_comes_from_its_variable_without_white_space(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ZEPHYR_TEST_KEY", " sk-test-1\n")
-    _, [(headers, _)] = ask(completion("stop"), api_key_env="ZEPHYR_TEST_KEY")
+    _, [(headers, _)] = ask(completion(), api_key_env="ZEPHYR_TEST_KEY")
     assert headers["Authorization"] == "Bearer sk-test-1"
 
 

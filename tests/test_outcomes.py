@@ -193,7 +193,10 @@ def test_the_bound_of_failed_rows(
     with pytest.raises(Permanent) as raised:
         run(allowed + 1)
     if allowed + 1 == rows_in_stage:
-        assert str(raised.value) == "every row failed; the first: reason 0"
+        assert (
+            str(raised.value)
+            == "every row failed; the first: reason 0; correct that, then run again"
+        )
     else:
         assert f"{allowed + 1} of {rows_in_stage} rows failed" in str(raised.value)
         assert "row '0': reason 0; " in str(raised.value)

@@ -371,7 +371,7 @@ def test_result_has_the_names_that_earlier_versions_wrote(fish: Artifact) -> Non
 def test_prompts_that_the_win_rate_leaves_out_are_counted_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of four prompts, dpo did not answer one, and the judge's reply to another is unparsable."""
+    """The model dpo answers three of four prompts; one reply of the judge is unparsable."""
     answers = {"base": ["0 kept"] * 4, "dpo": ["? kept", "1 kept", "1 kept"]}
     made = compared(tmp_path, monkeypatch, answers, Scripted())
     figures = result(made)["models"]["dpo"]

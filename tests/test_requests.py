@@ -59,6 +59,7 @@ def test_a_field_at_its_default_is_accepted(field: dict[str, Any]) -> None:
         ("tools", [{"type": "function"}]),
         ("modalities", ["audio"]),
         ("logit_bias", {"5": 1}),
+        ("web_search_options", {}),
         ("top_k", 1),
     ],
 )
@@ -169,3 +170,18 @@ def test_a_judged_prompt_keeps_its_instruction_and_constraint() -> None:
     ).requests
     assert comparison.row() == given
     assert (comparison.first.text, comparison.second.text) == ("A", "B")
+
+
+def test_a_judge_request_has_at_most_64_rows_and_200000_characters_per_answer() -> None:
+    body = judge_request(FORMS["score"].fields)
+
+    def errors(rows: int, characters: int) -> int:
+        row = {"prompt": "a", "completion": {"text": "b" * characters}}
+        try:
+            parse(body, json.dumps({"requests": [row] * rows}).encode())
+        except RequestError as error:
+            return error.status
+        return 200
+
+    assert [errors(64, 1), errors(65, 1)] == [200, 400]
+    assert [errors(1, 200_000), errors(1, 200_001)] == [200, 400]

@@ -273,7 +273,7 @@ def test_page_and_health_need_no_key(service: Service) -> None:
         ({"n": 9}, 400, "n: "),
         ({"messages": [{"role": "user", "content": "long " * 300}]}, 400, "context length"),
         ({"stream_options": {"include_usage": True}}, 400, "stream"),
-        # What only the engine knows to refuse, in its words.
+        # The engine refuses these, and the error quotes its words.
         ({"top_logprobs": 2}, 400, "`logprobs` must be set to true."),
     ],
 )

@@ -71,7 +71,7 @@ FIXES = {
     "messages without role and content": "rename their keys to role and content",
     "unknown role": "rename the roles to system, user and assistant",
 }
-"""What to do if no row of a data set is readable, by reason."""
+"""Fix in the error line if no row of a data set is readable, by the most frequent reason."""
 
 
 class Unreadable(Exception):

@@ -33,7 +33,7 @@ class Footprint:
     scratch: float = 0
     """Storage beside the artifact while it runs."""
     fix: str = "lower the actors of its models, or use a smaller model"
-    """What to change if memory is short, as an error line says it."""
+    """Fix in the error line if memory is short."""
 
 
 GIB = 2**30

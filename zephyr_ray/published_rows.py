@@ -18,7 +18,7 @@ FIXES = {
     TIE: "set ties: keep",
     CONTRADICTION: "set ties: keep, or correct score_chosen and score_rejected in columns:",
 }
-"""What to do if no row of a data set is usable, by reason."""
+"""Fix in the error line if no row of a data set is usable, by the most frequent reason."""
 
 
 @dataclass(frozen=True)

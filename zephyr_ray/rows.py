@@ -130,7 +130,9 @@ class _Outcomes:
             return
         work.examples["failed/rows"] = [f"{f.id}: {f.row_fault}" for f in faults[:3]]
         if len(faults) == self.rows:
-            raise Permanent(f"every row failed; the first: {faults[0].row_fault}")
+            raise Permanent(
+                f"every row failed; the first: {faults[0].row_fault}; correct that, then run again"
+            )
         if self.too_many_failed:
             first_of_each = {fault.cause: fault for fault in reversed(faults)}
             examples = [f"row '{f.id}': {shorten(f.row_fault)}" for f in first_of_each.values()]

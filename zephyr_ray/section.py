@@ -82,7 +82,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often each score from 1 to 10 was given."""
+    """Counts of the scores from 1 to 10."""
 
     title: str
     scores: tuple[float, ...]

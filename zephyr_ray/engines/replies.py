@@ -34,7 +34,7 @@ FIXES = {
     404: "correct model or base_url",
     407: "correct the user and password of the proxy",
 }
-"""What to change, by HTTP status that every row would get."""
+"""Fix in the error line, by HTTP status; every row would get the same status."""
 ROW_STATUSES = (400, 403, 413, 422, 451)
 """Statuses that one row may have caused; the error object decides."""
 RETRIED_STATUSES = (408, 409, 425, 429)
@@ -267,7 +267,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _seconds_until(date: str) -> float:
-    """Returns the seconds until a date; NaN if it is none."""
+    """Returns the seconds until the date in a header; NaN if the text is not a date."""
     try:
         parsed = email.utils.parsedate_tz(date)
         return email.utils.mktime_tz(parsed) - time.time() if parsed else math.nan

@@ -27,7 +27,7 @@ class TrainingEstimate:
     fits: bool | None
     """Whether the stage fits in GPU memory; None if the GPU's memory is not stated."""
     advice: str
-    """What would make the stage fit; empty if it fits or the GPU's memory is not stated."""
+    """Change that makes the stage fit; empty if it fits or the GPU's memory is not stated."""
     sequences: int | None
     """Rows per epoch: packed sequences, or pairs."""
     steps: int | None

@@ -10,7 +10,7 @@ EFFECTS = {
     -1: ("hurts", "the DPO term does worse than plain SFT with the same answers"),
     0: ("adds nothing measurable", "the DPO term adds nothing measurable on these prompts"),
 }
-"""What a difference from the control means, in short and in full, by `direction`."""
+"""Short and full wording of a difference from the control, by `direction`."""
 NO_CONTROL = (
     "No control was run: plain SFT on the same chosen answers may do as well as the last model. "
     "configs/quickstart-full.yaml measures it."

@@ -68,9 +68,8 @@ class _Reader:
         self._text, self._begin = text, position
         self.position = position
         self.resume = position + 1
-        """Where to look for the next literal if this is not one: at the last token if it opens a
-        bracket; inside it if it is a string, because a stray quote may have begun it; else after
-        it."""
+        """Position at which the search continues if this is not a literal: the last bracket, or
+        inside the last string, because a stray quote may have begun it."""
         self.complete: list[Literal] = []
         """The outermost lists and objects that were read completely."""
 

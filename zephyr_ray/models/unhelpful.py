@@ -112,7 +112,7 @@ _MACHINE = re.compile(
     r"|made|designed|built|by|from|named|called|devoid|incapable)\b)",
     re.IGNORECASE,
 )
-# What may precede a clause in the assistant's own voice; "you say I …" is in another's.
+# Matches text before a clause in the assistant's own voice; "you say I …" is in another's.
 _OWN_CLAUSE = re.compile(
     r"(?:^|^(?:personally|honestly|frankly|truthfully|unfortunately|sadly|well|sorry)"
     r"|[,;(–—:-]|\b(?:but|and|so|because|since|as|although|though|while|however|afraid|sorry)"

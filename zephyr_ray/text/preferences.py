@@ -19,7 +19,7 @@ FIXES = {
     "an empty answer scored best": "use a judge that rates empty answers low, or other models",
     "tie or margin too small": "set ties: keep or lower min_margin",
 }
-"""What to do if a stage drops every prompt, by the most frequent reason."""
+"""Fix in the error line if a stage drops every prompt, by the most frequent reason."""
 
 
 class Preferences(Stage):
