@@ -12,6 +12,7 @@ from typing import Any
 from zephyr_ray.cluster import kubeconfig
 from zephyr_ray.cluster.kubeconfig import one_line
 from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.formatting import shorten
 from zephyr_ray.masking import masked, remember
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
@@ -191,7 +192,7 @@ class Kube:
             message = json.loads(body)["message"]
         except (ValueError, KeyError, TypeError):
             message = body
-        message = " ".join(masked(message).split())[:300] or f"status {status}"
+        message = shorten(message) or f"status {status}"
         if status == 401:
             return Unauthorized(f"{self.host} does not accept these credentials; log in again")
         if status == 403:

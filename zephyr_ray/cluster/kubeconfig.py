@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.formatting import shorten
 from zephyr_ray.masking import is_secret, masked, remember
 
 if TYPE_CHECKING:
@@ -68,9 +69,7 @@ def configure(configuration: "Configuration", context: str | None) -> str:
 
 def one_line(error: object) -> str:
     """Returns the error's text on one line, without the parts of a kubeconfig that it quotes."""
-    # Mask before cutting: part of a secret would not be recognized.
-    text = masked(error)
-    return " ".join(re.sub(r"\{.*\}", "…", text, flags=re.DOTALL).split())[:200]
+    return shorten(re.sub(r"\{.*\}", "…", masked(error), flags=re.DOTALL), 200)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -183,7 +182,7 @@ def _check_address(purpose: str, address: object, schemes: tuple[str, ...]) -> N
     """Raises Permanent if an address has no host, an invalid port or none of `schemes`. The error
     omits all before the last "@", because a malformed password may contain any character."""
     if not isinstance(address, str):
-        raise Permanent(f"{purpose} is not a text; write it like {schemes[-1]}://HOST:PORT")
+        raise Permanent(f"{purpose} is not text; write it like {schemes[-1]}://HOST:PORT")
     scheme, mark, _ = address.partition("://")
     _, login, shown = address.rpartition("@")
     if not mark:
