@@ -112,7 +112,10 @@ FILES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
         edited(**{"proxy-url": f"me:{OTHER}://x@proxy"}),
         "cluster, proxy, is invalid",
     ),
-    "proxy that is a list": (edited(**{"proxy-url": ["a"]}), "the proxy to the cluster is not text"),
+    "proxy that is a list": (
+        edited(**{"proxy-url": ["a"]}),
+        "the proxy to the cluster is not text",
+    ),
     "server with a line break": (
         edited(server="https://127.0.0.1:x\n"),
         "127.0.0.1:x , is invalid",
