@@ -1,5 +1,35 @@
 {{/* Defines names, labels, and the parts shared by pods of all kinds. */}}
 
+{{/* Completes .Values and checks the rules, once. A key that is null or missing, as in the values of
+an older release, gets its default. Every template starts with this. */}}
+{{- define "zephyr.prepare" -}}
+{{- if not (hasKey .Values "prepared") }}
+{{- $defaults := .Files.Get "defaults.yaml" | fromYaml }}
+{{- include "zephyr.complete" (dict "values" .Values "defaults" $defaults) }}
+{{- include "zephyr.rules" . }}
+{{- $_ := set .Values "prepared" true }}
+{{- end }}
+{{- end -}}
+
+{{/* Recurses into maps. A null removes a worker group, a key of one, or a user ID. */}}
+{{- define "zephyr.complete" -}}
+{{- $values := .values }}
+{{- range $key, $value := $values }}
+{{- if kindIs "invalid" $value }}
+{{- $_ := unset $values $key }}
+{{- else if kindIs "map" $value }}
+{{- include "zephyr.complete" (dict "values" $value "defaults" dict) }}
+{{- end }}
+{{- end }}
+{{- range $key, $default := .defaults }}
+{{- if not (hasKey $values $key) }}
+{{- $_ := set $values $key $default }}
+{{- else if and (kindIs "map" $default) (not (has $key (list "workerGroups" "user"))) }}
+{{- include "zephyr.complete" (dict "values" (get $values $key) "defaults" $default) }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* At most 35 characters: the longest suffix keeps a RayJob's name within 47. */}}
 {{- define "zephyr.fullname" -}}
 {{- if .Values.fullnameOverride -}}
@@ -52,9 +82,13 @@ app.kubernetes.io/component: {{ .component }}
 
 {{- define "zephyr.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: {{ .Values.user.id | int64 }}
-runAsGroup: {{ .Values.user.group | int64 }}
-fsGroup: {{ .Values.user.group | int64 }}
+{{- with .Values.user.id }}
+runAsUser: {{ . | int64 }}
+{{- end }}
+{{- with .Values.user.group }}
+runAsGroup: {{ . | int64 }}
+fsGroup: {{ . | int64 }}
+{{- end }}
 # Otherwise every start changes the owner of all files on the storage.
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile:

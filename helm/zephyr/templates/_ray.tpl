@@ -53,9 +53,6 @@ workerGroupSpecs:
   {{- $call := . }}
   {{- range $name := .spec.workerGroups }}
   {{- $group := get $values.workerGroups $name }}
-  {{- if not $group }}
-  {{- fail (printf "%s.workerGroups: workerGroups has no group '%s'; use %s" $call.component $name (keys $values.workerGroups | sortAlpha | join " or ")) }}
-  {{- end }}
   - groupName: {{ $name | quote }}
     replicas: {{ if hasKey $group "replicas" }}{{ $group.replicas }}{{ else }}{{ $group.minReplicas }}{{ end }}
     minReplicas: {{ $group.minReplicas }}

@@ -42,7 +42,7 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 
 {{- $forbidden := list "num-cpus" "num-gpus" "memory" "resources" }}
-{{- $starts := dict "ray.head" ($v.ray.head.rayStartParams | default dict) }}
+{{- $starts := dict "ray.head" $v.ray.head.rayStartParams }}
 {{- range $name, $group := $v.workerGroups }}
 {{- $_ := set $starts (printf "workerGroups.%s" $name) ($group.rayStartParams | default dict) }}
 {{- end }}
@@ -68,6 +68,16 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 
 {{- range $name, $group := $v.workerGroups }}
+{{- range $key := list "minReplicas" "maxReplicas" "resources" }}
+{{- if not (hasKey $group $key) }}
+{{- fail (printf "workerGroups.%s has no %s; set workerGroups.%s.%s" $name $key $name $key) }}
+{{- end }}
+{{- end }}
+{{- range $key := list "cpu" "memory" }}
+{{- if not (hasKey $group.resources $key) }}
+{{- fail (printf "workerGroups.%s has no resources.%s; set workerGroups.%s.resources.%s" $name $key $name $key) }}
+{{- end }}
+{{- end }}
 {{- if gt ($group.minReplicas | int) ($group.maxReplicas | int) }}
 {{- fail (printf "workerGroups.%s: minReplicas %v is more than maxReplicas %v; lower it" $name $group.minReplicas $group.maxReplicas) }}
 {{- end }}
@@ -100,7 +110,7 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 
 {{- $taken := list "HOME" "ZEPHYR_CACHE" "HF_HOME" "ZEPHYR_API_KEYS" "MLFLOW_TRACKING_URI" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "RAY_USAGE_STATS_ENABLED" "HF_HUB_DISABLE_TELEMETRY" "VLLM_NO_USAGE_STATS" | concat (include "zephyr.operatorEnv" . | fromYamlArray) (include "zephyr.serveEnv" . | fromYaml | keys) }}
-{{- $names := keys ($v.ray.env | default dict) }}
+{{- $names := keys $v.ray.env }}
 {{- range $v.ray.secretEnv }}{{- $names = append $names .name }}{{- end }}
 {{- range $names }}
 {{- if has . $taken }}
@@ -116,13 +126,18 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 
 {{- range $name, $part := $parts }}
+{{- range $part.workerGroups }}
+{{- if not (hasKey $v.workerGroups .) }}
+{{- fail (printf "%s.workerGroups: workerGroups has no group '%s'; add it, or use one of [%s]" $name . (keys $v.workerGroups | sortAlpha | join ", ")) }}
+{{- end }}
+{{- end }}
 {{- if and (eq $v.scheduling.scheduler "kueue") $part.autoscaling }}
 {{- fail (printf "scheduling.scheduler kueue admits only clusters of a fixed size; set %s.autoscaling to false" $name) }}
 {{- end }}
 {{- if not $part.autoscaling }}
 {{- range $part.workerGroups }}
-{{- $group := get $v.workerGroups . | default dict }}
-{{- if and $group (not ($group.replicas | default $group.minReplicas | int)) }}
+{{- $group := get $v.workerGroups . }}
+{{- if not ($group.replicas | default $group.minReplicas | int) }}
 {{- fail (printf "%s.workerGroups: group '%s' has no pods and no autoscaler to add any; set workerGroups.%s.replicas or minReplicas, or %s.autoscaling" $name . . $name) }}
 {{- end }}
 {{- end }}
@@ -137,7 +152,7 @@ would report it only afterwards, as an event. */}}
 
 {{- if $v.pipeline.enabled }}
 {{- with $v.pipeline.recipe }}
-{{- if not (or (hasPrefix "/" .) (hasPrefix "configs/" .) (hasKey ($v.recipes | default dict) .)) }}
+{{- if not (or (hasPrefix "/" .) (hasPrefix "configs/" .) (hasKey $v.recipes .)) }}
 {{- fail (printf "pipeline.recipe: recipes has no '%s'; add it, or use configs/… of the image or an absolute path" .) }}
 {{- end }}
 {{- end }}
@@ -168,7 +183,7 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 {{- $gpus := 0 }}
 {{- range $v.serve.workerGroups }}
-{{- $gpus = max $gpus ((get $v.workerGroups . | default dict).gpus | default 0) }}
+{{- $gpus = max $gpus ((get $v.workerGroups .).gpus | default 0) }}
 {{- end }}
 {{- if gt ($v.serve.gpus | int) ($gpus | int) }}
 {{- fail (printf "serve.gpus is %v, but no group in serve.workerGroups has that many; add one or lower serve.gpus" $v.serve.gpus) }}
