@@ -14,12 +14,12 @@ Access = set[tuple[str, str]]
 """(peer, port) pairs."""
 
 
-def part(*names: str) -> str:
-    """Returns a peer: the release's pods of these components."""
+def part(name: str) -> str:
+    """Returns a peer: the release's pods of this component, or all jobs or submitters."""
+    if name in ("pipeline", "submitter"):
+        return f"pods zephyr-ray/part={name}"
     component, instance = "app.kubernetes.io/component", "app.kubernetes.io/instance"
-    if len(names) > 1:
-        return f"pods {component} in {'|'.join(names)},{instance} in zephyr"
-    return f"pods {component}={names[0]},{instance}=zephyr,app.kubernetes.io/part-of=zephyr"
+    return f"pods {component}={name},{instance}=zephyr,app.kubernetes.io/part-of=zephyr"
 
 
 def namespace(name: str) -> str:
@@ -31,25 +31,35 @@ ANYONE, ALL = "anyone", "all"
 CLIENTS = "pods zephyr-ray/client=true"
 PEERS = {
     "the operator": namespace("kuberay-system"),
-    "the submitter and test pods of the release": part("submitter"),
+    "submitters": part("submitter"),
     'pods labeled `zephyr-ray/client: "true"`': CLIENTS,
     "pods with that label": CLIENTS,
-    "the release's Ray clusters and jobs": part("cluster", "pipeline"),
+    "the release's Ray cluster": part("cluster"),
+    "jobs": part("pipeline"),
 }
 """Peers by their name in the table."""
 SETTINGS = {
     "`networkPolicy.serveClients`": namespace("ingress-nginx"),
+    "`networkPolicy.mlflowClients`": namespace("ingress-nginx"),
     "`networkPolicy.prometheusNamespace`": namespace("monitoring"),
 }
 """Peers that everything-values.yaml sets and the presets do not."""
 SAME_PART = "pods of the same part (`cluster`, `pipeline` or `serve`)"
 PODS_OF_PORT = {"8000": ("serve",), "5000": ("mlflow",)}
 """Components that listen on a port, unless all parts with Ray do."""
-DNS = {
-    (peer, f"53/{protocol}")
-    for peer in (namespace("kube-system"), "169.254.20.10/32")
-    for protocol in ("TCP", "UDP")
-}
+
+
+def dns(name: str = "kube-system", port: int = 53) -> Access:
+    """Returns the egress to the DNS pods of a namespace and to NodeLocal DNSCache."""
+    return {
+        (peer, f"{port}/{protocol}")
+        for peer in (namespace(name), "169.254.20.10/32")
+        for protocol in ("TCP", "UDP")
+    }
+
+
+OPENSHIFT = dns("openshift-dns", 5353)
+"""As in everything-values.yaml."""
 INTERNET = "0.0.0.0/0 except 10.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.168.0.0/16"
 
 
@@ -147,16 +157,20 @@ def test_the_docs_say_exactly_who_gets_in(values: str) -> None:
         component = labels["app.kubernetes.io/component"]
         expected = documented(component, settings)
         assert access(rendered, labels, "ingress") == expected, labels
-        assert expected or component == "submitter"
+        assert expected or component in ("submitter", "test")
 
 
 def egress_of_everything(component: str, head: bool) -> Access:
     extra = ("10.1.2.3/32", "9000/TCP")
     if component == "submitter":
-        return {(ANYONE, ALL)}
+        return OPENSHIFT | {(part("pipeline"), "8265/TCP")}
+    if component == "test":
+        services = {"cluster": 8265, "serve": 8000, "mlflow": 5000}
+        return OPENSHIFT | {(part(name), f"{port}/TCP") for name, port in services.items()}
     if component == "mlflow":
-        return DNS | {(ANYONE, "443/TCP"), extra}  # 443: the bucket of the artifacts
-    allowed = DNS | {(part(component), ALL), (ANYONE, "6380/TCP"), (INTERNET, "443/TCP"), extra}
+        return OPENSHIFT | {(ANYONE, "443/TCP"), extra}  # 443: the bucket of the artifacts
+    allowed = OPENSHIFT | {extra}
+    allowed |= {(part(component), ALL), (ANYONE, "6380/TCP"), (INTERNET, "443/TCP")}
     if component != "serve":
         allowed |= {(part("mlflow"), "5000/TCP"), (part("serve"), "8000/TCP")}
     if head:
@@ -176,7 +190,12 @@ def test_pods_reach_only_what_they_need() -> None:
 def test_pods_of_a_fixed_size_job_do_not_reach_the_api_server() -> None:
     rendered = render("values-kind.yaml")
     job = {(part("pipeline"), ALL), (part("mlflow"), "5000/TCP"), (INTERNET, "443/TCP")}
-    expected = {"pipeline": DNS | job, "mlflow": DNS, "submitter": {(ANYONE, ALL)}}
+    expected = {
+        "pipeline": dns() | job,
+        "mlflow": dns(),
+        "submitter": dns() | {(part("pipeline"), "8265/TCP")},
+        "test": dns() | {(part("mlflow"), "5000/TCP")},
+    }
     for labels in pod_labels(rendered):
         component = labels["app.kubernetes.io/component"]
         assert access(rendered, labels, "egress") == expected[component], labels

@@ -9,9 +9,9 @@
 {{- fail "mlflow.ingress leads to MLflow; set mlflow.enabled" }}
 {{- end }}
 {{- $service := printf "mlflow.service.type %s" $v.mlflow.service.type }}
-{{- range list (list $v.ingress.enabled "ingress" "serveClients") (list $v.gateway.enabled "gateway" "serveClients") (list $v.mlflow.ingress.enabled "mlflow.ingress" "mlflowClients") (list (ne $v.mlflow.service.type "ClusterIP") $service "mlflowClients") }}
+{{- range list (list $v.ingress.enabled "ingress" "serveClients") (list $v.gateway.enabled "gateway" "serveClients") (list $v.mlflow.ingress.enabled "mlflow.ingress" "mlflowClients") (list (and $v.mlflow.enabled (ne $v.mlflow.service.type "ClusterIP")) $service "mlflowClients") }}
 {{- if and (first .) $policy.enabled (not (get $policy (last .))) }}
-{{- fail (printf "%s is blocked by the network policy; add the clients, such as the ingress controller's namespace to networkPolicy.%s" (index . 1) (last .)) }}
+{{- fail (printf "%s is blocked by the network policy; add the clients' namespace to networkPolicy.%s" (index . 1) (last .)) }}
 {{- end }}
 {{- end }}
 {{- range $at, $ingress := dict "ingress" $v.ingress "mlflow.ingress" $v.mlflow.ingress }}
