@@ -22,6 +22,8 @@ spec:
         - |
           {{- .Files.Get "files/check_database.py" | nindent 10 }}
       {{- end }}
+      # `kubectl describe pod` then shows why the database was refused.
+      terminationMessagePolicy: FallbackToLogsOnError
       env:
         {{- include "zephyr.mlflowStoreEnv" . | nindent 8 }}
       volumeMounts:
