@@ -222,7 +222,7 @@ def test_submitters_may_create_jobs_and_change_no_config_map() -> None:
 
 def documented_permissions() -> dict[str, set[str]]:
     """Returns the resources that an installer manages, by API group, from the table of the docs."""
-    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    text = (ROOT / "docs" / "kubernetes-platform.md").read_text()
     table = text.partition("## Who may install")[2].partition("\n\n|")[2].partition("\n\n")[0]
     rows = [
         [cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()[2:]
@@ -240,6 +240,19 @@ def test_the_docs_list_what_an_installer_may_need_to_create() -> None:
         plural = re.sub("y$", "ie", name) + ("es" if name.endswith("s") else "s")
         needed.setdefault(group, set()).add(plural)
     assert documented_permissions() == needed
+
+
+def test_the_example_of_the_docs_reaches_every_pod(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "kubernetes-platform.md").read_text()
+    [example] = re.findall("```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "values.yaml").write_text(example)
+    rendered = render(str(tmp_path / "values.yaml"), sets=CLUSTER)
+    assert schema_errors(rendered, MINORS[-1]) == [] and crd_errors(rendered) == []
+    for pod in [*pod_templates(rendered)[1:]]:
+        assert {"name": "SSL_CERT_FILE", "value": "/etc/company/ca.crt"} in containers_of(pod)[0][
+            "env"
+        ]
+        assert pod["metadata"]["labels"]["cost-center"] == "4711"
 
 
 @pytest.mark.parametrize("minor", MINORS)
