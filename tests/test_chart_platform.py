@@ -224,12 +224,9 @@ def documented_permissions() -> dict[str, set[str]]:
     """Returns the resources that an installer manages, by API group, from the table of the docs."""
     text = (ROOT / "docs" / "kubernetes-platform.md").read_text()
     table = text.partition("## Who may install")[2].partition("\n\n|")[2].partition("\n\n")[0]
-    rows = [
-        [cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()[2:]
-    ]
-    return {
-        group.strip("`").replace("core", ""): set(names.split(", ")) for group, names, *_ in rows
-    }
+    rows = [line.strip("|").split(" | ") for line in table.splitlines()[2:]]
+    groups = {row[0].strip(" `"): set(row[1].strip().split(", ")) for row in rows}
+    return {"" if group == "core" else group: names for group, names in groups.items()}
 
 
 def test_the_docs_list_what_an_installer_may_need_to_create() -> None:
