@@ -24,7 +24,7 @@ $(TOOLS): helm/chart.mk helm/fetch_helm.py
 	@touch $@
 
 check-chart: $(STAMP) $(TOOLS)
-	.venv/bin/python -m pytest tests/test_chart.py tests/test_chart_rules.py tests/test_network.py
+	.venv/bin/python -m pytest tests/test_chart*.py tests/test_network.py
 
 chart-golden: $(TOOLS)
 	for preset in kind gpu-8 multinode; do \
