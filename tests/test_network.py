@@ -4,9 +4,13 @@ The expected peers of ingress come from the table "Who gets in" in docs/kubernet
 """
 
 import re
+from pathlib import Path
 
 import pytest
-from chart_tools import GOLDEN, ROOT, Document, kind, pod_templates, render
+from chart_tools import CLUSTER, GOLDEN, ROOT, SERVE, Document, kind, pod_templates, render
+
+from zephyr_ray.cluster.job import ray_job
+from zephyr_ray.cluster.profile import load
 
 EVERYTHING = str(GOLDEN / "everything-values.yaml")
 RAY_PARTS = ("cluster", "pipeline", "serve")
@@ -199,3 +203,100 @@ def test_pods_of_a_fixed_size_job_do_not_reach_the_api_server() -> None:
     for labels in pod_labels(rendered):
         component = labels["app.kubernetes.io/component"]
         assert access(rendered, labels, "egress") == expected[component], labels
+
+
+# ------------------------------------------------------------------ jobs of `zephyr submit`
+
+
+def submitted(folder: Path) -> dict[str, dict[str, str]]:
+    """Returns the labels of the pods of a submitted job, with those that the operator adds."""
+    profile = folder / "zephyr-cluster.yaml"
+    profile.write_text("image: i\nstorage: {claim: c}\nworkers: {cpu: {cpu: 1, memory: 2Gi}}\n")
+    spec = ray_job("small-abcde", load(profile))["spec"]
+    cluster = spec["rayClusterSpec"]
+    pods = {
+        "submitter": spec["submitterPodTemplate"],
+        "head": cluster["headGroupSpec"]["template"],
+        "worker": cluster["workerGroupSpecs"][0]["template"],
+    }
+    return {
+        name: pod["metadata"]["labels"]
+        | ({} if name == "submitter" else {"ray.io/node-type": name})
+        for name, pod in pods.items()
+    }
+
+
+@pytest.mark.parametrize("sets", [CLUSTER, (*SERVE, "pipeline.enabled=true")])
+def test_a_submitted_job_has_the_access_of_the_charts_own(
+    sets: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Also where the chart runs no job: `zephyr submit` needs none."""
+    rendered = render(sets=sets)
+    own = {"zephyr-ray/part": "pipeline"}
+    pods = submitted(tmp_path)
+    for direction in ("ingress", "egress"):
+        for name in ("head", "worker"):
+            assert access(rendered, pods[name], direction) == access(rendered, own, direction)
+        submitter = {"zephyr-ray/part": "submitter"}
+        assert access(rendered, pods["submitter"], direction) == access(
+            rendered, submitter, direction
+        )
+    assert (ANYONE, ALL) not in access(rendered, pods["head"], "ingress")
+    assert (ANYONE, ALL) not in access(rendered, pods["submitter"], "egress")
+
+
+def open_between(
+    rendered: list[Document], source: dict[str, str], target: dict[str, str], port: int
+) -> bool:
+    """Returns whether policies allow a connection within a namespace that denies by default."""
+    denied = {
+        "kind": "NetworkPolicy",
+        "spec": {
+            "podSelector": {"matchLabels": {}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [],
+            "egress": [],
+        },
+    }
+    ends = ((source, target, "egress"), (target, source, "ingress"))
+    return all(
+        any(
+            at in (ALL, f"{port}/TCP") and matches(peer, other)
+            for peer, at in access([*rendered, denied], pod, direction)
+        )
+        for pod, other, direction in ends
+    )
+
+
+def matches(peer: str, labels: dict[str, str]) -> bool:
+    if not peer.startswith("pods "):
+        return peer == ANYONE
+    wanted = dict(term.split("=") for term in peer.removeprefix("pods ").split(","))
+    return wanted.items() <= labels.items()
+
+
+def test_every_connection_works_where_the_namespace_denies_by_default(tmp_path: Path) -> None:
+    rendered = render(sets=(*SERVE, "pipeline.enabled=true"))
+    named = {
+        (labels["app.kubernetes.io/component"], labels.get("ray.io/node-type")): labels
+        for labels in pod_labels(rendered)
+    }
+    named |= {("zephyr submit", name): labels for name, labels in submitted(tmp_path).items()}
+    mlflow, chat = named["mlflow", None], named["serve", "head"]
+    for part_name in ("cluster", "pipeline", "zephyr submit"):
+        head, worker = named[part_name, "head"], named[part_name, "worker"]
+        assert open_between(rendered, worker, head, 6379)
+        assert open_between(rendered, head, worker, 52365)
+        assert open_between(rendered, head, mlflow, 5000)
+        assert open_between(rendered, worker, chat, 8000)
+    for submitter, head in (
+        (named["submitter", None], named["pipeline", "head"]),
+        (named["zephyr submit", "submitter"], named["zephyr submit", "head"]),
+    ):
+        assert open_between(rendered, submitter, head, 8265)
+        assert not open_between(rendered, head, submitter, 8265)
+    test = named["test", None]
+    assert open_between(rendered, test, named["cluster", "head"], 8265)
+    assert open_between(rendered, test, mlflow, 5000)
+    assert open_between(rendered, test, named["serve", "worker"], 8000)
+    assert not open_between(rendered, named["cluster", "head"], named["serve", "head"], 6379)
