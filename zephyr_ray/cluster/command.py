@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_ray.cluster import bundle, profile
-from zephyr_ray.cluster.job import API, VERSION, job_name, ray_job
+from zephyr_ray.cluster.job import job_name, ray_job
 from zephyr_ray.cluster.kube import Kube, Missing
 from zephyr_ray.cluster.logs import LogFollower, log_lines, stage_states, submitters
 from zephyr_ray.cluster.watch import EXIT_STOPPED, JOBS, State, start_problems, states
@@ -41,33 +41,25 @@ def submit(
     files = bundle.bundle(raw, recipe, loaded.storage.folder, path)
     kube = Kube(loaded.context, loaded.namespace)
     name = job_name(recipe.name)
-    create(kube, bundle.config_map(name, files), ray_job(name, loaded))
+    create(kube, ray_job(name, loaded), files)
     print(f"job       {name} in {kube.namespace}")
     print(f"follow    zephyr logs {name} --follow")
     print(f"stop      zephyr stop {name}", flush=True)
     return follow(kube, name, logs) if wait or logs else 0
 
 
-def create(kube: Kube, config_map: dict[str, Any], job: dict[str, Any]) -> None:
-    """Creates the ConfigMap, then the job that owns it; deletes both again if a step fails."""
-    name = job["metadata"]["name"]
-    steps = [kube.path("configmaps", name), kube.path(JOBS, name)]
-    to_delete = []
+def create(kube: Kube, job: dict[str, Any], files: dict[str, bytes]) -> None:
+    """Creates the job, then the ConfigMap that it owns and mounts; its pods wait for that. Deletes
+    the job if a step fails, and with it the ConfigMap."""
+    name, owner = job["metadata"]["name"], None
     try:
-        to_delete.append(steps[0])
-        kube.create(kube.path("configmaps"), config_map)
-        to_delete.append(steps[1])
-        uid = kube.create(kube.path(JOBS), job).get("metadata", {}).get("uid", "")
-        owner = {"apiVersion": f"{API}/{VERSION}", "kind": "RayJob", "name": name, "uid": uid}
-        to_delete.append("")  # both exist: a rejection now concerns only the patch
-        kube.patch(steps[0], {"metadata": {"ownerReferences": [owner]}})
+        owner = kube.create(kube.path(JOBS), job)
+        kube.create(kube.path("configmaps"), bundle.config_map(name, files, owner))
     except BaseException as error:
-        # A rejected object was not created, and one of that name may belong to someone else. After
-        # a timeout or Ctrl-C the object may exist.
-        if isinstance(error, Permanent):
-            to_delete.pop()
-        for path in filter(None, reversed(to_delete)):
-            _try_delete(kube, path)
+        # A rejected job was not created, and one of that name may belong to someone else. After a
+        # timeout or Ctrl-C the job may exist.
+        if owner or not isinstance(error, Permanent):
+            _try_delete(kube, kube.path(JOBS, name))
         raise
 
 
@@ -183,9 +175,7 @@ def _existing_job(kube: Kube, name: str) -> dict[str, Any]:
         if not re.fullmatch(r"[a-z0-9.-]+", name):
             raise Missing(name)
         return kube.get(kube.path(JOBS, name))
-    except Missing as error:
-        if "RayJobs" in str(error):
-            raise
+    except Missing:
         raise Permanent(
             f"no job {name} in {kube.namespace}; list the jobs with zephyr status"
         ) from None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_ray.cluster.kube import Gone, Kube, Missing
+from zephyr_ray.cluster.kube import Gone, Kube, Missing, Refused
 from zephyr_ray.cluster.logs import submitters
 from zephyr_ray.errors import Permanent, Temporary
 
@@ -16,6 +16,9 @@ STARTING_SECONDS, RUNNING_SECONDS = 10, 60
 between watches."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before the first retry, doubled per retry up to the maximum."""
+REFUSED_SECONDS = 120.0
+"""Seconds during which a followed job outlasts refusals: an API server refuses valid credentials
+just after its start, and a token may expire before its file is rewritten."""
 EXIT_STOPPED, EXIT_DEADLINE, EXIT_USER_ERROR = 130, 124, 2
 """Exit codes: stopped or deleted (as for Ctrl-C), deadline exceeded (as `timeout`), invalid
 RayJob."""
@@ -91,15 +94,18 @@ class State:
 
 
 def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]:
-    """Yields the states of a job until it ends; retries after every Temporary error. Yields the
-    state again after each watch, even if unchanged."""
-    pause, lost = FIRST_PAUSE, False
+    """Yields the states of a job that exists until it ends. Yields the state again after each
+    watch, even if unchanged.
+
+    Retries after every Temporary error, and after refusals. Raises Permanent if the server has
+    refused for REFUSED_SECONDS.
+    """
+    pause, lost, refused_since = FIRST_PAUSE, False, None
     # If the first request finds no job, it was deleted before its state was known.
     last = State(name, deployment_status="Deleted", job="")
     while True:
         try:
             job = kube.get(kube.path(JOBS, name))
-            pause, lost = FIRST_PAUSE, False
             yield (last := State.of(job))
             if last.ended:
                 return
@@ -112,6 +118,7 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
                 yield (last := State.of(job, "Deleted" if kind == "DELETED" else None))
                 if last.ended:
                     return
+            pause, lost, refused_since = FIRST_PAUSE, False, None
         except Missing:
             yield State(
                 name=name,
@@ -123,7 +130,15 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
             return
         except Gone:
             continue
-        except Temporary as error:
+        except (Refused, Temporary) as error:
+            if not isinstance(error, Refused):
+                refused_since = None
+            elif refused_since is None:
+                refused_since = time.monotonic()
+            elif time.monotonic() - refused_since > REFUSED_SECONDS:
+                raise Permanent(
+                    f"{error}; {name} keeps running; see it again with zephyr logs {name} --follow"
+                ) from None
             if not lost:
                 say(f"{error}; retrying while the job keeps running")
             lost = True
