@@ -2,7 +2,6 @@
 
 import re
 import sys
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,25 @@ from typing import Any
 from zephyr_ray.cluster import bundle, profile
 from zephyr_ray.cluster.job import job_name, ray_job
 from zephyr_ray.cluster.kube import Kube, Missing
-from zephyr_ray.cluster.logs import LogFollower, log_lines, stage_states, submitters
-from zephyr_ray.cluster.watch import EXIT_STOPPED, JOBS, State, start_problems, states
+from zephyr_ray.cluster.logs import (
+    LogFollower,
+    last_lines,
+    log_lines,
+    stage_states,
+    submitters,
+    user_error,
+)
+from zephyr_ray.cluster.watch import (
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    JOBS,
+    State,
+    start_problems,
+    states,
+)
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.masking import masked
 from zephyr_ray.recipe import Recipe
-
-TAIL = 5000
-"""Maximum lines, from the end of the log, in which `zephyr status` looks for stages."""
 
 
 def connect_kube(path: Path) -> Kube:
@@ -90,6 +100,8 @@ def follow(kube: Kube, name: str, logs: bool) -> int:
                 for line in fresh:
                     _say(line)
         ended = True
+        if state.job == "STOPPED" and user_error(last_lines(kube, name)):
+            return EXIT_USER_ERROR
         return state.exit_code
     except KeyboardInterrupt:
         if follower:
@@ -145,13 +157,12 @@ def status(kube: Kube, name: str | None) -> int:
     if not state.ended and state.job != "RUNNING":
         for line in start_problems(kube, state):
             print(f"trouble   {masked(line)}")
+    lines = last_lines(kube, name)
+    if state.job == "STOPPED" and (mistake := user_error(lines)):
+        print(f"stopped   {masked(mistake)}")
     table = Table("stage", "state", "", box=None, pad_edge=False)
-    # The pod may not have started, or these credentials cannot read its log.
-    with suppress(Permanent, Temporary):
-        for pod in submitters(kube, name)[-1:]:
-            lines = log_lines(kube, pod["metadata"]["name"], tailLines=str(TAIL))
-            for stage, (word, note) in stage_states(lines).items():
-                table.add_row(stage, word, Text(masked(note)))
+    for stage, (word, note) in stage_states(lines).items():
+        table.add_row(stage, word, Text(masked(note)))
     if table.rows:
         Console().print(table)
     return 0

@@ -7,8 +7,10 @@ each pod once, and after a broken connection resumes after the last line shown.
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
+from zephyr_ray.attempt import NOT_RETRIED
 from zephyr_ray.cluster.kube import Kube, Missing, Refused
 from zephyr_ray.errors import Permanent, Temporary
 
@@ -18,6 +20,8 @@ PAUSE_SECONDS = 2.0
 """Seconds between two searches for submitter pods."""
 LAST_WAIT_SECONDS = 30.0
 """Maximum seconds to wait for the rest of the log after the job has ended."""
+TAIL = 5000
+"""Maximum lines, from the end of the log, in which the client looks for stages and errors."""
 STAGE = re.compile(
     r"(?:\d\d:){2}\d\d (\S+): (waiting|cached|running|done|failed|interrupted)\b ?(.*)"
 )
@@ -31,6 +35,14 @@ def submitters(kube: Kube, name: str) -> list[dict[str, Any]]:
     return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
 
+def last_lines(kube: Kube, name: str) -> list[str]:
+    """Returns the end of the job's log; empty if no pod has started or its log is not readable."""
+    with suppress(Permanent, Temporary):
+        for pod in submitters(kube, name)[-1:]:
+            return list(log_lines(kube, pod["metadata"]["name"], tailLines=str(TAIL)))
+    return []
+
+
 def log_lines(kube: Kube, pod: str, **query: str) -> Iterator[str]:
     """Yields the lines of a pod's log; `query` is for the API, such as tailLines or follow."""
     return kube.lines(kube.path("pods", f"{pod}/log"), SILENCE_SECONDS, **query)
@@ -39,6 +51,14 @@ def log_lines(kube: Kube, pod: str, **query: str) -> Iterator[str]:
 def stage_states(lines: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Returns the last (state, note) of each stage in the log, in order of first appearance."""
     return {match[1]: (match[2], match[3]) for line in lines if (match := STAGE.match(line))}
+
+
+def user_error(lines: list[str]) -> str | None:
+    """Returns the error line of a job that stopped itself, because it would fail again, or None."""
+    if NOT_RETRIED not in lines:
+        return None
+    errors = [line for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else NOT_RETRIED
 
 
 class LogFollower(threading.Thread):
