@@ -275,21 +275,30 @@ def test_a_token_that_ran_out_ends_the_wait_but_not_the_job(
     ), line
 
 
-def test_a_cause_of_delay_is_printed_once(
+def warn(api: Api, kind: str, name: str, reason: str, message: str) -> None:
+    event = f"e{len(api.objects)}"
+    involved = {"kind": kind, "name": name, "namespace": "team"}
+    body = {"type": "Warning", "reason": reason, "message": message, "involvedObject": involved}
+    api.put(f"{TEAM}/events/{event}", {"metadata": {"name": event}, **body})
+
+
+QUOTA = "exceeded quota: gpus, requested: requests.nvidia.com/gpu=8, used: 0, limited: 4"
+
+
+def test_each_cause_of_delay_is_printed_once(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    """The operator reports a refused pod on the RayCluster, under a new name at every try."""
+
     def operator(api: Api, name: str) -> None:
-        involved = {"name": name}
-        api.put(
-            f"{TEAM}/events/e1",
-            {
-                "metadata": {"name": "e1"},
-                "type": "Warning",
-                "involvedObject": involved,
-                "reason": "InvalidRayJobSpec",
-                "message": "no such field",
-            },
-        )
+        warn(api, "RayJob", name, "InvalidRayJobSpec", "no such field")
+        deleted = f'Failed to delete submitter K8s Job team/{name}: jobs.batch "{name}" not found'
+        warn(api, "RayJob", name, "FailedToDeleteRayJobSubmitter", deleted)
+        warn(api, "Job", name, "FailedCreate", "Error creating: pods is forbidden: no memory")
+        warn(api, "RayCluster", "another", "FailedToCreateHeadPod", "of another job")
+        for suffix in ("x7k2p", "b9c4d"):
+            refused = f'cluster team/c1, pods "c1-gpu-worker-{suffix}" is forbidden: {QUOTA}'
+            warn(api, "RayCluster", "c1", "FailedToCreateWorkerPod", refused)
         waiting = {"reason": "ImagePullBackOff", "message": "no such image"}
         api.put(
             f"{TEAM}/pods/head",
@@ -304,18 +313,43 @@ def test_a_cause_of_delay_is_printed_once(
             },
         )
         api.status(name, jobDeploymentStatus="Initializing", rayClusterName="c1")
-        api.wait_for(lambda: len(api.sent("GET", "events")) >= 2)
+        api.wait_for(lambda: len(api.sent("GET", "events")) >= 6)
         end_job(api, name)
 
     api.operator = operator
     assert cli.main(["submit", "small.yaml", "--wait"]) == 0
-    output = capsys.readouterr().err
-    for line in (
-        "InvalidRayJobSpec: no such field",
-        "head: ImagePullBackOff: no such image",
-        "head is not scheduled: 0/3 nodes",
-    ):
-        assert output.count(line) == 1, output
+    said = [line.partition("▸ ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(line for line in said if ": " in line) == sorted(
+        {
+            "InvalidRayJobSpec: no such field",
+            "FailedCreate: Error creating: pods is forbidden: no memory",
+            'FailedToCreateWorkerPod: cluster team/c1, pods "c1-gpu-worker-…" is forbidden: '
+            f"{QUOTA}",
+            "head: ImagePullBackOff: no such image",
+            "head is not scheduled: 0/3 nodes",
+        }
+    )
+
+
+def test_status_shows_why_pods_are_refused(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    a_job(api, "one", jobDeploymentStatus="Initializing", rayClusterName="c1")
+    warn(api, "RayCluster", "c1", "FailedToCreateHeadPod", QUOTA)
+    assert cli.main(["status", "one"]) == 0
+    assert f"trouble   FailedToCreateHeadPod: {QUOTA}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"), [("Retrying", True), ("Suspending", True), ("Initializing", False)]
+)
+def test_a_deletion_that_fails_is_shown_while_the_job_waits_for_it(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, state: str, shown: bool
+) -> None:
+    a_job(api, "one", jobDeploymentStatus=state)
+    warn(api, "RayJob", "one", "FailedToDeleteRayCluster", "a webhook says no")
+    assert cli.main(["status", "one"]) == 0
+    assert ("FailedToDeleteRayCluster" in capsys.readouterr().out) is shown
 
 
 def test_lines_with_equal_time_stamps_are_not_repeated_when_a_log_resumes() -> None:

@@ -147,12 +147,14 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
 
 
 def start_problems(kube: Kube, state: State) -> list[str]:
-    """Returns what delays a job that is not running: operator warnings, pods that cannot start."""
+    """Returns what delays a job that is not running: warnings of the operator, such as pods that
+    a quota or a policy refuses, and pods that cannot start."""
     try:
-        events = kube.items(
-            kube.path("events"), fieldSelector=f"involvedObject.name={state.name},type=Warning"
-        )
-        lines = [f"{e.get('reason', '')}: {e.get('message', '')}" for e in events]
+        # The submitter's Job has the name of the RayJob; refused Ray pods appear on the RayCluster.
+        names = [name for name in (state.name, state.cluster) if name]
+        selectors = [f"involvedObject.name={name},type=Warning" for name in names]
+        events = [e for s in selectors for e in kube.items(kube.path("events"), fieldSelector=s)]
+        lines = [_event_line(event) for event in events if _delays(event, state)]
         pods = submitters(kube, state.name)
         if state.cluster:
             label = f"ray.io/cluster={state.cluster}"
@@ -161,7 +163,22 @@ def start_problems(kube: Kube, state: State) -> list[str]:
     except (Permanent, Temporary):
         # Without permission, or if the API server fails, follow the job without these hints.
         return []
-    return [" ".join(line.split())[:300] for line in lines]
+    return list(dict.fromkeys(" ".join(line.split())[:500] for line in lines))
+
+
+def _delays(event: dict[str, Any], state: State) -> bool:
+    """Returns whether a warning matters to the attempt that starts. The operator deletes what an
+    earlier attempt left, and reports a failure even if the object is already gone."""
+    if not str(event.get("reason", "")).startswith("FailedToDelete"):
+        return True
+    deletes = state.deployment_status in ("Retrying", "Suspending")
+    return deletes and "not found" not in str(event.get("message", ""))
+
+
+def _event_line(event: dict[str, Any]) -> str:
+    # Each try to create a pod has another random name, which would make the same cause look new.
+    message = re.sub(r'(pods "[^"]*-)[^"-]*"', r'\1…"', str(event.get("message", "")))
+    return f"{event.get('reason', '')}: {message}"
 
 
 def _pod_problems(pod: dict[str, Any]) -> Iterator[str]:
