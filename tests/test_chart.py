@@ -157,7 +157,7 @@ def test_ray_clusters_meet_the_operators_rules(preset: str) -> None:
 def test_gpu_groups_have_gpu_limits_and_the_gpu_image() -> None:
     (spec,) = ray_specs(render(*PRESETS["multinode"]))
     cpu, gpu = (g["template"]["spec"]["containers"][0] for g in spec["workerGroupSpecs"])
-    assert gpu["resources"]["limits"]["nvidia.com/gpu"] == 8
+    assert gpu["resources"]["limits"]["nvidia.com/gpu"] == "8"
     assert gpu["image"] == "zephyr-ray:0.1.0-gpu" and cpu["image"] == "zephyr-ray:0.1.0"
     assert "nvidia.com/gpu" not in cpu["resources"]["limits"]
 
@@ -386,7 +386,7 @@ def test_mig_slices_are_requested_by_name() -> None:
     sets = ("workerGroups.gpu.gpuResource=nvidia.com/mig-3g.40gb",)
     (spec,) = ray_specs(render("values-gpu-8.yaml", sets=sets))
     limits = spec["workerGroupSpecs"][1]["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert limits["nvidia.com/mig-3g.40gb"] == 8 and "nvidia.com/gpu" not in limits
+    assert limits["nvidia.com/mig-3g.40gb"] == "8" and "nvidia.com/gpu" not in limits
 
 
 @pytest.mark.parametrize("release", ["zephyr", "a" * 53, "z" + "y" * 40 + "-" + "x" * 11])
@@ -451,7 +451,7 @@ def test_an_overlay_builds_and_is_valid(overlay: str) -> None:
             for p in pod_templates(built)
             for c in p["spec"]["containers"]
         ]
-        assert 8 in gpus
+        assert "8" in gpus
     if overlay == "kueue":
         (job,) = kind(built, "RayJob")
         assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
