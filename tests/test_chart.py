@@ -162,20 +162,6 @@ def test_gpu_groups_have_gpu_limits_and_the_gpu_image() -> None:
     assert "nvidia.com/gpu" not in cpu["resources"]["limits"]
 
 
-def test_a_job_retries_and_its_words_are_quoted() -> None:
-    sets = ("pipeline.set[0]=stage.text=it's; rm -rf $HOME `x`",)
-    (job,) = kind(render(*PRESETS["kind"], sets=sets), "RayJob")
-    spec = job["spec"]
-    assert spec["backoffLimit"] == 3 and spec["shutdownAfterJobFinishes"] is True
-    assert spec["ttlSecondsAfterFinished"] == 300 and spec["submissionMode"] == "K8sJobMode"
-    program = spec["entrypoint"].replace("python -m zephyr_ray.pipeline", "printf '%s\\n'")
-    words = subprocess.run(["bash", "-c", program], capture_output=True, text=True).stdout
-    assert words.splitlines() == [
-        "--set", "storage=/mnt/zephyr/runs", "--wait", "600",
-        "--set", "stage.text=it's; rm -rf $HOME `x`",
-    ]  # fmt: skip
-
-
 def test_names_that_look_like_numbers_stay_strings(tmp_path: Path) -> None:
     values = {
         "fullnameOverride": "z1",
