@@ -108,25 +108,21 @@ seccompProfile:
 {{/* Requests and limits; memory and GPU requests equal their limits. Called with
 (dict "resources" … "gpus" 8 "gpuResource" "nvidia.com/gpu"). */}}
 {{- define "zephyr.resources" -}}
-{{- $r := .resources -}}
 limits:
-  cpu: {{ $r.cpu | quote }}
-  memory: {{ $r.memory }}
-  {{- with $r.ephemeralStorage }}
-  ephemeral-storage: {{ . }}
-  {{- end }}
-  {{- if .gpus }}
-  {{ .gpuResource | default "nvidia.com/gpu" }}: {{ .gpus }}
-  {{- end }}
+  {{- include "zephyr.amounts" (dict "call" . "cpu" .resources.cpu) | nindent 2 }}
 requests:
-  cpu: {{ $r.cpuRequest | default $r.cpu | quote }}
-  memory: {{ $r.memory }}
-  {{- with $r.ephemeralStorage }}
-  ephemeral-storage: {{ . }}
-  {{- end }}
-  {{- if .gpus }}
-  {{ .gpuResource | default "nvidia.com/gpu" }}: {{ .gpus }}
-  {{- end }}
+  {{- include "zephyr.amounts" (dict "call" . "cpu" (.resources.cpuRequest | default .resources.cpu)) | nindent 2 }}
+{{- end -}}
+
+{{- define "zephyr.amounts" -}}
+cpu: {{ include "zephyr.quantity" .cpu }}
+memory: {{ include "zephyr.quantity" .call.resources.memory }}
+{{- with .call.resources.ephemeralStorage }}
+ephemeral-storage: {{ include "zephyr.quantity" . }}
+{{- end }}
+{{- if .call.gpus }}
+{{ .call.gpuResource | default "nvidia.com/gpu" }}: {{ include "zephyr.quantity" .call.gpus }}
+{{- end }}
 {{- end -}}
 
 {{/* Address of the tracking server. */}}
@@ -160,18 +156,31 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
 '{{ . | replace "'" "'\"'\"'" }}'
 {{- end -}}
 
-{{/* Bytes of a quantity such as 16Gi, 512M or 1073741824. */}}
-{{- define "zephyr.bytes" -}}
-{{- $units := dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "" 1 -}}
+{{/* Thousandths of a quantity such as 16Gi, 1.5G, 500m, 0.5 or 8. */}}
+{{- define "zephyr.millis" -}}
+{{- $units := dict "m" 1 "" 1000 "k" 1000000 "M" 1000000000 "G" 1000000000000 "T" 1000000000000000 "Ki" 1024000 "Mi" 1048576000 "Gi" 1073741824000 "Ti" 1099511627776000 -}}
 {{- $text := toString . -}}
 {{- $unit := regexFind "[A-Za-z]*$" $text -}}
-{{- mulf (float64 (trimSuffix $unit $text)) (get $units $unit) | int64 -}}
+{{- $parts := splitn "." 2 (trimSuffix $unit $text) -}}
+{{- $fraction := trunc 3 (printf "%s000" ($parts._1 | default "")) -}}
+{{- add (mul (int64 $parts._0) (get $units $unit)) (div (mul (trimPrefix "0" $fraction | trimPrefix "0" | int64) (get $units $unit)) 1000) -}}
 {{- end -}}
 
-{{/* Thousandths of a CPU: 500 of "500m" and of 0.5. */}}
-{{- define "zephyr.millis" -}}
-{{- $text := toString . -}}
-{{- if hasSuffix "m" $text }}{{ trimSuffix "m" $text | int64 }}{{ else }}{{ mulf (float64 $text) 1000 | int64 }}{{ end -}}
+{{/* A quantity as Kubernetes writes it, a quoted string: "1Gi" of 1024Mi, "500m" of 0.5. In any other
+form, the operator's first update of a RayJob or RayService would change the list of worker groups and
+take it over from Helm, and the next upgrade would conflict. */}}
+{{- define "zephyr.quantity" -}}
+{{- $number := include "zephyr.millis" . | int64 -}}
+{{- $base := ternary 1024 1000 (and (hasSuffix "i" (toString .)) (eq (mod $number 1000) 0)) -}}
+{{- $suffixes := ternary (list "" "Ki" "Mi" "Gi" "Ti" "Pi") (list "m" "" "k" "M" "G" "T" "P") (eq $base 1024) -}}
+{{- if eq $base 1024 }}{{- $number = div $number 1000 }}{{- end }}
+{{- $suffix := first $suffixes -}}
+{{- range rest $suffixes }}
+{{- if eq (mod $number $base) 0 }}
+{{- $number = div $number $base }}{{- $suffix = . }}
+{{- end }}
+{{- end }}
+{{- printf "%d%s" $number $suffix | quote -}}
 {{- end -}}
 
 {{/* "yes" if MLflow stores anything on its claim, else empty. */}}

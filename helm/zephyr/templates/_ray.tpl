@@ -49,6 +49,8 @@ headGroupSpec:
     {{- end }}
   template:
     {{- include "zephyr.pod" (dict "root" .root "at" "ray.head" "part" $values.ray.head "pod" (include "zephyr.headPod" .)) | nindent 4 }}
+# The list has one owner. Defaults and empty objects are written out, so that the operator's updates
+# do not change the list and so become its owner.
 workerGroupSpecs:
   {{- $call := . }}
   {{- range $name := .spec.workerGroups }}
@@ -57,6 +59,9 @@ workerGroupSpecs:
     replicas: {{ if hasKey $group "replicas" }}{{ $group.replicas }}{{ else }}{{ $group.minReplicas }}{{ end }}
     minReplicas: {{ $group.minReplicas }}
     maxReplicas: {{ $group.maxReplicas }}
+    numOfHosts: 1
+    priority: 0
+    scaleStrategy: {}
     {{- with $group.labels }}
     labels:
       {{- toYaml . | nindent 6 }}
@@ -87,13 +92,13 @@ spec:
     - name: ray-head
       image: {{ include "zephyr.image" (dict "root" .root) }}
       ports:
-        - {name: gcs-server, containerPort: 6379}
-        - {name: dashboard, containerPort: 8265}
-        - {name: metrics, containerPort: 8080}
-        - {name: as-metrics, containerPort: 44217}
-        - {name: dash-metrics, containerPort: 44227}
+        - {name: gcs-server, containerPort: 6379, protocol: TCP}
+        - {name: dashboard, containerPort: 8265, protocol: TCP}
+        - {name: metrics, containerPort: 8080, protocol: TCP}
+        - {name: as-metrics, containerPort: 44217, protocol: TCP}
+        - {name: dash-metrics, containerPort: 44227, protocol: TCP}
         {{- if eq .component "serve" }}
-        - {name: serve, containerPort: 8000}
+        - {name: serve, containerPort: 8000, protocol: TCP}
         {{- end }}
       {{- include "zephyr.rayContainer" . | nindent 6 }}
       resources:
@@ -128,9 +133,9 @@ spec:
     - name: ray-worker
       image: {{ include "zephyr.image" (dict "root" .root "gpus" $group.gpus "override" $group.image) }}
       ports:
-        - {name: metrics, containerPort: 8080}
+        - {name: metrics, containerPort: 8080, protocol: TCP}
         {{- if eq .component "serve" }}
-        - {name: serve, containerPort: 8000}
+        - {name: serve, containerPort: 8000, protocol: TCP}
         {{- end }}
       {{- include "zephyr.rayContainer" . | nindent 6 }}
       resources:
@@ -195,7 +200,9 @@ a volume without a size limit. */}}
 {{- end }}
 {{- range $name, $value := $values.ray.env }}
 - name: {{ $name }}
-  value: {{ $value | quote }}
+  {{- with $value }}
+  value: {{ . | quote }}
+  {{- end }}
 {{- end }}
 {{- end -}}
 
@@ -229,10 +236,10 @@ RAY_worker_niceness: "0"
 {{- end }}
 - name: tmp
   emptyDir:
-    sizeLimit: {{ .root.Values.ray.tmpSize }}
+    sizeLimit: {{ include "zephyr.quantity" .root.Values.ray.tmpSize }}
 - name: scratch
   emptyDir:
-    sizeLimit: {{ .root.Values.ray.scratchSize }}
+    sizeLimit: {{ include "zephyr.quantity" .root.Values.ray.scratchSize }}
 {{- end -}}
 
 {{/* Queue labels of RayCluster, RayJob and RayService. Called with (dict "root" $ "name" …). */}}

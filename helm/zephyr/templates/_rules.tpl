@@ -20,7 +20,7 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 {{- end }}
 
-{{- if lt (include "zephyr.bytes" $v.ray.head.resources.memory | int64) 4294967296 }}
+{{- if lt (include "zephyr.millis" $v.ray.head.resources.memory | int64) 4294967296000 }}
 {{- fail (printf "ray.head.resources.memory is %s; a head needs at least 4Gi; raise it" $v.ray.head.resources.memory) }}
 {{- end }}
 {{- if and (eq $v.ray.auth "token") (semverCompare "<2.52.0-0" $v.ray.version) }}

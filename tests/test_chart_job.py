@@ -1,0 +1,107 @@
+"""Tests the chart's RayJob: its program, its retries, and when its pods end."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chart_tools import kind, render
+
+
+def job_spec(*values: str, sets: tuple[str, ...] = ()) -> dict[str, Any]:
+    (job,) = kind(render(*values or ("values-kind.yaml",), sets=sets), "RayJob")
+    spec: dict[str, Any] = job["spec"]
+    return spec
+
+
+def run_job(spec: dict[str, Any], folder: Path, program: str) -> tuple[int, list[list[str]]]:
+    """Runs the entry point as in a cluster, where the shells of the submitter and of the head parse
+    it in turn, with `program` in place of Python. Returns the exit code and each start's words."""
+    for name, text in {"python": program, "sleep": 'echo "$1" >> "$CALLS.sleep"'}.items():
+        (folder / name).write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" >> "$CALLS"\n{text}\n')
+        (folder / name).chmod(0o755)
+    calls = folder / "calls"
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(calls), "X": "wrong"}
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {spec['entrypoint']}"], capture_output=True, text=True
+    ).stdout.split("\0")[:-1]
+    done = subprocess.run(["sh", "-c", shlex.join(words)], env=environment)
+    given = calls.read_text().split("\0")[:-1]
+    starts = [i for i, word in enumerate(given) if word == "zephyr_ray.pipeline"]
+    return done.returncode, [
+        given[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)
+    ]
+
+
+def test_the_words_of_the_program_are_quoted(tmp_path: Path) -> None:
+    spec = job_spec(sets=("pipeline.set[0]=stage.text=it's; rm -rf $X `X`", "pipeline.until=dpo"))
+    code, starts = run_job(spec, tmp_path, "exit 0")
+    assert code == 0
+    assert starts == [
+        [
+            *("zephyr_ray.pipeline", "--set", "storage=/mnt/zephyr/runs", "--wait", "600"),
+            *("--set", "stage.text=it's; rm -rf $X `X`", "--until", "dpo"),
+        ]
+    ]
+
+
+def test_a_user_error_is_not_retried_anywhere(tmp_path: Path) -> None:
+    spec = job_spec()
+    code, starts = run_job(spec, tmp_path, "exit 2")
+    assert (code, len(starts)) == (2, 1)
+    assert spec["backoffLimit"] == 0, "each retry of the operator starts a new cluster"
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "count"),
+    [
+        ("exit 1", 1, 3),
+        ("kill -9 $$", 137, 3),
+        ('test -e "$CALLS.sleep"', 0, 2),
+        ('test -e "$CALLS.sleep" || exit 1; exit 2', 2, 2),
+    ],
+)
+def test_other_failures_are_retried_on_the_same_cluster(
+    tmp_path: Path, program: str, code: int, count: int
+) -> None:
+    found, starts = run_job(job_spec(sets=("pipeline.backoffLimit=2",)), tmp_path, program)
+    assert (found, len(starts)) == (code, count)
+    delays = (tmp_path / "calls.sleep").read_text().split()
+    assert delays == ["30", "60"][: count - 1]
+
+
+def test_the_submitter_submits_again_to_a_new_head() -> None:
+    spec = job_spec()
+    assert spec["submissionMode"] == "K8sJobMode" and spec["submitterConfig"] == {"backoffLimit": 2}
+
+
+def test_workers_end_with_the_job_and_the_head_later() -> None:
+    spec = job_spec("values-gpu-8.yaml", sets=("pipeline.ttlSecondsAfterFinished=60",))
+    rules = spec["deletionStrategy"]["deletionRules"]
+    assert [(rule["policy"], rule["condition"]) for rule in rules] == [
+        ("DeleteWorkers", {"jobStatus": "SUCCEEDED", "ttlSeconds": 0}),
+        ("DeleteCluster", {"jobStatus": "SUCCEEDED", "ttlSeconds": 60}),
+        ("DeleteWorkers", {"jobDeploymentStatus": "Failed", "ttlSeconds": 0}),
+        ("DeleteCluster", {"jobDeploymentStatus": "Failed", "ttlSeconds": 60}),
+    ]
+    assert "shutdownAfterJobFinishes" not in spec, "the operator refuses it beside rules"
+    assert spec["ttlSecondsAfterFinished"] == 0, "the operator refuses it beside rules"
+
+
+@pytest.mark.parametrize(
+    ("preset", "sets", "seconds"),
+    [
+        ("values-multinode.yaml", (), 0),
+        ("values-gpu-8.yaml", ("pipeline.autoscaling=true",), 300),
+        ("values-gpu-8.yaml", ("pipeline.suspend=true",), 300),
+    ],
+)
+def test_without_rules_all_pods_end_together(
+    preset: str, sets: tuple[str, ...], seconds: int
+) -> None:
+    """The operator refuses DeleteWorkers beside the autoscaler, and suspends no job with rules."""
+    spec = job_spec(preset, sets=sets)
+    assert spec["shutdownAfterJobFinishes"] is True and "deletionStrategy" not in spec
+    assert spec["ttlSecondsAfterFinished"] == seconds
