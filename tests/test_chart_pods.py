@@ -13,12 +13,14 @@ from chart_tools import (
     Document,
     crd_errors,
     kind,
+    merged,
     ray_specs,
     render,
     schema_errors,
     template,
     values_errors,
 )
+from typed_form import changes
 
 PARTS = ("ray.head", "workerGroups.cpu", "pipeline.submitter", "mlflow")
 RAY = PARTS[:2]
@@ -221,7 +223,7 @@ MISSPELT: dict[str, Any] = {
     "initContainers": [{**CONTAINER, "imagePulPolicy": "Always"}],
     "sidecars": [{"name": "a"}],
     "affinity": {"nodeAfinity": {}},
-    "topologySpreadConstraints": [{"maxSkew": 1}],
+    "topologySpreadConstraints": [{**SPREAD, "minDomain": 2}],
     "priorityClass": "high",
 }
 
@@ -244,6 +246,41 @@ def refusal(*values: str, sets: tuple[str, ...] = ()) -> str:
     assert done.returncode != 0, "helm rendered it"
     [line] = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
     return line
+
+
+@pytest.mark.parametrize("part", RAY)
+def test_settings_are_rendered_in_the_form_in_which_the_operator_writes_them_back(
+    part: str, tmp_path: Path
+) -> None:
+    """The next upgrade would conflict otherwise; test_chart_form has the rules."""
+    given: dict[str, Any] = {
+        "extraEnv": [{"name": "EMPTY", "value": ""}],
+        "extraVolumes": [{"name": "a", "emptyDir": {"sizeLimit": "2048Mi", "medium": ""}}],
+        "initContainers": [{"name": "plain", "image": "i", "args": [], "command": ["a", ""]}],
+        "sidecars": [
+            {
+                "name": "logs",
+                "image": "i",
+                "ports": [{"name": "http", "containerPort": 80}],
+                "resources": {"limits": {"cpu": 1, "memory": "1024Mi"}, "requests": {"cpu": 0.5}},
+            }
+        ],
+        "tolerations": [{"key": "a", "operator": "Exists", "value": ""}],
+        "podLabels": {"empty": ""},
+    }
+    values = with_setting(part, "nodeSelector", {"empty": ""})
+    for name, value in given.items():
+        values = merged(values, with_setting(part, name, value))
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump(values))
+    rendered = render(str(path), sets=("pipeline.enabled=true",))
+    for name in ("RayCluster", "RayJob"):
+        assert [change for document in kind(rendered, name) for change in changes(document)] == []
+    for pod in pods_of(part, rendered):
+        logs = pod["spec"]["containers"][1]["resources"]
+        assert logs == {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}
+        assert pod["metadata"]["labels"]["empty"] == pod["spec"]["nodeSelector"]["empty"] == ""
+        assert pod["spec"]["initContainers"][-1]["command"] == ["a", ""]
 
 
 def test_settings_of_this_file_are_those_of_the_schema() -> None:

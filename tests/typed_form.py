@@ -54,7 +54,8 @@ def _reduced(value: int, base: int, suffixes: list[str]) -> str:
     return f"{value}{suffixes[place]}"
 
 
-def _changes(schema: dict[str, Any], value: Any, at: str) -> Iterator[str]:
+def _changes(schema: dict[str, Any], value: Any, at: str, field: bool = True) -> Iterator[str]:
+    """`field` is false for entries of lists and maps, whose zero values stay."""
     name = re.split(r"[.\[]", at)[-1]
     if schema.get("x-kubernetes-int-or-string"):
         if not isinstance(value, str) or value != canonical(value):
@@ -67,15 +68,17 @@ def _changes(schema: dict[str, Any], value: Any, at: str) -> Iterator[str]:
         if "workerGroupSpecs[" in at and {"groupName", "template"} <= set(properties):
             for key in WRITTEN.keys() - value.keys():
                 yield f"{at}.{key}: an empty object is added"
+        if {"image", "resources"} <= set(properties) and "resources" not in value:
+            yield f"{at}.resources: an empty object is added"
         for key, part in value.items():
             inner = properties.get(key) or schema.get("additionalProperties") or {}
-            yield from _changes(inner, part, f"{at}.{key}")
-        if not value and name not in (*WRITTEN, "emptyDir"):
+            yield from _changes(inner, part, f"{at}.{key}", key in properties)
+        if not value and name not in (*WRITTEN, "emptyDir", "resources"):
             yield f"{at}: the empty object may be dropped"
     elif isinstance(value, list):
         for number, part in enumerate(value):
-            yield from _changes(schema.get("items", {}), part, f"{at}[{number}]")
+            yield from _changes(schema.get("items", {}), part, f"{at}[{number}]", False)
         if not value:
             yield f"{at}: the empty list is dropped"
-    elif not value and name not in POINTERS | DEFAULTS and "type" in schema:
+    elif field and not value and name not in POINTERS | DEFAULTS and "type" in schema:
         yield f"{at}: the zero value {value!r} is dropped"

@@ -5,7 +5,8 @@ main one and stays first, because the operator takes that one for Ray's. Called 
 {{- define "zephyr.pod" -}}
 {{- $values := .root.Values -}}
 {{- $at := .at -}}
-{{- $part := .part -}}
+{{- $part := deepCopy .part -}}
+{{- include "zephyr.typed" $part -}}
 {{- $pod := fromYaml .pod -}}
 {{- $spec := $pod.spec -}}
 
@@ -37,7 +38,7 @@ main one and stays first, because the operator takes that one for Ray's. Called 
 {{- $main := first $spec.containers -}}
 {{- range $key := list "startupProbe" "readinessProbe" "livenessProbe" -}}
 {{- with get $part $key -}}
-{{- $_ := set $main $key (merge (deepCopy .) (get $main $key | default dict)) -}}
+{{- $_ := set $main $key (merge . (get $main $key | default dict)) -}}
 {{- end -}}
 {{- end -}}
 
@@ -46,7 +47,7 @@ main one and stays first, because the operator takes that one for Ray's. Called 
 {{- $users := dict -}}
 {{- range $extra := list "initContainers" "sidecars" -}}
 {{- range get $part $extra | default list -}}
-{{- $container := merge (deepCopy .) (dict "resources" dict "securityContext" dict) -}}
+{{- $container := merge . (dict "resources" dict "securityContext" dict) -}}
 {{- range $key, $value := include "zephyr.containerSecurity" $.root | fromYaml -}}
 {{- if not (hasKey $container.securityContext $key) -}}
 {{- $_ := set $container.securityContext $key $value -}}
@@ -74,5 +75,31 @@ main one and stays first, because the operator takes that one for Ray's. Called 
 {{- $_ := set $seen $id true -}}
 {{- end -}}
 {{- $_ := set $.to $.key $all -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Brings settings into the form in which the operator writes them back (see zephyr.quantity).
+Recurses into maps and lists. */}}
+{{- define "zephyr.typed" -}}
+{{- if kindIs "slice" . -}}
+{{- range . }}{{ include "zephyr.typed" . }}{{ end -}}
+{{- else if kindIs "map" . -}}
+{{- $map := . -}}
+{{- range $key, $value := . -}}
+{{- if has $key (list "limits" "requests") -}}
+{{- range $name, $amount := $value -}}
+{{- $_ := set $value $name (include "zephyr.quantity" $amount | trimAll "\"") -}}
+{{- end -}}
+{{- else if eq $key "sizeLimit" -}}
+{{- $_ := set $map $key (include "zephyr.quantity" $value | trimAll "\"") -}}
+{{- else if and (empty $value) (has (kindOf $value) (list "string" "slice")) -}}
+{{- $_ := unset $map $key -}}
+{{- else if not (has $key (list "podLabels" "podAnnotations" "nodeSelector" "matchLabels" "labels")) -}}
+{{- include "zephyr.typed" $value -}}
+{{- end -}}
+{{- end -}}
+{{- if and (hasKey . "containerPort") (not .protocol) -}}
+{{- $_ := set . "protocol" "TCP" -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
