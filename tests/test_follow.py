@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 from cluster_lab import JOBS, TEAM, created_job, end_job, error
-from kube_api import TOKEN, Api, Fault
+from kube_api import TOKEN, Api, Fault, Request
 
 from zephyr_ray import attempt, cli
 from zephyr_ray.cluster import logs, watch
+from zephyr_ray.cluster.checks import REQUIRED_VERBS
 
 
 def run_two_stages(api: Api, name: str) -> None:
@@ -419,6 +420,30 @@ def test_without_a_terminal_the_job_keeps_running(api: Api, here: Path) -> None:
 def a_job(api: Api, name: str, **status: Any) -> None:
     metadata = {"name": name, "creationTimestamp": "2026-01-01T00:00:00Z"}
     api.put(f"{JOBS}/{name}", {"metadata": metadata, "spec": {}, "status": status})
+
+
+def permission(request: Request) -> tuple[str, str]:
+    """Returns the verb and the resource for which a real server asks its roles."""
+    resource, _, rest = request.path.partition("/namespaces/team/")[2].partition("/")
+    name, _, part = rest.partition("/")
+    verbs = {"POST": "create", "DELETE": "delete", "GET": "get" if name else "list"}
+    verb = "watch" if "watch" in request.query else verbs[request.method]
+    return verb, f"{resource}/{part}" if part else resource
+
+
+def test_the_commands_use_exactly_the_permissions_that_are_checked_and_documented(
+    api: Api, here: Path
+) -> None:
+    api.operator = run_two_stages
+    assert cli.main(["submit", "small.yaml", "--follow"]) == 0
+    name = created_job(api)["metadata"]["name"]
+    for command in (["status"], ["status", name], ["logs", name], ["stop", name]):
+        assert cli.main(command) == 0
+    used = {permission(request) for request in api.requests}
+    assert used == {(verb, kind) for _, kind, verbs in REQUIRED_VERBS for verb in verbs}
+    documented = "; ".join(f"{kind} {', '.join(verbs)}" for _, kind, verbs in REQUIRED_VERBS)
+    page = Path(cli.__file__).parents[1] / "docs" / "kubernetes-client.md"
+    assert documented in " ".join(page.read_text().split())
 
 
 def test_status_lists_jobs_and_shows_the_stages_of_one(
