@@ -414,6 +414,49 @@ def test_without_a_terminal_the_job_keeps_running(api: Api, here: Path) -> None:
     assert not api.sent("DELETE", "rayjobs")
 
 
+def test_on_a_terminal_the_stages_are_a_table_below_the_log(api: Api, here: Path) -> None:
+    def operator(api: Api, name: str) -> None:
+        api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+        api.pod("submitter", name)
+        progress = "120/400 rows · 2.0/s · 2 min 20 s left"
+        for second, text in enumerate(
+            (
+                "12:00:00 prompts: waiting prompts",
+                "12:00:00 answers: waiting completions",
+                "12:00:01 prompts: done 2 rows · 1 s",
+                f"12:00:02 answers: running {progress}",
+                "the engine says something",
+            )
+        ):
+            api.log("submitter", text, f"2026-01-01T12:00:0{second}Z")
+        api.wait_for(lambda: bool(api.sent("GET", "submitter/log")))
+        time.sleep(0.5)
+        api.phase("submitter", "Succeeded")
+        end_job(api, name)
+
+    api.operator = operator
+    master, terminal = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "zephyr_ray.cli", "submit", "small.yaml", "--follow"],
+            stdin=subprocess.DEVNULL,
+            stdout=terminal,
+            stderr=terminal,
+            env=os.environ
+            | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "TERM": "xterm", "COLUMNS": "120"},
+            timeout=60,
+        )
+        output = os.read(master, 2**20).decode()
+    finally:
+        os.close(master)
+        os.close(terminal)
+    assert done.returncode == 0, output
+    plain = re.sub(r"\x1b\[[\d;?]*\w", "", output)
+    assert re.search(r"prompts +prompts +done +2 rows", plain), plain
+    assert re.search(r"answers +completions +running +━+.* 120/400 rows · 2.0/s · 2 min 20", plain)
+    assert "the engine says something" in plain and "12:00:02 answers:" not in plain
+
+
 # status, logs, stop
 
 
@@ -463,7 +506,7 @@ def test_status_lists_jobs_and_shows_the_stages_of_one(
     assert cli.main(["status", "two"]) == 0
     output = capsys.readouterr().out
     assert re.search(r"prompts +done +2 rows", output)
-    assert re.search(r"answers +running +1/2 rows", output)
+    assert re.search(r"answers +running +\S+ +1/2 rows", output)
 
 
 @pytest.mark.parametrize("name", ["a/../../pods/b", "a?watch=true", ""])
