@@ -350,6 +350,10 @@ FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
         lambda api: secret(api, "demo", {"auth_token": "of-another"}),
         r"✗ +Ray +demo: the dashboard rejects the token",
     ),
+    "token of two lines": (
+        lambda api: secret(api, "demo", {"auth_token": "ray-token\nof-another"}),
+        r"✗ +Ray +the Ray cluster's token or password contains a line break",
+    ),
     "no Ray": (
         deleted("/apis/ray.io/v1/namespaces/team/rayclusters/demo"),
         r"– +Ray +no Ray cluster is running",
@@ -374,6 +378,7 @@ def test_doctor_reports_the_fault_and_the_fix(
     break_it(api)
     output = doctor_output(capsys, code=1 if line.startswith("✗") else 0)
     assert re.search(line, output), output
+    assert "ray-token" not in output
     failures = [row for row in output.splitlines() if row.startswith(("✗", "–"))]
     # Without KubeRay there are no Ray clusters either.
     assert len(failures) == (2 if "no rayclusters" in line else 1), output
