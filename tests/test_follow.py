@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 from cluster_lab import JOBS, TEAM, created_job, end_job, error
-from kube_api import TOKEN, Api, Fault
+from kube_api import TOKEN, Api, Fault, Request
 
 from zephyr_ray import attempt, cli
 from zephyr_ray.cluster import logs, watch
+from zephyr_ray.cluster.checks import REQUIRED_VERBS
 
 
 def run_two_stages(api: Api, name: str) -> None:
@@ -413,12 +414,79 @@ def test_without_a_terminal_the_job_keeps_running(api: Api, here: Path) -> None:
     assert not api.sent("DELETE", "rayjobs")
 
 
+def test_on_a_terminal_the_stages_are_a_table_below_the_log(api: Api, here: Path) -> None:
+    def operator(api: Api, name: str) -> None:
+        api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+        api.pod("submitter", name)
+        progress = "120/400 rows · 2.0/s · 2 min 20 s left"
+        for second, text in enumerate(
+            (
+                "12:00:00 prompts: waiting prompts",
+                "12:00:00 answers: waiting completions",
+                "12:00:01 prompts: done 2 rows · 1 s",
+                f"12:00:02 answers: running {progress}",
+                "the engine says something",
+            )
+        ):
+            api.log("submitter", text, f"2026-01-01T12:00:0{second}Z")
+        api.wait_for(lambda: bool(api.sent("GET", "submitter/log")))
+        time.sleep(0.5)
+        api.phase("submitter", "Succeeded")
+        end_job(api, name)
+
+    api.operator = operator
+    master, terminal = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "zephyr_ray.cli", "submit", "small.yaml", "--follow"],
+            stdin=subprocess.DEVNULL,
+            stdout=terminal,
+            stderr=terminal,
+            env=os.environ
+            | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "TERM": "xterm", "COLUMNS": "120"},
+            timeout=60,
+        )
+        output = os.read(master, 2**20).decode()
+    finally:
+        os.close(master)
+        os.close(terminal)
+    assert done.returncode == 0, output
+    plain = re.sub(r"\x1b\[[\d;?]*\w", "", output)
+    assert re.search(r"prompts +prompts +done +2 rows", plain), plain
+    assert re.search(r"answers +completions +running +━+.* 120/400 rows · 2.0/s · 2 min 20", plain)
+    assert "the engine says something" in plain and "12:00:02 answers:" not in plain
+
+
 # status, logs, stop
 
 
 def a_job(api: Api, name: str, **status: Any) -> None:
     metadata = {"name": name, "creationTimestamp": "2026-01-01T00:00:00Z"}
     api.put(f"{JOBS}/{name}", {"metadata": metadata, "spec": {}, "status": status})
+
+
+def permission(request: Request) -> tuple[str, str]:
+    """Returns the verb and the resource for which a real server asks its roles."""
+    resource, _, rest = request.path.partition("/namespaces/team/")[2].partition("/")
+    name, _, part = rest.partition("/")
+    verbs = {"POST": "create", "DELETE": "delete", "GET": "get" if name else "list"}
+    verb = "watch" if "watch" in request.query else verbs[request.method]
+    return verb, f"{resource}/{part}" if part else resource
+
+
+def test_the_commands_use_exactly_the_permissions_that_are_checked_and_documented(
+    api: Api, here: Path
+) -> None:
+    api.operator = run_two_stages
+    assert cli.main(["submit", "small.yaml", "--follow"]) == 0
+    name = created_job(api)["metadata"]["name"]
+    for command in (["status"], ["status", name], ["logs", name], ["stop", name]):
+        assert cli.main(command) == 0
+    used = {permission(request) for request in api.requests}
+    assert used == {(verb, kind) for _, kind, verbs in REQUIRED_VERBS for verb in verbs}
+    documented = "; ".join(f"{kind} {', '.join(verbs)}" for _, kind, verbs in REQUIRED_VERBS)
+    page = Path(cli.__file__).parents[1] / "docs" / "kubernetes-client.md"
+    assert documented in " ".join(page.read_text().split())
 
 
 def test_status_lists_jobs_and_shows_the_stages_of_one(
@@ -438,7 +506,7 @@ def test_status_lists_jobs_and_shows_the_stages_of_one(
     assert cli.main(["status", "two"]) == 0
     output = capsys.readouterr().out
     assert re.search(r"prompts +done +2 rows", output)
-    assert re.search(r"answers +running +1/2 rows", output)
+    assert re.search(r"answers +running +\S+ +1/2 rows", output)
 
 
 @pytest.mark.parametrize("name", ["a/../../pods/b", "a?watch=true", ""])

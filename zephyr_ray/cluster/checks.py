@@ -15,7 +15,7 @@ TESTED_MINORS = 4
 REQUIRED_VERBS = [
     ("ray.io", "rayjobs", ("create", "get", "list", "watch", "delete")),
     ("", "configmaps", ("create",)),
-    ("", "pods", ("get", "list")),
+    ("", "pods", ("list",)),
     ("", "pods/log", ("get",)),
     ("", "events", ("list",)),
 ]

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from zephyr_ray.cluster.logs import (
     LogFollower,
     last_lines,
     log_lines,
-    stage_states,
     submitters,
     user_error,
 )
+from zephyr_ray.cluster.screen import live_table, show
 from zephyr_ray.cluster.watch import (
     EXIT_STOPPED,
     EXIT_USER_ERROR,
@@ -25,6 +26,7 @@ from zephyr_ray.cluster.watch import (
     start_problems,
     states,
 )
+from zephyr_ray.display import Row, read_line, stage_table
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.masking import masked
 from zephyr_ray.recipe import Recipe
@@ -84,7 +86,15 @@ def _try_delete(kube: Kube, path: str) -> None:
 
 def follow(kube: Kube, name: str, logs: bool) -> int:
     """Waits for a job to end and returns its exit code. Ctrl-C asks whether to leave it running."""
-    follower = LogFollower(kube, name, _show, _say) if logs else None
+    try:
+        with live_table() as show_line:
+            return _follow(kube, name, show_line if logs else None)
+    except KeyboardInterrupt:
+        return _interrupted(kube, name)
+
+
+def _follow(kube: Kube, name: str, show_line: Callable[[str], None] | None) -> int:
+    follower = LogFollower(kube, name, show_line, _say) if show_line else None
     ended = False
     try:
         if follower:
@@ -103,10 +113,6 @@ def follow(kube: Kube, name: str, logs: bool) -> int:
         if state.job == "STOPPED" and user_error(last_lines(kube, name)):
             return EXIT_USER_ERROR
         return state.exit_code
-    except KeyboardInterrupt:
-        if follower:
-            follower.finish(ended=False)
-        return _interrupted(kube, name)
     finally:
         if follower:
             follower.finish(ended)
@@ -160,11 +166,11 @@ def status(kube: Kube, name: str | None) -> int:
     lines = last_lines(kube, name)
     if state.job == "STOPPED" and (mistake := user_error(lines)):
         print(f"stopped   {masked(mistake)}")
-    table = Table("stage", "state", "", box=None, pad_edge=False)
-    for stage, (word, note) in stage_states(lines).items():
-        table.add_row(stage, word, Text(masked(note)))
-    if table.rows:
-        Console().print(table)
+    rows: dict[str, Row] = {}
+    for line in lines:
+        read_line(rows, masked(line))
+    if rows:
+        Console().print(stage_table(rows))
     return 0
 
 
@@ -177,7 +183,7 @@ def logs(kube: Kube, name: str, follow_to_end: bool) -> int:
     if not pods:
         raise Permanent(f"{name} has no log: {state}")
     for line in log_lines(kube, pods[-1]["metadata"]["name"]):
-        _show(line)
+        show(line)
     return 0
 
 
@@ -201,11 +207,6 @@ def _age(created: str) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _show(line: str) -> None:
-    """Prints a line of the job's log."""
-    print(masked(line), flush=True)
 
 
 def _say(line: str) -> None:

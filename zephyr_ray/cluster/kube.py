@@ -267,8 +267,9 @@ def _strip_credentials(headers: dict[str, str]) -> dict[str, str]:
         scheme, _, credentials = headers[name].strip().partition(" ")
         headers[name] = f"{scheme} {remember(credentials.strip())}"
         if not headers[name].isascii() or not headers[name].isprintable():
+            own = name.lower() == "authorization"
             raise Permanent(
-                "the kubeconfig's token or password contains a line break or another character "
-                "that no HTTP header can hold; write it on one line"
+                f"{'the kubeconfig' if own else 'the Ray cluster'}'s token or password contains a "
+                "line break or another character that no HTTP header can hold; write it on one line"
             )
     return headers

@@ -4,7 +4,6 @@ KubeRay starts a new submitter for each retry, and a Job may replace a lost one.
 each pod once, and after a broken connection resumes after the last line shown.
 """
 
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -22,10 +21,6 @@ LAST_WAIT_SECONDS = 30.0
 """Maximum seconds to wait for the rest of the log after the job has ended."""
 TAIL = 5000
 """Maximum lines, from the end of the log, in which the client looks for stages and errors."""
-STAGE = re.compile(
-    r"(?:\d\d:){2}\d\d (\S+): (waiting|cached|running|done|failed|interrupted)\b ?(.*)"
-)
-"""Matches a line that the pipeline's display prints without a terminal."""
 
 
 def submitters(kube: Kube, name: str) -> list[dict[str, Any]]:
@@ -46,11 +41,6 @@ def last_lines(kube: Kube, name: str) -> list[str]:
 def log_lines(kube: Kube, pod: str, **query: str) -> Iterator[str]:
     """Yields the lines of a pod's log; `query` is for the API, such as tailLines or follow."""
     return kube.lines(kube.path("pods", f"{pod}/log"), SILENCE_SECONDS, **query)
-
-
-def stage_states(lines: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Returns the last (state, note) of each stage in the log, in order of first appearance."""
-    return {match[1]: (match[2], match[3]) for line in lines if (match := STAGE.match(line))}
 
 
 def user_error(lines: list[str]) -> str | None:
