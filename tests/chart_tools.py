@@ -107,6 +107,10 @@ def pod_templates(rendered: list[Document]) -> list[Document]:
     return pods
 
 
+def containers_of(pod: Document) -> list[Document]:
+    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
+
+
 @cache
 def _kubernetes(minor: str) -> tuple[Path, Any]:
     folders = list(

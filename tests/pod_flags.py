@@ -14,7 +14,8 @@ from typing import Any
 Document = dict[str, Any]
 IGNORED_POD = {"serviceAccountName", "enableServiceLinks", "nodeSelector", "tolerations"}
 IGNORED_CONTAINER = {
-    *("name", "imagePullPolicy", "ports", "startupProbe", "readinessProbe", "livenessProbe")
+    *("name", "imagePullPolicy", "ports", "startupProbe", "readinessProbe", "livenessProbe"),
+    "terminationMessagePolicy",
 }
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
@@ -29,6 +30,15 @@ class Node:
 
     def claim(self, name: str) -> Path:
         return self.folder / "claims" / name
+
+
+def in_order(pod: Document) -> list[Document]:
+    """Returns one pod per init container, each to run to its end, and the pod without them."""
+    spec = {key: value for key, value in pod["spec"].items() if key != "initContainers"}
+    first = [
+        {"containers": [c], "restartPolicy": "Never"} for c in pod["spec"].get("initContainers", [])
+    ]
+    return [{**pod, "spec": {**spec, **own}} for own in (*first, {})]
 
 
 def run_flags(pod: Document, name: str, node: Node) -> list[str]:

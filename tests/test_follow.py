@@ -1,6 +1,7 @@
 """Tests following a RayJob to its end through failures, and status, logs and stop."""
 
 import copy
+import json
 import os
 import pty
 import re
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_lab import JOBS, TEAM, end_job, error
-from kube_api import Api, Fault
+from cluster_lab import JOBS, TEAM, created_job, end_job, error
+from kube_api import TOKEN, Api, Fault
 
-from zephyr_ray import cli
-from zephyr_ray.cluster import logs
+from zephyr_ray import attempt, cli
+from zephyr_ray.cluster import logs, watch
 
 
 def run_two_stages(api: Api, name: str) -> None:
@@ -78,6 +79,25 @@ def test_wait_returns_the_jobs_code(
     assert not api.sent("GET", "/log")
 
 
+def test_a_job_that_stopped_itself_ends_with_the_code_of_a_user_error(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """KubeRay reports no exit code of a stopped job; the log tells why it stopped."""
+
+    def operator(api: Api, name: str) -> None:
+        api.pod("submitter", name)
+        api.log("submitter", "error: weights are missing; copy them", "2026-01-01T12:00:01Z")
+        api.log("submitter", attempt.NOT_RETRIED, "2026-01-01T12:00:02Z")
+        api.phase("submitter", "Succeeded")
+        end_job(api, name, "STOPPED")
+
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--wait"]) == 2
+    capsys.readouterr()
+    assert cli.main(["status", created_job(api)["metadata"]["name"]]) == 0
+    assert "stopped   error: weights are missing; copy them\n" in capsys.readouterr().out
+
+
 def test_a_job_that_the_operator_rejects_ends_the_wait(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -133,6 +153,12 @@ FAULTS = {
     "log dropped": [Fault("GET", "submitter/log", "drop", times=2)],
     "log fails": [Fault("GET", "submitter/log", 500, times=2)],
     "pods fail": [Fault("GET", "pods$", 503, times=2)],
+    "reads refused": [Fault("GET", "rayjobs/", 403, times=3)],
+    "token refused": [Fault("GET", "rayjobs/", 401, times=5)],
+    "resources not yet known": [Fault("GET", "rayjobs/", 404, times=3)],
+    "watch refused": [Fault("GET", r"rayjobs\?watch", 403, times=3)],
+    "log refused": [Fault("GET", "submitter/log", 403, times=3)],
+    "pods refused": [Fault("GET", "pods$", 401, times=6)],
 }
 
 
@@ -168,29 +194,111 @@ def test_a_watch_from_a_too_old_version_is_restarted(
     assert "retrying" not in capsys.readouterr().err
 
 
-def test_a_revoked_token_ends_the_wait_with_one_line(
+def test_follow_survives_a_restart_of_the_server(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    api.faults = [Fault("GET", "rayjobs", 401)]
-    assert cli.main(["submit", "small.yaml", "--wait"]) == 2
-    assert "error: http" in capsys.readouterr().err.splitlines()[-1]
+    """A fresh server refuses valid credentials at first, on all paths at once."""
 
-
-def test_a_cause_of_delay_is_printed_once(
-    api: Api, here: Path, capsys: pytest.CaptureFixture
-) -> None:
     def operator(api: Api, name: str) -> None:
-        involved = {"name": name}
-        api.put(
-            f"{TEAM}/events/e1",
-            {
-                "metadata": {"name": "e1"},
-                "type": "Warning",
-                "involvedObject": involved,
-                "reason": "InvalidRayJobSpec",
-                "message": "no such field",
-            },
-        )
+        api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+        api.pod("submitter", name)
+        api.log("submitter", "before", "2026-01-01T12:00:01Z")
+        api.wait_for(lambda: bool(api.sent("GET", "submitter/log")))
+        refused = len(api.requests)
+        api.restart(cold=0.5)
+        api.log("submitter", "meanwhile", "2026-01-01T12:00:02Z")
+        api.wait_for(lambda: not api.cold and len(api.requests) > refused + 2)
+        api.log("submitter", "after", "2026-01-01T12:00:03Z")
+        api.phase("submitter", "Succeeded")
+        end_job(api, name)
+
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--follow"]) == 0
+    output = capsys.readouterr()
+    assert shown(output.out) == ["before", "meanwhile", "after"]
+    assert output.err.count("retrying while the job keeps running") == 1
+    assert output.err.count("trying again while the job runs") == 1
+
+
+def credential(token: str) -> str:
+    version = "client.authentication.k8s.io/v1"
+    return json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": {"token": token}})
+
+
+@pytest.mark.parametrize("source", ["tokenFile", "exec"])
+def test_a_renewed_token_is_used(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, source: str
+) -> None:
+    """The first token ends while a job is followed; its file already has the next one."""
+    file = here / "token"
+    user: dict[str, Any] = {"tokenFile": "token"}
+    if source == "exec":
+        user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "cat"}}
+        user["exec"] |= {"args": [str(file)], "interactiveMode": "Never"}
+
+    def write(token: str) -> None:
+        file.write_text(credential(token) if source == "exec" else f"{token}\n")
+
+    def operator(api: Api, name: str) -> None:
+        api.wait_for(lambda: any("watch" in r.query for r in api.requests))
+        write("the-second-token")
+        api.token = "the-second-token"
+        run_two_stages(api, name)
+
+    write(TOKEN)
+    (here / "kubeconfig").write_text(api.kubeconfig(user))
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--follow"]) == 0
+    output = capsys.readouterr()
+    assert shown(output.out) == LOG
+    assert "accept these credentials" not in output.err
+
+
+def test_a_token_that_ran_out_ends_the_wait_but_not_the_job(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "REFUSED_SECONDS", 0.3)
+
+    def operator(api: Api, name: str) -> None:
+        api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+        api.wait_for(lambda: any("watch" in r.query for r in api.requests))
+        api.token = "of-tomorrow"
+
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--follow"]) == 2
+    name = created_job(api)["metadata"]["name"]
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        rf"error: http\S+ does not accept these credentials; log in again; {name} keeps running; "
+        rf"see it again with zephyr logs {name} --follow",
+        line,
+    ), line
+
+
+def warn(api: Api, kind: str, name: str, reason: str, message: str) -> None:
+    event = f"e{len(api.objects)}"
+    involved = {"kind": kind, "name": name, "namespace": "team"}
+    body = {"type": "Warning", "reason": reason, "message": message, "involvedObject": involved}
+    api.put(f"{TEAM}/events/{event}", {"metadata": {"name": event}, **body})
+
+
+QUOTA = "exceeded quota: gpus, requested: requests.nvidia.com/gpu=8, used: 0, limited: 4"
+
+
+def test_each_cause_of_delay_is_printed_once(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The operator reports a refused pod on the RayCluster, under a new name at every try."""
+
+    def operator(api: Api, name: str) -> None:
+        warn(api, "RayJob", name, "InvalidRayJobSpec", "no such field")
+        deleted = f'Failed to delete submitter K8s Job team/{name}: jobs.batch "{name}" not found'
+        warn(api, "RayJob", name, "FailedToDeleteRayJobSubmitter", deleted)
+        warn(api, "Job", name, "FailedCreate", "Error creating: pods is forbidden: no memory")
+        warn(api, "RayCluster", "another", "FailedToCreateHeadPod", "of another job")
+        for suffix in ("x7k2p", "b9c4d"):
+            refused = f'cluster team/c1, pods "c1-gpu-worker-{suffix}" is forbidden: {QUOTA}'
+            warn(api, "RayCluster", "c1", "FailedToCreateWorkerPod", refused)
         waiting = {"reason": "ImagePullBackOff", "message": "no such image"}
         api.put(
             f"{TEAM}/pods/head",
@@ -205,18 +313,43 @@ def test_a_cause_of_delay_is_printed_once(
             },
         )
         api.status(name, jobDeploymentStatus="Initializing", rayClusterName="c1")
-        api.wait_for(lambda: len(api.sent("GET", "events")) >= 2)
+        api.wait_for(lambda: len(api.sent("GET", "events")) >= 6)
         end_job(api, name)
 
     api.operator = operator
     assert cli.main(["submit", "small.yaml", "--wait"]) == 0
-    output = capsys.readouterr().err
-    for line in (
-        "InvalidRayJobSpec: no such field",
-        "head: ImagePullBackOff: no such image",
-        "head is not scheduled: 0/3 nodes",
-    ):
-        assert output.count(line) == 1, output
+    said = [line.partition("▸ ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(line for line in said if ": " in line) == sorted(
+        {
+            "InvalidRayJobSpec: no such field",
+            "FailedCreate: Error creating: pods is forbidden: no memory",
+            'FailedToCreateWorkerPod: cluster team/c1, pods "c1-gpu-worker-…" is forbidden: '
+            f"{QUOTA}",
+            "head: ImagePullBackOff: no such image",
+            "head is not scheduled: 0/3 nodes",
+        }
+    )
+
+
+def test_status_shows_why_pods_are_refused(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    a_job(api, "one", jobDeploymentStatus="Initializing", rayClusterName="c1")
+    warn(api, "RayCluster", "c1", "FailedToCreateHeadPod", QUOTA)
+    assert cli.main(["status", "one"]) == 0
+    assert f"trouble   FailedToCreateHeadPod: {QUOTA}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"), [("Retrying", True), ("Suspending", True), ("Initializing", False)]
+)
+def test_a_deletion_that_fails_is_shown_while_the_job_waits_for_it(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, state: str, shown: bool
+) -> None:
+    a_job(api, "one", jobDeploymentStatus=state)
+    warn(api, "RayJob", "one", "FailedToDeleteRayCluster", "a webhook says no")
+    assert cli.main(["status", "one"]) == 0
+    assert ("FailedToDeleteRayCluster" in capsys.readouterr().out) is shown
 
 
 def test_lines_with_equal_time_stamps_are_not_repeated_when_a_log_resumes() -> None:

@@ -45,7 +45,7 @@ def test_the_job_meets_the_operators_rules(here: Path) -> None:
     job = job_of(here)
     spec = job["spec"]
     assert job["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "research"}
-    assert (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, 600)
+    assert (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, 0)
     assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (2, 3600)
     assert shlex.split(spec["entrypoint"]) == [
         *("python", "-m", "zephyr_ray.pipeline", "/etc/zephyr/recipe.yaml"),
@@ -137,12 +137,28 @@ def test_every_ray_pod_has_the_profiles_mlflow_address(here: Path, address: str 
         assert variables.get("MLFLOW_TRACKING_URI") == address
 
 
-def test_all_pods_carry_the_label_that_network_policies_admit(here: Path) -> None:
+def test_all_pods_carry_the_labels_that_network_policies_select_and_admit(here: Path) -> None:
     spec = job_of(here)["spec"]
     cluster = spec["rayClusterSpec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    for template in [spec["submitterPodTemplate"], *(group["template"] for group in groups)]:
-        assert template["metadata"]["labels"] == {"zephyr-ray/client": "true"}
+    templates = [spec["submitterPodTemplate"], *(group["template"] for group in groups)]
+    admitted = {"zephyr-ray/client": "true"}
+    assert [template["metadata"]["labels"] for template in templates] == [
+        {**admitted, "zephyr-ray/part": "submitter"},
+        *[{**admitted, "zephyr-ray/part": "pipeline"}] * 3,
+    ]
+
+
+def test_every_empty_dir_has_a_limit(here: Path) -> None:
+    submitter = job_of(here)["spec"]["submitterPodTemplate"]["spec"]
+    for pod, tmp in [(submitter, "1Gi"), *((pod, "50Gi") for pod in ray_pods(here))]:
+        sizes = {v["name"]: v["emptyDir"] for v in pod["volumes"] if "emptyDir" in v}
+        assert sizes == {"tmp": {"sizeLimit": tmp}, "home": {"sizeLimit": "10Gi"}}
+
+
+def test_every_ray_pod_knows_its_job(here: Path) -> None:
+    for pod in ray_pods(here):
+        assert {"name": "ZEPHYR_JOB", "value": "small-abcde"} in pod["containers"][0]["env"]
 
 
 def test_cpus_are_counted_per_worker_and_rounded_up(here: Path) -> None:

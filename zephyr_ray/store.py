@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zephyr_ray.attempt import job_name
 from zephyr_ray.digests import known_digest
 from zephyr_ray.errors import Permanent
 from zephyr_ray.lease import Lease
@@ -240,7 +241,7 @@ class Store:
         """Locks the storage folder, because recipes share its artifacts. Waits up to `wait` seconds
         for another run, after passing a line to `notice`. Interrupts the run if it loses the
         lock."""
-        lease = Lease(self.root / LEASE, f"storage folder {self.storage}")
+        lease = Lease(self.root / LEASE, f"storage folder {self.storage}", job=job_name())
         with ExitStack() as stack:
             try:
                 interrupt = stack.enter_context(_interruptible())

@@ -21,7 +21,7 @@ killed."""
 QUEUED_GROUPS = 7
 """Maximum worker groups per RayJob that Kueue accepts."""
 RESERVED_VARIABLES = (
-    r"HOME|HF_HOME|ZEPHYR_CACHE|PYTHONUNBUFFERED|MLFLOW_TRACKING_URI|RAY_.*|REDIS_.*"
+    r"HOME|HF_HOME|ZEPHYR_CACHE|ZEPHYR_JOB|PYTHONUNBUFFERED|MLFLOW_TRACKING_URI|RAY_.*|REDIS_.*"
 )
 """Matches variables that the job or the operator sets; a secret must not replace them."""
 
@@ -125,8 +125,8 @@ class Profile(Strict):
     omitted."""
     backoff_limit: int = Field(2, ge=0)
     """Maximum retries of a failed run, each on a new Ray cluster; finished stages are reused."""
-    ttl_seconds: int = Field(600, ge=0)
-    """Seconds that the Ray cluster stays up after the run, for inspection."""
+    ttl_seconds: int = Field(0, ge=0)
+    """Seconds that the Ray cluster, with its GPUs, stays up after the run, for inspection."""
 
     @property
     def cpus(self) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zephyr_ray.cluster.checks import CheckResult, bad, good, unknown
-from zephyr_ray.cluster.job import job_name, restricted_pod
+from zephyr_ray.cluster.job import SMALL_TMP, job_name, restricted_pod
 from zephyr_ray.cluster.kube import Forbidden, Kube, Missing
 from zephyr_ray.cluster.profile import Profile, Workers, quantity
 from zephyr_ray.recipe import Recipe
@@ -175,7 +175,7 @@ def _pull(kube: Kube, profile: Profile, image: str) -> Iterator[CheckResult]:
         "resources": {"requests": amounts, "limits": amounts},
     }
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}}
-    kube.create(kube.path("pods"), pod | {"spec": restricted_pod(profile, container)})
+    kube.create(kube.path("pods"), pod | {"spec": restricted_pod(profile, container, SMALL_TMP)})
     try:
         started, why = time.monotonic(), "still being pulled"
         while time.monotonic() - started < PULL_SECONDS:

@@ -75,7 +75,8 @@ app.kubernetes.io/component: {{ .component }}
 {{- if .override -}}
 {{ .override }}
 {{- else -}}
-{{ $image.repository }}:{{ $image.tag | default .root.Chart.AppVersion }}{{ if .gpus }}-gpu{{ end }}
+{{ $image.repository }}:{{ $image.tag | default .root.Chart.AppVersion }}{{ if .gpus }}-gpu{{ end -}}
+{{ with ternary $image.gpuDigest $image.digest (gt (.gpus | default 0 | int) 0) }}@{{ . }}{{ end }}
 {{- end -}}
 {{- end -}}
 
@@ -121,37 +122,6 @@ ephemeral-storage: {{ include "zephyr.quantity" . }}
 {{- end }}
 {{- if .call.gpus }}
 {{ .call.gpuResource | default "nvidia.com/gpu" }}: {{ include "zephyr.quantity" .call.gpus }}
-{{- end }}
-{{- end -}}
-
-{{- define "zephyr.imagePull" -}}
-{{- with .Values.image.pullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . | quote }}
-  {{- end }}
-{{- end }}
-{{- end -}}
-
-{{/* Scheduling constraints of a pod. Called with a group, the head, or mlflow. */}}
-{{- define "zephyr.placement" -}}
-{{- with .nodeSelector }}
-nodeSelector:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .tolerations }}
-tolerations:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .topologySpreadConstraints }}
-topologySpreadConstraints:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .priorityClassName }}
-priorityClassName: {{ . | quote }}
-{{- end }}
-{{- with .runtimeClassName }}
-runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -217,33 +187,6 @@ take it over from Helm, and the next upgrade would conflict. */}}
 {{- define "zephyr.mlflowLocal" -}}
 {{- with .Values.mlflow }}
 {{- if not (and .database.existingSecret .artifacts.destination) }}yes{{ end }}
-{{- end }}
-{{- end -}}
-
-{{- define "zephyr.egressDns" -}}
-- to:
-    - namespaceSelector:
-        matchLabels:
-          kubernetes.io/metadata.name: kube-system
-    # NodeLocal DNSCache.
-    - ipBlock:
-        cidr: 169.254.20.10/32
-  ports:
-    - {port: 53, protocol: UDP}
-    - {port: 53, protocol: TCP}
-{{- end -}}
-
-{{- define "zephyr.egressInternet" -}}
-{{- with .Values.networkPolicy.internetPorts }}
-- to:
-    - ipBlock:
-        cidr: 0.0.0.0/0
-        # Private networks, and the cloud's metadata server with its credentials.
-        except: [10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16]
-  ports:
-    {{- range . }}
-    - {port: {{ . }}, protocol: TCP}
-    {{- end }}
 {{- end }}
 {{- end -}}
 

@@ -20,6 +20,7 @@ autoscalerOptions:
       value: /scratch
   volumeMounts:
     - {name: tmp, mountPath: /tmp}
+    - {{ include "zephyr.rayTmp" . }}
     - {name: scratch, mountPath: /scratch}
 {{- end }}
 {{- with $values.ray.gcsFaultTolerance }}
@@ -48,7 +49,7 @@ headGroupSpec:
     {{- toYaml . | nindent 4 }}
     {{- end }}
   template:
-    {{- include "zephyr.headPod" . | nindent 4 }}
+    {{- include "zephyr.pod" (dict "root" .root "at" "ray.head" "part" $values.ray.head "pod" (include "zephyr.headPod" .)) | nindent 4 }}
 # The list has one owner. Defaults and empty objects are written out, so that the operator's updates
 # do not change it. What the autoscaler changed is sent back unchanged.
 workerGroupSpecs:
@@ -81,7 +82,8 @@ workerGroupSpecs:
     {{- else }} {}
     {{- end }}
     template:
-      {{- include "zephyr.workerPod" (merge (dict "group" $group "name" $name) $call) | nindent 6 }}
+      {{- $pod := include "zephyr.workerPod" (merge (dict "group" $group "name" $name) $call) }}
+      {{- include "zephyr.pod" (dict "root" $call.root "at" (printf "workerGroups.%s" $name) "part" $group "pod" $pod) | nindent 6 }}
   {{- end }}
 {{- end -}}
 
@@ -90,33 +92,16 @@ workerGroupSpecs:
 {{- $head := $values.ray.head -}}
 metadata:
   labels:
-    {{- include "zephyr.selector" . | nindent 4 }}
-    {{- with $head.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-  {{- with $head.podAnnotations }}
-  annotations:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+    {{- include "zephyr.podLabels" . | nindent 4 }}
 spec:
   # A head restarted in place would have lost its state; the operator creates a new pod instead.
   restartPolicy: Never
   # Only the autoscaler, a container of this pod, calls the API server.
-  serviceAccountName: {{ include "zephyr.fullname" .root }}-{{ if .spec.autoscaling }}autoscaler{{ else }}ray{{ end }}
+  serviceAccountName: {{ include "zephyr.account" (dict "root" .root "for" (ternary "autoscaler" "ray" .spec.autoscaling)) }}
   automountServiceAccountToken: {{ .spec.autoscaling }}
-  enableServiceLinks: false
-  securityContext:
-    {{- include "zephyr.podSecurity" .root | nindent 4 }}
-  {{- with include "zephyr.imagePull" .root | trim }}{{ . | nindent 2 }}{{ end }}
-  {{- with include "zephyr.placement" $head | trim }}{{ . | nindent 2 }}{{ end }}
-  {{- with $head.affinity }}
-  affinity:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
   containers:
     - name: ray-head
       image: {{ include "zephyr.image" (dict "root" .root) }}
-      imagePullPolicy: {{ $values.image.pullPolicy }}
       ports:
         - {name: gcs-server, containerPort: 6379, protocol: TCP}
         - {name: dashboard, containerPort: 8265, protocol: TCP}
@@ -138,31 +123,15 @@ spec:
 {{- $group := .group -}}
 metadata:
   labels:
-    {{- include "zephyr.selector" . | nindent 4 }}
-    {{- with $group.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-  {{- with $group.podAnnotations }}
-  annotations:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+    {{- include "zephyr.podLabels" . | nindent 4 }}
 spec:
   restartPolicy: Never
-  serviceAccountName: {{ include "zephyr.fullname" .root }}-ray
+  serviceAccountName: {{ include "zephyr.account" (dict "root" .root "for" "ray") }}
   automountServiceAccountToken: false
-  enableServiceLinks: false
   # Replicas of Serve take up to two minutes to finish their answers.
   terminationGracePeriodSeconds: {{ if eq .component "serve" }}150{{ else }}60{{ end }}
-  securityContext:
-    {{- include "zephyr.podSecurity" .root | nindent 4 }}
-  {{- with include "zephyr.imagePull" .root | trim }}{{ . | nindent 2 }}{{ end }}
-  {{- with include "zephyr.placement" $group | trim }}{{ . | nindent 2 }}{{ end }}
-  {{- if or $group.affinity $group.sameTopology }}
+  {{- with $group.sameTopology }}
   affinity:
-    {{- with $group.affinity }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-    {{- with $group.sameTopology }}
     podAffinity:
       requiredDuringSchedulingIgnoredDuringExecution:
         - topologyKey: {{ . | quote }}
@@ -170,12 +139,10 @@ spec:
             matchLabels:
               {{- include "zephyr.selector" $ | nindent 14 }}
               ray.io/group: {{ $.name | quote }}
-    {{- end }}
   {{- end }}
   containers:
     - name: ray-worker
       image: {{ include "zephyr.image" (dict "root" .root "gpus" $group.gpus "override" $group.image) }}
-      imagePullPolicy: {{ $values.image.pullPolicy }}
       ports:
         - {name: metrics, containerPort: 8080, protocol: TCP}
         {{- if eq .component "serve" }}
@@ -190,9 +157,6 @@ spec:
 
 {{/* The parts shared by the containers of head and workers. */}}
 {{- define "zephyr.rayContainer" -}}
-{{- $values := .root.Values -}}
-securityContext:
-  {{- include "zephyr.containerSecurity" .root | nindent 2 }}
 env:
   {{- include "zephyr.rayEnv" . | trim | nindent 2 }}
 volumeMounts:
@@ -201,7 +165,16 @@ volumeMounts:
   - {name: recipes, mountPath: /etc/zephyr/recipes, readOnly: true}
   {{- end }}
   - {name: tmp, mountPath: /tmp}
+  {{- if and .spec.autoscaling (not .group) }}
+  - {{ include "zephyr.rayTmp" . }}
+  {{- end }}
   - {name: scratch, mountPath: /scratch}
+{{- end -}}
+
+{{/* The head and its autoscaler share /tmp/ray. Without this mount in both, the operator would mount
+a volume without a size limit. */}}
+{{- define "zephyr.rayTmp" -}}
+{name: tmp, mountPath: /tmp/ray, subPath: ray}
 {{- end -}}
 
 {{- define "zephyr.rayEnv" -}}

@@ -109,7 +109,7 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 {{- end }}
 
-{{- $taken := list "HOME" "ZEPHYR_CACHE" "HF_HOME" "ZEPHYR_API_KEYS" "MLFLOW_TRACKING_URI" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "RAY_USAGE_STATS_ENABLED" "HF_HUB_DISABLE_TELEMETRY" "VLLM_NO_USAGE_STATS" "RAY_AUTH_MODE" "RAY_AUTH_TOKEN" "RAY_REDIS_ADDRESS" "REDIS_PASSWORD" "REDIS_USERNAME" "RAY_enable_autoscaler_v2" | concat (include "zephyr.serveEnv" . | fromYaml | keys) }}
+{{- $taken := list "HOME" "ZEPHYR_CACHE" "HF_HOME" "ZEPHYR_API_KEYS" "MLFLOW_TRACKING_URI" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "RAY_USAGE_STATS_ENABLED" "HF_HUB_DISABLE_TELEMETRY" "VLLM_NO_USAGE_STATS" | concat (include "zephyr.operatorEnv" . | fromYamlArray) (include "zephyr.serveEnv" . | fromYaml | keys) }}
 {{- $names := keys $v.ray.env }}
 {{- range $v.ray.secretEnv }}{{- $names = append $names .name }}{{- end }}
 {{- range $names }}
@@ -205,34 +205,6 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 {{- end }}
 
-{{- if or $v.ingress.enabled $v.gateway.enabled }}
-{{- if not $v.serve.enabled }}
-{{- fail "ingress and gateway lead to chat and judge; set serve.enabled" }}
-{{- end }}
-{{- if and $v.networkPolicy.enabled (not $v.networkPolicy.serveClients) }}
-{{- fail "ingress and gateway are blocked by the network policy; add the controller's namespace to networkPolicy.serveClients" }}
-{{- end }}
-{{- end }}
-{{- if and $v.ingress.enabled (not $v.ingress.host) }}
-{{- fail "ingress.enabled needs a host; set ingress.host" }}
-{{- end }}
-{{- if and $v.ingress.tls.enabled (not $v.ingress.tls.secretName) }}
-{{- fail "ingress.tls.enabled needs a certificate; set ingress.tls.secretName" }}
-{{- end }}
-{{- if $v.gateway.enabled }}
-{{- if not $v.gateway.parentRefs }}
-{{- fail "gateway.enabled needs a Gateway to attach to; set gateway.parentRefs" }}
-{{- end }}
-{{- if not (.Capabilities.APIVersions.Has "gateway.networking.k8s.io/v1/HTTPRoute") }}
-{{- fail "gateway.enabled: the Gateway API is not on this cluster; install it (for `helm template` add --api-versions gateway.networking.k8s.io/v1/HTTPRoute)" }}
-{{- end }}
-{{- end }}
-{{- if $v.podMonitor.enabled }}
-{{- if not (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1/PodMonitor") }}
-{{- fail "podMonitor.enabled: the Prometheus operator is not on this cluster; install it (for `helm template` add --api-versions monitoring.coreos.com/v1/PodMonitor)" }}
-{{- end }}
-{{- if and $v.networkPolicy.enabled (not $v.networkPolicy.prometheusNamespace) }}
-{{- fail "podMonitor.enabled: the network policy blocks Prometheus; set networkPolicy.prometheusNamespace" }}
-{{- end }}
-{{- end }}
+{{- include "zephyr.accessRules" . }}
+{{- include "zephyr.podRules" (dict "root" . "parts" $parts) }}
 {{- end -}}
