@@ -31,7 +31,7 @@ class Release:
         return done.stdout
 
     def run(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        chart = () if command == "rollback" else (str(CHART), NO_OPENAPI)
+        chart = (str(CHART), NO_OPENAPI) if command in ("install", "upgrade") else ()
         done = self.api.helm(command, "zephyr", *chart, *arguments, home=self.home)
         for path, document in self.api.objects.items():
             if document["kind"] in GROUPS and changes(document):
@@ -122,3 +122,29 @@ def test_without_the_autoscaler_the_values_decide(release: Release) -> None:
     release.helm("upgrade", "--reuse-values", "--set", "workerGroups.cpu.replicas=2")
     release.helm("upgrade", "--reuse-values", "--set", "workerGroups.cpu.replicas=3,image.tag=v2")
     assert release.replicas() == 3
+
+
+@pytest.mark.parametrize("autoscaling", ["true", "false"])
+def test_what_the_cleanup_of_redis_needs_outlives_the_release(
+    release: Release, autoscaling: str
+) -> None:
+    """After the uninstall, the operator starts a pod like the head's. A new install adopts what is
+    left."""
+    install = (
+        *ACCOUNT, "--set", "ray.gcsFaultTolerance.enabled=true,storage.existingClaim=shared",
+        "--set", f"ray.gcsFaultTolerance.redisAddress=redis:6379,cluster.autoscaling={autoscaling}",
+    )  # fmt: skip
+    release.helm("install", *install)
+    head = release.api.get("RayCluster", "zephyr")["spec"]["headGroupSpec"]["template"]["spec"]
+    release.helm("uninstall")
+    assert head["serviceAccountName"] in release.api.names("ServiceAccount")
+    maps = {v["configMap"]["name"] for v in head["volumes"] if "configMap" in v}
+    assert maps and maps <= release.api.names("ConfigMap")
+    release.helm("install", *install)
+
+
+def test_an_uninstall_keeps_only_the_data(release: Release) -> None:
+    release.helm("install", *ACCOUNT)
+    release.helm("uninstall")
+    assert release.api.names("PersistentVolumeClaim") == {"zephyr-storage", "zephyr-mlflow"}
+    assert {d["kind"] for d in release.api.objects.values()} == {"PersistentVolumeClaim"}
