@@ -49,12 +49,14 @@ class HelmApi:
         self.server.shutdown()
         self.server.server_close()
 
-    def helm(self, *arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
-        """Runs helm in the root of the repository, in the namespace lab."""
+    def helm(
+        self, *arguments: str, home: Path, folder: Path = ROOT
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs helm in a folder, in the namespace lab."""
         server = ("--kube-apiserver", f"http://127.0.0.1:{self.server.server_port}")
         command = [tool("helm"), *arguments, "--namespace", "lab", *server]
         return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, env={"HOME": str(home)}
+            command, cwd=folder, capture_output=True, text=True, env={"HOME": str(home)}
         )
 
     def get(self, kind: str, name: str) -> Document:
