@@ -25,6 +25,15 @@ annotations:
 {{- include "zephyr.metadata" (dict "root" .root "name" .name "annotations" $annotations) -}}
 {{- end -}}
 
+{{/* Annotations of what a head's pod needs to start. With GCS fault tolerance, the operator starts such
+a pod after `helm uninstall`, to delete the cluster's keys in Redis; without these objects it would
+wait for five minutes and leave the keys. */}}
+{{- define "zephyr.keptForCleanup" -}}
+{{- if .Values.ray.gcsFaultTolerance.enabled }}
+helm.sh/resource-policy: keep
+{{- end }}
+{{- end -}}
+
 {{/* Name of the ServiceAccount for a purpose: an existing one, or the chart's. Called with
 (dict "root" $ "for" "ray"). */}}
 {{- define "zephyr.account" -}}

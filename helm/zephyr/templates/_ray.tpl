@@ -1,5 +1,6 @@
 {{/* The Ray cluster spec of RayCluster, RayJob and RayService: a head without tasks, and worker
-groups. Called with (dict "root" $ "component" "cluster" "spec" .Values.cluster). */}}
+groups. Called with (dict "root" $ "component" "cluster" "spec" .Values.cluster), and with "live", the
+existing object, if the autoscaler may have changed its groups. */}}
 {{- define "zephyr.raySpec" -}}
 {{- $values := .root.Values -}}
 rayVersion: {{ $values.ray.version | quote }}
@@ -50,18 +51,28 @@ headGroupSpec:
   template:
     {{- include "zephyr.pod" (dict "root" .root "at" "ray.head" "part" $values.ray.head "pod" (include "zephyr.headPod" .)) | nindent 4 }}
 # The list has one owner. Defaults and empty objects are written out, so that the operator's updates
-# do not change the list and so become its owner.
+# do not change it. What the autoscaler changed is sent back unchanged.
 workerGroupSpecs:
   {{- $call := . }}
+  {{- $live := dict }}
+  {{- range dig "spec" "workerGroupSpecs" list (.live | default dict) }}
+  {{- $_ := set $live .groupName . }}
+  {{- end }}
   {{- range $name := .spec.workerGroups }}
   {{- $group := get $values.workerGroups $name }}
+  {{- $replicas := ternary $group.replicas $group.minReplicas (hasKey $group "replicas") }}
+  {{- $scaling := dict }}
+  {{- with get $live $name }}
+  {{- $replicas = min $group.maxReplicas (max $group.minReplicas .replicas) }}
+  {{- $scaling = .scaleStrategy | default dict }}
+  {{- end }}
   - groupName: {{ $name | quote }}
-    replicas: {{ if hasKey $group "replicas" }}{{ $group.replicas }}{{ else }}{{ $group.minReplicas }}{{ end }}
+    replicas: {{ $replicas }}
     minReplicas: {{ $group.minReplicas }}
     maxReplicas: {{ $group.maxReplicas }}
     numOfHosts: 1
     priority: 0
-    scaleStrategy: {}
+    scaleStrategy: {{ toJson $scaling }}
     {{- with $group.labels }}
     labels:
       {{- toYaml . | nindent 6 }}
