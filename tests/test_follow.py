@@ -223,7 +223,15 @@ def test_follow_survives_a_restart_of_the_server(
 
 def credential(token: str) -> str:
     version = "client.authentication.k8s.io/v1"
-    return json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": {"token": token}})
+    status = {"token": token, "expirationTimestamp": "2026-01-01T00:00:00Z"}
+    return json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": status})
+
+
+def plugin(file: Path) -> dict[str, Any]:
+    """Returns a user whose token comes from a program that prints a file."""
+    version = "client.authentication.k8s.io/v1"
+    arguments = {"command": "cat", "args": [str(file)], "interactiveMode": "Never"}
+    return {"exec": {"apiVersion": version, **arguments}}
 
 
 @pytest.mark.parametrize("source", ["tokenFile", "exec"])
@@ -232,10 +240,7 @@ def test_a_renewed_token_is_used(
 ) -> None:
     """The first token ends while a job is followed; its file already has the next one."""
     file = here / "token"
-    user: dict[str, Any] = {"tokenFile": "token"}
-    if source == "exec":
-        user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "cat"}}
-        user["exec"] |= {"args": [str(file)], "interactiveMode": "Never"}
+    user = plugin(file) if source == "exec" else {"tokenFile": "token"}
 
     def write(token: str) -> None:
         file.write_text(credential(token) if source == "exec" else f"{token}\n")
@@ -253,6 +258,29 @@ def test_a_renewed_token_is_used(
     output = capsys.readouterr()
     assert shown(output.out) == LOG
     assert "accept these credentials" not in output.err
+
+
+def test_a_plugin_that_fails_later_is_reported_in_the_clients_own_lines(
+    api: Api,
+    here: Path,
+    capsys: pytest.CaptureFixture,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "REFUSED_SECONDS", 0.3)
+    (here / "credential").write_text(credential(TOKEN))
+    (here / "kubeconfig").write_text(api.kubeconfig(plugin(here / "credential")))
+
+    def operator(api: Api, name: str) -> None:
+        api.wait_for(lambda: any("watch" in r.query for r in api.requests))
+        (here / "credential").unlink()
+        api.token = "of-tomorrow"
+
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--wait"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "the kubeconfig's exec plugin failed" in line and "keeps running" in line
+    assert [record for record in caplog.records if record.name == "root"] == []
 
 
 def test_a_token_that_ran_out_ends_the_wait_but_not_the_job(
