@@ -17,7 +17,7 @@ import pytest
 from cluster_lab import JOBS, TEAM, created_job, end_job, error
 from kube_api import TOKEN, Api, Fault, Request
 
-from zephyr_ray import attempt, cli
+from zephyr_ray import cli
 from zephyr_ray.cluster import logs, watch
 from zephyr_ray.cluster.checks import REQUIRED_VERBS
 
@@ -78,25 +78,6 @@ def test_wait_returns_the_jobs_code(
     api.operator = lambda api, name: end_job(api, name, job, **status)
     assert cli.main(["submit", "small.yaml", "--wait"]) == code
     assert not api.sent("GET", "/log")
-
-
-def test_a_job_that_stopped_itself_ends_with_the_code_of_a_user_error(
-    api: Api, here: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """KubeRay reports no exit code of a stopped job; the log tells why it stopped."""
-
-    def operator(api: Api, name: str) -> None:
-        api.pod("submitter", name)
-        api.log("submitter", "error: weights are missing; copy them", "2026-01-01T12:00:01Z")
-        api.log("submitter", attempt.NOT_RETRIED, "2026-01-01T12:00:02Z")
-        api.phase("submitter", "Succeeded")
-        end_job(api, name, "STOPPED")
-
-    api.operator = operator
-    assert cli.main(["submit", "small.yaml", "--wait"]) == 2
-    capsys.readouterr()
-    assert cli.main(["status", created_job(api)["metadata"]["name"]]) == 0
-    assert "stopped   error: weights are missing; copy them\n" in capsys.readouterr().out
 
 
 def test_a_job_that_the_operator_rejects_ends_the_wait(
