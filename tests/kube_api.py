@@ -255,6 +255,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(code, status, headers)
 
     def _handle(self) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._serve()
+
+    def _serve(self) -> None:
         api, split = self.api, urlsplit(self.path)
         path, query = split.path, dict(parse_qsl(split.query))
         length = int(self.headers.get("Content-Length") or 0)
@@ -277,8 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
         if any(re.search(pattern, path) for pattern in api.forbidden):
             kind = path.split("/")[-1]
             return self._refuse(403, f'{kind} is forbidden: User "me" cannot do that')
-        with suppress(BrokenPipeError, ConnectionResetError):
-            getattr(self, f"_{self.command.lower()}")(path, query, body)
+        getattr(self, f"_{self.command.lower()}")(path, query, body)
 
     do_GET = do_POST = do_DELETE = _handle
 

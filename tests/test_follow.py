@@ -17,7 +17,7 @@ import pytest
 from cluster_lab import JOBS, TEAM, created_job, end_job, error
 from kube_api import TOKEN, Api, Fault, Request
 
-from zephyr_ray import attempt, cli
+from zephyr_ray import cli
 from zephyr_ray.cluster import logs, watch
 from zephyr_ray.cluster.checks import REQUIRED_VERBS
 
@@ -78,25 +78,6 @@ def test_wait_returns_the_jobs_code(
     api.operator = lambda api, name: end_job(api, name, job, **status)
     assert cli.main(["submit", "small.yaml", "--wait"]) == code
     assert not api.sent("GET", "/log")
-
-
-def test_a_job_that_stopped_itself_ends_with_the_code_of_a_user_error(
-    api: Api, here: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """KubeRay reports no exit code of a stopped job; the log tells why it stopped."""
-
-    def operator(api: Api, name: str) -> None:
-        api.pod("submitter", name)
-        api.log("submitter", "error: weights are missing; copy them", "2026-01-01T12:00:01Z")
-        api.log("submitter", attempt.NOT_RETRIED, "2026-01-01T12:00:02Z")
-        api.phase("submitter", "Succeeded")
-        end_job(api, name, "STOPPED")
-
-    api.operator = operator
-    assert cli.main(["submit", "small.yaml", "--wait"]) == 2
-    capsys.readouterr()
-    assert cli.main(["status", created_job(api)["metadata"]["name"]]) == 0
-    assert "stopped   error: weights are missing; copy them\n" in capsys.readouterr().out
 
 
 def test_a_job_that_the_operator_rejects_ends_the_wait(
@@ -223,7 +204,15 @@ def test_follow_survives_a_restart_of_the_server(
 
 def credential(token: str) -> str:
     version = "client.authentication.k8s.io/v1"
-    return json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": {"token": token}})
+    status = {"token": token, "expirationTimestamp": "2026-01-01T00:00:00Z"}
+    return json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": status})
+
+
+def plugin(file: Path) -> dict[str, Any]:
+    """Returns a user whose token comes from a program that prints a file."""
+    version = "client.authentication.k8s.io/v1"
+    arguments = {"command": "cat", "args": [str(file)], "interactiveMode": "Never"}
+    return {"exec": {"apiVersion": version, **arguments}}
 
 
 @pytest.mark.parametrize("source", ["tokenFile", "exec"])
@@ -232,10 +221,7 @@ def test_a_renewed_token_is_used(
 ) -> None:
     """The first token ends while a job is followed; its file already has the next one."""
     file = here / "token"
-    user: dict[str, Any] = {"tokenFile": "token"}
-    if source == "exec":
-        user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "cat"}}
-        user["exec"] |= {"args": [str(file)], "interactiveMode": "Never"}
+    user = plugin(file) if source == "exec" else {"tokenFile": "token"}
 
     def write(token: str) -> None:
         file.write_text(credential(token) if source == "exec" else f"{token}\n")
@@ -253,6 +239,29 @@ def test_a_renewed_token_is_used(
     output = capsys.readouterr()
     assert shown(output.out) == LOG
     assert "accept these credentials" not in output.err
+
+
+def test_a_plugin_that_fails_later_is_reported_in_the_clients_own_lines(
+    api: Api,
+    here: Path,
+    capsys: pytest.CaptureFixture,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "REFUSED_SECONDS", 0.3)
+    (here / "credential").write_text(credential(TOKEN))
+    (here / "kubeconfig").write_text(api.kubeconfig(plugin(here / "credential")))
+
+    def operator(api: Api, name: str) -> None:
+        api.wait_for(lambda: any("watch" in r.query for r in api.requests))
+        (here / "credential").unlink()
+        api.token = "of-tomorrow"
+
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--wait"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "the kubeconfig's exec plugin failed" in line and "keeps running" in line
+    assert [record for record in caplog.records if record.name == "root"] == []
 
 
 def test_a_token_that_ran_out_ends_the_wait_but_not_the_job(

@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from ray.job_submission import JobSubmissionClient
-
-from zephyr_ray.attempt import NOT_RETRIED
 
 BIN = Path(sys.executable).parent
 DASHBOARD_SECONDS = 180
@@ -162,34 +159,6 @@ def test_a_submitted_job_makes_its_artifacts_on_the_cluster(
     }
     assert (storage / "job" / "data" / "answers" / "rows.jsonl").is_file()
     assert _actors(cluster) == {"ALIVE": 0, "ever": 1}
-
-
-@pytest.mark.parametrize(
-    ("variables", "status"), [({"ZEPHYR_JOB": "a"}, "STOPPED"), ({}, "FAILED")]
-)
-def test_a_user_error_stops_the_job_of_a_rayjob(
-    cluster: Cluster,
-    recipe: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    variables: dict[str, str],
-    status: str,
-) -> None:
-    """KubeRay retries a job that failed, but not one that was stopped."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    client = JobSubmissionClient(cluster.dashboard)
-    submission = client.submit_job(
-        entrypoint=f"{sys.executable} -m zephyr_ray.pipeline {recipe} --set answers.max_tokens=x",
-        runtime_env={"env_vars": variables},
-    )
-    deadline = time.monotonic() + DASHBOARD_SECONDS
-    while not client.get_job_status(submission).is_terminal():
-        assert time.monotonic() < deadline, client.get_job_logs(submission)
-        time.sleep(0.2)
-    assert client.get_job_status(submission) == status
-    lines = client.get_job_logs(submission).splitlines()
-    [line] = [line for line in lines if line.startswith("error: ")]
-    assert "max_tokens" in line
-    assert (NOT_RETRIED in lines) is (status == "STOPPED")
 
 
 def _actors(cluster: Cluster) -> dict[str, int]:

@@ -20,7 +20,6 @@ from rich.text import Text
 
 from zephyr_ray import __version__
 from zephyr_ray import recipe as recipes
-from zephyr_ray.attempt import stop_own_job
 from zephyr_ray.clock import Clock
 from zephyr_ray.display import CONSOLE, ConsoleHandler, Display
 from zephyr_ray.errors import Permanent, Temporary
@@ -281,7 +280,4 @@ def _print_locations(recipe: Recipe, store: Store) -> None:
 
 
 if __name__ == "__main__":
-    code = main()
-    if code == 2:
-        stop_own_job()
-    sys.exit(code)
+    sys.exit(main())

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zephyr_ray.attempt import job_name
 from zephyr_ray.digests import known_digest
 from zephyr_ray.errors import Permanent
 from zephyr_ray.lease import Lease
@@ -38,6 +37,8 @@ from zephyr_ray.verification import (
 )
 
 STORE, LEASE = "store", ".lease"
+JOB_VARIABLE = "ZEPHYR_JOB"
+"""Environment variable with the name of the RayJob that this process is an attempt of."""
 """Folder of all artifacts, below the storage folder; folder of the lock, below that one."""
 SCRATCH = "scratch"
 """Folder for journals and checkpoints of unfinished work; not part of the artifact."""
@@ -241,7 +242,8 @@ class Store:
         """Locks the storage folder, because recipes share its artifacts. Waits up to `wait` seconds
         for another run, after passing a line to `notice`. Interrupts the run if it loses the
         lock."""
-        lease = Lease(self.root / LEASE, f"storage folder {self.storage}", job=job_name())
+        job = os.environ.get(JOB_VARIABLE, "")
+        lease = Lease(self.root / LEASE, f"storage folder {self.storage}", job=job)
         with ExitStack() as stack:
             try:
                 interrupt = stack.enter_context(_interruptible())

@@ -15,12 +15,10 @@ from zephyr_ray.cluster.logs import (
     last_lines,
     log_lines,
     submitters,
-    user_error,
 )
 from zephyr_ray.cluster.screen import live_table, show
 from zephyr_ray.cluster.watch import (
     EXIT_STOPPED,
-    EXIT_USER_ERROR,
     JOBS,
     State,
     start_problems,
@@ -110,8 +108,6 @@ def _follow(kube: Kube, name: str, show_line: Callable[[str], None] | None) -> i
                 for line in fresh:
                     _say(line)
         ended = True
-        if state.job == "STOPPED" and user_error(last_lines(kube, name)):
-            return EXIT_USER_ERROR
         return state.exit_code
     finally:
         if follower:
@@ -163,11 +159,8 @@ def status(kube: Kube, name: str | None) -> int:
     if not state.ended and state.job != "RUNNING":
         for line in start_problems(kube, state):
             print(f"trouble   {masked(line)}")
-    lines = last_lines(kube, name)
-    if state.job == "STOPPED" and (mistake := user_error(lines)):
-        print(f"stopped   {masked(mistake)}")
     rows: dict[str, Row] = {}
-    for line in lines:
+    for line in last_lines(kube, name):
         read_line(rows, masked(line))
     if rows:
         Console().print(stage_table(rows))

@@ -8,9 +8,9 @@ import re
 import secrets
 from typing import Any
 
-from zephyr_ray.attempt import JOB_VARIABLE
 from zephyr_ray.cluster.bundle import FOLDER, RECIPE
 from zephyr_ray.cluster.profile import Group, Profile, Workers
+from zephyr_ray.store import JOB_VARIABLE
 
 API, VERSION = "ray.io", "v1"
 RAY_VERSION = "2.60.0"
@@ -28,6 +28,12 @@ TMP, SMALL_TMP, HOME_SIZE = "50Gi", "1Gi", "10Gi"
 WAIT_SECONDS = 600
 """Maximum seconds that a job waits for the storage: a retry may start before the previous attempt
 has ended."""
+RETRY = """n=0; until "$@"; do code=$?; n=$((n+1)); \
+if [ $code = 2 ] || [ $n -gt {limit} ]; then exit $code; fi; sleep $((n*30)); done"""
+"""Shell program that repeats its arguments until they succeed, or fail for good: the operator's own
+retries would repeat a user error (exit code 2) too, and on new clusters. The chart has the same."""
+HEAD_SECONDS = 600
+"""Default seconds that the head stays up after the run."""
 SUFFIX = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -48,12 +54,11 @@ def ray_job(name: str, profile: Profile) -> dict[str, Any]:
     }
     spec: dict[str, Any] = {
         # The operator passes it to a shell.
-        "entrypoint": f"python -m zephyr_ray.pipeline {FOLDER}/{RECIPE} --wait {WAIT_SECONDS}",
+        "entrypoint": f"sh -c '{RETRY.format(limit=profile.backoff_limit)}' retry "
+        f"python -m zephyr_ray.pipeline {FOLDER}/{RECIPE} --wait {WAIT_SECONDS}",
         "submissionMode": "K8sJobMode",
-        # The operator's deletionRules know no stopped job, no queue and no autoscaler.
-        "shutdownAfterJobFinishes": True,
-        "ttlSecondsAfterFinished": profile.ttl_seconds,
-        "backoffLimit": profile.backoff_limit,
+        "backoffLimit": 0,
+        **_end(profile),
         "submitterPodTemplate": {
             "metadata": {"labels": {**CLIENT, PART: "submitter"}},
             "spec": restricted_pod(profile, submitter, SMALL_TMP),
@@ -90,6 +95,23 @@ def ray_job(name: str, profile: Profile) -> dict[str, Any]:
         "metadata": metadata,
         "spec": spec,
     }
+
+
+def _end(profile: Profile) -> dict[str, Any]:
+    """Returns when the pods end after the job: the workers, with the GPUs, at once, and the head
+    later. Kueue asks for the end of the whole cluster, which excludes other rules."""
+    seconds = profile.ttl_seconds
+    if profile.queue:
+        return {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": seconds or 0}
+    rules = [
+        {"policy": policy, "condition": {**end, "ttlSeconds": ttl}}
+        for end in ({"jobStatus": "SUCCEEDED"}, {"jobDeploymentStatus": "Failed"})
+        for policy, ttl in (
+            ("DeleteWorkers", 0),
+            ("DeleteCluster", HEAD_SECONDS if seconds is None else seconds),
+        )
+    ]
+    return {"deletionStrategy": {"deletionRules": rules}}
 
 
 def restricted_pod(profile: Profile, container: dict[str, Any], tmp: str) -> dict[str, Any]:

@@ -67,6 +67,8 @@ class Kube:
         )
         configuration.client_go_retries = True
         namespace = kubeconfig.configure(configuration, self._context)
+        # The client's own renewal would log failures instead of raising; `_renew` does it.
+        configuration.refresh_api_key_hook = None
         self.host = masked(configuration.host)
         with self._typed_errors():
             return client.ApiClient(configuration), namespace

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from zephyr_ray.attempt import NOT_RETRIED
 from zephyr_ray.cluster.kube import Kube, Missing, Refused
 from zephyr_ray.errors import Permanent, Temporary
 
@@ -20,7 +19,7 @@ PAUSE_SECONDS = 2.0
 LAST_WAIT_SECONDS = 30.0
 """Maximum seconds to wait for the rest of the log after the job has ended."""
 TAIL = 5000
-"""Maximum lines, from the end of the log, in which the client looks for stages and errors."""
+"""Maximum lines, from the end of the log, in which `zephyr status` looks for stages."""
 
 
 def submitters(kube: Kube, name: str) -> list[dict[str, Any]]:
@@ -41,14 +40,6 @@ def last_lines(kube: Kube, name: str) -> list[str]:
 def log_lines(kube: Kube, pod: str, **query: str) -> Iterator[str]:
     """Yields the lines of a pod's log; `query` is for the API, such as tailLines or follow."""
     return kube.lines(kube.path("pods", f"{pod}/log"), SILENCE_SECONDS, **query)
-
-
-def user_error(lines: list[str]) -> str | None:
-    """Returns the error line of a job that stopped itself, because it would fail again, or None."""
-    if NOT_RETRIED not in lines:
-        return None
-    errors = [line for line in lines if line.startswith("error: ")]
-    return errors[-1] if errors else NOT_RETRIED
 
 
 class LogFollower(threading.Thread):
