@@ -457,7 +457,11 @@ def test_an_overlay_builds_and_is_valid(overlay: str) -> None:
     if overlay == "kueue":
         (job,) = kind(built, "RayJob")
         assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+        assert job["spec"]["shutdownAfterJobFinishes"] and "deletionStrategy" not in job["spec"]
     assert crd_errors(built) == []
+    [job], [base] = kind(built, "RayJob"), kind(render("values-kind.yaml"), "RayJob")
+    retries = base["spec"]["entrypoint"].partition(" python -m ")[0]
+    assert job["spec"]["entrypoint"].startswith(retries + " python -m ")
 
 
 def test_the_dashboard_queries_metrics_that_exist() -> None:

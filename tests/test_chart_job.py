@@ -1,13 +1,20 @@
 """Tests the chart's RayJob: its program, its retries, and when its pods end."""
 
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chart_tools import kind, render
+from chart_tools import ROOT, kind, render
+
+from zephyr_ray import recipe as recipes
+from zephyr_ray.estimate.printing import estimate_lines
+from zephyr_ray.pipeline import KINDS
+from zephyr_ray.plan import make_plan
+from zephyr_ray.store import Store
 
 
 def job_spec(*values: str, sets: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -105,3 +112,22 @@ def test_without_rules_all_pods_end_together(
     spec = job_spec(preset, sets=sets)
     assert spec["shutdownAfterJobFinishes"] is True and "deletionStrategy" not in spec
     assert spec["ttlSecondsAfterFinished"] == seconds
+
+
+@pytest.mark.parametrize("preset", ["kind", "gpu-8", "multinode"])
+def test_the_workers_have_the_gpus_and_the_memory_of_the_plan(preset: str, tmp_path: Path) -> None:
+    spec = job_spec(f"values-{preset}.yaml")
+    [name] = re.findall(r"configs/\S+\.yaml", spec["entrypoint"]) or ["configs/quickstart.yaml"]
+    recipe = recipes.load(ROOT / name, KINDS, [f"storage={tmp_path}"])
+    store = Store(recipe.storage)
+    lines = "\n".join(estimate_lines(recipe, store, make_plan(recipe, store, None)))
+    group = spec["rayClusterSpec"]["workerGroupSpecs"][-1]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    gpus = group["replicas"] * int(limits.get("nvidia.com/gpu", 0))
+    planned = re.findall(r"\((\d+) (GPU|worker)s?, ZeRO", lines)
+    assert planned and {int(count) for count, device in planned if device == "GPU"} <= {gpus}
+    assert (gpus > 0) is all(device == "GPU" for _, device in planned)
+    memory = float(limits["memory"].removesuffix("Gi"))
+    workers = int(planned[0][0]) / group["replicas"]
+    for per_worker in re.findall(r"memory +([\d.]+) GiB per worker", lines):
+        assert float(per_worker) * workers <= memory

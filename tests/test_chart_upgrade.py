@@ -148,3 +148,15 @@ def test_an_uninstall_keeps_only_the_data(release: Release) -> None:
     release.helm("uninstall")
     assert release.api.names("PersistentVolumeClaim") == {"zephyr-storage", "zephyr-mlflow"}
     assert {d["kind"] for d in release.api.objects.values()} == {"PersistentVolumeClaim"}
+
+
+def test_a_changed_cluster_replaces_its_pods_and_the_notes_say_so(release: Release) -> None:
+    """The operator rejects the strategy in a RayJob or RayService."""
+    notes = release.helm("install", *ACCOUNT, "--set", "pipeline.enabled=true")
+    assert "replaces all of\n  them and ends running jobs" in notes
+    cluster, job = (release.api.get(kind, name)["spec"] for kind, name in
+                    (("RayCluster", "zephyr"), ("RayJob", "zephyr-run-1")))  # fmt: skip
+    assert cluster["upgradeStrategy"] == {"type": "Recreate"}
+    assert "upgradeStrategy" not in job["rayClusterSpec"]
+    quiet = ("--reuse-values", "--set", "cluster.upgradeStrategy=None")
+    assert "ends running jobs" not in release.helm("upgrade", *quiet)
