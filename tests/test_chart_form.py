@@ -97,7 +97,7 @@ def test_another_form_is_noticed(path: tuple[str | int, ...], value: Any, change
     ],
 )  # fmt: skip
 def test_canonical_quantities(quantity: str, expected: str) -> None:
-    """Expectations from the tests of k8s.io/apimachinery/pkg/api/resource."""
+    """Expectations are what k8s.io/apimachinery 0.36 wrote for these quantities."""
     assert canonical(quantity) == expected
 
 
