@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -196,6 +197,36 @@ def test_killed_driver_goes_on_from_a_checkpoint(
     assert steps.count(1) == 1 and set(steps) == set(range(1, STEPS + 1))
     resumed = [row["loss"] for row in read_jsonl(tmp_path / "made" / "metrics.jsonl")]
     assert resumed == pytest.approx(losses(zero_3), abs=1e-5)
+
+
+def test_a_plain_process_trains_like_a_ray_worker_and_resumes(
+    one_worker: Work, tiny_model: Path, tmp_path: Path
+) -> None:
+    from datasets import load_from_disk
+
+    settings = Sft(model="base", data="data", **{**train_once.SFT, "zero": 0})
+    rows = load_from_disk(str(one_worker.scratch / "data"))
+    order = settings.order([len(row["input_ids"]) for row in rows])
+    job = Job(settings=settings, weights=str(tiny_model), folder=tmp_path, order=order)
+    job.scratch.mkdir()
+    (job.scratch / "data").symlink_to(one_worker.scratch / "data")
+    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    root = Path(__file__).resolve().parents[1]
+    program = [sys.executable, str(root / "tests" / "train_plain.py"), str(tmp_path / "job")]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    first = subprocess.Popen(program, env=env)
+    while first.poll() is None and not (job.checkpoints / "last_checkpoint").exists():
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    subprocess.run(program, env=env, check=True)
+    entries = list(read_jsonl(job.scratch / "steps" / "rank0.jsonl"))
+    assert [entry["step"] for entry in entries].count(1) == 1, "it started from step 1 again"
+    resumed = {entry["step"]: entry["loss"] for entry in entries}
+    expected = dict(enumerate(losses(one_worker), start=1))
+    assert resumed == pytest.approx(expected, abs=1e-5)
+    assert (logits(tmp_path / "model") - logits(one_worker.folder / "model")).abs().max() < 1e-4
+    assert [path.name for path in job.checkpoints.glob("checkpoint-*")] == ["checkpoint-20"]
 
 
 def test_adapter_is_merged_into_the_saved_model(sft: Runner, tiny_model: Path) -> None:

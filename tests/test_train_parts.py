@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_ends_training(loss: float, tmp_path: Path) ->
 
     from zephyr_ray.train.reporter import Reporter
 
-    reporter = Reporter(job(tmp_path), trainer=None, rank=0)
+    reporter = Reporter(job(tmp_path), trainer=None, context=None, rank=0)
     reporter.on_step_begin(None, None, None)
     with pytest.raises(Permanent, match=f"the loss is {loss} at step 3; lower learning_rate"):
         reporter.on_log(None, TrainerState(global_step=3), None, {"loss": loss})
@@ -205,7 +205,7 @@ def test_rank_0_writes_the_steps(tmp_path: Path) -> None:
     from zephyr_ray.train.reporter import Reporter
 
     for rank in (0, 1):
-        reporter = Reporter(job(tmp_path, global_batch=4), trainer=None, rank=rank)
+        reporter = Reporter(job(tmp_path, global_batch=4), trainer=None, context=None, rank=rank)
         reporter.on_step_begin(None, None, None)
         reporter.on_log(None, TrainerState(global_step=3), None, {"loss": 0.5, "nll": 2.0})
     [step] = read_jsonl(tmp_path / "scratch" / "steps" / "rank0.jsonl")

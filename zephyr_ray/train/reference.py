@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 def add_reference_log_probs(job: Job, objective: "Objective", data: Any) -> Any:
     """Returns the data set with the columns `ref_chosen_logps` and `ref_rejected_logps`: natural
     logarithms, summed over the answer's tokens."""
-    import ray.train
     import torch.distributed
 
     folder = job.scratch / "reference"
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     missing = missing_rows(folder, data["lengths"])
     torch.distributed.barrier()  # no worker writes before all have read
     if missing:
