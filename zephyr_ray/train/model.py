@@ -16,19 +16,22 @@ from zephyr_ray.train.settings import Lora
 def load_model(weights: str, lora: Lora | None = None) -> Any:
     """Loads the initial weights in fp32, or in 4 bits for QLoRA.
 
-    Attention is FlashAttention if it is installed; else PyTorch's, with a mask that separates
-    packed rows (transformers derives it from positions that restart).
+    Models whose layers allow it attend per segment of a row (`attention.use_segments`); others
+    attend with a mask over the row, which transformers derives from positions that restart.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn")
-    return AutoModelForCausalLM.from_pretrained(
+    from zephyr_ray.train.attention import use_segments
+
+    model = AutoModelForCausalLM.from_pretrained(
         resolve(weights),
         dtype=torch.float32,
-        attn_implementation="flash_attention_2" if flash else "sdpa",
+        attn_implementation="sdpa",
         **(four_bits() if lora and lora.quantized else {}),
     )
+    use_segments(model)
+    return model
 
 
 def load_chat(weights: str) -> ChatFormat:
