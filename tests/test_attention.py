@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from zephyr_ray.train.model import FAMILIES, use_segments
+
 SIZE = {
     "vocab_size": 100,
     "hidden_size": 64,
@@ -73,8 +75,6 @@ def test_two_packed_sequences_cost_twice_one() -> None:
     from torch.overrides import TorchFunctionMode
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from zephyr_ray.train.attention import use_segments
-
     class Cost(TorchFunctionMode):
         total = 0
 
@@ -96,20 +96,53 @@ def test_two_packed_sequences_cost_twice_one() -> None:
     assert cost([40, 40]) == 2 * cost([40]) == 2 * 2 * 40**2
 
 
-SEGMENTED = ["Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "GPTNeoX", "Gemma3Text", "Mixtral"]
-OTHERS = ["Bloom", "Falcon", "Mamba", "Jamba", "Lfm2", "GptOss"]
+def config(family: str) -> Any:
+    """A tiny configuration, with a window of four tokens if the family has windows."""
+    from transformers import CONFIG_MAPPING
+
+    kind = CONFIG_MAPPING[family]
+    defaults = kind()
+    settings = SIZE | {"pad_token_id": 0, "initializer_range": 0.2}
+    if hasattr(defaults, "head_dim"):
+        settings["head_dim"] = 16
+    if hasattr(defaults, "sliding_window"):
+        settings |= {"sliding_window": 4, "use_sliding_window": True}
+        if hasattr(defaults, "layer_types"):
+            settings["layer_types"] = ["sliding_attention", "full_attention"]
+    return kind(**settings)
 
 
-@pytest.mark.parametrize("family", SEGMENTED + OTHERS)
-def test_models_attend_per_segment_if_only_attention_connects_tokens(family: str) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pair_in_one_row_gives_the_logits_of_two_sequences(family: str) -> None:
     import torch
-    import transformers
+    from transformers import AutoModelForCausalLM
 
-    from zephyr_ray.train.attention import use_segments, uses_segments
+    from zephyr_ray.train.attention import uses_segments
+    from zephyr_ray.train.pairs import MODEL_INPUTS, shared_prompts
 
-    layers = {"layer_types": ["conv", "full_attention"]} if family == "Lfm2" else {}
-    config = getattr(transformers, f"{family}Config")(**SIZE, **layers, pad_token_id=0)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config(family), attn_implementation="sdpa").eval()
+    prompt, *answers = [5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15], [16, 17, 18, 19]
+    batch = shared_prompts(
+        [{"prompt_ids": prompt, "chosen_ids": answers[0], "rejected_ids": answers[1]}]
+    )
+    with torch.no_grad():
+        expected = [model(torch.tensor([prompt + answer])).logits[0, 5:-1] for answer in answers]
+        use_segments(model)
+        assert uses_segments(model)
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name != "shift_labels"}
+        logits = model(**inputs, use_cache=False).logits[0, 5:]
+    assert (logits - torch.cat(expected)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "doge", "lfm2", "bloom"])
+def test_other_families_keep_the_attention_of_transformers(family: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from zephyr_ray.train.attention import uses_segments
+
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config(family))
     use_segments(model)
-    assert uses_segments(model) == (family in SEGMENTED)
+    assert not uses_segments(model)

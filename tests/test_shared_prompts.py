@@ -7,6 +7,7 @@ import pytest
 
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.job import Job
+from zephyr_ray.train.model import use_segments
 
 SIZE = {
     "vocab_size": 100,
@@ -43,7 +44,7 @@ def start(request: pytest.FixtureRequest) -> Any:
     import torch
     import transformers
 
-    from zephyr_ray.train.attention import use_segments, uses_segments
+    from zephyr_ray.train.attention import uses_segments
 
     family, *window = request.param.split(maxsplit=1)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from zephyr_ray.train.dpo import Dpo
-from zephyr_ray.train.model import load_model
+from zephyr_ray.train.model import load_model, use_segments
 from zephyr_ray.train.sft import Sft
 
 DIALOGUES = [
@@ -37,8 +37,6 @@ def start(request: pytest.FixtureRequest, tiny_model: Path) -> Any:
     """A function that makes the start model: a Llama, or a mixture of experts."""
     import torch
     from transformers import MixtralConfig, MixtralForCausalLM
-
-    from zephyr_ray.train.attention import use_segments
 
     def experts() -> Any:
         torch.manual_seed(0)

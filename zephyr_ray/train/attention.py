@@ -176,20 +176,6 @@ AttentionInterface.register(SEGMENTED, _forward)
 AttentionMaskInterface.register(SEGMENTED, _mask)
 
 
-def use_segments(model: Any) -> None:
-    """Makes the model attend per segment, if its layers pass on the segments and nothing but
-    attention connects tokens."""
-    config = model.config
-    layers = set(getattr(config, "layer_types", None) or ())
-    if (
-        model._supports_attention_backend
-        and model._supports_sdpa
-        and not model._is_stateful
-        and config.get_text_config() is config
-        and layers <= {"full_attention", "sliding_attention"}
-    ):
-        model.set_attn_implementation(SEGMENTED)
-
-
 def uses_segments(model: Any) -> bool:
+    """Returns whether the model attends per segment (`model.use_segments`)."""
     return bool(model.config._attn_implementation == SEGMENTED)
