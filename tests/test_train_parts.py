@@ -99,10 +99,11 @@ def test_dpo_metrics() -> None:
     }
 
 
-def test_only_answers_are_labels_in_dpo() -> None:
+def test_only_answers_are_labels_in_padded_pairs() -> None:
     objective = Dpo(model="base", data="data").objective()
     row = {"prompt_ids": [5, 6], "chosen_ids": [7, 8], "rejected_ids": [9]}
-    inputs = objective.inputs(objective.collator(pad_token_id=0)([row]))
+    model = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa", model_type="old"))
+    inputs = objective.inputs(objective.collator(pad_token_id=0, model=model)([row]))
     assert inputs["input_ids"].tolist() == [[5, 6, 7, 8], [5, 6, 9, 0]]
     assert inputs["labels"].tolist() == [[-100, -100, 7, 8], [-100, -100, 9, -100]]
     assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from zephyr_ray.train.dpo import Dpo
-from zephyr_ray.train.model import load_model
+from zephyr_ray.train.model import load_model, use_segments
 from zephyr_ray.train.sft import Sft
 
 DIALOGUES = [
@@ -50,7 +50,9 @@ def start(request: pytest.FixtureRequest, tiny_model: Path) -> Any:
             num_local_experts=4,
             router_aux_loss_coef=0.5,
         )
-        return MixtralForCausalLM(config)
+        model = MixtralForCausalLM(config)
+        use_segments(model)
+        return model
 
     return experts if request.param == "experts" else lambda: load_model(str(tiny_model))
 
@@ -73,6 +75,12 @@ def common(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
         remove_unused_columns=False,
     )
     return {"args": args, "tokenizer": AutoTokenizer.from_pretrained(tiny_model)}
+
+
+def plain(model: Any) -> Any:
+    """The model with transformers' own attention."""
+    model.set_attn_implementation("sdpa")
+    return model
 
 
 def trained(stage: Any, start: Any, common: dict[str, Any], rows: list[dict[str, Any]]) -> Any:
@@ -109,7 +117,7 @@ def test_sft_is_that_of_trl(packing: bool, start: Any, common: dict[str, Any]) -
     ours = trained(Sft(model="base", data="data", packing=packing), start, common, DIALOGUES)
     common["args"].padding_free = packing
     theirs = SFTTrainer(
-        start(),
+        plain(start()),
         common["args"],
         train_dataset=Dataset.from_list(DIALOGUES),
         processing_class=common["tokenizer"],
@@ -141,7 +149,7 @@ def test_dpo_is_that_of_trl(start: Any, common: dict[str, Any], tmp_path: Path) 
         precompute_ref_log_probs=True,
     )
     theirs = Theirs(
-        start(),
+        plain(start()),
         args=args,
         train_dataset=Dataset.from_list(PAIRS),
         processing_class=common["tokenizer"],
