@@ -25,12 +25,20 @@ class Isolated:
         except Failed:
             self.method = "spawn"
 
-    def run(self, function: Callable[..., Any], *args: Any, timeout: float) -> Any:
-        """Returns what the function returns. Raises Failed with its traceback."""
-        context = multiprocessing.get_context(self.method)
+    def run(
+        self, function: Callable[..., Any], *args: Any, timeout: float, packages: str = ""
+    ) -> Any:
+        """Returns what the function returns. Raises Failed with its traceback.
+
+        `packages` is a folder of packages that only this process imports.
+        """
+        context = multiprocessing.get_context("spawn" if packages else self.method)
+        path = os.environ.get("PYTHONPATH", "")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, path]))
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_child, args=(theirs, str(self.log), function, args))
         process.start()
+        os.environ["PYTHONPATH"] = path
         theirs.close()
         try:
             if not ours.poll(timeout):

@@ -48,7 +48,7 @@ LIMIT = 100
 """Seconds after which one training is given up."""
 
 
-def main(out: Path, budget: float) -> None:
+def main(out: Path, budget: float, bitsandbytes: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     report = Report(out, budget)
     work = Path(tempfile.mkdtemp())
@@ -65,7 +65,7 @@ def main(out: Path, budget: float) -> None:
     for name, measure in bench.trainings():
         report.section(name, measure)
     report.section("losses", lambda: compare_losses(report, isolated, losses, work))
-    for name, measure in bench.more_trainings():
+    for name, measure in bench.more_trainings(bitsandbytes):
         report.section(name, measure)
     shutil.rmtree(work, ignore_errors=True)
 
@@ -159,7 +159,7 @@ class Bench:
             ("DPO ours, profiled", partial(self.dpo, 2 * SIZE.micro, profile="profile_dpo.txt")),
         ]
 
-    def more_trainings(self) -> list[tuple[str, Any]]:
+    def more_trainings(self, bitsandbytes: str) -> list[tuple[str, Any]]:
         """Other settings of ours."""
         micro, lora = SIZE.micro, {"r": 16, "dropout": 0.0}
         return [
@@ -178,7 +178,10 @@ class Bench:
             ("SFT ours, Liger", partial(self.sft, micro, patch=contestants.use_liger_kernels)),
             ("DPO ours, Liger", partial(self.dpo, 2 * micro, patch=contestants.use_liger_kernels)),
             ("SFT ours, twice the micro-batch", partial(self.sft, 2 * micro)),
-            ("SFT ours, QLoRA", partial(self.sft, micro, lora=lora | {"quantized": True})),
+            (
+                "SFT ours, QLoRA",
+                partial(self.sft, micro, lora=lora | {"quantized": True}, packages=bitsandbytes),
+            ),
             ("SFT ours, compiled", partial(self.sft, micro, patch=contestants.compile_layers)),
         ]
 
@@ -197,6 +200,7 @@ class Bench:
         length: int,
         profile: str | None = None,
         patch: Any = unchanged,
+        packages: str = "",
         **settings: Any,
     ) -> None:
         stage = kind(
@@ -221,6 +225,7 @@ class Bench:
             file,
             patch,
             timeout=self._limit(),
+            packages=packages,
         )
         self.report.training(measured, stage.batches()[0], planned(stage, SIZE))
 
@@ -269,4 +274,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=480, help="seconds")
+    parser.add_argument("--bitsandbytes", default="", help="folder that pip installed it in")
     main(**vars(parser.parse_args()))
