@@ -1,5 +1,6 @@
 """Trains with zephyr_ray and with TRL on the same rows, and measures both in the same way."""
 
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from benchmarks.workload import Row, Size, training_flops
+from benchmarks.workload import Row, Size, parameters, training_flops
 
 GIB = 2**30
 PEAK_TFLOPS = 989
@@ -32,6 +33,11 @@ class Measured:
     reserved: float
     on_device: float
     """GiB in use on the device at the end, with CUDA's context."""
+    host: float
+    """Peak resident GiB of the process."""
+    tflops: float
+    """TFLOP/s as a recipe's `hardware.tflops` counts them: per parameter and token of a sequence, 6
+    operations, 4 with LoRA, 8 with a reference at every step."""
     setup: float
     """Seconds before the first step: loading, and a reference pass before training."""
     losses: list[float]
@@ -87,6 +93,8 @@ class Meter(TrainerCallback):
             allocated=torch.cuda.max_memory_allocated() / GIB if gpu else 0,
             reserved=torch.cuda.max_memory_reserved() / GIB if gpu else 0,
             on_device=(total - free) / GIB,
+            host=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            tflops=per_parameter * parameters(size) * sum(sequences) / steps / seconds / 1e12,
             setup=self.setup,
             losses=self.losses,
         )

@@ -161,6 +161,11 @@ def matrix_parameters(size: Size) -> int:
     return m["num_hidden_layers"] * (attention + mlp) + m["vocab_size"] * m["hidden_size"]
 
 
+def parameters(size: Size) -> int:
+    """Returns the parameters of the model, whose input and output embeddings are two matrices."""
+    return matrix_parameters(size) + size.model["vocab_size"] * size.model["hidden_size"]
+
+
 def training_flops(size: Size, lengths: Iterable[int], per_parameter: float) -> float:
     """Returns the FLOPs of training on sequences of these lengths, without padding and
     recomputation: `per_parameter` (6; 4 if the weights are frozen; 2 for a forward pass) per matrix

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,16 @@ import torch
 
 from benchmarks import contestants
 from benchmarks.gpu import attention
-from benchmarks.gpu.isolated import Isolated
 from benchmarks.gpu.losses import compare_losses
-from benchmarks.gpu.report import Report
+from benchmarks.isolated import Isolated
+from benchmarks.report import Report
 from benchmarks.workload import (
     BILLION,
     TINY,
     Size,
     dialogues,
-    matrix_parameters,
     pairs,
+    parameters,
     write_model,
 )
 from zephyr_ray.train import memory
@@ -44,7 +43,7 @@ from zephyr_ray.train.sft import Sft
 
 GPU = torch.cuda.is_available()
 SIZE = BILLION if GPU else TINY
-LIMIT = 100
+LIMIT = 60
 """Seconds after which one training is given up."""
 
 
@@ -108,8 +107,7 @@ def machine(report: Report, isolated: Isolated) -> None:
         ]
         card = subprocess.run(query, capture_output=True, text=True).stdout.strip()
     report.line(card, python=platform.python_version(), processes=isolated.method, **versions)
-    parameters = matrix_parameters(SIZE) + SIZE.model["vocab_size"] * SIZE.model["hidden_size"]
-    report.line(f"model: {parameters / 1e9:.2f} B parameters", **SIZE.model)
+    report.line(f"model: {parameters(SIZE) / 1e9:.2f} B parameters", **SIZE.model)
 
 
 def ceilings() -> dict[str, float]:
@@ -267,7 +265,7 @@ def planned(stage: Any, size: Size) -> memory.Memory:
     from zephyr_ray.models.shapes import shape_of
 
     shape = shape_of({"model_type": "llama", **size.model})
-    return memory.worker_memory(stage, replace(shape))
+    return memory.worker_memory(stage, shape)
 
 
 if __name__ == "__main__":

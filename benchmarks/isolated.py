@@ -42,6 +42,7 @@ class Isolated:
         theirs.close()
         try:
             if not ours.poll(timeout):
+                process.kill()
                 raise Failed(f"no result within {timeout:.0f} s")
             succeeded, result = ours.recv()
         except EOFError:

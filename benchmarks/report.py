@@ -19,9 +19,11 @@ COLUMNS = (
     "tokens/s",
     "s/step",
     "MFU",
+    "hardware.tflops",
     "peak GiB allocated",
     "reserved",
     "on the device",
+    "host",
     "planned GiB",
     "planned / on the device",
     "planned / allocated, without reserve",
@@ -66,7 +68,7 @@ class Report:
         """Writes one row of the table."""
         m = measured
         cells = [self.name, micro, m.rows_per_second, m.tokens_per_second, m.seconds]
-        cells += [f"{m.mfu:.1%}", m.allocated, m.reserved, m.on_device]
+        cells += [f"{m.mfu:.1%}", m.tflops, m.allocated, m.reserved, m.on_device, m.host]
         if planned:
             total, held = planned.total / GIB, (planned.total - planned.reserve) / GIB
             seen = [total / m.on_device, held / m.allocated] if m.allocated else ["", ""]
