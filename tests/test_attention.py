@@ -135,6 +135,21 @@ def test_a_pair_in_one_row_gives_the_logits_of_two_sequences(family: str) -> Non
     assert (logits - torch.cat(expected)).abs().max() < 1e-4
 
 
+def test_a_padded_batch_keeps_the_window() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config("mistral"), attn_implementation="sdpa").eval()
+    inputs = {"input_ids": torch.arange(5, 25).view(2, 10), "attention_mask": torch.ones(2, 10)}
+    inputs["attention_mask"][1, 7:] = 0
+    kept = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        expected = model(**inputs).logits[kept]
+        use_segments(model)
+        assert (model(**inputs).logits[kept] - expected).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("family", ["qwen2_moe", "doge", "lfm2", "bloom"])
 def test_other_families_keep_the_attention_of_transformers(family: str) -> None:
     import torch

@@ -182,3 +182,26 @@ def test_reference_log_probabilities_are_those_of_plain_transformers(
         prompt = PAIRS[row]["prompt_ids"]
         expected = [by_hand(prompt, PAIRS[row][f"{side}_ids"]) for side in ("chosen", "rejected")]
         assert [chosen, rejected] == pytest.approx(expected, rel=1e-6, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "line"),
+    [
+        ("Bloom", "prompts are computed twice per pair: bloom does not attend per segment"),
+        ("Mixtral", "prompts are computed twice per pair: mixtral balances its experts over"),
+    ],
+)
+def test_a_model_that_cannot_share_prompts_gets_padded_pairs(
+    family: str, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(**SIZE)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    use_segments(model)
+    with caplog.at_level("INFO", logger="zephyr_ray"):
+        batch = Dpo(model="base", data="data").objective().collator(0, model)(PAIRS)
+    assert batch["input_ids"].shape[0] == 2 * len(PAIRS)
+    assert line in caplog.text

@@ -25,6 +25,16 @@ from zephyr_ray.train.workers import train
 
 STEPS = 24
 """48 dialogues × 2 epochs / 4."""
+DPO = {
+    "workers": 2,
+    "micro_batch": 2,
+    "zero": 2,
+    "global_batch": 4,
+    "epochs": 3.5,
+    "learning_rate": 2e-4,
+    "max_length": 128,
+    "precision": "fp32",
+}
 
 Runner = Callable[..., Work]
 
@@ -52,18 +62,7 @@ def zero_3(sft: Runner) -> Work:
 
 @pytest.fixture(scope="module")
 def dpo(ray_cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Work:
-    return train_once.dpo(
-        tmp_path_factory.mktemp("dpo"),
-        tiny_model,
-        workers=2,
-        micro_batch=2,
-        zero=2,
-        global_batch=4,
-        epochs=3.5,
-        learning_rate=2e-4,
-        max_length=128,
-        precision="fp32",
-    )
+    return train_once.dpo(tmp_path_factory.mktemp("dpo"), tiny_model, **DPO)
 
 
 def losses(work: Work) -> list[float]:
@@ -307,6 +306,14 @@ def test_a_sharded_reference_equals_an_unsharded_one(
         expected = [unsharded[row][side] for row in range(12)]
         assert [sharded[row][side] for row in range(12)] == pytest.approx(expected, abs=1e-3)
     assert losses(split)[0] == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize("other", [{"zero": 0, "workers": 1}, {"zero": 3, "micro_batch": 1}])
+def test_dpo_is_the_same_however_it_is_split(
+    other: dict[str, int], dpo: Work, tiny_model: Path, tmp_path: Path
+) -> None:
+    work = train_once.dpo(tmp_path, tiny_model, **DPO | other)
+    assert losses(work) == pytest.approx(losses(dpo), abs=2e-4)
 
 
 def test_offloaded_training_is_the_same(one_worker: Work, sft: Runner) -> None:

@@ -99,11 +99,29 @@ def test_dpo_metrics() -> None:
     }
 
 
+def model(attention: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        config=SimpleNamespace(_attn_implementation=attention, model_type="llama")
+    )
+
+
+@pytest.mark.parametrize(
+    ("attention", "ids"), [("sdpa", [[5, 6], [7, 0]]), ("segmented", [[5, 6, 7]])]
+)
+def test_rows_that_are_not_packed_are_padded_only_without_segments(
+    attention: str, ids: list[list[int]]
+) -> None:
+    collate = (
+        Sft(model="base", data="data", packing=False).objective().collator(0, model(attention))
+    )
+    rows = [{"input_ids": [5, 6], "labels": [5, 6]}, {"input_ids": [7], "labels": [7]}]
+    assert collate(rows)["input_ids"].tolist() == ids
+
+
 def test_only_answers_are_labels_in_padded_pairs() -> None:
     objective = Dpo(model="base", data="data").objective()
     row = {"prompt_ids": [5, 6], "chosen_ids": [7, 8], "rejected_ids": [9]}
-    model = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa", model_type="old"))
-    inputs = objective.inputs(objective.collator(pad_token_id=0, model=model)([row]))
+    inputs = objective.inputs(objective.collator(pad_token_id=0, model=model("sdpa"))([row]))
     assert inputs["input_ids"].tolist() == [[5, 6, 7, 8], [5, 6, 9, 0]]
     assert inputs["labels"].tolist() == [[-100, -100, 7, 8], [-100, -100, 9, -100]]
     assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]

@@ -13,6 +13,10 @@ DIALOGUES = [
     {"input_ids": [5, 6, 7, 8, 9, 2], "labels": [-100, -100, 7, 8, 9, 2], "seq_lengths": [6]},
     {"input_ids": [5, 9, 2, 4, 7, 2], "labels": [-100, 9, 2, -100, 7, 2], "seq_lengths": [3, 3]},
 ]
+UNPACKED = [
+    {"input_ids": [5, 6, 7, 8, 9, 2], "labels": [-100, -100, 7, 8, 9, 2]},
+    {"input_ids": [5, 9, 2], "labels": [-100, 9, 2]},
+]
 PAIRS = [
     {
         "prompt_ids": [5, 6, 7],
@@ -114,16 +118,17 @@ def test_sft_is_that_of_trl(packing: bool, start: Any, common: dict[str, Any]) -
     from datasets import Dataset
     from trl.trainer.sft_trainer import SFTTrainer
 
-    ours = trained(Sft(model="base", data="data", packing=packing), start, common, DIALOGUES)
+    rows = DIALOGUES if packing else UNPACKED
+    ours = trained(Sft(model="base", data="data", packing=packing), start, common, rows)
     common["args"].padding_free = packing
     theirs = SFTTrainer(
         plain(start()),
         common["args"],
-        train_dataset=Dataset.from_list(DIALOGUES),
+        train_dataset=Dataset.from_list(rows),
         processing_class=common["tokenizer"],
     )
     tokens = torch.tensor(19)  # of the whole step
-    assert step(ours, DIALOGUES, tokens) == pytest.approx(step(theirs, DIALOGUES, tokens), abs=1e-5)
+    assert step(ours, rows, tokens) == pytest.approx(step(theirs, rows, tokens), abs=1e-5)
 
 
 def test_dpo_is_that_of_trl(start: Any, common: dict[str, Any], tmp_path: Path) -> None:

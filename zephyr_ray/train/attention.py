@@ -36,8 +36,8 @@ class Segments:
     most_queries: int
     most_keys: int
     key_rows: Tensor | None = None
-    """Position in the row of every key; by default the keys of a segment are at its queries'
-    positions."""
+    """Position in the row of every key; None if all segments have as many keys as queries. Such a
+    segment's keys are at its queries' positions."""
 
 
 def attend(

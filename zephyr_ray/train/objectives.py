@@ -13,6 +13,7 @@ from torch import Tensor
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from zephyr_ray.train.attention import uses_segments
 from zephyr_ray.train.losses import answer_nll, dpo_loss, token_nll
 from zephyr_ray.train.pairs import MODEL_INPUTS, can_share, per_answer, shared_prompts
 
@@ -57,16 +58,18 @@ class Objective(ABC):
 @dataclass(frozen=True)
 class SftObjective(Objective):
     """Negative log-likelihood per trained token. A row has `input_ids`, `labels` and, if dialogues
-    are packed, `seq_lengths`."""
+    are packed, `seq_lengths`. A batch is one row, with positions that restart at each dialogue; or
+    padded, if dialogues are not packed and the model does not attend per segment: a step's rows
+    have similar lengths, so padding costs less than attention over the concatenated batch."""
 
     packing: bool
-    """Concatenates the rows of a batch, with positions that restart at each dialogue; else pads
-    them."""
+    """Whether a row holds several dialogues."""
 
     fields = ("entropy", "is_top1")
 
     def collator(self, pad_token_id: int, model: Any) -> Any:
-        return DataCollatorForLanguageModeling(pad_token_id, padding_free=self.packing)
+        joined = self.packing or uses_segments(model)
+        return DataCollatorForLanguageModeling(pad_token_id, padding_free=joined)
 
     def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
         trained = output.label_mask

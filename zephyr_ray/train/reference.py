@@ -79,8 +79,9 @@ def _log_probs(
 
     bf16 = job.settings.precision == "bf16"
     with _reference_model(job) as (model, device):
+        unwrapped = getattr(model, "module", model)  # DeepSpeed's engine has another `config`
         # Any ID can pad: the attention mask and the labels exclude padding.
-        collate = objective.collator(pad_token_id=0, model=model)
+        collate = objective.collator(pad_token_id=0, model=unwrapped)
         for rows in batches:
             batch = send_to_device(collate([data[row] for row in rows or [0]]), device)
             with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
