@@ -93,12 +93,11 @@ def forward_and_backward(attention: Callable[..., Tensor], segments: Segments) -
 
 def dense(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
     """Attends with one mask over all documents of the row, as transformers' "sdpa" does."""
-    at = torch.arange(query.shape[2], device=query.device)
+    at = torch.arange(query.shape[2], device=query.device, dtype=torch.int32)
     document = torch.bucketize(at, segments.query_ends, right=True)
     mask = (document[:, None] == document) & (at[:, None] >= at)
-    return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, enable_gqa=True
-    )
+    key, value = (states.repeat_interleave(HEADS // KEY_HEADS, dim=1) for states in (key, value))
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 def check() -> list[tuple[str, dict[str, Any]]]:
