@@ -153,7 +153,7 @@ def compile_layers() -> None:
     """Compiles every layer of a Llama with torch.compile."""
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-    LlamaDecoderLayer.forward = torch.compile(LlamaDecoderLayer.forward, dynamic=False)
+    LlamaDecoderLayer.forward = torch.compile(LlamaDecoderLayer.forward)
 
 
 def use_liger_kernels() -> None:

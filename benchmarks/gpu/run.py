@@ -9,10 +9,12 @@ Without a GPU it rehearses the same code with a tiny model.
 import argparse
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,11 +45,11 @@ from zephyr_ray.train.sft import Sft
 
 GPU = torch.cuda.is_available()
 SIZE = BILLION if GPU else TINY
-LIMIT = 60
+LIMIT = 90
 """Seconds after which one training is given up."""
 
 
-def main(out: Path, budget: float, bitsandbytes: str) -> None:
+def main(out: Path, budget: float, bitsandbytes: str, only: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     report = Report(out, budget)
     work = Path(tempfile.mkdtemp())
@@ -56,16 +58,18 @@ def main(out: Path, budget: float, bitsandbytes: str) -> None:
     isolated = Isolated(out / "log.txt")
     bench = Bench(report, isolated, work)
     report.section("machine", lambda: machine(report, isolated))
-    report.section(
-        "ceilings", lambda: report.line("ceilings", **isolated.run(ceilings, timeout=60))
-    )
     report.section("model", bench.write_inputs)
-    report.section("attention", bench.attention)
-    for name, measure in bench.trainings():
-        report.section(name, measure)
-    report.section("losses", lambda: compare_losses(report, isolated, losses, work))
-    for name, measure in bench.more_trainings(bitsandbytes):
-        report.section(name, measure)
+    sections: list[tuple[str, Callable[[], Any]]] = [
+        ("ceilings", lambda: report.line("ceilings", **isolated.run(ceilings, timeout=60))),
+        ("attention", bench.attention),
+        *bench.trainings(),
+        ("losses", lambda: compare_losses(report, isolated, losses, work)),
+        *bench.more_trainings(bitsandbytes),
+    ]
+    for name, measure in sections:
+        if re.search(only, name):
+            report.section(name, measure)
+    losses.kill()
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -272,5 +276,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=480, help="seconds")
+    parser.add_argument("--only", default="", help="regular expression of the sections to run")
     parser.add_argument("--bitsandbytes", default="", help="folder that pip installed it in")
     main(**vars(parser.parse_args()))
