@@ -21,6 +21,8 @@ from typing import Any
 
 # torch.cuda.is_available must not initialize CUDA before the processes are forked.
 os.environ |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "HF_HUB_OFFLINE": "1"}
+# A machine without a network has the loopback interface only.
+os.environ |= {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
 
 import torch
