@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -33,12 +34,13 @@ class Isolated:
         `packages` is a folder of packages that only this process imports.
         """
         context = multiprocessing.get_context("spawn" if packages else self.method)
-        path = os.environ.get("PYTHONPATH", "")
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, path]))
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_child, args=(theirs, str(self.log), function, args))
+        if packages:  # a spawned process copies the path
+            sys.path.insert(0, packages)
         process.start()
-        os.environ["PYTHONPATH"] = path
+        if packages:
+            sys.path.remove(packages)
         theirs.close()
         try:
             if not ours.poll(timeout):
