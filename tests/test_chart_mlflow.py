@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from chart_tools import CLUSTER, Document, kind, render, template, values_errors
-from pod_flags import Node
+from pod_flags import Node, expanded
 from pod_flags import environment as pod_environment
 
 CLIENTS = "networkPolicy.mlflowClients[0].podSelector.matchLabels.app=proxy"
@@ -105,11 +105,11 @@ def test_the_schema_refuses_what_is_misspelt(values: dict[str, Any]) -> None:
 def init_container(database: Path, migrate: bool) -> tuple[list[str], dict[str, str]]:
     """Returns the words and the environment of the init container, on this database."""
     [init] = pod(f"mlflow.database.migrate={str(migrate).lower()}")["initContainers"]
-    environment = pod_environment(init, Node(database.parent, {}, {}))
-    environment |= {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{database}"}
-    words = [*init["command"], *init.get("args", [])]
-    uri = "$(MLFLOW_BACKEND_STORE_URI)"
-    return [w.replace(uri, environment["MLFLOW_BACKEND_STORE_URI"]) for w in words], environment
+    address = {"name": "MLFLOW_BACKEND_STORE_URI", "value": f"sqlite:///{database}"}
+    others = [v for v in init["env"] if v["name"] != address["name"]]
+    init, node = {**init, "env": [*others, address]}, Node(database.parent, {}, {})
+    words = [word for key in ("command", "args") for word in expanded(init, key, node)]
+    return words, pod_environment(init, node)
 
 
 def check(database: Path, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -55,6 +55,12 @@ def test_init_containers_run_before_the_pod_on_its_volumes(node: Node) -> None:
     assert data in first and data in then
 
 
+def test_words_are_expanded_like_the_kubelet_does(node: Node, pods: RayPods) -> None:
+    pod = pods.head("h")
+    pod["spec"]["containers"][0]["args"] = ["$(HOME)/$(HOM) $(date) $HOME"]
+    assert run_flags(pod, "h", node)[-1] == "/scratch/$(HOM) $(date) $HOME"
+
+
 def test_an_unknown_field_is_rejected(node: Node, pods: RayPods) -> None:
     pod = pods.head("h")
     pod["spec"]["containers"][0]["lifecycle"] = {}

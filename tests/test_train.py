@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -24,6 +25,16 @@ from zephyr_ray.train.workers import train
 
 STEPS = 24
 """48 dialogues × 2 epochs / 4."""
+DPO = {
+    "workers": 2,
+    "micro_batch": 2,
+    "zero": 2,
+    "global_batch": 4,
+    "epochs": 3.5,
+    "learning_rate": 2e-4,
+    "max_length": 128,
+    "precision": "fp32",
+}
 
 Runner = Callable[..., Work]
 
@@ -51,18 +62,7 @@ def zero_3(sft: Runner) -> Work:
 
 @pytest.fixture(scope="module")
 def dpo(ray_cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Work:
-    return train_once.dpo(
-        tmp_path_factory.mktemp("dpo"),
-        tiny_model,
-        workers=2,
-        micro_batch=2,
-        zero=2,
-        global_batch=4,
-        epochs=3.5,
-        learning_rate=2e-4,
-        max_length=128,
-        precision="fp32",
-    )
+    return train_once.dpo(tmp_path_factory.mktemp("dpo"), tiny_model, **DPO)
 
 
 def losses(work: Work) -> list[float]:
@@ -198,6 +198,36 @@ def test_killed_driver_goes_on_from_a_checkpoint(
     assert resumed == pytest.approx(losses(zero_3), abs=1e-5)
 
 
+def test_a_plain_process_trains_like_a_ray_worker_and_resumes(
+    one_worker: Work, tiny_model: Path, tmp_path: Path
+) -> None:
+    from datasets import load_from_disk
+
+    settings = Sft(model="base", data="data", **{**train_once.SFT, "zero": 0})
+    rows = load_from_disk(str(one_worker.scratch / "data"))
+    order = settings.order([len(row["input_ids"]) for row in rows])
+    job = Job(settings=settings, weights=str(tiny_model), folder=tmp_path, order=order)
+    job.scratch.mkdir()
+    (job.scratch / "data").symlink_to(one_worker.scratch / "data")
+    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    root = Path(__file__).resolve().parents[1]
+    program = [sys.executable, str(root / "tests" / "train_plain.py"), str(tmp_path / "job")]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    first = subprocess.Popen(program, env=env)
+    while first.poll() is None and not (job.checkpoints / "last_checkpoint").exists():
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    subprocess.run(program, env=env, check=True)
+    entries = list(read_jsonl(job.scratch / "steps" / "rank0.jsonl"))
+    assert [entry["step"] for entry in entries].count(1) == 1, "it started from step 1 again"
+    resumed = {entry["step"]: entry["loss"] for entry in entries}
+    expected = dict(enumerate(losses(one_worker), start=1))
+    assert resumed == pytest.approx(expected, abs=1e-5)
+    assert (logits(tmp_path / "model") - logits(one_worker.folder / "model")).abs().max() < 1e-4
+    assert [path.name for path in job.checkpoints.glob("checkpoint-*")] == ["checkpoint-20"]
+
+
 def test_adapter_is_merged_into_the_saved_model(sft: Runner, tiny_model: Path) -> None:
     from safetensors.torch import load_file
 
@@ -276,6 +306,14 @@ def test_a_sharded_reference_equals_an_unsharded_one(
         expected = [unsharded[row][side] for row in range(12)]
         assert [sharded[row][side] for row in range(12)] == pytest.approx(expected, abs=1e-3)
     assert losses(split)[0] == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize("other", [{"zero": 0, "workers": 1}, {"zero": 3, "micro_batch": 1}])
+def test_dpo_is_the_same_however_it_is_split(
+    other: dict[str, int], dpo: Work, tiny_model: Path, tmp_path: Path
+) -> None:
+    work = train_once.dpo(tmp_path, tiny_model, **DPO | other)
+    assert losses(work) == pytest.approx(losses(dpo), abs=2e-4)
 
 
 def test_offloaded_training_is_the_same(one_worker: Work, sft: Runner) -> None:

@@ -147,12 +147,12 @@ def test_packed_dialogues_do_not_attend_to_each_other(
     stage = Sft(model="base", data="data", max_length=512)
     assert len(stage.prepare(work, chat, train_once.dialogues(3))) == 1
     [row] = load_from_disk(str(work.scratch / "data"))
-    batch = stage.objective().collator(pad_token_id=0)([row])
     model = load_model(str(tiny_model))
+    objective = stage.objective()
+    inputs = objective.inputs(objective.collator(pad_token_id=0, model=model)([row]))
     with torch.no_grad():
         # Without a cache, as in training: with one, transformers takes the row for a single text.
-        places = batch["position_ids"]
-        packed = model(batch["input_ids"], position_ids=places, use_cache=False).logits[0]
+        packed = model(**inputs, use_cache=False).logits[0]
         dialogues = torch.tensor(row["input_ids"]).split(row["seq_lengths"])
         alone = torch.cat([model(ids[None]).logits[0] for ids in dialogues])
     assert len(dialogues) == 3 and (packed - alone).abs().max() < 1e-4

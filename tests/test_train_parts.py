@@ -99,10 +99,29 @@ def test_dpo_metrics() -> None:
     }
 
 
-def test_only_answers_are_labels_in_dpo() -> None:
+def model(attention: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        config=SimpleNamespace(_attn_implementation=attention, model_type="llama")
+    )
+
+
+@pytest.mark.parametrize(
+    ("attention", "ids"), [("sdpa", [[5, 6], [7, 0]]), ("segmented", [[5, 6, 7]])]
+)
+def test_rows_that_are_not_packed_are_padded_only_without_segments(
+    attention: str, ids: list[list[int]]
+) -> None:
+    collate = (
+        Sft(model="base", data="data", packing=False).objective().collator(0, model(attention))
+    )
+    rows = [{"input_ids": [5, 6], "labels": [5, 6]}, {"input_ids": [7], "labels": [7]}]
+    assert collate(rows)["input_ids"].tolist() == ids
+
+
+def test_only_answers_are_labels_in_padded_pairs() -> None:
     objective = Dpo(model="base", data="data").objective()
     row = {"prompt_ids": [5, 6], "chosen_ids": [7, 8], "rejected_ids": [9]}
-    inputs = objective.inputs(objective.collator(pad_token_id=0)([row]))
+    inputs = objective.inputs(objective.collator(pad_token_id=0, model=model("sdpa"))([row]))
     assert inputs["input_ids"].tolist() == [[5, 6, 7, 8], [5, 6, 9, 0]]
     assert inputs["labels"].tolist() == [[-100, -100, 7, 8], [-100, -100, 9, -100]]
     assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
@@ -192,7 +211,7 @@ def test_a_loss_that_is_not_finite_ends_training(loss: float, tmp_path: Path) ->
 
     from zephyr_ray.train.reporter import Reporter
 
-    reporter = Reporter(job(tmp_path), trainer=None, rank=0)
+    reporter = Reporter(job(tmp_path), trainer=None, context=None, rank=0)
     reporter.on_step_begin(None, None, None)
     with pytest.raises(Permanent, match=f"the loss is {loss} at step 3; lower learning_rate"):
         reporter.on_log(None, TrainerState(global_step=3), None, {"loss": loss})
@@ -205,7 +224,7 @@ def test_rank_0_writes_the_steps(tmp_path: Path) -> None:
     from zephyr_ray.train.reporter import Reporter
 
     for rank in (0, 1):
-        reporter = Reporter(job(tmp_path, global_batch=4), trainer=None, rank=rank)
+        reporter = Reporter(job(tmp_path, global_batch=4), trainer=None, context=None, rank=rank)
         reporter.on_step_begin(None, None, None)
         reporter.on_log(None, TrainerState(global_step=3), None, {"loss": 0.5, "nll": 2.0})
     [step] = read_jsonl(tmp_path / "scratch" / "steps" / "rank0.jsonl")

@@ -6,12 +6,16 @@ from typing import Any
 import pytest
 
 from zephyr_ray.train.dpo import Dpo
-from zephyr_ray.train.model import load_model
+from zephyr_ray.train.model import load_model, use_segments
 from zephyr_ray.train.sft import Sft
 
 DIALOGUES = [
     {"input_ids": [5, 6, 7, 8, 9, 2], "labels": [-100, -100, 7, 8, 9, 2], "seq_lengths": [6]},
     {"input_ids": [5, 9, 2, 4, 7, 2], "labels": [-100, 9, 2, -100, 7, 2], "seq_lengths": [3, 3]},
+]
+UNPACKED = [
+    {"input_ids": [5, 6, 7, 8, 9, 2], "labels": [-100, -100, 7, 8, 9, 2]},
+    {"input_ids": [5, 9, 2], "labels": [-100, 9, 2]},
 ]
 PAIRS = [
     {
@@ -50,7 +54,9 @@ def start(request: pytest.FixtureRequest, tiny_model: Path) -> Any:
             num_local_experts=4,
             router_aux_loss_coef=0.5,
         )
-        return MixtralForCausalLM(config)
+        model = MixtralForCausalLM(config)
+        use_segments(model)
+        return model
 
     return experts if request.param == "experts" else lambda: load_model(str(tiny_model))
 
@@ -73,6 +79,12 @@ def common(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
         remove_unused_columns=False,
     )
     return {"args": args, "tokenizer": AutoTokenizer.from_pretrained(tiny_model)}
+
+
+def plain(model: Any) -> Any:
+    """The model with transformers' own attention."""
+    model.set_attn_implementation("sdpa")
+    return model
 
 
 def trained(stage: Any, start: Any, common: dict[str, Any], rows: list[dict[str, Any]]) -> Any:
@@ -106,16 +118,17 @@ def test_sft_is_that_of_trl(packing: bool, start: Any, common: dict[str, Any]) -
     from datasets import Dataset
     from trl.trainer.sft_trainer import SFTTrainer
 
-    ours = trained(Sft(model="base", data="data", packing=packing), start, common, DIALOGUES)
+    rows = DIALOGUES if packing else UNPACKED
+    ours = trained(Sft(model="base", data="data", packing=packing), start, common, rows)
     common["args"].padding_free = packing
     theirs = SFTTrainer(
-        start(),
+        plain(start()),
         common["args"],
-        train_dataset=Dataset.from_list(DIALOGUES),
+        train_dataset=Dataset.from_list(rows),
         processing_class=common["tokenizer"],
     )
     tokens = torch.tensor(19)  # of the whole step
-    assert step(ours, DIALOGUES, tokens) == pytest.approx(step(theirs, DIALOGUES, tokens), abs=1e-5)
+    assert step(ours, rows, tokens) == pytest.approx(step(theirs, rows, tokens), abs=1e-5)
 
 
 def test_dpo_is_that_of_trl(start: Any, common: dict[str, Any], tmp_path: Path) -> None:
@@ -141,7 +154,7 @@ def test_dpo_is_that_of_trl(start: Any, common: dict[str, Any], tmp_path: Path) 
         precompute_ref_log_probs=True,
     )
     theirs = Theirs(
-        start(),
+        plain(start()),
         args=args,
         train_dataset=Dataset.from_list(PAIRS),
         processing_class=common["tokenizer"],

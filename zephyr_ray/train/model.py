@@ -12,23 +12,57 @@ from zephyr_ray.models.weights import resolve
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.settings import Lora
 
+FAMILIES = (
+    "cohere2",
+    "exaone4",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm4",
+    "gpt_neox",
+    "granite",
+    "llama",
+    "ministral",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+    "starcoder2",
+)
+"""Model types that attend per segment, each proven by a test. Others may pass a mask or a window
+that this attention would not see (doge, qwen2_moe), or connect tokens by other layers (lfm2)."""
+
 
 def load_model(weights: str, lora: Lora | None = None) -> Any:
     """Loads the initial weights in fp32, or in 4 bits for QLoRA.
 
-    Attention is FlashAttention if it is installed; else PyTorch's, with a mask that separates
-    packed rows (transformers derives it from positions that restart).
+    Most families attend per segment of a row (`FAMILIES`); others attend with a mask over
+    the row, which transformers derives from positions that restart.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn")
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         resolve(weights),
         dtype=torch.float32,
-        attn_implementation="flash_attention_2" if flash else "sdpa",
+        attn_implementation="sdpa",
         **(four_bits() if lora and lora.quantized else {}),
     )
+    use_segments(model)
+    return model
+
+
+def use_segments(model: Any) -> None:
+    """Makes a model of one of FAMILIES attend per segment of a row."""
+    from zephyr_ray.train.attention import SEGMENTED
+
+    if model.config.model_type in FAMILIES:
+        model.set_attn_implementation(SEGMENTED)
 
 
 def load_chat(weights: str) -> ChatFormat:

@@ -8,13 +8,16 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from zephyr_ray.train.attention import uses_segments
 from zephyr_ray.train.losses import answer_nll, dpo_loss, token_nll
+from zephyr_ray.train.pairs import MODEL_INPUTS, can_share, per_answer, shared_prompts
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 Metrics = dict[str, Tensor]
 """Terms by metric; the trainer logs the mean over the terms of all workers."""
 
@@ -30,12 +33,17 @@ class Objective(ABC):
     """Whether the model's dropout layers stay active."""
 
     @abstractmethod
-    def collator(self, pad_token_id: int) -> Any:
-        """Returns the function that makes a batch of rows."""
+    def collator(self, pad_token_id: int, model: Any) -> Any:
+        """Returns the function that makes a batch of rows for the model."""
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Returns the arguments of the model; `labels` are -100 at untrained positions."""
         return dict(batch)
+
+    def tokens(self, batch: Batch) -> Tensor:
+        """Returns the number of tokens of the batch's sequences, without padding."""
+        mask: Tensor = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        return mask.sum()
 
     @abstractmethod
     def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -50,16 +58,18 @@ class Objective(ABC):
 @dataclass(frozen=True)
 class SftObjective(Objective):
     """Negative log-likelihood per trained token. A row has `input_ids`, `labels` and, if dialogues
-    are packed, `seq_lengths`."""
+    are packed, `seq_lengths`. A batch is one row, with positions that restart at each dialogue; or
+    padded, if dialogues are not packed and the model does not attend per segment: a step's rows
+    have similar lengths, so padding costs less than attention over the concatenated batch."""
 
     packing: bool
-    """Concatenates the rows of a batch, with positions that restart at each dialogue; else pads
-    them."""
+    """Whether a row holds several dialogues."""
 
     fields = ("entropy", "is_top1")
 
-    def collator(self, pad_token_id: int) -> Any:
-        return DataCollatorForLanguageModeling(pad_token_id, padding_free=self.packing)
+    def collator(self, pad_token_id: int, model: Any) -> Any:
+        joined = self.packing or uses_segments(model)
+        return DataCollatorForLanguageModeling(pad_token_id, padding_free=joined)
 
     def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
         trained = output.label_mask
@@ -72,7 +82,8 @@ class SftObjective(Objective):
 @dataclass(frozen=True)
 class DpoObjective(Objective):
     """DPO, plus the weighted negative log-likelihood of the chosen answers. A row has `prompt_ids`,
-    `chosen_ids` and `rejected_ids`; a batch holds all chosen sequences, then all rejected ones."""
+    `chosen_ids` and `rejected_ids`; a batch holds each prompt once (`pairs.shared_prompts`), or, if
+    the model cannot share them, all chosen sequences, then all rejected ones."""
 
     beta: float
     nll_weight: float
@@ -81,15 +92,25 @@ class DpoObjective(Objective):
     needs_reference = True
     dropout = False
 
-    def collator(self, pad_token_id: int) -> Any:
-        return DataCollatorForPreference(pad_token_id)
+    def collator(self, pad_token_id: int, model: Any) -> Any:
+        return shared_prompts if can_share(model) else DataCollatorForPreference(pad_token_id)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
+        if "answers" in batch:
+            return {name: batch[name] for name in MODEL_INPUTS}
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
+    def tokens(self, batch: Batch) -> Tensor:
+        if "answers" not in batch:
+            return super().tokens(batch)
+        # A sequence's last token is no input.
+        tokens: Tensor = batch["cu_seq_lens_k"][-1] + 2 * len(batch["answers"])
+        return tokens
+
     def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
+        output = per_answer(output, batch)
         chosen, rejected = pair_log_probs(output)
         chosen_ratio = chosen - batch["ref_chosen_logps"]
         rejected_ratio = rejected - batch["ref_rejected_logps"]
@@ -119,6 +140,9 @@ class DpoObjective(Objective):
 
 
 def pair_log_probs(output: Any) -> tuple[Tensor, Tensor]:
-    """Returns log π(y|x) of the chosen and of the rejected answers, each of shape (pairs,)."""
+    """Returns log π(y|x) of the chosen and of the rejected answers, each of shape (pairs,).
+
+    `output` has one row per answer (`pairs.per_answer`).
+    """
     chosen, rejected = output.log_probs.sum(dim=1).chunk(2)
     return chosen, rejected

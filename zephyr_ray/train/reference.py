@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 def add_reference_log_probs(job: Job, objective: "Objective", data: Any) -> Any:
     """Returns the data set with the columns `ref_chosen_logps` and `ref_rejected_logps`: natural
     logarithms, summed over the answer's tokens."""
-    import ray.train
     import torch.distributed
 
     folder = job.scratch / "reference"
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     missing = missing_rows(folder, data["lengths"])
     torch.distributed.barrier()  # no worker writes before all have read
     if missing:
@@ -74,19 +72,21 @@ def _log_probs(
     """Yields row index, chosen and rejected log-probability. For an empty batch, runs row 0 only to
     take part in the collective, and yields nothing."""
     import torch
+    from accelerate.utils import send_to_device
 
     from zephyr_ray.train.objectives import pair_log_probs
+    from zephyr_ray.train.pairs import per_answer
 
-    # Any ID can pad: the attention mask and the labels exclude padding.
-    collate = objective.collator(pad_token_id=0)
     bf16 = job.settings.precision == "bf16"
     with _reference_model(job) as (model, device):
+        unwrapped = getattr(model, "module", model)  # DeepSpeed's engine has another `config`
+        # Any ID can pad: the attention mask and the labels exclude padding.
+        collate = objective.collator(pad_token_id=0, model=unwrapped)
         for rows in batches:
-            batch = collate([data[row] for row in rows or [0]])
-            batch = {name: values.to(device) for name, values in batch.items()}
+            batch = send_to_device(collate([data[row] for row in rows or [0]]), device)
             with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
                 output = model(**objective.inputs(batch), fused_lm_head=True)
-                chosen, rejected = pair_log_probs(output)
+                chosen, rejected = pair_log_probs(per_answer(output, batch))
             yield from zip(rows, chosen.tolist(), rejected.tolist(), strict=False)
 
 

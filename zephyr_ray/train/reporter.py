@@ -5,27 +5,25 @@ Imports transformers: import this module only in a worker.
 """
 
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch.distributed
-from ray.train import Checkpoint, CheckpointUploadMode
 from transformers import TrainerCallback
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.stage import log
 from zephyr_ray.store import Journal
+from zephyr_ray.train.context import Context, remove_checkpoints
 from zephyr_ray.train.job import Job
 
 
 class Reporter(TrainerCallback):
-    """Writes steps to the job's journal (rank 0) and reports checkpoints to Ray Train (all)."""
+    """Writes steps to the job's journal (rank 0) and reports checkpoints (all ranks)."""
 
-    def __init__(self, job: Job, trainer: Any, rank: int):
-        self.job, self.trainer, self.rank = job, trainer, rank
+    def __init__(self, job: Job, trainer: Any, context: Context, rank: int):
+        self.job, self.trainer, self.context = job, trainer, context
         self.journal = Journal(job.scratch / "steps", writer="rank0") if rank == 0 else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -53,12 +51,7 @@ class Reporter(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        ray.train.report(
-            {"step": state.global_step},
-            # Rank 0 reports it; all workers wait here until each has written its part.
-            checkpoint=Checkpoint(path) if self.rank == 0 else None,
-            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-        )
+        self.context.report(state.global_step, path)
 
 
 def refuse_other_engines(engine: Any, zero: int) -> None:
@@ -82,24 +75,20 @@ def refuse_other_engines(engine: Any, zero: int) -> None:
         )
 
 
-def last_checkpoint(job: Job) -> str | None:
+def last_checkpoint(job: Job, context: Context) -> Path | None:
     """Returns the last checkpoint that all workers reported, and removes all others, which may be
     half written. Runs on every worker."""
-    reported = ray.train.get_checkpoint()
-    context = ray.train.get_context()
-    if reported and not fits(Path(reported.path), job.settings.zero, context.get_world_size()):
+    last = context.last_checkpoint()
+    if last and not fits(last, job.settings.zero, torch.distributed.get_world_size()):
         log.warning(
             "the checkpoint was written with another number of workers or at another ZeRO stage; "
             "training starts from step 1"
         )
-        reported = None
-    kept = Path(reported.path).name if reported else None
-    if context.get_world_rank() == 0:
-        for path in job.checkpoints.glob("checkpoint-*"):
-            if path.name != kept:
-                shutil.rmtree(path, ignore_errors=True)
+        last = None
+    if torch.distributed.get_rank() == 0:
+        remove_checkpoints(job.checkpoints, keep=last.name if last else None)
     torch.distributed.barrier()
-    return str(reported.path) if reported else None
+    return last
 
 
 def fits(checkpoint: Path, zero: int, workers: int) -> bool:

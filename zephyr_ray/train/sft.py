@@ -45,8 +45,6 @@ class Sft(TrainingStage):
     def objective(self) -> "Objective":
         from zephyr_ray.train.objectives import SftObjective
 
-        # Dialogues that are not packed are padded: a step's rows have similar lengths, so padding
-        # costs less than attention over the concatenated batch.
         return SftObjective(packing=self.packing)
 
     def prepare(self, work: Work, chat: ChatFormat, rows: list[Row]) -> list[int]:

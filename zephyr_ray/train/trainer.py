@@ -20,7 +20,7 @@ class Trainer(SFTTrainer):
 
     def __init__(self, objective: Objective, tags: list[str], tokenizer: Any, **others: Any):
         self._tag_names = tags
-        collator = objective.collator(tokenizer.pad_token_id)
+        collator = objective.collator(tokenizer.pad_token_id, others["model"])
         super().__init__(processing_class=tokenizer, data_collator=collator, **others)
         self.objective = objective
         # Makes transformers count a step's trained tokens, whatever the model's forward accepts.
@@ -54,14 +54,14 @@ class Trainer(SFTTrainer):
         if output.aux_loss is not None:  # load balancing in a mixture of experts
             loss = loss + self.router_aux_loss_coef * output.aux_loss / passes
             metrics["aux_loss"] = output.aux_loss[None]
-        self._record(metrics, inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])))
+        self._record(metrics, self.objective.tokens(inputs))
         return loss
 
-    def _record(self, metrics: Metrics, mask: Tensor) -> None:
+    def _record(self, metrics: Metrics, tokens: Tensor) -> None:
         """Stores the metrics of one forward pass, over all workers, and the tokens seen since the
         start."""
         terms = metrics.values()
-        sums = torch.stack([*(term.detach().double().sum() for term in terms), mask.double().sum()])
+        sums = torch.stack([*(term.detach().double().sum() for term in terms), tokens.double()])
         counts = sums.new_tensor([*(term.numel() for term in terms), 1])
         sums, counts = self.accelerator.gather(torch.stack([sums, counts])[None]).sum(dim=0)
         for name, mean in zip(metrics, (sums / counts.clamp(min=1)).tolist(), strict=False):

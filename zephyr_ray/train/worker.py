@@ -2,15 +2,19 @@
 resuming from the last reported checkpoint, and saves it."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.store import write_atomically
+from zephyr_ray.train.context import Context, RayContext
 from zephyr_ray.train.cpu import keep_freed_memory, let_deepspeed_run_on_cpu
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.model import load_chat, load_model, need_bitsandbytes, save
 from zephyr_ray.train.reference import add_reference_log_probs
 from zephyr_ray.train.settings import Lora
+
+if TYPE_CHECKING:
+    from zephyr_ray.train.trainer import Trainer
 
 
 def run_worker(config: dict[str, Any]) -> None:
@@ -19,15 +23,31 @@ def run_worker(config: dict[str, Any]) -> None:
     Permanent errors go to a file, because Ray would retry an exception.
     """
     job: Job = config["job"]
+    context = RayContext()
     try:
-        _train_and_save(job)
+        train_and_save(job, context)
+        context.report(job.steps, checkpoint=None)
     except Permanent as error:
         write_atomically(job.refusal, str(error))
 
 
-def _train_and_save(job: Job) -> None:
-    import ray.train
+def train_and_save(job: Job, context: Context) -> None:
+    """Trains from the last checkpoint on and writes model/. Needs torch.distributed's process
+    group."""
+    trainer = make_trainer(job, context)
+    # After make_trainer, which prepares the process before it imports transformers.
+    from zephyr_ray.train.reporter import last_checkpoint
+
+    checkpoint = last_checkpoint(job, context)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    save(job, trainer)
+
+
+def make_trainer(job: Job, context: Context) -> "Trainer":
+    """Returns the trainer with its model and data, after the reference pass if the objective needs
+    one."""
     import torch
+    import torch.distributed
 
     settings = job.settings
     if not torch.cuda.is_available():
@@ -38,10 +58,9 @@ def _train_and_save(job: Job) -> None:
     from transformers import PrinterCallback
     from trl.trainer.sft_config import SFTConfig
 
-    from zephyr_ray.train.reporter import Reporter, last_checkpoint
+    from zephyr_ray.train.reporter import Reporter
     from zephyr_ray.train.trainer import Trainer
 
-    checkpoint = last_checkpoint(job)
     objective = settings.objective()
     data = load_from_disk(str(job.scratch / "data"))
     if objective.needs_reference:
@@ -60,10 +79,8 @@ def _train_and_save(job: Job) -> None:
         peft_config=adapter_config(settings.lora),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Reporter(job, trainer, ray.train.get_context().get_world_rank()))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    save(job, trainer)
-    ray.train.report({"step": job.steps})
+    trainer.add_callback(Reporter(job, trainer, context, torch.distributed.get_rank()))
+    return trainer
 
 
 def trainer_arguments(job: Job) -> dict[str, Any]:

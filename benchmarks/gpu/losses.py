@@ -1,0 +1,75 @@
+"""Trains a tiny model for 20 steps, to compare losses in bf16 on a GPU with fp32 on a CPU.
+
+python -m benchmarks.gpu.losses FOLDER fp32
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.workload import TINY, dialogues, pairs, write_model
+from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.sft import Sft
+
+SMALL = replace(
+    TINY,
+    model={
+        "vocab_size": 2048,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    sft_length=256,
+    dpo_length=192,
+    steps=20,
+)
+
+
+def losses(folder: Path, kind: str, precision: str, gpus: int) -> list[float]:
+    """Trains in this process; returns the loss of every step."""
+    from benchmarks.contestants import ours
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(folder / "model", SMALL, "cpu")
+    common = {"model": "m", "data": "d", "zero": 0, "epochs": 5, "precision": precision}
+    common |= {"gpus_per_worker": gpus, "micro_batch": 2, "learning_rate": 5e-4}
+    common |= {"checkpoint_every": 10_000}
+    if kind == "sft":
+        stage: Any = Sft(**common, global_batch=SMALL.sft_batch, max_length=SMALL.sft_length)
+        rows = dialogues(SMALL, 8 * SMALL.sft_batch * SMALL.sft_length)
+    else:
+        stage = Dpo(**common, global_batch=SMALL.dpo_batch, max_length=SMALL.dpo_length)
+        rows = pairs(SMALL, 8 * SMALL.dpo_batch)
+    return ours(SMALL, folder / "model", stage, rows, folder / "made").losses
+
+
+def compare_losses(report: Any, isolated: Any, on_cpu: subprocess.Popen[bytes], work: Path) -> None:
+    """Prints the largest differences from the losses of the process on the CPU."""
+    import torch
+
+    on_cpu.wait(timeout=60)
+    expected = json.loads((work / "cpu" / "losses.json").read_text(encoding="utf-8"))
+    gpus = int(torch.cuda.is_available())
+    for kind in ("sft", "dpo"):
+        for precision in ("bf16", "fp32"):
+            folder = work / f"{kind}-{precision}"
+            actual = isolated.run(losses, folder, kind, precision, gpus, timeout=60)
+            differences = [abs(a - b) for a, b in zip(actual, expected[kind], strict=True)]
+            report.line(
+                f"{kind}, {len(actual)} steps, {precision} against fp32 on the CPU",
+                largest_difference=max(differences),
+                first=differences[0],
+                loss_from=expected[kind][0],
+                loss_to=expected[kind][-1],
+            )
+
+
+if __name__ == "__main__":
+    folder, precision = Path(sys.argv[1]), sys.argv[2]
+    both = {kind: losses(folder / kind, kind, precision, gpus=0) for kind in ("sft", "dpo")}
+    (folder / "losses.json").write_text(json.dumps(both), encoding="utf-8")

@@ -1,0 +1,91 @@
+"""Compares training with TRL's on a CPU: SFT and DPO of SmolLM2-135M in the lengths of UltraChat
+and UltraFeedback, each training in a process of its own.
+
+    flock LOCK .venv/bin/python -m benchmarks.train --out FOLDER
+
+Two steps each, of which the second is measured. Takes about half an hour on two cores.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl.trainer.dpo_trainer
+import trl.trainer.sft_trainer  # noqa: F401
+
+import zephyr_ray.train.trainer  # noqa: F401
+from benchmarks import contestants
+from benchmarks.isolated import Isolated
+from benchmarks.report import Report
+from benchmarks.workload import Size, dialogues, pairs
+from zephyr_ray.models.shapes import KNOWN_CONFIGS
+from zephyr_ray.models.weights import resolve
+from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.sft import Sft
+
+MODEL = "smollm2-135m-instruct"
+BATCH = {"sft": 4, "dpo": 8}
+SIZE = Size(
+    model={name: value for name, value in KNOWN_CONFIGS[MODEL].items() if type(value) is int},
+    sft_length=2048,
+    dpo_length=1024,
+    sft_batch=BATCH["sft"],
+    dpo_batch=BATCH["dpo"],
+    micro=4,
+    steps=2,
+    warmup=1,
+)
+LIMIT = 1800
+"""Seconds after which one training is given up."""
+
+
+def main(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    report, isolated = Report(out, budget=20 * LIMIT), Isolated(out / "log.txt")
+    for name, micro, train in trainings(resolve(MODEL), Path(tempfile.mkdtemp())):
+
+        def measure(train: Any = train, micro: int = micro) -> None:
+            report.training(isolated.run(train, timeout=LIMIT), micro)
+
+        report.section(name, measure)
+
+
+def trainings(model: Path, work: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:
+    """Yields names, micro-batches and trainings."""
+    rows = {
+        "sft": dialogues(SIZE, SIZE.steps * SIZE.sft_batch * SIZE.sft_length),
+        "dpo": pairs(SIZE, SIZE.steps * SIZE.dpo_batch),
+    }
+    common = {"model": "m", "data": "d", "zero": 0, "epochs": 2, "checkpoint_every": 10_000}
+    common |= {"cpus_per_worker": torch.get_num_threads()}
+
+    def ours(kind: Any, micro: int, **settings: Any) -> Any:
+        batch = BATCH[kind.kind]
+        stage = kind(**common, global_batch=batch, micro_batch=micro, **settings)
+        folder = Path(tempfile.mkdtemp(dir=work))
+        return partial(contestants.ours, SIZE, model, stage, rows[kind.kind], folder)
+
+    def trl(train: Any, *settings: Any) -> Any:
+        kind = "sft" if train is contestants.trl_sft else "dpo"
+        folder = Path(tempfile.mkdtemp(dir=work))
+        return partial(train, SIZE, model, rows[kind], folder, *settings)
+
+    yield "DPO ours", 2, ours(Dpo, 2)
+    yield "DPO ours, checkpointing", 8, ours(Dpo, 8, gradient_checkpointing=True)
+    yield "DPO TRL as handbook", 8, trl(contestants.trl_dpo, 8, False, True)
+    yield "DPO TRL at its best", 2, trl(contestants.trl_dpo, 2, True, False)
+    for micro in (1, 2):
+        yield f"SFT ours, packed, micro {micro}", micro, ours(Sft, micro)
+    yield "SFT TRL as handbook", 4, trl(contestants.trl_sft, 4, False, True)
+    yield "SFT TRL packed", 2, trl(contestants.trl_sft, 2, True, False)
+    yield "SFT TRL unpacked, no checkpointing", 2, trl(contestants.trl_sft, 2, False, False)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,101 @@
+"""Connects a training loop to what started it: reports checkpoints to it, and finds the last one.
+
+Rank, world size and barriers are those of torch.distributed, whose process group exists before the
+loop starts.
+"""
+
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from zephyr_ray.store import write_atomically
+
+
+class Context(Protocol):
+    """What a training loop needs of its surroundings."""
+
+    def report(self, step: int, checkpoint: Path | None) -> None:
+        """Reports that this worker finished the step, and wrote its part of the checkpoint.
+
+        Returns when all workers have reported.
+        """
+
+    def last_checkpoint(self) -> Path | None:
+        """Returns the last checkpoint that all workers reported."""
+
+
+class RayContext:
+    """A worker of Ray Train."""
+
+    def report(self, step: int, checkpoint: Path | None) -> None:
+        import ray.train
+        import torch.distributed
+        from ray.train import Checkpoint, CheckpointUploadMode
+
+        first = checkpoint and torch.distributed.get_rank() == 0
+        ray.train.report(
+            {"step": step},
+            checkpoint=Checkpoint(checkpoint) if first else None,
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    def last_checkpoint(self) -> Path | None:
+        import ray.train
+
+        reported = ray.train.get_checkpoint()
+        return Path(reported.path) if reported else None
+
+
+@dataclass(frozen=True)
+class ProcessContext:
+    """A process without Ray: alone, or one of several that torchrun started."""
+
+    checkpoints: Path
+
+    def __post_init__(self) -> None:
+        """Joins the process group that torchrun's environment variables name, else one of its
+        own."""
+        import torch
+
+        if "RANK" not in os.environ:
+            alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+            os.environ |= alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if not torch.distributed.is_initialized():
+            backend = "nccl" if torch.cuda.is_available() else "gloo"
+            torch.distributed.init_process_group(backend)
+
+    @property
+    def _record(self) -> Path:
+        """File with the name of the last checkpoint that all workers reported."""
+        return self.checkpoints / "last_checkpoint"
+
+    def report(self, step: int, checkpoint: Path | None) -> None:
+        import torch.distributed
+
+        torch.distributed.barrier()
+        if checkpoint and torch.distributed.get_rank() == 0:
+            write_atomically(self._record, checkpoint.name)
+            remove_checkpoints(self.checkpoints, keep=checkpoint.name)
+
+    def last_checkpoint(self) -> Path | None:
+        if not self._record.exists():
+            return None
+        return self.checkpoints / self._record.read_text(encoding="utf-8")
+
+
+def remove_checkpoints(folder: Path, keep: str | None) -> None:
+    """Removes all checkpoints in the folder except the one with the name `keep`."""
+    for path in folder.glob("checkpoint-*"):
+        if path.name != keep:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

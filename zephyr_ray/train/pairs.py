@@ -1,0 +1,103 @@
+"""Writes the pairs of a micro-batch into one row, each prompt once.
+
+Chosen and rejected answer share their prompt, so a pair is prompt, chosen branch, rejected branch:
+the positions of both branches continue the prompt's, and no branch attends to the other. Imports
+PyTorch: import this module only in a worker.
+"""
+
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.utils import FusedCausalLMOutput
+
+from zephyr_ray.stage import log
+from zephyr_ray.train.attention import uses_segments
+
+MODEL_INPUTS = (
+    "input_ids",
+    "position_ids",
+    "shift_labels",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "key_rows",
+)
+"""Items of a batch that the model takes."""
+
+
+def can_share(model: Any) -> bool:
+    """Returns whether a pair in one row gives the numbers of two sequences; logs why it does not.
+
+    A mixture of experts balances its load over the tokens of a forward pass, prompts counted twice.
+    """
+    config = model.config
+    balances = hasattr(config, "output_router_logits") and config.router_aux_loss_coef
+    if uses_segments(model) and not balances:
+        return True
+    why = "balances its experts over all tokens" if balances else "does not attend per segment"
+    log.info("prompts are computed twice per pair: %s %s", config.model_type, why)
+    return False
+
+
+def shared_prompts(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the batch of rows with `prompt_ids`, `chosen_ids` and `rejected_ids`.
+
+    The prompt's last token stands in front of each branch, because it predicts the branch's first
+    token. `answers` has shape (pairs, 2, longest answer) and marks the tokens that exist.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    targets: list[int] = []
+    key_rows: list[int] = []
+    queries: list[int] = []
+    keys: list[int] = []
+    for row in rows:
+        *shared, last = row["prompt_ids"]
+        prompt = range(len(ids), len(ids) + len(shared))
+        ids += shared
+        positions += range(len(shared))
+        targets += [-100] * len(shared)
+        for answer in (row["chosen_ids"], row["rejected_ids"]):
+            branch = range(len(ids), len(ids) + len(answer))
+            ids += [last, *answer[:-1]]
+            positions += range(len(shared), len(shared) + len(answer))
+            targets += answer
+            key_rows += [*prompt, *branch]
+            keys.append(len(prompt) + len(branch))
+        # The prompt's queries belong to the chosen branch.
+        queries += [keys[-2], len(branch)]
+    lengths = torch.tensor([[len(row["chosen_ids"]), len(row["rejected_ids"])] for row in rows])
+    batch = {
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.tensor([positions]),
+        "shift_labels": torch.tensor([targets]),
+        "cu_seq_lens_q": torch.tensor([0, *accumulate(queries)], dtype=torch.int32),
+        "cu_seq_lens_k": torch.tensor([0, *accumulate(keys)], dtype=torch.int32),
+        "max_length_q": max(queries),
+        "max_length_k": max(keys),
+        "key_rows": torch.tensor(key_rows),
+        "answers": torch.arange(int(lengths.max())) < lengths[:, :, None],
+    }
+    for name in ("ref_chosen_logps", "ref_rejected_logps"):
+        if name in rows[0]:
+            batch[name] = torch.tensor([row[name] for row in rows])
+    return batch
+
+
+def per_answer(output: Any, batch: dict[str, Any]) -> Any:
+    """Returns the output with one row per answer: all chosen ones, then all rejected ones. The
+    output of a padded batch has these rows already."""
+    answers = batch.get("answers")
+    if answers is None:
+        return output
+    mask = output.label_mask
+
+    def rows(values: Tensor) -> Tensor:
+        spread = values.new_zeros(answers.shape).masked_scatter(answers, values[mask])
+        return spread.transpose(0, 1).flatten(0, 1)
+
+    fields = {name: rows(field) for name, field in output.items() if field.shape == mask.shape}
+    return FusedCausalLMOutput(**fields)
