@@ -60,11 +60,9 @@ class Trainings:
     def changed(self) -> list[tuple[str, Any]]:
         """Ours with changes to the model's kernels or PyTorch's allocator."""
         sft, dpo, micro = self.sft, self.dpo, SIZE.micro
-        rounded, liger = switches.rounded_norms, switches.liger
-        growing, both = switches.expandable_segments, switches.liger_expandable
+        liger, growing = switches.liger, switches.expandable_segments
+        both = switches.liger_expandable
         return [
-            ("SFT ours, rounded norms", partial(sft, micro, patch=rounded)),
-            ("DPO ours, rounded norms", partial(dpo, 2 * micro, patch=rounded)),
             ("SFT ours, Liger", partial(sft, micro, patch=liger)),
             ("DPO ours, Liger", partial(dpo, 2 * micro, patch=liger)),
             ("DPO ours, expandable segments", partial(dpo, 2 * micro, patch=growing)),

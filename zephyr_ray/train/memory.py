@@ -98,11 +98,13 @@ def activations(settings: TrainingSettings, shape: Shape, tokens: int) -> float:
     """Returns the peak bytes that the layers store for the backward pass."""
     h, f, kv, is_bf16 = shape.hidden, shape.ffn, shape.kv, settings.precision == "bf16"
     # Residuals and norms in fp32, matrix inputs, queries, keys, values, attention output, the MLP.
-    layer = 30 * h + 4 * kv + 8 * f if is_bf16 else 32 * h + 8 * kv + 16 * f
+    layer = 24 * h + 4 * kv + 8 * f if is_bf16 else 32 * h + 8 * kv + 16 * f
     tail = 26 * h if is_bf16 else 33 * h  # the last norm, and gradients in the backward pass
     if settings.lora:
         # Frozen matrices store no inputs; adapters store inputs, inner values and dropout masks.
-        layer += 28 * settings.lora.r - 6 * h + (6 * h + f) * (settings.lora.dropout > 0)
+        layer += (
+            28 * settings.lora.r - 6 * h * (not is_bf16) + (6 * h + f) * (settings.lora.dropout > 0)
+        )
     rounded = _rounded_weights(settings, shape) if is_bf16 else 0
     if not settings.gradient_checkpointing:
         return rounded + tokens * (shape.layers * layer + tail)
