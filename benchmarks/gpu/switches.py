@@ -9,10 +9,6 @@ def unchanged() -> None:
     pass
 
 
-def liger() -> None:
-    _change_models(use_liger)
-
-
 def compiled_parts() -> None:
     _change_models(compile_parts)
 
@@ -24,25 +20,12 @@ def expandable_segments() -> None:
     torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
 
 
-def liger_expandable() -> None:
-    expandable_segments()
-    liger()
-
-
 def compiled_layers() -> None:
     """Compiles every layer of a Llama, for any number of tokens."""
     import torch
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
     LlamaDecoderLayer.forward = torch.compile(LlamaDecoderLayer.forward, dynamic=True)
-
-
-def use_liger(model: Any) -> None:
-    """Replaces norms, rotary positions and MLP by Liger's kernels."""
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-
-    apply = MODEL_TYPE_TO_APPLY_LIGER_FN[model.config.model_type]
-    apply(cross_entropy=False, fused_linear_cross_entropy=False, model=model)
 
 
 def compile_parts(model: Any) -> None:

@@ -1,5 +1,6 @@
 """Changes how a model computes what is between its matrix products, not what it computes."""
 
+import importlib.util
 from typing import Any
 
 LIKE_LLAMA = (
@@ -33,3 +34,19 @@ def round_norms(model: Any) -> None:
         for layer in model.model.layers:
             for norm in (layer.input_layernorm, layer.post_attention_layernorm):
                 norm.register_forward_hook(rounded)
+
+
+def use_liger(model: Any) -> None:
+    """Computes norms, rotary positions and the MLP's activation of a model of LIKE_LLAMA with
+    Liger's kernels, if there is a GPU and the package."""
+    import torch
+
+    quantized = getattr(model, "is_quantized", False)
+    if quantized or model.config.model_type not in LIKE_LLAMA or not torch.cuda.is_available():
+        return
+    if importlib.util.find_spec("liger_kernel") is None:
+        return
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    apply = MODEL_TYPE_TO_APPLY_LIGER_FN[model.config.model_type]
+    apply(cross_entropy=False, fused_linear_cross_entropy=False, model=model)

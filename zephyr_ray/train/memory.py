@@ -105,6 +105,9 @@ def activations(settings: TrainingSettings, shape: Shape, tokens: int) -> float:
         layer += (
             28 * settings.lora.r - 6 * h * (not is_bf16) + (6 * h + f) * (settings.lora.dropout > 0)
         )
+    if settings.gpus_per_worker and not (settings.lora and settings.lora.quantized):
+        # Liger's kernels recompute what a norm scales and what an activation returns.
+        layer -= 8 * h + (2 if is_bf16 else 4) * f
     rounded = _rounded_weights(settings, shape) if is_bf16 else 0
     if not settings.gradient_checkpointing:
         return rounded + tokens * (shape.layers * layer + tail)
