@@ -7,6 +7,7 @@ import pytest
 
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.model import load_model, use_segments
+from zephyr_ray.train.settings import Lora
 from zephyr_ray.train.sft import Sft
 
 DIALOGUES = [
@@ -196,3 +197,23 @@ def test_dropout_is_off_in_dpo(
     trainer = trained(stage(model="base", data="data", lora=LORA), start, common, rows)
     modules = [module for module in trainer.model.modules() if isinstance(module, Dropout)]
     assert modules and {module.p for module in modules} == {p}
+
+
+@pytest.mark.parametrize("lora", [None, Lora(**LORA)])
+def test_norms_are_rounded_once_under_autocast(lora: Lora | None, tiny_model: Path) -> None:
+    import torch
+
+    model, dtypes = load_model(str(tiny_model), lora), []
+    layer = model.model.layers[0]
+    for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+        norm.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(ids).logits
+    kept = torch.float32 if lora else torch.bfloat16
+    assert dtypes == [torch.float32] * 2 + [kept] * 2
+    for norm in [norm for layer in model.model.layers for norm in layer.children()]:
+        norm._forward_hooks.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(rounded, model(ids).logits)

@@ -27,7 +27,7 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "err
 
 import torch
 
-from benchmarks.gpu import attention, switches
+from benchmarks.gpu import attention
 from benchmarks.gpu.losses import compare_losses
 from benchmarks.gpu.trainings import GPU, SIZE, Trainings
 from benchmarks.isolated import Isolated
@@ -52,7 +52,6 @@ def main(out: Path, budget: float, bitsandbytes: str, only: str) -> None:
         *trainings.compared(),
         *trainings.changed(),
         ("losses", compare),
-        ("losses, Liger", lambda: compare(("bf16",), switches.liger)),
         *trainings.others(bitsandbytes),
     ]
     for name, measure in sections:

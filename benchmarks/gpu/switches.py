@@ -9,14 +9,6 @@ def unchanged() -> None:
     pass
 
 
-def rounded_norms() -> None:
-    _change_models(round_norms)
-
-
-def liger() -> None:
-    _change_models(round_norms, use_liger)
-
-
 def compiled_parts() -> None:
     _change_models(compile_parts)
 
@@ -28,11 +20,6 @@ def expandable_segments() -> None:
     torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
 
 
-def liger_expandable() -> None:
-    expandable_segments()
-    liger()
-
-
 def compiled_layers() -> None:
     """Compiles every layer of a Llama, for any number of tokens."""
     import torch
@@ -41,32 +28,9 @@ def compiled_layers() -> None:
     LlamaDecoderLayer.forward = torch.compile(LlamaDecoderLayer.forward, dynamic=True)
 
 
-def round_norms(model: Any) -> None:
-    """Rounds the output of each norm to autocast's dtype once. Autocast would round it for every
-    matrix product that reads it, three times for queries, keys and values."""
-    import torch
-
-    def rounded(module: Any, inputs: Any, output: Any) -> Any:
-        device = output.device.type
-        if torch.is_autocast_enabled(device):
-            return output.to(torch.get_autocast_dtype(device))
-
-    for layer in model.model.layers:
-        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-            norm.register_forward_hook(rounded)
-
-
-def use_liger(model: Any) -> None:
-    """Replaces norms, rotary positions and MLP by Liger's kernels."""
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-
-    apply = MODEL_TYPE_TO_APPLY_LIGER_FN[model.config.model_type]
-    apply(cross_entropy=False, fused_linear_cross_entropy=False, model=model)
-
-
 def compile_parts(model: Any) -> None:
-    """Compiles what a Llama computes between matrix products: norms (rounded as by `round_norms`),
-    rotary positions and the MLP's activation."""
+    """Compiles what a Llama computes between matrix products: norms (rounded as by
+    `kernels.round_norms`), rotary positions and the MLP's activation."""
     import torch
     import torch._inductor.config
 

@@ -60,22 +60,17 @@ class Trainings:
     def changed(self) -> list[tuple[str, Any]]:
         """Ours with changes to the model's kernels or PyTorch's allocator."""
         sft, dpo, micro = self.sft, self.dpo, SIZE.micro
-        rounded, liger = switches.rounded_norms, switches.liger
-        growing, both = switches.expandable_segments, switches.liger_expandable
+        growing = switches.expandable_segments
         return [
-            ("SFT ours, rounded norms", partial(sft, micro, patch=rounded)),
-            ("DPO ours, rounded norms", partial(dpo, 2 * micro, patch=rounded)),
-            ("SFT ours, Liger", partial(sft, micro, patch=liger)),
-            ("DPO ours, Liger", partial(dpo, 2 * micro, patch=liger)),
             ("DPO ours, expandable segments", partial(dpo, 2 * micro, patch=growing)),
-            ("SFT ours, Liger, twice the micro-batch", partial(sft, 2 * micro, patch=both)),
-            ("DPO ours, Liger, twice the micro-batch", partial(dpo, 4 * micro, patch=both)),
+            ("SFT ours, twice the micro-batch", partial(sft, 2 * micro, patch=growing)),
+            ("DPO ours, twice the micro-batch", partial(dpo, 4 * micro, patch=growing)),
         ]
 
     def others(self, bitsandbytes: str) -> list[tuple[str, Any]]:
         """Other settings of ours."""
         micro, lora = SIZE.micro, {"r": 16, "dropout": 0.0}
-        sft, dpo, liger = self.sft, self.dpo, switches.liger
+        sft, dpo = self.sft, self.dpo
         saving = {"zero": 3, "gradient_checkpointing": True}
         quantized = {"lora": lora | {"quantized": True}, "packages": bitsandbytes}
         return [
@@ -86,7 +81,6 @@ class Trainings:
             ),
             ("SFT ours, QLoRA", partial(sft, micro, **quantized)),
             ("DPO ours, micro-batch of two pairs", partial(dpo, 2)),
-            ("SFT ours, ZeRO 3, checkpointing, Liger", partial(sft, micro, patch=liger, **saving)),
             ("SFT ours, ZeRO 3", partial(sft, micro, zero=3)),
             ("DPO ours, ZeRO 3", partial(dpo, 2 * micro, zero=3)),
             ("SFT ours, checkpointing", partial(sft, micro, gradient_checkpointing=True)),
