@@ -436,6 +436,10 @@ SEEDS = {
     "no json": ('{"instruction": "a"}\n\nnot json\n', "seeds.jsonl line 3: not JSON"),
     "no object": ('["a"]\n', "seeds.jsonl line 1: not a JSON object"),
     "no instruction": ('{"instruction": "a"}\n\n{"task": "b"}\n', 'line 3: needs an "instruction"'),
+    "misspelled field": (
+        '{"instruction": "a"}\n{"instruction": "a", "constraints": {"kind": "json"}}\n',
+        "seeds.jsonl line 2: unknown field 'constraints'; did you mean 'constraint'?",
+    ),
     "empty instruction": ('{"instruction": " "}\n', 'line 1: needs an "instruction"'),
     "unknown constraint": (
         '{"instruction": "a", "constraint": {"kind": "rhyme"}}\n',

@@ -1,5 +1,6 @@
 """Defines what sft and dpo share as stages: run, report section, processors, memory and checks."""
 
+import html
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -81,7 +82,8 @@ class TrainingStage(TrainingSettings):
         chat, rows = load_chat(weights), work.inputs[self.data].rows()
         lengths = self.prepare(work, chat, rows)
         ansi, page = self._first_proof(chat, rows)
-        log.info("%s: trained tokens are green\n%s", work.name, ansi)
+        log.info("%s: format: %s; trained tokens are green\n%s", work.name, chat.name, ansi)
+        page = f"<p>Format: {html.escape(chat.name)}</p>{page}"
         (work.folder / "mask.html").write_text(page, encoding="utf-8")
         del rows  # training needs the memory
         order = self.order(lengths)
