@@ -175,7 +175,8 @@ def test_a_vote_about_a_model_that_is_not_served_is_refused(tmp_path: Path) -> N
     gateway, dispatcher = object.__new__(Gateway), object.__new__(Dispatcher)
     dispatcher._handles = {"dpo": None}  # type: ignore[dict-item]
     gateway._dispatcher, gateway._votes = dispatcher, VoteFile(tmp_path)
-    client = TestClient(build_app([("POST", "/v1/votes", gateway._vote)], Keys([], per_minute=9)))
+    app = build_app([("POST", "/v1/votes", gateway._vote)], Keys([], per_minute=9))
+    client = TestClient(app, base_url=ADDRESS)
     served, other = ({"model": name, "text": "An owl."} for name in ("dpo", "zzz"))
     vote = {"messages": PROMPT, "left": served, "right": served, "vote": "left"}
     replies = [client.post("/v1/votes", json=vote | {"right": side}) for side in (served, other)]
