@@ -350,6 +350,12 @@ def test_settings_are_checked(settings: Row, says: str, folder: Path) -> None:
         Published(makes="dialogues", **settings).check({"files": folder}, {})
 
 
+def test_a_file_of_another_format_is_refused(folder: Path) -> None:
+    (folder / "a.csv").write_text("a,b\n")
+    with pytest.raises(Permanent, match="a.csv has another format; convert it to JSONL"):
+        data_files(folder / "a.csv", "train")
+
+
 def test_two_formats_in_one_folder_are_refused(folder: Path) -> None:
     write_jsonl(folder / "a.jsonl", [ultrachat(0)])
     write_parquet(folder / "b.parquet", [ultrachat(0)])

@@ -41,6 +41,7 @@ STORE, LEASE = "store", ".lease"
 SCRATCH = "scratch"
 """Folder for journals and checkpoints of unfinished work; not part of the artifact."""
 ROWS = "rows.jsonl"
+ONE_PER_LINE = "write one complete JSON object per line"
 MAX_PATH_BYTES = 400
 """Maximum bytes of the storage folder's path; SQLite opens paths of up to 512."""
 
@@ -82,11 +83,17 @@ def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
-            except (ValueError, RecursionError):
-                raise Permanent(f"{path} line {number}: not JSON; correct the line") from None
+            except (ValueError, RecursionError) as error:
+                raise Permanent(f"{path} line {number}: {_problem(line, error)}") from None
             if not isinstance(row, dict):
-                raise Permanent(f"{path} line {number}: not a JSON object; correct the line")
+                raise Permanent(f"{path} line {number}: not a JSON object; {ONE_PER_LINE}")
             yield number, row
+
+
+def _problem(line: bytes, error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8; convert the file to UTF-8"
+    return f"not JSON; {ONE_PER_LINE if line.lstrip()[:1] in b'[{' else 'correct the line'}"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -240,6 +247,8 @@ class Store:
         """Locks the storage folder, because recipes share its artifacts. Waits up to `wait` seconds
         for another run, after passing a line to `notice`. Interrupts the run if it loses the
         lock."""
+        if not wait >= 0:
+            raise Permanent(f"--wait {wait:g}: not a time; write 0 or more seconds")
         lease = Lease(self.root / LEASE, f"storage folder {self.storage}")
         with ExitStack() as stack:
             try:

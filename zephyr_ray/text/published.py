@@ -218,6 +218,10 @@ def data_files(path: Path, split: str) -> list[Path]:
     of the split, or several formats."""
     if path.is_file() and path.suffix in FORMATS:
         return [path]
+    if path.is_file():
+        raise Permanent(
+            f"{path} has another format; convert it to JSONL (an object per line), Parquet or Arrow"
+        )
     matches = (p for p in path.rglob("*") if p.is_file() and p.suffix in FORMATS)
     files = sorted(p for p in matches if not re.search(r"(^|/)\.", str(p.relative_to(path))))
     if not files:
@@ -280,7 +284,8 @@ def _stream(files: str | None, loader: str, source: str, **options: Any) -> Iter
         yield from load_dataset(loader, streaming=True, **options)
     except Exception as error:  # no network, no such data set or split, a truncated file, …
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise Permanent(f"cannot read {source}: {reason}; correct the path or address") from error
+        fix = "path or address" if files else "name or the network, or set files: to a local copy"
+        raise Permanent(f"cannot read {source}: {reason}; correct the {fix}") from error
 
 
 def _characters(row: Row) -> int:
