@@ -270,8 +270,8 @@ def test_a_folder_in_the_place_of_a_link_is_one_line_and_kept(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('{"a": "é"}'.encode("latin-1"), "line 1: not UTF-8; convert the file to UTF-8"),
-        ('{"a": 1}\n{"a": 2}\n'.encode("utf-16"), "line 1: not UTF-8; convert the file to UTF-8"),
+        ('{"a": "é"}'.encode("latin-1"), "line 1: not UTF-8; convert it to UTF-8"),
+        ('{"a": 1}\n{"a": 2}\n'.encode("utf-16"), "line 1: not UTF-8; convert it to UTF-8"),
         (b'[\n{"a": 1}\n]', "line 1: not JSON; write one complete JSON object per line"),
         (b'{\n"a": 1\n}', "line 1: not JSON; write one complete JSON object per line"),
         (b'[{"a": 1}]', "line 1: not a JSON object; write one complete JSON object per line"),

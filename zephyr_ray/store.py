@@ -37,6 +37,8 @@ from zephyr_ray.verification import (
 )
 
 STORE, LEASE = "store", ".lease"
+JOB_VARIABLE = "ZEPHYR_JOB"
+"""Environment variable with the name of the RayJob that this process is an attempt of."""
 """Folder of all artifacts, below the storage folder; folder of the lock, below that one."""
 SCRATCH = "scratch"
 """Folder for journals and checkpoints of unfinished work; not part of the artifact."""
@@ -83,17 +85,14 @@ def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise Permanent(f"{path} line {number}: {_problem(line, error)}") from None
+            except UnicodeDecodeError:
+                raise Permanent(f"{path} line {number}: not UTF-8; convert it to UTF-8") from None
+            except (ValueError, RecursionError):
+                fix = ONE_PER_LINE if line.lstrip()[:1] in b"[{" else "correct the line"
+                raise Permanent(f"{path} line {number}: not JSON; {fix}") from None
             if not isinstance(row, dict):
                 raise Permanent(f"{path} line {number}: not a JSON object; {ONE_PER_LINE}")
             yield number, row
-
-
-def _problem(line: bytes, error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "not UTF-8; convert the file to UTF-8"
-    return f"not JSON; {ONE_PER_LINE if line.lstrip()[:1] in b'[{' else 'correct the line'}"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -249,7 +248,8 @@ class Store:
         lock."""
         if not wait >= 0:
             raise Permanent(f"--wait {wait:g}: not a time; write 0 or more seconds")
-        lease = Lease(self.root / LEASE, f"storage folder {self.storage}")
+        job = os.environ.get(JOB_VARIABLE, "")
+        lease = Lease(self.root / LEASE, f"storage folder {self.storage}", job=job)
         with ExitStack() as stack:
             try:
                 interrupt = stack.enter_context(_interruptible())
