@@ -52,7 +52,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, module: ModuleType, engine: Any = 
     `engine`, whose `ask_for(model, row)` gives each row its `ask`."""
 
     def run_rows(
-        work: Work, rows: list[dict[str, Any]], program: Any, models: list[Model]
+        work: Work, rows: list[dict[str, Any]], program: Any, models: list[Model], flaw: Any = None
     ) -> list[dict[str, Any]]:
         engines = {m.name: (m, engine or m.settings.start(work.seed)) for m in models}
 

@@ -329,16 +329,36 @@ def server() -> Iterator[Endpoint]:
     [
         Answer(200, {"data": []}),
         Answer(404, ""),
-        HTML,
         error(403),
         error(500),
-        Answer(302, "", {"Location": "/"}),
+        Answer(307, "", {"Location": "/v1/models/"}),
+        Answer(404, "<!doctype html><title>Not found</title>"),
     ],
 )
 def test_any_reply_shows_that_an_endpoint_is_there(models: Answer, server: Endpoint) -> None:
     server.models = models
     preflight(server.url)
     assert server.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("models", "says"),
+    [
+        (HTML, "answers with a web page, not JSON; set base_url to the API itself"),
+        (
+            Answer(302, "", {"Location": "https://login.example/?next=secret"}),
+            "redirects to https://login.example/; set base_url to the API itself",
+        ),
+        (Answer(302, "", {"Location": "/"}), "redirects to "),
+    ],
+)
+def test_an_address_that_is_no_api_is_found_before_the_run(
+    models: Answer, says: str, server: Endpoint
+) -> None:
+    server.models = models
+    with pytest.raises(Permanent, match=says) as raised:
+        preflight(server.url)
+    assert "secret" not in str(raised.value)
 
 
 def test_a_wrong_key_is_found_before_the_run(
@@ -413,10 +433,11 @@ def test_a_server_that_only_starts_is_waited_for(monkeypatch: pytest.MonkeyPatch
 
     outcomes = iter([httpx2.ConnectError("no"), None])
 
-    def get(*_: Any, **__: Any) -> None:
+    def get(*_: Any, **__: Any) -> httpx2.Response:
         if cause := next(outcomes):
             request = httpx2.Request("GET", "http://a")
             raise openai.APIConnectionError(request=request) from cause
+        return httpx2.Response(200)
 
     monkeypatch.setattr(openai.OpenAI, "get", get)
     preflight("http://a/v1")

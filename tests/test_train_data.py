@@ -247,6 +247,7 @@ def good_row(stage: Sft | Dpo, number: int) -> dict[str, Any]:
 def test_a_bad_row_is_dropped_and_counted_or_stops_the_stage(
     stage: Any, bad: dict[str, Any], says: str, chat: ChatFormat, work: Work
 ) -> None:
+    work.max_failed = 0.5
     rows = [bad, good_row(stage, 1), bad | {"id": "q"}, good_row(stage, 2)]
     assert len(stage.prepare(work, chat, rows)) in (1, 2)  # dialogues are packed
     assert (work.counts["rows"], work.counts["dropped/bad_rows"]) == (2, 2)

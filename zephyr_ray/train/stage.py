@@ -8,6 +8,7 @@ from zephyr_ray.chat import ChatFormat
 from zephyr_ray.demand import Footprint, Processors
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.errors import Permanent, RowError
+from zephyr_ray.formatting import list_counts
 from zephyr_ray.messages import with_facts
 from zephyr_ray.models.checks import check_trains
 from zephyr_ray.models.headers import tensor_shapes
@@ -33,6 +34,9 @@ REWARDS = (
     "Reward margin and accuracy are measured on the training pairs; they say nothing about "
     "held-out quality."
 )
+CUT_AWAY = ("truncated_to_nothing", "prompt_fills_max_length", "same_or_empty_answers")
+"""Rules that drop a row because nothing that can be trained is left of it within max_length. Some
+long rows are ordinary; no limit but this one applies: at least half of the rows must be left."""
 Row = dict[str, Any]
 Tokens = dict[str, list[int]]
 MASK = "Which tokens the loss counts, as the training stage saw them."
@@ -54,7 +58,7 @@ class TrainingStage(TrainingSettings):
         """Yields the tokens of each row; `tokenize` returns None for a row that it drops itself.
 
         A row that raises RowError is dropped and counted. Raises Permanent if `bad_rows` is "stop",
-        or if nothing is left.
+        if more rows are bad than `max_failed` allows, or if less than half of the rows is left.
         """
         first_bad, kept = "", 0
         for row in map(with_facts, rows):
@@ -72,6 +76,13 @@ class TrainingStage(TrainingSettings):
                 yield tokens
         if first_bad and not kept:
             raise Permanent(f"{first_bad}; no row is left to train on")
+        work.check_dropped(len(rows), sound=CUT_AWAY)
+        cut = {rule: work.counts.get(f"dropped/{rule}", 0) for rule in CUT_AWAY}
+        if kept and sum(cut.values()) > len(rows) / 2:
+            raise Permanent(
+                f"{sum(cut.values()):.0f} of {len(rows)} rows have nothing to train within "
+                f"max_length {self.max_length} ({list_counts(cut)}); raise max_length"
+            )
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.data)
