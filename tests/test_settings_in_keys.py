@@ -140,6 +140,7 @@ ROW_PROGRAMS = ("self_instruct", "self_refine", "clean", "completions", "feedbac
 NOT_IN_KEY: dict[str, dict[str, Any]] = {
     "sft": HOW_IT_TRAINS,
     "dpo": HOW_IT_TRAINS,
+    "published": {"max_failed": 0.5},
 } | dict.fromkeys(ROW_PROGRAMS, {"max_failed": 0.5, "give_up": ["p0"]})
 
 MODEL: dict[str, dict[str, Any]] = {
