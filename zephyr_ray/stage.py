@@ -137,6 +137,11 @@ class Stage(Strict):
         unknown."""
         return next(iter(rows.values()), None)
 
+    def rows_of_files(self, files: dict[str, Path]) -> int | None:
+        """Returns the rows that the stage makes of its files (by setting) alone; None if
+        unknown."""
+        return None
+
     def answer_bounds(self) -> tuple[float, int]:
         """Returns answers per row of the artifact and maximum tokens per answer, for estimates."""
         return 1, ANSWER_TOKENS
