@@ -17,7 +17,7 @@ from zephyr_ray.engines.replies import Rejected
 from zephyr_ray.engines.service import ServedJudge, ServiceSettings
 from zephyr_ray.errors import Permanent, RowError, Temporary
 from zephyr_ray.messages import user
-from zephyr_ray.models.contract import Reply, Sampling, StopRun
+from zephyr_ray.models.contract import STOPPING, Reply, Sampling, StopRun
 from zephyr_ray.settings import typed
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
@@ -91,6 +91,39 @@ def test_a_rate_limit_may_outlast_the_retries() -> None:
     limits = [Answer(429, "")] * (RETRIES + 3)
     with endpoint(in_turn(*limits, GOOD)) as server:
         assert ask(server)[0].text == "Good day."
+
+
+def test_no_request_is_retried_once_the_stage_stops() -> None:
+    """The stage stops while the request waits a minute for its next try."""
+
+    async def main(server: Endpoint) -> None:
+        stopping = asyncio.Event()
+        STOPPING.set(stopping)
+        asyncio.get_running_loop().call_later(0.2, stopping.set)
+        engine = OpenAIEngine(OpenAISettings(model="peer", base_url=server.url))
+        for _ in range(2):
+            with pytest.raises(Temporary, match="status 429"):
+                await engine.answer([user("Hello")], Sampling(0.7, 0.9, 8))
+
+    start = time.monotonic()
+    with endpoint(in_turn(Answer(429, "", {"Retry-After": "60"}))) as server:
+        asyncio.run(main(server))
+    assert time.monotonic() - start < 5 and len(server.bodies) == 2
+
+
+def test_retries_are_announced_once_in_a_while(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [error(503), GOOD] * 3
+    with endpoint(in_turn(*turns)) as server:
+        ask(server, concurrency=1)
+    [line] = caplog.messages
+    assert "status 503" in line and line.endswith("; retrying")
+    caplog.clear()
+    monkeypatch.setattr(endpoints, "NOTICE_SECONDS", 0)
+    with endpoint(in_turn(error(503), error(503), GOOD)) as server:
+        ask(server)
+    assert len(caplog.messages) == 2
 
 
 @pytest.mark.parametrize("delay", ["0", "0.1", "3600"])
@@ -510,6 +543,8 @@ def test_a_key_that_cannot_be_one_is_refused_unseen(
         "3f9c1d7e5b",
         "AIzaSyD-9",
         "gsk_1",
+        "AKIAIOSFODNN7EXAMPLE",
+        "SK_LIVE_4EC39HQLYJWDARJT",
         "a b",
         "",
         ["sk-1"],

@@ -77,11 +77,14 @@ class TrainingStage(TrainingSettings):
         if first_bad and not kept:
             raise Permanent(f"{first_bad}; no row is left to train on")
         work.check_dropped(len(rows), sound=CUT_AWAY)
-        cut = {rule: work.counts.get(f"dropped/{rule}", 0) for rule in CUT_AWAY}
-        if kept and sum(cut.values()) > len(rows) / 2:
+        counts = {rule: work.counts.get(f"dropped/{rule}", 0) for rule in CUT_AWAY}
+        cut = {rule: count for rule, count in counts.items() if count}
+        if sum(cut.values()) > len(rows) / 2:
+            example = work.examples[f"dropped/{max(cut, key=cut.__getitem__)}"][0]
             raise Permanent(
-                f"{sum(cut.values()):.0f} of {len(rows)} rows have nothing to train within "
-                f"max_length {self.max_length} ({list_counts(cut)}); raise max_length"
+                f"stage '{work.name}': {sum(cut.values()):.0f} of {len(rows)} rows have nothing to "
+                f"train within max_length {self.max_length} ({list_counts(cut)}), such as "
+                f"'{example}'; raise {work.name}.max_length, or correct the rows"
             )
 
     def expected(self, rows: dict[str, int]) -> int | None:
