@@ -103,7 +103,8 @@ def test_no_request_is_retried_once_the_stage_stops() -> None:
         engine = OpenAIEngine(OpenAISettings(model="peer", base_url=server.url))
         for _ in range(2):
             with pytest.raises(Temporary, match="status 429"):
-                await engine.answer([user("Hello")], Sampling(0.7, 0.9, 8))
+                async with asyncio.timeout(5):
+                    await engine.answer([user("Hello")], Sampling(0.7, 0.9, 8))
 
     start = time.monotonic()
     with endpoint(in_turn(Answer(429, "", {"Retry-After": "60"}))) as server:
@@ -114,9 +115,14 @@ def test_no_request_is_retried_once_the_stage_stops() -> None:
 def test_retries_are_announced_once_in_a_while(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns = [error(503), GOOD] * 3
-    with endpoint(in_turn(*turns)) as server:
-        ask(server, concurrency=1)
+    async def main(server: Endpoint) -> None:
+        engine = OpenAIEngine(OpenAISettings(model="peer", base_url=server.url))
+        for _ in range(3):
+            await engine.answer([user("Hello")], Sampling(0.7, 0.9, 8))
+
+    with endpoint(in_turn(*[error(503), GOOD] * 3)) as server:
+        asyncio.run(main(server))
+    assert len(server.bodies) == 6
     [line] = caplog.messages
     assert "status 503" in line and line.endswith("; retrying")
     caplog.clear()

@@ -103,6 +103,7 @@ def test_useless_results_above_the_limit_are_asked_again(
     results, asked = run(work, monkeypatch, [row(0, "new"), row(1, "new")], 20)
     assert asked == ["0", "1"]
     assert [result["text"] for result in results[:3]] == ["new", "new", "text"]
+    assert run(work, monkeypatch, [], 20) == (results, [])
 
 
 def act(folder: Path, program: Any, count: int, **arguments: Any) -> list[Outcome | None]:

@@ -141,7 +141,7 @@ class Endpoint:
                 delay *= 1 + random.random() / 4  # so that rows do not all retry at once
                 waited = time.monotonic() - max(start, self._last_answer)
                 gives_up = retries >= RETRIES and not error.rate_limited
-                if gives_up or waited + delay > WAIT_SECONDS or stopping.is_set():
+                if gives_up or waited + delay > WAIT_SECONDS:
                     raise
                 if time.monotonic() > self._last_notice + NOTICE_SECONDS:
                     log.warning("%s; retrying", error)
