@@ -24,7 +24,7 @@ TROUBLE = (
     *("dropped", "failed", "truncated", "flips", "parse_failures", "unparsable", "over_long"),
     *("empty", "both_empty", "short_of_count"),
 )
-"""Prefixes of counts that the page lists under failed and dropped rows."""
+"""Prefixes of counts that the page lists with failed and dropped rows."""
 
 
 class Report(Stage):

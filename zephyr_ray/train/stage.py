@@ -35,8 +35,8 @@ REWARDS = (
     "held-out quality."
 )
 CUT_AWAY = ("truncated_to_nothing", "prompt_fills_max_length", "same_or_empty_answers")
-"""Rules that drop a row because nothing that can be trained is left of it within max_length. Some
-long rows are ordinary; no limit but this one applies: at least half of the rows must be left."""
+"""Rules that drop a row because max_length leaves nothing to train of it. Some long rows are
+ordinary, so `max_failed` does not limit them, but half of the rows must be left."""
 Row = dict[str, Any]
 Tokens = dict[str, list[int]]
 MASK = "Which tokens the loss counts, as the training stage saw them."
@@ -58,7 +58,8 @@ class TrainingStage(TrainingSettings):
         """Yields the tokens of each row; `tokenize` returns None for a row that it drops itself.
 
         A row that raises RowError is dropped and counted. Raises Permanent if `bad_rows` is "stop",
-        if more rows are bad than `max_failed` allows, or if less than half of the rows is left.
+        if more rows are bad than `max_failed` allows, or if max_length leaves nothing to train of
+        more than half of the rows.
         """
         first_bad, kept = "", 0
         for row in map(with_facts, rows):
