@@ -118,9 +118,9 @@ def test_rows_that_fail_are_bounded_and_a_higher_bound_goes_on(
 
 
 def test_a_row_that_is_never_answered_is_given_up_as_the_line_says(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Lines of actors, here about a parameter, reach the console too."""
+    """Warnings of actors, here about a parameter, are logged by the driver too."""
     runs = Runs(tmp_path, capsys, rows=6)
 
     def reply(number: int, body: dict[str, Any]) -> Answer:
@@ -133,8 +133,10 @@ def test_a_row_that_is_never_answered_is_given_up_as_the_line_says(
 
     with endpoint(good) as server:
         assert runs.run(server, reply) == 2 and runs.manifest() is None
-        printed = " ".join(runs.printed.split())
-        assert f"answers: model 'peer' at {server.url} does not support max_tokens; " in printed
+        assert caplog.messages == [
+            f"answers: model 'peer' at {server.url} does not support max_tokens; sending "
+            "max_completion_tokens instead"
+        ]
         assert "1 row was not answered (row 'p0000" in runs.error
         [setting] = shlex.split(runs.error.partition("--set ")[2])
         assert runs.run(server, reply, setting) == 0 and server.bodies == []
