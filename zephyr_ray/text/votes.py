@@ -23,9 +23,6 @@ class Votes(Stage):
         _check_one_place(files["file"])
         read_votes(files["file"])
 
-    def rows_of_files(self, files: dict[str, Path]) -> int | None:
-        return len(read_votes(files["file"]))
-
     def run(self, work: Work) -> None:
         rows = read_votes(work.files["file"], work.drop)
         scores = [[c["score"] for c in row["completions"]] for row in rows]
