@@ -24,7 +24,7 @@ $(TOOLS): helm/chart.mk helm/fetch_helm.py
 	@touch $@
 
 check-chart: $(STAMP) $(TOOLS)
-	.venv/bin/python -m pytest tests/test_chart.py tests/test_chart_rules.py tests/test_network.py
+	.venv/bin/python -m pytest tests/test_chart*.py tests/test_network.py
 
 chart-golden: $(TOOLS)
 	for preset in kind gpu-8 multinode; do \
@@ -36,6 +36,10 @@ chart-golden: $(TOOLS)
 chart-docs: $(STAMP)
 	.venv/bin/python helm/table_of_values.py
 
-# Renders the plain manifests of k8s/base.
+# Renders the plain manifests of k8s/base and the claims of k8s/namespace.
 k8s: $(TOOLS)
 	$(TEMPLATE) --namespace zephyr --skip-tests --values k8s/values-base.yaml > k8s/base/zephyr.yaml
+	$(TEMPLATE) --namespace zephyr --values k8s/values-base.yaml \
+		--set storage.existingClaim=,mlflow.storage.existingClaim= \
+		--show-only templates/storage-pvc.yaml --show-only templates/mlflow-pvc.yaml \
+		> k8s/namespace/claims.yaml

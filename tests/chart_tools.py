@@ -40,8 +40,8 @@ def tool(name: str) -> str:
     pytest.skip(f"{name} is neither on PATH nor in .tools (make chart-tools)")
 
 
-def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([tool("helm"), *arguments], capture_output=True, text=True)
+def helm(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([tool("helm"), *arguments], capture_output=True, text=True, input=stdin)
 
 
 def template(
@@ -51,15 +51,20 @@ def template(
     namespace: str = "lab",
     apis: tuple[str, ...] = APIS,
     more: tuple[str, ...] = (),
+    chart: Path = CHART,
+    given: Document | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `helm template` with values files (names in the chart, or paths) and --set lines."""
+    """Runs `helm template` with values files (names in the chart, or paths), --set lines, and
+    `given` values."""
     files = [path if Path(path).is_absolute() else str(CHART / path) for path in values]
     return helm(
-        *("template", release, str(CHART), "--namespace", namespace, "--kube-version", "1.37.0"),
+        *("template", release, str(chart), "--namespace", namespace, "--kube-version", "1.37.0"),
         *more,
         *(part for api in apis for part in ("--api-versions", api)),
         *(part for path in files for part in ("--values", path)),
         *(part for line in sets for part in ("--set", line)),
+        *(() if given is None else ("--values", "-")),
+        stdin=None if given is None else json.dumps(given),
     )
 
 
@@ -100,6 +105,10 @@ def pod_templates(rendered: list[Document]) -> list[Document]:
         pods.append(spec["headGroupSpec"]["template"])
         pods += [group["template"] for group in spec["workerGroupSpecs"]]
     return pods
+
+
+def containers_of(pod: Document) -> list[Document]:
+    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
 
 
 @cache

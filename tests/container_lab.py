@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from pod_flags import Document, Node, run_flags
+from pod_flags import Document, Node, in_order, run_flags
 
 NETWORK = "zephyr-lab"
 NAMES = Path("/run/containers/networks/aardvark-dns")
@@ -49,6 +49,11 @@ class Lab:
         """Starts the pod; `service` are the DNS names of the Services that select it."""
         aliases = [f"alias={alias}" for alias in service]
         network = ":".join([NETWORK, ",".join(aliases)]) if aliases else NETWORK
+        *first, pod = in_order(pod)
+        for init in first:
+            flags = run_flags(init, f"{name}-init", self.node)
+            done = self.podman("run", "--rm", f"--network={NETWORK}", *flags)
+            assert done.returncode == 0, done.stderr
         flags = run_flags(pod, name, self.node)
         done = self.podman("run", "--detach", f"--network={network}", *flags)
         self.pods.append(name)

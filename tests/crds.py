@@ -14,21 +14,27 @@ FOLDER = Path(os.environ.get("KUBERAY_CRDS") or Path(__file__).resolve().parents
 
 def crd_errors(plural: str, document: dict[str, Any]) -> list[str]:
     """Returns the violations of KubeRay's schema of ray.io/v1."""
-    validator = jsonschema.Draft202012Validator(_crd_schema(plural))
+    validator = jsonschema.Draft202012Validator(_strict_schema(plural))
     return [
         f"{error.json_path}: {error.message[:300]}" for error in validator.iter_errors(document)
     ]
 
 
 @cache
-def _crd_schema(plural: str) -> dict[str, Any]:
-    """Returns the strict JSON schema of ray.io/v1; skips the test if the CRDs are missing."""
+def crd_schema(plural: str) -> dict[str, Any]:
+    """Returns KubeRay's schema of ray.io/v1; skips the test if the CRDs are missing."""
     path = FOLDER / f"ray.io_{plural}.yaml"
     if not path.exists():
         pytest.skip(f"no KubeRay CRDs in {FOLDER}; KUBERAY_CRDS names their folder")
     crd = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     [version] = [v for v in crd["spec"]["versions"] if v["name"] == "v1"]
-    schema = _strict(version["schema"]["openAPIV3Schema"])
+    schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
+    return schema
+
+
+@cache
+def _strict_schema(plural: str) -> dict[str, Any]:
+    schema: dict[str, Any] = _strict(crd_schema(plural))
     schema["properties"]["metadata"] = {"type": "object"}
     return schema
 

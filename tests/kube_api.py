@@ -50,6 +50,8 @@ class Api:
         self.faults: list[Fault] = []
         self.logs: dict[str, list[tuple[str, str]]] = {}
         """(time stamp, text) of each log line, by pod."""
+        self.token = TOKEN
+        """The token that is accepted."""
         self.denied: set[str] = set()
         """'verb resource' pairs that a SelfSubjectAccessReview denies."""
         self.forbidden: set[str] = set()
@@ -63,6 +65,7 @@ class Api:
         self.oldest = 0
         """Watches from an older version get 410."""
         self.changed = threading.Condition()
+        self._cold_until, self.starts = 0.0, 0
         self._version = 100
         self.closing = False
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"api": self}))
@@ -81,6 +84,18 @@ class Api:
             self.changed.notify_all()
         self._server.shutdown()
         self._server.server_close()
+
+    def restart(self, cold: float) -> None:
+        """Breaks all streams, then refuses every request for `cold` seconds, like a server that
+        has not yet read its roles."""
+        with self.changed:
+            self._cold_until = time.monotonic() + cold
+            self.starts += 1
+            self.changed.notify_all()
+
+    @property
+    def cold(self) -> bool:
+        return time.monotonic() < self._cold_until
 
     def kubeconfig(
         self, user: dict[str, Any] | None = None, namespace: str = "team", authority: str = ""
@@ -114,6 +129,18 @@ class Api:
             self._changes.append((self._version, kind, path, document))
             self.changed.notify_all()
             return document
+
+    def collect_garbage(self) -> None:
+        """Deletes the objects whose owners do not exist."""
+        uids = {
+            document["metadata"].get("uid")
+            for document in self.objects.values()
+            if "metadata" in document
+        }
+        for path, document in list(self.objects.items()):
+            owners = document.get("metadata", {}).get("ownerReferences", [])
+            if owners and not any(owner["uid"] in uids for owner in owners):
+                self.put(path, document, "DELETED")
 
     def status(self, name: str, **status: Any) -> None:
         """Updates a RayJob's status like the operator."""
@@ -228,13 +255,21 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(code, status, headers)
 
     def _handle(self) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._serve()
+
+    def _serve(self) -> None:
         api, split = self.api, urlsplit(self.path)
         path, query = split.path, dict(parse_qsl(split.query))
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
         api.requests.append(Request(self.command, path, query, body))
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if self.headers.get("Authorization") != f"Bearer {api.token}":
             return self._refuse(401, "Unauthorized")
+        if api.cold:
+            kind = path.split("/")[-1]
+            reason = 'RBAC: clusterrole.rbac.authorization.k8s.io "edit" not found'
+            return self._refuse(403, f'{kind} is forbidden: User "me" cannot do that: {reason}')
         if fault := api.fault(self.command, path + ("?watch" if "watch" in query else "")):
             if fault.action == "hang":
                 time.sleep(HANG_SECONDS)
@@ -246,10 +281,9 @@ class _Handler(BaseHTTPRequestHandler):
         if any(re.search(pattern, path) for pattern in api.forbidden):
             kind = path.split("/")[-1]
             return self._refuse(403, f'{kind} is forbidden: User "me" cannot do that')
-        with suppress(BrokenPipeError, ConnectionResetError):
-            getattr(self, f"_{self.command.lower()}")(path, query, body)
+        getattr(self, f"_{self.command.lower()}")(path, query, body)
 
-    do_GET = do_POST = do_PATCH = do_DELETE = _handle
+    do_GET = do_POST = do_DELETE = _handle
 
     def _get(self, path: str, query: dict[str, str], _: Any) -> None:
         api = self.api
@@ -289,6 +323,7 @@ class _Handler(BaseHTTPRequestHandler):
             "creationTimestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
         created = api.put(f"{path}/{name}", body)
+        api.collect_garbage()
         if api.fault("ANSWER", path):
             return self.connection.shutdown(socket.SHUT_RDWR)
         self._answer(201, created)
@@ -301,16 +336,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.api.operator(self.api, name)
         except BaseException as error:
             self.api.operator_error.append(error)
+            path = f"/apis/ray.io/v1/namespaces/team/rayjobs/{name}"
+            self.api.put(path, self.api.objects[path], "DELETED")  # ends the client's wait
 
-    def _patch(self, path: str, _: Any, body: Any) -> None:
-        document = self.api.objects[path]
-        metadata = document["metadata"] | body.get("metadata", {})
-        self._answer(200, self.api.put(path, {**document, **body, "metadata": metadata}))
-
-    def _delete(self, path: str, _: Any, __: Any) -> None:
+    def _delete(self, path: str, query: dict[str, str], __: Any) -> None:
         if path not in self.api.objects:
             return self._refuse(404, f'"{path.split("/")[-1]}" not found')
         self.api.put(path, self.api.objects[path], "DELETED")
+        if query.get("propagationPolicy") in ("Background", "Foreground"):
+            self.api.collect_garbage()
         self._answer(200, {"kind": "Status", "status": "Success"})
 
     def _start_stream(self) -> None:
@@ -325,8 +359,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _watch(self, path: str, query: dict[str, str]) -> None:
         self._start_stream()
-        end = time.monotonic() + float(query["timeoutSeconds"])
+        end, starts = time.monotonic() + float(query["timeoutSeconds"]), self.api.starts
         for event in self.api.changes(path, query):
+            if self.api.starts != starts:
+                return self.connection.shutdown(socket.SHUT_RDWR)
             if event:
                 self._chunk(json.dumps(event) + "\n")
             elif time.monotonic() > end:
@@ -340,7 +376,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in api.objects:
             return self._refuse(404, f'pods "{pod}" not found')
         self._start_stream()
-        sent = 0
+        sent, starts = 0, api.starts
         while not api.closing:
             ended = api.objects.get(path, {}).get("status", {}).get("phase") != "Running"
             with api.changed:
@@ -351,7 +387,7 @@ class _Handler(BaseHTTPRequestHandler):
                 sent += 1
                 if when >= query.get("sinceTime", "").removesuffix("Z"):
                     self._chunk((f"{when} " if query.get("timestamps") else "") + text + "\n")
-            if api.fault("CUT", f"{pod}/log"):
+            if api.starts != starts or api.fault("CUT", f"{pod}/log"):
                 return self.connection.shutdown(socket.SHUT_RDWR)
             if not lines and (ended or not query.get("follow")):
                 break

@@ -6,6 +6,7 @@ kubelet evicts instead of limiting), and probes (the test sends their requests i
 """
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 Document = dict[str, Any]
 IGNORED_POD = {"serviceAccountName", "enableServiceLinks", "nodeSelector", "tolerations"}
 IGNORED_CONTAINER = {
-    *("name", "imagePullPolicy", "ports", "startupProbe", "readinessProbe", "livenessProbe")
+    *("name", "imagePullPolicy", "ports", "startupProbe", "readinessProbe", "livenessProbe"),
+    "terminationMessagePolicy",
 }
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
@@ -31,6 +33,15 @@ class Node:
         return self.folder / "claims" / name
 
 
+def in_order(pod: Document) -> list[Document]:
+    """Returns one pod per init container, each to run to its end, and the pod without them."""
+    spec = {key: value for key, value in pod["spec"].items() if key != "initContainers"}
+    first = [
+        {"containers": [c], "restartPolicy": "Never"} for c in pod["spec"].get("initContainers", [])
+    ]
+    return [{**pod, "spec": {**spec, **own}} for own in (*first, {})]
+
+
 def run_flags(pod: Document, name: str, node: Node) -> list[str]:
     """Returns the arguments of `podman run`: flags, image, command arguments."""
     spec = pod["spec"]
@@ -43,12 +54,12 @@ def run_flags(pod: Document, name: str, node: Node) -> list[str]:
     flags += _volumes(spec.get("volumes", []), container, name, node, security["fsGroup"])
     flags.append(f"--restart={'no' if spec.get('restartPolicy') == 'Never' else 'always'}")
     flags.append(f"--stop-timeout={spec.get('terminationGracePeriodSeconds', 30)}")
-    if command := container.get("command"):
-        flags.append(f"--entrypoint={json.dumps(command)}")
+    if container.get("command"):
+        flags.append(f"--entrypoint={json.dumps(expanded(container, 'command', node))}")
     assert spec["automountServiceAccountToken"] is False, "there is no API server here"
     _nothing_left(spec, IGNORED_POD | _POD)
     _nothing_left(container, IGNORED_CONTAINER | _CONTAINER)
-    return [*flags, container["image"], *container.get("args", [])]
+    return [*flags, container["image"], *expanded(container, "args", node)]
 
 
 _POD = {"containers", "securityContext", "volumes", "restartPolicy"} | {
@@ -111,6 +122,13 @@ def environment(container: Document, node: Node) -> dict[str, str]:
         else:
             values[variable["name"]] = variable["value"]
     return values
+
+
+def expanded(container: Document, key: str, node: Node) -> list[str]:
+    """Returns the words of `command` or `args`, with the values of the variables that exist."""
+    values = environment(container, node)
+    words = container.get(key, [])
+    return [re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], m[0]), word) for word in words]
 
 
 def _volumes(

@@ -59,6 +59,56 @@ def test_a_query_attends_to_its_segment_up_to_itself(row: str, window: int | Non
             assert (output[0, head, at] - expected).abs().max() < 1e-6
 
 
+def kernel(
+    query: Any,
+    key: Any,
+    value: Any,
+    query_ends: Any,
+    key_ends: Any,
+    most_queries: int,
+    most_keys: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Any:
+    """Computes what `torch.nn.attention.varlen.varlen_attn` documents, without its GPU."""
+    import torch
+
+    assert most_queries == query_ends.diff().max() and most_keys == key_ends.diff().max()
+    assert enable_gqa and window_size[1] == 0 and query_ends.dtype == key_ends.dtype == torch.int32
+    output = torch.empty_like(query)
+    for number in range(len(query_ends) - 1):
+        first, last = query_ends[number : number + 2].tolist()
+        start, end = key_ends[number : number + 2].tolist()
+        for at in range(first, last):
+            diagonal = end - (last - 1 - at)
+            left = start if window_size[0] < 0 else max(start, diagonal - 1 - window_size[0])
+            for head in range(query.shape[1]):
+                group = head * key.shape[1] // query.shape[1]
+                weights = (scale * key[left:diagonal, group] @ query[at, head]).softmax(0)
+                output[at, head] = weights @ value[left:diagonal, group]
+    return output
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("row", ROWS)
+def test_the_kernel_for_gpus_gets_the_same_segments(
+    row: str, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from zephyr_ray.train import attention
+
+    *sizes, visible = ROWS[row]
+    torch.manual_seed(0)
+    states = [torch.randn(1, heads, len(visible), 8) for heads in (4, 2, 2)]
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    output = attention.attend_varlen(*states, segments(*sizes), scale=0.5, window=window)
+    expected = attention.attend_sdpa(*states, segments(*sizes), scale=0.5, window=window)
+    assert output.shape == expected.shape and (output - expected).abs().max() < 1e-6
+
+
 def packed(lengths: list[int]) -> dict[str, Any]:
     """Packed sequences of one dialogue each, as the model's arguments."""
     from zephyr_ray.train.sft import Sft

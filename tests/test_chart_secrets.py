@@ -1,12 +1,9 @@
-"""Tests that the chart takes no secret among its values, and that a null opens nothing."""
+"""Tests that the chart takes no secret among its values."""
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-from chart_tools import CLUSTER, SERVE, default_values, documents, template, values_errors
+from chart_tools import CLUSTER, template
 
 OWN = ("mlflow.enabled=false",)
 SECRET = "hunter2hunter2"
@@ -70,55 +67,3 @@ def test_a_secret_among_the_values_is_one_line_that_does_not_quote_it(case: str)
 def test_addresses_without_secrets_are_accepted() -> None:
     sets = (*OWN, "mlflow.trackingUri=https://mlflow.example:5000/@team?x=1&keys")
     assert template(sets=sets).returncode == 0
-
-
-def paths(values: dict[str, Any], *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yields every map and value of the defaults with its path."""
-    for name, value in values.items():
-        yield (*above, name), value
-        if isinstance(value, dict):
-            yield from paths(value, *above, name)
-
-
-def nulled(path: tuple[str, ...]) -> dict[str, Any]:
-    values: Any = None
-    for name in reversed(path):
-        values = {name: values}
-    return dict(values)
-
-
-FREE = ("workerGroups", "cpu"), ("workerGroups", "gpu")
-"""Groups that a null removes; the schema of a group checks what is left."""
-DEFAULTS = [(p, v) for p, v in paths(default_values()) if p[:2] not in FREE]
-
-
-@pytest.mark.parametrize("path", [p for p, v in DEFAULTS if v not in ("", [], {})], ids=".".join)
-def test_a_null_in_place_of_a_default_is_refused(path: tuple[str, ...]) -> None:
-    [error] = values_errors(nulled(path))
-    assert f"'{path[-1]}' is a required property" in error
-
-
-def test_a_null_in_place_of_an_empty_default_is_that_default() -> None:
-    sets = (*SERVE, "pipeline.enabled=true", "pipeline.recipe=configs/quickstart.yaml")
-    given = {line.partition("=")[0] for line in sets}
-    empty = [".".join(p) for p, v in DEFAULTS if v in ("", [], {})]
-    nulls = [f"{path}=null" for path in empty if path not in given]
-    expected, actual = template(sets=sets), template(sets=(*sets, *nulls))
-    assert actual.returncode == 0, actual.stderr
-    assert documents(actual.stdout) == documents(expected.stdout)
-
-
-@pytest.mark.parametrize(
-    ("values", "missing"),
-    [
-        ("mlflow: {auth: }", "at '/mlflow': missing property 'auth'"),
-        ("ray: {auth: }\nnetworkPolicy: {enabled: false}", "at '/ray': missing property 'auth'"),
-        ("networkPolicy: ", "missing property 'networkPolicy'"),
-        ("serve: {apiKeys: {key: }}", "at '/serve/apiKeys': missing property 'key'"),
-        ("ray: {env: {A: }}", "at '/ray/env/A': got null, want string"),
-    ],
-)
-def test_helm_names_the_null(tmp_path: Path, values: str, missing: str) -> None:
-    (tmp_path / "values.yaml").write_text(values)
-    done = template(str(tmp_path / "values.yaml"), sets=())
-    assert done.returncode != 0 and missing in done.stderr

@@ -47,13 +47,15 @@ def test_the_job_owns_the_config_map(api: Api, here: Path) -> None:
     assert cli.main(["submit", "small.yaml"]) == 0
     job = created_job(api)
     sent = api.objects[f"{TEAM}/configmaps/{job['metadata']['name']}"]
-    [owner] = sent["metadata"]["ownerReferences"]
-    assert (owner["kind"], owner["uid"]) == ("RayJob", job["metadata"]["uid"])
+    name, uid = job["metadata"]["name"], job["metadata"]["uid"]
+    assert sent["metadata"]["ownerReferences"] == [
+        {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": name, "uid": uid}
+    ]
     mounted = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
     assert {"name": "recipe", "configMap": {"name": job["metadata"]["name"]}} in mounted
 
 
-@pytest.mark.parametrize("fails", ["POST rayjobs", "PATCH configmaps"])
+@pytest.mark.parametrize("fails", ["POST rayjobs", "POST configmaps"])
 def test_a_submit_that_fails_half_way_leaves_nothing(
     api: Api, here: Path, capsys: pytest.CaptureFixture, fails: str
 ) -> None:
@@ -208,7 +210,8 @@ def test_an_absolute_path_names_a_file_on_the_cluster(api: Api, here: Path) -> N
 
 
 def test_binary_files_go_into_binary_data() -> None:
-    document = bundle.config_map("x", {"recipe.yaml": b"a: 1", "0-x.bin": b"\xff\x00"})
+    owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "x", "uid": "1"}}
+    document = bundle.config_map("x", {"recipe.yaml": b"a: 1", "0-x.bin": b"\xff\x00"}, owner)
     assert (document["data"], document["binaryData"]) == (
         {"recipe.yaml": "a: 1"},
         {"0-x.bin": "/wA="},
@@ -242,7 +245,7 @@ def test_demonstrations_beside_the_recipe_are_checked(
 @pytest.mark.parametrize(
     ("fault", "code", "line"),
     [
-        (Fault("POST", "configmaps", 401), 2, "does not accept these credentials"),
+        (Fault("POST", "configmaps", 401, times=2), 2, "does not accept these credentials"),
         (Fault("POST", "rayjobs", 403, message="admission says no"), 2, "admission says no"),
         (Fault("POST", "configmaps", 409, message='"x" already exists'), 2, "already exists"),
         (Fault("POST", "rayjobs", 422, message="spec.entrypoint: Invalid"), 2, "Invalid"),

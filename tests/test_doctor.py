@@ -17,6 +17,17 @@ from zephyr_ray.cluster import profile_checks
 SEARCH = "/api/2.0/mlflow/experiments/search"
 
 
+# The head has 2 CPUs and 8 GiB, the submitter 0.5 and 1, one worker 4 and 16, each of two 8 and 64
+# with 4 GPUs; together 22.5 CPUs, 153 GiB and 8 GPUs in 5 pods.
+HARD = {
+    "requests.cpu": "22500m",
+    "limits.memory": "153Gi",
+    "requests.nvidia.com/gpu": "10",
+    "pods": "5",
+}
+QUEUE = "/apis/kueue.x-k8s.io/v1beta2/namespaces/team/localqueues/research"
+
+
 def healthy(api: Api) -> None:
     """Sets up a cluster that can run the recipe of these tests."""
     enforced = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -58,6 +69,29 @@ def healthy(api: Api) -> None:
             "status": {"phase": "Bound"},
         },
     )
+    api.put(
+        f"{TEAM}/resourcequotas/team",
+        {
+            "metadata": {"name": "team"},
+            "spec": {"hard": HARD},
+            "status": {"hard": HARD, "used": {"requests.nvidia.com/gpu": "2", "pods": "0"}},
+        },
+    )
+    # A quota of another class of pods does not count these.
+    api.put(
+        f"{TEAM}/resourcequotas/jobs",
+        {"metadata": {"name": "jobs"}, "spec": {"scopes": ["Terminating"], "hard": {"pods": "0"}}},
+    )
+    limits = {"type": "Container", "max": {"memory": "64Gi"}, "min": {"cpu": "100m"}}
+    api.put(
+        f"{TEAM}/limitranges/sizes",
+        {"metadata": {"name": "sizes"}, "spec": {"limits": [limits]}},
+    )
+    api.objects["/apis/kueue.x-k8s.io"] = {
+        "preferredVersion": {"groupVersion": "kueue.x-k8s.io/v1beta2"}
+    }
+    active = {"type": "Active", "status": "True"}
+    api.put(QUEUE, {"metadata": {"name": "research"}, "status": {"conditions": [active]}})
     api.put("/apis/storage.k8s.io/v1/storageclasses/nfs", {"metadata": {"name": "nfs"}})
     secret(api, "keys", {"judge": "sk-very-secret"})
     login = json.dumps({"auths": {"registry.example": {"auth": "x"}}})
@@ -113,6 +147,9 @@ def test_doctor_finds_nothing_wrong_with_a_healthy_cluster(
         r"✓ +permissions +these credentials have every permission that .* need in team",
         r"✓ +nodes +group cpu: 1 × no GPU; the nodes, if empty, hold [1-9]",
         r"✓ +nodes +group gpu: 2 × 4 nvidia.com/gpu; the nodes, if empty, hold 2 of",
+        r"✓ +quotas +quota team has room for the run",
+        r"✓ +limits +no limit range excludes a pod",
+        r"✓ +queue +LocalQueue research is active",
         r"✓ +storage +claim shared: Bound, ReadWriteMany, class nfs",
         r"✓ +secrets +JUDGE_KEY: secret keys has judge",
         r"✓ +image +pull secret login has a login for registry.example",
@@ -134,6 +171,16 @@ def deleted(path: str) -> Callable[[Api], None]:
 def small_nodes(api: Api) -> None:
     for name in ("a", "b"):
         api.objects[f"/api/v1/nodes/gpu-{name}"]["status"]["allocatable"]["nvidia.com/gpu"] = "3"
+
+
+def quota(api: Api, **hard: str) -> None:
+    hard = {key.replace("__", "/").replace("_", "."): value for key, value in hard.items()}
+    spec = {"spec": {"hard": hard}, "status": {"hard": hard, "used": {}}}
+    api.objects[f"{TEAM}/resourcequotas/team"] |= spec
+
+
+def limit(api: Api, **limits: Any) -> None:
+    api.objects[f"{TEAM}/limitranges/sizes"]["spec"] = {"limits": [limits]}
 
 
 DEPLOYMENT = "/apis/apps/v1/namespaces/kuberay/deployments/kuberay-operator"
@@ -163,6 +210,74 @@ FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
     "few GPUs": (
         small_nodes,
         r"✗ +nodes +group gpu: .* hold 0 of these +6 nvidia.com/gpu allocatable in total",
+    ),
+    "taint": (
+        lambda api: [
+            api.objects[f"/api/v1/nodes/gpu-{name}"].update(
+                spec={"taints": [{"key": "team", "value": "vision", "effect": "NoExecute"}]}
+            )
+            for name in ("a", "b")
+        ],
+        r"✗ +nodes +group gpu: .* hold 0 of these; large enough but excluded: nodes with the taint "
+        r"team=vision:NoExecute \(2\) +change node_selector or tolerations of the group",
+    ),
+    "missing label": (
+        lambda api: api.objects["/api/v1/nodes/gpu-a"]["metadata"].update(labels={"pool": "t4"}),
+        r"✗ +nodes +group gpu: .* hold 1 of these; .*: nodes without the label pool=a100 \(1\) ",
+    ),
+    "quota of CPUs": (
+        lambda api: quota(api, requests_cpu="22400m"),
+        r"✗ +quotas +quota team: the run needs 22.5 requests.cpu, 22.4 of 22400m are free +raise",
+    ),
+    "quota of memory": (
+        lambda api: quota(api, memory="152Gi"),
+        r"✗ +quotas +quota team: the run needs 153 GiB memory, 152 GiB of 152Gi are free +raise",
+    ),
+    "GPUs in use": (
+        lambda api: api.objects[f"{TEAM}/resourcequotas/team"]["status"]["used"].update(
+            {"requests.nvidia.com/gpu": "4"}
+        ),
+        r"✗ +quotas +quota team: the run needs 8 requests.nvidia.com/gpu, 6 of 10 are free",
+    ),
+    "quota of pods": (
+        lambda api: quota(api, count__pods="4"),
+        r"✗ +quotas +quota team: the run needs 5 count/pods, 4 of 4 are free",
+    ),
+    "quota of disk": (
+        lambda api: api.objects[f"{TEAM}/resourcequotas/team"]["status"]["hard"].update(
+            {"requests.ephemeral-storage": "1Ti"}
+        ),
+        r"✗ +quotas +quota team covers requests.ephemeral-storage, which .* set a default for",
+    ),
+    "quotas forbidden": (
+        lambda api: api.forbidden.add("/resourcequotas$"),
+        r"– +quotas +not allowed: resourcequotas is forbidden",
+    ),
+    "container too large": (
+        lambda api: limit(api, type="Container", max={"memory": "63Gi"}),
+        r"✗ +limits +limit range sizes: group gpu has memory 64Gi, the maximum is 63Gi +change",
+    ),
+    "pod too large": (
+        lambda api: limit(api, type="Pod", max={"nvidia.com/gpu": "2"}),
+        r"✗ +limits +limit range sizes: group gpu has nvidia.com/gpu 4, the maximum is 2 +change",
+    ),
+    "init container too small": (
+        lambda api: limit(api, type="Container", min={"memory": "1Gi"}),
+        r"✗ +limits +limit range sizes: the operator's init container has memory 256Mi, the min",
+    ),
+    "no Kueue": (
+        deleted("/apis/kueue.x-k8s.io"),
+        r"✗ +queue +the profile names a queue, but Kueue is not installed",
+    ),
+    "no queue": (
+        deleted(QUEUE),
+        r"✗ +queue +no LocalQueue research in team +use one from kubectl get localqueues -n team",
+    ),
+    "stopped queue": (
+        lambda api: api.objects[QUEUE]["status"]["conditions"][0].update(
+            status="False", message="ClusterQueue is stopped"
+        ),
+        r"✗ +queue +LocalQueue research is not active: ClusterQueue is stopped +kubectl describe",
     ),
     "nodes forbidden": (
         lambda api: api.forbidden.add("/nodes$"),
@@ -235,6 +350,10 @@ FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
         lambda api: secret(api, "demo", {"auth_token": "of-another"}),
         r"✗ +Ray +demo: the dashboard rejects the token",
     ),
+    "token of two lines": (
+        lambda api: secret(api, "demo", {"auth_token": "ray-token\nof-another"}),
+        r"✗ +Ray +the Ray cluster's token or password contains a line break",
+    ),
     "no Ray": (
         deleted("/apis/ray.io/v1/namespaces/team/rayclusters/demo"),
         r"– +Ray +no Ray cluster is running",
@@ -259,6 +378,7 @@ def test_doctor_reports_the_fault_and_the_fix(
     break_it(api)
     output = doctor_output(capsys, code=1 if line.startswith("✗") else 0)
     assert re.search(line, output), output
+    assert "ray-token" not in output
     failures = [row for row in output.splitlines() if row.startswith(("✗", "–"))]
     # Without KubeRay there are no Ray clusters either.
     assert len(failures) == (2 if "no rayclusters" in line else 1), output

@@ -1,6 +1,7 @@
 """Tests following a RayJob to its end through failures, and status, logs and stop."""
 
 import copy
+import json
 import os
 import pty
 import re
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_lab import JOBS, TEAM, end_job, error
-from kube_api import Api, Fault
+from cluster_lab import JOBS, TEAM, created_job, end_job, error
+from kube_api import TOKEN, Api, Fault, Request
 
 from zephyr_ray import cli
-from zephyr_ray.cluster import logs
+from zephyr_ray.cluster import logs, watch
+from zephyr_ray.cluster.checks import REQUIRED_VERBS
 
 
 def run_two_stages(api: Api, name: str) -> None:
@@ -133,6 +135,12 @@ FAULTS = {
     "log dropped": [Fault("GET", "submitter/log", "drop", times=2)],
     "log fails": [Fault("GET", "submitter/log", 500, times=2)],
     "pods fail": [Fault("GET", "pods$", 503, times=2)],
+    "reads refused": [Fault("GET", "rayjobs/", 403, times=3)],
+    "token refused": [Fault("GET", "rayjobs/", 401, times=5)],
+    "resources not yet known": [Fault("GET", "rayjobs/", 404, times=3)],
+    "watch refused": [Fault("GET", r"rayjobs\?watch", 403, times=3)],
+    "log refused": [Fault("GET", "submitter/log", 403, times=3)],
+    "pods refused": [Fault("GET", "pods$", 401, times=6)],
 }
 
 
@@ -168,29 +176,139 @@ def test_a_watch_from_a_too_old_version_is_restarted(
     assert "retrying" not in capsys.readouterr().err
 
 
-def test_a_revoked_token_ends_the_wait_with_one_line(
+def test_follow_survives_a_restart_of_the_server(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    api.faults = [Fault("GET", "rayjobs", 401)]
-    assert cli.main(["submit", "small.yaml", "--wait"]) == 2
-    assert "error: http" in capsys.readouterr().err.splitlines()[-1]
+    """A fresh server refuses valid credentials at first, on all paths at once."""
 
-
-def test_a_cause_of_delay_is_printed_once(
-    api: Api, here: Path, capsys: pytest.CaptureFixture
-) -> None:
     def operator(api: Api, name: str) -> None:
-        involved = {"name": name}
-        api.put(
-            f"{TEAM}/events/e1",
-            {
-                "metadata": {"name": "e1"},
-                "type": "Warning",
-                "involvedObject": involved,
-                "reason": "InvalidRayJobSpec",
-                "message": "no such field",
-            },
-        )
+        api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+        api.pod("submitter", name)
+        api.log("submitter", "before", "2026-01-01T12:00:01Z")
+        api.wait_for(lambda: bool(api.sent("GET", "submitter/log")))
+        refused = len(api.requests)
+        api.restart(cold=0.5)
+        api.log("submitter", "meanwhile", "2026-01-01T12:00:02Z")
+        api.wait_for(lambda: not api.cold and len(api.requests) > refused + 2)
+        api.log("submitter", "after", "2026-01-01T12:00:03Z")
+        api.phase("submitter", "Succeeded")
+        end_job(api, name)
+
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--follow"]) == 0
+    output = capsys.readouterr()
+    assert shown(output.out) == ["before", "meanwhile", "after"]
+    assert output.err.count("retrying while the job keeps running") == 1
+    assert output.err.count("trying again while the job runs") == 1
+
+
+def credential(token: str) -> str:
+    version = "client.authentication.k8s.io/v1"
+    status = {"token": token, "expirationTimestamp": "2026-01-01T00:00:00Z"}
+    return json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": status})
+
+
+def plugin(file: Path) -> dict[str, Any]:
+    """Returns a user whose token comes from a program that prints a file."""
+    version = "client.authentication.k8s.io/v1"
+    arguments = {"command": "cat", "args": [str(file)], "interactiveMode": "Never"}
+    return {"exec": {"apiVersion": version, **arguments}}
+
+
+@pytest.mark.parametrize("source", ["tokenFile", "exec"])
+def test_a_renewed_token_is_used(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, source: str
+) -> None:
+    """The first token ends while a job is followed; its file already has the next one."""
+    file = here / "token"
+    user = plugin(file) if source == "exec" else {"tokenFile": "token"}
+
+    def write(token: str) -> None:
+        file.write_text(credential(token) if source == "exec" else f"{token}\n")
+
+    def operator(api: Api, name: str) -> None:
+        api.wait_for(lambda: any("watch" in r.query for r in api.requests))
+        write("the-second-token")
+        api.token = "the-second-token"
+        run_two_stages(api, name)
+
+    write(TOKEN)
+    (here / "kubeconfig").write_text(api.kubeconfig(user))
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--follow"]) == 0
+    output = capsys.readouterr()
+    assert shown(output.out) == LOG
+    assert "accept these credentials" not in output.err
+
+
+def test_a_plugin_that_fails_later_is_reported_in_the_clients_own_lines(
+    api: Api,
+    here: Path,
+    capsys: pytest.CaptureFixture,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "REFUSED_SECONDS", 0.3)
+    (here / "credential").write_text(credential(TOKEN))
+    (here / "kubeconfig").write_text(api.kubeconfig(plugin(here / "credential")))
+
+    def operator(api: Api, name: str) -> None:
+        api.wait_for(lambda: any("watch" in r.query for r in api.requests))
+        (here / "credential").unlink()
+        api.token = "of-tomorrow"
+
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--wait"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "the kubeconfig's exec plugin failed" in line and "keeps running" in line
+    assert [record for record in caplog.records if record.name == "root"] == []
+
+
+def test_a_token_that_ran_out_ends_the_wait_but_not_the_job(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "REFUSED_SECONDS", 0.3)
+
+    def operator(api: Api, name: str) -> None:
+        api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+        api.wait_for(lambda: any("watch" in r.query for r in api.requests))
+        api.token = "of-tomorrow"
+
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--follow"]) == 2
+    name = created_job(api)["metadata"]["name"]
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        rf"error: http\S+ does not accept these credentials; log in again; {name} keeps running; "
+        rf"see it again with zephyr logs {name} --follow",
+        line,
+    ), line
+
+
+def warn(api: Api, kind: str, name: str, reason: str, message: str) -> None:
+    event = f"e{len(api.objects)}"
+    involved = {"kind": kind, "name": name, "namespace": "team"}
+    body = {"type": "Warning", "reason": reason, "message": message, "involvedObject": involved}
+    api.put(f"{TEAM}/events/{event}", {"metadata": {"name": event}, **body})
+
+
+QUOTA = "exceeded quota: gpus, requested: requests.nvidia.com/gpu=8, used: 0, limited: 4"
+
+
+def test_each_cause_of_delay_is_printed_once(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The operator reports a refused pod on the RayCluster, under a new name at every try."""
+
+    def operator(api: Api, name: str) -> None:
+        warn(api, "RayJob", name, "InvalidRayJobSpec", "no such field")
+        deleted = f'Failed to delete submitter K8s Job team/{name}: jobs.batch "{name}" not found'
+        warn(api, "RayJob", name, "FailedToDeleteRayJobSubmitter", deleted)
+        warn(api, "Job", name, "FailedCreate", "Error creating: pods is forbidden: no memory")
+        warn(api, "RayCluster", "another", "FailedToCreateHeadPod", "of another job")
+        for suffix in ("x7k2p", "b9c4d"):
+            refused = f'cluster team/c1, pods "c1-gpu-worker-{suffix}" is forbidden: {QUOTA}'
+            warn(api, "RayCluster", "c1", "FailedToCreateWorkerPod", refused)
         waiting = {"reason": "ImagePullBackOff", "message": "no such image"}
         api.put(
             f"{TEAM}/pods/head",
@@ -205,18 +323,43 @@ def test_a_cause_of_delay_is_printed_once(
             },
         )
         api.status(name, jobDeploymentStatus="Initializing", rayClusterName="c1")
-        api.wait_for(lambda: len(api.sent("GET", "events")) >= 2)
+        api.wait_for(lambda: len(api.sent("GET", "events")) >= 6)
         end_job(api, name)
 
     api.operator = operator
     assert cli.main(["submit", "small.yaml", "--wait"]) == 0
-    output = capsys.readouterr().err
-    for line in (
-        "InvalidRayJobSpec: no such field",
-        "head: ImagePullBackOff: no such image",
-        "head is not scheduled: 0/3 nodes",
-    ):
-        assert output.count(line) == 1, output
+    said = [line.partition("▸ ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(line for line in said if ": " in line) == sorted(
+        {
+            "InvalidRayJobSpec: no such field",
+            "FailedCreate: Error creating: pods is forbidden: no memory",
+            'FailedToCreateWorkerPod: cluster team/c1, pods "c1-gpu-worker-…" is forbidden: '
+            f"{QUOTA}",
+            "head: ImagePullBackOff: no such image",
+            "head is not scheduled: 0/3 nodes",
+        }
+    )
+
+
+def test_status_shows_why_pods_are_refused(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    a_job(api, "one", jobDeploymentStatus="Initializing", rayClusterName="c1")
+    warn(api, "RayCluster", "c1", "FailedToCreateHeadPod", QUOTA)
+    assert cli.main(["status", "one"]) == 0
+    assert f"trouble   FailedToCreateHeadPod: {QUOTA}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"), [("Retrying", True), ("Suspending", True), ("Initializing", False)]
+)
+def test_a_deletion_that_fails_is_shown_while_the_job_waits_for_it(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, state: str, shown: bool
+) -> None:
+    a_job(api, "one", jobDeploymentStatus=state)
+    warn(api, "RayJob", "one", "FailedToDeleteRayCluster", "a webhook says no")
+    assert cli.main(["status", "one"]) == 0
+    assert ("FailedToDeleteRayCluster" in capsys.readouterr().out) is shown
 
 
 def test_lines_with_equal_time_stamps_are_not_repeated_when_a_log_resumes() -> None:
@@ -280,12 +423,79 @@ def test_without_a_terminal_the_job_keeps_running(api: Api, here: Path) -> None:
     assert not api.sent("DELETE", "rayjobs")
 
 
+def test_on_a_terminal_the_stages_are_a_table_below_the_log(api: Api, here: Path) -> None:
+    def operator(api: Api, name: str) -> None:
+        api.status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+        api.pod("submitter", name)
+        progress = "120/400 rows · 2.0/s · 2 min 20 s left"
+        for second, text in enumerate(
+            (
+                "12:00:00 prompts: waiting prompts",
+                "12:00:00 answers: waiting completions",
+                "12:00:01 prompts: done 2 rows · 1 s",
+                f"12:00:02 answers: running {progress}",
+                "the engine says something",
+            )
+        ):
+            api.log("submitter", text, f"2026-01-01T12:00:0{second}Z")
+        api.wait_for(lambda: bool(api.sent("GET", "submitter/log")))
+        time.sleep(0.5)
+        api.phase("submitter", "Succeeded")
+        end_job(api, name)
+
+    api.operator = operator
+    master, terminal = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "zephyr_ray.cli", "submit", "small.yaml", "--follow"],
+            stdin=subprocess.DEVNULL,
+            stdout=terminal,
+            stderr=terminal,
+            env=os.environ
+            | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "TERM": "xterm", "COLUMNS": "120"},
+            timeout=60,
+        )
+        output = os.read(master, 2**20).decode()
+    finally:
+        os.close(master)
+        os.close(terminal)
+    assert done.returncode == 0, output
+    plain = re.sub(r"\x1b\[[\d;?]*\w", "", output)
+    assert re.search(r"prompts +prompts +done +2 rows", plain), plain
+    assert re.search(r"answers +completions +running +━+.* 120/400 rows · 2.0/s · 2 min 20", plain)
+    assert "the engine says something" in plain and "12:00:02 answers:" not in plain
+
+
 # status, logs, stop
 
 
 def a_job(api: Api, name: str, **status: Any) -> None:
     metadata = {"name": name, "creationTimestamp": "2026-01-01T00:00:00Z"}
     api.put(f"{JOBS}/{name}", {"metadata": metadata, "spec": {}, "status": status})
+
+
+def permission(request: Request) -> tuple[str, str]:
+    """Returns the verb and the resource for which a real server asks its roles."""
+    resource, _, rest = request.path.partition("/namespaces/team/")[2].partition("/")
+    name, _, part = rest.partition("/")
+    verbs = {"POST": "create", "DELETE": "delete", "GET": "get" if name else "list"}
+    verb = "watch" if "watch" in request.query else verbs[request.method]
+    return verb, f"{resource}/{part}" if part else resource
+
+
+def test_the_commands_use_exactly_the_permissions_that_are_checked_and_documented(
+    api: Api, here: Path
+) -> None:
+    api.operator = run_two_stages
+    assert cli.main(["submit", "small.yaml", "--follow"]) == 0
+    name = created_job(api)["metadata"]["name"]
+    for command in (["status"], ["status", name], ["logs", name], ["stop", name]):
+        assert cli.main(command) == 0
+    used = {permission(request) for request in api.requests}
+    assert used == {(verb, kind) for _, kind, verbs in REQUIRED_VERBS for verb in verbs}
+    documented = "; ".join(f"{kind} {', '.join(verbs)}" for _, kind, verbs in REQUIRED_VERBS)
+    page = Path(cli.__file__).parents[1] / "docs" / "kubernetes-client.md"
+    assert documented in " ".join(page.read_text().split())
 
 
 def test_status_lists_jobs_and_shows_the_stages_of_one(
@@ -305,7 +515,7 @@ def test_status_lists_jobs_and_shows_the_stages_of_one(
     assert cli.main(["status", "two"]) == 0
     output = capsys.readouterr().out
     assert re.search(r"prompts +done +2 rows", output)
-    assert re.search(r"answers +running +1/2 rows", output)
+    assert re.search(r"answers +running +\S+ +1/2 rows", output)
 
 
 @pytest.mark.parametrize("name", ["a/../../pods/b", "a?watch=true", ""])

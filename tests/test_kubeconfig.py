@@ -39,7 +39,21 @@ USERS: dict[str, tuple[dict[str, Any], str]] = {
     "token with an ellipsis": ({"token": f"{CANARY}…"}, "no HTTP header can hold"),
     "token that is a number": ({"token": 7, "password": CANARY}, "401|credentials"),
     "token that is a list": ({"token": [CANARY]}, "credentials|configured"),
-    "missing token file": ({"tokenFile": "/none", "password": CANARY}, "No such file .*'/none'"),
+    "missing token file": (
+        {"tokenFile": "/none", "password": CANARY},
+        "kubeconfig: the tokenFile of the context's user is not the path of a file; correct it, or "
+        "remove it and give the content itself in token$",
+    ),
+    "token in place of its file": ({"tokenFile": CANARY}, "the tokenFile of the context's user is"),
+    "token of two lines in place of its file": (
+        {"tokenFile": f"{CANARY}\nb"},
+        "the tokenFile of the context's user is not the path",
+    ),
+    "token with a null in place of its file": ({"tokenFile": f"{CANARY}\0"}, "is not the path of"),
+    "key in place of its file": (
+        {"client-key": f"-----BEGIN EC PRIVATE KEY-----\n{CANARY}" + "x" * 5000},
+        "the client-key of the context's user is not .* itself in client-key-data$",
+    ),
     "missing plugin": (
         {"exec": PLUGIN | {"command": "no-such-plugin"}},
         r"exec plugin failed \(.*No such file or directory: 'no-such-plugin'\); install",
@@ -174,6 +188,15 @@ def test_files_that_cannot_be_used(
     config = json.loads(api.kubeconfig({"token": CANARY, "client-key-data": key}))
     (here / "kubeconfig").write_text(edit(config))
     check(error(capsys, "status"), cause)
+
+
+@pytest.mark.parametrize("inside", ["\n", "\r", "\0", "\a", "\u2028", "…"])
+def test_a_token_file_that_no_header_can_hold(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, inside: str
+) -> None:
+    (here / "token").write_text(f"first{inside}{CANARY}")
+    (here / "kubeconfig").write_text(api.kubeconfig({"tokenFile": "token"}))
+    check(error(capsys, "status"), "token or password contains a line break or another character")
 
 
 def test_a_folder_in_place_of_the_file(

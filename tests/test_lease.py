@@ -19,7 +19,7 @@ from zephyr_ray import lease as leases
 from zephyr_ray import pipeline
 from zephyr_ray.errors import Permanent
 from zephyr_ray.lease import Lease
-from zephyr_ray.store import Store
+from zephyr_ray.store import LEASE, Store
 
 HOLD = """
 import sys, time
@@ -72,6 +72,53 @@ def test_a_second_run_is_told_at_once_who_holds_the_lock(
         r"\d+\.\d s ago\); wait for it to end, or use --wait SECONDS",
         line,
     )
+
+
+def attempt_of(job: str, folder: Path) -> Lease:
+    return Lease(folder, "the storage", renew=0.05, expire=0.2, poll=0.02, job=job)
+
+
+def test_an_older_attempt_of_a_job_never_takes_over_from_a_newer(
+    elsewhere: None, tmp_path: Path
+) -> None:
+    """KubeRay has given up the older one; it may still run on a lost node."""
+    older, newer, third = (attempt_of("small-abcde", tmp_path) for _ in range(3))
+    with newer.held():
+        assert "a newer attempt of small-abcde uses the storage" in refused(older, wait=5)
+    assert "a newer attempt" in refused(older, wait=5)  # not after it has ended either
+    with third.held():
+        pass
+
+
+def test_an_older_attempt_never_takes_over_from_a_newer_that_fell_silent(
+    elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, newer = (attempt_of("small-abcde", tmp_path) for _ in range(2))
+    monkeypatch.setattr(newer, "_keep", lambda on_loss: None)
+    with newer.held():
+        assert "a newer attempt" in refused(older, wait=5)
+        with attempt_of("small-abcde", tmp_path).held(wait=5):
+            pass
+
+
+@pytest.mark.parametrize("job", ["", "other-abcde"])
+def test_the_age_of_another_job_does_not_matter(tmp_path: Path, job: str) -> None:
+    first = attempt_of(job, tmp_path)
+    with attempt_of("" if not job else "small-abcde", tmp_path).held():
+        pass
+    with first.held():
+        pass
+
+
+def test_a_run_names_the_rayjob_that_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZEPHYR_JOB", "small-abcde")
+    store = Store(tmp_path)
+    store.prepare()
+    with store.exclusive():
+        [file] = [f for f in (store.root / LEASE).iterdir() if f.suffix == ""]
+        assert json.loads(file.read_text())["job"] == "small-abcde"
 
 
 def test_the_lock_of_a_killed_run_is_free_at_once(

@@ -4,9 +4,13 @@ The expected peers of ingress come from the table "Who gets in" in docs/kubernet
 """
 
 import re
+from pathlib import Path
 
 import pytest
-from chart_tools import GOLDEN, ROOT, Document, kind, pod_templates, render
+from chart_tools import CLUSTER, GOLDEN, ROOT, SERVE, Document, kind, pod_templates, render
+
+from zephyr_ray.cluster.job import ray_job
+from zephyr_ray.cluster.profile import load
 
 EVERYTHING = str(GOLDEN / "everything-values.yaml")
 RAY_PARTS = ("cluster", "pipeline", "serve")
@@ -14,12 +18,12 @@ Access = set[tuple[str, str]]
 """(peer, port) pairs."""
 
 
-def part(*names: str) -> str:
-    """Returns a peer: the release's pods of these components."""
+def part(name: str) -> str:
+    """Returns a peer: the release's pods of this component, or all jobs or submitters."""
+    if name in ("pipeline", "submitter"):
+        return f"pods zephyr-ray/part={name}"
     component, instance = "app.kubernetes.io/component", "app.kubernetes.io/instance"
-    if len(names) > 1:
-        return f"pods {component} in {'|'.join(names)},{instance} in zephyr"
-    return f"pods {component}={names[0]},{instance}=zephyr,app.kubernetes.io/part-of=zephyr"
+    return f"pods {component}={name},{instance}=zephyr,app.kubernetes.io/part-of=zephyr"
 
 
 def namespace(name: str) -> str:
@@ -31,25 +35,35 @@ ANYONE, ALL = "anyone", "all"
 CLIENTS = "pods zephyr-ray/client=true"
 PEERS = {
     "the operator": namespace("kuberay-system"),
-    "the submitter and test pods of the release": part("submitter"),
+    "submitters": part("submitter"),
     'pods labeled `zephyr-ray/client: "true"`': CLIENTS,
     "pods with that label": CLIENTS,
-    "the release's Ray clusters and jobs": part("cluster", "pipeline"),
+    "the release's Ray cluster": part("cluster"),
+    "jobs": part("pipeline"),
 }
 """Peers by their name in the table."""
 SETTINGS = {
     "`networkPolicy.serveClients`": namespace("ingress-nginx"),
+    "`networkPolicy.mlflowClients`": namespace("ingress-nginx"),
     "`networkPolicy.prometheusNamespace`": namespace("monitoring"),
 }
 """Peers that everything-values.yaml sets and the presets do not."""
 SAME_PART = "pods of the same part (`cluster`, `pipeline` or `serve`)"
 PODS_OF_PORT = {"8000": ("serve",), "5000": ("mlflow",)}
 """Components that listen on a port, unless all parts with Ray do."""
-DNS = {
-    (peer, f"53/{protocol}")
-    for peer in (namespace("kube-system"), "169.254.20.10/32")
-    for protocol in ("TCP", "UDP")
-}
+
+
+def dns(name: str = "kube-system", port: int = 53) -> Access:
+    """Returns the egress to the DNS pods of a namespace and to NodeLocal DNSCache."""
+    return {
+        (peer, f"{port}/{protocol}")
+        for peer in (namespace(name), "169.254.20.10/32")
+        for protocol in ("TCP", "UDP")
+    }
+
+
+OPENSHIFT = dns("openshift-dns", 5353)
+"""As in everything-values.yaml."""
 INTERNET = "0.0.0.0/0 except 10.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.168.0.0/16"
 
 
@@ -147,16 +161,20 @@ def test_the_docs_say_exactly_who_gets_in(values: str) -> None:
         component = labels["app.kubernetes.io/component"]
         expected = documented(component, settings)
         assert access(rendered, labels, "ingress") == expected, labels
-        assert expected or component == "submitter"
+        assert expected or component in ("submitter", "test")
 
 
 def egress_of_everything(component: str, head: bool) -> Access:
     extra = ("10.1.2.3/32", "9000/TCP")
     if component == "submitter":
-        return {(ANYONE, ALL)}
+        return OPENSHIFT | {(part("pipeline"), "8265/TCP")}
+    if component == "test":
+        services = {"cluster": 8265, "serve": 8000, "mlflow": 5000}
+        return OPENSHIFT | {(part(name), f"{port}/TCP") for name, port in services.items()}
     if component == "mlflow":
-        return DNS | {(ANYONE, "443/TCP"), extra}  # 443: the bucket of the artifacts
-    allowed = DNS | {(part(component), ALL), (ANYONE, "6380/TCP"), (INTERNET, "443/TCP"), extra}
+        return OPENSHIFT | {(ANYONE, "443/TCP"), extra}  # 443: the bucket of the artifacts
+    allowed = OPENSHIFT | {extra}
+    allowed |= {(part(component), ALL), (ANYONE, "6380/TCP"), (INTERNET, "443/TCP")}
     if component != "serve":
         allowed |= {(part("mlflow"), "5000/TCP"), (part("serve"), "8000/TCP")}
     if head:
@@ -176,7 +194,109 @@ def test_pods_reach_only_what_they_need() -> None:
 def test_pods_of_a_fixed_size_job_do_not_reach_the_api_server() -> None:
     rendered = render("values-kind.yaml")
     job = {(part("pipeline"), ALL), (part("mlflow"), "5000/TCP"), (INTERNET, "443/TCP")}
-    expected = {"pipeline": DNS | job, "mlflow": DNS, "submitter": {(ANYONE, ALL)}}
+    expected = {
+        "pipeline": dns() | job,
+        "mlflow": dns(),
+        "submitter": dns() | {(part("pipeline"), "8265/TCP")},
+        "test": dns() | {(part("mlflow"), "5000/TCP")},
+    }
     for labels in pod_labels(rendered):
         component = labels["app.kubernetes.io/component"]
         assert access(rendered, labels, "egress") == expected[component], labels
+
+
+# ------------------------------------------------------------------ jobs of `zephyr submit`
+
+
+def submitted(folder: Path) -> dict[str, dict[str, str]]:
+    """Returns the labels of the pods of a submitted job, with those that the operator adds."""
+    profile = folder / "zephyr-cluster.yaml"
+    profile.write_text("image: i\nstorage: {claim: c}\nworkers: {cpu: {cpu: 1, memory: 2Gi}}\n")
+    spec = ray_job("small-abcde", load(profile))["spec"]
+    cluster = spec["rayClusterSpec"]
+    pods = {
+        "submitter": spec["submitterPodTemplate"],
+        "head": cluster["headGroupSpec"]["template"],
+        "worker": cluster["workerGroupSpecs"][0]["template"],
+    }
+    return {
+        name: pod["metadata"]["labels"]
+        | ({} if name == "submitter" else {"ray.io/node-type": name})
+        for name, pod in pods.items()
+    }
+
+
+@pytest.mark.parametrize("sets", [CLUSTER, (*SERVE, "pipeline.enabled=true")])
+def test_a_submitted_job_has_the_access_of_the_charts_own(
+    sets: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Also where the chart runs no job: `zephyr submit` needs none."""
+    rendered = render(sets=sets)
+    own = {"zephyr-ray/part": "pipeline"}
+    pods = submitted(tmp_path)
+    for direction in ("ingress", "egress"):
+        for name in ("head", "worker"):
+            assert access(rendered, pods[name], direction) == access(rendered, own, direction)
+        submitter = {"zephyr-ray/part": "submitter"}
+        assert access(rendered, pods["submitter"], direction) == access(
+            rendered, submitter, direction
+        )
+    assert (ANYONE, ALL) not in access(rendered, pods["head"], "ingress")
+    assert (ANYONE, ALL) not in access(rendered, pods["submitter"], "egress")
+
+
+def open_between(
+    rendered: list[Document], source: dict[str, str], target: dict[str, str], port: int
+) -> bool:
+    """Returns whether policies allow a connection within a namespace that denies by default."""
+    denied = {
+        "kind": "NetworkPolicy",
+        "spec": {
+            "podSelector": {"matchLabels": {}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [],
+            "egress": [],
+        },
+    }
+    ends = ((source, target, "egress"), (target, source, "ingress"))
+    return all(
+        any(
+            at in (ALL, f"{port}/TCP") and matches(peer, other)
+            for peer, at in access([*rendered, denied], pod, direction)
+        )
+        for pod, other, direction in ends
+    )
+
+
+def matches(peer: str, labels: dict[str, str]) -> bool:
+    if not peer.startswith("pods "):
+        return peer == ANYONE
+    wanted = dict(term.split("=") for term in peer.removeprefix("pods ").split(","))
+    return wanted.items() <= labels.items()
+
+
+def test_every_connection_works_where_the_namespace_denies_by_default(tmp_path: Path) -> None:
+    rendered = render(sets=(*SERVE, "pipeline.enabled=true"))
+    named = {
+        (labels["app.kubernetes.io/component"], labels.get("ray.io/node-type")): labels
+        for labels in pod_labels(rendered)
+    }
+    named |= {("zephyr submit", name): labels for name, labels in submitted(tmp_path).items()}
+    mlflow, chat = named["mlflow", None], named["serve", "head"]
+    for part_name in ("cluster", "pipeline", "zephyr submit"):
+        head, worker = named[part_name, "head"], named[part_name, "worker"]
+        assert open_between(rendered, worker, head, 6379)
+        assert open_between(rendered, head, worker, 52365)
+        assert open_between(rendered, head, mlflow, 5000)
+        assert open_between(rendered, worker, chat, 8000)
+    for submitter, head in (
+        (named["submitter", None], named["pipeline", "head"]),
+        (named["zephyr submit", "submitter"], named["zephyr submit", "head"]),
+    ):
+        assert open_between(rendered, submitter, head, 8265)
+        assert not open_between(rendered, head, submitter, 8265)
+    test = named["test", None]
+    assert open_between(rendered, test, named["cluster", "head"], 8265)
+    assert open_between(rendered, test, mlflow, 5000)
+    assert open_between(rendered, test, named["serve", "worker"], 8000)
+    assert not open_between(rendered, named["cluster", "head"], named["serve", "head"], 6379)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from chart_tools import kind, ray_specs, render
-from pod_flags import Node, RayPods, quantity, run_flags
+from pod_flags import Node, RayPods, in_order, quantity, run_flags
 
 SETS = ("cluster.enabled=true",)
 
@@ -43,6 +43,22 @@ def test_a_worker_has_the_charts_security_limits_and_volumes(node: Node, pods: R
         "--dashboard-agent-listen-port=52365 --memory=10737418240 --metrics-export-port=8080 "
         "--num-cpus=4"
     )
+
+
+def test_init_containers_run_before_the_pod_on_its_volumes(node: Node) -> None:
+    [deployment] = kind(render("values-kind.yaml", sets=SETS), "Deployment")
+    init, pod = in_order(deployment["spec"]["template"])
+    first, then = (run_flags(each, "m", node) for each in (init, pod))
+    assert '--entrypoint=["python", "-c"]' in first and "--restart=no" in first
+    assert '--entrypoint=["mlflow", "server"]' in then and "--restart=always" in then
+    data = f"--volume={node.folder}/claims/zephyr-mlflow:/mlflow:rw"
+    assert data in first and data in then
+
+
+def test_words_are_expanded_like_the_kubelet_does(node: Node, pods: RayPods) -> None:
+    pod = pods.head("h")
+    pod["spec"]["containers"][0]["args"] = ["$(HOME)/$(HOM) $(date) $HOME"]
+    assert run_flags(pod, "h", node)[-1] == "/scratch/$(HOM) $(date) $HOME"
 
 
 def test_an_unknown_field_is_rejected(node: Node, pods: RayPods) -> None:

@@ -1,7 +1,9 @@
 """Tests the RayJob and the ConfigMap that are built from a profile and a recipe."""
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +47,8 @@ def test_the_job_meets_the_operators_rules(here: Path) -> None:
     job = job_of(here)
     spec = job["spec"]
     assert job["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "research"}
-    assert (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, 600)
-    assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (2, 3600)
-    assert shlex.split(spec["entrypoint"]) == [
-        *("python", "-m", "zephyr_ray.pipeline", "/etc/zephyr/recipe.yaml"),
-        *("--wait", "600"),
-    ]
+    assert (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, 0)
+    assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (0, 3600)
     cluster = spec["rayClusterSpec"]
     assert (cluster["authOptions"], cluster["rayVersion"]) == ({"mode": "token"}, "2.60.0")
     head, (cpu, gpu) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
@@ -72,6 +70,69 @@ def test_the_job_meets_the_operators_rules(here: Path) -> None:
     ]
     assert pod["nodeSelector"] == {"pool": "a100"}
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+
+
+def run_entrypoint(spec: dict[str, Any], folder: Path, codes: list[int]) -> tuple[int, list[str]]:
+    """Runs the entry point as in a cluster, where the shells of the submitter and of the head parse
+    it in turn. Python is replaced by a program that ends with each of the codes. Returns the exit
+    code, and the arguments and pauses of the programs."""
+    (folder / "codes").write_text("".join(f"{code}\n" for code in codes))
+    for name, end in {"python": "exit $(sed -n ${starts}p codes)", "sleep": ""}.items():
+        program = f'#!/bin/sh\necho {name} "$@" >> calls\nstarts=$(grep -c python calls)\n{end}\n'
+        (folder / name).write_text(program)
+        (folder / name).chmod(0o755)
+    shell = {"cwd": folder, "env": {"PATH": f"{folder}:{os.environ['PATH']}"}}
+    submitter = ["bash", "-c", f"printf '%s\\0' {spec['entrypoint']}"]
+    words = subprocess.run(submitter, capture_output=True, text=True, **shell).stdout.split("\0")
+    code = subprocess.run(["sh", "-c", shlex.join(words[:-1])], **shell).returncode
+    return code, (folder / "calls").read_text().splitlines()
+
+
+START = "python -m zephyr_ray.pipeline /etc/zephyr/recipe.yaml --wait 600"
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "calls"),
+    [
+        ([0], 0, [START]),
+        ([1, 0], 0, [START, "sleep 30", START]),
+        ([2], 2, [START]),
+        ([137, 2], 2, [START, "sleep 30", START]),
+        ([1, 1, 137], 137, [START, "sleep 30", START, "sleep 60", START]),
+    ],
+)
+def test_a_failed_run_is_retried_on_its_cluster_but_a_user_error_is_not(
+    here: Path, codes: list[int], code: int, calls: list[str]
+) -> None:
+    assert run_entrypoint(job_of(here)["spec"], here, codes) == (code, calls)
+
+
+@pytest.mark.parametrize(("seconds", "head"), [(None, 600), (0, 0), (60, 60)])
+def test_the_workers_end_with_the_job_and_the_head_later(
+    here: Path, seconds: int | None, head: int
+) -> None:
+    write_profile(here, queue=None, ttl_seconds=seconds)
+    job = job_of(here)
+    assert crd_errors("rayjobs", job) == []
+    # The operator refuses rules together with these.
+    assert not {"shutdownAfterJobFinishes", "ttlSecondsAfterFinished"} & job["spec"].keys()
+    rules = job["spec"]["deletionStrategy"]["deletionRules"]
+    assert [(rule["policy"], rule["condition"]) for rule in rules] == [
+        ("DeleteWorkers", {"jobStatus": "SUCCEEDED", "ttlSeconds": 0}),
+        ("DeleteCluster", {"jobStatus": "SUCCEEDED", "ttlSeconds": head}),
+        ("DeleteWorkers", {"jobDeploymentStatus": "Failed", "ttlSeconds": 0}),
+        ("DeleteCluster", {"jobDeploymentStatus": "Failed", "ttlSeconds": head}),
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "all_pods"), [(None, 0), (60, 60)])
+def test_a_queued_job_ends_as_kueue_requires(
+    here: Path, seconds: int | None, all_pods: int
+) -> None:
+    write_profile(here, ttl_seconds=seconds)
+    spec = job_of(here)["spec"]
+    ends = (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"])
+    assert ends == (True, all_pods) and "deletionStrategy" not in spec
 
 
 def test_every_pod_passes_pod_security_restricted(here: Path) -> None:
@@ -137,12 +198,28 @@ def test_every_ray_pod_has_the_profiles_mlflow_address(here: Path, address: str 
         assert variables.get("MLFLOW_TRACKING_URI") == address
 
 
-def test_all_pods_carry_the_label_that_network_policies_admit(here: Path) -> None:
+def test_all_pods_carry_the_labels_that_network_policies_select_and_admit(here: Path) -> None:
     spec = job_of(here)["spec"]
     cluster = spec["rayClusterSpec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    for template in [spec["submitterPodTemplate"], *(group["template"] for group in groups)]:
-        assert template["metadata"]["labels"] == {"zephyr-ray/client": "true"}
+    templates = [spec["submitterPodTemplate"], *(group["template"] for group in groups)]
+    admitted = {"zephyr-ray/client": "true"}
+    assert [template["metadata"]["labels"] for template in templates] == [
+        {**admitted, "zephyr-ray/part": "submitter"},
+        *[{**admitted, "zephyr-ray/part": "pipeline"}] * 3,
+    ]
+
+
+def test_every_empty_dir_has_a_limit(here: Path) -> None:
+    submitter = job_of(here)["spec"]["submitterPodTemplate"]["spec"]
+    for pod, tmp in [(submitter, "1Gi"), *((pod, "50Gi") for pod in ray_pods(here))]:
+        sizes = {v["name"]: v["emptyDir"] for v in pod["volumes"] if "emptyDir" in v}
+        assert sizes == {"tmp": {"sizeLimit": tmp}, "home": {"sizeLimit": "10Gi"}}
+
+
+def test_every_ray_pod_knows_its_job(here: Path) -> None:
+    for pod in ray_pods(here):
+        assert {"name": "ZEPHYR_JOB", "value": "small-abcde"} in pod["containers"][0]["env"]
 
 
 def test_cpus_are_counted_per_worker_and_rounded_up(here: Path) -> None:

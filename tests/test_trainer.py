@@ -109,7 +109,9 @@ def step(trainer: Any, rows: list[dict[str, Any]], tokens: Any) -> dict[str, flo
     trainer.current_gradient_accumulation_steps = 2
     batch = trainer.data_collator(rows)
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=tokens)
-    return {"loss": loss.item(), **{name: v[-1] for name, v in trainer._metrics["train"].items()}}
+    logs = {"loss": loss.item()}
+    trainer.log(logs)
+    return logs
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -160,6 +162,28 @@ def test_dpo_is_that_of_trl(start: Any, common: dict[str, Any], tmp_path: Path) 
         processing_class=common["tokenizer"],
     )
     assert step(ours, PAIRS, None) == pytest.approx(step(theirs, PAIRS, None), abs=1e-5)
+
+
+@pytest.mark.parametrize("start", ["dense"], indirect=True)
+def test_metrics_of_a_step_are_gathered_once(
+    start: Any, common: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trained(Dpo(model="base", data="data"), start, common, PAIRS)
+    gathered: list[Any] = []
+    gather = trainer.accelerator.gather
+    monkeypatch.setattr(
+        trainer.accelerator, "gather", lambda values: (gathered.append(values), gather(values))[1]
+    )
+    alone = [step(trainer, [pair], None) for pair in PAIRS]
+    assert len(gathered) == 2
+    for pair in PAIRS:
+        trainer.compute_loss(trainer.model, trainer.data_collator([pair]))
+    both: dict[str, float] = {}
+    trainer.log(both)
+    assert len(gathered) == 3
+    assert both["num_tokens"] == 2 * alone[-1]["num_tokens"]
+    for name in ("entropy", "logps/chosen", "rewards/margins"):
+        assert both[name] == pytest.approx((alone[0][name] + alone[1][name]) / 2)
 
 
 @pytest.mark.parametrize(("stage", "rows", "p"), [(Sft, DIALOGUES, 0.3), (Dpo, PAIRS, 0)])

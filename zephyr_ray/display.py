@@ -1,7 +1,12 @@
-"""Shows the live table of a run: each stage waiting, cached, running, done or failed."""
+"""Shows the live table of a run: each stage waiting, cached, running, done or failed.
+
+Without a terminal each change is a line, from which `read_line` builds the same table elsewhere.
+"""
 
 import logging
+import re
 import time
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -18,6 +23,23 @@ CONSOLE = Console(stderr=True)
 COLORS = {"waiting": "dim", "cached": "cyan", "running": "bold yellow", "done": "green"}
 QUIET_SECONDS = 15
 """Seconds between two progress lines without a terminal."""
+LINE = re.compile(
+    r"(?:\d\d:){2}\d\d (\S+): (waiting|cached|running|done|failed|interrupted)\b ?(.*)"
+)
+DONE_OF_TOTAL = re.compile(r"(\d+)/(\d+|\?) ")
+
+
+@dataclass
+class Row:
+    """One stage in the table."""
+
+    kind: str = ""
+    state: str = "waiting"
+    note: str = ""
+    """What the artifact has; while the stage runs, its progress."""
+    done: float = 0
+    total: float = 0
+    """Total of the progress; 0 if unknown."""
 
 
 class ConsoleHandler(logging.Handler):
@@ -31,7 +53,7 @@ class Display:
     """The live table on a terminal; plain lines elsewhere (logs, Ray jobs)."""
 
     def __init__(self, steps: list[Step]):
-        self._rows = {s.name: ["waiting", s.stage.kind, ""] for s in steps}
+        self._rows = {step.name: Row(step.stage.kind) for step in steps}
         self._progress: dict[str, Progress] = {}
         self._live = Live(console=CONSOLE, get_renderable=self._table, refresh_per_second=4)
         self._last_line_at = 0.0
@@ -39,6 +61,9 @@ class Display:
     def __enter__(self) -> "Display":
         if CONSOLE.is_terminal:
             self._live.start()
+        else:
+            for name, row in self._rows.items():
+                self._print_line(f"{name}: waiting {row.kind}")
         return self
 
     def __exit__(
@@ -51,7 +76,7 @@ class Display:
             self._live.stop()
 
     def set(self, name: str, state: str, note: str = "", progress: Progress | None = None) -> None:
-        self._rows[name][0], self._rows[name][2] = state, note
+        self._rows[name].state, self._rows[name].note = state, note
         if progress:
             self._progress[name] = progress
         if not CONSOLE.is_terminal:
@@ -64,25 +89,55 @@ class Display:
 
     def _print_line(self, text: str) -> None:
         self._last_line_at = time.monotonic()
-        CONSOLE.print(f"{time.strftime('%H:%M:%S')} {text.rstrip()}", highlight=False, markup=False)
+        # One line per change: a reader must find its end.
+        line = f"{time.strftime('%H:%M:%S')} {' '.join(text.split())}"
+        CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("stage", "kind", "state", "", ""):
-            table.add_column(heading, no_wrap=True)
-        for name, (state, kind, note) in self._rows.items():
-            progress = self._progress.get(name)
-            running = state == "running" and progress is not None
-            table.add_row(
-                name,
-                Text(kind, style="dim"),
-                Text(state, style=COLORS.get(state, "red")),
-                ProgressBar(total=progress.total or None, completed=progress.done, width=24)
-                if running and progress
-                else "",
-                _progress_text(progress) if running and progress else Text(note),
-            )
-        return table
+        for name, progress in self._progress.items():
+            row = self._rows[name]
+            if row.state == "running":
+                row.note, row.done, row.total = (
+                    _progress_text(progress),
+                    progress.done,
+                    progress.total,
+                )
+        return stage_table(self._rows)
+
+
+def stage_table(rows: dict[str, Row]) -> Table:
+    """Returns the table of the stages by name."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("stage", "kind", "state", "", ""):
+        table.add_column(heading, no_wrap=True)
+    for name, row in rows.items():
+        table.add_row(
+            name,
+            Text(row.kind, style="dim"),
+            Text(row.state, style=COLORS.get(row.state, "red")),
+            ProgressBar(total=row.total or None, completed=row.done, width=24)
+            if row.state == "running"
+            else "",
+            Text(row.note),
+        )
+    return table
+
+
+def read_line(rows: dict[str, Row], line: str) -> bool:
+    """Updates the stages from a line that a Display printed without a terminal. Returns whether it
+    is one."""
+    match = LINE.fullmatch(line.rstrip())
+    if match is None:
+        return False
+    row = rows.setdefault(match[1], Row())
+    row.state, row.note = match[2], match[3]
+    if row.state == "waiting":
+        row.kind, row.note = row.note, ""
+    progress = DONE_OF_TOTAL.match(row.note)
+    row.done, row.total = (
+        (int(progress[1]), int(progress[2].strip("?") or 0)) if progress else (0, 0)
+    )
+    return True
 
 
 def _progress_text(progress: Progress) -> str:

@@ -46,6 +46,9 @@ class Owner(BaseModel):
     """Start time of the process, in clock ticks since boot, because its pid may be reused."""
     taken: str
     renewed: str
+    job: str = ""
+    attempt: str = ""
+    """Name of the RayJob, if any, and the time at which this attempt of it began."""
 
     def is_alive(self) -> bool | None:
         """Returns whether the process still runs; None if this machine cannot know."""
@@ -75,16 +78,16 @@ class Holder:
         """Returns whether the lease is held; None if this machine cannot know."""
         if self.released:
             return False
-        owner = self._owner()
+        owner = self.owner()
         return owner.is_alive() if owner else None
 
     def __str__(self) -> str:
-        owner = self._owner()
+        owner = self.owner()
         who = f"process {owner.pid} on {owner.host}, since {owner.taken}, " if owner else ""
         return f"{who}renewed {duration(max(0, self.idle))} ago"
 
-    def _owner(self) -> Owner | None:
-        """Returns the owner; None while it is being written."""
+    def owner(self) -> Owner | None:
+        """Returns the owner, or the last one; None while it is being written."""
         try:
             return Owner.model_validate_json(self.text)
         except ValidationError:
@@ -92,8 +95,8 @@ class Holder:
 
 
 class Lease:
-    """The lock of `what`, kept in `folder`; `poll` is the seconds between two checks of
-    its owner."""
+    """The lock of `what`, kept in `folder`, for an attempt of the RayJob `job`, if any; `poll` is
+    the seconds between two checks of its owner."""
 
     def __init__(
         self,
@@ -102,8 +105,10 @@ class Lease:
         renew: float = RENEW_SECONDS,
         expire: float = EXPIRE_SECONDS,
         poll: float = 1.0,
+        job: str = "",
     ):
         self.folder, self.what, self.lost = folder, what, False
+        self._job, self._attempt = job, _now("microseconds")
         self._renew, self._expire, self._poll = renew, expire, poll
         self._number, self._taken, self._stop = 0, "", threading.Event()
 
@@ -160,6 +165,7 @@ class Lease:
                     raise
                 time.sleep(self._poll)
                 continue
+            self._give_way(holder)
             if last and (last.number, last.text) != (holder.number, holder.text):
                 changed = now
             last, alive = holder, holder.is_alive()
@@ -179,6 +185,12 @@ class Lease:
                 notice(f"waiting for {self.what}, locked by another run ({holder})")
                 announced = holder.number
             time.sleep(self._poll)
+
+    def _give_way(self, holder: Holder) -> None:
+        """Raises Permanent if a newer attempt of the same job holds, or held, the lease."""
+        owner = holder.owner()
+        if owner and owner.job == self._job != "" and owner.attempt > self._attempt:
+            raise Permanent(f"a newer attempt of {self._job} uses {self.what}; follow that one")
 
     def _create(self, number: int) -> bool:
         """Takes a number. Returns False if another process has it."""
@@ -230,6 +242,8 @@ class Lease:
             started=_start_time(os.getpid()) or "",
             taken=self._taken,
             renewed=_now("microseconds"),
+            job=self._job,
+            attempt=self._attempt,
         )
         with open(descriptor, "wb") as file:
             file.write(owner.model_dump_json().encode() + b"\n")
@@ -240,11 +254,11 @@ class Lease:
         now = self._clock()
         while True:
             number, name = max(self._names(), default=(0, RELEASED))
-            if name.endswith(RELEASED):
-                return Holder(number)
-            path = self.folder / name
+            path, released = self.folder / name, name.endswith(RELEASED)
             with contextlib.suppress(FileNotFoundError):  # released meanwhile
-                return Holder(number, False, path.read_bytes(), now - path.stat().st_mtime)
+                return Holder(number, released, path.read_bytes(), now - path.stat().st_mtime)
+            if not number:
+                return Holder(number)
 
     def _clock(self) -> float:
         """Returns the time of the file system. A new file also makes NFS list the folder anew."""

@@ -71,8 +71,9 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
     return files
 
 
-def config_map(name: str, files: dict[str, bytes]) -> dict[str, Any]:
-    """Returns an immutable ConfigMap; content that is not UTF-8 goes into `binaryData`."""
+def config_map(name: str, files: dict[str, bytes], owner: dict[str, Any]) -> dict[str, Any]:
+    """Returns an immutable ConfigMap that is deleted with its owner. Content that is not UTF-8 goes
+    into `binaryData`."""
     data: dict[str, str] = {}
     binary: dict[str, str] = {}
     for file, content in files.items():
@@ -80,10 +81,12 @@ def config_map(name: str, files: dict[str, bytes]) -> dict[str, Any]:
             data[file] = content.decode()
         except UnicodeDecodeError:
             binary[file] = base64.b64encode(content).decode()
+    reference = {key: owner[key] for key in ("apiVersion", "kind")}
+    reference |= {key: owner["metadata"][key] for key in ("name", "uid")}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": name},
+        "metadata": {"name": name, "ownerReferences": [reference]},
         "immutable": True,
         "data": data,
         "binaryData": binary,

@@ -2,22 +2,32 @@
 
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from zephyr_ray.cluster import bundle, profile
-from zephyr_ray.cluster.job import API, VERSION, job_name, ray_job
+from zephyr_ray.cluster.job import job_name, ray_job
 from zephyr_ray.cluster.kube import Kube, Missing
-from zephyr_ray.cluster.logs import LogFollower, log_lines, stage_states, submitters
-from zephyr_ray.cluster.watch import EXIT_STOPPED, JOBS, State, start_problems, states
+from zephyr_ray.cluster.logs import (
+    LogFollower,
+    last_lines,
+    log_lines,
+    submitters,
+)
+from zephyr_ray.cluster.screen import live_table, show
+from zephyr_ray.cluster.watch import (
+    EXIT_STOPPED,
+    JOBS,
+    State,
+    start_problems,
+    states,
+)
+from zephyr_ray.display import Row, read_line, stage_table
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.masking import masked
 from zephyr_ray.recipe import Recipe
-
-TAIL = 5000
-"""Maximum lines, from the end of the log, in which `zephyr status` looks for stages."""
 
 
 def connect_kube(path: Path) -> Kube:
@@ -41,33 +51,25 @@ def submit(
     files = bundle.bundle(raw, recipe, loaded.storage.folder, path)
     kube = Kube(loaded.context, loaded.namespace)
     name = job_name(recipe.name)
-    create(kube, bundle.config_map(name, files), ray_job(name, loaded))
+    create(kube, ray_job(name, loaded), files)
     print(f"job       {name} in {kube.namespace}")
     print(f"follow    zephyr logs {name} --follow")
     print(f"stop      zephyr stop {name}", flush=True)
     return follow(kube, name, logs) if wait or logs else 0
 
 
-def create(kube: Kube, config_map: dict[str, Any], job: dict[str, Any]) -> None:
-    """Creates the ConfigMap, then the job that owns it; deletes both again if a step fails."""
-    name = job["metadata"]["name"]
-    steps = [kube.path("configmaps", name), kube.path(JOBS, name)]
-    to_delete = []
+def create(kube: Kube, job: dict[str, Any], files: dict[str, bytes]) -> None:
+    """Creates the job, then the ConfigMap that it owns and mounts; its pods wait for that. Deletes
+    the job if a step fails, and with it the ConfigMap."""
+    name, owner = job["metadata"]["name"], None
     try:
-        to_delete.append(steps[0])
-        kube.create(kube.path("configmaps"), config_map)
-        to_delete.append(steps[1])
-        uid = kube.create(kube.path(JOBS), job).get("metadata", {}).get("uid", "")
-        owner = {"apiVersion": f"{API}/{VERSION}", "kind": "RayJob", "name": name, "uid": uid}
-        to_delete.append("")  # both exist: a rejection now concerns only the patch
-        kube.patch(steps[0], {"metadata": {"ownerReferences": [owner]}})
+        owner = kube.create(kube.path(JOBS), job)
+        kube.create(kube.path("configmaps"), bundle.config_map(name, files, owner))
     except BaseException as error:
-        # A rejected object was not created, and one of that name may belong to someone else. After
-        # a timeout or Ctrl-C the object may exist.
-        if isinstance(error, Permanent):
-            to_delete.pop()
-        for path in filter(None, reversed(to_delete)):
-            _try_delete(kube, path)
+        # A rejected job was not created, and one of that name may belong to someone else. After a
+        # timeout or Ctrl-C the job may exist.
+        if owner or not isinstance(error, Permanent):
+            _try_delete(kube, kube.path(JOBS, name))
         raise
 
 
@@ -82,7 +84,15 @@ def _try_delete(kube: Kube, path: str) -> None:
 
 def follow(kube: Kube, name: str, logs: bool) -> int:
     """Waits for a job to end and returns its exit code. Ctrl-C asks whether to leave it running."""
-    follower = LogFollower(kube, name, _show, _say) if logs else None
+    try:
+        with live_table() as show_line:
+            return _follow(kube, name, show_line if logs else None)
+    except KeyboardInterrupt:
+        return _interrupted(kube, name)
+
+
+def _follow(kube: Kube, name: str, show_line: Callable[[str], None] | None) -> int:
+    follower = LogFollower(kube, name, show_line, _say) if show_line else None
     ended = False
     try:
         if follower:
@@ -99,10 +109,6 @@ def follow(kube: Kube, name: str, logs: bool) -> int:
                     _say(line)
         ended = True
         return state.exit_code
-    except KeyboardInterrupt:
-        if follower:
-            follower.finish(ended=False)
-        return _interrupted(kube, name)
     finally:
         if follower:
             follower.finish(ended)
@@ -153,15 +159,11 @@ def status(kube: Kube, name: str | None) -> int:
     if not state.ended and state.job != "RUNNING":
         for line in start_problems(kube, state):
             print(f"trouble   {masked(line)}")
-    table = Table("stage", "state", "", box=None, pad_edge=False)
-    # The pod may not have started, or these credentials cannot read its log.
-    with suppress(Permanent, Temporary):
-        for pod in submitters(kube, name)[-1:]:
-            lines = log_lines(kube, pod["metadata"]["name"], tailLines=str(TAIL))
-            for stage, (word, note) in stage_states(lines).items():
-                table.add_row(stage, word, Text(masked(note)))
-    if table.rows:
-        Console().print(table)
+    rows: dict[str, Row] = {}
+    for line in last_lines(kube, name):
+        read_line(rows, masked(line))
+    if rows:
+        Console().print(stage_table(rows))
     return 0
 
 
@@ -174,7 +176,7 @@ def logs(kube: Kube, name: str, follow_to_end: bool) -> int:
     if not pods:
         raise Permanent(f"{name} has no log: {state}")
     for line in log_lines(kube, pods[-1]["metadata"]["name"]):
-        _show(line)
+        show(line)
     return 0
 
 
@@ -183,9 +185,7 @@ def _existing_job(kube: Kube, name: str) -> dict[str, Any]:
         if not re.fullmatch(r"[a-z0-9.-]+", name):
             raise Missing(name)
         return kube.get(kube.path(JOBS, name))
-    except Missing as error:
-        if "RayJobs" in str(error):
-            raise
+    except Missing:
         raise Permanent(
             f"no job {name} in {kube.namespace}; list the jobs with zephyr status"
         ) from None
@@ -200,11 +200,6 @@ def _age(created: str) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _show(line: str) -> None:
-    """Prints a line of the job's log."""
-    print(masked(line), flush=True)
 
 
 def _say(line: str) -> None:

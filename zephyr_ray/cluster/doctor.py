@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from zephyr_ray.cluster import checks, profile_checks, services
+from zephyr_ray.cluster import checks, limits, profile_checks, services
 from zephyr_ray.cluster.checks import CheckResult, bad, unknown
 from zephyr_ray.cluster.kube import Forbidden, Kube, Unauthorized
 from zephyr_ray.cluster.profile import Profile
@@ -41,6 +41,9 @@ def examine(
         ("namespace", lambda: checks.check_namespace(kube)),
         ("permissions", lambda: checks.check_permissions(kube)),
         ("nodes", lambda: profile_checks.check_nodes(kube, profile)),
+        ("quotas", lambda: limits.check_quotas(kube, profile)),
+        ("limits", lambda: limits.check_limit_ranges(kube, profile)),
+        ("queue", lambda: limits.check_queue(kube, profile)),
         ("storage", lambda: profile_checks.check_storage(kube, profile)),
         ("secrets", lambda: profile_checks.check_secret_keys(kube, profile, recipe)),
         ("image", lambda: profile_checks.check_image(kube, profile)),

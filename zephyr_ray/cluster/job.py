@@ -10,6 +10,7 @@ from typing import Any
 
 from zephyr_ray.cluster.bundle import FOLDER, RECIPE
 from zephyr_ray.cluster.profile import Group, Profile, Workers
+from zephyr_ray.store import JOB_VARIABLE
 
 API, VERSION = "ray.io", "v1"
 RAY_VERSION = "2.60.0"
@@ -17,12 +18,22 @@ RAY_VERSION = "2.60.0"
 NAME_LENGTH = 47
 USER = 1000
 HOME = "/home/zephyr"
+PART = "zephyr-ray/part"
+"""Label by which the chart's network policies select these pods and those of its own jobs."""
 CLIENT = {"zephyr-ray/client": "true"}
 """Label of the pods that the chart's network policies admit to MLflow and the services."""
 SUBMITTER = {"cpu": "500m", "memory": "1Gi"}
+TMP, SMALL_TMP, HOME_SIZE = "50Gi", "1Gi", "10Gi"
+"""Maximum sizes of /tmp (in Ray's pods it holds Ray's logs and spilled objects) and of HOME."""
 WAIT_SECONDS = 600
 """Maximum seconds that a job waits for the storage: a retry may start before the previous attempt
 has ended."""
+RETRY = """n=0; until "$@"; do code=$?; n=$((n+1)); \
+if [ $code = 2 ] || [ $n -gt {limit} ]; then exit $code; fi; sleep $((n*30)); done"""
+"""Shell program that repeats its arguments until they succeed, or fail for good: the operator's own
+retries would repeat a user error (exit code 2) too, and on new clusters. The chart has the same."""
+HEAD_SECONDS = 600
+"""Default seconds that the head stays up after the run."""
 SUFFIX = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -43,14 +54,14 @@ def ray_job(name: str, profile: Profile) -> dict[str, Any]:
     }
     spec: dict[str, Any] = {
         # The operator passes it to a shell.
-        "entrypoint": f"python -m zephyr_ray.pipeline {FOLDER}/{RECIPE} --wait {WAIT_SECONDS}",
+        "entrypoint": f"sh -c '{RETRY.format(limit=profile.backoff_limit)}' retry "
+        f"python -m zephyr_ray.pipeline {FOLDER}/{RECIPE} --wait {WAIT_SECONDS}",
         "submissionMode": "K8sJobMode",
-        "shutdownAfterJobFinishes": True,
-        "ttlSecondsAfterFinished": profile.ttl_seconds,
-        "backoffLimit": profile.backoff_limit,
+        "backoffLimit": 0,
+        **_end(profile),
         "submitterPodTemplate": {
-            "metadata": {"labels": CLIENT},
-            "spec": restricted_pod(profile, submitter),
+            "metadata": {"labels": {**CLIENT, PART: "submitter"}},
+            "spec": restricted_pod(profile, submitter, SMALL_TMP),
         },
         "rayClusterSpec": {
             "rayVersion": RAY_VERSION,
@@ -86,9 +97,26 @@ def ray_job(name: str, profile: Profile) -> dict[str, Any]:
     }
 
 
-def restricted_pod(profile: Profile, container: dict[str, Any]) -> dict[str, Any]:
-    """Returns a one-container pod spec that Pod Security `restricted` admits. Only /tmp and HOME
-    are writable."""
+def _end(profile: Profile) -> dict[str, Any]:
+    """Returns when the pods end after the job: the workers, with the GPUs, at once, and the head
+    later. Kueue asks for the end of the whole cluster, which excludes other rules."""
+    seconds = profile.ttl_seconds
+    if profile.queue:
+        return {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": seconds or 0}
+    rules = [
+        {"policy": policy, "condition": {**end, "ttlSeconds": ttl}}
+        for end in ({"jobStatus": "SUCCEEDED"}, {"jobDeploymentStatus": "Failed"})
+        for policy, ttl in (
+            ("DeleteWorkers", 0),
+            ("DeleteCluster", HEAD_SECONDS if seconds is None else seconds),
+        )
+    ]
+    return {"deletionStrategy": {"deletionRules": rules}}
+
+
+def restricted_pod(profile: Profile, container: dict[str, Any], tmp: str) -> dict[str, Any]:
+    """Returns a one-container pod spec that Pod Security `restricted` admits. Only /tmp, of at most
+    the size `tmp`, and HOME are writable."""
     mounts = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "home", "mountPath": HOME}]
     return {
         # A head restarted in place would lose its state; with Never the operator replaces it.
@@ -118,7 +146,10 @@ def restricted_pod(profile: Profile, container: dict[str, Any]) -> dict[str, Any
                 },
             }
         ],
-        "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "home", "emptyDir": {}}],
+        "volumes": [
+            {"name": "tmp", "emptyDir": {"sizeLimit": tmp}},
+            {"name": "home", "emptyDir": {"sizeLimit": HOME_SIZE}},
+        ],
     }
 
 
@@ -132,25 +163,26 @@ def _template(role: str, name: str, profile: Profile, group: Group) -> dict[str,
         "image": (group.image if isinstance(group, Workers) else None) or profile.image,
         # Ray reads CPUs, memory and GPUs from the limits; the memory request must equal the limit.
         "resources": {"requests": amounts, "limits": amounts},
-        "env": _environment(profile),
+        "env": _environment(name, profile),
         "volumeMounts": [
             {"name": "recipe", "mountPath": FOLDER, "readOnly": True},
             {"name": "storage", "mountPath": profile.storage.folder},
         ],
     }
-    pod = restricted_pod(profile, container)
+    pod = restricted_pod(profile, container, TMP)
     pod["volumes"] += [
         {"name": "recipe", "configMap": {"name": name}},
         {"name": "storage", "persistentVolumeClaim": {"claimName": profile.storage.claim}},
     ]
     pod["nodeSelector"] = group.node_selector
     pod["tolerations"] = [t.model_dump(exclude_none=True) for t in group.tolerations]
-    return {"metadata": {"labels": CLIENT}, "spec": pod}
+    return {"metadata": {"labels": {**CLIENT, PART: "pipeline"}}, "spec": pod}
 
 
-def _environment(profile: Profile) -> list[dict[str, Any]]:
+def _environment(name: str, profile: Profile) -> list[dict[str, Any]]:
     """Returns the environment of head and workers; secrets appear by reference only."""
     plain = {
+        JOB_VARIABLE: name,
         "PYTHONUNBUFFERED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1",

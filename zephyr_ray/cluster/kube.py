@@ -5,6 +5,7 @@ proxies. Its typed methods are not used; objects are addressed by path.
 """
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,12 +26,21 @@ class Missing(Permanent):
     """404: the object or its resource type does not exist."""
 
 
-class Unauthorized(Permanent):
+class Refused(Permanent):
+    """The base of refusals that may pass: a server that has just started refuses valid credentials
+    until its caches are full."""
+
+
+class Unauthorized(Refused):
     """401: the server does not accept the credentials."""
 
 
-class Forbidden(Permanent):
+class Forbidden(Refused):
     """403: the credentials lack the permission."""
+
+
+class NoRayJobs(Refused):
+    """404: the server has no RayJobs."""
 
 
 class Gone(Temporary):
@@ -41,6 +51,12 @@ class Kube:
     """Connects to one namespace of one cluster."""
 
     def __init__(self, context: str | None = None, namespace: str | None = None):
+        self._context, self._renewing = context, threading.Lock()
+        self._client, own_namespace = self._log_in()
+        self.namespace = namespace or own_namespace
+
+    def _log_in(self) -> tuple[Any, str]:
+        """Reads the kubeconfig; returns the official client and the namespace."""
         import urllib3
         from kubernetes import client
 
@@ -50,11 +66,24 @@ class Kube:
             RETRIES, connect=0, read=0, redirect=0, status=0, other=0
         )
         configuration.client_go_retries = True
-        own_namespace = kubeconfig.configure(configuration, context)
-        self.namespace = namespace or own_namespace
+        namespace = kubeconfig.configure(configuration, self._context)
+        # The client's own renewal would log failures instead of raising; `_renew` does it.
+        configuration.refresh_api_key_hook = None
         self.host = masked(configuration.host)
         with self._typed_errors():
-            self._client = client.ApiClient(configuration)
+            return client.ApiClient(configuration), namespace
+
+    def _renew(self, refused: Any) -> None:
+        """Replaces the refused client: reads token files again and runs exec plugins again."""
+        with self._renewing:
+            if self._client is not refused:
+                return  # another thread has replaced it
+            try:
+                self._client, _ = self._log_in()
+            except Permanent as error:
+                raise Unauthorized(
+                    f"{self.host} does not accept these credentials; {error}"
+                ) from None
 
     def path(self, kind: str, name: str = "") -> str:
         """Returns the path of an object or a collection in this namespace. `kind` is like 'pods' or
@@ -76,10 +105,6 @@ class Kube:
 
     def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._json("POST", path, body=body)
-
-    def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        headers = {"Content-Type": "application/merge-patch+json"}
-        return self._json("PATCH", path, body=body, headers=headers)
 
     def delete(self, path: str) -> None:
         self._json("DELETE", path, query={"propagationPolicy": "Background"})
@@ -122,41 +147,51 @@ class Kube:
         return answer
 
     @contextmanager
-    def _open(
-        self,
-        method: str,
-        path: str,
-        query: dict[str, str] | None = None,
-        body: dict[str, Any] | None = None,
-        headers: dict[str, str] | None = None,
-        seconds: float | None = None,
-    ) -> Iterator[Any]:
+    def _open(self, method: str, path: str, **request: Any) -> Iterator[Any]:
         """Yields the open response. Raises Permanent or Temporary for an error status."""
         response = None
         try:
             with self._typed_errors(path):
-                method, url, sent, body, form = self._client.param_serialize(
-                    method,
-                    path,
-                    query_params=list((query or {}).items()),
-                    header_params={
-                        "Accept": "application/json, */*",
-                        "Content-Type": "application/json",
-                        **(headers or {}),
-                    },
-                    body=body,
-                    auth_settings=["BearerToken"],
-                )
-                timeouts = (CONNECT_SECONDS, seconds or READ_SECONDS)
-                response = self._client.call_api(
-                    method, url, _strip_credentials(sent), body, form, _request_timeout=timeouts
-                ).response
+                client = self._client
+                response = self._send(client, method, path, **request)
+                # A service behind the API server's proxy asks for its own credentials.
+                if response.status == 401 and "/proxy/" not in path:
+                    response.close()
+                    self._renew(client)
+                    response = self._send(self._client, method, path, **request)
                 if response.status >= 400:
                     raise self._error(response.status, response.data.decode(errors="replace"), path)
                 yield response
         finally:
             if response is not None:
                 response.close()
+
+    def _send(
+        self,
+        client: Any,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        seconds: float | None = None,
+    ) -> Any:
+        method, url, sent, body, form = client.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={
+                "Accept": "application/json, */*",
+                "Content-Type": "application/json",
+                **(headers or {}),
+            },
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        timeouts = (CONNECT_SECONDS, seconds or READ_SECONDS)
+        return client.call_api(
+            method, url, _strip_credentials(sent), body, form, _request_timeout=timeouts
+        ).response
 
     @contextmanager
     def _typed_errors(self, path: str = "") -> Iterator[None]:
@@ -201,7 +236,7 @@ class Kube:
             if path.startswith("/apis/ray.io") and "not found" not in message.replace(
                 "404 page not found", ""
             ):
-                return Missing(
+                return NoRayJobs(
                     "the cluster lacks the RayJobs API (ray.io/v1); install the KubeRay operator "
                     "(helm install kuberay-operator kuberay/kuberay-operator)"
                 )
@@ -234,8 +269,9 @@ def _strip_credentials(headers: dict[str, str]) -> dict[str, str]:
         scheme, _, credentials = headers[name].strip().partition(" ")
         headers[name] = f"{scheme} {remember(credentials.strip())}"
         if not headers[name].isascii() or not headers[name].isprintable():
+            own = name.lower() == "authorization"
             raise Permanent(
-                "the kubeconfig's token or password contains a line break or another character "
-                "that no HTTP header can hold; write it on one line"
+                f"{'the kubeconfig' if own else 'the Ray cluster'}'s token or password contains a "
+                "line break or another character that no HTTP header can hold; write it on one line"
             )
     return headers

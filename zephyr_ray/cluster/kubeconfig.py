@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 NAMESPACE_OF_THIS_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 SCHEMES = ("http", "https")
+SECRET_FILES = {
+    "tokenFile": "token",
+    "client-key": "client-key-data",
+    "client-certificate": "client-certificate-data",
+}
+"""Settings of a user that are paths of files, each with the one that holds the content itself."""
 PROXY_SCHEMES = (*SCHEMES, "socks4", "socks4a", "socks5", "socks5h")
 
 
@@ -47,6 +53,7 @@ def configure(configuration: "Configuration", context: str | None) -> str:
             return NAMESPACE_OF_THIS_POD.read_text().strip()
         contents = [_read(path) for path in paths]
         chosen, namespace = _choose(contents, context) if contents else (context, "default")
+        _check_secret_files(paths, contents, chosen)
         with _plugin_errors() as errors:
             config.load_kube_config(files, chosen, configuration)
     except Permanent:
@@ -139,6 +146,29 @@ def _choose(contents: list[dict[str, Any]], context: str | None) -> tuple[str, s
     if chosen not in contexts:
         raise Permanent(f"the kubeconfig has no context '{chosen}'; use {names}")
     return chosen, contexts[chosen].get("namespace") or "default"
+
+
+def _check_secret_files(
+    paths: list[Path], contents: list[dict[str, Any]], context: str | None
+) -> None:
+    """Raises Permanent if the user of the context names a file that does not exist, without quoting
+    the name: it may be the secret itself."""
+
+    def first(kind: str, name: object) -> tuple[Path, dict[str, Any]]:
+        for path, content in zip(paths, contents, strict=True):
+            for entry in content.get(f"{kind}s") or []:
+                if entry["name"] == name:
+                    return path, entry[kind] or {}
+        return Path(), {}
+
+    path, user = first("user", first("context", context)[1].get("user"))
+    for field in SECRET_FILES:
+        if field in user and not os.path.isfile(path.parent / str(user[field])):
+            raise Permanent(
+                f"the kubeconfig {path}: the {field} of the context's user is not the path of a "
+                "file; correct it, or remove it and give the content itself in "
+                f"{SECRET_FILES[field]}"
+            )
 
 
 @contextmanager

@@ -4,12 +4,12 @@ KubeRay starts a new submitter for each retry, and a Job may replace a lost one.
 each pod once, and after a broken connection resumes after the last line shown.
 """
 
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
-from zephyr_ray.cluster.kube import Kube, Missing
+from zephyr_ray.cluster.kube import Kube, Missing, Refused
 from zephyr_ray.errors import Permanent, Temporary
 
 SILENCE_SECONDS = 60.0
@@ -18,10 +18,8 @@ PAUSE_SECONDS = 2.0
 """Seconds between two searches for submitter pods."""
 LAST_WAIT_SECONDS = 30.0
 """Maximum seconds to wait for the rest of the log after the job has ended."""
-STAGE = re.compile(
-    r"(?:\d\d:){2}\d\d (\S+): (waiting|cached|running|done|failed|interrupted)\b ?(.*)"
-)
-"""Matches a line that the pipeline's display prints without a terminal."""
+TAIL = 5000
+"""Maximum lines, from the end of the log, in which `zephyr status` looks for stages."""
 
 
 def submitters(kube: Kube, name: str) -> list[dict[str, Any]]:
@@ -31,14 +29,17 @@ def submitters(kube: Kube, name: str) -> list[dict[str, Any]]:
     return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
 
+def last_lines(kube: Kube, name: str) -> list[str]:
+    """Returns the end of the job's log; empty if no pod has started or its log is not readable."""
+    with suppress(Permanent, Temporary):
+        for pod in submitters(kube, name)[-1:]:
+            return list(log_lines(kube, pod["metadata"]["name"], tailLines=str(TAIL)))
+    return []
+
+
 def log_lines(kube: Kube, pod: str, **query: str) -> Iterator[str]:
     """Yields the lines of a pod's log; `query` is for the API, such as tailLines or follow."""
     return kube.lines(kube.path("pods", f"{pod}/log"), SILENCE_SECONDS, **query)
-
-
-def stage_states(lines: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Returns the last (state, note) of each stage in the log, in order of first appearance."""
-    return {match[1]: (match[2], match[3]) for line in lines if (match := STAGE.match(line))}
 
 
 class LogFollower(threading.Thread):
@@ -50,6 +51,9 @@ class LogFollower(threading.Thread):
         super().__init__(daemon=True)
         self._kube, self._name, self._show, self._say = kube, name, show, say
         self._ended, self._closed = threading.Event(), threading.Event()
+        self._progress: dict[str, _Progress] = {}
+        self._complete: set[str] = set()
+        self._refused = False
 
     def finish(self, ended: bool) -> None:
         """Stops following. If the job has ended, first shows the rest of the log."""
@@ -59,32 +63,45 @@ class LogFollower(threading.Thread):
         self._closed.set()
 
     def run(self) -> None:
-        complete_pods: set[str] = set()
-        progress: dict[str, _Progress] = {}
         while not self._closed.is_set():
             last_look = self._ended.is_set()
             try:
-                more = False
-                for pod in submitters(self._kube, self._name):
-                    name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
-                    phase = (pod.get("status") or {}).get("phase", "Pending")
-                    if uid in complete_pods or phase == "Pending":
-                        continue
-                    more = True
-                    if uid not in progress:
-                        self._say(f"log of {name}")
-                    self._follow(name, progress.setdefault(uid, _Progress()))
-                    # If the pod ended before its log was opened, the log is complete.
-                    if phase in ("Succeeded", "Failed"):
-                        complete_pods.add(uid)
-                if last_look and not more:
+                if not self._read_pods() and last_look:
                     return
             except (Missing, Temporary):
                 pass  # the pod went away with its cluster, or a connection broke: look again
             except Permanent as error:
-                self._say(f"no log: {error}")
-                return
+                if not self._refused:
+                    self._say(f"no log: {error}; trying again while the job runs")
+                self._refused = True
+                if last_look and not any(progress.time for progress in self._progress.values()):
+                    return  # these credentials could never read it
             self._closed.wait(PAUSE_SECONDS)
+
+    def _read_pods(self) -> bool:
+        """Shows what is new in the log of each pod. Returns whether a log may be incomplete."""
+        incomplete = False
+        for pod in submitters(self._kube, self._name):
+            name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+            phase = (pod.get("status") or {}).get("phase", "Pending")
+            if uid in self._complete or phase == "Pending":
+                continue
+            incomplete = True
+            if uid not in self._progress:
+                self._say(f"log of {name}")
+            ended = phase in ("Succeeded", "Failed")
+            try:
+                self._follow(name, self._progress.setdefault(uid, _Progress()))
+            except (Missing, Refused):
+                raise
+            except Permanent as error:
+                if not ended:
+                    raise
+                self._say(f"no log of {name}: {error}")  # it ended before its container started
+            # If the pod ended before its log was opened, the log is complete.
+            if ended:
+                self._complete.add(uid)
+        return incomplete
 
     def _follow(self, pod: str, progress: "_Progress") -> None:
         query = {"follow": "true", "timestamps": "true"}
@@ -94,6 +111,7 @@ class LogFollower(threading.Thread):
         for line in progress.only_new(log_lines(self._kube, pod, **query)):
             if self._closed.is_set():
                 return
+            self._refused = False
             self._show(line)
 
 

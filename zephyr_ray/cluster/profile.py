@@ -21,7 +21,7 @@ killed."""
 QUEUED_GROUPS = 7
 """Maximum worker groups per RayJob that Kueue accepts."""
 RESERVED_VARIABLES = (
-    r"HOME|HF_HOME|ZEPHYR_CACHE|PYTHONUNBUFFERED|MLFLOW_TRACKING_URI|RAY_.*|REDIS_.*"
+    r"HOME|HF_HOME|ZEPHYR_CACHE|ZEPHYR_JOB|PYTHONUNBUFFERED|MLFLOW_TRACKING_URI|RAY_.*|REDIS_.*"
 )
 """Matches variables that the job or the operator sets; a secret must not replace them."""
 
@@ -121,12 +121,14 @@ class Profile(Strict):
     queue: DnsName | None = None
     """Kueue LocalQueue of the job."""
     active_deadline_seconds: int | None = Field(None, ge=1)
-    """Maximum seconds per attempt; then the operator ends the job, without a retry. Unlimited if
+    """Maximum seconds of all attempts together; then the operator ends the job. Unlimited if
     omitted."""
     backoff_limit: int = Field(2, ge=0)
-    """Maximum retries of a failed run, each on a new Ray cluster; finished stages are reused."""
-    ttl_seconds: int = Field(600, ge=0)
-    """Seconds that the Ray cluster stays up after the run, for inspection."""
+    """Maximum retries of a run that failed, on the same Ray cluster; finished stages are reused. A
+    user error is not retried."""
+    ttl_seconds: int | None = Field(None, ge=0)
+    """Seconds that the head stays up after the run, for inspection; with a queue, all pods. 600 if
+    omitted, or 0 with a queue."""
 
     @property
     def cpus(self) -> float:

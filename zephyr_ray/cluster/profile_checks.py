@@ -3,12 +3,14 @@
 import json
 import time
 from base64 import b64decode
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from zephyr_ray.cluster.checks import CheckResult, bad, good, unknown
-from zephyr_ray.cluster.job import job_name, restricted_pod
+from zephyr_ray.cluster.job import SMALL_TMP, job_name, restricted_pod
 from zephyr_ray.cluster.kube import Forbidden, Kube, Missing
+from zephyr_ray.cluster.limits import requests
 from zephyr_ray.cluster.profile import Profile, Workers, quantity
 from zephyr_ray.recipe import Recipe
 
@@ -23,19 +25,28 @@ def check_nodes(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
     nodes = kube.items("/api/v1/nodes")
     for name, group in profile.workers.items():
         gpus = f"{group.gpu.count} {group.gpu.kind}" if group.gpu else "no GPU"
-        fits = sum(_replicas_on(node, group) for node in nodes if _admits(node, group))
+        fits = sum(_replicas_on(node, group) for node in nodes if not _obstacle(node, group))
         observation = (
             f"group {name}: {group.replicas} × {gpus}; the nodes, if empty, hold {fits} of these"
         )
         if fits >= group.replicas:
             yield good(observation)
             continue
+        obstacles = Counter(
+            obstacle
+            for node in nodes
+            if _replicas_on(node, group) and (obstacle := _obstacle(node, group))
+        )
+        if obstacles:
+            fix = "change node_selector or tolerations of the group"
+            reasons = [f"{obstacle} ({count})" for obstacle, count in obstacles.most_common()]
+            yield bad(f"{observation}; large enough but excluded: {', '.join(reasons)}", fix)
+            continue
         kind = group.gpu.kind if group.gpu else "cpu"
         yield bad(
             observation,
             f"{sum(_allocatable(node, kind) for node in nodes):g} {kind} allocatable in total: "
-            "add nodes (is the GPU operator installed?) or change node_selector, tolerations or "
-            "amounts in the profile",
+            "add nodes (is the GPU operator installed?) or lower amounts in the profile",
         )
 
 
@@ -45,22 +56,23 @@ def _allocatable(node: dict[str, Any], kind: str) -> float:
 
 def _replicas_on(node: dict[str, Any], group: Workers) -> int:
     """Returns how many replicas of the group the node would hold if it were empty."""
-    requests = {"cpu": group.cpu, "memory": group.memory}
-    if group.gpu:
-        requests[group.gpu.kind] = str(group.gpu.count)
-    return int(min(_allocatable(node, kind) // quantity(n) for kind, n in requests.items()))
+    return int(min(_allocatable(node, kind) // quantity(n) for kind, n in requests(group).items()))
 
 
-def _admits(node: dict[str, Any], group: Workers) -> bool:
-    """Returns whether labels, taints and cordoning let the group's pods onto the node."""
+def _obstacle(node: dict[str, Any], group: Workers) -> str:
+    """Returns what keeps the group's pods off the node whatever its size; empty if nothing does."""
     labels, spec = node["metadata"].get("labels") or {}, node.get("spec") or {}
-    if spec.get("unschedulable") or not group.node_selector.items() <= labels.items():
-        return False
-    return all(
-        taint["effect"] == "PreferNoSchedule"
-        or any(_tolerates(t, taint) for t in group.tolerations)
-        for taint in spec.get("taints") or []
-    )
+    if spec.get("unschedulable"):
+        return "cordoned nodes"
+    for key, value in group.node_selector.items():
+        if labels.get(key) != value:
+            return f"nodes without the label {key}={value}"
+    for taint in spec.get("taints") or []:
+        tolerated = any(_tolerates(t, taint) for t in group.tolerations)
+        if taint["effect"] != "PreferNoSchedule" and not tolerated:
+            value = f"={taint['value']}" if taint.get("value") else ""
+            return f"nodes with the taint {taint['key']}{value}:{taint['effect']}"
+    return ""
 
 
 def _tolerates(toleration: Any, taint: dict[str, str]) -> bool:
@@ -175,7 +187,7 @@ def _pull(kube: Kube, profile: Profile, image: str) -> Iterator[CheckResult]:
         "resources": {"requests": amounts, "limits": amounts},
     }
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}}
-    kube.create(kube.path("pods"), pod | {"spec": restricted_pod(profile, container)})
+    kube.create(kube.path("pods"), pod | {"spec": restricted_pod(profile, container, SMALL_TMP)})
     try:
         started, why = time.monotonic(), "still being pulled"
         while time.monotonic() - started < PULL_SECONDS:

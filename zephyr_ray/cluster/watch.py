@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_ray.cluster.kube import Gone, Kube, Missing
+from zephyr_ray.cluster.kube import Gone, Kube, Missing, Refused
 from zephyr_ray.cluster.logs import submitters
 from zephyr_ray.errors import Permanent, Temporary
 
@@ -16,6 +16,9 @@ STARTING_SECONDS, RUNNING_SECONDS = 10, 60
 between watches."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before the first retry, doubled per retry up to the maximum."""
+REFUSED_SECONDS = 120.0
+"""Seconds during which a followed job outlasts refusals: an API server refuses valid credentials
+just after its start, and a token may expire before its file is rewritten."""
 EXIT_STOPPED, EXIT_DEADLINE, EXIT_USER_ERROR = 130, 124, 2
 """Exit codes: stopped or deleted (as for Ctrl-C), deadline exceeded (as `timeout`), invalid
 RayJob."""
@@ -91,15 +94,18 @@ class State:
 
 
 def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]:
-    """Yields the states of a job until it ends; retries after every Temporary error. Yields the
-    state again after each watch, even if unchanged."""
-    pause, lost = FIRST_PAUSE, False
+    """Yields the states of a job that exists until it ends. Yields the state again after each
+    watch, even if unchanged.
+
+    Retries after every Temporary error, and after refusals. Raises Permanent if the server has
+    refused for REFUSED_SECONDS.
+    """
+    pause, lost, refused_since = FIRST_PAUSE, False, None
     # If the first request finds no job, it was deleted before its state was known.
     last = State(name, deployment_status="Deleted", job="")
     while True:
         try:
             job = kube.get(kube.path(JOBS, name))
-            pause, lost = FIRST_PAUSE, False
             yield (last := State.of(job))
             if last.ended:
                 return
@@ -112,6 +118,7 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
                 yield (last := State.of(job, "Deleted" if kind == "DELETED" else None))
                 if last.ended:
                     return
+            pause, lost, refused_since = FIRST_PAUSE, False, None
         except Missing:
             yield State(
                 name=name,
@@ -123,7 +130,15 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
             return
         except Gone:
             continue
-        except Temporary as error:
+        except (Refused, Temporary) as error:
+            if not isinstance(error, Refused):
+                refused_since = None
+            elif refused_since is None:
+                refused_since = time.monotonic()
+            elif time.monotonic() - refused_since > REFUSED_SECONDS:
+                raise Permanent(
+                    f"{error}; {name} keeps running; see it again with zephyr logs {name} --follow"
+                ) from None
             if not lost:
                 say(f"{error}; retrying while the job keeps running")
             lost = True
@@ -132,12 +147,14 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
 
 
 def start_problems(kube: Kube, state: State) -> list[str]:
-    """Returns what delays a job that is not running: operator warnings, pods that cannot start."""
+    """Returns what delays a job that is not running: warnings of the operator, such as pods that
+    a quota or a policy refuses, and pods that cannot start."""
     try:
-        events = kube.items(
-            kube.path("events"), fieldSelector=f"involvedObject.name={state.name},type=Warning"
-        )
-        lines = [f"{e.get('reason', '')}: {e.get('message', '')}" for e in events]
+        # The submitter's Job has the name of the RayJob; refused Ray pods appear on the RayCluster.
+        names = [name for name in (state.name, state.cluster) if name]
+        selectors = [f"involvedObject.name={name},type=Warning" for name in names]
+        events = [e for s in selectors for e in kube.items(kube.path("events"), fieldSelector=s)]
+        lines = [_event_line(event) for event in events if _delays(event, state)]
         pods = submitters(kube, state.name)
         if state.cluster:
             label = f"ray.io/cluster={state.cluster}"
@@ -146,7 +163,22 @@ def start_problems(kube: Kube, state: State) -> list[str]:
     except (Permanent, Temporary):
         # Without permission, or if the API server fails, follow the job without these hints.
         return []
-    return [" ".join(line.split())[:300] for line in lines]
+    return list(dict.fromkeys(" ".join(line.split())[:500] for line in lines))
+
+
+def _delays(event: dict[str, Any], state: State) -> bool:
+    """Returns whether a warning matters to the attempt that starts. The operator deletes what an
+    earlier attempt left, and reports a failure even if the object is already gone."""
+    if not str(event.get("reason", "")).startswith("FailedToDelete"):
+        return True
+    deletes = state.deployment_status in ("Retrying", "Suspending")
+    return deletes and "not found" not in str(event.get("message", ""))
+
+
+def _event_line(event: dict[str, Any]) -> str:
+    # Each try to create a pod has another random name, which would make the same cause look new.
+    message = re.sub(r'(pods "[^"]*-)[^"-]*"', r'\1…"', str(event.get("message", "")))
+    return f"{event.get('reason', '')}: {message}"
 
 
 def _pod_problems(pod: dict[str, Any]) -> Iterator[str]:

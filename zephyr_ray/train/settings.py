@@ -172,5 +172,7 @@ class TrainingSettings(BoundedStage):
             },
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
+            # DeepSpeed's own timer would wait for the GPU before every forward pass.
+            "timers": {"throughput": {"enabled": False}},
             "torch_autocast": {"enabled": self.precision == "bf16", "dtype": "bfloat16"},
         }

@@ -1,5 +1,6 @@
 """Defines what sft and dpo share as stages: run, report section, processors, memory and checks."""
 
+import html
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -12,7 +13,7 @@ from zephyr_ray.formatting import list_counts
 from zephyr_ray.messages import with_facts
 from zephyr_ray.models.checks import check_trains
 from zephyr_ray.models.headers import tensor_shapes
-from zephyr_ray.models.weights import resolve
+from zephyr_ray.models.weights import find_local
 from zephyr_ray.section import Chapter, Curve, Document, Place, Section
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Artifact, read_jsonl
@@ -96,7 +97,8 @@ class TrainingStage(TrainingSettings):
         chat, rows = load_chat(weights), work.inputs[self.data].rows()
         lengths = self.prepare(work, chat, rows)
         ansi, page = self._first_proof(chat, rows)
-        log.info("%s: trained tokens are green\n%s", work.name, ansi)
+        log.info("%s: format: %s; trained tokens are green\n%s", work.name, chat.name, ansi)
+        page = f"<p>Format: {html.escape(chat.name)}</p>{page}"
         (work.folder / "mask.html").write_text(page, encoding="utf-8")
         del rows  # training needs the memory
         order = self.order(lengths)
@@ -142,14 +144,17 @@ class TrainingStage(TrainingSettings):
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
         """Raises Permanent if the model cannot be trained on sequences of max_length, or if
-        lora.targets names a module that it does not have."""
+        lora.targets names a module that it does not have. Without weights on this machine, checks
+        only the context."""
         [start] = models.values()
-        shape, folder = start.shape(), resolve(start.main.origin)
+        shape, folder = start.shape(), find_local(start.main.origin)
         if shape and 0 < shape.context < self.max_length:
             raise Permanent(
                 f"max_length {self.max_length} is above the {shape.context} tokens of the model's "
                 "context; lower max_length"
             )
+        if folder is None:
+            return
         check_trains(folder, self.max_length)
         modules = {f".{name.rpartition('.')[0]}" for name in tensor_shapes(folder)}
         for target in (self.lora and self.lora.targets) or []:

@@ -1,5 +1,35 @@
 {{/* Defines names, labels, and the parts shared by pods of all kinds. */}}
 
+{{/* Completes .Values and checks the rules, once. A key that is null or missing, as in the values of
+an older release, gets its default. Every template starts with this. */}}
+{{- define "zephyr.prepare" -}}
+{{- if not (hasKey .Values "prepared") }}
+{{- $defaults := .Files.Get "defaults.yaml" | fromYaml }}
+{{- include "zephyr.complete" (dict "values" .Values "defaults" $defaults) }}
+{{- include "zephyr.rules" . }}
+{{- $_ := set .Values "prepared" true }}
+{{- end }}
+{{- end -}}
+
+{{/* Recurses into maps. A null removes a worker group, a key of one, or a user ID. */}}
+{{- define "zephyr.complete" -}}
+{{- $values := .values }}
+{{- range $key, $value := $values }}
+{{- if kindIs "invalid" $value }}
+{{- $_ := unset $values $key }}
+{{- else if kindIs "map" $value }}
+{{- include "zephyr.complete" (dict "values" $value "defaults" dict) }}
+{{- end }}
+{{- end }}
+{{- range $key, $default := .defaults }}
+{{- if not (hasKey $values $key) }}
+{{- $_ := set $values $key $default }}
+{{- else if and (kindIs "map" $default) (not (has $key (list "workerGroups" "user"))) }}
+{{- include "zephyr.complete" (dict "values" (get $values $key) "defaults" $default) }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* At most 35 characters: the longest suffix keeps a RayJob's name within 47. */}}
 {{- define "zephyr.fullname" -}}
 {{- if .Values.fullnameOverride -}}
@@ -45,15 +75,20 @@ app.kubernetes.io/component: {{ .component }}
 {{- if .override -}}
 {{ .override }}
 {{- else -}}
-{{ $image.repository }}:{{ $image.tag | default .root.Chart.AppVersion }}{{ if .gpus }}-gpu{{ end }}
+{{ $image.repository }}:{{ $image.tag | default .root.Chart.AppVersion }}{{ if .gpus }}-gpu{{ end -}}
+{{ with ternary $image.gpuDigest $image.digest (gt (.gpus | default 0 | int) 0) }}@{{ . }}{{ end }}
 {{- end -}}
 {{- end -}}
 
 {{- define "zephyr.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: {{ .Values.user.id | int64 }}
-runAsGroup: {{ .Values.user.group | int64 }}
-fsGroup: {{ .Values.user.group | int64 }}
+{{- with .Values.user.id }}
+runAsUser: {{ . | int64 }}
+{{- end }}
+{{- with .Values.user.group }}
+runAsGroup: {{ . | int64 }}
+fsGroup: {{ . | int64 }}
+{{- end }}
 # Otherwise every start changes the owner of all files on the storage.
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile:
@@ -73,55 +108,20 @@ seccompProfile:
 {{/* Requests and limits; memory and GPU requests equal their limits. Called with
 (dict "resources" … "gpus" 8 "gpuResource" "nvidia.com/gpu"). */}}
 {{- define "zephyr.resources" -}}
-{{- $r := .resources -}}
 limits:
-  cpu: {{ $r.cpu | quote }}
-  memory: {{ $r.memory }}
-  {{- with $r.ephemeralStorage }}
-  ephemeral-storage: {{ . }}
-  {{- end }}
-  {{- if .gpus }}
-  {{ .gpuResource | default "nvidia.com/gpu" }}: {{ .gpus }}
-  {{- end }}
+  {{- include "zephyr.amounts" (dict "call" . "cpu" .resources.cpu) | nindent 2 }}
 requests:
-  cpu: {{ $r.cpuRequest | default $r.cpu | quote }}
-  memory: {{ $r.memory }}
-  {{- with $r.ephemeralStorage }}
-  ephemeral-storage: {{ . }}
-  {{- end }}
-  {{- if .gpus }}
-  {{ .gpuResource | default "nvidia.com/gpu" }}: {{ .gpus }}
-  {{- end }}
+  {{- include "zephyr.amounts" (dict "call" . "cpu" (.resources.cpuRequest | default .resources.cpu)) | nindent 2 }}
 {{- end -}}
 
-{{- define "zephyr.imagePull" -}}
-{{- with .Values.image.pullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . | quote }}
-  {{- end }}
+{{- define "zephyr.amounts" -}}
+cpu: {{ include "zephyr.quantity" .cpu }}
+memory: {{ include "zephyr.quantity" .call.resources.memory }}
+{{- with .call.resources.ephemeralStorage }}
+ephemeral-storage: {{ include "zephyr.quantity" . }}
 {{- end }}
-{{- end -}}
-
-{{/* Scheduling constraints of a pod. Called with a group, the head, or mlflow. */}}
-{{- define "zephyr.placement" -}}
-{{- with .nodeSelector }}
-nodeSelector:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .tolerations }}
-tolerations:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .topologySpreadConstraints }}
-topologySpreadConstraints:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .priorityClassName }}
-priorityClassName: {{ . | quote }}
-{{- end }}
-{{- with .runtimeClassName }}
-runtimeClassName: {{ . | quote }}
+{{- if .call.gpus }}
+{{ .call.gpuResource | default "nvidia.com/gpu" }}: {{ include "zephyr.quantity" .call.gpus }}
 {{- end }}
 {{- end -}}
 
@@ -156,51 +156,37 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
 '{{ . | replace "'" "'\"'\"'" }}'
 {{- end -}}
 
-{{/* Bytes of a quantity such as 16Gi, 512M or 1073741824. */}}
-{{- define "zephyr.bytes" -}}
-{{- $units := dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "" 1 -}}
+{{/* Thousandths of a quantity such as 16Gi, 1.5G, 500m, 0.5 or 8. */}}
+{{- define "zephyr.millis" -}}
+{{- $units := dict "m" 1 "" 1000 "k" 1000000 "M" 1000000000 "G" 1000000000000 "T" 1000000000000000 "Ki" 1024000 "Mi" 1048576000 "Gi" 1073741824000 "Ti" 1099511627776000 -}}
 {{- $text := toString . -}}
 {{- $unit := regexFind "[A-Za-z]*$" $text -}}
-{{- mulf (float64 (trimSuffix $unit $text)) (get $units $unit) | int64 -}}
+{{- $parts := splitn "." 2 (trimSuffix $unit $text) -}}
+{{- $fraction := trunc 3 (printf "%s000" ($parts._1 | default "")) -}}
+{{- add (mul (int64 $parts._0) (get $units $unit)) (div (mul (trimPrefix "0" $fraction | trimPrefix "0" | int64) (get $units $unit)) 1000) -}}
 {{- end -}}
 
-{{/* Thousandths of a CPU: 500 of "500m" and of 0.5. */}}
-{{- define "zephyr.millis" -}}
-{{- $text := toString . -}}
-{{- if hasSuffix "m" $text }}{{ trimSuffix "m" $text | int64 }}{{ else }}{{ mulf (float64 $text) 1000 | int64 }}{{ end -}}
+{{/* A quantity as Kubernetes writes it, a quoted string: "1Gi" of 1024Mi, "500m" of 0.5. In any other
+form, the operator's first update of a RayJob or RayService would change the list of worker groups and
+take it over from Helm, and the next upgrade would conflict. */}}
+{{- define "zephyr.quantity" -}}
+{{- $number := include "zephyr.millis" . | int64 -}}
+{{- $base := ternary 1024 1000 (and (hasSuffix "i" (toString .)) (eq (mod $number 1000) 0)) -}}
+{{- $suffixes := ternary (list "" "Ki" "Mi" "Gi" "Ti" "Pi") (list "m" "" "k" "M" "G" "T" "P") (eq $base 1024) -}}
+{{- if eq $base 1024 }}{{- $number = div $number 1000 }}{{- end }}
+{{- $suffix := first $suffixes -}}
+{{- range rest $suffixes }}
+{{- if eq (mod $number $base) 0 }}
+{{- $number = div $number $base }}{{- $suffix = . }}
+{{- end }}
+{{- end }}
+{{- printf "%d%s" $number $suffix | quote -}}
 {{- end -}}
 
 {{/* "yes" if MLflow stores anything on its claim, else empty. */}}
 {{- define "zephyr.mlflowLocal" -}}
 {{- with .Values.mlflow }}
 {{- if not (and .database.existingSecret .artifacts.destination) }}yes{{ end }}
-{{- end }}
-{{- end -}}
-
-{{- define "zephyr.egressDns" -}}
-- to:
-    - namespaceSelector:
-        matchLabels:
-          kubernetes.io/metadata.name: kube-system
-    # NodeLocal DNSCache.
-    - ipBlock:
-        cidr: 169.254.20.10/32
-  ports:
-    - {port: 53, protocol: UDP}
-    - {port: 53, protocol: TCP}
-{{- end -}}
-
-{{- define "zephyr.egressInternet" -}}
-{{- with .Values.networkPolicy.internetPorts }}
-- to:
-    - ipBlock:
-        cidr: 0.0.0.0/0
-        # Private networks, and the cloud's metadata server with its credentials.
-        except: [10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16]
-  ports:
-    {{- range . }}
-    - {port: {{ . }}, protocol: TCP}
-    {{- end }}
 {{- end }}
 {{- end -}}
 

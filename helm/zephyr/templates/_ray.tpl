@@ -1,5 +1,6 @@
 {{/* The Ray cluster spec of RayCluster, RayJob and RayService: a head without tasks, and worker
-groups. Called with (dict "root" $ "component" "cluster" "spec" .Values.cluster). */}}
+groups. Called with (dict "root" $ "component" "cluster" "spec" .Values.cluster), and with "live", the
+existing object, if the autoscaler may have changed its groups. */}}
 {{- define "zephyr.raySpec" -}}
 {{- $values := .root.Values -}}
 rayVersion: {{ $values.ray.version | quote }}
@@ -19,6 +20,7 @@ autoscalerOptions:
       value: /scratch
   volumeMounts:
     - {name: tmp, mountPath: /tmp}
+    - {{ include "zephyr.rayTmp" . }}
     - {name: scratch, mountPath: /scratch}
 {{- end }}
 {{- with $values.ray.gcsFaultTolerance }}
@@ -47,18 +49,30 @@ headGroupSpec:
     {{- toYaml . | nindent 4 }}
     {{- end }}
   template:
-    {{- include "zephyr.headPod" . | nindent 4 }}
+    {{- include "zephyr.pod" (dict "root" .root "at" "ray.head" "part" $values.ray.head "pod" (include "zephyr.headPod" .)) | nindent 4 }}
+# The list has one owner. Defaults and empty objects are written out, so that the operator's updates
+# do not change it. What the autoscaler changed is sent back unchanged.
 workerGroupSpecs:
   {{- $call := . }}
+  {{- $live := dict }}
+  {{- range dig "spec" "workerGroupSpecs" list (.live | default dict) }}
+  {{- $_ := set $live .groupName . }}
+  {{- end }}
   {{- range $name := .spec.workerGroups }}
   {{- $group := get $values.workerGroups $name }}
-  {{- if not $group }}
-  {{- fail (printf "%s.workerGroups: workerGroups has no group '%s'; use %s" $call.component $name (keys $values.workerGroups | sortAlpha | join " or ")) }}
+  {{- $replicas := ternary $group.replicas $group.minReplicas (hasKey $group "replicas") }}
+  {{- $scaling := dict }}
+  {{- with get $live $name }}
+  {{- $replicas = min $group.maxReplicas (max $group.minReplicas .replicas) }}
+  {{- $scaling = .scaleStrategy | default dict }}
   {{- end }}
   - groupName: {{ $name | quote }}
-    replicas: {{ if hasKey $group "replicas" }}{{ $group.replicas }}{{ else }}{{ $group.minReplicas }}{{ end }}
+    replicas: {{ $replicas }}
     minReplicas: {{ $group.minReplicas }}
     maxReplicas: {{ $group.maxReplicas }}
+    numOfHosts: 1
+    priority: 0
+    scaleStrategy: {{ toJson $scaling }}
     {{- with $group.labels }}
     labels:
       {{- toYaml . | nindent 6 }}
@@ -68,7 +82,8 @@ workerGroupSpecs:
     {{- else }} {}
     {{- end }}
     template:
-      {{- include "zephyr.workerPod" (merge (dict "group" $group "name" $name) $call) | nindent 6 }}
+      {{- $pod := include "zephyr.workerPod" (merge (dict "group" $group "name" $name) $call) }}
+      {{- include "zephyr.pod" (dict "root" $call.root "at" (printf "workerGroups.%s" $name) "part" $group "pod" $pod) | nindent 6 }}
   {{- end }}
 {{- end -}}
 
@@ -77,41 +92,24 @@ workerGroupSpecs:
 {{- $head := $values.ray.head -}}
 metadata:
   labels:
-    {{- include "zephyr.selector" . | nindent 4 }}
-    {{- with $head.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-  {{- with $head.podAnnotations }}
-  annotations:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+    {{- include "zephyr.podLabels" . | nindent 4 }}
 spec:
   # A head restarted in place would have lost its state; the operator creates a new pod instead.
   restartPolicy: Never
   # Only the autoscaler, a container of this pod, calls the API server.
-  serviceAccountName: {{ include "zephyr.fullname" .root }}-{{ if .spec.autoscaling }}autoscaler{{ else }}ray{{ end }}
+  serviceAccountName: {{ include "zephyr.account" (dict "root" .root "for" (ternary "autoscaler" "ray" .spec.autoscaling)) }}
   automountServiceAccountToken: {{ .spec.autoscaling }}
-  enableServiceLinks: false
-  securityContext:
-    {{- include "zephyr.podSecurity" .root | nindent 4 }}
-  {{- with include "zephyr.imagePull" .root | trim }}{{ . | nindent 2 }}{{ end }}
-  {{- with include "zephyr.placement" $head | trim }}{{ . | nindent 2 }}{{ end }}
-  {{- with $head.affinity }}
-  affinity:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
   containers:
     - name: ray-head
       image: {{ include "zephyr.image" (dict "root" .root) }}
-      imagePullPolicy: {{ $values.image.pullPolicy }}
       ports:
-        - {name: gcs-server, containerPort: 6379}
-        - {name: dashboard, containerPort: 8265}
-        - {name: metrics, containerPort: 8080}
-        - {name: as-metrics, containerPort: 44217}
-        - {name: dash-metrics, containerPort: 44227}
+        - {name: gcs-server, containerPort: 6379, protocol: TCP}
+        - {name: dashboard, containerPort: 8265, protocol: TCP}
+        - {name: metrics, containerPort: 8080, protocol: TCP}
+        - {name: as-metrics, containerPort: 44217, protocol: TCP}
+        - {name: dash-metrics, containerPort: 44227, protocol: TCP}
         {{- if eq .component "serve" }}
-        - {name: serve, containerPort: 8000}
+        - {name: serve, containerPort: 8000, protocol: TCP}
         {{- end }}
       {{- include "zephyr.rayContainer" . | nindent 6 }}
       resources:
@@ -125,31 +123,15 @@ spec:
 {{- $group := .group -}}
 metadata:
   labels:
-    {{- include "zephyr.selector" . | nindent 4 }}
-    {{- with $group.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-  {{- with $group.podAnnotations }}
-  annotations:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+    {{- include "zephyr.podLabels" . | nindent 4 }}
 spec:
   restartPolicy: Never
-  serviceAccountName: {{ include "zephyr.fullname" .root }}-ray
+  serviceAccountName: {{ include "zephyr.account" (dict "root" .root "for" "ray") }}
   automountServiceAccountToken: false
-  enableServiceLinks: false
   # Replicas of Serve take up to two minutes to finish their answers.
   terminationGracePeriodSeconds: {{ if eq .component "serve" }}150{{ else }}60{{ end }}
-  securityContext:
-    {{- include "zephyr.podSecurity" .root | nindent 4 }}
-  {{- with include "zephyr.imagePull" .root | trim }}{{ . | nindent 2 }}{{ end }}
-  {{- with include "zephyr.placement" $group | trim }}{{ . | nindent 2 }}{{ end }}
-  {{- if or $group.affinity $group.sameTopology }}
+  {{- with $group.sameTopology }}
   affinity:
-    {{- with $group.affinity }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-    {{- with $group.sameTopology }}
     podAffinity:
       requiredDuringSchedulingIgnoredDuringExecution:
         - topologyKey: {{ . | quote }}
@@ -157,16 +139,14 @@ spec:
             matchLabels:
               {{- include "zephyr.selector" $ | nindent 14 }}
               ray.io/group: {{ $.name | quote }}
-    {{- end }}
   {{- end }}
   containers:
     - name: ray-worker
       image: {{ include "zephyr.image" (dict "root" .root "gpus" $group.gpus "override" $group.image) }}
-      imagePullPolicy: {{ $values.image.pullPolicy }}
       ports:
-        - {name: metrics, containerPort: 8080}
+        - {name: metrics, containerPort: 8080, protocol: TCP}
         {{- if eq .component "serve" }}
-        - {name: serve, containerPort: 8000}
+        - {name: serve, containerPort: 8000, protocol: TCP}
         {{- end }}
       {{- include "zephyr.rayContainer" . | nindent 6 }}
       resources:
@@ -177,9 +157,6 @@ spec:
 
 {{/* The parts shared by the containers of head and workers. */}}
 {{- define "zephyr.rayContainer" -}}
-{{- $values := .root.Values -}}
-securityContext:
-  {{- include "zephyr.containerSecurity" .root | nindent 2 }}
 env:
   {{- include "zephyr.rayEnv" . | trim | nindent 2 }}
 volumeMounts:
@@ -188,7 +165,16 @@ volumeMounts:
   - {name: recipes, mountPath: /etc/zephyr/recipes, readOnly: true}
   {{- end }}
   - {name: tmp, mountPath: /tmp}
+  {{- if and .spec.autoscaling (not .group) }}
+  - {{ include "zephyr.rayTmp" . }}
+  {{- end }}
   - {name: scratch, mountPath: /scratch}
+{{- end -}}
+
+{{/* The head and its autoscaler share /tmp/ray. Without this mount in both, the operator would mount
+a volume without a size limit. */}}
+{{- define "zephyr.rayTmp" -}}
+{name: tmp, mountPath: /tmp/ray, subPath: ray}
 {{- end -}}
 
 {{- define "zephyr.rayEnv" -}}
@@ -225,7 +211,9 @@ volumeMounts:
 {{- end }}
 {{- range $name, $value := $values.ray.env }}
 - name: {{ $name }}
-  value: {{ $value | quote }}
+  {{- with $value }}
+  value: {{ . | quote }}
+  {{- end }}
 {{- end }}
 {{- end -}}
 
@@ -259,10 +247,10 @@ RAY_worker_niceness: "0"
 {{- end }}
 - name: tmp
   emptyDir:
-    sizeLimit: {{ .root.Values.ray.tmpSize }}
+    sizeLimit: {{ include "zephyr.quantity" .root.Values.ray.tmpSize }}
 - name: scratch
   emptyDir:
-    sizeLimit: {{ .root.Values.ray.scratchSize }}
+    sizeLimit: {{ include "zephyr.quantity" .root.Values.ray.scratchSize }}
 {{- end -}}
 
 {{/* Queue labels of RayCluster, RayJob and RayService. Called with (dict "root" $ "name" …). */}}

@@ -20,7 +20,7 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 {{- end }}
 
-{{- if lt (include "zephyr.bytes" $v.ray.head.resources.memory | int64) 4294967296 }}
+{{- if lt (include "zephyr.millis" $v.ray.head.resources.memory | int64) 4294967296000 }}
 {{- fail (printf "ray.head.resources.memory is %s; a head needs at least 4Gi; raise it" $v.ray.head.resources.memory) }}
 {{- end }}
 {{- if and (eq $v.ray.auth "token") (semverCompare "<2.52.0-0" $v.ray.version) }}
@@ -42,7 +42,7 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 
 {{- $forbidden := list "num-cpus" "num-gpus" "memory" "resources" }}
-{{- $starts := dict "ray.head" ($v.ray.head.rayStartParams | default dict) }}
+{{- $starts := dict "ray.head" $v.ray.head.rayStartParams }}
 {{- range $name, $group := $v.workerGroups }}
 {{- $_ := set $starts (printf "workerGroups.%s" $name) ($group.rayStartParams | default dict) }}
 {{- end }}
@@ -68,6 +68,16 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 
 {{- range $name, $group := $v.workerGroups }}
+{{- range $key := list "minReplicas" "maxReplicas" "resources" }}
+{{- if not (hasKey $group $key) }}
+{{- fail (printf "workerGroups.%s has no %s; set workerGroups.%s.%s" $name $key $name $key) }}
+{{- end }}
+{{- end }}
+{{- range $key := list "cpu" "memory" }}
+{{- if not (hasKey $group.resources $key) }}
+{{- fail (printf "workerGroups.%s has no resources.%s; set workerGroups.%s.resources.%s" $name $key $name $key) }}
+{{- end }}
+{{- end }}
 {{- if gt ($group.minReplicas | int) ($group.maxReplicas | int) }}
 {{- fail (printf "workerGroups.%s: minReplicas %v is more than maxReplicas %v; lower it" $name $group.minReplicas $group.maxReplicas) }}
 {{- end }}
@@ -99,8 +109,8 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 {{- end }}
 
-{{- $taken := list "HOME" "ZEPHYR_CACHE" "HF_HOME" "ZEPHYR_API_KEYS" "MLFLOW_TRACKING_URI" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "RAY_USAGE_STATS_ENABLED" "HF_HUB_DISABLE_TELEMETRY" "VLLM_NO_USAGE_STATS" "RAY_AUTH_MODE" "RAY_AUTH_TOKEN" "RAY_REDIS_ADDRESS" "REDIS_PASSWORD" "REDIS_USERNAME" "RAY_enable_autoscaler_v2" | concat (include "zephyr.serveEnv" . | fromYaml | keys) }}
-{{- $names := keys ($v.ray.env | default dict) }}
+{{- $taken := list "HOME" "ZEPHYR_CACHE" "HF_HOME" "ZEPHYR_API_KEYS" "MLFLOW_TRACKING_URI" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "RAY_USAGE_STATS_ENABLED" "HF_HUB_DISABLE_TELEMETRY" "VLLM_NO_USAGE_STATS" | concat (include "zephyr.operatorEnv" . | fromYamlArray) (include "zephyr.serveEnv" . | fromYaml | keys) }}
+{{- $names := keys $v.ray.env }}
 {{- range $v.ray.secretEnv }}{{- $names = append $names .name }}{{- end }}
 {{- range $names }}
 {{- if has . $taken }}
@@ -116,13 +126,18 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 
 {{- range $name, $part := $parts }}
+{{- range $part.workerGroups }}
+{{- if not (hasKey $v.workerGroups .) }}
+{{- fail (printf "%s.workerGroups: workerGroups has no group '%s'; add it, or use one of [%s]" $name . (keys $v.workerGroups | sortAlpha | join ", ")) }}
+{{- end }}
+{{- end }}
 {{- if and (eq $v.scheduling.scheduler "kueue") $part.autoscaling }}
 {{- fail (printf "scheduling.scheduler kueue admits only clusters of a fixed size; set %s.autoscaling to false" $name) }}
 {{- end }}
 {{- if not $part.autoscaling }}
 {{- range $part.workerGroups }}
-{{- $group := get $v.workerGroups . | default dict }}
-{{- if and $group (not ($group.replicas | default $group.minReplicas | int)) }}
+{{- $group := get $v.workerGroups . }}
+{{- if not ($group.replicas | default $group.minReplicas | int) }}
 {{- fail (printf "%s.workerGroups: group '%s' has no pods and no autoscaler to add any; set workerGroups.%s.replicas or minReplicas, or %s.autoscaling" $name . . $name) }}
 {{- end }}
 {{- end }}
@@ -137,7 +152,7 @@ would report it only afterwards, as an event. */}}
 
 {{- if $v.pipeline.enabled }}
 {{- with $v.pipeline.recipe }}
-{{- if not (or (hasPrefix "/" .) (hasPrefix "configs/" .) (hasKey ($v.recipes | default dict) .)) }}
+{{- if not (or (hasPrefix "/" .) (hasPrefix "configs/" .) (hasKey $v.recipes .)) }}
 {{- fail (printf "pipeline.recipe: recipes has no '%s'; add it, or use configs/… of the image or an absolute path" .) }}
 {{- end }}
 {{- end }}
@@ -168,7 +183,7 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 {{- $gpus := 0 }}
 {{- range $v.serve.workerGroups }}
-{{- $gpus = max $gpus ((get $v.workerGroups . | default dict).gpus | default 0) }}
+{{- $gpus = max $gpus ((get $v.workerGroups .).gpus | default 0) }}
 {{- end }}
 {{- if gt ($v.serve.gpus | int) ($gpus | int) }}
 {{- fail (printf "serve.gpus is %v, but no group in serve.workerGroups has that many; add one or lower serve.gpus" $v.serve.gpus) }}
@@ -190,34 +205,6 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 {{- end }}
 
-{{- if or $v.ingress.enabled $v.gateway.enabled }}
-{{- if not $v.serve.enabled }}
-{{- fail "ingress and gateway lead to chat and judge; set serve.enabled" }}
-{{- end }}
-{{- if and $v.networkPolicy.enabled (not $v.networkPolicy.serveClients) }}
-{{- fail "ingress and gateway are blocked by the network policy; add the controller's namespace to networkPolicy.serveClients" }}
-{{- end }}
-{{- end }}
-{{- if and $v.ingress.enabled (not $v.ingress.host) }}
-{{- fail "ingress.enabled needs a host; set ingress.host" }}
-{{- end }}
-{{- if and $v.ingress.tls.enabled (not $v.ingress.tls.secretName) }}
-{{- fail "ingress.tls.enabled needs a certificate; set ingress.tls.secretName" }}
-{{- end }}
-{{- if $v.gateway.enabled }}
-{{- if not $v.gateway.parentRefs }}
-{{- fail "gateway.enabled needs a Gateway to attach to; set gateway.parentRefs" }}
-{{- end }}
-{{- if not (.Capabilities.APIVersions.Has "gateway.networking.k8s.io/v1/HTTPRoute") }}
-{{- fail "gateway.enabled: the Gateway API is not on this cluster; install it (for `helm template` add --api-versions gateway.networking.k8s.io/v1/HTTPRoute)" }}
-{{- end }}
-{{- end }}
-{{- if $v.podMonitor.enabled }}
-{{- if not (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1/PodMonitor") }}
-{{- fail "podMonitor.enabled: the Prometheus operator is not on this cluster; install it (for `helm template` add --api-versions monitoring.coreos.com/v1/PodMonitor)" }}
-{{- end }}
-{{- if and $v.networkPolicy.enabled (not $v.networkPolicy.prometheusNamespace) }}
-{{- fail "podMonitor.enabled: the network policy blocks Prometheus; set networkPolicy.prometheusNamespace" }}
-{{- end }}
-{{- end }}
+{{- include "zephyr.accessRules" . }}
+{{- include "zephyr.podRules" (dict "root" . "parts" $parts) }}
 {{- end -}}

@@ -19,6 +19,10 @@ lines name the setting and never quote its value. */}}
 {{- define "zephyr.refuseCredentials" -}}
 {{- $at := .at }}
 {{- if kindIs "map" .value }}
+{{- /* An EnvVar. */}}
+{{- if and (kindIs "string" .value.name) .value.value (regexMatch "(?i)(key|keys|token|password|passwd|secret)$" (toString .value.name)) }}
+{{- fail (printf "%s: %s would be readable in the cluster; use valueFrom with an existing Secret" $at .value.name) }}
+{{- end }}
 {{- range $name, $value := .value }}
 {{- include "zephyr.refuseCredentials" (dict "at" (printf "%s.%s" $at $name | trimPrefix ".") "value" $value) }}
 {{- end }}

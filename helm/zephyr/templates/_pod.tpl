@@ -1,0 +1,105 @@
+{{/* Completes a pod with the chart's settings for all pods and with those of its part: ray.head, a
+worker group, pipeline.submitter or mlflow. `pod` is the part's own YAML; its first container is the
+main one and stays first, because the operator takes that one for Ray's. Called with
+(dict "root" $ "at" "ray.head" "part" .Values.ray.head "pod" …). */}}
+{{- define "zephyr.pod" -}}
+{{- $values := .root.Values -}}
+{{- $at := .at -}}
+{{- $part := deepCopy .part -}}
+{{- include "zephyr.typed" $part -}}
+{{- $pod := fromYaml .pod -}}
+{{- $spec := $pod.spec -}}
+
+{{- $_ := merge $pod.metadata.labels ($part.podLabels | default dict) $values.commonLabels -}}
+{{- with merge (dict) ($pod.metadata.annotations | default dict) ($part.podAnnotations | default dict) -}}
+{{- $_ := set $pod.metadata "annotations" . -}}
+{{- end -}}
+
+{{- $_ := set $spec "enableServiceLinks" false -}}
+{{- $_ := set $spec "securityContext" (include "zephyr.podSecurity" $.root | fromYaml) -}}
+{{- range $values.image.pullSecrets -}}
+{{- $_ := set $spec "imagePullSecrets" (append ($spec.imagePullSecrets | default list) (dict "name" .)) -}}
+{{- end -}}
+{{- range $key := list "nodeSelector" "tolerations" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" -}}
+{{- with get $part $key -}}
+{{- $_ := set $spec $key . -}}
+{{- end -}}
+{{- end -}}
+{{- with merge (dict) ($spec.affinity | default dict) ($part.affinity | default dict) -}}
+{{- $_ := set $spec "affinity" . -}}
+{{- end -}}
+
+{{- range $container := concat ($spec.initContainers | default list) $spec.containers -}}
+{{- $_ := set $container "imagePullPolicy" $values.image.pullPolicy -}}
+{{- $_ := set $container "securityContext" (include "zephyr.containerSecurity" $.root | fromYaml) -}}
+{{- include "zephyr.append" (dict "at" $at "part" $part "extra" "extraEnv" "to" $container "key" "env" "by" "name") -}}
+{{- include "zephyr.append" (dict "at" $at "part" $part "extra" "extraVolumeMounts" "to" $container "key" "volumeMounts" "by" "mountPath") -}}
+{{- end -}}
+{{- $main := first $spec.containers -}}
+{{- range $key := list "startupProbe" "readinessProbe" "livenessProbe" -}}
+{{- with get $part $key -}}
+{{- $_ := set $main $key (merge . (get $main $key | default dict)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Users' containers get what Pod Security `restricted` asks for, unless they state it (not by
+`merge`, which takes false for missing). The operator would add empty resources. */ -}}
+{{- $users := dict -}}
+{{- range $extra := list "initContainers" "sidecars" -}}
+{{- range get $part $extra | default list -}}
+{{- $container := merge . (dict "resources" dict "securityContext" dict) -}}
+{{- range $key, $value := include "zephyr.containerSecurity" $.root | fromYaml -}}
+{{- if not (hasKey $container.securityContext $key) -}}
+{{- $_ := set $container.securityContext $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $users $extra (append (get $users $extra | default list) $container) -}}
+{{- end -}}
+{{- end -}}
+{{- include "zephyr.append" (dict "at" $at "part" $users "extra" "initContainers" "to" $spec "key" "initContainers" "by" "name") -}}
+{{- include "zephyr.append" (dict "at" $at "part" $users "extra" "sidecars" "to" $spec "key" "containers" "by" "name") -}}
+{{- include "zephyr.append" (dict "at" $at "part" $part "extra" "extraVolumes" "to" $spec "key" "volumes" "by" "name") -}}
+{{- toYaml $pod -}}
+{{- end -}}
+
+{{/* Appends the list part[extra] to to[key]. The API server rejects two entries with the same `by`. */}}
+{{- define "zephyr.append" -}}
+{{- with get .part .extra -}}
+{{- $all := concat (get $.to $.key | default list) . -}}
+{{- $seen := dict -}}
+{{- range $all -}}
+{{- $id := get . $.by -}}
+{{- if hasKey $seen $id -}}
+{{- fail (printf "%s.%s: %s '%s' exists already; rename it" $.at $.extra $.by $id) -}}
+{{- end -}}
+{{- $_ := set $seen $id true -}}
+{{- end -}}
+{{- $_ := set $.to $.key $all -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Brings settings into the form in which the operator writes them back (see zephyr.quantity).
+Recurses into maps and lists. */}}
+{{- define "zephyr.typed" -}}
+{{- if kindIs "slice" . -}}
+{{- range . }}{{ include "zephyr.typed" . }}{{ end -}}
+{{- else if kindIs "map" . -}}
+{{- $map := . -}}
+{{- range $key, $value := . -}}
+{{- if has $key (list "limits" "requests") -}}
+{{- range $name, $amount := $value -}}
+{{- $_ := set $value $name (include "zephyr.quantity" $amount | trimAll "\"") -}}
+{{- end -}}
+{{- else if eq $key "sizeLimit" -}}
+{{- $_ := set $map $key (include "zephyr.quantity" $value | trimAll "\"") -}}
+{{- else if and (empty $value) (has (kindOf $value) (list "string" "slice")) -}}
+{{- $_ := unset $map $key -}}
+{{- else if not (has $key (list "podLabels" "podAnnotations" "nodeSelector" "matchLabels" "labels")) -}}
+{{- include "zephyr.typed" $value -}}
+{{- end -}}
+{{- end -}}
+{{- if and (hasKey . "containerPort") (not .protocol) -}}
+{{- $_ := set . "protocol" "TCP" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,81 @@
+"""Tests the commands of the documentation: helm's are run, and kubectl's name what helm creates."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from chart_tools import ROOT
+from helm_api import HelmApi
+
+PAGES = sorted(
+    [*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("helm/zephyr/*.md"),
+     *ROOT.glob("helm/zephyr/values-*.yaml")]
+)  # fmt: skip
+PLACEHOLDERS = {"REGISTRY": "registry.example", "CLASS": "nfs", "TAG": "v2", "…": ""}
+MADE_BY_THE_OPERATOR = {"zephyr-head-svc", "zephyr-serve-serve-svc"}
+FILES = {"mine.yaml": "name: mine\nstages: {}\n", "seeds/train.jsonl": "{}\n"}
+
+
+def commands(page: Path, program: str) -> list[str]:
+    """Returns the page's command lines that start with `program`, in order."""
+    text = re.sub(r" *\\\n *#? *", " ", page.read_text())
+    return re.findall(rf"^(?:#? +|`)({program} [^`\n]+)", text, re.MULTILINE)
+
+
+def ours(command: str) -> bool:
+    return bool(re.match("helm (install|upgrade|rollback|uninstall) zephyr\\b", command))
+
+
+HELM = {page.name: [c for c in commands(page, "helm") if ours(c)] for page in PAGES}
+
+
+def test_the_pages_have_commands() -> None:
+    assert len(HELM["kubernetes.md"]) >= 9 and HELM["kubernetes-platform.md"]
+    assert all(HELM[f"values-{preset}.yaml"] for preset in ("kind", "gpu-8", "multinode"))
+    verbs = {command.split()[1] for command in HELM["kubernetes.md"]}
+    assert verbs == {"install", "upgrade", "rollback", "uninstall"}
+
+
+@pytest.mark.parametrize("page", [name for name, found in HELM.items() if found])
+def test_helms_commands_work_one_after_the_other(page: str, tmp_path: Path) -> None:
+    """An install starts an empty cluster; a page without one continues that of kubernetes.md."""
+    (tmp_path / "helm").symlink_to(ROOT / "helm")
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    walk = HELM[page]
+    if " install " not in walk[0]:
+        walk = HELM["kubernetes.md"][:2] + walk
+    api = HelmApi()
+    for command in walk:
+        for placeholder, value in PLACEHOLDERS.items():
+            command = re.sub(rf"\b{placeholder}\b", value, command)
+        words = shlex.split(command, comments=True)[1:]
+        if words[0] == "install":
+            api.close()
+            api = HelmApi()
+        more = ["--disable-openapi-validation"] if words[0] in ("install", "upgrade") else []
+        done = api.helm(*words, *more, home=tmp_path, folder=tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    api.close()
+
+
+def test_kubectls_commands_name_what_exists(tmp_path: Path) -> None:
+    api = HelmApi()
+    names: set[str] = set(MADE_BY_THE_OPERATOR)
+    install, upgrade = HELM["kubernetes.md"][:2]
+    for command in (install, f"{upgrade} --set cluster.enabled=true"):
+        words = shlex.split(command)[1:]
+        done = api.helm(*words, "--disable-openapi-validation", home=tmp_path)
+        assert done.returncode == 0, done.stderr
+        names |= {document["metadata"]["name"] for document in api.objects.values()}
+    api.close()
+    kinds = "rayjob|rayservice|raycluster|svc|service|deployment|pvc|pod"
+    named = [
+        name
+        for page in PAGES
+        for command in commands(page, "kubectl")
+        for name in re.findall(rf"\b(?:{kinds})[/ ](zephyr[a-z0-9-]*)", command)
+    ]
+    assert len(named) >= 6 and set(named) <= names
