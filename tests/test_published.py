@@ -190,6 +190,23 @@ def test_a_bad_pair_is_counted_and_dropped(row: Row, reason: str, folder: Path) 
     assert len(rows) == 1 and work.counts[f"dropped/{reason}"] == 1
 
 
+def test_unusable_rows_have_a_limit(folder: Path) -> None:
+    rows = [ultrachat(0, [{"role": "ai", "content": "x"}, *conversation("a", "b")])] * 2
+    write_jsonl(folder / "a.jsonl", [*rows, *map(ultrachat, range(1, 19))])
+    with pytest.raises(Permanent, match=r"2 of 20 rows were dropped \(10%: unknown role.* 2\)"):
+        run_published(folder, makes="dialogues")
+
+
+def test_pairs_dropped_for_their_scores_have_no_limit(folder: Path) -> None:
+    rows = [ultrafeedback(n) for n in range(4)]
+    scores = {"score_chosen": 5.0, "score_rejected": 5.0}
+    write_jsonl(
+        folder / "a.jsonl", [{**row, **(scores if n else {})} for n, row in enumerate(rows)]
+    )
+    kept, work = run_published(folder, makes="pairs", ties="drop")
+    assert (len(kept), work.counts["dropped/scores tie"]) == (1, 3)
+
+
 def test_answers_may_be_texts_and_columns_have_other_names(folder: Path) -> None:
     write_parquet(folder / "a.parquet", [{"question": "So?", "good": "Yes.", "bad": "No."}])
     columns = {"prompt": "question", "chosen": "good", "rejected": "bad"}

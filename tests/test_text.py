@@ -550,7 +550,7 @@ def test_feedback_without_a_readable_score_has_no_mean(
     stage.run(work)
     assert work.counts == {"unparsable": 1, "answers": 1, "rows": 1}
     section = stage.section(Artifact(work.folder, Manifest(kind="feedback", key="k", files={})))
-    assert section and section.chapters[0].blocks == (Text("No readable score: 0 of 1 answers."),)
+    assert section and section.chapters[0].blocks == (Text("No answer of 1 has a readable score."),)
 
 
 def rated(name: str, *answers: tuple[str, float | None]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ Row = dict[str, Any]
 
 TIE = "scores tie"
 CONTRADICTION = "scores contradict the choice"
+SCORE_RULES = (TIE, CONTRADICTION)
+"""Rules by which `ties: drop` drops pairs; the pairs themselves are sound."""
 EMPTY = "empty prompt"
 SYSTEM = "a prompt with a system message"
 SEVERAL = "a prompt of several messages"

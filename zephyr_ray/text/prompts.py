@@ -108,6 +108,9 @@ class Prompts(Tasks):
     def expected(self, rows: dict[str, int]) -> int | None:
         return self.count
 
+    def rows_of_files(self, files: dict[str, Path]) -> int | None:
+        return len(list(read_tasks(files["seeds"])))
+
 
 class SelfInstruct(Tasks, RowStage):
     """A stage that makes `count` prompts: the seed tasks, then new tasks that a model writes in

@@ -16,9 +16,9 @@ from pydantic import Field
 
 from zephyr_ray.conversations import Unreadable
 from zephyr_ray.errors import Permanent
-from zephyr_ray.published_rows import CONVERSIONS, Row, Unusable, disagreement
+from zephyr_ray.published_rows import CONVERSIONS, SCORE_RULES, Row, Unusable, disagreement
 from zephyr_ray.settings import ADDED, FILE
-from zephyr_ray.stage import Stage, Work
+from zephyr_ray.stage import BoundedStage, Stage, Work
 from zephyr_ray.store import numbered_jsonl
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".arrow": "arrow"}
@@ -29,7 +29,7 @@ FIRST = 1000
 """Maximum rows searched for a usable one before the data is refused."""
 
 
-class Published(Stage):
+class Published(BoundedStage):
     """A stage that reads rows from `dataset` (a hub id, or an address such as
     s3://bucket/folder/*.parquet) or from `files` (a file or a folder of Parquet, JSONL or Arrow
     files)."""
@@ -87,6 +87,8 @@ class Published(Stage):
                 f"stage '{work.name}': the data has no rows, or only empty ones; change the files "
                 "or split setting"
             )
+        dropped = sum(n for rule, n in work.counts.items() if rule.startswith("dropped/"))
+        work.check_dropped(int(work.counts["rows"] + dropped), sound=SCORE_RULES)
 
     def _usable(self, work: Work) -> Iterator[Row]:
         for number, raw in enumerate(self._raw(work)):

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.settings import ADDED, OPERATIONAL, Reads, Strict
-from zephyr_ray.stage import Stage
+from zephyr_ray.stage import BoundedStage, Stage
 
 if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
@@ -33,7 +33,7 @@ class Lora(Strict):
     """QLoRA: initial weights in 4 bits (NF4, blocks of 64). Needs bitsandbytes and a GPU."""
 
 
-class TrainingSettings(Stage):
+class TrainingSettings(BoundedStage):
     """Settings shared by all training stages. The global batch determines the result; workers and
     micro batch determine only how it is computed."""
 

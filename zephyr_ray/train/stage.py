@@ -9,6 +9,7 @@ from zephyr_ray.chat import ChatFormat
 from zephyr_ray.demand import Footprint, Processors
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.errors import Permanent, RowError
+from zephyr_ray.formatting import list_counts
 from zephyr_ray.messages import with_facts
 from zephyr_ray.models.checks import check_trains
 from zephyr_ray.models.headers import tensor_shapes
@@ -34,6 +35,9 @@ REWARDS = (
     "Reward margin and accuracy are measured on the training pairs; they say nothing about "
     "held-out quality."
 )
+CUT_AWAY = ("truncated_to_nothing", "prompt_fills_max_length", "same_or_empty_answers")
+"""Rules that drop a row because max_length leaves nothing to train of it. Some long rows are
+ordinary, so `max_failed` does not limit them, but half of the rows must be left."""
 Row = dict[str, Any]
 Tokens = dict[str, list[int]]
 MASK = "Which tokens the loss counts, as the training stage saw them."
@@ -55,7 +59,8 @@ class TrainingStage(TrainingSettings):
         """Yields the tokens of each row; `tokenize` returns None for a row that it drops itself.
 
         A row that raises RowError is dropped and counted. Raises Permanent if `bad_rows` is "stop",
-        or if nothing is left.
+        if more rows are bad than `max_failed` allows, or if max_length leaves nothing to train of
+        more than half of the rows.
         """
         first_bad, kept = "", 0
         for row in map(with_facts, rows):
@@ -73,6 +78,16 @@ class TrainingStage(TrainingSettings):
                 yield tokens
         if first_bad and not kept:
             raise Permanent(f"{first_bad}; no row is left to train on")
+        work.check_dropped(len(rows), sound=CUT_AWAY)
+        counts = {rule: work.counts.get(f"dropped/{rule}", 0) for rule in CUT_AWAY}
+        cut = {rule: count for rule, count in counts.items() if count}
+        if sum(cut.values()) > len(rows) / 2:
+            example = work.examples[f"dropped/{max(cut, key=cut.__getitem__)}"][0]
+            raise Permanent(
+                f"stage '{work.name}': {sum(cut.values()):.0f} of {len(rows)} rows have nothing to "
+                f"train within max_length {self.max_length} ({list_counts(cut)}), such as "
+                f"'{example}'; raise {work.name}.max_length, or correct the rows"
+            )
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.data)
