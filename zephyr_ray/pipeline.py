@@ -27,7 +27,7 @@ from zephyr_ray.estimate.printing import print_estimate
 from zephyr_ray.formatting import duration, list_counts
 from zephyr_ray.masking import ArgumentParser, masked
 from zephyr_ray.plan import Step, make_plan
-from zephyr_ray.preflight import check_files, preflight
+from zephyr_ray.preflight import check_files, check_settings, preflight
 from zephyr_ray.ray_cluster import connect
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.run_folder import link_artifact, unlink_stale
@@ -96,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
             check_files(recipe)
             steps = make_plan(recipe, store, options.until)
             print_plan(recipe, steps)
+            check_settings(recipe, steps)
             print_estimate(recipe, store, steps)
         else:
             run(recipe, store, options.until, options.wait)

@@ -38,7 +38,7 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
             if name not in checked:
                 model.check()
                 checked.add(name)
-        check_settings(step, models)
+        _check_settings(step, models)
         footprint = step.stage.footprint(models)
         if not on_cluster:
             _check_memory(step.name, footprint)
@@ -48,7 +48,14 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
     _check_disk(store, "the run", disk)
 
 
-def check_settings(step: Step, models: dict[str, RecipeModel]) -> None:
+def check_settings(recipe: Recipe, steps: list[Step]) -> None:
+    """Raises Permanent if the settings of a stage that is to run do not fit its models."""
+    for step in steps:
+        if step.artifact is None:
+            _check_settings(step, recipe.models_read(step.stage))
+
+
+def _check_settings(step: Step, models: dict[str, RecipeModel]) -> None:
     """Raises Permanent if a stage's settings do not fit its models. Of a model that is not on this
     machine, only its config is checked."""
     try:

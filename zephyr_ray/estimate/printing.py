@@ -12,7 +12,6 @@ from zephyr_ray.formatting import abbreviate, gib, hours, rate_per_second
 from zephyr_ray.manifest import read_manifest
 from zephyr_ray.models.shapes import find_shape
 from zephyr_ray.plan import Step
-from zephyr_ray.preflight import check_settings
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.store import Store
 from zephyr_ray.train.settings import TrainingSettings
@@ -22,11 +21,7 @@ CHARACTERS = 4.0
 
 
 def print_estimate(recipe: Recipe, store: Store, steps: list[Step]) -> None:
-    """Prints the estimate. Raises Permanent if there is none, because the settings of a stage do
-    not fit its models."""
-    for step in steps:
-        if step.artifact is None:
-            check_settings(step, recipe.models_read(step.stage))
+    """Prints the estimate."""
     lines = estimate_lines(recipe, store, steps)
     if lines:
         Console().print(Text("\n" + "\n".join(lines)), soft_wrap=True)
