@@ -3,8 +3,10 @@
 import ipaddress
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -341,6 +343,22 @@ def test_only_the_kubeconfigs_authority_is_trusted(
         assert "its certificate is not trusted" in error(capsys, "status")
     finally:
         api.close()
+
+
+def test_a_tls_connection_that_is_cut_off_is_temporary(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As by a load balancer while its API server restarts: a follow must go on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def cut_off() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(5000)
+
+        threading.Thread(target=cut_off, daemon=True).start()
+        api.address = f"https://127.0.0.1:{server.getsockname()[1]}"
+        (here / "kubeconfig").write_text(api.kubeconfig())
+        assert f"cannot reach {api.address} (EOF occurred" in error(capsys, "status", code=1)
 
 
 def test_a_token_may_come_from_a_plugin_of_the_kubeconfig(api: Api, here: Path) -> None:

@@ -5,6 +5,8 @@ proxies. Its typed methods are not used; objects are addressed by path.
 """
 
 import json
+import re
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -208,8 +210,9 @@ class Kube:
                 raise self._error(error.status, error.body or "", path) from None
             raise Permanent(f"{self.host}: {one_line(error.reason)}") from None
         except urllib3.exceptions.HTTPError as error:
+            # Every other failure of TLS may pass, such as a connection that a restart cuts off.
             cause = getattr(error, "reason", None)
-            if isinstance(cause, urllib3.exceptions.SSLError):
+            if any(isinstance(c, ssl.SSLCertVerificationError) for c in getattr(cause, "args", ())):
                 raise Permanent(
                     f"{self.host}: its certificate is not trusted; set certificate-authority in "
                     "the kubeconfig to this server's CA"
@@ -259,7 +262,7 @@ def _reason(error: BaseException) -> str:
         return "timed out"
     if isinstance(error, urllib3.exceptions.ProtocolError):
         return "the connection broke"
-    return one_line(error).rpartition(": ")[2]
+    return re.split(r": |\] ", one_line(error))[-1]
 
 
 def _strip_credentials(headers: dict[str, str]) -> dict[str, str]:
