@@ -254,9 +254,10 @@ class _Handler(BaseHTTPRequestHandler):
         status = {"kind": "Status", "status": "Failure", "code": code, "message": message}
         self._answer(code, status, headers)
 
-    def _handle(self) -> None:
+    def handle(self) -> None:
+        # A client may close a connection at any time, also between two requests.
         with suppress(BrokenPipeError, ConnectionResetError):
-            self._serve()
+            super().handle()
 
     def _serve(self) -> None:
         api, split = self.api, urlsplit(self.path)
@@ -283,7 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(403, f'{kind} is forbidden: User "me" cannot do that')
         getattr(self, f"_{self.command.lower()}")(path, query, body)
 
-    do_GET = do_POST = do_DELETE = _handle
+    do_GET = do_POST = do_DELETE = _serve
 
     def _get(self, path: str, query: dict[str, str], _: Any) -> None:
         api = self.api
