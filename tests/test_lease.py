@@ -17,7 +17,7 @@ import pytest
 
 from zephyr_ray import lease as leases
 from zephyr_ray import pipeline
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.lease import Lease
 from zephyr_ray.store import LEASE, Store
 
@@ -42,7 +42,7 @@ def quick(folder: Path, expire: float = 0.5) -> Lease:
 
 
 def refused(lease: Lease, wait: float = 0) -> str:
-    with pytest.raises(Permanent) as error, lease.held(wait):
+    with pytest.raises(Temporary) as error, lease.held(wait):
         pass
     return str(error.value)
 
@@ -247,7 +247,7 @@ def test_one_of_many_takes_over_an_expired_lease(tmp_path: Path, elsewhere: None
             with quick(tmp_path, expire=30).held():
                 outcomes.append("held")
                 over.wait(10)
-        except Permanent as error:
+        except Temporary as error:
             outcomes.append(str(error)[:33])
 
     threads = [threading.Thread(target=contend) for _ in range(8)]
@@ -274,9 +274,22 @@ def test_an_owner_that_lost_the_lock_is_told(loss: str, tmp_path: Path) -> None:
             (tmp_path / "lease").rename(tmp_path / "gone")
         else:
             (tmp_path / "lease" / "000001").unlink()
-        with pytest.raises(Permanent, match="no longer holds the lock of the storage: another"):
+        with pytest.raises(Temporary, match="no longer holds the lock of the storage: another"):
             lease.check()
         assert lost.wait(5) and lease.lost
+
+
+def test_storage_that_fails_for_a_moment_is_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> list[str]:
+        raise OSError(5, "Input/output error")
+
+    lease = quick(tmp_path)
+    with lease.held(), monkeypatch.context() as patch:
+        patch.setattr("os.listdir", fail)
+        with pytest.raises(Temporary, match=r"cannot read the lock of the storage \(Input/out"):
+            lease.check()
 
 
 def test_storage_that_cannot_be_locked_is_one_line(
@@ -301,7 +314,7 @@ def test_a_stale_run_commits_no_artifact(tmp_path: Path) -> None:
     with store.exclusive():
         (store.root / ".lease" / "000002").touch()
         with pytest.raises(
-            Permanent, match=f"no longer holds the lock of storage folder {tmp_path}"
+            Temporary, match=f"no longer holds the lock of storage folder {tmp_path}"
         ):
             store.commit("text", "k")
     assert store.find("text", "k") is None
@@ -316,7 +329,7 @@ def test_a_stale_run_is_interrupted_with_the_reason(
     # As in a background job of a shell.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with pytest.raises(Permanent, match="no longer holds the lock"), store.exclusive():
+        with pytest.raises(Temporary, match="no longer holds the lock"), store.exclusive():
             (store.root / ".lease" / "000002").touch()
             time.sleep(10)
     finally:
@@ -334,11 +347,11 @@ def test_the_pipeline_waits_as_long_as_it_is_told(
     store.prepare()
     arguments = [str(recipe), "--set", f"storage={store.storage}"]
     with store.exclusive():
-        assert pipeline.main(arguments) == 2
+        assert pipeline.main(arguments) == 1
         [line] = capfd.readouterr().err.splitlines()
         assert re.match(r"error: storage folder \S+ is locked by another run \(process \d+", line)
         assert caplog.messages == []
-        assert pipeline.main([*arguments, "--wait", "0.5"]) == 2
+        assert pipeline.main([*arguments, "--wait", "0.5"]) == 1
     [line] = caplog.messages
     assert line.startswith(f"waiting for storage folder {store.storage}, locked by another run")
 

@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 import ray
 
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.pipeline import main
 from zephyr_ray.ray_cluster import check_cluster, cluster_address, connect
 
 
 @pytest.mark.parametrize(
-    ("address", "line"),
+    ("address", "kind", "line"),
     [
-        ("auto", "cannot join Ray at auto: no cluster; check RAY_ADDRESS"),
-        ("", "cannot start Ray: no cluster; free memory or CPUs"),
+        ("auto", Temporary, "cannot join Ray at auto: no cluster; check RAY_ADDRESS"),
+        ("", Permanent, "cannot start Ray: no cluster; free memory or CPUs"),
     ],
 )
 def test_joining_and_starting_fail_with_their_own_advice(
-    address: str, line: str, monkeypatch: pytest.MonkeyPatch
+    address: str, kind: type[Exception], line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(**options: object) -> None:
         raise ConnectionError("no\n cluster")
@@ -27,7 +27,7 @@ def test_joining_and_starting_fail_with_their_own_advice(
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
-    with pytest.raises(Permanent) as caught:
+    with pytest.raises(kind) as caught:
         connect()
     assert str(caught.value) == line
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Temporary
 from zephyr_ray.formatting import duration
 
 RENEW_SECONDS, EXPIRE_SECONDS = 10.0, 90.0
@@ -119,7 +119,7 @@ class Lease:
         notice: Callable[[str], None] = lambda line: None,
         on_loss: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
-        """Holds the lease. Waits up to `wait` seconds for another owner, then raises Permanent;
+        """Holds the lease. Waits up to `wait` seconds for another owner, then raises Temporary;
         raises OSError if the folder cannot be written.
 
         `notice` gets a line when it waits; a thread calls `on_loss` if another owner took over.
@@ -138,16 +138,15 @@ class Lease:
                 path.rename(path.with_suffix(RELEASED))
 
     def check(self) -> None:
-        """Raises Permanent if another owner has taken over."""
+        """Raises Temporary if another owner has taken over, or if the storage does not tell."""
         try:
             held = self._is_held()
         except OSError as error:
-            raise Permanent(
-                f"cannot read the lock of {self.what} ({error.strerror}); correct the storage and "
-                "run again"
+            raise Temporary(
+                f"cannot read the lock of {self.what} ({error.strerror}); check the storage"
             ) from None
         if not held:
-            raise Permanent(
+            raise Temporary(
                 f"this run no longer holds the lock of {self.what}: another run took it over, or "
                 f"{self.folder} was deleted; let the other run end"
             )
@@ -177,7 +176,7 @@ class Lease:
                     return
                 continue
             if not silent and now - begun >= wait:
-                raise Permanent(
+                raise Temporary(
                     f"{self.what} is locked by another run ({holder}); wait for it to end, or use "
                     "--wait SECONDS"
                 )
@@ -187,10 +186,10 @@ class Lease:
             time.sleep(self._poll)
 
     def _give_way(self, holder: Holder) -> None:
-        """Raises Permanent if a newer attempt of the same job holds, or held, the lease."""
+        """Raises Temporary if a newer attempt of the same job holds, or held, the lease."""
         owner = holder.owner()
         if owner and owner.job == self._job != "" and owner.attempt > self._attempt:
-            raise Permanent(f"a newer attempt of {self._job} uses {self.what}; follow that one")
+            raise Temporary(f"a newer attempt of {self._job} uses {self.what}; follow that one")
 
     def _create(self, number: int) -> bool:
         """Takes a number. Returns False if another process has it."""

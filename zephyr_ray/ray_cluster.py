@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, Temporary
 
 OBJECT_STORE_BYTES = 512 * 1024**2
 """Object store size in bytes for a cluster started here; small, because only text rows pass through
@@ -43,8 +43,8 @@ def temporary_folder() -> Path:
 
 
 def check_cluster() -> None:
-    """Raises Permanent if the cluster at RAY_ADDRESS cannot be joined, or if none can be started
-    here; Ray would retry for many minutes."""
+    """Raises Temporary if the cluster at RAY_ADDRESS does not answer, Permanent if RAY_ADDRESS is
+    invalid or no cluster can be started here; Ray would retry for many minutes."""
     if address := cluster_address():
         _check_reachable(address)
     else:
@@ -64,7 +64,7 @@ def _check_reachable(address: str) -> None:
         host, port = host_port[1].strip("[]"), int(host_port[2])
         socket.create_connection((host, port), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise Permanent(f"cannot join Ray at {address}: {error}; check RAY_ADDRESS") from None
+        raise Temporary(f"cannot join Ray at {address}: {error}; check RAY_ADDRESS") from None
 
 
 def _check_temporary_folder(folder: Path) -> None:
@@ -109,7 +109,7 @@ def connect(cpus: int | None = None) -> None:
     except Exception as error:  # Ray raises no narrower class
         reason = " ".join(str(error).split())[:300]
         if address:
-            raise Permanent(f"cannot join Ray at {address}: {reason}; check RAY_ADDRESS") from error
+            raise Temporary(f"cannot join Ray at {address}: {reason}; check RAY_ADDRESS") from error
         raise Permanent(f"cannot start Ray: {reason}; free memory or CPUs") from error
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -224,7 +224,7 @@ class Store:
 
     def commit(self, kind: str, key: str, **facts: Any) -> Artifact:
         """Hashes every file, writes the manifest, then deletes the scratch folder, which a restart
-        needs until the manifest exists. Raises Permanent if the lock is lost."""
+        needs until the manifest exists. Raises Temporary if the lock is lost."""
         folder = self.folder(kind, key)
         files = {
             str(path.relative_to(folder)): describe(path)
@@ -270,7 +270,7 @@ class Store:
                 self._lease = None
 
     def check_lock(self) -> None:
-        """Raises Permanent if another run took over the lock that this one holds."""
+        """Raises Temporary if another run took over the lock that this one holds."""
         if self._lease:
             self._lease.check()
 
