@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from zephyr_ray import lease as leases
-from zephyr_ray import pipeline
+from zephyr_ray import lease_owner, pipeline
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.lease import Lease
 from zephyr_ray.store import LEASE, Store
@@ -50,7 +50,7 @@ def refused(lease: Lease, wait: float = 0) -> str:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes owners look like processes of other machines: nobody can see whether they live."""
-    monkeypatch.setattr(leases, "_machine", lambda: "")
+    monkeypatch.setattr(lease_owner, "machine", lambda: "")
 
 
 @pytest.fixture
@@ -74,39 +74,54 @@ def test_a_second_run_is_told_at_once_who_holds_the_lock(
     )
 
 
-def attempt_of(job: str, folder: Path) -> Lease:
-    return Lease(folder, "the storage", renew=0.05, expire=0.2, poll=0.02, job=job)
+def attempt_of(job: str, folder: Path, began: str = "") -> Lease:
+    attempt = began and f"2026-01-01T{began}Z"
+    return Lease(folder, "the storage", renew=0.05, expire=0.2, poll=0.02, job=job, attempt=attempt)
 
 
 def test_an_older_attempt_of_a_job_never_takes_over_from_a_newer(
     elsewhere: None, tmp_path: Path
 ) -> None:
-    """KubeRay has given up the older one; it may still run on a lost node."""
-    older, newer, third = (attempt_of("small-abcde", tmp_path) for _ in range(3))
+    """KubeRay has given up the older one, whose entry point may start its program again on a lost
+    node, after the newer began."""
+    newer = attempt_of("small-abcde", tmp_path, "12:06:01")
     with newer.held():
+        older = attempt_of("small-abcde", tmp_path, "12:05:00")
         assert "a newer attempt of small-abcde uses the storage" in refused(older, wait=5)
     assert "a newer attempt" in refused(older, wait=5)  # not after it has ended either
-    with third.held():
+    with attempt_of("small-abcde", tmp_path, "12:06:01").held():
         pass
 
 
 def test_an_older_attempt_never_takes_over_from_a_newer_that_fell_silent(
     elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    older, newer = (attempt_of("small-abcde", tmp_path) for _ in range(2))
+    newer = attempt_of("small-abcde", tmp_path, "12:06:01")
     monkeypatch.setattr(newer, "_keep", lambda on_loss: None)
     with newer.held():
-        assert "a newer attempt" in refused(older, wait=5)
-        with attempt_of("small-abcde", tmp_path).held(wait=5):
+        assert "a newer attempt" in refused(attempt_of("small-abcde", tmp_path, "12:05:00"), wait=5)
+        with attempt_of("small-abcde", tmp_path, "12:06:01").held(wait=5):
             pass
 
 
-@pytest.mark.parametrize("job", ["", "other-abcde"])
-def test_the_age_of_another_job_does_not_matter(tmp_path: Path, job: str) -> None:
-    first = attempt_of(job, tmp_path)
-    with attempt_of("" if not job else "small-abcde", tmp_path).held():
+@pytest.mark.parametrize(
+    ("owner", "owner_began", "began"),
+    [
+        ("", "12:06:01", "12:05:00"),
+        ("other-abcde", "12:06:01", "12:05:00"),
+        # The clocks of two heads differ.
+        ("small-abcde", "12:06:00", "12:05:00"),
+        # Not a time: a mistake of an own entry point.
+        ("small-abcde", "later", "12:05:00"),
+        ("small-abcde", "12:06:01", "sooner"),
+    ],
+)
+def test_only_a_clearly_newer_attempt_of_the_same_job_has_precedence(
+    tmp_path: Path, owner: str, owner_began: str, began: str
+) -> None:
+    with attempt_of(owner, tmp_path, owner_began).held():
         pass
-    with first.held():
+    with attempt_of("small-abcde", tmp_path, began).held():
         pass
 
 
@@ -114,11 +129,13 @@ def test_a_run_names_the_rayjob_that_started_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ZEPHYR_JOB", "small-abcde")
+    monkeypatch.setenv("ZEPHYR_ATTEMPT", "2026-01-01T12:05:00Z")
     store = Store(tmp_path)
     store.prepare()
     with store.exclusive():
         [file] = [f for f in (store.root / LEASE).iterdir() if f.suffix == ""]
-        assert json.loads(file.read_text())["job"] == "small-abcde"
+        owner = json.loads(file.read_text())
+        assert (owner["job"], owner["attempt"]) == ("small-abcde", "2026-01-01T12:05:00Z")
 
 
 def test_the_lock_of_a_killed_run_is_free_at_once(

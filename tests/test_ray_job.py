@@ -3,7 +3,9 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,8 @@ def run_entrypoint(spec: dict[str, Any], folder: Path, codes: list[int]) -> tupl
     it in turn. Python is replaced by a program that ends with each of the codes. Returns the exit
     code, and the arguments and pauses of the programs."""
     (folder / "codes").write_text("".join(f"{code}\n" for code in codes))
-    for name, end in {"python": "exit $(sed -n ${starts}p codes)", "sleep": ""}.items():
+    python = "echo $ZEPHYR_ATTEMPT >> attempts\nexit $(sed -n ${starts}p codes)"
+    for name, end in {"python": python, "sleep": ""}.items():
         program = f'#!/bin/sh\necho {name} "$@" >> calls\nstarts=$(grep -c python calls)\n{end}\n'
         (folder / name).write_text(program)
         (folder / name).chmod(0o755)
@@ -105,6 +108,16 @@ def test_a_failed_run_is_retried_on_its_cluster_but_a_user_error_is_not(
     here: Path, codes: list[int], code: int, calls: list[str]
 ) -> None:
     assert run_entrypoint(job_of(here)["spec"], here, codes) == (code, calls)
+
+
+def test_all_starts_of_an_entry_point_are_one_attempt(here: Path) -> None:
+    """A program that its head starts again is not newer than the program of a later head."""
+    (here / "date").write_text(f'#!/bin/sh\necho >> dates\nexec {shutil.which("date")} "$@"\n')
+    (here / "date").chmod(0o755)
+    run_entrypoint(job_of(here)["spec"], here, [1, 0])
+    first, second = (here / "attempts").read_text().splitlines()
+    assert abs(datetime.fromisoformat(first) - datetime.now(UTC)).total_seconds() < 60
+    assert second == first and (here / "dates").read_text() == "\n"
 
 
 @pytest.mark.parametrize(("seconds", "head"), [(None, 600), (0, 0), (60, 60)])

@@ -10,7 +10,6 @@ owner that was only slow finds a higher number than its own, and stops before it
 
 import contextlib
 import os
-import platform
 import re
 import threading
 import time
@@ -18,13 +17,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
 from zephyr_ray.errors import Temporary
 from zephyr_ray.formatting import duration
+from zephyr_ray.lease_owner import Owner, now
 
 RENEW_SECONDS, EXPIRE_SECONDS = 10.0, 90.0
 """Seconds between two renewals, and seconds without one after which a lease expires: nine tries,
@@ -33,35 +32,6 @@ RELEASED = ".released"
 NAME = re.compile(r"(\d+)(\.released)?")
 KEPT = 100
 """Number of earlier lease files to keep: NFS may list a folder as it was a minute ago."""
-
-
-class Owner(BaseModel):
-    """The process that holds a lease."""
-
-    host: str
-    pid: int = Field(gt=0, lt=2**31)
-    machine: str
-    """Host, boot and pid namespace, within which `pid` means the same; empty if unknown."""
-    started: str
-    """Start time of the process, in clock ticks since boot, because its pid may be reused."""
-    taken: str
-    renewed: str
-    job: str = ""
-    attempt: str = ""
-    """Name of the RayJob, if any, and the time at which this attempt of it began."""
-
-    def is_alive(self) -> bool | None:
-        """Returns whether the process still runs; None if this machine cannot know."""
-        if not self.machine or self.machine != _machine():
-            return None
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # another user's
-            return None
-        started = _start_time(self.pid)
-        return None if started is None else started == self.started
 
 
 @dataclass(frozen=True)
@@ -95,8 +65,8 @@ class Holder:
 
 
 class Lease:
-    """The lock of `what`, kept in `folder`, for an attempt of the RayJob `job`, if any; `poll` is
-    the seconds between two checks of its owner."""
+    """The lock of `what`, kept in `folder`, for the attempt of the RayJob `job`, if any, that began
+    at `attempt`; `poll` is the seconds between two checks of its owner."""
 
     def __init__(
         self,
@@ -106,9 +76,10 @@ class Lease:
         expire: float = EXPIRE_SECONDS,
         poll: float = 1.0,
         job: str = "",
+        attempt: str = "",
     ):
         self.folder, self.what, self.lost = folder, what, False
-        self._job, self._attempt = job, _now("microseconds")
+        self._job, self._attempt = job, attempt or now("microseconds")
         self._renew, self._expire, self._poll = renew, expire, poll
         self._number, self._taken, self._stop = 0, "", threading.Event()
 
@@ -188,7 +159,7 @@ class Lease:
     def _give_way(self, holder: Holder) -> None:
         """Raises Temporary if a newer attempt of the same job holds, or held, the lease."""
         owner = holder.owner()
-        if owner and owner.job == self._job != "" and owner.attempt > self._attempt:
+        if owner and owner.is_newer_attempt(self._job, self._attempt):
             raise Temporary(f"a newer attempt of {self._job} uses {self.what}; follow that one")
 
     def _create(self, number: int) -> bool:
@@ -198,7 +169,7 @@ class Lease:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             return False
-        self._number, self._taken, self.lost = number, _now("seconds"), False
+        self._number, self._taken, self.lost = number, now("seconds"), False
         try:
             self._write(descriptor)
         except BaseException:
@@ -234,16 +205,7 @@ class Lease:
 
     def _write(self, descriptor: int) -> None:
         """Rewrites the owner at the same length, so that a full disk does not matter."""
-        owner = Owner(
-            host=platform.node(),
-            pid=os.getpid(),
-            machine=_machine(),
-            started=_start_time(os.getpid()) or "",
-            taken=self._taken,
-            renewed=_now("microseconds"),
-            job=self._job,
-            attempt=self._attempt,
-        )
+        owner = Owner.this_process(self._taken, self._job, self._attempt)
         with open(descriptor, "wb") as file:
             file.write(owner.model_dump_json().encode() + b"\n")
             file.flush()
@@ -274,26 +236,3 @@ class Lease:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}"
-
-
-def _now(resolution: str) -> str:
-    return datetime.now(UTC).isoformat(timespec=resolution)
-
-
-def _machine() -> str:
-    """Returns what identifies this host, its boot and the pid namespace; empty if unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _start_time(pid: int) -> str | None:
-    """Returns the start time of a process, empty if it has ended; None if unknown."""
-    try:
-        # The name in parentheses may contain anything; state and start time are fields 3 and 22.
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return "" if fields[0] in "ZX" else fields[19]

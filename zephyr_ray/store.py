@@ -27,6 +27,7 @@ from typing import Any
 from zephyr_ray.digests import known_digest
 from zephyr_ray.errors import Permanent
 from zephyr_ray.lease import Lease
+from zephyr_ray.lease_owner import ATTEMPT_VARIABLE, JOB_VARIABLE
 from zephyr_ray.manifest import MANIFEST, Manifest, read_manifest
 from zephyr_ray.verification import (
     corrupted,
@@ -37,8 +38,6 @@ from zephyr_ray.verification import (
 )
 
 STORE, LEASE = "store", ".lease"
-JOB_VARIABLE = "ZEPHYR_JOB"
-"""Environment variable with the name of the RayJob that this process is an attempt of."""
 """Folder of all artifacts, below the storage folder; folder of the lock, below that one."""
 SCRATCH = "scratch"
 """Folder for journals and checkpoints of unfinished work; not part of the artifact."""
@@ -248,8 +247,9 @@ class Store:
         lock."""
         if not wait >= 0:
             raise Permanent(f"--wait {wait:g}: not a time; write 0 or more seconds")
-        job = os.environ.get(JOB_VARIABLE, "")
-        lease = Lease(self.root / LEASE, f"storage folder {self.storage}", job=job)
+        job, attempt = (os.environ.get(v, "") for v in (JOB_VARIABLE, ATTEMPT_VARIABLE))
+        what = f"storage folder {self.storage}"
+        lease = Lease(self.root / LEASE, what, job=job, attempt=attempt)
         with ExitStack() as stack:
             try:
                 interrupt = stack.enter_context(_interruptible())

@@ -10,7 +10,7 @@ from typing import Any
 
 from zephyr_ray.cluster.bundle import FOLDER, RECIPE
 from zephyr_ray.cluster.profile import Group, Profile, Workers
-from zephyr_ray.store import JOB_VARIABLE
+from zephyr_ray.lease_owner import JOB_VARIABLE
 
 API, VERSION = "ray.io", "v1"
 RAY_VERSION = "2.60.0"
@@ -28,10 +28,12 @@ TMP, SMALL_TMP, HOME_SIZE = "50Gi", "1Gi", "10Gi"
 WAIT_SECONDS = 600
 """Maximum seconds that a job waits for the storage: a retry may start before the previous attempt
 has ended."""
-RETRY = """n=0; until "$@"; do code=$?; n=$((n+1)); \
+RETRY = """export ZEPHYR_ATTEMPT=`date -u +%FT%TZ`; n=0; until "$@"; do code=$?; n=$((n+1)); \
 if [ $code = 2 ] || [ $n -gt {limit} ]; then exit $code; fi; sleep $((n*30)); done"""
 """Shell program that repeats its arguments until they succeed, or fail for good: the operator's own
-retries would repeat a user error (exit code 2) too, and on new clusters. The chart has the same."""
+retries would repeat a user error (exit code 2) too, and on new clusters. The chart has the same.
+The storage's lock counts all repetitions as one attempt, which began here: a program that starts
+again on a lost node must not pass for a newer attempt. Kubernetes expands "$(" in arguments."""
 HEAD_SECONDS = 600
 """Default seconds that the head stays up after the run."""
 SUFFIX = "abcdefghijklmnopqrstuvwxyz0123456789"
