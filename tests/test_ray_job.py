@@ -17,9 +17,10 @@ from crds import crd_errors
 from zephyr_ray import pipeline, recipe_file
 from zephyr_ray import recipe as recipes
 from zephyr_ray.cluster import bundle
-from zephyr_ray.cluster.job import job_name, ray_job
+from zephyr_ray.cluster.job import HEAD_SECONDS, WAIT_SECONDS, job_name, ray_job
 from zephyr_ray.cluster.profile import load
 from zephyr_ray.errors import Permanent
+from zephyr_ray.lease import EXPIRE_SECONDS
 
 
 def job_of(here: Path) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def run_entrypoint(spec: dict[str, Any], folder: Path, codes: list[int]) -> tupl
     return code, (folder / "calls").read_text().splitlines()
 
 
-START = "python -m zephyr_ray.pipeline /etc/zephyr/recipe.yaml --wait 600"
+START = "python -m zephyr_ray.pipeline /etc/zephyr/recipe.yaml --wait 900"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,11 @@ def test_all_starts_of_an_entry_point_are_one_attempt(here: Path) -> None:
     first, second = (here / "attempts").read_text().splitlines()
     assert abs(datetime.fromisoformat(first) - datetime.now(UTC)).total_seconds() < 60
     assert second == first and (here / "dates").read_text() == "\n"
+
+
+def test_a_job_outwaits_the_head_of_one_that_passed_its_deadline() -> None:
+    """Its driver, which holds the storage, ends with the head."""
+    assert WAIT_SECONDS > HEAD_SECONDS + EXPIRE_SECONDS
 
 
 @pytest.mark.parametrize(("seconds", "head"), [(None, 600), (0, 0), (60, 60)])

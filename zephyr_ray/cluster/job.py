@@ -25,9 +25,9 @@ CLIENT = {"zephyr-ray/client": "true"}
 SUBMITTER = {"cpu": "500m", "memory": "1Gi"}
 TMP, SMALL_TMP, HOME_SIZE = "50Gi", "1Gi", "10Gi"
 """Maximum sizes of /tmp (in Ray's pods it holds Ray's logs and spilled objects) and of HOME."""
-WAIT_SECONDS = 600
-"""Maximum seconds that a job waits for the storage: a retry may start before the previous attempt
-has ended."""
+WAIT_SECONDS = 900
+"""Maximum seconds that a job waits for the storage: the driver of a job that passed its deadline
+holds it as long as its head lives (HEAD_SECONDS), and then until the lease expires."""
 RETRY = """export ZEPHYR_ATTEMPT=`date -u +%FT%TZ`; n=0; until "$@"; do code=$?; n=$((n+1)); \
 if [ $code = 2 ] || [ $n -gt {limit} ]; then exit $code; fi; sleep $((n*30)); done"""
 """Shell program that repeats its arguments until they succeed, or fail for good: the operator's own
