@@ -265,6 +265,8 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
         api.requests.append(Request(self.command, path, query, body))
+        if not (self.headers.get("Authorization") or "").removeprefix("Bearer").strip():
+            return self._refuse(403, f'{path} is forbidden: User "system:anonymous" cannot do that')
         if self.headers.get("Authorization") != f"Bearer {api.token}":
             return self._refuse(401, "Unauthorized")
         if api.cold:

@@ -241,6 +241,27 @@ def test_a_renewed_token_is_used(
     assert "accept these credentials" not in output.err
 
 
+@pytest.mark.parametrize("meanwhile", ["", "\n"])
+def test_a_token_file_may_be_empty_while_it_is_rewritten(
+    api: Api, here: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    (here / "token").write_text(TOKEN)
+    (here / "kubeconfig").write_text(api.kubeconfig({"tokenFile": "token"}))
+    monkeypatch.setattr(watch, "REFUSED_SECONDS", 2)
+
+    def operator(api: Api, name: str) -> None:
+        api.wait_for(lambda: any("watch" in r.query for r in api.requests))
+        (here / "token").write_text(meanwhile)
+        refused = len(api.requests)
+        api.token = "the-second-token"
+        api.wait_for(lambda: len(api.requests) > refused + 1)
+        (here / "token").write_text("the-second-token")
+        end_job(api, name)
+
+    api.operator = operator
+    assert cli.main(["submit", "small.yaml", "--wait"]) == 0
+
+
 def test_a_plugin_that_fails_later_is_reported_in_the_clients_own_lines(
     api: Api,
     here: Path,

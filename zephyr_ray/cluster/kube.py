@@ -81,7 +81,12 @@ class Kube:
             if self._client is not refused:
                 return  # another thread has replaced it
             try:
-                self._client, _ = self._log_in()
+                client, _ = self._log_in()
+                # While its file is rewritten, a token may be empty; without one the server would
+                # answer 403 to an anonymous user instead of asking for credentials again.
+                if _token(refused) and not _token(client):
+                    raise Permanent("the kubeconfig's token is now empty; log in again")
+                self._client = client
             except Permanent as error:
                 raise Unauthorized(
                     f"{self.host} does not accept these credentials; {error}"
@@ -249,6 +254,11 @@ class Kube:
         if status == 429 or status >= 500:
             return Temporary(f"{self.host} answers {status}: {message}")
         return Permanent(message)
+
+
+def _token(client: Any) -> str:
+    """Returns the credentials that a client sends; empty if it has none, or certificates."""
+    return str(client.configuration.api_key.get("BearerToken", "")).partition(" ")[2].strip()
 
 
 def _reason(error: BaseException) -> str:
