@@ -391,6 +391,37 @@ def test_lines_with_equal_time_stamps_are_not_repeated_when_a_log_resumes() -> N
     assert list(seen.only_new(again)) == ["b", "c", ""]
 
 
+@pytest.mark.parametrize(
+    ("stamps", "again"),
+    [
+        (["12:00:30.0000003Z", "12:00:30.0000002Z"], [0, 1]),
+        (["12:00:30Z", "12:00:00Z", "12:00:01Z"], [0, 2]),
+        (["13:00:29+01:00", "13:00:30+01:00"], [1]),
+    ],
+    ids=["output and error race", "the clock is set back", "a node outside UTC"],
+)
+def test_no_line_is_lost_or_repeated_whatever_its_time_stamp(
+    stamps: list[str], again: list[int]
+) -> None:
+    lines = [f"2026-01-01T{stamp} {number}" for number, stamp in enumerate(stamps)]
+    seen = logs._Progress()
+    assert list(seen.only_new(lines)) == [str(number) for number in range(len(stamps))]
+    fresh = ["2026-01-01T11:59:59Z before", "2026-01-01T12:01:00Z after"]
+    assert list(seen.only_new([*(lines[i] for i in again), *fresh])) == ["before", "after"]
+
+
+def test_a_log_resumes_at_the_second_of_its_last_line_in_utc() -> None:
+    seen = logs._Progress()
+    assert list(seen.only_new(["2026-01-01T13:00:30.5+01:00 a"])) == ["a"]
+    assert seen.since == "2026-01-01T12:00:30Z"
+
+
+def test_a_message_of_the_node_is_shown() -> None:
+    seen = logs._Progress()
+    message = "unable to retrieve container logs"
+    assert list(seen.only_new(["2026-01-01T12:00:30Z a", message])) == ["a", message]
+
+
 def interrupted(api: Api, stdin: int, answer: Callable[[], object] = lambda: None) -> str:
     """Interrupts a waiting `zephyr submit`, then answers; returns its output."""
     api.operator = lambda api, name: api.status(

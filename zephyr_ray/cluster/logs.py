@@ -5,8 +5,10 @@ each pod once, and after a broken connection resumes after the last line shown.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 from zephyr_ray.cluster.kube import Kube, Missing, Refused
@@ -74,7 +76,7 @@ class LogFollower(threading.Thread):
                 if not self._refused:
                     self._say(f"no log: {error}; trying again while the job runs")
                 self._refused = True
-                if last_look and not any(progress.time for progress in self._progress.values()):
+                if last_look and not any(progress.since for progress in self._progress.values()):
                     return  # these credentials could never read it
             self._closed.wait(PAUSE_SECONDS)
 
@@ -105,9 +107,9 @@ class LogFollower(threading.Thread):
 
     def _follow(self, pod: str, progress: "_Progress") -> None:
         query = {"follow": "true", "timestamps": "true"}
-        if progress.time:
+        if progress.since:
             # The API takes whole seconds only, so some lines repeat.
-            query["sinceTime"] = progress.time[:19] + "Z"
+            query["sinceTime"] = progress.since
         for line in progress.only_new(log_lines(self._kube, pod, **query)):
             if self._closed.is_set():
                 return
@@ -116,28 +118,38 @@ class LogFollower(threading.Thread):
 
 
 class _Progress:
-    """Tracks how far a log was shown: the last time stamp and the number of lines with it."""
+    """Tracks how far a log was shown: the second of the last line, and the time stamps of the lines
+    shown since then. Stamps need not ascend: standard output and error race, and a clock may be set
+    back, after which lines may repeat, but none is lost."""
 
     def __init__(self) -> None:
-        self.time, self._count = "", 0
+        self.since = ""
+        """Second of the last line, in UTC, as the API takes it; empty before the first line."""
+        self._shown: Counter[str] = Counter()
 
     def only_new(self, lines: Iterable[str]) -> Iterator[str]:
         """Yields the text of time-stamped lines that were not shown before."""
-        repeats = self._count
+        repeats = self._shown.copy()
         for line in lines:
             time, _, text = line.partition(" ")
-            order = _sortable(time)
-            if order < _sortable(self.time):
+            second = _second(time)
+            if not second:  # a message of the node in place of a line of the log
+                yield line
                 continue
-            if order > _sortable(self.time):
-                self.time, self._count, repeats = time, 0, 0
-            if repeats:
-                repeats -= 1
+            if repeats[time]:
+                repeats[time] -= 1
                 continue
-            self._count += 1
+            if second != self.since:
+                self.since = second
+                recent = {t: n for t, n in self._shown.items() if _second(t) >= second}
+                self._shown = Counter(recent)
+            self._shown[time] += 1
             yield text
 
 
-def _sortable(time: str) -> str:
-    """Pads the fraction, whose trailing zeros RFC 3339 omits, so that .5Z sorts before .51Z."""
-    return time.rstrip("Z").ljust(29, "0") if "." in time else time.rstrip("Z") + "." + "0" * 9
+def _second(time: str) -> str:
+    """Returns the second of a time stamp, in UTC; empty if it is none."""
+    try:
+        return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    except ValueError:
+        return ""
