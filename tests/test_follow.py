@@ -18,8 +18,9 @@ from cluster_lab import JOBS, TEAM, created_job, end_job, error
 from kube_api import TOKEN, Api, Fault, Request
 
 from zephyr_ray import cli
-from zephyr_ray.cluster import logs, watch
+from zephyr_ray.cluster import kube, logs, watch
 from zephyr_ray.cluster.checks import REQUIRED_VERBS
+from zephyr_ray.errors import Permanent, Temporary
 
 
 def run_two_stages(api: Api, name: str) -> None:
@@ -304,6 +305,65 @@ def test_a_token_that_ran_out_ends_the_wait_but_not_the_job(
         rf"see it again with zephyr logs {name} --follow",
         line,
     ), line
+
+
+class Script:
+    """Plays a server that answers the reads of a job in turn, with an object or an error."""
+
+    def __init__(self, *answers: Exception | str) -> None:
+        self.answers, self.now = list(answers), 0.0
+
+    def path(self, kind: str, name: str = "") -> str:
+        return kind
+
+    def get(self, path: str) -> dict[str, Any]:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return {"metadata": {"name": "one"}, "status": {"jobDeploymentStatus": answer}}
+
+    def watch(self, path: str, seconds: int, **query: str) -> list[Any]:
+        return []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now += watch.REFUSED_SECONDS * 0.6
+
+
+@pytest.mark.parametrize(
+    ("between", "outlasts"),
+    [
+        (kube.Forbidden("cold"), False),
+        (Temporary("reset"), True),
+        (kube.Gone("old"), True),
+        ("Running", True),
+    ],
+    ids=["refused", "broken", "too old", "answered"],
+)
+def test_only_refusals_without_a_break_end_a_follow(
+    monkeypatch: pytest.MonkeyPatch, between: Exception | str, outlasts: bool
+) -> None:
+    refused = kube.Forbidden("not allowed")
+    server = Script(refused, refused, between, refused, refused, "Complete")
+    monkeypatch.setattr(watch, "time", server)
+    states = watch.states(server, "one", lambda line: None)
+    if outlasts:
+        assert list(states)[-1].deployment_status == "Complete"
+    else:
+        with pytest.raises(Permanent, match="not allowed|cold"):
+            list(states)
+
+
+def test_a_server_whose_versions_are_always_too_old_is_not_flooded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Script(*[kube.Gone("old")] * 3, "Complete")
+    monkeypatch.setattr(watch, "time", server)
+    list(watch.states(server, "one", print))
+    assert server.now == pytest.approx(3 * 0.6 * watch.REFUSED_SECONDS)
 
 
 def warn(api: Api, kind: str, name: str, reason: str, message: str) -> None:

@@ -128,8 +128,9 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
                 created=last.created,
             )
             return
-        except Gone:
-            continue
+        except Gone:  # expected after a quiet time, so not reported
+            refused_since = None
+            time.sleep(FIRST_PAUSE)
         except (Refused, Temporary) as error:
             if not isinstance(error, Refused):
                 refused_since = None
