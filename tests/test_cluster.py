@@ -78,6 +78,16 @@ def test_a_job_created_without_an_answer_is_deleted(
     assert not [p for p in api.objects if p.startswith(f"{TEAM}/configmaps/")]
 
 
+def test_an_outage_that_ends_soon_leaves_no_half_of_a_job(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "CLEAN_UP_PAUSES", (0.01, 0.01))
+    api.faults = [Fault("POST", "configmaps", "drop"), Fault("DELETE", "rayjobs", 503, times=2)]
+    error(capsys, "submit", "small.yaml", code=1)
+    assert len(api.sent("DELETE", "rayjobs/")) == 3
+    assert not [p for p in api.objects if p.startswith(f"{JOBS}/")]
+
+
 @pytest.mark.parametrize("taken", ["configmaps", "rayjobs"])
 def test_an_object_of_someone_else_under_the_same_name_stays(
     api: Api, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, taken: str
@@ -359,6 +369,16 @@ def test_a_tls_connection_that_is_cut_off_is_temporary(
         api.address = f"https://127.0.0.1:{server.getsockname()[1]}"
         (here / "kubeconfig").write_text(api.kubeconfig())
         assert f"cannot reach {api.address} (EOF occurred" in error(capsys, "status", code=1)
+
+
+def test_a_refusal_by_a_service_behind_the_proxy_does_not_renew_the_token(
+    api: Api, here: Path
+) -> None:
+    """The service wants its own credentials; an exec plugin might ask the person to log in."""
+    api.proxies["mlflow:5000"] = lambda path, headers: (401, "who are you")
+    with pytest.raises(kube.Unauthorized):
+        kube.Kube().get(f"{TEAM}/services/mlflow:5000/proxy/")
+    assert len(api.requests) == 1
 
 
 def test_a_token_may_come_from_a_plugin_of_the_kubeconfig(api: Api, here: Path) -> None:

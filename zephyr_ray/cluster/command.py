@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,9 @@ from zephyr_ray.display import Row, read_line, stage_table
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.masking import masked
 from zephyr_ray.recipe import Recipe
+
+CLEAN_UP_PAUSES = (1.0, 4.0, 16.0)
+"""Seconds between the tries to delete a job that was created only in part."""
 
 
 def connect_kube(path: Path) -> Kube:
@@ -74,12 +78,17 @@ def create(kube: Kube, job: dict[str, Any], files: dict[str, bytes]) -> None:
 
 
 def _try_delete(kube: Kube, path: str) -> None:
-    try:
-        kube.delete(path)
-    except Missing:
-        pass
-    except (Permanent, Temporary) as error:
-        print(f"could not delete {path} ({error}); delete it if it exists", file=sys.stderr)
+    # The same outage may hit this request too, and a job that stays keeps its GPUs.
+    for pause in (*CLEAN_UP_PAUSES, None):
+        try:
+            return kube.delete(path)
+        except Missing:
+            return
+        except (Permanent, Temporary) as error:
+            if pause is None or isinstance(error, Permanent):
+                print(f"could not delete {path} ({error}); delete it if it exists", file=sys.stderr)
+                return
+            time.sleep(pause)
 
 
 def follow(kube: Kube, name: str, logs: bool) -> int:
