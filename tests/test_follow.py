@@ -431,6 +431,22 @@ def test_status_shows_why_pods_are_refused(
     assert f"trouble   FailedToCreateHeadPod: {QUOTA}\n" in capsys.readouterr().out
 
 
+def test_status_shows_why_a_volume_cannot_be_mounted(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    a_job(api, "one", jobDeploymentStatus="Initializing", rayClusterName="c1")
+    waiting = [{"state": {"waiting": {"reason": "ContainerCreating"}}}]
+    for pod, phase in (("head", "Pending"), ("worker", "Running")):
+        metadata = {"name": pod, "labels": {"ray.io/cluster": "c1"}}
+        status = {"phase": phase, "containerStatuses": waiting}
+        api.put(f"{TEAM}/pods/{pod}", {"metadata": metadata, "status": status})
+        warn(api, "Pod", pod, "FailedMount", "no claim")
+        warn(api, "Pod", pod, "BackOff", "shown by the status of the pod")
+    assert cli.main(["status", "one"]) == 0
+    trouble = [line for line in capsys.readouterr().out.splitlines() if "trouble" in line]
+    assert trouble == ["trouble   head: FailedMount: no claim"]
+
+
 @pytest.mark.parametrize(
     ("state", "shown"), [("Retrying", True), ("Suspending", True), ("Initializing", False)]
 )

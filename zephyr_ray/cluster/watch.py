@@ -19,6 +19,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 REFUSED_SECONDS = 120.0
 """Seconds during which a followed job outlasts refusals: an API server refuses valid credentials
 just after its start, and a token may expire before its file is rewritten."""
+OF_NODES = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox")
+"""Reasons of events with which a node reports why a pod does not start; its status says only
+ContainerCreating."""
 EXIT_STOPPED, EXIT_DEADLINE, EXIT_USER_ERROR = 130, 124, 2
 """Exit codes: stopped or deleted (as for Ctrl-C), deadline exceeded (as `timeout`), invalid
 RayJob."""
@@ -161,6 +164,10 @@ def start_problems(kube: Kube, state: State) -> list[str]:
             label = f"ray.io/cluster={state.cluster}"
             pods = kube.items(kube.path("pods"), labelSelector=label) + pods
         lines += [line for pod in pods for line in _pod_problems(pod)]
+        for name in [pod["metadata"]["name"] for pod in pods if _is_pending(pod)]:
+            selector = f"involvedObject.name={name},type=Warning"
+            events = kube.items(kube.path("events"), fieldSelector=selector)
+            lines += [f"{name}: {_event_line(e)}" for e in events if e.get("reason") in OF_NODES]
     except (Permanent, Temporary):
         # Without permission, or if the API server fails, follow the job without these hints.
         return []
@@ -180,6 +187,10 @@ def _event_line(event: dict[str, Any]) -> str:
     # Each try to create a pod has another random name, which would make the same cause look new.
     message = re.sub(r'(pods "[^"]*-)[^"-]*"', r'\1…"', str(event.get("message", "")))
     return f"{event.get('reason', '')}: {message}"
+
+
+def _is_pending(pod: dict[str, Any]) -> bool:
+    return (pod.get("status") or {}).get("phase") == "Pending"
 
 
 def _pod_problems(pod: dict[str, Any]) -> Iterator[str]:
