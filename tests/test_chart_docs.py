@@ -79,3 +79,13 @@ def test_kubectls_commands_name_what_exists(tmp_path: Path) -> None:
         for name in re.findall(rf"\b(?:{kinds})[/ ](zephyr[a-z0-9-]*)", command)
     ]
     assert len(named) >= 6 and set(named) <= names
+
+
+def test_a_full_removal_waits_for_the_clean_up_of_redis() -> None:
+    """The operator's clean-up pod needs the ServiceAccount and the claims until its cluster ends."""
+    page = ROOT / "docs" / "kubernetes.md"
+    removal = commands(page, "(?:helm|kubectl)")
+    at = next(i for i, command in enumerate(removal) if command.startswith("helm uninstall zephyr"))
+    selector = "--selector app.kubernetes.io/instance=zephyr"
+    assert removal[at + 1].startswith(f"kubectl wait --for=delete raycluster {selector}")
+    assert removal[at + 2] == f"kubectl delete pvc,serviceaccount,configmap {selector}"
