@@ -2,6 +2,9 @@
 
 import re
 import shlex
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,13 @@ PAGES = sorted(
     [*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("helm/zephyr/*.md"),
      *ROOT.glob("helm/zephyr/values-*.yaml")]
 )  # fmt: skip
-PLACEHOLDERS = {"REGISTRY": "registry.example", "CLASS": "nfs", "TAG": "v2", "…": ""}
+PLACEHOLDERS = {
+    "REGISTRY": "registry.example",
+    "CLASS": "nfs",
+    "TAG": "v2",
+    "REVISION": "1",
+    "…": "",
+}
 MADE_BY_THE_OPERATOR = {"zephyr-head-svc", "zephyr-serve-serve-svc"}
 FILES = {"mine.yaml": "name: mine\nstages: {}\n", "seeds/train.jsonl": "{}\n"}
 
@@ -89,3 +98,16 @@ def test_a_full_removal_waits_for_the_clean_up_of_redis() -> None:
     selector = "--selector app.kubernetes.io/instance=zephyr"
     assert removal[at + 1].startswith(f"kubectl wait --for=delete raycluster {selector}")
     assert removal[at + 2] == f"kubectl delete pvc,serviceaccount,configmap {selector}"
+
+
+def test_mlflows_database_is_backed_up_and_restored(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "kubernetes-platform.md"
+    backup, restore = (shlex.split(c)[-1] for c in commands(page, "kubectl exec"))
+    database = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
+    database.execute("create table runs (name text)")
+    database.execute("insert into runs values ('old')")
+    for program, change in ((backup, "update runs set name = 'new'"), (restore, "select 1")):
+        local = program.replace("/mlflow/", f"{tmp_path}/")
+        subprocess.run([sys.executable, "-c", local], check=True)
+        database.execute(change)
+    assert database.execute("select name from runs").fetchall() == [("old",)]
