@@ -91,7 +91,7 @@ def test_kubectls_commands_name_what_exists(tmp_path: Path) -> None:
 
 
 def test_a_full_removal_waits_for_the_clean_up_of_redis() -> None:
-    """The operator's clean-up pod needs the ServiceAccount and the claims until its cluster ends."""
+    """The operator's clean-up pod needs the ServiceAccount and the claims."""
     page = ROOT / "docs" / "kubernetes.md"
     removal = commands(page, "(?:helm|kubectl)")
     at = next(i for i, command in enumerate(removal) if command.startswith("helm uninstall zephyr"))

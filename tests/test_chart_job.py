@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chart_tools import ROOT, kind, render
+from chart_tools import ROOT, SERVE, kind, ray_specs, render
 
 from zephyr_ray import recipe as recipes
+from zephyr_ray.cluster.job import ray_job
+from zephyr_ray.cluster.profile import load
 from zephyr_ray.estimate.printing import estimate_lines
 from zephyr_ray.pipeline import KINDS
 from zephyr_ray.plan import make_plan
@@ -131,3 +133,16 @@ def test_the_workers_have_the_gpus_and_the_memory_of_the_plan(preset: str, tmp_p
     workers = int(planned[0][0]) / group["replicas"]
     for per_worker in re.findall(r"memory +([\d.]+) GiB per worker", lines):
         assert float(per_worker) * workers <= memory
+
+
+def test_metrics_are_read_from_jobs_of_zephyr_submit_too(tmp_path: Path) -> None:
+    sets = ("podMonitor.enabled=true", "networkPolicy.prometheusNamespace=monitoring")
+    rendered = render(sets=(*SERVE, *sets, "pipeline.enabled=true"))
+    monitored = [m["spec"]["selector"]["matchLabels"] for m in kind(rendered, "PodMonitor")]
+    profile = tmp_path / "profile.yaml"
+    profile.write_text("image: i\nstorage: {claim: c}\nworkers: {cpu: {cpu: 1, memory: 2Gi}}\n")
+    submitted = ray_job("small-abcde", load(profile))["spec"]["rayClusterSpec"]
+    for spec in [*ray_specs(rendered), submitted]:
+        for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+            labels = {**group["template"]["metadata"]["labels"], "ray.io/is-ray-node": "yes"}
+            [_] = [wanted for wanted in monitored if wanted.items() <= labels.items()]
