@@ -145,8 +145,8 @@ def test_doctor_finds_nothing_wrong_with_a_healthy_cluster(
         r"✓ +operator +operator kuberay/kuberay-operator is \S+:v1.7.0",
         r"✓ +namespace +team, Pod Security restricted;",
         r"✓ +permissions +these credentials have every permission that .* need in team",
-        r"✓ +nodes +group cpu: 1 × no GPU; the nodes, if empty, hold [1-9]",
-        r"✓ +nodes +group gpu: 2 × 4 nvidia.com/gpu; the nodes, if empty, hold 2 of",
+        r"✓ +nodes +group cpu: 1 × 4 cpu, 16Gi memory; the nodes, if empty, hold 7 of",
+        r"✓ +nodes +group gpu: 2 × 8 cpu, 64Gi memory, 4 nvidia.com/gpu; the nodes, .* hold 2 of",
         r"✓ +quotas +quota team has room for the run",
         r"✓ +limits +no limit range excludes a pod",
         r"✓ +queue +LocalQueue research is active",
@@ -207,6 +207,15 @@ FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
         changed("/api/v1/nodes/cpu", spec={"unschedulable": True}),
         r"✗ +nodes +group cpu: .* hold 0 of these",
     ),
+    "too small together": (
+        # Each fits alone: the head beside the submitter, or the worker.
+        changed("/api/v1/nodes/cpu", status={"allocatable": {"cpu": "6", "memory": "64Gi"}}),
+        r"✗ +nodes +1 of the run's 5 pods do not fit beside the others, even on empty nodes +add",
+    ),
+    "head too large": (
+        changed("/api/v1/nodes/cpu", status={"allocatable": {"cpu": "1", "memory": "64Gi"}}),
+        r"✗ +nodes +the head: 1 × 2 cpu, 8Gi memory; .* hold 0 of these",
+    ),
     "few GPUs": (
         small_nodes,
         r"✗ +nodes +group gpu: .* hold 0 of these +6 nvidia.com/gpu allocatable in total",
@@ -219,7 +228,7 @@ FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
             for name in ("a", "b")
         ],
         r"✗ +nodes +group gpu: .* hold 0 of these; large enough but excluded: nodes with the taint "
-        r"team=vision:NoExecute \(2\) +change node_selector or tolerations of the group",
+        r"team=vision:NoExecute \(2\) +change node_selector or tolerations in the profile",
     ),
     "missing label": (
         lambda api: api.objects["/api/v1/nodes/gpu-a"]["metadata"].update(labels={"pool": "t4"}),
@@ -380,8 +389,10 @@ def test_doctor_reports_the_fault_and_the_fix(
     assert re.search(line, output), output
     assert "ray-token" not in output
     failures = [row for row in output.splitlines() if row.startswith(("✗", "–"))]
-    # Without KubeRay there are no Ray clusters either.
-    assert len(failures) == (2 if "no rayclusters" in line else 1), output
+    # Without KubeRay there are no Ray clusters either; head and submitter need the CPU node, too.
+    more = {"no rayclusters": 2, "the head": 2, "group cpu": 3}
+    expected = next((count for text, count in more.items() if text in line), 1)
+    assert len(failures) == expected, output
 
 
 def test_doctor_needs_no_recipe_and_no_secrets(
