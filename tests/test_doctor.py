@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chart_tools import CHART, CLUSTER, kind, render
 from cluster_lab import TEAM, write_profile
 from kube_api import TOKEN, Api, Fault
 
 from zephyr_ray import cli
-from zephyr_ray.cluster import profile_checks
+from zephyr_ray.cluster import kube, profile_checks
 
 SEARCH = "/api/2.0/mlflow/experiments/search"
 
@@ -100,6 +101,13 @@ def healthy(api: Api) -> None:
     ray_cluster(api)
 
 
+def policies(api: Api, *sets: str) -> None:
+    """Adds the network policies of a release of the chart."""
+    for policy in kind(render(sets=(*CLUSTER, *sets)), "NetworkPolicy"):
+        path = "/apis/networking.k8s.io/v1/namespaces/team/networkpolicies"
+        api.put(f"{path}/{policy['metadata']['name']}", policy)
+
+
 def secret(api: Api, name: str, values: dict[str, str]) -> None:
     data = {key: b64encode(value.encode()).decode() for key, value in values.items()}
     api.put(f"{TEAM}/secrets/{name}", {"metadata": {"name": name}, "data": data})
@@ -143,6 +151,7 @@ def test_doctor_finds_nothing_wrong_with_a_healthy_cluster(
     for line in (
         r"✓ +versions +http\S+ runs v1.37.1",
         r"✓ +operator +operator kuberay/kuberay-operator is \S+:v1.7.0",
+        r"✓ +policies +team has no network policy of the chart",
         r"✓ +namespace +team, Pod Security restricted;",
         r"✓ +permissions +these credentials have every permission that .* need in team",
         r"✓ +nodes +group cpu: 1 × 4 cpu, 16Gi memory; the nodes, if empty, hold 7 of",
@@ -197,8 +206,16 @@ FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
     ),
     "no operator": (deleted(DEPLOYMENT), r"✗ +operator .*no operator is running .*helm install"),
     "operator down": (changed(DEPLOYMENT, status={}), r"✗ +operator .*no running pod +kubectl"),
-    "old operator": (changed(DEPLOYMENT, **OLD), r"✗ +operator .*v1.5.1, older than .* upgrade"),
+    "old operator": (
+        changed(DEPLOYMENT, **OLD),
+        r"✗ +operator .*v1.5.1, older than .* upgrade its CRDs",
+    ),
     "no namespace": (deleted(TEAM), r"✗ +namespace +no namespace team +kubectl create namespace"),
+    "operator shut out": (
+        lambda api: policies(api),
+        r"✗ +policies +the chart's network policies admit the operator from kuberay-system, but it "
+        r"runs in kuberay +helm upgrade .* --set networkPolicy.operatorNamespace=kuberay",
+    ),
     "missing permission": (
         lambda api: api.denied.update({"create rayjobs", "get pods/log"}),
         r"✗ +permissions +these credentials cannot create rayjobs, get pods/log in team +ask for",
@@ -393,6 +410,21 @@ def test_doctor_reports_the_fault_and_the_fix(
     more = {"no rayclusters": 2, "the head": 2, "group cpu": 3}
     expected = next((count for text, count in more.items() if text in line), 1)
     assert len(failures) == expected, output
+
+
+def test_doctor_finds_the_operator_where_the_policies_admit_it(
+    api: Api, here: Path, wide: None, capsys: pytest.CaptureFixture
+) -> None:
+    healthy(api)
+    policies(api, "networkPolicy.operatorNamespace=kuberay")
+    output = doctor_output(capsys, code=0)
+    assert re.search(r"✓ +policies +the chart's network policies admit the operator", output)
+
+
+def test_doctor_installs_the_operator_with_the_command_of_the_chart() -> None:
+    """Where the network policies admit it, and without a repository added before."""
+    rule = (CHART / "templates" / "_rules.tpl").read_text()
+    assert kube.OPERATOR_COMMAND in rule
 
 
 def test_doctor_needs_no_recipe_and_no_secrets(

@@ -26,8 +26,8 @@ def test_the_profiles_are_valid(number: int, tmp_path: Path) -> None:
 
 
 def test_kinds_profile_fits_beside_mlflow_and_runs_the_quickstart(tmp_path: Path) -> None:
-    """The node has 6 CPUs and 20 GiB. MLflow requests 250m and 2Gi, the operator 100m and 512Mi, and
-    kind's own pods 950m and 290Mi; 17 GiB remain."""
+    """The node has 6 CPUs, 20 GiB. MLflow requests 250m and 2Gi, the operator 100m and 512Mi, and
+    kind's pods 950m and 290Mi; 17 GiB remain."""
     small = profile(1, tmp_path)
     for kind, remains in {"cpu": 6 - 0.25 - 0.1 - 0.95, "memory": 17 * 2**30}.items():
         used = sum(pods.count * quantity(pods.amounts[kind]) for pods in pods_of(small))
