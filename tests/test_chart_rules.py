@@ -102,6 +102,15 @@ RULES = {
         (*CLUSTER, "scheduling.scheduler=kueue", "scheduling.queue=q"),
         "set cluster.autoscaling to false",
     ),
+    "kueue-group": (
+        (
+            *JOB, "scheduling.scheduler=kueue", "scheduling.queue=q", "cluster.enabled=false",
+            "workerGroups.head.minReplicas=1", "workerGroups.head.maxReplicas=1",
+            "workerGroups.head.resources.cpu=1", "workerGroups.head.resources.memory=1Gi",
+            "pipeline.workerGroups={head}",
+        ),
+        "pipeline.workerGroups: Kueue itself names a job's own pods 'head' and 'submitter'",
+    ),
     "unknown-recipe": ((*JOB, "pipeline.recipe=mine.yaml"), "recipes has no 'mine.yaml'"),
     "serve-run": (
         (*CLUSTER, "serve.enabled=true"),

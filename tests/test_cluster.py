@@ -117,6 +117,7 @@ def test_an_object_of_someone_else_under_the_same_name_stays(
             {"secrets": {"RAY_AUTH_TOKEN": {"name": "a", "key": "b"}}},
             "the job itself sets RAY_AUTH_TOKEN",
         ),
+        ({"workers": {"head": {"cpu": 1, "memory": "1Gi"}}}, "workers.head: Kueue uses this name"),
         ({"env": {"HOME": "/x"}}, "env: the job itself sets HOME; remove it"),
         ({"env": {"JUDGE_KEY": "x"}}, "env: JUDGE_KEY is a secret, which would be stored"),
         (

@@ -182,6 +182,8 @@ def load(path: Path) -> Profile:
     profile = typed(Profile, raw, str(path))
     if quantity(profile.head.memory) < HEAD_MINIMUM_BYTES:
         raise Permanent(f"{path}: head.memory is {profile.head.memory}; set it to 4Gi or more")
+    for name in {"head", "submitter"} & profile.workers.keys() if profile.queue else ():
+        raise Permanent(f"{path}: workers.{name}: Kueue uses this name itself; rename the group")
     if profile.queue and len(profile.workers) > QUEUED_GROUPS:
         raise Permanent(
             f"{path}: {len(profile.workers)} worker groups, but Kueue accepts at most "

@@ -142,6 +142,9 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 {{- end }}
 {{- end }}
+{{- if and (eq $v.scheduling.scheduler "kueue") (or (has "head" $part.workerGroups) (has "submitter" $part.workerGroups)) }}
+{{- fail (printf "%s.workerGroups: Kueue itself names a job's own pods 'head' and 'submitter'; rename that group" $name) }}
+{{- end }}
 {{- if and (eq $v.scheduling.scheduler "kueue") (gt (len $part.workerGroups) 7) }}
 {{- fail (printf "%s.workerGroups has %d groups; Kueue accepts at most 7; remove some" $name (len $part.workerGroups)) }}
 {{- end }}
