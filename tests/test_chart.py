@@ -458,6 +458,29 @@ def test_an_overlay_builds_and_is_valid(overlay: str) -> None:
     assert job["spec"]["entrypoint"].startswith(retries + " python -m ")
 
 
+def sizes(job: dict[str, Any]) -> list[Any]:
+    """Returns resources and emptyDirs of a job's head and worker groups."""
+    spec = job["spec"]["rayClusterSpec"]
+    pods = [
+        group["template"]["spec"] for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    ]
+    return [
+        (
+            pod["containers"][0]["resources"],
+            {v["name"]: v["emptyDir"] for v in pod["volumes"] if "emptyDir" in v},
+        )
+        for pod in pods
+    ]
+
+
+@pytest.mark.parametrize(("overlay", "preset"), [("gpu", "gpu-8"), ("kueue", "gpu-8")])
+def test_an_overlay_has_the_sizes_of_the_preset(overlay: str, preset: str) -> None:
+    [built], [chart] = (
+        kind(rendered, "RayJob") for rendered in (kustomize(overlay), render(*PRESETS[preset]))
+    )
+    assert sizes(built) == sizes(chart)
+
+
 def test_the_dashboard_queries_metrics_that_exist() -> None:
     """Known are our own counters, and the metrics in the dashboards that Ray ships."""
     import ray
