@@ -66,8 +66,10 @@ def test_common_annotations_are_on_every_object_beside_its_own() -> None:
     ["ray.io/cluster", "app.kubernetes.io/instance", "app.kubernetes.io/name", "zephyr-ray/client"],
 )
 def test_common_labels_are_not_those_that_select(label: str) -> None:
-    assert values_errors({"commonLabels": {label: "x"}})
-    assert not values_errors({"commonLabels": {"example.com/team": "x"}})
+    escaped = label.replace(".", "\\.")
+    line = refusal(sets=(*CLUSTER, f"commonLabels.{escaped}=x"))
+    assert f"commonLabels: the operator or the chart uses {label} itself" in line
+    assert template(sets=(*CLUSTER, "commonLabels.example\\.com/team=x")).returncode == 0
 
 
 def test_digests_pin_both_images() -> None:

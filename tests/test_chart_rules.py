@@ -111,6 +111,10 @@ RULES = {
         ),
         "pipeline.workerGroups: Kueue itself names a job's own pods 'head' and 'submitter'",
     ),
+    "selecting-label": (
+        (*CLUSTER, GROUP + ".labels.app\\.kubernetes\\.io/name=x"),
+        "workerGroups.cpu.labels: the operator or the chart uses app.kubernetes.io/name itself",
+    ),
     "unknown-recipe": ((*JOB, "pipeline.recipe=mine.yaml"), "recipes has no 'mine.yaml'"),
     "serve-run": (
         (*CLUSTER, "serve.enabled=true"),
@@ -229,8 +233,6 @@ def test_helm_reads_the_schema() -> None:
         {"workerGroups": {"cpu": {"resources": {"memoryRequest": "1Gi"}}}},
         {"workerGroups": {"CPU": {}}},
         {"workerGroups": {"gpu": {"gpuResource": "nvidia.com/mig-3g"}}},
-        {"workerGroups": {"cpu": {"podLabels": {"app.kubernetes.io/name": "mine"}}}},
-        {"ray": {"head": {"podAnnotations": {"ray.io/ft-enabled": "true"}}}},
         {"ray": {"head": {"restartPolicy": "Always"}}},
         {"ray": {"auth": "none"}},
         {"ray": {"head": {"serviceName": "mine"}}},
