@@ -19,6 +19,7 @@ PLACEHOLDERS = {
     "REGISTRY": "registry.example",
     "CLASS": "nfs",
     "TAG": "v2",
+    "DIGEST": f"sha256:{'a' * 64}",
     "REVISION": "1",
     "…": "",
 }

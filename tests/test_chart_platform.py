@@ -73,12 +73,17 @@ def test_common_labels_are_not_those_that_select(label: str) -> None:
 
 
 def test_digests_pin_both_images() -> None:
-    sets = (f"image.digest={DIGEST}", f"image.gpuDigest={GPU_DIGEST}", "image.tag=2.0")
+    sets = (f"image.digest={DIGEST}", f"image.gpuDigest={GPU_DIGEST}")
     for pod in pod_templates(render("values-gpu-8.yaml", sets=sets)):
         for container in containers_of(pod):
             gpu = "nvidia.com/gpu" in container["resources"]["limits"]
-            tag, digest = ("2.0-gpu", GPU_DIGEST) if gpu else ("2.0", DIGEST)
-            assert container["image"] == f"zephyr-ray:{tag}@{digest}"
+            assert container["image"] == f"zephyr-ray@{GPU_DIGEST if gpu else DIGEST}"
+
+
+def test_a_tag_does_not_hide_the_digest_that_runs() -> None:
+    """The nodes would ignore it: an upgrade by tag would run the old image under the new name."""
+    for pinned in (f"image.digest={DIGEST}", f"image.gpuDigest={GPU_DIGEST}"):
+        assert "image.tag 2.0 has no effect" in refusal(sets=(*CLUSTER, pinned, "image.tag=2.0"))
 
 
 def test_a_pinned_image_leaves_no_unpinned_one() -> None:

@@ -75,8 +75,10 @@ app.kubernetes.io/component: {{ .component }}
 {{- if .override -}}
 {{ .override }}
 {{- else -}}
-{{ $image.repository }}:{{ $image.tag | default .root.Chart.AppVersion }}{{ if .gpus }}-gpu{{ end -}}
-{{ with ternary $image.gpuDigest $image.digest (gt (.gpus | default 0 | int) 0) }}@{{ . }}{{ end }}
+{{ $image.repository }}
+{{- with ternary $image.gpuDigest $image.digest (gt (.gpus | default 0 | int) 0) }}@{{ . }}
+{{- else }}:{{ $image.tag | default $.root.Chart.AppVersion }}{{ if $.gpus }}-gpu{{ end }}
+{{- end }}
 {{- end -}}
 {{- end -}}
 

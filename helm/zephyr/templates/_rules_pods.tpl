@@ -2,6 +2,9 @@
 {{- define "zephyr.podRules" -}}
 {{- $v := .root.Values -}}
 {{- include "zephyr.reservedNames" (dict "at" "" "values" $v) -}}
+{{- if and $v.image.tag (or $v.image.digest $v.image.gpuDigest) }}
+{{- fail (printf "image.tag %s has no effect on an image with a digest; set the new digests and image.tag=\"\", or image.digest=\"\" and image.gpuDigest=\"\"" $v.image.tag) }}
+{{- end }}
 {{- if and $v.image.digest (not $v.image.gpuDigest) }}
 {{- range $part := .parts }}
 {{- range $part.workerGroups }}
