@@ -253,9 +253,9 @@ def test_the_example_of_the_docs_reaches_every_pod(tmp_path: Path) -> None:
     rendered = render(str(tmp_path / "values.yaml"), sets=CLUSTER)
     assert schema_errors(rendered, MINORS[-1]) == [] and crd_errors(rendered) == []
     for pod in [*pod_templates(rendered)[1:]]:
-        assert {"name": "SSL_CERT_FILE", "value": "/etc/company/ca.crt"} in containers_of(pod)[0][
-            "env"
-        ]
+        env = containers_of(pod)[0]["env"]
+        bundles = {e["name"] for e in env if e.get("value") == "/etc/company/ca.crt"}
+        assert bundles == {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE"}
         assert pod["metadata"]["labels"]["cost-center"] == "4711"
 
 
