@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from chart_tools import CLUSTER, GOLDEN, kind, ray_specs, render
+from chart_tools import CLUSTER, GOLDEN, kind, ray_specs, render, template
 from typed_form import canonical, changes
 
 VALUES = {
@@ -106,3 +106,31 @@ def test_gpus_are_strings() -> None:
     [_, gpu] = spec["workerGroupSpecs"]
     resources = gpu["template"]["spec"]["containers"][0]["resources"]
     assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"] == "8"
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"),
+    [
+        (134217728, "134217728"), (1000000000, "1G"), (0, "0"), ("0", "0"), ("1Pi", "1Pi"),
+        ("1.5P", "1500T"), (1.5, "1500m"), ("2048Ti", "2Pi"),
+    ],
+)  # fmt: skip
+def test_amounts_of_a_sidecar_keep_their_meaning(amount: Any, expected: str) -> None:
+    """Helm reads numbers as floats."""
+    done = template(given=sidecar({"memory": amount}))
+    assert done.returncode == 0, done.stderr
+    [cluster] = [d for d in yaml.safe_load_all(done.stdout) if d and d["kind"] == "RayCluster"]
+    containers = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert containers[-1]["resources"]["limits"] == {"memory": expected}
+
+
+@pytest.mark.parametrize("amount", ["1Ei", "1e3", "5n", "7u", "9300P", "1 Gi", "-1"])
+def test_other_amounts_are_refused(amount: str) -> None:
+    done = template(given=sidecar({"memory": amount}))
+    assert done.returncode != 0 and f"'{amount}'" in done.stderr
+
+
+def sidecar(limits: dict[str, Any]) -> dict[str, Any]:
+    container = {"name": "logs", "image": "fluent-bit:4", "resources": {"limits": limits}}
+    head = {"sidecars": [container]}
+    return {"ray": {"head": head}, "mlflow": {"auth": {"existingSecret": "s"}}}
