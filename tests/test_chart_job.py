@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chart_tools import ROOT, SERVE, kind, ray_specs, render
+from chart_tools import ROOT, SERVE, kind, ray_specs, render, template
 
 from zephyr_ray import recipe as recipes
 from zephyr_ray.cluster.job import ray_job
@@ -16,7 +16,7 @@ from zephyr_ray.cluster.profile import load
 from zephyr_ray.estimate.printing import estimate_lines
 from zephyr_ray.pipeline import KINDS
 from zephyr_ray.plan import make_plan
-from zephyr_ray.store import Store
+from zephyr_ray.store import JOB_VARIABLE, Store
 
 
 def job_spec(*values: str, sets: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -146,3 +146,26 @@ def test_metrics_are_read_from_jobs_of_zephyr_submit_too(tmp_path: Path) -> None
         for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
             labels = {**group["template"]["metadata"]["labels"], "ray.io/is-ray-node": "yes"}
             [_] = [wanted for wanted in monitored if wanted.items() <= labels.items()]
+
+
+def test_only_the_pods_of_the_job_know_its_name() -> None:
+    rendered = render(sets=(*SERVE, "pipeline.enabled=true", "pipeline.run=3"))
+    for document in rendered:
+        if document["kind"] in ("RayCluster", "RayJob", "RayService"):
+            own = [{"name": JOB_VARIABLE, "value": "zephyr-run-3"}]
+            [spec] = ray_specs([document])
+            for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+                env = group["template"]["spec"]["containers"][0]["env"]
+                named = [e for e in env if e["name"] == JOB_VARIABLE]
+                assert named == (own if document["kind"] == "RayJob" else [])
+
+
+def test_a_large_limit_of_retries_is_a_number_for_the_shell() -> None:
+    """Helm reads numbers as floats, and a million prints as 1e+06."""
+    done = template(
+        given={
+            "pipeline": {"enabled": True, "backoffLimit": 1000000},
+            "mlflow": {"auth": {"existingSecret": "s"}},
+        }
+    )
+    assert "-gt 1000000 ]" in done.stdout

@@ -171,7 +171,7 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
 {{- fail (printf "the quantity '%s' is more than the chart can write; lower it" $text) -}}
 {{- end -}}
 {{- $fraction := trunc 3 (printf "%s000" ($parts._1 | default "")) -}}
-{{- add (mul (int64 $parts._0) (get $units $unit)) (div (mul (trimPrefix "0" $fraction | trimPrefix "0" | int64) (get $units $unit)) 1000) -}}
+{{- add (mul (int64 $parts._0) (get $units $unit)) (mul (trimPrefix "0" $fraction | trimPrefix "0" | int64) (div (get $units $unit) 1000)) -}}
 {{- end -}}
 
 {{/* A number or text as text. Helm reads numbers as floats, which Go writes as 1e+06. */}}

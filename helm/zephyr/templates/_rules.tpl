@@ -109,7 +109,7 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 {{- end }}
 
-{{- $taken := list "HOME" "ZEPHYR_CACHE" "HF_HOME" "ZEPHYR_API_KEYS" "MLFLOW_TRACKING_URI" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "RAY_USAGE_STATS_ENABLED" "HF_HUB_DISABLE_TELEMETRY" "VLLM_NO_USAGE_STATS" | concat (include "zephyr.operatorEnv" . | fromYamlArray) (include "zephyr.serveEnv" . | fromYaml | keys) }}
+{{- $taken := list "HOME" "ZEPHYR_CACHE" "HF_HOME" "ZEPHYR_API_KEYS" "MLFLOW_TRACKING_URI" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "RAY_USAGE_STATS_ENABLED" "HF_HUB_DISABLE_TELEMETRY" "VLLM_NO_USAGE_STATS" "ZEPHYR_JOB" | concat (include "zephyr.operatorEnv" . | fromYamlArray) (include "zephyr.serveEnv" . | fromYaml | keys) }}
 {{- $names := keys $v.ray.env }}
 {{- range $v.ray.secretEnv }}{{- $names = append $names .name }}{{- end }}
 {{- range $names }}
