@@ -98,7 +98,9 @@ def test_a_full_removal_waits_for_the_clean_up_of_redis() -> None:
     at = next(i for i, command in enumerate(removal) if command.startswith("helm uninstall zephyr"))
     selector = "--selector app.kubernetes.io/instance=zephyr"
     assert removal[at + 1].startswith(f"kubectl wait --for=delete raycluster {selector}")
-    assert removal[at + 2] == f"kubectl delete pvc,serviceaccount,configmap {selector}"
+    assert (
+        removal[at + 2] == f"kubectl delete pvc,serviceaccount,configmap,networkpolicy {selector}"
+    )
 
 
 def test_mlflows_database_is_backed_up_and_restored(tmp_path: Path) -> None:

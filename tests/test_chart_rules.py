@@ -27,6 +27,13 @@ RULES = {
         (*CLUSTER, "ray.gcsFaultTolerance.enabled=true"),
         "set ray.gcsFaultTolerance.redisAddress",
     ),
+    "redis-claim": (
+        (
+            *CLUSTER, "ray.gcsFaultTolerance.enabled=true", "storage.keep=false",
+            "ray.gcsFaultTolerance.redisAddress=redis:6379",
+        ),
+        "storage.keep false would delete the claim that the operator's clean-up of Redis mounts",
+    ),
     "redis-user": (
         (*CLUSTER, "ray.gcsFaultTolerance.usernameKey=user"),
         "usernameKey names a key of a Secret; set ray.gcsFaultTolerance.existingSecret",

@@ -37,6 +37,9 @@ would report it only afterwards, as an event. */}}
 {{- if and $ft.enabled (not $ft.redisAddress) }}
 {{- fail "ray.gcsFaultTolerance.enabled needs an address; set ray.gcsFaultTolerance.redisAddress, such as redis:6379" }}
 {{- end }}
+{{- if and $ft.enabled (not $v.storage.keep) (not $v.storage.existingClaim) }}
+{{- fail "storage.keep false would delete the claim that the operator's clean-up of Redis mounts after an uninstall; set storage.keep, and delete the claim afterwards" }}
+{{- end }}
 {{- if and $ft.usernameKey (not $ft.existingSecret) }}
 {{- fail "ray.gcsFaultTolerance.usernameKey names a key of a Secret; set ray.gcsFaultTolerance.existingSecret" }}
 {{- end }}
