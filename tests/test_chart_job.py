@@ -56,6 +56,14 @@ def test_the_words_of_the_program_are_quoted(tmp_path: Path) -> None:
     ]
 
 
+def test_the_kubelet_expands_no_word(tmp_path: Path) -> None:
+    """The operator writes the entry point into args, where the kubelet expands $(NAME)."""
+    spec = job_spec(sets=("pipeline.set[0]=stage.text=$(HOME)",))
+    assert "$(HOME)" not in spec["entrypoint"]
+    _, [words] = run_job(spec, tmp_path, "exit 0")
+    assert words[-1] == "stage.text=$(HOME)"
+
+
 def test_a_user_error_is_not_retried_anywhere(tmp_path: Path) -> None:
     spec = job_spec()
     code, starts = run_job(spec, tmp_path, "exit 2")

@@ -153,9 +153,9 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
 {{- end }}
 {{- end -}}
 
-{{/* Quotes one word for a shell. */}}
+{{/* Quotes one word for a shell, and splits $(NAME), which the kubelet would expand before it. */}}
 {{- define "zephyr.quote" -}}
-'{{ . | replace "'" "'\"'\"'" }}'
+'{{ . | replace "'" "'\"'\"'" | replace "$(" "$'\"(\"'" }}'
 {{- end -}}
 
 {{/* Thousandths of a quantity such as 16Gi, 1.5G, 500m, 0.5 or 134217728. */}}
