@@ -149,20 +149,6 @@ def ours(
     return meter.result(size, measured, 4 if stage.lora else 6, shared="prompt_ids" in rows[0])
 
 
-def compile_layers() -> None:
-    """Compiles every layer of a Llama with torch.compile."""
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-
-    LlamaDecoderLayer.forward = torch.compile(LlamaDecoderLayer.forward)
-
-
-def use_liger_kernels() -> None:
-    """Replaces the norms, rotary positions and MLP of a Llama by Liger's kernels."""
-    from liger_kernel.transformers import apply_liger_kernel_to_llama
-
-    apply_liger_kernel_to_llama(cross_entropy=False, fused_linear_cross_entropy=False)
-
-
 def trl_sft(
     size: Size,
     model: Path,

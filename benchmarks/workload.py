@@ -144,6 +144,21 @@ def pairs(size: Size, count: int) -> list[Row]:
     return rows
 
 
+def longest_pairs(size: Size, count: int) -> list[Row]:
+    """Returns pairs of which both answers fill max_length: the planner's worst case."""
+    pick, prompt = random.Random(2), 8
+    answer = size.dpo_length - prompt
+    return [
+        {
+            "prompt_ids": _tokens(pick, size, prompt),
+            "chosen_ids": _tokens(pick, size, answer),
+            "rejected_ids": _tokens(pick, size, answer),
+            "lengths": [size.dpo_length] * 2,
+        }
+        for _ in range(count)
+    ]
+
+
 def _lognormal(pick: random.Random, mean: float, sigma: float, most: int) -> int:
     return min(most, max(2, round(mean * math.exp(pick.gauss(-sigma * sigma / 2, sigma)))))
 

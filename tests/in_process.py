@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from zephyr_ray.engines.model import Model
+from zephyr_ray.errors import RowError
 from zephyr_ray.manifest import Manifest
 from zephyr_ray.messages import Message, plain
 from zephyr_ray.models.contract import Reply
@@ -47,12 +48,16 @@ def run(stage: Stage, work: Work) -> list[dict[str, Any]]:
     return list(read_jsonl(work.folder / "rows.jsonl"))
 
 
-def run_here(monkeypatch: pytest.MonkeyPatch, module: ModuleType, engine: Any = None) -> None:
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, engine: Any = None
+) -> list[RowError]:
     """Replaces the module's `run_rows`. Rows run in order, on the models' own engines or on
-    `engine`, whose `ask_for(model, row)` gives each row its `ask`."""
+    `engine`, whose `ask_for(model, row)` gives each row its `ask`. Returns the faults of results
+    that the stage finds to be of no use."""
+    faults: list[RowError] = []
 
     def run_rows(
-        work: Work, rows: list[dict[str, Any]], program: Any, models: list[Model]
+        work: Work, rows: list[dict[str, Any]], program: Any, models: list[Model], flaw: Any = None
     ) -> list[dict[str, Any]]:
         engines = {m.name: (m, engine or m.settings.start(work.seed)) for m in models}
 
@@ -63,6 +68,9 @@ def run_here(monkeypatch: pytest.MonkeyPatch, module: ModuleType, engine: Any = 
         async def all_rows() -> list[dict[str, Any]]:
             return [await one(row) for row in rows]
 
-        return asyncio.run(all_rows())
+        results = asyncio.run(all_rows())
+        faults.extend(filter(None, map(flaw, results)) if flaw else ())
+        return results
 
     monkeypatch.setattr(module, "run_rows", run_rows)
+    return faults

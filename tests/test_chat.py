@@ -231,6 +231,29 @@ def test_chatml_ends_with_its_own_token_whatever_the_tokenizer_ends_and_pads_wit
     assert saved.chat_template == CHATML
 
 
+@pytest.mark.parametrize(
+    ("own", "name"),
+    [
+        (None, "ChatML"),
+        ("{# as ChatML #}" + CHATML, "ChatML"),
+        (
+            "{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}" + CHATML,
+            "ChatML, not the model's own chat template, which writes other text",
+        ),
+        (
+            "{{ raise_exception('no') }}",
+            "ChatML, not the model's own chat template, which writes other text",
+        ),
+    ],
+)
+def test_the_name_says_that_the_models_own_template_is_not_used(
+    own: str | None, name: str, chatml: Any
+) -> None:
+    tokenizer = copy.deepcopy(chatml)
+    tokenizer.chat_template = own
+    assert ChatFormat.of(tokenizer).name == name
+
+
 def test_proof_colours_what_is_trained(chatml: Any) -> None:
     ansi, page = ChatFormat.of(chatml).proof(TALK[1:3] + [{"role": "user", "content": "<b>"}])
     assert "\033[32m1. Red\n2. Bleu — naïve 🎉<|im_end|>\033[0m" in ansi

@@ -11,6 +11,7 @@ from test_published import conversation, run_published, write_jsonl, write_parqu
 
 from zephyr_ray.conversations import NOT_JSON, ONE_TEXT, Unreadable, parse
 from zephyr_ray.errors import Permanent
+from zephyr_ray.published_rows import FIXES
 from zephyr_ray.stage import Work
 from zephyr_ray.text.published import Published
 
@@ -18,6 +19,7 @@ Row = dict[str, Any]
 
 TWO = conversation("Name a bird.", "A wren.")
 SHAREGPT = [{"from": "human", "value": "Name a bird."}, {"from": "gpt", "value": "A wren."}]
+PARTS = ("A ", "wren.")
 COLUMNS = {"role": ["user", "assistant"], "content": ["Name a bird.", "A wren."]}
 
 
@@ -31,6 +33,11 @@ COLUMNS = {"role": ["user", "assistant"], "content": ["Name a bird.", "A wren."]
         # Arrow gives every message the keys of all others.
         [{"role": None, "content": None, **message} for message in SHAREGPT],
         [{"role": "system", "content": ""}, *TWO],
+        [{**TWO[0], "weight": 0}, {**TWO[1], "weight": 1, "tool_calls": None}],
+        [
+            TWO[0],
+            {"role": "assistant", "content": [{"type": "text", "text": part} for part in PARTS]},
+        ],
         COLUMNS,
         {"from": ["human", "gpt"], "value": ["Name a bird.", "A wren."]},
         json.dumps(TWO),
@@ -73,6 +80,10 @@ def test_a_conversation_is_read_in_every_form(value: Any) -> None:
         '[{"text": "a"}, {"text": "b"}]',
         '"Be brief" is what?',
         "A chat between two friends: write it.",
+        "Write a dialogue with a doctor.\nUser: Hello\nAssistant: Hi",
+        "Why does my model print <|im_start|>assistant for ever?",
+        "Explain the tokens <|user|> and <|assistant|>.",
+        "Below is an instruction that describes a task. Summarize it.",
         "[" * 100_000,
     ],
 )
@@ -87,7 +98,8 @@ def test_a_plain_text_stays_a_text(text: str) -> None:
         ([], "no messages"),
         (["Name a bird.", "A wren."], "a text without roles"),
         ([{"speaker": "a", "words": "b"}], "messages without role and content"),
-        ([{"role": "tool", "content": "x"}], "unknown role"),
+        ([{"role": "tool", "content": "x"}], "a tool turn"),
+        ([{"role": "narrator", "content": "x"}], "unknown role"),
         ([{"role": "user", "content": [{"type": "image"}]}], "a message that is not text"),
         ({"role": ["user"], "content": ["a", "b"]}, "as many roles as texts are needed"),
         (json.dumps(TWO)[:-1], "messages as text that is not JSON"),
@@ -111,6 +123,13 @@ def test_a_plain_text_stays_a_text(text: str) -> None:
         ("<|endoftext|><|im_start|>user\nHi.<|im_end|>", ONE_TEXT),
         ("Be kind.<|im_start|>user\nHi.<|im_end|>", ONE_TEXT),
         ("S<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi.", ONE_TEXT),
+        ("Be kind. <|im_start|>user\nHi.<|im_end|>", ONE_TEXT),
+        ("Below is an instruction that describes a task.\n\n### Response:", ONE_TEXT),
+        ([TWO[0], {**TWO[1], "weight": 0}], "a message excluded from training"),
+        ([TWO[0], {**TWO[1], "train": False}], "a message excluded from training"),
+        ({**COLUMNS, "weight": [1, 0]}, "a message excluded from training"),
+        ([TWO[0], {**TWO[1], "tool_calls": [{"id": "a"}]}], "a tool turn"),
+        ([TWO[0], {**TWO[1], "function_call": {"name": "f"}}], "a tool turn"),
         ("Human: Hi.\nAssistant: Hello.", "a conversation as one text"),
         ("USER: Hi. ASSISTANT: Hello.</s>", "a conversation as one text"),
         ("<|im_start|>user\nHi.<|im_end|>", "a conversation as one text"),
@@ -119,6 +138,7 @@ def test_a_plain_text_stays_a_text(text: str) -> None:
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(value: Any, reason: str) -> None:
+    assert reason in FIXES
     with pytest.raises(Unreadable, match=f"^{reason}$"):
         parse(value)
 
@@ -309,10 +329,10 @@ GOOD = {"prompt": SUM, "chosen": FOUR, "rejected": FIVE}
         ),
         ({**GOOD, "prompt": conversation(SUM, "Hm.")}, "roles do not alternate"),
         ({**GOOD, "prompt": " \u200b"}, "empty prompt"),
-        ({**GOOD, "chosen": "\u200b"}, "empty message"),
-        ({**GOOD, "chosen": "\n\nAssistant:"}, "empty message"),
-        ({**GOOD, "prompt": "\n\nHuman: \n\nAssistant:"}, "empty message"),
-        ({**GOOD, "prompt": "\n\nHuman: "}, "empty message"),
+        ({**GOOD, "chosen": "\u200b"}, "empty assistant message"),
+        ({**GOOD, "chosen": "\n\nAssistant:"}, "empty assistant message"),
+        ({**GOOD, "prompt": "\n\nHuman: \n\nAssistant:"}, "empty user message"),
+        ({**GOOD, "prompt": "\n\nHuman: "}, "empty user message"),
         ({**GOOD, "rejected": "Four.\n"}, "chosen and rejected are the same"),
         ({**GOOD, "prompt": "<|im_start|>user\nHi."}, "a conversation as one text"),
         (
@@ -322,6 +342,7 @@ GOOD = {"prompt": SUM, "chosen": FOUR, "rejected": FIVE}
     ],
 )
 def test_a_pair_that_cannot_be_read_is_dropped_by_name(row: Row, reason: str, folder: Path) -> None:
+    assert reason in FIXES
     made, counts = rows_of(folder, GOOD, row, makes="pairs")
     assert (len(made), counts) == (1, {f"dropped/{reason}": 1})
 
@@ -402,7 +423,8 @@ def test_a_data_set_in_an_unreadable_form_is_one_line_that_says_what_to_do(folde
     text = "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n"
     row = {"prompt": text, "chosen": "Hello.", "rejected": "No."}
     with pytest.raises(
-        Permanent, match=r"\(a conversation as one text: 1\); convert the texts to lists"
+        Permanent,
+        match=r"\(a conversation as one text 1\), such as row 1 of train.jsonl; convert the texts",
     ):
         rows_of(folder, row, makes="pairs")
 
@@ -437,8 +459,11 @@ def test_ties_of_data_whose_scores_have_other_names_are_refused(folder: Path) ->
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        (scored(7, 7), r"\(scores tie: 1\); set ties: keep$"),
-        (scored(2, 7), r"\(scores contradict the choice: 1\); set ties: keep, or correct score_"),
+        (scored(7, 7), r"\(scores tie 1\), such as row 1 of train.jsonl; set ties: keep$"),
+        (
+            scored(2, 7),
+            r"\(scores contradict the choice 1\), such as .*; set ties: keep, or correct score_",
+        ),
     ],
 )
 def test_pairs_that_all_tie_are_one_line_that_says_what_to_do(

@@ -17,7 +17,7 @@ from zephyr_ray.engines.replies import Rejected
 from zephyr_ray.engines.service import ServedJudge, ServiceSettings
 from zephyr_ray.errors import Permanent, RowError, Temporary
 from zephyr_ray.messages import user
-from zephyr_ray.models.contract import Reply, Sampling, StopRun
+from zephyr_ray.models.contract import STOPPING, Reply, Sampling, StopRun
 from zephyr_ray.settings import typed
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
@@ -91,6 +91,48 @@ def test_a_rate_limit_may_outlast_the_retries() -> None:
     limits = [Answer(429, "")] * (RETRIES + 3)
     with endpoint(in_turn(*limits, GOOD)) as server:
         assert ask(server)[0].text == "Good day."
+
+
+def test_no_request_is_retried_once_the_stage_stops() -> None:
+    """The stage stops while the request waits a minute for its next try."""
+
+    async def main(server: Endpoint) -> None:
+        stopping = asyncio.Event()
+        STOPPING.set(stopping)
+        asyncio.get_running_loop().call_later(0.2, stopping.set)
+        engine = OpenAIEngine(OpenAISettings(model="peer", base_url=server.url))
+        for _ in range(2):
+            with pytest.raises(Temporary, match="status 429"):
+                async with asyncio.timeout(5):
+                    await engine.answer([user("Hello")], Sampling(0.7, 0.9, 8))
+
+    start = time.monotonic()
+    with endpoint(in_turn(Answer(429, "", {"Retry-After": "60"}))) as server:
+        asyncio.run(main(server))
+    assert time.monotonic() - start < 5 and len(server.bodies) == 2
+
+
+def test_retries_are_announced_once_in_a_while(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(server: Endpoint) -> None:
+        engine = OpenAIEngine(OpenAISettings(model="peer", base_url=server.url))
+        for _ in range(3):
+            await engine.answer([user("Hello")], Sampling(0.7, 0.9, 8))
+
+    def lines() -> list[str]:
+        return [r.getMessage() for r in caplog.records if r.name == "zephyr_ray"]
+
+    with endpoint(in_turn(*[error(503), GOOD] * 3)) as server:
+        asyncio.run(main(server))
+    assert len(server.bodies) == 6
+    [line] = lines()
+    assert "status 503" in line and line.endswith("; retrying")
+    caplog.clear()
+    monkeypatch.setattr(endpoints, "NOTICE_SECONDS", 0)
+    with endpoint(in_turn(error(503), error(503), GOOD)) as server:
+        ask(server)
+    assert len(lines()) == 2
 
 
 @pytest.mark.parametrize("delay", ["0", "0.1", "3600"])
@@ -329,16 +371,36 @@ def server() -> Iterator[Endpoint]:
     [
         Answer(200, {"data": []}),
         Answer(404, ""),
-        HTML,
         error(403),
         error(500),
-        Answer(302, "", {"Location": "/"}),
+        Answer(307, "", {"Location": "/v1/models/"}),
+        Answer(404, "<!doctype html><title>Not found</title>"),
     ],
 )
 def test_any_reply_shows_that_an_endpoint_is_there(models: Answer, server: Endpoint) -> None:
     server.models = models
     preflight(server.url)
     assert server.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("models", "says"),
+    [
+        (HTML, "answers with a web page, not JSON; set base_url to the API itself"),
+        (
+            Answer(302, "", {"Location": "https://login.example/?next=secret"}),
+            "redirects to https://login.example/; set base_url to the API itself",
+        ),
+        (Answer(302, "", {"Location": "/"}), "redirects to "),
+    ],
+)
+def test_an_address_that_is_no_api_is_found_before_the_run(
+    models: Answer, says: str, server: Endpoint
+) -> None:
+    server.models = models
+    with pytest.raises(Permanent, match=says) as raised:
+        preflight(server.url)
+    assert "secret" not in str(raised.value)
 
 
 def test_a_wrong_key_is_found_before_the_run(
@@ -413,10 +475,11 @@ def test_a_server_that_only_starts_is_waited_for(monkeypatch: pytest.MonkeyPatch
 
     outcomes = iter([httpx2.ConnectError("no"), None])
 
-    def get(*_: Any, **__: Any) -> None:
+    def get(*_: Any, **__: Any) -> httpx2.Response:
         if cause := next(outcomes):
             request = httpx2.Request("GET", "http://a")
             raise openai.APIConnectionError(request=request) from cause
+        return httpx2.Response(200)
 
     monkeypatch.setattr(openai.OpenAI, "get", get)
     preflight("http://a/v1")
@@ -489,6 +552,8 @@ def test_a_key_that_cannot_be_one_is_refused_unseen(
         "3f9c1d7e5b",
         "AIzaSyD-9",
         "gsk_1",
+        "AKIAIOSFODNN7EXAMPLE",
+        "SK_LIVE_4EC39HQLYJWDARJT",
         "a b",
         "",
         ["sk-1"],

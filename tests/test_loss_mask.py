@@ -119,11 +119,13 @@ def test_a_conversation_that_the_template_refuses_is_the_rows_fault() -> None:
     refusal = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no\nsystem') }}{% endif %}"
     )
-    chat = ChatFormat.of(tokenizer_with(refusal + GOOD))
+    tokenizer = tokenizer_with(refusal + GOOD)
+    tokenizer.name_or_path = "/srv/models/one"  # clients of a service see the error
+    chat = ChatFormat.of(tokenizer)
     messages = [{"role": "system", "content": "Be brief."}, *TALK]
     for use in (chat.render, chat.prompt):
         with pytest.raises(
-            RowError, match="the chat template refuses the conversation: no system$"
+            RowError, match="^the chat template refuses the conversation: no system$"
         ):
             use(messages)
 

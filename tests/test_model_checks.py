@@ -152,7 +152,9 @@ stages:
         ("models.far.context=4000", "answers of up to 4000 tokens .* 'far', 4000 tokens; lower"),
     ],
 )
+@pytest.mark.parametrize("plan", [[], ["--plan"]], ids=["run", "plan"])
 def test_a_length_above_the_context_is_one_line_before_any_stage(
+    plan: list[str],
     override: str,
     says: str,
     model: Path,
@@ -168,7 +170,7 @@ def test_a_length_above_the_context_is_one_line_before_any_stage(
     sets = ["--set", f"storage={tmp_path / 'runs'}", "--set", override]
     with endpoint(lambda number, body: GOOD) as far:
         (tmp_path / "recipe.yaml").write_text(RECIPE.replace("{url}", far.url))
-        assert main([str(tmp_path / "recipe.yaml"), *sets]) == 2
+        assert main([str(tmp_path / "recipe.yaml"), *sets, *plan]) == 2
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1
     assert re.search(says, line), line

@@ -43,10 +43,10 @@ stages:
   prompts: {{kind: prompts, seeds: seeds.jsonl, constrained: 0}}
   dialogues: {{kind: self_refine, model: teacher, prompts: prompts, turns: 2, max_tokens: 24}}
   answers: {{kind: completions, models: [teacher, cold], prompts: prompts, max_tokens: 24}}
-  feedback: {{kind: feedback, judge: judge, completions: answers}}
+  feedback: {{kind: feedback, judge: judge, completions: answers, max_failed: 1}}
   warm: {{kind: completions, models: [teacher], prompts: prompts, max_tokens: 24}}
   still: {{kind: completions, models: [cold], prompts: prompts, max_tokens: 24}}
-  winrate: {{kind: pairwise, judge: judge, baseline: still, answers: [warm]}}
+  winrate: {{kind: pairwise, judge: judge, baseline: still, answers: [warm], max_failed: 1}}
 """
 TASKS = ["Name a blue thing.", "What do cows eat?", "Say good morning.", "Name two cold drinks."]
 

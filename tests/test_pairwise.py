@@ -397,6 +397,31 @@ def test_no_readable_verdict_is_reported_as_that(
     assert not any(bars.title.startswith("Win rate") and bars.bars for bars in blocks(made, Bars))
 
 
+def test_two_empty_answers_have_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"base": ["", BULLETS, "\n"], "dpo": ["", BULLETS, "\u200b"]}
+    made = compared(tmp_path, monkeypatch, answers)
+    figures = result(made)["models"]["dpo"]
+    assert (figures["ties"], figures["parse_failures"], figures["left_out"]) == (1, 0, 2)
+    assert (figures["prompts"], figures["pass_rate"]) == (3, 1 / 3)
+    assert (made.manifest.counts["unparsable"], made.manifest.counts["both_empty"]) == (0, 2)
+
+
+def test_models_that_only_answer_nothing_have_no_win_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = compared(tmp_path, monkeypatch, {"base": [""] * 3, "dpo": [""] * 3})
+    assert result(made)["models"]["dpo"]["win_rate"] is None
+
+
+def test_unparsable_verdicts_are_of_no_use() -> None:
+    unreadable = {"verdict": None, "reason": "unparsable: judge: 'hm'"}
+    assert [str(pairwise._flaw(unreadable)), pairwise._flaw({"verdict": 0.5, "reason": ""})] == [
+        "unparsable: judge: 'hm'",
+        None,
+    ]
+    assert pairwise._flaw({"verdict": None, "reason": figures.BOTH_EMPTY}) is None
+
+
 def test_a_new_figure_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = Figure(
         names=("short", "short_low", "short_high"),

@@ -271,6 +271,16 @@ def test_expected_rows_come_from_the_prompts_and_not_from_the_training_of_the_mo
     assert plan(folder)["more"].rows == 2
 
 
+def test_rows_of_a_file_of_tasks_are_counted_without_a_count(folder: Path) -> None:
+    tasks = [{"instruction": f"Name fish number {n}."} for n in range(7)]
+    lines = "".join(json.dumps(task) + "\n" for task in tasks)
+    (folder / "tasks.jsonl").write_text(lines)
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text + "  mine: {kind: prompts, seeds: tasks.jsonl}\n")
+    assert plan(folder)["mine"].rows == 7
+    assert plan(folder, "mine.count=3")["mine"].rows == 3
+
+
 def test_lineage_is_every_stage_that_leads_to_a_stage(folder: Path) -> None:
     recipe = read(folder)
     assert recipe.lineage(recipe.stages["sft"]) == ["prompts", "dialogues"]

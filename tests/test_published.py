@@ -15,6 +15,7 @@ from zephyr_ray.manifest import Manifest
 from zephyr_ray.pipeline import KINDS
 from zephyr_ray.plan import make_plan
 from zephyr_ray.preflight import check_files
+from zephyr_ray.published_rows import FIXES
 from zephyr_ray.recipe import load
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, Store, read_jsonl
@@ -139,20 +140,22 @@ def load_chat(folder: Path) -> ChatFormat:
     ("messages", "reason"),
     [
         ([], "no messages"),
-        (conversation("Hi?", " "), "empty message"),
+        (conversation("Hi?", " "), "empty assistant message"),
         (conversation("Hi?", "Hello.", "More?"), "no answer at the end"),
-        (conversation("Hello.", "Hi?", first="assistant"), "roles do not alternate"),
+        (conversation("Hello.", "Hi?", first="assistant"), "starts with an assistant message"),
         (
             [*conversation("Hi?"), *conversation("Hi?"), *conversation("a", first="assistant")],
             "roles do not alternate",
         ),
-        ([{"role": "tool", "content": "x"}, *conversation("Hi?", "a")], "unknown role"),
+        ([{"role": "tool", "content": "x"}, *conversation("Hi?", "a")], "a tool turn"),
+        ([{"role": "narrator", "content": "x"}, *conversation("Hi?", "a")], "unknown role"),
         ([{"role": "system", "content": "Be brief."}], "no answer at the end"),
     ],
 )
 def test_a_bad_dialogue_is_counted_and_dropped(
     messages: list[dict[str, str]], reason: str, folder: Path
 ) -> None:
+    assert reason in FIXES
     write_jsonl(folder / "a.jsonl", [ultrachat(0, messages), ultrachat(1)])
     rows, work = run_published(folder, makes="dialogues")
     assert [row["id"] for row in rows] == ["p1/1"]
@@ -175,15 +178,33 @@ def test_a_system_message_stays_and_an_empty_one_is_none(folder: Path) -> None:
     [
         (ultrafeedback(0, bad=" Yes. "), "chosen and rejected are the same"),
         (ultrafeedback(0, ask="What?"), "chosen and rejected answer different prompts"),
-        (ultrafeedback(0, bad=""), "empty message"),
+        (ultrafeedback(0, bad=""), "empty assistant message"),
         ({**ultrafeedback(0), "prompt": None}, "empty prompt"),
         ({**ultrafeedback(0), "chosen": None}, "no messages"),
     ],
 )
 def test_a_bad_pair_is_counted_and_dropped(row: Row, reason: str, folder: Path) -> None:
+    assert reason in FIXES
     write_jsonl(folder / "a.jsonl", [row, ultrafeedback(1)])
     rows, work = run_published(folder, makes="pairs")
     assert len(rows) == 1 and work.counts[f"dropped/{reason}"] == 1
+
+
+def test_unusable_rows_have_a_limit(folder: Path) -> None:
+    rows = [ultrachat(0, [{"role": "ai", "content": "x"}, *conversation("a", "b")])] * 2
+    write_jsonl(folder / "a.jsonl", [*rows, *map(ultrachat, range(1, 19))])
+    with pytest.raises(Permanent, match=r"2 of 20 rows were dropped \(10%: unknown role.* 2\)"):
+        run_published(folder, makes="dialogues")
+
+
+def test_pairs_dropped_for_their_scores_have_no_limit(folder: Path) -> None:
+    rows = [ultrafeedback(n) for n in range(4)]
+    scores = {"score_chosen": 5.0, "score_rejected": 5.0}
+    write_jsonl(
+        folder / "a.jsonl", [{**row, **(scores if n else {})} for n, row in enumerate(rows)]
+    )
+    kept, work = run_published(folder, makes="pairs", ties="drop")
+    assert (len(kept), work.counts["dropped/scores tie"]) == (1, 3)
 
 
 def test_answers_may_be_texts_and_columns_have_other_names(folder: Path) -> None:
@@ -346,6 +367,12 @@ def test_settings_are_checked(settings: Row, says: str, folder: Path) -> None:
         Published(makes="dialogues", **settings).check({"files": folder}, {})
 
 
+def test_a_file_of_another_format_is_refused(folder: Path) -> None:
+    (folder / "a.csv").write_text("a,b\n")
+    with pytest.raises(Permanent, match="a.csv has another format; convert it to JSONL"):
+        data_files(folder / "a.csv", "train")
+
+
 def test_two_formats_in_one_folder_are_refused(folder: Path) -> None:
     write_jsonl(folder / "a.jsonl", [ultrachat(0)])
     write_parquet(folder / "b.parquet", [ultrachat(0)])
@@ -353,10 +380,50 @@ def test_two_formats_in_one_folder_are_refused(folder: Path) -> None:
         run_published(folder, makes="dialogues")
 
 
-def test_nothing_usable_is_an_error(folder: Path) -> None:
+TOOL_TURN = {"role": "tool", "content": "4"}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"id": "a"}]}
+NARRATOR = {"role": "narrator", "content": "Dawn."}
+SYSTEM_TURN = {"role": "system", "content": "Be brief."}
+NO_TOOLS = "remove the conversations that use tools; only text can be trained"
+
+
+@pytest.mark.parametrize(
+    ("makes", "row", "says"),
+    [
+        ("dialogues", ultrachat(0, []), "no messages 3.*set columns: to the column of the conv"),
+        ("dialogues", ultrachat(0, [*conversation("2+2?"), CALL, TOOL_TURN]), NO_TOOLS),
+        (
+            "dialogues",
+            ultrachat(0, [NARRATOR, *conversation("Hi?", "a")]),
+            r"none of the first rows is usable \(unknown role 3\), such as row 1 of a.jsonl "
+            r"\(id 'p0', role 'narrator'\); rename the roles to system, user and assistant",
+        ),
+        (
+            "dialogues",
+            ultrachat(0, conversation("Hello.", "Hi?", "So.", first="assistant")),
+            "remove the messages before the first user message",
+        ),
+        ("dialogues", ultrachat(0, conversation("Hi?", " ")), "write the missing texts, or set"),
+        (
+            "prompts",
+            {"prompt": [SYSTEM_TURN, *conversation("Hi?")]},
+            "remove the system messages; a prompt is the text of one user message",
+        ),
+    ],
+)
+def test_data_without_a_usable_row_are_refused_before_the_run(
+    makes: str, row: Row, says: str, folder: Path
+) -> None:
+    write_jsonl(folder / "a.jsonl", [row] * 3)
+    with pytest.raises(Permanent, match=says):
+        Published(makes=makes, files="set").check({"files": folder}, {})  # type: ignore[arg-type]
+
+
+def test_one_file_without_a_usable_row_does_not_refuse_the_others(folder: Path) -> None:
     write_jsonl(folder / "a.jsonl", [ultrachat(0, [])])
-    with pytest.raises(Permanent, match=r"no usable row \(no messages: 1\)"):
-        run_published(folder, makes="dialogues")
+    write_jsonl(folder / "b.jsonl", [ultrachat(1)])
+    rows, work = run_published(folder, makes="dialogues")
+    assert (len(rows), work.counts["dropped/no messages"]) == (1, 1)
 
 
 def test_a_hub_that_does_not_answer_is_one_line(

@@ -291,6 +291,32 @@ def test_a_recipe_cannot_extend_one_that_extends_another(tmp_path: Path) -> None
         load(tmp_path / "most.yaml", KINDS)
 
 
+def test_a_recipe_cannot_extend_itself(tmp_path: Path) -> None:
+    (tmp_path / "same.yaml").write_text(f"extends: ../{tmp_path.name}/same.yaml\n")
+    with pytest.raises(Permanent, match="same.yaml: extends itself; name another recipe$"):
+        load(tmp_path / "same.yaml", KINDS)
+
+
+def test_a_forgotten_engine_is_named(tmp_path: Path) -> None:
+    write(tmp_path)
+    far = "models.far={model: m, base_url: 'http://127.0.0.1:9/v1'}"
+    says = "the default, has no setting 'base_url'; set engine: openai$"
+    with pytest.raises(Permanent, match=says):
+        load(tmp_path / "recipe.yaml", KINDS, [far])
+
+
+@pytest.mark.parametrize("value", ["{top_k:5}", "{a: {b:1}}"])
+def test_a_mapping_without_a_space_is_refused(value: str, tmp_path: Path) -> None:
+    """YAML reads {top_k:5} as a key without a value."""
+    path = write(tmp_path)
+    says = "a mapping needs a space after the colon; write {name: value}"
+    with pytest.raises(Permanent, match=f"--set models.base.parameters=…: {says}"):
+        load(path, KINDS, [f"models.base.parameters={value}"])
+    path.write_text(f"{path.read_text()}\nhardware: {value}\n")
+    with pytest.raises(Permanent, match=f"recipe.yaml line .*: {says}"):
+        load(path, KINDS)
+
+
 SETS = {
     "no value": ("pairs.rejected", "write stage.setting=value"),
     "empty part": ("pairs..rejected=all", "write stage.setting=value"),
@@ -436,6 +462,10 @@ SEEDS = {
     "no json": ('{"instruction": "a"}\n\nnot json\n', "seeds.jsonl line 3: not JSON"),
     "no object": ('["a"]\n', "seeds.jsonl line 1: not a JSON object"),
     "no instruction": ('{"instruction": "a"}\n\n{"task": "b"}\n', 'line 3: needs an "instruction"'),
+    "misspelled field": (
+        '{"instruction": "a"}\n{"instruction": "a", "constraints": {"kind": "json"}}\n',
+        "seeds.jsonl line 2: unknown field 'constraints'; did you mean 'constraint'?",
+    ),
     "empty instruction": ('{"instruction": " "}\n', 'line 1: needs an "instruction"'),
     "unknown constraint": (
         '{"instruction": "a", "constraint": {"kind": "rhyme"}}\n',

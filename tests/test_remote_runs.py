@@ -1,6 +1,7 @@
 """Tests complete runs against an endpoint that fails: what is kept, said, and asked again."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,30 @@ def test_rows_that_fail_are_bounded_and_a_higher_bound_goes_on(
         counts = runs.manifest()["counts"]
         assert (counts["failed/rows"], counts["failed/content filter"]) == (2, 2)
         assert runs.run(server, reply) == 0 and server.bodies == []  # cached: the key is the same
+
+
+def test_a_row_that_is_never_answered_is_given_up_as_the_line_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Warnings of actors, here about a parameter, are logged by the driver too."""
+    runs = Runs(tmp_path, capsys, rows=6)
+
+    def reply(number: int, body: dict[str, Any]) -> Answer:
+        if "max_tokens" in body:
+            return error(
+                400, "Unsupported parameter: use max_completion_tokens", param="max_tokens"
+            )
+        odd = body["messages"][0]["content"].endswith("3.")
+        return error(400, "Something odd with this prompt") if odd else GOOD
+
+    with endpoint(good) as server:
+        assert runs.run(server, reply) == 2 and runs.manifest() is None
+        notices = [r.getMessage() for r in caplog.records if r.name == "zephyr_ray.rows"]
+        assert notices == [
+            f"answers: model 'peer' at {server.url} does not support max_tokens; sending "
+            "max_completion_tokens instead"
+        ]
+        assert "1 row was not answered (row 'p0000" in runs.error
+        [setting] = shlex.split(runs.error.partition("--set ")[2])
+        assert runs.run(server, reply, setting) == 0 and server.bodies == []
+        assert "done 5 rows · 1 failed (given up 1) · " in runs.printed

@@ -168,7 +168,7 @@ def headings(html: str) -> list[str]:
 def test_sections_come_in_order(full: str) -> None:
     assert headings(full) == [
         *("Result", "Training", "Scores the judge gave", "10 samples", "Stages"),
-        *("What failed and was dropped", "Settings", "Lineage", "Loss mask"),
+        *("What failed, was dropped or was changed", "Settings", "Lineage", "Loss mask"),
     ]
 
 
@@ -370,7 +370,12 @@ def test_mask_proof_is_kept_apart(full: str) -> None:
 
 def test_missing_kinds_leave_no_empty_section(tmp_path: Path) -> None:
     html = page(tmp_path, make(tmp_path, "seeds", "self_instruct", seconds=3.0))
-    assert headings(html) == ["Stages", "What failed and was dropped", "Settings", "Lineage"]
+    assert headings(html) == [
+        "Stages",
+        "What failed, was dropped or was changed",
+        "Settings",
+        "Lineage",
+    ]
     assert "Nothing." in html and 'href="#result"' not in html
 
 

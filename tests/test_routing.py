@@ -10,10 +10,11 @@ from fastapi import Request, Response
 from fastapi.testclient import TestClient
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.serve.dispatcher import ModelResponse
+from zephyr_ray.serve.dispatcher import Dispatcher, ModelResponse
 from zephyr_ray.serve.gateway import Gateway, Limits, respond
 from zephyr_ray.serve.keys import Keys
 from zephyr_ray.serve.routing import build_app, read_body
+from zephyr_ray.serve.vote_file import VoteFile
 
 KEY = "one-long-key"
 PROMPT = [{"role": "user", "content": "sesame"}]
@@ -167,3 +168,17 @@ def test_a_gateway_that_needs_keys_does_not_start_without(
     limits = Limits(requests_per_minute=9, max_tokens=9, log_prompts=False)
     with pytest.raises(Permanent, match="ZEPHYR_API_KEYS is not set"):
         Gateway({}, None, tmp_path / "votes.jsonl", {}, limits, keys_needed=True)
+
+
+def test_a_vote_about_a_model_that_is_not_served_is_refused(tmp_path: Path) -> None:
+    """Anything else could become training data under a served model's name."""
+    gateway, dispatcher = object.__new__(Gateway), object.__new__(Dispatcher)
+    dispatcher._handles = {"dpo": None}  # type: ignore[dict-item]
+    gateway._dispatcher, gateway._votes = dispatcher, VoteFile(tmp_path)
+    app = build_app([("POST", "/v1/votes", gateway._vote)], Keys([], per_minute=9))
+    client = TestClient(app, base_url=ADDRESS)
+    served, other = ({"model": name, "text": "An owl."} for name in ("dpo", "zzz"))
+    vote = {"messages": PROMPT, "left": served, "right": served, "vote": "left"}
+    replies = [client.post("/v1/votes", json=vote | {"right": side}) for side in (served, other)]
+    assert [reply.status_code for reply in replies] == [200, 404]
+    assert "'zzz' not found; use one of dpo" in replies[1].json()["error"]["message"]

@@ -125,6 +125,7 @@ IN_KEY: dict[str, dict[str, Any]] = {
 }
 """By kind: the settings that decide the result, each with another value than the recipe's."""
 HOW_IT_TRAINS = {
+    "max_failed": 0.5,
     "zero": 1,
     "workers": 2,
     "cpus_per_worker": 2,
@@ -139,7 +140,8 @@ ROW_PROGRAMS = ("self_instruct", "self_refine", "clean", "completions", "feedbac
 NOT_IN_KEY: dict[str, dict[str, Any]] = {
     "sft": HOW_IT_TRAINS,
     "dpo": HOW_IT_TRAINS,
-} | dict.fromkeys(ROW_PROGRAMS, {"max_failed": 0.5})
+    "published": {"max_failed": 0.5},
+} | dict.fromkeys(ROW_PROGRAMS, {"max_failed": 0.5, "give_up": ["p0"]})
 
 MODEL: dict[str, dict[str, Any]] = {
     "vllm": {"engine": "vllm", "weights": "owner/a"},

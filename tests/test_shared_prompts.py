@@ -112,7 +112,8 @@ def step(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> A
         loss = trainer.compute_loss(model, trainer.data_collator(PAIRS))
         loss.backward()
         gradients = {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
-        metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+        metrics: dict[str, float] = {}
+        trainer.log(metrics)
         return loss.item(), metrics, gradients
 
     return run
@@ -148,6 +149,8 @@ def test_a_row_holds_the_prompt_once_and_its_last_token_before_each_answer() -> 
     assert batch["cu_seq_lens_q"].tolist() == [0, 4, 5, 6, 8]
     assert batch["cu_seq_lens_k"].tolist() == [0, 4, 7, 8, 10]
     assert batch["key_rows"].tolist() == [0, 1, 2, 3, 0, 1, 4, 5, 6, 7]
+    assert batch["answers"].tolist() == [[[1, 1], [1, 0]], [[1, 0], [1, 1]]]
+    assert batch["answer_at"].tolist() == [[[2, 3], [4, 0]], [[5, 0], [6, 7]]]
     assert batch["answers"].tolist() == [[[1, 1], [1, 0]], [[1, 0], [1, 1]]]
 
 

@@ -267,6 +267,33 @@ def test_a_folder_in_the_place_of_a_link_is_one_line_and_kept(tmp_path: Path) ->
     assert (view / "notes").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"a": "é"}'.encode("latin-1"), "line 1: not UTF-8; convert it to UTF-8"),
+        ('{"a": 1}\n{"a": 2}\n'.encode("utf-16"), "line 1: not UTF-8; convert it to UTF-8"),
+        (b'[\n{"a": 1}\n]', "line 1: not JSON; write one complete JSON object per line"),
+        (b'{\n"a": 1\n}', "line 1: not JSON; write one complete JSON object per line"),
+        (b'[{"a": 1}]', "line 1: not a JSON object; write one complete JSON object per line"),
+        (b"a,b", "line 1: not JSON; correct the line"),
+    ],
+)
+def test_a_file_that_is_no_jsonl_is_refused_with_its_fix(
+    content: bytes, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(Permanent, match=f"a.jsonl {says}$"):
+        list(read_jsonl(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize("wait", [-1, float("nan")])
+def test_a_wait_that_is_no_time_is_refused(wait: float, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    with pytest.raises(Permanent, match="--wait .*: not a time"), store.exclusive(wait):
+        pass
+
+
 @pytest.mark.parametrize(("third", "says"), [("{", "not JSON"), ("3", "not a JSON object")])
 def test_read_jsonl_names_the_line(third: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"

@@ -17,6 +17,7 @@ from zephyr_ray.engines.vllm import VllmSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import Manifest
 from zephyr_ray.messages import assistant, plain, user
+from zephyr_ray.models.constraint_kinds import KINDS
 from zephyr_ray.models.contract import Reply
 from zephyr_ray.models.similarity import SimilarityIndex, diversity
 from zephyr_ray.section import Text
@@ -241,6 +242,37 @@ def test_prompts_without_constraints(tmp_path: Path) -> None:
     work.files = seeds_file(tmp_path, {"instruction": "Name a tree."})
     [row] = run(Prompts(seeds="seeds.jsonl", constrained=0), work)
     assert (row["constraint"], row["prompt"]) == (None, "Name a tree.")
+
+
+VERSE, QUESTIONS = "写一首诗", "1. First question\n2. Second"
+
+
+@pytest.mark.parametrize("text", [VERSE, QUESTIONS, "Translate to French: Hello", "Hi"])
+def test_an_instruction_without_a_constraint_is_used_as_written(text: str, tmp_path: Path) -> None:
+    work = work_on(tmp_path)
+    work.files = seeds_file(tmp_path, {"instruction": f" {text}\n"})
+    [row] = run(Prompts(seeds="seeds.jsonl", constrained=0), work)
+    assert (row["instruction"], row["prompt"]) == (text, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "instruction", "between"),
+    [
+        ("Name a tree", "Name a tree.", " "),
+        ("Name a tree!", "Name a tree!", " "),
+        (VERSE, VERSE, "\n\n"),
+        (QUESTIONS, QUESTIONS, "\n\n"),
+    ],
+)
+def test_a_constraint_follows_the_instruction(
+    text: str, instruction: str, between: str, tmp_path: Path
+) -> None:
+    work = work_on(tmp_path)
+    work.files = seeds_file(tmp_path, {"instruction": text, "constraint": {"kind": "json"}})
+    [row] = run(Prompts(seeds="seeds.jsonl"), work)
+    assert row["instruction"] == instruction
+    sentences = KINDS["json"].phrasings
+    assert row["prompt"] in [f"{instruction}{between}{words.format()}" for words in sentences]
 
 
 TASKS = [{"instruction": f"Name {n} kinds of trees."} for n in range(400)]
@@ -518,7 +550,7 @@ def test_feedback_without_a_readable_score_has_no_mean(
     stage.run(work)
     assert work.counts == {"unparsable": 1, "answers": 1, "rows": 1}
     section = stage.section(Artifact(work.folder, Manifest(kind="feedback", key="k", files={})))
-    assert section and section.chapters[0].blocks == (Text("No readable score: 0 of 1 answers."),)
+    assert section and section.chapters[0].blocks == (Text("No answer of 1 has a readable score."),)
 
 
 def rated(name: str, *answers: tuple[str, float | None]) -> dict[str, Any]:

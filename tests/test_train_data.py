@@ -195,8 +195,32 @@ def test_a_pair_of_max_length_is_kept_whole(chat: ChatFormat, work: Work) -> Non
 def test_a_prompt_that_leaves_no_room_is_dropped(chat: ChatFormat, work: Work) -> None:
     ask = "one two three four five six seven eight nine ten"
     stage = Dpo(model="base", data="data", max_length=len(chat.prompt(talk(ask))))
-    assert list(stage._tokens(work, chat, [pair(talk(ask, "a"), talk(ask, "b"))])) == []
+    rows = [pair(talk(ask, "a"), talk(ask, "b")), pair(talk("ask", "a"), talk("ask", "b"))]
+    assert len(list(stage._tokens(work, chat, rows))) == 1
     assert work.examples == {"dropped/prompt_fills_max_length": ["p"]}
+
+
+def test_data_of_which_most_is_cut_away_stops_the_stage(chat: ChatFormat, work: Work) -> None:
+    long = "stone " * 60
+    rows = [{"id": f"r{n}", "messages": talk(long if n else "a", "b")} for n in range(3)]
+    stage = Sft(model="base", data="data", max_length=32)
+    with pytest.raises(Permanent) as raised:
+        stage.prepare(work, chat, rows)
+    assert str(raised.value) == (
+        "stage 'train': 2 of 3 rows have nothing to train within max_length 32 "
+        "(truncated_to_nothing 2), such as 'r1'; raise train.max_length, or correct the rows"
+    )
+
+
+def test_bad_rows_have_a_limit(chat: ChatFormat, work: Work) -> None:
+    """One of 20 rows may be bad, two may not."""
+    rows = [{"id": f"r{n}", "messages": talk("a", "b")} for n in range(19)]
+    bad = {"id": "bad", "messages": talk("a")}
+    stage = Sft(model="base", data="data")
+    stage.prepare(work, chat, [bad, *rows])
+    work.counts.clear()
+    with pytest.raises(Permanent, match=r"2 of 20 rows .* \(10%: bad_rows 2\).* 'bad_rows': bad: "):
+        stage.prepare(work, chat, [bad, bad, *rows[1:]])
 
 
 def test_an_answer_that_begins_with_line_breaks_trains_as_in_sft(
@@ -247,6 +271,7 @@ def good_row(stage: Sft | Dpo, number: int) -> dict[str, Any]:
 def test_a_bad_row_is_dropped_and_counted_or_stops_the_stage(
     stage: Any, bad: dict[str, Any], says: str, chat: ChatFormat, work: Work
 ) -> None:
+    work.max_failed = 0.5
     rows = [bad, good_row(stage, 1), bad | {"id": "q"}, good_row(stage, 2)]
     assert len(stage.prepare(work, chat, rows)) in (1, 2)  # dialogues are packed
     assert (work.counts["rows"], work.counts["dropped/bad_rows"]) == (2, 2)
@@ -280,7 +305,8 @@ def test_answers_that_are_equal_once_truncated_are_dropped(
     common = len(chat.tokenizer("one two three", add_special_tokens=False)["input_ids"])
     stage = Dpo(model="base", data="data", max_length=len(prompt) + common)
     rows = [pair(talk("ask", "one two three four"), talk("ask", rejected))]
-    assert list(stage._tokens(work, chat, rows)) == []
+    rows.append(pair(talk("ask", "one"), talk("ask", "two")))
+    assert len(list(stage._tokens(work, chat, rows))) == 1
     assert work.examples == {"dropped/same_or_empty_answers": ["p"]}
 
 

@@ -62,14 +62,24 @@ CHOSEN_NLL = [6 / 3, 4 / 2]
 def dpo_losses(**settings: Any) -> tuple[list[float], dict[str, list[float]]]:
     objective = Dpo(model="base", data="data", **settings).objective()
     losses, metrics = objective.losses(output(), reference())
-    return losses.tolist(), {name: terms.tolist() for name, terms in metrics.items()}
+    return losses.tolist(), {name: selected(terms) for name, terms in metrics.items()}
+
+
+def selected(terms: Any) -> list[float]:
+    """The terms of a metric's mean, which must be those that the trainer sums and counts."""
+    kept: list[float] = terms.values.tolist()
+    if terms.mask is not None:
+        kept = terms.values[terms.mask].tolist()
+    assert terms.sum_and_count().tolist() == pytest.approx([sum(kept), len(kept)])
+    return kept
 
 
 def test_sft_trains_the_likelihood_of_every_trained_token() -> None:
     losses, metrics = Sft(model="base", data="data").objective().losses(output(), {})
-    assert losses.tolist() == [1, 2, 3, 1, 3, 4, 5, 2]
-    assert metrics["entropy"].tolist() == [2] * 8
-    assert metrics["mean_token_accuracy"].tolist() == [1, 0, 0, 1, 0, 1, 1, 0]
+    assert losses[output().label_mask].tolist() == [1, 2, 3, 1, 3, 4, 5, 2]
+    assert not losses[~output().label_mask].any()
+    assert selected(metrics["entropy"]) == [2] * 8
+    assert selected(metrics["mean_token_accuracy"]) == [1, 0, 0, 1, 0, 1, 1, 0]
     assert metrics.keys() == {"entropy", "mean_token_accuracy"}
 
 

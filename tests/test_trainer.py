@@ -7,6 +7,7 @@ import pytest
 
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.model import load_model, use_segments
+from zephyr_ray.train.settings import Lora
 from zephyr_ray.train.sft import Sft
 
 DIALOGUES = [
@@ -109,7 +110,9 @@ def step(trainer: Any, rows: list[dict[str, Any]], tokens: Any) -> dict[str, flo
     trainer.current_gradient_accumulation_steps = 2
     batch = trainer.data_collator(rows)
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=tokens)
-    return {"loss": loss.item(), **{name: v[-1] for name, v in trainer._metrics["train"].items()}}
+    logs = {"loss": loss.item()}
+    trainer.log(logs)
+    return logs
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -162,6 +165,28 @@ def test_dpo_is_that_of_trl(start: Any, common: dict[str, Any], tmp_path: Path) 
     assert step(ours, PAIRS, None) == pytest.approx(step(theirs, PAIRS, None), abs=1e-5)
 
 
+@pytest.mark.parametrize("start", ["dense"], indirect=True)
+def test_metrics_of_a_step_are_gathered_once(
+    start: Any, common: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trained(Dpo(model="base", data="data"), start, common, PAIRS)
+    gathered: list[Any] = []
+    gather = trainer.accelerator.gather
+    monkeypatch.setattr(
+        trainer.accelerator, "gather", lambda values: (gathered.append(values), gather(values))[1]
+    )
+    alone = [step(trainer, [pair], None) for pair in PAIRS]
+    assert len(gathered) == 2
+    for pair in PAIRS:
+        trainer.compute_loss(trainer.model, trainer.data_collator([pair]))
+    both: dict[str, float] = {}
+    trainer.log(both)
+    assert len(gathered) == 3
+    assert both["num_tokens"] == 2 * alone[-1]["num_tokens"]
+    for name in ("entropy", "logps/chosen", "rewards/margins"):
+        assert both[name] == pytest.approx((alone[0][name] + alone[1][name]) / 2)
+
+
 @pytest.mark.parametrize(("stage", "rows", "p"), [(Sft, DIALOGUES, 0.3), (Dpo, PAIRS, 0)])
 @pytest.mark.parametrize("start", ["dense"], indirect=True)
 def test_dropout_is_off_in_dpo(
@@ -172,3 +197,23 @@ def test_dropout_is_off_in_dpo(
     trainer = trained(stage(model="base", data="data", lora=LORA), start, common, rows)
     modules = [module for module in trainer.model.modules() if isinstance(module, Dropout)]
     assert modules and {module.p for module in modules} == {p}
+
+
+@pytest.mark.parametrize("lora", [None, Lora(**LORA)])
+def test_norms_are_rounded_once_under_autocast(lora: Lora | None, tiny_model: Path) -> None:
+    import torch
+
+    model, dtypes = load_model(str(tiny_model), lora), []
+    layer = model.model.layers[0]
+    for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+        norm.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(ids).logits
+    kept = torch.float32 if lora else torch.bfloat16
+    assert dtypes == [torch.float32] * 2 + [kept] * 2
+    for norm in [norm for layer in model.model.layers for norm in layer.children()]:
+        norm._forward_hooks.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(rounded, model(ids).logits)

@@ -68,6 +68,16 @@ def test_a_cut_off_answer_before_the_voted_ones_stays_cut_off(tmp_path: Path) ->
     assert ends == [None, "length", "length", "stop", None]
 
 
+def test_a_voted_answer_from_a_client_that_does_not_say_has_ended(tmp_path: Path) -> None:
+    """As an earlier answer does; only null, which the page sends, means that the reader stopped."""
+    sides = {side: {"model": "dpo", "text": "An owl."} for side in ("left", "right")}
+    VoteFile(tmp_path).add(
+        parse(VoteRequest, json.dumps({**BODY, **sides, "vote": "left"}).encode())
+    )
+    [row] = read_votes(tmp_path)
+    assert [answer["finish_reason"] for answer in row["completions"]] == ["stop", "stop"]
+
+
 def test_a_vote_after_a_half_written_line_keeps_its_own_line(tmp_path: Path) -> None:
     votes = VoteFile(tmp_path)
     votes.add(vote("left"))

@@ -4,6 +4,7 @@
 - ShareGPT: [{"from": "human", "value": "Hi."}, …]
 - either as a Parquet struct of lists: {"role": ["user", …], "content": ["Hi.", …]}
 - one message alone: {"role": "assistant", "content": "Hello."}
+- content as parts of text: [{"type": "text", "text": "Hi."}]
 - either in an object: {"messages": […]} or {"conversations": […]}
 - any of these as JSON or Python text, or as JSON text of such a text
 - Anthropic HH: "\\n\\nHuman: Hi.\\n\\nAssistant: Hello."; guanaco: "### Human: Hi.### Assistant: …"
@@ -14,6 +15,7 @@ import json
 import re
 from typing import Any
 
+from zephyr_ray.formatting import shorten
 from zephyr_ray.messages import Message, visible
 
 ROLES = {
@@ -21,6 +23,15 @@ ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
 }
+TOOL_ROLES = (
+    *("tool", "tool_call", "tool_calls", "tool_response", "tool_result"),
+    *("function", "function_call", "function_response", "observation", "ipython"),
+)
+CALLS = ("tool_calls", "function_call")
+"""Keys of an assistant's message that calls tools."""
+UNTRAINED = ("weight", "train")
+"""Keys with which a message can be excluded from the loss: `weight` 0 in OpenAI's format, `train`
+false in others."""
 KEYS = (("role", "content"), ("from", "value"))
 TRANSCRIPTS = {
     "Human:": re.compile(r"(?:\A|\n\n)(Human|Assistant):"),
@@ -35,27 +46,37 @@ _OTHER_TEXT = re.compile(
     r"(?:\[INST\]|\[SYSTEM_PROMPT\]|<start_of_turn>|<\|im_start\|>|<\|start_of_turn_token\|>"
     r"|<\|start_header_id\|>|<[|\uff5c](?:system|user|prompter|assistant)[|\uff5c]>"
     r"|(?:### ?)?(?:Human|User):.*\s(?:### ?)?Assistant:|A chat between .*\sASSISTANT:"
-    r"|### ?Instruction:.*\s### ?Response:|Below is an instruction that describes a task)",
+    r"|(?:### ?Instruction:|Below is an instruction that describes a task).*\s### ?Response:)",
     re.DOTALL | re.IGNORECASE,
 )
 """Matches the start of a conversation that a chat template wrote, or of a form in which it is not
 certain where turns end."""
-_TURN = re.compile(
-    r"(?:<\|im_start\|>|<start_of_turn>|<\|start_header_id\|>|<\|start_of_turn_token\|><\|)"
-    r"(?:system|developer|user|assistant|model|chatbot)(?:[\s<]|_token\|>|\Z)",
-    re.IGNORECASE,
-)
+_START = r"(?:<\|im_start\|>|<start_of_turn>|<\|start_header_id\|>|<\|start_of_turn_token\|><\|)"
+_ROLE = r"(?:system|developer|user|assistant|model|chatbot)"
+_IN_PROSE = r"(?<![ \t\"'`(])"
+"""Matches where no control token is mentioned in a sentence: a template writes it without a space
+or quote before it."""
+_TURN = re.compile(_IN_PROSE + _START + _ROLE + r"(?:[\s<]|_token\|>|\Z)", re.IGNORECASE)
 """Matches the start of a turn that a chat template wrote."""
-_LABELS = [
+_PARTS = [
     [re.compile(mark, re.MULTILINE | re.IGNORECASE) for mark in marks]
     for marks in (
-        (r"(?:^[ \t]*|### ?)(?:Human|User):", r"(?:^[ \t]*|### ?)Assistant:"),
-        (r"<[|\uff5c](?:user|prompter)[|\uff5c]>", r"<[|\uff5c]assistant[|\uff5c]>"),
+        (r"(?:^\n|### ?)(?:Human|User):", r"(?:^\n|### ?)Assistant:"),
+        (
+            _IN_PROSE + r"<[|\uff5c](?:user|prompter)[|\uff5c]>",
+            _IN_PROSE + r"<[|\uff5c]assistant[|\uff5c]>",
+        ),
         (r"(?:^|[>\]])[ \t]*\[INST\]", r"\[/INST\]"),
+        (
+            _START + _ROLE + r"(?:\n|<\|end_header_id\|>)",
+            r"<\|im_end\|>|<end_of_turn>|<\|eot_id\|>",
+        ),
     )
 ]
-"""Labels of questions and of answers; a text with both is a conversation. Each is searched alone,
-because a search for one after the other takes quadratic time."""
+"""Labels of questions and of answers, or the start and the end of a turn; a text with both is a
+conversation. A label alone on its line also occurs in a prompt that quotes a dialogue, so it counts
+only after an empty line. Each is searched alone, because a search for one after the other takes
+quadratic time."""
 _KEYS_TEXT = [
     [re.compile(rf"['\"]{key}\\*['\"]\s*:") for key in pair]
     for pair in (*KEYS, ("speaker", "text"))
@@ -64,12 +85,28 @@ _KEYS_TEXT = [
 ONE_TEXT = "a conversation as one text"
 NOT_JSON = "messages as text that is not JSON"
 NO_ROLES = "a text without roles"
+TOOLS = "a tool turn"
 FIXES = {
     ONE_TEXT: "convert the texts to lists of messages with role and content",
     NOT_JSON: "write the messages as JSON",
     NO_ROLES: "set columns: to a column of conversations",
+    TOOLS: "remove the conversations that use tools; only text can be trained",
+    "no messages": "set columns: to the column of the conversations",
+    "no answer at the end": "end each conversation with an assistant message",
+    "roles do not alternate": "merge successive messages of the same role",
+    "starts with an assistant message": "remove the messages before the first user message",
+    "a message that is not text": "remove the rows with images or other parts that are not text",
+    "a message excluded from training": "end the conversations before messages with weight 0, or "
+    "set their weight to 1",
     "messages without role and content": "rename their keys to role and content",
     "unknown role": "rename the roles to system, user and assistant",
+    "as many roles as texts are needed": "write one role per text",
+    "two system prompts": "remove the system column or the system messages",
+    "a system prompt that is not text": "write the system column as text",
+    **{
+        f"empty {role} message": "write the missing texts, or set columns: to their column"
+        for role in ("system", "user", "assistant")
+    },
 }
 """Fix in the error line if no row of a data set is readable, by the most frequent reason."""
 
@@ -77,10 +114,12 @@ FIXES = {
 class Unreadable(Exception):
     """The reason why a row cannot be used."""
 
-    def __init__(self, reason: str, column: str | None = None):
+    def __init__(self, reason: str, column: str | None = None, detail: str = ""):
         super().__init__(reason)
         self.column = column
         """The missing column without which the row has no meaning."""
+        self.detail = detail
+        """What the row has instead, for an error line."""
 
 
 def parse(value: Any) -> str | list[Message]:
@@ -111,9 +150,12 @@ def parse(value: Any) -> str | list[Message]:
 def checked(messages: list[Message]) -> list[Message]:
     """Returns the messages. Raises Unreadable unless they alternate between user and
     assistant."""
-    if any(not visible(m["content"]) for m in messages):
-        raise Unreadable("empty message")
+    for message in messages:
+        if not visible(message["content"]):
+            raise Unreadable(f"empty {message['role']} message")
     roles = [m["role"] for m in messages[messages[0]["role"] == "system" :]]
+    if roles[:1] == ["assistant"]:
+        raise Unreadable("starts with an assistant message")
     if roles[1::2] != ["assistant"] * (len(roles) // 2) or roles[::2] != ["user"] * len(roles[::2]):
         raise Unreadable("roles do not alternate")
     if not roles or len(roles) % 2:
@@ -143,7 +185,7 @@ def _parse_text(text: str) -> str | list[Message]:
             _, *parts = separator.split(bare)
             if "Assistant" in parts[::2] or text.startswith("\n\nHuman:"):
                 return _turns(parts)
-    if _OTHER_TEXT.match(bare) or _TURN.search(bare) or _holds(bare, _LABELS):
+    if _OTHER_TEXT.match(bare) or _TURN.search(bare) or _holds(bare, _PARTS):
         raise Unreadable(ONE_TEXT)
     return text
 
@@ -190,9 +232,11 @@ def _list_of(value: dict[str, Any]) -> list[dict[str, Any]]:
     columns = [value[key] for key in keys]
     if not all(isinstance(column, list) for column in columns):
         return [value]
-    if len(columns[0]) != len(columns[1]):
+    count = len(columns[0])
+    if count != len(columns[1]):
         raise Unreadable("as many roles as texts are needed")
-    return [dict(zip(keys, pair, strict=True)) for pair in zip(*columns, strict=True)]
+    lists = {key: v for key, v in value.items() if isinstance(v, list) and len(v) == count}
+    return [{key: v[index] for key, v in lists.items()} for index in range(count)]
 
 
 def _message(entry: Any) -> Message:
@@ -203,11 +247,26 @@ def _message(entry: Any) -> Message:
     if not (keys := _keys(entry)):
         raise Unreadable("messages without role and content")
     role, text = (entry[key] for key in keys)
-    if not isinstance(role, str) or role.lower() not in ROLES:
-        raise Unreadable("unknown role")
+    name = role.lower() if isinstance(role, str) else ""
+    if name in TOOL_ROLES or any(entry.get(key) for key in CALLS):
+        raise Unreadable(TOOLS)
+    if name not in ROLES:
+        raise Unreadable("unknown role", detail=f"role {shorten(str(role), 40)!r}")
+    if ROLES[name] == "assistant" and any(entry.get(key) not in (None, 1) for key in UNTRAINED):
+        raise Unreadable("a message excluded from training")
+    if isinstance(text, list):
+        text = "".join(map(_part, text))
     if not isinstance(text, str | None):
         raise Unreadable("a message that is not text")
-    return {"role": ROLES[role.lower()], "content": text or ""}
+    return {"role": ROLES[name], "content": text or ""}
+
+
+def _part(part: Any) -> str:
+    """Returns the text of one part of a message's content."""
+    text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+    if not isinstance(text, str):
+        raise Unreadable("a message that is not text")
+    return text
 
 
 def _keys(entry: dict[str, Any]) -> tuple[str, str] | None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import regex
 
+from zephyr_ray.errors import RowError
+
 Message = dict[str, str]
 
 _UNSEEN = regex.compile(r"[\p{Default_Ignorable_Code_Point}\x00-\x08\x0e-\x1b\x7f\u2800]")
@@ -70,6 +72,16 @@ def visible(text: str) -> str:
 def is_same_text(a: str, b: str) -> bool:
     """Returns whether two answers look the same, so that nobody can prefer one."""
     return a == b or visible(a) == visible(b)
+
+
+def empty_answer(text: str, finish_reason: str | None, max_tokens: int) -> RowError | None:
+    """Returns the fault of an answer in which nothing is visible; None if something is."""
+    if visible(text):
+        return None
+    if finish_reason == "length":
+        why = f"all of max_tokens {max_tokens} went before any text, perhaps to reasoning"
+        return RowError(f"the answer is empty: {why}; raise max_tokens", "empty")
+    return RowError("the answer is empty", "empty")
 
 
 def with_facts(row: dict[str, Any]) -> dict[str, Any]:

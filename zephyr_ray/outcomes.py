@@ -1,4 +1,4 @@
-"""Defines the outcomes of rows, as typed entries of a journal.
+"""Defines the outcomes of rows, and an actor's notices, as typed entries of a journal.
 
 The type carries the policy: an answer is kept, a row fault drops the row, and an environment fault
 (server, network, engine, our own code) leaves the row to the next attempt.
@@ -49,7 +49,14 @@ class Stopped:
     stop: str
 
 
-Outcome = Answered | RowFault | EnvironmentFault | EngineDied | Stopped
+@dataclass(frozen=True)
+class Notice:
+    """A line of an actor for the console, which is attached to another process."""
+
+    notice: str
+
+
+Outcome = Answered | RowFault | EnvironmentFault | EngineDied | Stopped | Notice
 _BY_FIELDS = {frozenset(o.__dataclass_fields__): o for o in Outcome.__args__}
 
 

@@ -27,7 +27,7 @@ from zephyr_ray.estimate.printing import print_estimate
 from zephyr_ray.formatting import duration, list_counts
 from zephyr_ray.masking import ArgumentParser, masked
 from zephyr_ray.plan import Step, make_plan
-from zephyr_ray.preflight import check_files, preflight
+from zephyr_ray.preflight import check_files, check_settings, preflight
 from zephyr_ray.ray_cluster import connect
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.run_folder import link_artifact, unlink_stale
@@ -52,6 +52,15 @@ STAGES = (
     "zephyr_ray.text.published:Published",
 )
 """The kinds of stages. A new kind is one file and one line here."""
+FLAWS = {
+    "truncated": "truncated",
+    "unparsable": "unparsable",
+    "empty": "empty",
+    "both_empty": "with two empty answers",
+    "short_of_count": "short of count",
+}
+"""Counts of flawed or missing rows that are neither failed nor dropped, and their names in a
+stage's last line."""
 KINDS: dict[str, type[Stage]] = {stage.kind: stage for stage in map(resolve_name, STAGES)}
 
 
@@ -87,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
             check_files(recipe)
             steps = make_plan(recipe, store, options.until)
             print_plan(recipe, steps)
+            check_settings(recipe, steps)
             print_estimate(recipe, store, steps)
         else:
             run(recipe, store, options.until, options.wait)
@@ -207,6 +217,7 @@ class _Run:
             files=recipe.files(stage),
             log_metrics=stage_run.log_metrics,
             max_failed=getattr(stage, "max_failed", MAX_FAILED),
+            give_up=getattr(stage, "give_up", ()),
         )
         work.scratch.mkdir(parents=True, exist_ok=True)
         display.set(step.name, "running", progress=work.progress)
@@ -237,12 +248,16 @@ def _summary(artifact: Artifact) -> str:
     counts = manifest.counts
     parts = [f"{counts['rows']:.0f} rows"] if "rows" in counts else []
     parts += [f"{counts['steps']:.0f} steps"] if "steps" in counts else []
-    causes = {k.removeprefix("failed/"): v for k, v in counts.items() if k.startswith("failed/")}
-    if failed := causes.pop("rows", 0):
-        by_cause = f" ({list_counts(causes)})" if causes else ""
-        parts.append(f"{failed:.0f} failed{by_cause}")
-    dropped = sum(v for k, v in counts.items() if k.startswith("dropped/"))
-    parts += [f"{dropped:.0f} dropped"] if dropped else []
+    for state in ("failed", "dropped"):
+        by_cause = {
+            name.partition("/")[2]: count
+            for name, count in counts.items()
+            if name.startswith(f"{state}/") and count
+        }
+        total = by_cause.pop("rows", 0) or sum(by_cause.values())
+        listed = f" ({list_counts(by_cause)})" if by_cause else ""
+        parts += [f"{total:.0f} {state}{listed}"] if total else []
+    parts += [f"{counts[name]:.0f} {text}" for name, text in FLAWS.items() if counts.get(name)]
     return " · ".join([*parts, duration(manifest.seconds)])
 
 

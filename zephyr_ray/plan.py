@@ -51,6 +51,8 @@ def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[St
             known = {s.name: s.rows for s in steps.values() if s.rows is not None}
             reads = recipe.stages_read(stage)
             step.rows = stage.expected({name: known[name] for name in reads if name in known})
+            if step.rows is None:
+                step.rows = stage.rows_of_files(recipe.files(stage))
         steps[name] = step
         if name == until:
             break

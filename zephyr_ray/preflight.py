@@ -38,11 +38,7 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
             if name not in checked:
                 model.check()
                 checked.add(name)
-        try:
-            _check_answers_fit(step.stage, models)
-            step.stage.check_models(models)
-        except Permanent as error:
-            raise Permanent(f"stage '{step.name}': {error}") from None
+        _check_settings(step, models)
         footprint = step.stage.footprint(models)
         if not on_cluster:
             _check_memory(step.name, footprint)
@@ -50,6 +46,23 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
             disk += footprint.artifact + TEXT_BYTES
             _check_disk(store, step.name, disk + footprint.scratch)
     _check_disk(store, "the run", disk)
+
+
+def check_settings(recipe: Recipe, steps: list[Step]) -> None:
+    """Raises Permanent if the settings of a stage that is to run do not fit its models."""
+    for step in steps:
+        if step.artifact is None:
+            _check_settings(step, recipe.models_read(step.stage))
+
+
+def _check_settings(step: Step, models: dict[str, RecipeModel]) -> None:
+    """Raises Permanent if a stage's settings do not fit its models. Of a model that is not on this
+    machine, only its config is checked."""
+    try:
+        _check_answers_fit(step.stage, models)
+        step.stage.check_models(models)
+    except Permanent as error:
+        raise Permanent(f"stage '{step.name}': {error}") from None
 
 
 def check_files(recipe: Recipe, absolute: bool = True) -> None:

@@ -1,20 +1,41 @@
 """Converts rows of published data sets, in their usual forms, to our rows."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from zephyr_ray import conversations
 from zephyr_ray.conversations import NO_ROLES, Unreadable, checked, parse, with_system
+from zephyr_ray.errors import Permanent
+from zephyr_ray.formatting import list_counts, shorten
 from zephyr_ray.messages import Message, assistant, is_same_text, user, visible
 
 Row = dict[str, Any]
 
 TIE = "scores tie"
 CONTRADICTION = "scores contradict the choice"
+SCORE_RULES = (TIE, CONTRADICTION)
+"""Rules by which `ties: drop` drops pairs; the pairs themselves are sound."""
+EMPTY = "empty prompt"
+SYSTEM = "a prompt with a system message"
+SEVERAL = "a prompt of several messages"
+LENGTHS = "chosen and rejected have different numbers of turns"
+CONTEXTS = "chosen and rejected answer different prompts"
+OTHER_PROMPT = "the prompt is not that of the conversations"
+SAME = "chosen and rejected are the same"
+NO_PROMPT = "answers without a prompt"
 FIXES = {
     **conversations.FIXES,
+    EMPTY: "set columns: {prompt: …} to the column of the prompts",
+    SYSTEM: "remove the system messages; a prompt is the text of one user message",
+    SEVERAL: "keep one user message per prompt",
+    LENGTHS: "write pairs that differ only in the last answer",
+    CONTEXTS: "write pairs that differ only in the last answer",
+    OTHER_PROMPT: "correct columns: {prompt: …}, or remove the column from the data",
+    SAME: "set columns: to two different answers",
+    NO_PROMPT: "add the questions in a column, and name it in columns: {prompt: …}",
     TIE: "set ties: keep",
     CONTRADICTION: "set ties: keep, or correct score_chosen and score_rejected in columns:",
 }
@@ -36,6 +57,32 @@ class Conversion:
         return self.needed + self.optional
 
 
+class Unusable:
+    """Rows of a data set that cannot be used, by reason."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+        """The first row of each reason."""
+
+    def add(self, reason: Unreadable, row: str, row_id: Any) -> None:
+        self._counts[str(reason)] += 1
+        facts = [f"id {shorten(str(row_id), 60)!r}"] if row_id is not None else []
+        facts += [reason.detail] if reason.detail else []
+        example = f"{row} ({', '.join(facts)})" if facts else row
+        self._examples.setdefault(str(reason), example)
+
+    def refuse(self, source: Any) -> None:
+        """Raises Permanent with the reasons, the first row of the most frequent one, and its fix.
+        Does nothing if there are no rows."""
+        if self._counts:
+            [(main, _), *_] = self._counts.most_common(1)
+            raise Permanent(
+                f"{source}: none of the first rows is usable ({list_counts(self._counts)}), such "
+                f"as {self._examples[main]}; {FIXES[main]}"
+            )
+
+
 def _dialogue(row: Row) -> Row:
     messages = parse(row["messages"])
     if isinstance(messages, str):
@@ -48,18 +95,18 @@ def _pair(row: Row) -> Row:
     """Reads TRL's forms: the prompt is a column of its own (explicit), the common beginning of both
     conversations (implicit), or both (as in UltraFeedback-binarized)."""
     if "prompt" in row and _is_empty(row["prompt"]):
-        raise Unreadable("empty prompt")
+        raise Unreadable(EMPTY)
     prompt = row.get("prompt")
     sides = [_side(prompt, row[name]) for name in ("chosen", "rejected")]
     chosen, rejected = (checked(with_system(side, row.get("system"))) for side in sides)
     if len(chosen) != len(rejected):
-        raise Unreadable("chosen and rejected have different numbers of turns")
+        raise Unreadable(LENGTHS)
     if chosen[:-1] != rejected[:-1]:
-        raise Unreadable("chosen and rejected answer different prompts")
+        raise Unreadable(CONTEXTS)
     if not (prompt is None or _is_question(prompt, chosen) or _begins_with(chosen, prompt)):
-        raise Unreadable("the prompt is not that of the conversations")
+        raise Unreadable(OTHER_PROMPT)
     if is_same_text(chosen[-1]["content"], rejected[-1]["content"]):
-        raise Unreadable("chosen and rejected are the same")
+        raise Unreadable(SAME)
     return {
         **_task(str(prompt) if _is_question(prompt, chosen) else _questions(chosen)[0]),
         "chosen": chosen,
@@ -71,11 +118,12 @@ def _pair(row: Row) -> Row:
 
 def _prompt(row: Row) -> Row:
     if _is_empty(row["prompt"]):
-        raise Unreadable("empty prompt")
+        raise Unreadable(EMPTY)
     prompt = parse(row["prompt"])
     if not isinstance(prompt, str):
-        if [message["role"] for message in prompt] != ["user"]:
-            raise Unreadable("a prompt of several messages")
+        roles = [message["role"] for message in prompt]
+        if roles != ["user"]:
+            raise Unreadable(SYSTEM if roles == ["system", "user"] else SEVERAL)
         prompt = prompt[0]["content"]
     return {**_task(prompt), "source": "published"}
 
@@ -105,7 +153,7 @@ def _side(prompt: Any, value: Any) -> list[Message]:
     if isinstance(side, list) and side[0]["role"] != "assistant":
         return side
     if prompt is None:
-        raise Unreadable("answers without a prompt", column="prompt")
+        raise Unreadable(NO_PROMPT, column="prompt")
     context = parse(prompt)
     if isinstance(side, list):
         return [*_messages(context), *side]

@@ -91,7 +91,6 @@ def connect(cpus: int | None = None) -> None:
 
     `cpus` overrides the number of CPUs of a cluster started here.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # silences Ray's C++ logs
     import ray
     from ray.data import DataContext
 

@@ -172,6 +172,13 @@ def _storage(value: Any, path: Path) -> Path:
 
 def _model_settings(raw: Any, where: str) -> ModelSettings:
     raw = mapping(raw, where)
+    if "engine" not in raw and (foreign := raw.keys() - ENGINES[DEFAULT].model_fields.keys()):
+        engines = [name for name, e in ENGINES.items() if raw.keys() <= e.model_fields.keys()]
+        if engines:
+            raise Permanent(
+                f"{where}: engine {DEFAULT}, the default, has no setting '{min(foreign)}'; set "
+                f"engine: {' or '.join(engines)}"
+            )
     engine = raw.get("engine", DEFAULT)
     if not isinstance(engine, str) or engine not in ENGINES:
         raise Permanent(f"{where}: setting 'engine': unknown{suggest(str(engine), ENGINES)}")

@@ -30,6 +30,8 @@ def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
     if "extends" in raw:
         base = path.parent / os.path.expanduser(str(raw.pop("extends")))
         below = read_yaml(base)
+        if base.resolve() == path.resolve():
+            raise Permanent(f"{path}: extends itself; name another recipe")
         if "extends" in below:
             raise Permanent(
                 f"{path}: extends {base}, which extends another recipe; extend that one instead"
@@ -125,6 +127,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
             raise Permanent(f"--set {target}=…: '{part}' is not a mapping; write {name}=value")
     try:
         parent[path[-1]] = _value(value.strip())
+    except _NoSpace as error:
+        raise Permanent(f"--set {target}=…: {error.problem}") from None
     except (yaml.YAMLError, ValueError):
         raise Permanent(f"--set {target}=…: the value is not valid YAML; quote it") from None
 
@@ -162,12 +166,21 @@ def _hint(raw: dict[str, Any], path: list[str], depth: int) -> str:
     return f" as a mapping; write --set '{name}={value}'"
 
 
+class _NoSpace(yaml.constructor.ConstructorError):
+    """The error of `{a:1}`, which YAML reads as a key "a:1" without a value."""
+
+
 class _UniqueKeys(yaml.SafeLoader):
-    """A loader that rejects duplicate keys, of which YAML would silently keep the last."""
+    """A loader that rejects duplicate keys, of which YAML would silently keep the last, and keys
+    that a forgotten space made."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, value_node in node.value:
+            is_glued = node.flow_style and ":" in str(key_node.value)
+            if is_glued and value_node.value == "" and not value_node.style:
+                problem = "a mapping needs a space after the colon; write {name: value}"
+                raise _NoSpace(None, None, problem, key_node.start_mark)
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = str(self.construct_object(key_node, deep=True))

@@ -13,11 +13,12 @@ from typing import Any
 
 from zephyr_ray.engines.model import Model
 from zephyr_ray.errors import Permanent, RowError, Temporary
-from zephyr_ray.models.contract import Ask, EngineDead, StopRun
+from zephyr_ray.models.contract import STOPPING, Ask, EngineDead, StopRun
 from zephyr_ray.outcomes import (
     Answered,
     EngineDied,
     EnvironmentFault,
+    Notice,
     Outcome,
     RowFault,
     Stopped,
@@ -30,12 +31,20 @@ log = logging.getLogger("zephyr_ray")
 
 Row = dict[str, Any]
 Program = Callable[[Row, Any], Awaitable[Row]]
+Flaw = Callable[[Row], RowError | None]
+"""Returns the fault of a program's result that is of no use, such as an empty answer; None if the
+result is sound."""
 
 ROW_DEATHS = 3
 """Leave a row to the next attempt after this many engine crashes while it was in flight. No row
 is dropped for them, because a broken GPU crashes the engine at any row."""
 FAULTS_IN_SUCCESSION = 3
 """Stop after this many environment faults without an answer between them."""
+
+
+def no_flaw(row: Row) -> RowError | None:
+    """Returns None: every result is sound."""
+    return None
 
 
 class RowActor:
@@ -51,15 +60,18 @@ class RowActor:
         max_failed: int,
         failed: Collection[str] = (),
         since: dict[Path, int] | None = None,
+        flaw: Flaw = no_flaw,
     ):
         """`failed` are rows that failed in earlier attempts; `since` is the journal's position at
         the start of this one."""
         self._program, self._members, self._max_failed = program, members, max_failed
+        self._flaw = flaw
         self._failed, self._since = set(failed), since
         self._faults_since_answer = 0
         self._folder = Path(journal)
         self._journal = Journal(self._folder, writer=uuid.uuid4().hex[:12])
-        self._stopped = False
+        self._stopped = asyncio.Event()
+        log.addHandler(_Notices(self._write))
         first = next(iter(members.values()))
         try:
             start = time.monotonic()
@@ -97,14 +109,19 @@ class RowActor:
     async def _run(self, row: Row) -> None:
         """Runs the program on a row and writes its outcome; ends the process if the engine died."""
         async with self._slots:
-            if self._stopped:
+            if self._stopped.is_set():
                 return
             self._in_flight.add(row["id"])
+            STOPPING.set(self._stopped)
             try:
-                self._write(Answered(row["id"], await self._program(row, self._ask_for(row))))
+                result = await self._program(row, self._ask_for(row))
+                self._write(Answered(row["id"], result))
                 self._faults_since_answer = 0
+                if self._flaw(result):
+                    self._count_failed(row["id"])
             except RowError as error:
-                self._fail(RowFault(row["id"], str(error), error.cause))
+                self._write(RowFault(row["id"], str(error), error.cause))
+                self._count_failed(row["id"])
             except StopRun as error:
                 self._stop(str(error))
             except Permanent as error:
@@ -125,11 +142,11 @@ class RowActor:
     def _write(self, outcome: Outcome) -> None:
         self._journal.append(to_entry(outcome))
 
-    def _fail(self, fault: RowFault) -> None:
-        """Drops a row; stops if that makes too many, which `run_rows` reports."""
-        self._write(fault)
-        self._failed.add(fault.id)
-        self._stopped = self._stopped or len(self._failed) > self._max_failed
+    def _count_failed(self, row_id: str) -> None:
+        """Stops if too many rows failed, which `run_rows` reports."""
+        self._failed.add(row_id)
+        if len(self._failed) > self._max_failed:
+            self._stopped.set()
 
     def _leave(self, row: Row, reason: str) -> None:
         """Leaves a row to the next run; stops if nothing works any more."""
@@ -142,12 +159,26 @@ class RowActor:
             )
 
     def _stop(self, message: str) -> None:
-        """Starts no further row. Rows in flight continue, because their answers are paid for."""
-        if not self._stopped:
+        """Starts no further row and retries no request. Requests in flight continue, because their
+        answers are paid for."""
+        if not self._stopped.is_set():
             self._write(Stopped(message))
-        self._stopped = True
+        self._stopped.set()
 
     def _ask_for(self, row: Row) -> Ask:
         """Returns the row's `ask`. With several models, the row names its own in "member"."""
         name = row.get("member") or next(iter(self._members))
         return self._engine.ask_for(self._members[name], row)
+
+
+class _Notices(logging.Handler):
+    """A log handler that sends warnings to the console. Omits tracebacks, whose rows have an
+    outcome that says why."""
+
+    def __init__(self, write: Callable[[Outcome], None]):
+        super().__init__(logging.WARNING)
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == log.name and not record.exc_info:
+            self._write(Notice(record.getMessage()))

@@ -6,7 +6,9 @@ save whole blocks, but a single row is expensive here.)
 """
 
 import json
+import logging
 import re
+import shlex
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,37 +17,53 @@ from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.formatting import list_counts, percent, shorten
-from zephyr_ray.outcomes import Answered, EnvironmentFault, RowFault, Stopped, from_entry
+from zephyr_ray.outcomes import (
+    Answered,
+    EnvironmentFault,
+    Notice,
+    RowFault,
+    Stopped,
+    from_entry,
+)
 from zephyr_ray.ray_cluster import blames_memory, connect
-from zephyr_ray.row_actor import Program, Row, RowActor
+from zephyr_ray.row_actor import Flaw, Program, Row, RowActor, no_flaw
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Journal
+
+console = logging.getLogger("zephyr_ray.rows")
+"""Shows the notices of actors; not their own logger, which would send them again."""
 
 BLOCKS_PER_ACTOR = 4
 """Blocks of rows per actor: small ones balance the load; with two in flight, no actor idles."""
 ENGINE_DEATHS = 5
 """Maximum restarts per actor before the stage fails."""
+NAMED_ROWS = 5
+"""Maximum rows that an error line names."""
 EXCEPTION_LINE = re.compile(r"\w[\w.]*(Error|Exception): ")
 
 
-def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model]) -> list[Row]:
+def run_rows(
+    work: Work, rows: list[Row], program: Program, models: list[Model], flaw: Flaw = no_flaw
+) -> list[Row]:
     """Returns the program's results in the order of `rows`; failed rows are counted and omitted.
 
     Each row has an "id"; within a stage, rows with the same "id" are the same row. With several
-    models, a row names its own in "member". Raises Permanent if a row has no outcome of its own,
-    because its environment failed or its model cannot be used, or if more rows failed than
-    `work.max_failed` allows; the next attempt then retries the failed rows. A stage that calls this
-    function again passes its earlier rows too, so that the limit applies to all rows of the stage.
+    models, a row names its own in "member". `flaw` names the fault of a result that is of no use;
+    such a result is returned, but counts as failed against the limit. Raises Permanent if a row has
+    no outcome of its own, because its environment failed or its model cannot be used, or if more
+    rows failed than `work.max_failed` allows; the next attempt then retries the failed rows. A
+    stage that calls this function again passes its earlier rows too, so that the limit applies to
+    all rows of the stage.
     """
-    # Rounded first, because 0.29 * 100 is a little less than 29.
-    max_failed = max(1, int(round(work.max_failed * len(rows), 6))) if work.max_failed else 0
-    outcomes = _Outcomes(work.journal("rows"), len(rows), max_failed)
+    outcomes = _Outcomes(
+        work.journal("rows"), rows=len(rows), max_failed=work.allowed(len(rows)), flaw=flaw
+    )
     outcomes.follow()
-    # This attempt retries what stopped an earlier one, including too many failed rows.
-    outcomes.environment_faults.clear()
-    outcomes.stops.clear()
-    if outcomes.too_many_failed:
-        outcomes.row_faults.clear()
+    outcomes.prepare_retry()
+    for row in rows:
+        if row["id"] in work.give_up and not outcomes.has(row["id"]):
+            fault = RowFault(row["id"], f"{work.name}.give_up names it", "given up")
+            outcomes.row_faults[row["id"]] = fault
     progress = work.progress
     # A stage may call this function several times; rows of its earlier calls are not resumed.
     progress.resumed += outcomes.count - progress.done
@@ -67,11 +85,7 @@ def run_rows(work: Work, rows: list[Row], program: Program, models: list[Model])
             "kept, run again to continue"
         )
     if faults:
-        row_id, reason = next(iter(faults.items()))
-        raise Permanent(
-            f"{len(faults)} rows were not answered (row '{row_id}': {reason}); finished rows are "
-            "kept, run again to retry the others"
-        )
+        raise Permanent(_describe_unanswered(work.name, faults))
     progress.done = outcomes.count
     return [outcomes.results[r["id"]] for r in rows if r["id"] in outcomes.results]
 
@@ -85,10 +99,15 @@ class _Outcomes:
     """Number of all rows."""
     max_failed: int = 0
     """Maximum number of failed rows."""
+    flaw: Flaw = no_flaw
     results: dict[str, Row] = field(default_factory=dict)
+    flawed: dict[str, RowFault] = field(default_factory=dict)
+    """The faults of `results` that are of no use."""
     row_faults: dict[str, RowFault] = field(default_factory=dict)
     environment_faults: dict[str, str] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    """Lines for the console that were not shown yet."""
 
     @property
     def count(self) -> int:
@@ -98,7 +117,8 @@ class _Outcomes:
     @property
     def too_many_failed(self) -> bool:
         """Whether every row failed, or more than `max_failed`."""
-        return len(self.row_faults) > self.max_failed or 0 < self.rows == len(self.row_faults)
+        failed = len(self.row_faults) + len(self.flawed)
+        return failed > self.max_failed or 0 < self.rows == failed
 
     def has(self, row_id: str) -> bool:
         """Returns whether a row is finished."""
@@ -109,7 +129,8 @@ class _Outcomes:
         for line in self.journal.read_new():
             match from_entry(line):
                 case Answered(row_id, row):
-                    self.results.setdefault(row_id, row)
+                    if row_id not in self.results or row_id in self.flawed:
+                        self._keep(row_id, row)
                     self.row_faults.pop(row_id, None)
                     self.environment_faults.pop(row_id, None)
                 case RowFault(row_id) as fault if row_id not in self.results:
@@ -119,17 +140,38 @@ class _Outcomes:
                     self.environment_faults[row_id] = reason
                 case Stopped(reason):
                     self.stops.append(reason)
+                case Notice(notice):
+                    self.notices.append(notice)
+
+    def _keep(self, row_id: str, row: Row) -> None:
+        self.results[row_id] = row
+        self.flawed.pop(row_id, None)
+        if error := self.flaw(row):
+            self.flawed[row_id] = RowFault(row_id, str(error), error.cause)
+
+    def prepare_retry(self) -> None:
+        """Forgets what stopped an earlier attempt, including too many failed rows."""
+        self.environment_faults.clear()
+        self.stops.clear()
+        self.notices.clear()
+        if self.too_many_failed:
+            self.row_faults.clear()
+            for row_id in self.flawed:
+                del self.results[row_id]
+            self.flawed.clear()
 
     def check_failures(self, work: Work) -> None:
-        """Counts failed rows by cause, with examples. Raises Permanent if they are too many."""
-        faults = list(self.row_faults.values())
+        """Counts failed rows by cause, with examples. Raises Permanent if they are too many, or too
+        many with those that `flaw` faults."""
+        missing = list(self.row_faults.values())
+        counted = Counter(fault.cause for fault in missing)
+        work.counts |= {"failed/rows": len(missing)}
+        work.counts |= {f"failed/{cause}": count for cause, count in counted.items()}
+        if missing:
+            work.examples["failed/rows"] = [f"{f.id}: {f.row_fault}" for f in missing[:3]]
+        faults = [*missing, *self.flawed.values()]
         causes = Counter(fault.cause for fault in faults)
-        work.counts |= {"failed/rows": len(faults)}
-        work.counts |= {f"failed/{cause}": count for cause, count in causes.items()}
-        if not faults:
-            return
-        work.examples["failed/rows"] = [f"{f.id}: {f.row_fault}" for f in faults[:3]]
-        if len(faults) == self.rows:
+        if 0 < self.rows == len(faults):
             raise Permanent(
                 f"every row failed; the first: {faults[0].row_fault}; correct that, then run again"
             )
@@ -165,7 +207,8 @@ def _execute(
             "seed": work.seed,
             "journal": str(outcomes.journal.folder),
             "max_failed": outcomes.max_failed,
-            "failed": list(outcomes.row_faults),
+            "failed": [*outcomes.row_faults, *outcomes.flawed],
+            "flaw": outcomes.flaw,
             "since": outcomes.journal.position,
         },
         batch_size=None,
@@ -184,6 +227,8 @@ def _execute(
             last = done.is_set()
             outcomes.follow()
             work.progress.done = max(before, outcomes.count)
+            while outcomes.notices:
+                console.warning("%s: %s", work.name, outcomes.notices.pop(0))
             if last:
                 return
             done.wait(0.5)
@@ -202,6 +247,20 @@ def _execute(
     if outcomes.stops:
         kept = f" ({outcomes.count} finished rows are kept)" if outcomes.count else ""
         raise Permanent(f"{outcomes.stops[0]}{kept}")
+
+
+def _describe_unanswered(stage: str, faults: dict[str, str]) -> str:
+    """Returns the error line about rows that the environment left without an answer; `faults` are
+    the reasons by row."""
+    row_id, reason = next(iter(faults.items()))
+    ids = json.dumps(list(faults)[:NAMED_ROWS], ensure_ascii=False)
+    rows = "1 row was" if len(faults) == 1 else f"{len(faults)} rows were"
+    those = "it" if len(faults) == 1 else "those rows"
+    setting = shlex.quote(f"{stage}.give_up={ids}")
+    return (
+        f"{rows} not answered (row '{row_id}': {shorten(reason)}); finished rows are kept; run "
+        f"again to retry {those}, or drop {those} with --set {setting}"
+    )
 
 
 def _pass_failure(error: Exception, model: str) -> Permanent:

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -12,6 +12,8 @@ from pydantic import Field
 
 from zephyr_ray.demand import Calls, Footprint, Processors
 from zephyr_ray.engines.model import Model, RecipeModel
+from zephyr_ray.errors import Permanent
+from zephyr_ray.formatting import list_counts, percent
 from zephyr_ray.section import Section
 from zephyr_ray.settings import OPERATIONAL, Strict
 from zephyr_ray.store import SCRATCH, Artifact, Journal, write_rows
@@ -21,7 +23,7 @@ log = logging.getLogger("zephyr_ray")
 PROMPT_TOKENS, ANSWER_TOKENS = 256, 512
 """Tokens of a prompt and of an answer in estimates, if their lengths are unknown."""
 MAX_FAILED = 0.05
-"""Default of `RowStage.max_failed`."""
+"""Default of `BoundedStage.max_failed`."""
 
 
 @dataclass
@@ -53,7 +55,9 @@ class Work:
     log_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None
     """Logs metrics of a step to MLflow."""
     max_failed: float = MAX_FAILED
-    """The `RowStage.max_failed` of the stage."""
+    """The `BoundedStage.max_failed` of the stage."""
+    give_up: Collection[str] = ()
+    """The `RowStage.give_up` of the stage."""
     progress: Progress = field(default_factory=Progress)
     counts: dict[str, float] = field(default_factory=dict)
     """Numbers for the manifest, MLflow and the report: rows made, dropped, truncated, …"""
@@ -78,6 +82,30 @@ class Work:
         examples = self.examples.setdefault(f"dropped/{rule}", [])
         if len(examples) < 3:
             examples.append(example)
+
+    def allowed(self, rows: int) -> int:
+        """Returns how many of the rows may fail."""
+        # Rounded first, because 0.29 * 100 is a little less than 29.
+        return max(1, int(round(self.max_failed * rows, 6))) if self.max_failed else 0
+
+    def check_dropped(self, rows: int, sound: Collection[str] = ()) -> None:
+        """Raises Permanent if more of the rows were dropped than `max_failed` allows; `sound` are
+        rules that drop sound rows, which no limit applies to."""
+        rules = {
+            name.removeprefix("dropped/"): count
+            for name, count in self.counts.items()
+            if name.startswith("dropped/") and name.removeprefix("dropped/") not in sound
+        }
+        dropped, allowed = int(sum(rules.values())), self.allowed(rows)
+        if dropped > allowed:
+            most = max(rules, key=rules.__getitem__)
+            example = self.examples[f"dropped/{most}"][0]
+            raise Permanent(
+                f"stage '{self.name}': {dropped} of {rows} rows were dropped "
+                f"({percent(dropped / rows)}: {list_counts(rules)}), max_failed allows {allowed}; "
+                f"the first row dropped as '{most}': {example}; correct the rows, or raise "
+                f"{self.name}.max_failed to go on without them"
+            )
 
 
 class Stage(Strict):
@@ -108,6 +136,11 @@ class Stage(Strict):
         """Returns the expected rows of the artifact, from the rows of the stages it reads; None if
         unknown."""
         return next(iter(rows.values()), None)
+
+    def rows_of_files(self, files: dict[str, Path]) -> int | None:
+        """Returns the rows that the stage makes of its files (by setting) alone; None if
+        unknown."""
+        return None
 
     def answer_bounds(self) -> tuple[float, int]:
         """Returns answers per row of the artifact and maximum tokens per answer, for estimates."""
@@ -150,9 +183,17 @@ class Stage(Strict):
         return None
 
 
-class RowStage(Stage):
-    """A stage that runs a row program; a few of its rows may fail for reasons of their own."""
+class BoundedStage(Stage):
+    """A stage that stops if too many of its rows are missing or useless for faults of their own."""
 
     max_failed: Annotated[float, OPERATIONAL] = Field(MAX_FAILED, ge=0, le=1)
     """Maximum share of the rows that may fail, but at least one row unless it is 0; above it, the
     stage stops."""
+
+
+class RowStage(BoundedStage):
+    """A stage that runs a row program."""
+
+    give_up: Annotated[list[str], OPERATIONAL] = []
+    """Ids of rows to drop without asking for them again; they count as failed. For a row to which
+    an endpoint always gives the same reply that is no answer."""

@@ -43,6 +43,7 @@ JOB_VARIABLE = "ZEPHYR_JOB"
 SCRATCH = "scratch"
 """Folder for journals and checkpoints of unfinished work; not part of the artifact."""
 ROWS = "rows.jsonl"
+ONE_PER_LINE = "write one complete JSON object per line"
 MAX_PATH_BYTES = 400
 """Maximum bytes of the storage folder's path; SQLite opens paths of up to 512."""
 
@@ -84,10 +85,13 @@ def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
+            except UnicodeDecodeError:
+                raise Permanent(f"{path} line {number}: not UTF-8; convert it to UTF-8") from None
             except (ValueError, RecursionError):
-                raise Permanent(f"{path} line {number}: not JSON; correct the line") from None
+                fix = ONE_PER_LINE if line.lstrip()[:1] in b"[{" else "correct the line"
+                raise Permanent(f"{path} line {number}: not JSON; {fix}") from None
             if not isinstance(row, dict):
-                raise Permanent(f"{path} line {number}: not a JSON object; correct the line")
+                raise Permanent(f"{path} line {number}: not a JSON object; {ONE_PER_LINE}")
             yield number, row
 
 
@@ -242,6 +246,8 @@ class Store:
         """Locks the storage folder, because recipes share its artifacts. Waits up to `wait` seconds
         for another run, after passing a line to `notice`. Interrupts the run if it loses the
         lock."""
+        if not wait >= 0:
+            raise Permanent(f"--wait {wait:g}: not a time; write 0 or more seconds")
         job = os.environ.get(JOB_VARIABLE, "")
         lease = Lease(self.root / LEASE, f"storage folder {self.storage}", job=job)
         with ExitStack() as stack:

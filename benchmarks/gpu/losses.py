@@ -6,10 +6,13 @@ python -m benchmarks.gpu.losses FOLDER fp32
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.switches import unchanged
 from benchmarks.workload import TINY, dialogues, pairs, write_model
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.sft import Sft
@@ -30,7 +33,9 @@ SMALL = replace(
 )
 
 
-def losses(folder: Path, kind: str, precision: str, gpus: int) -> list[float]:
+def losses(
+    folder: Path, kind: str, precision: str, gpus: int, patch: Callable[[], None] = unchanged
+) -> list[float]:
     """Trains in this process; returns the loss of every step."""
     from benchmarks.contestants import ours
 
@@ -45,10 +50,17 @@ def losses(folder: Path, kind: str, precision: str, gpus: int) -> list[float]:
     else:
         stage = Dpo(**common, global_batch=SMALL.dpo_batch, max_length=SMALL.dpo_length)
         rows = pairs(SMALL, 8 * SMALL.dpo_batch)
-    return ours(SMALL, folder / "model", stage, rows, folder / "made").losses
+    return ours(SMALL, folder / "model", stage, rows, folder / "made", patch=patch).losses
 
 
-def compare_losses(report: Any, isolated: Any, on_cpu: subprocess.Popen[bytes], work: Path) -> None:
+def compare_losses(
+    report: Any,
+    isolated: Any,
+    on_cpu: subprocess.Popen[bytes],
+    work: Path,
+    precisions: tuple[str, ...] = ("bf16", "fp32"),
+    patch: Callable[[], None] = unchanged,
+) -> None:
     """Prints the largest differences from the losses of the process on the CPU."""
     import torch
 
@@ -56,12 +68,13 @@ def compare_losses(report: Any, isolated: Any, on_cpu: subprocess.Popen[bytes], 
     expected = json.loads((work / "cpu" / "losses.json").read_text(encoding="utf-8"))
     gpus = int(torch.cuda.is_available())
     for kind in ("sft", "dpo"):
-        for precision in ("bf16", "fp32"):
-            folder = work / f"{kind}-{precision}"
-            actual = isolated.run(losses, folder, kind, precision, gpus, timeout=60)
+        for precision in precisions:
+            folder = Path(tempfile.mkdtemp(dir=work))
+            actual = isolated.run(losses, folder, kind, precision, gpus, patch, timeout=60)
             differences = [abs(a - b) for a, b in zip(actual, expected[kind], strict=True)]
             report.line(
                 f"{kind}, {len(actual)} steps, {precision} against fp32 on the CPU",
+                kernels=patch.__name__,
                 largest_difference=max(differences),
                 first=differences[0],
                 loss_from=expected[kind][0],

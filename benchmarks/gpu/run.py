@@ -27,28 +27,12 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "err
 
 import torch
 
-from benchmarks import contestants
 from benchmarks.gpu import attention
 from benchmarks.gpu.losses import compare_losses
+from benchmarks.gpu.trainings import GPU, SIZE, Trainings
 from benchmarks.isolated import Isolated
 from benchmarks.report import Report
-from benchmarks.workload import (
-    BILLION,
-    TINY,
-    Size,
-    dialogues,
-    pairs,
-    parameters,
-    write_model,
-)
-from zephyr_ray.train import memory
-from zephyr_ray.train.dpo import Dpo
-from zephyr_ray.train.sft import Sft
-
-GPU = torch.cuda.is_available()
-SIZE = BILLION if GPU else TINY
-LIMIT = 90
-"""Seconds after which one training is given up."""
+from benchmarks.workload import parameters
 
 
 def main(out: Path, budget: float, bitsandbytes: str, only: str) -> None:
@@ -58,15 +42,17 @@ def main(out: Path, budget: float, bitsandbytes: str, only: str) -> None:
     losses = start_cpu_losses(work)
     import_libraries()
     isolated = Isolated(out / "log.txt")
-    bench = Bench(report, isolated, work)
+    trainings = Trainings(report, isolated, work)
+    compare = partial(compare_losses, report, isolated, losses, work)
     report.section("machine", lambda: machine(report, isolated))
-    report.section("model", bench.write_inputs)
+    report.section("model", trainings.write_inputs)
     sections: list[tuple[str, Callable[[], Any]]] = [
         ("ceilings", lambda: report.line("ceilings", **isolated.run(ceilings, timeout=60))),
-        ("attention", bench.attention),
-        *bench.trainings(),
-        ("losses", lambda: compare_losses(report, isolated, losses, work)),
-        *bench.more_trainings(bitsandbytes),
+        ("attention", lambda: check_attention(report, isolated)),
+        *trainings.compared(),
+        *trainings.changed(),
+        ("losses", compare),
+        *trainings.others(bitsandbytes),
     ]
     for name, measure in sections:
         if re.search(only, name):
@@ -116,6 +102,11 @@ def machine(report: Report, isolated: Isolated) -> None:
     report.line(f"model: {parameters(SIZE) / 1e9:.2f} B parameters", **SIZE.model)
 
 
+def check_attention(report: Report, isolated: Isolated) -> None:
+    for name, values in isolated.run(attention.check, timeout=60):
+        report.line(name, **values)
+
+
 def ceilings() -> dict[str, float]:
     """Measures the two limits of the card: TFLOP/s of a bf16 product of random matrices, and TB/s
     of a copy, reads and writes counted."""
@@ -127,151 +118,6 @@ def ceilings() -> dict[str, float]:
     target = torch.empty_like(source)
     copy = attention.milliseconds(lambda: target.copy_(source))
     return {"bf16_tflops": 2 * 8192**3 / product / 1e9, "copy_tb_s": 2 * 4 * 2**30 / copy / 1e9}
-
-
-def unchanged() -> None:
-    pass
-
-
-class Bench:
-    """The trainings, each in a process of its own."""
-
-    def __init__(self, report: Report, isolated: Isolated, work: Path):
-        self.report, self.isolated, self.work = report, isolated, work
-        self.model = work / "model"
-
-    def write_inputs(self) -> None:
-        self.isolated.run(write_model, self.model, SIZE, "cuda" if GPU else "cpu", timeout=120)
-        self.dialogues = dialogues(SIZE, SIZE.steps * SIZE.sft_batch * SIZE.sft_length)
-        self.pairs = pairs(SIZE, SIZE.steps * SIZE.dpo_batch)
-
-    def attention(self) -> None:
-        for name, values in self.isolated.run(attention.check, timeout=60):
-            self.report.line(name, **values)
-
-    def trainings(self) -> list[tuple[str, Any]]:
-        """The comparison with TRL, and profiles."""
-        return [
-            ("SFT ours, packed", partial(self.sft, micro=SIZE.micro)),
-            ("SFT TRL as handbook", partial(self.trl_sft, 2 * SIZE.micro, False, True)),
-            ("SFT TRL packed", partial(self.trl_sft, SIZE.micro, True, False)),
-            ("SFT TRL unpacked, no checkpointing", partial(self.trl_sft, SIZE.micro, False, False)),
-            ("DPO ours", partial(self.dpo, micro=2 * SIZE.micro)),
-            ("DPO TRL as handbook", partial(self.trl_dpo, 2 * SIZE.micro, False, True)),
-            ("DPO TRL at its best", partial(self.trl_dpo, 2 * SIZE.micro, True, False)),
-            ("SFT ours, profiled", partial(self.sft, micro=SIZE.micro, profile="profile_sft.txt")),
-            ("DPO ours, profiled", partial(self.dpo, 2 * SIZE.micro, profile="profile_dpo.txt")),
-        ]
-
-    def more_trainings(self, bitsandbytes: str) -> list[tuple[str, Any]]:
-        """Other settings of ours."""
-        micro, lora = SIZE.micro, {"r": 16, "dropout": 0.0}
-        return [
-            ("SFT ours, ZeRO 3", partial(self.sft, micro, zero=3)),
-            ("DPO ours, ZeRO 3", partial(self.dpo, 2 * micro, zero=3)),
-            ("SFT ours, checkpointing", partial(self.sft, micro, gradient_checkpointing=True)),
-            ("DPO ours, checkpointing", partial(self.dpo, 2 * micro, gradient_checkpointing=True)),
-            ("SFT ours, LoRA", partial(self.sft, micro, lora=lora)),
-            ("DPO ours, LoRA", partial(self.dpo, 2 * micro, lora=lora)),
-            ("SFT ours, micro-batch of one row", partial(self.sft, 1)),
-            ("DPO ours, micro-batch of two pairs", partial(self.dpo, 2)),
-            (
-                "SFT ours, ZeRO 3, checkpointing",
-                partial(self.sft, micro, zero=3, gradient_checkpointing=True),
-            ),
-            ("SFT ours, Liger", partial(self.sft, micro, patch=contestants.use_liger_kernels)),
-            ("DPO ours, Liger", partial(self.dpo, 2 * micro, patch=contestants.use_liger_kernels)),
-            ("SFT ours, twice the micro-batch", partial(self.sft, 2 * micro)),
-            (
-                "SFT ours, QLoRA",
-                partial(self.sft, micro, lora=lora | {"quantized": True}, packages=bitsandbytes),
-            ),
-            ("SFT ours, compiled", partial(self.sft, micro, patch=contestants.compile_layers)),
-        ]
-
-    def sft(self, micro: int, **others: Any) -> None:
-        self._ours(Sft, self.dialogues, micro, SIZE.sft_batch, SIZE.sft_length, **others)
-
-    def dpo(self, micro: int, **others: Any) -> None:
-        self._ours(Dpo, self.pairs, micro, SIZE.dpo_batch, SIZE.dpo_length, **others)
-
-    def _ours(
-        self,
-        kind: Any,
-        rows: Any,
-        micro: int,
-        batch: int,
-        length: int,
-        profile: str | None = None,
-        patch: Any = unchanged,
-        packages: str = "",
-        **settings: Any,
-    ) -> None:
-        stage = kind(
-            model="m",
-            data="d",
-            micro_batch=micro,
-            global_batch=batch,
-            max_length=length,
-            gpus_per_worker=int(GPU),
-            epochs=2,
-            checkpoint_every=10_000,
-            **{"zero": 0, **settings},
-        )
-        file = profile and self.report.folder / profile
-        measured = self.isolated.run(
-            contestants.ours,
-            SIZE,
-            self.model,
-            stage,
-            rows,
-            self._folder(),
-            file,
-            patch,
-            timeout=self._limit(),
-            packages=packages,
-        )
-        self.report.training(measured, stage.batches()[0], planned(stage, SIZE))
-
-    def trl_sft(self, micro: int, packing: bool, checkpointing: bool) -> None:
-        self._largest(contestants.trl_sft, self.dialogues, micro, packing, checkpointing)
-
-    def trl_dpo(self, micro: int, precompute: bool, checkpointing: bool) -> None:
-        self._largest(contestants.trl_dpo, self.pairs, micro, precompute, checkpointing)
-
-    def _largest(self, train: Any, rows: Any, micro: int, *flags: bool) -> None:
-        """Measures the largest micro-batch of `micro`, half of it, … that fits."""
-        while True:
-            try:
-                measured = self.isolated.run(
-                    train,
-                    SIZE,
-                    self.model,
-                    rows,
-                    self._folder(),
-                    micro,
-                    *flags,
-                    timeout=self._limit(),
-                )
-                return self.report.training(measured, micro)
-            except Exception as error:
-                if "OutOfMemoryError" not in str(error) or micro == 1:
-                    raise
-                micro //= 2
-
-    def _folder(self) -> Path:
-        return Path(tempfile.mkdtemp(dir=self.work))
-
-    def _limit(self) -> float:
-        return min(LIMIT, self.report.left)
-
-
-def planned(stage: Any, size: Size) -> memory.Memory:
-    """Returns what the planner expects on one GPU."""
-    from zephyr_ray.models.shapes import shape_of
-
-    shape = shape_of({"model_type": "llama", **size.model})
-    return memory.worker_memory(stage, shape)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ PADS = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>
 PROBE = [user("One?"), assistant("Two."), user("Three?"), assistant("Four.")]
 """The conversation with which a template is tested before it is used."""
 SYSTEM = {"role": "system", "content": "Zero."}
+OWN = "the chat template"
+"""Name of the tokenizer's own template."""
 FIX = "give the model folder another chat template"
 
 
@@ -53,12 +55,11 @@ class ChatFormat:
             # Many tokenizers' own templates add a system message that is not trained here.
             return ChatFormat(tokenizer, CHATML, "ChatML")
         if tokenizer.chat_template:
-            folder = f" of {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
             try:
                 source = tokenizer.get_chat_template()
             except ValueError as error:  # several templates, none of them the default
                 raise Permanent(f"{' '.join(str(error).split())[:200]}; {FIX}") from None
-            return ChatFormat(tokenizer, source, f"the chat template{folder}")
+            return ChatFormat(tokenizer, source, OWN)
         if tokenizer.eos_token == "</s>":
             bos = tokenizer.bos_token_id
             adds_bos = bos is not None and tokenizer("")["input_ids"][:1] == [bos]
@@ -90,6 +91,23 @@ class ChatFormat:
                 f"never stop; {FIX}"
             )
         self.stop_token_id = tokenizer.convert_tokens_to_ids(end.group())
+
+    @property
+    def name(self) -> str:
+        """Names the template, and says if it replaces another one of the tokenizer."""
+        name = self._template.name
+        if name == OWN or not self.tokenizer.chat_template or self._writes_the_same():
+            return name
+        return f"{name}, not the model's own chat template, which writes other text"
+
+    def _writes_the_same(self) -> bool:
+        """Returns whether the tokenizer's own template writes the same text."""
+        try:
+            source = self.tokenizer.get_chat_template()
+            own = ChatTemplate(source, self._template.special_tokens, OWN)
+            return in_time(lambda: own.write(PROBE), OWN) == self._template.write(PROBE)
+        except (Permanent, ValueError):
+            return False
 
     @property
     def vocabulary_size(self) -> int:

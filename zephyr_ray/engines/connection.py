@@ -9,6 +9,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.formatting import shorten
 
 if TYPE_CHECKING:
+    from httpx2 import Response
     from openai import OpenAI
 
 PAUSES = (1, 2)
@@ -47,8 +48,9 @@ def check_reachable(client: "OpenAI", key_variable: str | None) -> None:
     """Raises Permanent if the client cannot connect, or if its key, its credits or its proxy
     password are refused.
 
-    Asks for the list of models, which is free. Any reply but status 401, 402 and 407 will do: some
-    endpoints have no such list, and a restricted key may get status 403 for it.
+    Asks for the list of models, which is free. Almost any reply will do: some endpoints have no
+    such list, and a restricted key may get status 403 for it. Refused are status 401, 402 and 407,
+    a web page instead of the list, and a redirect to another address.
     """
     import httpx2
     import openai
@@ -62,7 +64,9 @@ def check_reachable(client: "OpenAI", key_variable: str | None) -> None:
     address = str(client.base_url)
     for pause in (*PAUSES, None):
         try:
-            client.get("/models", cast_to=httpx2.Response, options={"follow_redirects": False})
+            reply = client.get(
+                "/models", cast_to=httpx2.Response, options={"follow_redirects": False}
+            )
         except openai.AuthenticationError as error:
             fix = f"correct the key in {key_variable}" if key_variable else "set api_key_env"
             raise Permanent(f"{address}: {shorten(str(error))}; {fix}") from None
@@ -78,13 +82,30 @@ def check_reachable(client: "OpenAI", key_variable: str | None) -> None:
                     f"cannot connect to {address}{via} ({describe(reason)}); {fix}"
                 ) from None
             time.sleep(pause)
+            continue
         except openai.APIStatusError as error:
-            if error.status_code not in (402, 407):
-                return
-            fix = FIXES[error.status_code]
-            raise Permanent(f"{address}: {shorten(str(error))}; {fix}") from None
-        else:
-            return
+            if error.status_code in (402, 407):
+                fix = FIXES[error.status_code]
+                raise Permanent(f"{address}: {shorten(str(error))}; {fix}") from None
+            reply = error.response
+        check_is_api(reply, address)
+        return
+
+
+def check_is_api(reply: "Response", address: str) -> None:
+    """Raises Permanent if a reply to GET /models shows that base_url is not the address of an
+    API."""
+    target = reply.headers.get("location", "")
+    if 300 <= reply.status_code < 400 and target:
+        to = reply.url.join(target).copy_with(query=None)
+        # Some frameworks only add a slash at the end, and not to the other paths.
+        if str(to).rstrip("/") != str(reply.url.copy_with(query=None)).rstrip("/"):
+            raise Permanent(f"{address}: redirects to {to}; set base_url to the API itself")
+    if reply.status_code == 200 and "html" in reply.headers.get("content-type", ""):
+        raise Permanent(
+            f"{address}: answers with a web page, not JSON; set base_url to the API itself, whose "
+            "address often ends in /v1"
+        )
 
 
 def describe(error: BaseException | None) -> str:

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import math
 import os
 import random
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import field_validator
@@ -16,7 +18,7 @@ from zephyr_ray.engines.replies import Unavailable, read_object
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.masking import remember
-from zephyr_ray.models.contract import StopRun
+from zephyr_ray.models.contract import STOPPING, StopRun
 from zephyr_ray.settings import OPERATIONAL
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ WAIT_SECONDS = 600
 """Maximum seconds that a request waits while the endpoint answers no request at all."""
 TIMEOUT_SECONDS, CONNECT_SECONDS = 120, 15
 """Maximum seconds per attempt without a byte of the reply, and to connect."""
+LONGEST_WORD = 15
+"""Maximum characters of a word in api_key_env; a longer one in capitals may be the key itself."""
+NOTICE_SECONDS = 60
+"""Minimum seconds between two lines about retries."""
 PREFLIGHT_SECONDS = 5
 """Maximum seconds without a byte when a connection is checked before a run."""
 
@@ -58,7 +64,8 @@ class EndpointSettings(ModelSettings):
     @field_validator("api_key_env", mode="before")
     @classmethod
     def _is_a_name(cls, value: Any) -> Any:
-        if value is None or (isinstance(value, str) and re.fullmatch("[A-Z_][A-Z0-9_]*", value)):
+        is_name = isinstance(value, str) and re.fullmatch("[A-Z_][A-Z0-9_]*", value)
+        if value is None or (is_name and max(map(len, value.split("_"))) <= LONGEST_WORD):
             return value
         raise ValueError(
             "not the name of an environment variable in capitals, and may be the key itself; "
@@ -116,18 +123,18 @@ class Endpoint:
         self.name = f"{target} at {settings.base_url}"
         """Name of the endpoint in error lines."""
         self._last_answer = time.monotonic()
-        self._is_waiting = False
+        self._last_notice = -math.inf
 
     async def post(
         self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any], str], T]
     ) -> T:
         """Returns what `read(object, name)` makes of the JSON object in the reply. Raises as
         `replies.read_object` does."""
-        start, retries = time.monotonic(), 0
+        start, retries, stopping = time.monotonic(), 0, STOPPING.get() or asyncio.Event()
         while True:
             try:
                 answer = read(await self._send(path, body), self.name)
-                self._last_answer, self._is_waiting = time.monotonic(), False
+                self._last_answer = time.monotonic()
                 return answer
             except Unavailable as error:
                 delay = error.after or min(FIRST_DELAY * 2**retries, LONGEST_DELAY)
@@ -136,10 +143,12 @@ class Endpoint:
                 gives_up = retries >= RETRIES and not error.rate_limited
                 if gives_up or waited + delay > WAIT_SECONDS:
                     raise
-                if not self._is_waiting:
+                if time.monotonic() > self._last_notice + NOTICE_SECONDS:
                     log.warning("%s; retrying", error)
-                self._is_waiting = True
-            await asyncio.sleep(delay)
+                    self._last_notice = time.monotonic()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stopping.wait(), delay)
+                    raise  # the stage stopped during the delay
             retries += 1
 
     async def _send(self, path: str, body: dict[str, Any]) -> dict[str, Any]:

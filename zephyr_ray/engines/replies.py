@@ -28,7 +28,7 @@ FILTERED = {
 }
 """Finish reasons of a choice that was withheld for its content."""
 FIXES = {
-    401: "correct the key that api_key_env names",
+    401: "set api_key_env to the variable that holds a valid key",
     402: "add credits, then run again",
     403: "use a key that has access",
     404: "correct model or base_url",

@@ -21,6 +21,7 @@ CHARACTERS = 4.0
 
 
 def print_estimate(recipe: Recipe, store: Store, steps: list[Step]) -> None:
+    """Prints the estimate."""
     lines = estimate_lines(recipe, store, steps)
     if lines:
         Console().print(Text("\n" + "\n".join(lines)), soft_wrap=True)

@@ -14,6 +14,8 @@ from zephyr_ray.section import Cell, Interval
 
 Row = dict[str, Any]
 """One judged comparison of a model's answer with the baseline's."""
+BOTH_EMPTY = "both answers are empty"
+"""Reason of a comparison without a verdict, because there is nothing to compare."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def left_out(figures: dict[str, Any]) -> int:
 
 
 def parsed(rows: list[Row]) -> list[Row]:
-    """Returns the rows with a readable verdict, which a win rate is computed from."""
+    """Returns the rows with a verdict, which a win rate is computed from."""
     return [row for row in rows if row["verdict"] is not None]
 
 
@@ -175,7 +177,9 @@ FIGURES = (
     ),
     Figure(
         names=("parse_failures",),
-        compute=lambda rows, seed: (len(rows) - len(parsed(rows)),),
+        compute=lambda rows, seed: (
+            sum(row["verdict"] is None and row.get("reason") != BOTH_EMPTY for row in rows),
+        ),
         heading="Unparsable",
         compared=True,
     ),

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zephyr_ray.demand import Calls
-from zephyr_ray.errors import Permanent
-from zephyr_ray.judge.figures import FIGURES, Row, parsed, pass_difference, summary
+from zephyr_ray.errors import Permanent, RowError
+from zephyr_ray.judge.figures import BOTH_EMPTY, FIGURES, Row, parsed, pass_difference, summary
 from zephyr_ray.judge.gathering import Gathered, gather
 from zephyr_ray.judge.section import pairwise_section
 from zephyr_ray.judge.wording import control_note
-from zephyr_ray.judges import FORMS, reply_tokens
+from zephyr_ray.judges import FORMS, reply_tokens, unreadable
+from zephyr_ray.messages import visible
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.spacing import spaced
 from zephyr_ray.rows import run_rows
@@ -58,10 +59,14 @@ class Pairwise(RowStage):
     def run(self, work: Work) -> None:
         gathered = gather(work, self._stages())
         comparisons = list(gathered.comparisons())
-        judged = run_rows(work, comparisons, compare, [work.models[self.judge]])
+        judged = run_rows(work, comparisons, compare, [work.models[self.judge]], _flaw)
         result = self._result(gathered, judged)
         write_atomically(work.folder / "result.json", json.dumps(result, indent=1))
-        work.counts["unparsable"] = sum(row["verdict"] is None for row in judged)
+        work.counts["unparsable"] = sum(_flaw(row) is not None for row in judged)
+        baseline = gathered.models[self.baseline]
+        others = [row for row in judged if row["model"] != baseline]
+        if empty := sum(row["reason"] == BOTH_EMPTY for row in others):
+            work.counts["both_empty"] = empty
         work.counts["flips"] = sum(bool(row.get("flip")) for row in judged)
         work.counts |= _counts(result)
         work.write_rows(gathered.side_by_side(judged))
@@ -114,12 +119,20 @@ class Pairwise(RowStage):
         }
 
 
+def _flaw(row: Row) -> RowError | None:
+    return None if row["reason"] == BOTH_EMPTY else unreadable(row)
+
+
 async def compare(row: Row, ask: Ask) -> Row:
-    """Judges one comparison; a verdict of 1 is a win of `first`."""
-    verdict = await ask.judge("pairwise", row, [row["first"], row["second"]])
+    """Judges one comparison; a verdict of 1 is a win of `first`. Two empty answers have no
+    verdict."""
+    sides = [row["first"], row["second"]]
+    verdict = await ask.judge("pairwise", row, sides)
+    if not any(visible(side["text"]) for side in sides):
+        verdict = {**verdict, "verdict": None, "reason": BOTH_EMPTY}
     return {
         **{name: row[name] for name in ("id", "prompt_id", "model", "constraint")},
-        "words": [len(spaced(row[side]["text"]).split()) for side in ("first", "second")],
+        "words": [len(spaced(side["text"]).split()) for side in sides],
         **verdict,
     }
 

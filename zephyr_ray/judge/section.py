@@ -83,7 +83,7 @@ def _figures(result: Result) -> tuple[list[Bars], Table]:
         rows=tuple(zip(models, omitted, *(cells for _, cells in columns), strict=True)),
         help=(
             "Left out: held-out prompts that the win rate does not include, because an answer is "
-            "missing or the judge's reply is unparsable.",
+            "missing, both are empty, or the judge's reply is unparsable.",
             *(f"{f.heading}: {f.help}" for f, _ in columns if f.help),
         ),
     )

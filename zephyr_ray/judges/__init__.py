@@ -2,12 +2,14 @@
 
 from pkgutil import resolve_name
 
-from zephyr_ray.judges.form import Form
+from zephyr_ray.judges.form import Form, unreadable
 
 _NAMES = (
     "zephyr_ray.judges.score:Score",
     "zephyr_ray.judges.pairwise:Ranking",
 )
+__all__ = ["FORMS", "reply_tokens", "unreadable"]
+
 FORMS: dict[str, Form] = {form.name: form() for form in map(resolve_name, _NAMES)}
 
 

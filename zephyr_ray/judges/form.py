@@ -3,6 +3,8 @@
 from typing import Any, ClassVar, Protocol
 
 from zephyr_ray.demand import Calls
+from zephyr_ray.errors import RowError
+from zephyr_ray.formatting import shorten
 from zephyr_ray.models.contract import Ask
 
 Row = dict[str, Any]
@@ -13,6 +15,13 @@ Judgement = dict[str, Any]
 
 QUESTION_TOKENS = 128
 """Tokens of a form's instructions to the judge, for estimates."""
+
+
+def unreadable(judgement: Judgement) -> RowError | None:
+    """Returns the fault of a judgement without a score or verdict; None if it has one."""
+    if judgement.get("score", judgement.get("verdict")) is not None:
+        return None
+    return RowError(shorten(judgement["reason"]), "unparsable")
 
 
 class Form(Protocol):

@@ -1,11 +1,16 @@
 """Defines the contract between row programs and the models that answer them: `await
 ask(messages)`."""
 
+import asyncio
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.messages import Message
+
+STOPPING: ContextVar[asyncio.Event | None] = ContextVar("STOPPING", default=None)
+"""Set once the stage of the row in this context stops: its requests are then not retried."""
 
 
 class StopRun(Permanent):

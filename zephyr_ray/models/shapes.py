@@ -55,6 +55,8 @@ KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
 class Shape:
     """The sizes of one model."""
 
+    family: str
+    """The config's model_type; empty if unknown."""
     parameters: int
     """Number of parameters, including embeddings."""
     layers: int
@@ -138,6 +140,7 @@ def shape_of(config: dict[str, Any]) -> Shape:
     embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
     matrices = sum(rows * columns for _, rows, columns in layer)
     return Shape(
+        family=config["model_type"],
         parameters=embeddings + layers * (matrices + vectors) + hidden,
         layers=layers,
         hidden=hidden,
@@ -170,6 +173,7 @@ def _built_shape(config: dict[str, Any]) -> Shape:
     heads = full_config.num_attention_heads
     head = getattr(full_config, "head_dim", None) or full_config.hidden_size // heads
     return Shape(
+        family=full_config.model_type,
         parameters=sum(p.numel() for p in model.parameters()),
         layers=full_config.num_hidden_layers,
         hidden=full_config.hidden_size,
@@ -204,6 +208,7 @@ def find_shape_or_size(weights: str) -> Shape | None:
     if not parameters:
         return None
     return Shape(
+        family="",
         parameters=parameters,
         layers=1,
         hidden=0,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zephyr_ray.digests import known_digest
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models.packaged import PACKAGED, fetch
+from zephyr_ray.models.packaged import PACKAGED, cached_package, fetch
 from zephyr_ray.verification import verify_folder
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -36,6 +36,25 @@ def resolve(weights: str) -> Path:
         verify_folder(folder)
         return folder
     return _from_hub(weights)
+
+
+def find_local(weights: str) -> Path | None:
+    """Returns the folder that `resolve` would return; None if it would download first, or if the
+    folder lacks weights or a tokenizer."""
+    if weights in PACKAGED:
+        return cached_package(weights)
+    folder = Path(weights).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(weights, local_files_only=True))
+        except Exception:  # no copy, or no hub id
+            return None
+    complete = all(
+        any(folder.glob(name)) for name in ("config.json", "*.safetensors", "tokenizer*")
+    )
+    return folder.resolve() if complete else None
 
 
 def fingerprint(weights: str) -> str:

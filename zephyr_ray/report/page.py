@@ -20,8 +20,11 @@ from zephyr_ray.store import Artifact
 TEMPLATE = Path(__file__).with_name("template.html")
 LONGEST_TEXT = 2000
 """Maximum characters of a text on the page."""
-TROUBLE = ("dropped", "failed", "truncated", "flips", "parse_failures", "unparsable", "over_long")
-"""Prefixes of counts that the page lists under failed and dropped rows."""
+TROUBLE = (
+    *("dropped", "failed", "truncated", "flips", "parse_failures", "unparsable", "over_long"),
+    *("empty", "both_empty", "short_of_count"),
+)
+"""Prefixes of counts that the page lists with failed and dropped rows."""
 
 
 class Report(Stage):

@@ -144,6 +144,8 @@ class Gateway:
 
     async def _vote(self, request: Request) -> Response:
         vote = parse(VoteRequest, await read_body(request))
+        for answer in (vote.left, vote.right):
+            self._dispatcher.handle(answer.model)
         if vote.messages[-1].role != "user":
             message = "messages: must end with a user message"
             raise RequestError(400, message, "invalid_value", "messages")

@@ -200,7 +200,9 @@ def end_of(finish_reason: str | None) -> str:
 class VotedAnswer(Body):
     model: ModelName
     text: Text
-    finish_reason: str | None = None
+    finish_reason: str | None = "stop"
+    """If missing, the answer counts as ended, as an earlier one does; null means that the reader
+    stopped it."""
 
 
 class VotedMessage(ChatMessage):

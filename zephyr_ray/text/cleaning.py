@@ -6,7 +6,7 @@ from pydantic import Field
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
-from zephyr_ray.judges import FORMS, reply_tokens
+from zephyr_ray.judges import FORMS, reply_tokens, unreadable
 from zephyr_ray.messages import Exchange, Message, exchanges, visible, with_facts
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
@@ -148,7 +148,7 @@ class Clean(RowStage):
             for exchange in exchanges(row["messages"])
             if exchange.questions
         ]
-        rated = run_rows(work, requests, rate, [work.models[str(self.judge)]])
+        rated = run_rows(work, requests, rate, [work.models[str(self.judge)]], unreadable)
         return {row["id"]: row["score"] for row in rated}
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zephyr_ray.demand import Calls
-from zephyr_ray.messages import user
+from zephyr_ray.errors import RowError
+from zephyr_ray.messages import empty_answer, user, visible
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
@@ -61,12 +62,15 @@ class Completions(RowStage):
                     }
                 )
         program = partial(complete, max_tokens=self.max_tokens)
-        answers = run_rows(work, requests, program, [work.models[m] for m in self.models])
+        flaw = partial(_flaw, max_tokens=self.max_tokens)
+        answers = run_rows(work, requests, program, [work.models[m] for m in self.models], flaw)
         by_prompt: dict[str, list[dict[str, Any]]] = {}
         for answer in answers:
             by_prompt.setdefault(answer.pop("id").rpartition("/")[0], []).append(answer)
             if answer["finish_reason"] == "length":
                 work.counts["truncated"] = work.counts.get("truncated", 0) + 1
+            if not visible(answer["text"]):
+                work.counts["empty"] = work.counts.get("empty", 0) + 1
         work.counts["answers"] = len(answers)
         work.write_rows(
             {**row, "completions": by_prompt[row["id"]]}
@@ -89,6 +93,10 @@ class Completions(RowStage):
         count = prompts * self.answer_bounds()[0] / len(self.models)
         each = Calls(count, count * PROMPT_TOKENS, count * self.max_tokens)
         return dict.fromkeys(self.models, each)
+
+
+def _flaw(answer: dict[str, Any], *, max_tokens: int) -> RowError | None:
+    return empty_answer(answer["text"], answer["finish_reason"], max_tokens)
 
 
 async def complete(row: dict[str, Any], ask: Ask, *, max_tokens: int) -> dict[str, Any]:

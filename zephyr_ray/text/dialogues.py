@@ -6,7 +6,16 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zephyr_ray.demand import Calls
-from zephyr_ray.messages import Message, answers, assistant, user, with_facts
+from zephyr_ray.errors import RowError
+from zephyr_ray.messages import (
+    Message,
+    answers,
+    assistant,
+    empty_answer,
+    user,
+    visible,
+    with_facts,
+)
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
@@ -32,14 +41,15 @@ class SelfRefine(RowStage):
 
     def run(self, work: Work) -> None:
         program = partial(self_refine, turns=self.turns, max_tokens=self.max_tokens)
-        prompts = work.inputs[self.prompts].rows()
+        flaw = partial(_flaw, max_tokens=self.max_tokens)
+        prompts, models = work.inputs[self.prompts].rows(), [work.models[self.model]]
         # The journal may hold rows of an earlier version.
-        rows = [
-            with_facts(row) for row in run_rows(work, prompts, program, [work.models[self.model]])
-        ]
+        rows = [with_facts(row) for row in run_rows(work, prompts, program, models, flaw)]
         replies = [answer for row in rows for answer in answers(row["messages"])]
         work.counts["answers"] = len(replies)
         work.counts["truncated"] = sum(answer["finish_reason"] == "length" for answer in replies)
+        if empty := sum(not visible(answer["content"]) for answer in replies):
+            work.counts["empty"] = empty
         work.write_rows(rows)
 
     def expected(self, rows: dict[str, int]) -> int | None:
@@ -58,6 +68,12 @@ class SelfRefine(RowStage):
         count = prompts * (2 * self.turns - 1)
         tokens_in = PROMPT_TOKENS + (self.turns - 1) * (PROMPT_TOKENS + self.max_tokens) / 2
         return {self.model: Calls(count, count * tokens_in, prompts * self.turns * self.max_tokens)}
+
+
+def _flaw(row: dict[str, Any], *, max_tokens: int) -> RowError | None:
+    """Returns the fault of a dialogue whose first answer is empty; a later one only ends it."""
+    first = answers(with_facts(row)["messages"])[0]
+    return empty_answer(first["content"], first.get("finish_reason"), max_tokens)
 
 
 async def self_refine(

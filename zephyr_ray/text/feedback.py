@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.formatting import number
-from zephyr_ray.judges import FORMS, reply_tokens
+from zephyr_ray.judges import FORMS, reply_tokens, unreadable
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.rows import run_rows
 from zephyr_ray.section import Block, Chapter, Histogram, Place, Section, Text
@@ -30,7 +30,7 @@ class Feedback(RowStage):
             for row in prompts
             for number, completion in enumerate(row["completions"])
         ]
-        ratings = run_rows(work, requests, rate, [work.models[self.judge]])
+        ratings = run_rows(work, requests, rate, [work.models[self.judge]], unreadable)
         kept = ("score", "reason", "checks")
         by_id = {row["id"]: {name: row[name] for name in kept} for row in ratings}
         work.counts["unparsable"] = sum(row["score"] is None for row in ratings)
@@ -72,7 +72,7 @@ class Feedback(RowStage):
             return None
         blocks: list[Block] = [Histogram(model, tuple(s)) for model, s in scores.items()]
         if not scores:
-            blocks = [Text(f"No readable score: 0 of {number(len(completions))} answers.")]
+            blocks = [Text(f"No answer of {number(len(completions))} has a readable score.")]
         elif unscored := sum(completion["score"] is None for completion in completions):
             note = f"{number(unscored)} answers have no readable score."
             blocks.insert(0, Text(note, soft=True))

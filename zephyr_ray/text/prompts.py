@@ -10,13 +10,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zephyr_ray.demand import Calls
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, suggest
 from zephyr_ray.messages import user
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.repetition import loops
 from zephyr_ray.models.similarity import SimilarityIndex, diversity
-from zephyr_ray.models.spacing import spaced
+from zephyr_ray.models.spacing import is_unspaced, spaced
 from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import FILE, Reads
 from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
@@ -37,6 +37,8 @@ IMPOSSIBLE = re.compile(
     re.IGNORECASE,
 )
 """Matches tasks that a text model cannot do."""
+FIELDS = {"id", "instruction", "constraint", "category"}
+"""Fields of a task in a file; `category` is for its author and is not read."""
 YIELD = 3
 """Expected new tasks kept per row, a low estimate."""
 MIN_ROWS = 24
@@ -62,24 +64,29 @@ class Tasks(Stage):
     def _row(self, number: int, task: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         """Returns a prompt row; a task without its own constraint may get a random one."""
         instruction, constraint = task["instruction"].strip(), task.get("constraint")
-        if instruction[-1].isalnum():  # a sentence that states the constraint may follow
-            instruction += "."
         sentence = ""
         if constraint:
             sentence = constraints.phrase(rng, constraint)
         elif rng.random() < self.constrained:
             constraint, sentence = constraints.draw(rng, instruction)
+        prompt = instruction
+        if sentence and ("\n" in instruction or is_unspaced(instruction[-1])):
+            prompt = f"{instruction}\n\n{sentence}"
+        elif sentence:
+            instruction += "." if instruction[-1].isalnum() else ""
+            prompt = f"{instruction} {sentence}"
         return {
             "id": f"p{number:05d}",
             "instruction": instruction,
             "constraint": constraint or None,
-            "prompt": f"{instruction} {sentence}".rstrip(),
+            "prompt": prompt,
             "source": task.get("id", "generated"),
         }
 
 
 class Prompts(Tasks):
-    """A stage that takes the first `count` tasks of a file unchanged."""
+    """A stage that takes the first `count` tasks of a file, without changing those that get no
+    constraint."""
 
     kind = "prompts"
     makes = "prompts"
@@ -100,6 +107,9 @@ class Prompts(Tasks):
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return self.count
+
+    def rows_of_files(self, files: dict[str, Path]) -> int | None:
+        return len(list(read_tasks(files["seeds"])))
 
 
 class SelfInstruct(Tasks, RowStage):
@@ -245,13 +255,17 @@ def read_list(text: str, complete: bool) -> list[str]:
 
 
 def read_tasks(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields rows `{"instruction": str, "constraint": {…} or absent}`. Raises Permanent with the
-    line number if one is invalid."""
+    """Yields rows with the fields `FIELDS`, of which only `instruction` is needed. Raises Permanent
+    with the line number if one is invalid."""
     number = 0
     for number, row in numbered_jsonl(path):
         instruction = row.get("instruction")
         if not isinstance(instruction, str) or not instruction.strip():
             raise Permanent(f'{path} line {number}: needs an "instruction" that is text; add one')
+        if unknown := sorted(row.keys() - FIELDS):
+            raise Permanent(
+                f"{path} line {number}: unknown field '{unknown[0]}'{suggest(unknown[0], FIELDS)}"
+            )
         if row.get("constraint"):
             try:
                 constraints.validate(row["constraint"])

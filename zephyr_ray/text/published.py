@@ -16,20 +16,20 @@ from pydantic import Field
 
 from zephyr_ray.conversations import Unreadable
 from zephyr_ray.errors import Permanent
-from zephyr_ray.published_rows import CONVERSIONS, FIXES, Row, disagreement
+from zephyr_ray.published_rows import CONVERSIONS, SCORE_RULES, Row, Unusable, disagreement
 from zephyr_ray.settings import ADDED, FILE
-from zephyr_ray.stage import Stage, Work
+from zephyr_ray.stage import BoundedStage, Stage, Work
 from zephyr_ray.store import numbered_jsonl
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".arrow": "arrow"}
 NAMES = {"id": ("prompt_id",), "messages": ("messages", "conversations")}
 """Column names in published data sets, if they differ from ours; the first one present is read."""
 SCORES = ("score_chosen", "score_rejected")
-FIRST = 100
-"""Maximum rows searched for one with all columns before the data is refused."""
+FIRST = 1000
+"""Maximum rows searched for a usable one before the data is refused."""
 
 
-class Published(Stage):
+class Published(BoundedStage):
     """A stage that reads rows from `dataset` (a hub id, or an address such as
     s3://bucket/folder/*.parquet) or from `files` (a file or a folder of Parquet, JSONL or Arrow
     files)."""
@@ -63,8 +63,11 @@ class Published(Stage):
         if self.ties == "drop" and "score_chosen" not in columns:
             raise Permanent(f"ties: {self.makes} have no scores; remove ties:")
         if self.files:
-            for path in data_files(files["files"], self.split):
-                self._check_columns(path, _first_rows(path))
+            paths = data_files(files["files"], self.split)
+            unusable = Unusable()
+            usable = [self._has_usable(path, _first_rows(path), unusable) for path in paths]
+            if not any(usable):
+                unusable.refuse(files["files"])
 
     def expected(self, rows: dict[str, int]) -> int | None:
         size = SIZES.get((self.dataset or "", self.split), (None,))[0]
@@ -80,13 +83,12 @@ class Published(Stage):
         work.progress.total = self.expected({}) or 0
         work.write_rows(islice(self._usable(work), self.limit))
         if not work.counts["rows"]:
-            reasons = {k: n for k, n in work.counts.items() if k.startswith("dropped/")}
-            listed = ", ".join(f"{k.removeprefix('dropped/')}: {n}" for k, n in reasons.items())
-            main = max(reasons, key=reasons.__getitem__, default="").removeprefix("dropped/")
             raise Permanent(
-                f"stage '{work.name}': no usable row ({listed or 'the data has no rows'}); "
-                f"{FIXES.get(main, 'change the columns or split setting')}"
+                f"stage '{work.name}': the data has no rows, or only empty ones; change the files "
+                "or split setting"
             )
+        dropped = sum(n for rule, n in work.counts.items() if rule.startswith("dropped/"))
+        work.check_dropped(int(work.counts["rows"] + dropped), sound=SCORE_RULES)
 
     def _usable(self, work: Work) -> Iterator[Row]:
         for number, raw in enumerate(self._raw(work)):
@@ -94,18 +96,22 @@ class Published(Stage):
             # Published ids may repeat; the row number makes them unique.
             row_id = f"r{number:07d}" if row.get("id") is None else f"{row['id']}/{number}"
             try:
-                converted = CONVERSIONS[self.makes].convert(row)
+                converted = self._convert(row)
             except Unreadable as reason:
                 work.drop(str(reason), row_id)
                 continue
             if rule := disagreement(converted):
-                if self.ties == "drop":
-                    work.drop(rule, row_id)
-                    continue
                 work.counts[rule] = work.counts.get(rule, 0) + 1
             work.progress.done += 1
             work.counts["characters"] += _characters(converted)
             yield {"id": row_id, **converted}
+
+    def _convert(self, row: Row) -> Row:
+        """Returns our row from a renamed one. Raises Unreadable if it cannot be used."""
+        converted = CONVERSIONS[self.makes].convert(row)
+        if self.ties == "drop" and (rule := disagreement(converted)):
+            raise Unreadable(rule)
+        return converted
 
     def _raw(self, work: Work) -> Iterator[Row]:
         if self.files:
@@ -126,7 +132,9 @@ class Published(Stage):
         else:
             rows = _stream(None, dataset, source, split=self.split, revision=self.revision)
         first, rows = tee(rows)
-        self._check_columns(source, first)
+        unusable = Unusable()
+        if not self._has_usable(source, first, unusable):
+            unusable.refuse(source)
         del first  # otherwise tee would keep all rows for it
         yield from rows
 
@@ -145,18 +153,27 @@ class Published(Stage):
         row = {column: raw[name] for column, name in names.items() if name in raw}
         return dict.fromkeys(conversion.needed) | row
 
-    def _check_columns(self, source: Any, rows: Iterable[Row]) -> None:
-        """Raises Permanent if the first rows show that the data lacks a column. Reads no further
-        than the first row that has all columns."""
+    def _has_usable(self, source: Any, rows: Iterable[Row], unusable: Unusable) -> bool:
+        """Returns whether one of the first rows is usable, and adds those before it to
+        `unusable`. Raises Permanent if none of them has all columns."""
         lacks: Counter[str] = Counter()
         present: dict[str, None] = {}
-        for row in islice(rows, FIRST):
-            if not (missing := self._missing(row)):
-                return
-            lacks.update(missing)
-            present |= dict.fromkeys(row)
-        if not lacks:
-            return
+        has_columns = False
+        for number, raw in enumerate(islice(rows, FIRST), 1):
+            if missing := self._missing(raw):
+                lacks.update(missing)
+                present |= dict.fromkeys(raw)
+                continue
+            has_columns, row = True, self._renamed(raw)
+            try:
+                self._convert(row)
+                return True
+            except Unreadable as reason:
+                if any(value is not None for value in raw.values()):
+                    file = f" of {source.name}" if isinstance(source, Path) else ""
+                    unusable.add(reason, f"row {number}{file}", row.get("id"))
+        if has_columns or not lacks:
+            return False
         column = max(lacks, key=lacks.__getitem__)
         name, has = self._name(column, present), ", ".join(sorted(present))
         if column in SCORES and self.ties == "drop":
@@ -203,6 +220,10 @@ def data_files(path: Path, split: str) -> list[Path]:
     of the split, or several formats."""
     if path.is_file() and path.suffix in FORMATS:
         return [path]
+    if path.is_file():
+        raise Permanent(
+            f"{path} has another format; convert it to JSONL (an object per line), Parquet or Arrow"
+        )
     matches = (p for p in path.rglob("*") if p.is_file() and p.suffix in FORMATS)
     files = sorted(p for p in matches if not re.search(r"(^|/)\.", str(p.relative_to(path))))
     if not files:
@@ -265,7 +286,8 @@ def _stream(files: str | None, loader: str, source: str, **options: Any) -> Iter
         yield from load_dataset(loader, streaming=True, **options)
     except Exception as error:  # no network, no such data set or split, a truncated file, …
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise Permanent(f"cannot read {source}: {reason}; correct the path or address") from error
+        fix = "path or address" if files else "name or the network, or set files: to a local copy"
+        raise Permanent(f"cannot read {source}: {reason}; correct the {fix}") from error
 
 
 def _characters(row: Row) -> int:

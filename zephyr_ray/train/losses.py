@@ -12,10 +12,10 @@ def token_nll(log_probs: Tensor, trained: Tensor) -> Tensor:
     """Returns the negative log-likelihood of every trained token (arXiv 2310.16944, section 3):
     -log π(y_t|y_<t).
 
-    `log_probs` and the boolean `trained` have the same shape; the result has shape (trained
-    tokens,).
+    `log_probs`, the boolean `trained` and the result have the same shape; the result is 0 for other
+    tokens.
     """
-    return -log_probs[trained]
+    return -log_probs.masked_fill(~trained, 0)
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:

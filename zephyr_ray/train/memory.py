@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from zephyr_ray.demand import GPU_RESERVE, PROCESS_BYTES
 from zephyr_ray.models.shapes import Shape
+from zephyr_ray.train.kernels import LIKE_LLAMA
 from zephyr_ray.train.settings import BUCKET, TrainingSettings
 
 FLAT = 500_000_000
@@ -75,7 +76,8 @@ def model_states(
         gradients /= workers
     if settings.zero == 3:
         weights /= workers
-        buffers += 6 * min(LIVE, shape.parameters)  # gathered in fp32, and in transit in bf16
+        # Gathered in fp32, and in transit in bf16.
+        buffers += 6 * min(LIVE, shape.parameters) * (workers > 1)
     if settings.offload != "none":
         # The host holds gradients twice: as received, and as the optimizer reads them.
         host, optimizer = optimizer + 8 * trained / workers, 0
@@ -100,9 +102,17 @@ def activations(settings: TrainingSettings, shape: Shape, tokens: int) -> float:
     # Residuals and norms in fp32, matrix inputs, queries, keys, values, attention output, the MLP.
     layer = 30 * h + 4 * kv + 8 * f if is_bf16 else 32 * h + 8 * kv + 16 * f
     tail = 26 * h if is_bf16 else 33 * h  # the last norm, and gradients in the backward pass
+    quantized = settings.lora is not None and settings.lora.quantized
     if settings.lora:
         # Frozen matrices store no inputs; adapters store inputs, inner values and dropout masks.
         layer += 28 * settings.lora.r - 6 * h + (6 * h + f) * (settings.lora.dropout > 0)
+    elif is_bf16 and shape.family in LIKE_LLAMA:
+        layer -= 6 * h  # norms round their output once, not for each matrix product
+    if quantized:
+        layer += 6 * f  # 4-bit matrices return fp32
+    elif settings.gpus_per_worker and shape.family in LIKE_LLAMA:
+        # Liger's kernels recompute what a norm scales and what an activation returns.
+        layer -= 8 * h + (2 if is_bf16 else 4) * f
     rounded = _rounded_weights(settings, shape) if is_bf16 else 0
     if not settings.gradient_checkpointing:
         return rounded + tokens * (shape.layers * layer + tail)

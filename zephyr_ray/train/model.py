@@ -10,6 +10,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.models.checks import load_chat_format
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.train.job import Job
+from zephyr_ray.train.kernels import round_norms, use_liger
 from zephyr_ray.train.settings import Lora
 
 FAMILIES = (
@@ -54,6 +55,9 @@ def load_model(weights: str, lora: Lora | None = None) -> Any:
         **(four_bits() if lora and lora.quantized else {}),
     )
     use_segments(model)
+    if not lora:  # adapters compute in fp32, so they would convert the output back
+        round_norms(model)
+    use_liger(model)
     return model
 
 

@@ -6,7 +6,7 @@ import this module only in a worker.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,26 @@ from zephyr_ray.train.losses import answer_nll, dpo_loss, token_nll
 from zephyr_ray.train.pairs import MODEL_INPUTS, can_share, per_answer, shared_prompts
 
 Batch = dict[str, Any]
-Metrics = dict[str, Tensor]
+
+
+class Terms(NamedTuple):
+    """The terms of a metric's mean. A mask selects them, because indexing with it would wait for
+    the GPU to count them."""
+
+    values: Tensor
+    mask: Tensor | None = None
+    """Which values count, or None for all."""
+
+    def sum_and_count(self) -> Tensor:
+        """Returns both in fp64, on the device."""
+        if self.mask is None:
+            total = self.values.detach().sum(dtype=torch.float64)
+            return torch.stack([total, torch.full_like(total, self.values.numel())])
+        selected = torch.where(self.mask, self.values.detach(), 0)
+        return torch.stack([part.sum(dtype=torch.float64) for part in (selected, self.mask)])
+
+
+Metrics = dict[str, Terms]
 """Terms by metric; the trainer logs the mean over the terms of all workers."""
 
 
@@ -47,11 +66,12 @@ class Objective(ABC):
 
     @abstractmethod
     def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Returns the loss of every trained token or of every pair, and the metrics.
+        """Returns the loss of every token (0 if it is not trained) or of every pair, and the
+        metrics.
 
         `output` is TRL's FusedCausalLMOutput. The trainer minimizes the mean over the global batch.
         If losses are per token, the batch must have `labels`, from which the trainer counts a
-        step's tokens.
+        step's trained tokens.
         """
 
 
@@ -74,8 +94,8 @@ class SftObjective(Objective):
     def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
         trained = output.label_mask
         return token_nll(output.log_probs, trained), {
-            "entropy": output.entropy[trained],
-            "mean_token_accuracy": output.is_top1[trained],
+            "entropy": Terms(output.entropy, trained),
+            "mean_token_accuracy": Terms(output.is_top1, trained),
         }
 
 
@@ -122,20 +142,21 @@ class DpoObjective(Objective):
         chosen_tokens, rejected_tokens = answers.chunk(2)
         chosen_logits, rejected_logits = output.mean_logits.chunk(2)
         metrics = {
-            "entropy": output.entropy[answers],
-            "logits/chosen": chosen_logits[chosen_tokens],
-            "logits/rejected": rejected_logits[rejected_tokens],
-            "mean_token_accuracy": output.is_top1.chunk(2)[0][chosen_tokens],
-            "rewards/chosen": chosen_reward,
-            "rewards/rejected": rejected_reward,
-            "rewards/accuracies": chosen_reward > rejected_reward,
-            "rewards/margins": chosen_reward - rejected_reward,
-            "logps/chosen": chosen,
-            "logps/rejected": rejected,
+            "entropy": Terms(output.entropy, answers),
+            "logits/chosen": Terms(chosen_logits, chosen_tokens),
+            "logits/rejected": Terms(rejected_logits, rejected_tokens),
+            "mean_token_accuracy": Terms(output.is_top1.chunk(2)[0], chosen_tokens),
+            "rewards/chosen": Terms(chosen_reward),
+            "rewards/rejected": Terms(rejected_reward),
+            "rewards/accuracies": Terms(chosen_reward > rejected_reward),
+            "rewards/margins": Terms(chosen_reward - rejected_reward),
+            "logps/chosen": Terms(chosen),
+            "logps/rejected": Terms(rejected),
         }
         if self.nll_weight:
-            metrics["nll"] = answer_nll(chosen, chosen_tokens.sum(dim=1))
-            losses = losses + self.nll_weight * metrics["nll"]
+            nll = answer_nll(chosen, chosen_tokens.sum(dim=1))
+            metrics["nll"] = Terms(nll)
+            losses = losses + self.nll_weight * nll
         return losses, metrics
 
 

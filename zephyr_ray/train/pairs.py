@@ -46,7 +46,8 @@ def shared_prompts(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns the batch of rows with `prompt_ids`, `chosen_ids` and `rejected_ids`.
 
     The prompt's last token stands in front of each branch, because it predicts the branch's first
-    token. `answers` has shape (pairs, 2, longest answer) and marks the tokens that exist.
+    token. `answers` and `answer_at` have shape (pairs, 2, longest answer): which tokens exist, and
+    their positions in the row.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -54,6 +55,7 @@ def shared_prompts(rows: list[dict[str, Any]]) -> dict[str, Any]:
     key_rows: list[int] = []
     queries: list[int] = []
     keys: list[int] = []
+    starts: list[int] = []
     for row in rows:
         *shared, last = row["prompt_ids"]
         prompt = range(len(ids), len(ids) + len(shared))
@@ -62,6 +64,7 @@ def shared_prompts(rows: list[dict[str, Any]]) -> dict[str, Any]:
         targets += [-100] * len(shared)
         for answer in (row["chosen_ids"], row["rejected_ids"]):
             branch = range(len(ids), len(ids) + len(answer))
+            starts.append(branch.start)
             ids += [last, *answer[:-1]]
             positions += range(len(shared), len(shared) + len(answer))
             targets += answer
@@ -70,6 +73,8 @@ def shared_prompts(rows: list[dict[str, Any]]) -> dict[str, Any]:
         # The prompt's queries belong to the chosen branch.
         queries += [keys[-2], len(branch)]
     lengths = torch.tensor([[len(row["chosen_ids"]), len(row["rejected_ids"])] for row in rows])
+    token = torch.arange(int(lengths.max()))
+    answers = token < lengths[:, :, None]
     batch = {
         "input_ids": torch.tensor([ids]),
         "position_ids": torch.tensor([positions]),
@@ -79,7 +84,8 @@ def shared_prompts(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "max_length_q": max(queries),
         "max_length_k": max(keys),
         "key_rows": torch.tensor(key_rows),
-        "answers": torch.arange(int(lengths.max())) < lengths[:, :, None],
+        "answers": answers,
+        "answer_at": (torch.tensor(starts).view(-1, 2, 1) + token) * answers,
     }
     for name in ("ref_chosen_logps", "ref_rejected_logps"):
         if name in rows[0]:
@@ -93,11 +99,11 @@ def per_answer(output: Any, batch: dict[str, Any]) -> Any:
     answers = batch.get("answers")
     if answers is None:
         return output
-    mask = output.label_mask
+    mask, at = output.label_mask, batch["answer_at"]
 
     def rows(values: Tensor) -> Tensor:
-        spread = values.new_zeros(answers.shape).masked_scatter(answers, values[mask])
-        return spread.transpose(0, 1).flatten(0, 1)
+        spread = values[0].gather(0, at.flatten()).view(at.shape)
+        return spread.masked_fill(~answers, 0).transpose(0, 1).flatten(0, 1)
 
     fields = {name: rows(field) for name, field in output.items() if field.shape == mask.shape}
     return FusedCausalLMOutput(**fields)

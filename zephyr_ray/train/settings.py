@@ -9,7 +9,7 @@ from pydantic import Field
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.settings import ADDED, OPERATIONAL, Reads, Strict
-from zephyr_ray.stage import Stage
+from zephyr_ray.stage import BoundedStage, Stage
 
 if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
@@ -33,7 +33,7 @@ class Lora(Strict):
     """QLoRA: initial weights in 4 bits (NF4, blocks of 64). Needs bitsandbytes and a GPU."""
 
 
-class TrainingSettings(Stage):
+class TrainingSettings(BoundedStage):
     """Settings shared by all training stages. The global batch determines the result; workers and
     micro batch determine only how it is computed."""
 
@@ -172,5 +172,7 @@ class TrainingSettings(Stage):
             },
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
+            # DeepSpeed's own timer would wait for the GPU before every forward pass.
+            "timers": {"throughput": {"enabled": False}},
             "torch_autocast": {"enabled": self.precision == "bf16", "dtype": "bfloat16"},
         }

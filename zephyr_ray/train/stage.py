@@ -1,5 +1,6 @@
 """Defines what sft and dpo share as stages: run, report section, processors, memory and checks."""
 
+import html
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -8,10 +9,11 @@ from zephyr_ray.chat import ChatFormat
 from zephyr_ray.demand import Footprint, Processors
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.errors import Permanent, RowError
+from zephyr_ray.formatting import list_counts
 from zephyr_ray.messages import with_facts
 from zephyr_ray.models.checks import check_trains
 from zephyr_ray.models.headers import tensor_shapes
-from zephyr_ray.models.weights import resolve
+from zephyr_ray.models.weights import find_local
 from zephyr_ray.section import Chapter, Curve, Document, Place, Section
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Artifact, read_jsonl
@@ -33,6 +35,9 @@ REWARDS = (
     "Reward margin and accuracy are measured on the training pairs; they say nothing about "
     "held-out quality."
 )
+CUT_AWAY = ("truncated_to_nothing", "prompt_fills_max_length", "same_or_empty_answers")
+"""Rules that drop a row because max_length leaves nothing to train of it. Some long rows are
+ordinary, so `max_failed` does not limit them, but half of the rows must be left."""
 Row = dict[str, Any]
 Tokens = dict[str, list[int]]
 MASK = "Which tokens the loss counts, as the training stage saw them."
@@ -54,7 +59,8 @@ class TrainingStage(TrainingSettings):
         """Yields the tokens of each row; `tokenize` returns None for a row that it drops itself.
 
         A row that raises RowError is dropped and counted. Raises Permanent if `bad_rows` is "stop",
-        or if nothing is left.
+        if more rows are bad than `max_failed` allows, or if max_length leaves nothing to train of
+        more than half of the rows.
         """
         first_bad, kept = "", 0
         for row in map(with_facts, rows):
@@ -72,6 +78,16 @@ class TrainingStage(TrainingSettings):
                 yield tokens
         if first_bad and not kept:
             raise Permanent(f"{first_bad}; no row is left to train on")
+        work.check_dropped(len(rows), sound=CUT_AWAY)
+        counts = {rule: work.counts.get(f"dropped/{rule}", 0) for rule in CUT_AWAY}
+        cut = {rule: count for rule, count in counts.items() if count}
+        if sum(cut.values()) > len(rows) / 2:
+            example = work.examples[f"dropped/{max(cut, key=cut.__getitem__)}"][0]
+            raise Permanent(
+                f"stage '{work.name}': {sum(cut.values()):.0f} of {len(rows)} rows have nothing to "
+                f"train within max_length {self.max_length} ({list_counts(cut)}), such as "
+                f"'{example}'; raise {work.name}.max_length, or correct the rows"
+            )
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.data)
@@ -81,7 +97,8 @@ class TrainingStage(TrainingSettings):
         chat, rows = load_chat(weights), work.inputs[self.data].rows()
         lengths = self.prepare(work, chat, rows)
         ansi, page = self._first_proof(chat, rows)
-        log.info("%s: trained tokens are green\n%s", work.name, ansi)
+        log.info("%s: format: %s; trained tokens are green\n%s", work.name, chat.name, ansi)
+        page = f"<p>Format: {html.escape(chat.name)}</p>{page}"
         (work.folder / "mask.html").write_text(page, encoding="utf-8")
         del rows  # training needs the memory
         order = self.order(lengths)
@@ -127,14 +144,17 @@ class TrainingStage(TrainingSettings):
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
         """Raises Permanent if the model cannot be trained on sequences of max_length, or if
-        lora.targets names a module that it does not have."""
+        lora.targets names a module that it does not have. Without weights on this machine, checks
+        only the context."""
         [start] = models.values()
-        shape, folder = start.shape(), resolve(start.main.origin)
+        shape, folder = start.shape(), find_local(start.main.origin)
         if shape and 0 < shape.context < self.max_length:
             raise Permanent(
                 f"max_length {self.max_length} is above the {shape.context} tokens of the model's "
                 "context; lower max_length"
             )
+        if folder is None:
+            return
         check_trains(folder, self.max_length)
         modules = {f".{name.rpartition('.')[0]}" for name in tensor_shapes(folder)}
         for target in (self.lora and self.lora.targets) or []:

@@ -11,7 +11,7 @@ from torch import Tensor
 from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
-from zephyr_ray.train.objectives import Batch, Metrics, Objective
+from zephyr_ray.train.objectives import Batch, Metrics, Objective, Terms
 
 
 class Trainer(SFTTrainer):
@@ -23,6 +23,7 @@ class Trainer(SFTTrainer):
         collator = objective.collator(tokenizer.pad_token_id, others["model"])
         super().__init__(processing_class=tokenizer, data_collator=collator, **others)
         self.objective = objective
+        self._recorded: list[tuple[list[str], Tensor]] = []
         # Makes transformers count a step's trained tokens, whatever the model's forward accepts.
         self.model_accepts_loss_kwargs = True
         if not objective.dropout:
@@ -53,21 +54,30 @@ class Trainer(SFTTrainer):
             passes = self.current_gradient_accumulation_steps
         if output.aux_loss is not None:  # load balancing in a mixture of experts
             loss = loss + self.router_aux_loss_coef * output.aux_loss / passes
-            metrics["aux_loss"] = output.aux_loss[None]
+            metrics["aux_loss"] = Terms(output.aux_loss)
         self._record(metrics, self.objective.tokens(inputs))
         return loss
 
     def _record(self, metrics: Metrics, tokens: Tensor) -> None:
-        """Stores the metrics of one forward pass, over all workers, and the tokens seen since the
-        start."""
-        terms = metrics.values()
-        sums = torch.stack([*(term.detach().double().sum() for term in terms), tokens.double()])
-        counts = sums.new_tensor([*(term.numel() for term in terms), 1])
-        sums, counts = self.accelerator.gather(torch.stack([sums, counts])[None]).sum(dim=0)
-        for name, mean in zip(metrics, (sums / counts.clamp(min=1)).tolist(), strict=False):
-            self._metrics["train"][name].append(mean)
-        self._total_train_tokens += sums[-1].item()
-        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        """Keeps the metrics of one forward pass on the device until the step is logged."""
+        terms = [*metrics.values(), Terms(tokens)]
+        sums = torch.stack([term.sum_and_count() for term in terms])
+        self._recorded.append(([*metrics], sums))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs the metrics of the forward passes since the last time, over all workers, and the
+        tokens seen since the start."""
+        if self._recorded:
+            names = self._recorded[0][0]
+            sums = torch.stack([passed for _, passed in self._recorded])
+            self._recorded.clear()
+            sums, counts = self.accelerator.gather(sums[None]).sum(dim=0).unbind(dim=-1)
+            for means in (sums / counts.clamp(min=1)).tolist():
+                for name, mean in zip(names, means, strict=False):
+                    self._metrics["train"][name].append(mean)
+            self._total_train_tokens += sums[:, -1].sum().item()
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        super().log(logs, start_time)
 
     def save_model(self, output_dir: Any = None, _internal_call: bool = False) -> None:
         """Writes nothing: a checkpoint is the engine's state alone, without a copy of the model."""

@@ -91,6 +91,7 @@ def trainer_arguments(job: Job) -> dict[str, Any]:
     if settings.optimizer != "adamw":
         need_bitsandbytes(f"optimizer: {settings.optimizer}")
     micro, accumulation = settings.batches()
+    has_gpu = torch.cuda.is_available()
     return {
         "output_dir": str(job.checkpoints),
         "max_steps": job.steps,
@@ -115,7 +116,11 @@ def trainer_arguments(job: Job) -> dict[str, Any]:
         "save_steps": settings.checkpoint_every,
         "report_to": "none",
         "disable_tqdm": True,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        # A process of its own makes the batches of the next step while the GPU computes this one.
+        "dataloader_num_workers": int(has_gpu),
+        "dataloader_prefetch_factor": max(2, min(accumulation, 16)) if has_gpu else None,
+        "dataloader_pin_memory": has_gpu,
+        "accelerator_config": {"non_blocking": has_gpu},
         # Rows already hold at most max_length tokens; the collator selects the columns.
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "remove_unused_columns": False,

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 ATTEMPTS = 3
 """Maximum attempts per training stage, each from the last checkpoint on."""
 STEPS = "metrics.jsonl"
+GROWING_SEGMENTS = {"env_vars": {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}}
+"""Runtime environment in which PyTorch's GPU allocator reserves little more than it needs, although
+batches differ in length (benchmarks/RESULTS.md)."""
 
 
 def train(work: Work, job: Job) -> None:
@@ -95,6 +98,7 @@ def _trainer(job: Job) -> "TorchTrainer":
             # Ray requires its run state and the checkpoints that it names in one folder.
             name=job.checkpoints.name,
             storage_path=str(job.scratch.absolute()),
+            worker_runtime_env=GROWING_SEGMENTS if gpus else {},
             # `_fit` decides which failures are worth another attempt.
             failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
