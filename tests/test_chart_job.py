@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,17 @@ def test_the_words_of_the_program_are_quoted(tmp_path: Path) -> None:
     assert code == 0
     assert starts == [
         [
-            *("zephyr_ray.pipeline", "--set", "storage=/mnt/zephyr/runs", "--wait", "600"),
+            *("zephyr_ray.pipeline", "--set", "storage=/mnt/zephyr/runs", "--wait", "900"),
             *("--set", "stage.text=it's; rm -rf $X `X`", "--until", "dpo"),
         ]
     ]
+
+
+def test_repetitions_are_one_attempt(tmp_path: Path) -> None:
+    begun = 'echo "$ZEPHYR_ATTEMPT" >> "$CALLS.attempts"; /bin/sleep 1.1; exit 1'
+    run_job(job_spec(sets=("pipeline.backoffLimit=1",)), tmp_path, begun)
+    first, second = (tmp_path / "calls.attempts").read_text().split()
+    assert first == second and datetime.fromisoformat(first).tzinfo == UTC
 
 
 def test_the_kubelet_expands_no_word(tmp_path: Path) -> None:
