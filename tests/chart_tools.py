@@ -79,6 +79,14 @@ def documents(text: str) -> list[Document]:
     return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
 
 
+def kustomize(name: str) -> list[Document]:
+    """Builds an overlay of k8s/overlays."""
+    folder = str(ROOT / "k8s" / "overlays" / name)
+    done = subprocess.run([tool("kubectl"), "kustomize", folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return documents(done.stdout)
+
+
 def kind(rendered: list[Document], name: str) -> list[Document]:
     return [document for document in rendered if document["kind"] == name]
 

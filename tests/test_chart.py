@@ -20,9 +20,9 @@ from chart_tools import (
     SERVE,
     containers_of,
     crd_errors,
-    documents,
     helm,
     kind,
+    kustomize,
     pod_templates,
     ray_specs,
     render,
@@ -406,8 +406,8 @@ def test_the_manifests_of_kustomize_are_rendered_from_the_chart() -> None:
 
 @pytest.mark.parametrize("overlay", ["kind", "gpu", "kueue"])
 def test_deleting_an_overlay_keeps_the_namespace_and_the_data(overlay: str) -> None:
-    built = _overlay(overlay)
-    kept = _overlay(f"{overlay.replace('kueue', 'gpu')}/namespace")
+    built = kustomize(overlay)
+    kept = kustomize(f"{overlay.replace('kueue', 'gpu')}/namespace")
     assert {d["kind"] for d in kept} == {"Namespace", "PersistentVolumeClaim"}
     assert not {d["kind"] for d in kept} & {d["kind"] for d in built}
     assert schema_errors(kept, MINORS[-1]) == []
@@ -420,17 +420,10 @@ def test_deleting_an_overlay_keeps_the_namespace_and_the_data(overlay: str) -> N
     assert claims == {d["metadata"]["name"] for d in kind(kept, "PersistentVolumeClaim")}
 
 
-def _overlay(name: str) -> list[dict[str, Any]]:
-    folder = str(ROOT / "k8s" / "overlays" / name)
-    done = subprocess.run([tool("kubectl"), "kustomize", folder], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return documents(done.stdout)
-
-
 @pytest.mark.parametrize("where", ["kind", "gpu-8", "multinode", "k8s/kind", "k8s/gpu"])
 def test_the_pods_of_a_job_have_the_cpus_and_gpus_of_its_recipe(where: str) -> None:
     overlay = where.removeprefix("k8s/")
-    rendered = _overlay(overlay) if overlay != where else render(*PRESETS[where])
+    rendered = kustomize(overlay) if overlay != where else render(*PRESETS[where])
     (job,) = kind(rendered, "RayJob")
     named = re.findall(r"configs/\S+\.yaml", job["spec"]["entrypoint"])
     recipe = recipes.load(ROOT / (named or ["configs/quickstart.yaml"])[0], KINDS)
@@ -444,7 +437,7 @@ def test_the_pods_of_a_job_have_the_cpus_and_gpus_of_its_recipe(where: str) -> N
 
 @pytest.mark.parametrize("overlay", ["kind", "gpu", "kueue"])
 def test_an_overlay_builds_and_is_valid(overlay: str) -> None:
-    built = _overlay(overlay)
+    built = kustomize(overlay)
     assert kind(built, "RayJob")
     assert schema_errors(built, MINORS[-1]) == []
     if overlay == "gpu":
@@ -457,11 +450,35 @@ def test_an_overlay_builds_and_is_valid(overlay: str) -> None:
     if overlay == "kueue":
         (job,) = kind(built, "RayJob")
         assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+        assert not [d for d in built if "kueue" in d["apiVersion"]]  # others may use these
         assert job["spec"]["shutdownAfterJobFinishes"] and "deletionStrategy" not in job["spec"]
     assert crd_errors(built) == []
     [job], [base] = kind(built, "RayJob"), kind(render("values-kind.yaml"), "RayJob")
     retries = base["spec"]["entrypoint"].partition(" python -m ")[0]
     assert job["spec"]["entrypoint"].startswith(retries + " python -m ")
+
+
+def sizes(job: dict[str, Any]) -> list[Any]:
+    """Returns resources and emptyDirs of a job's head and worker groups."""
+    spec = job["spec"]["rayClusterSpec"]
+    pods = [
+        group["template"]["spec"] for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    ]
+    return [
+        (
+            pod["containers"][0]["resources"],
+            {v["name"]: v["emptyDir"] for v in pod["volumes"] if "emptyDir" in v},
+        )
+        for pod in pods
+    ]
+
+
+@pytest.mark.parametrize(("overlay", "preset"), [("gpu", "gpu-8"), ("kueue", "gpu-8")])
+def test_an_overlay_has_the_sizes_of_the_preset(overlay: str, preset: str) -> None:
+    [built], [chart] = (
+        kind(rendered, "RayJob") for rendered in (kustomize(overlay), render(*PRESETS[preset]))
+    )
+    assert sizes(built) == sizes(chart)
 
 
 def test_the_dashboard_queries_metrics_that_exist() -> None:

@@ -2,6 +2,9 @@
 
 import re
 import shlex
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,14 @@ PAGES = sorted(
     [*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("helm/zephyr/*.md"),
      *ROOT.glob("helm/zephyr/values-*.yaml")]
 )  # fmt: skip
-PLACEHOLDERS = {"REGISTRY": "registry.example", "CLASS": "nfs", "TAG": "v2", "…": ""}
+PLACEHOLDERS = {
+    "REGISTRY": "registry.example",
+    "CLASS": "nfs",
+    "TAG": "v2",
+    "DIGEST": f"sha256:{'a' * 64}",
+    "REVISION": "1",
+    "…": "",
+}
 MADE_BY_THE_OPERATOR = {"zephyr-head-svc", "zephyr-serve-serve-svc"}
 FILES = {"mine.yaml": "name: mine\nstages: {}\n", "seeds/train.jsonl": "{}\n"}
 
@@ -79,3 +89,28 @@ def test_kubectls_commands_name_what_exists(tmp_path: Path) -> None:
         for name in re.findall(rf"\b(?:{kinds})[/ ](zephyr[a-z0-9-]*)", command)
     ]
     assert len(named) >= 6 and set(named) <= names
+
+
+def test_a_full_removal_waits_for_the_clean_up_of_redis() -> None:
+    """The operator's clean-up pod needs the ServiceAccount and the claims."""
+    page = ROOT / "docs" / "kubernetes.md"
+    removal = commands(page, "(?:helm|kubectl)")
+    at = next(i for i, command in enumerate(removal) if command.startswith("helm uninstall zephyr"))
+    selector = "--selector app.kubernetes.io/instance=zephyr"
+    assert removal[at + 1].startswith(f"kubectl wait --for=delete raycluster {selector}")
+    assert (
+        removal[at + 2] == f"kubectl delete pvc,serviceaccount,configmap,networkpolicy {selector}"
+    )
+
+
+def test_mlflows_database_is_backed_up_and_restored(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "kubernetes-platform.md"
+    backup, restore = (shlex.split(c)[-1] for c in commands(page, "kubectl exec"))
+    database = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
+    database.execute("create table runs (name text)")
+    database.execute("insert into runs values ('old')")
+    for program, change in ((backup, "update runs set name = 'new'"), (restore, "select 1")):
+        local = program.replace("/mlflow/", f"{tmp_path}/")
+        subprocess.run([sys.executable, "-c", local], check=True)
+        database.execute(change)
+    assert database.execute("select name from runs").fetchall() == [("old",)]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from chart_tools import CLUSTER, GOLDEN, kind, ray_specs, render
+from chart_tools import CLUSTER, GOLDEN, kind, ray_specs, render, template
 from typed_form import canonical, changes
 
 VALUES = {
@@ -106,3 +106,84 @@ def test_gpus_are_strings() -> None:
     [_, gpu] = spec["workerGroupSpecs"]
     resources = gpu["template"]["spec"]["containers"][0]["resources"]
     assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"] == "8"
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"),
+    [
+        (134217728, "134217728"), (1000000000, "1G"), (0, "0"), ("0", "0"), ("1Pi", "1Pi"),
+        ("1.5P", "1500T"), (1.5, "1500m"), ("2048Ti", "2Pi"),
+    ],
+)  # fmt: skip
+def test_amounts_of_a_sidecar_keep_their_meaning(amount: Any, expected: str) -> None:
+    """Helm reads numbers as floats."""
+    done = template(given=sidecar({"memory": amount}))
+    assert done.returncode == 0, done.stderr
+    [cluster] = [d for d in yaml.safe_load_all(done.stdout) if d and d["kind"] == "RayCluster"]
+    containers = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert containers[-1]["resources"]["limits"] == {"memory": expected}
+
+
+@pytest.mark.parametrize("amount", ["1Ei", "1e3", "5n", "7u", "9300P", "1 Gi", "-1"])
+def test_other_amounts_are_refused(amount: str) -> None:
+    done = template(given=sidecar({"memory": amount}))
+    assert done.returncode != 0 and f"'{amount}'" in done.stderr
+
+
+def test_volumes_and_variables_of_users_have_the_written_form() -> None:
+    """Expectations are how k8s.io/api marks these fields: readOnly is dropped when false, a divisor
+    is always written, a class is a pointer, and metadata and resources are structs."""
+    volumes = [
+        {"name": "a", "persistentVolumeClaim": {"claimName": "a", "readOnly": False}},
+        {"name": "b", "csi": {"driver": "d", "volumeAttributes": {"key": ""}}},
+        {
+            "name": "c",
+            "ephemeral": {
+                "volumeClaimTemplate": {
+                    "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": ""}
+                }
+            },
+        },
+    ]
+    references = [
+        {"resource": "limits.cpu"},
+        {"resource": "limits.memory", "divisor": "1024Ki"},
+    ]
+    env = [
+        {"name": f"E{number}", "valueFrom": {"resourceFieldRef": reference}}
+        for number, reference in enumerate(references)
+    ]
+    mounts = [{"name": "a", "mountPath": "/a", "readOnly": False}]
+    head = {"extraVolumes": volumes, "extraEnv": env, "extraVolumeMounts": mounts}
+    values = {"ray": {"head": head}, "mlflow": {"auth": {"existingSecret": "s"}}}
+    done = template(given=values)
+    assert done.returncode == 0, done.stderr
+    [cluster] = [d for d in yaml.safe_load_all(done.stdout) if d and d["kind"] == "RayCluster"]
+    pod = cluster["spec"]["headGroupSpec"]["template"]["spec"]
+    assert pod["volumes"][-3:] == [
+        {"name": "a", "persistentVolumeClaim": {"claimName": "a"}},
+        volumes[1],
+        {
+            "name": "c",
+            "ephemeral": {
+                "volumeClaimTemplate": {
+                    "metadata": {},
+                    "spec": {
+                        "accessModes": ["ReadWriteOnce"],
+                        "storageClassName": "",
+                        "resources": {},
+                    },
+                }
+            },
+        },
+    ]
+    container = pod["containers"][0]
+    divisors = [e["valueFrom"]["resourceFieldRef"]["divisor"] for e in container["env"][-2:]]
+    assert divisors == ["0", "1Mi"]
+    assert container["volumeMounts"][-1] == {"name": "a", "mountPath": "/a"}
+
+
+def sidecar(limits: dict[str, Any]) -> dict[str, Any]:
+    container = {"name": "logs", "image": "fluent-bit:4", "resources": {"limits": limits}}
+    head = {"sidecars": [container]}
+    return {"ray": {"head": head}, "mlflow": {"auth": {"existingSecret": "s"}}}

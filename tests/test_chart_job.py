@@ -4,17 +4,20 @@ import os
 import re
 import shlex
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chart_tools import ROOT, kind, render
+from chart_tools import ROOT, SERVE, kind, ray_specs, render, template
 
 from zephyr_ray import recipe as recipes
+from zephyr_ray.cluster.job import ray_job
+from zephyr_ray.cluster.profile import load
 from zephyr_ray.estimate.printing import estimate_lines
 from zephyr_ray.pipeline import KINDS
 from zephyr_ray.plan import make_plan
-from zephyr_ray.store import Store
+from zephyr_ray.store import JOB_VARIABLE, Store
 
 
 def job_spec(*values: str, sets: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -48,10 +51,25 @@ def test_the_words_of_the_program_are_quoted(tmp_path: Path) -> None:
     assert code == 0
     assert starts == [
         [
-            *("zephyr_ray.pipeline", "--set", "storage=/mnt/zephyr/runs", "--wait", "600"),
+            *("zephyr_ray.pipeline", "--set", "storage=/mnt/zephyr/runs", "--wait", "900"),
             *("--set", "stage.text=it's; rm -rf $X `X`", "--until", "dpo"),
         ]
     ]
+
+
+def test_repetitions_are_one_attempt(tmp_path: Path) -> None:
+    begun = 'echo "$ZEPHYR_ATTEMPT" >> "$CALLS.attempts"; /bin/sleep 1.1; exit 1'
+    run_job(job_spec(sets=("pipeline.backoffLimit=1",)), tmp_path, begun)
+    first, second = (tmp_path / "calls.attempts").read_text().split()
+    assert first == second and datetime.fromisoformat(first).tzinfo == UTC
+
+
+def test_the_kubelet_expands_no_word(tmp_path: Path) -> None:
+    """The operator writes the entry point into args, where the kubelet expands $(NAME)."""
+    spec = job_spec(sets=("pipeline.set[0]=stage.text=$(HOME)",))
+    assert "$(HOME)" not in spec["entrypoint"]
+    _, [words] = run_job(spec, tmp_path, "exit 0")
+    assert words[-1] == "stage.text=$(HOME)"
 
 
 def test_a_user_error_is_not_retried_anywhere(tmp_path: Path) -> None:
@@ -131,3 +149,39 @@ def test_the_workers_have_the_gpus_and_the_memory_of_the_plan(preset: str, tmp_p
     workers = int(planned[0][0]) / group["replicas"]
     for per_worker in re.findall(r"memory +([\d.]+) GiB per worker", lines):
         assert float(per_worker) * workers <= memory
+
+
+def test_metrics_are_read_from_jobs_of_zephyr_submit_too(tmp_path: Path) -> None:
+    sets = ("podMonitor.enabled=true", "networkPolicy.prometheusNamespace=monitoring")
+    rendered = render(sets=(*SERVE, *sets, "pipeline.enabled=true"))
+    monitored = [m["spec"]["selector"]["matchLabels"] for m in kind(rendered, "PodMonitor")]
+    profile = tmp_path / "profile.yaml"
+    profile.write_text("image: i\nstorage: {claim: c}\nworkers: {cpu: {cpu: 1, memory: 2Gi}}\n")
+    submitted = ray_job("small-abcde", load(profile))["spec"]["rayClusterSpec"]
+    for spec in [*ray_specs(rendered), submitted]:
+        for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+            labels = {**group["template"]["metadata"]["labels"], "ray.io/is-ray-node": "yes"}
+            [_] = [wanted for wanted in monitored if wanted.items() <= labels.items()]
+
+
+def test_only_the_pods_of_the_job_know_its_name() -> None:
+    rendered = render(sets=(*SERVE, "pipeline.enabled=true", "pipeline.run=3"))
+    for document in rendered:
+        if document["kind"] in ("RayCluster", "RayJob", "RayService"):
+            own = [{"name": JOB_VARIABLE, "value": "zephyr-run-3"}]
+            [spec] = ray_specs([document])
+            for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+                env = group["template"]["spec"]["containers"][0]["env"]
+                named = [e for e in env if e["name"] == JOB_VARIABLE]
+                assert named == (own if document["kind"] == "RayJob" else [])
+
+
+def test_a_large_limit_of_retries_is_a_number_for_the_shell() -> None:
+    """Helm reads numbers as floats, and a million prints as 1e+06."""
+    done = template(
+        given={
+            "pipeline": {"enabled": True, "backoffLimit": 1000000},
+            "mlflow": {"auth": {"existingSecret": "s"}},
+        }
+    )
+    assert "-gt 1000000 ]" in done.stdout

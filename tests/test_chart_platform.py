@@ -66,17 +66,24 @@ def test_common_annotations_are_on_every_object_beside_its_own() -> None:
     ["ray.io/cluster", "app.kubernetes.io/instance", "app.kubernetes.io/name", "zephyr-ray/client"],
 )
 def test_common_labels_are_not_those_that_select(label: str) -> None:
-    assert values_errors({"commonLabels": {label: "x"}})
-    assert not values_errors({"commonLabels": {"example.com/team": "x"}})
+    escaped = label.replace(".", "\\.")
+    line = refusal(sets=(*CLUSTER, f"commonLabels.{escaped}=x"))
+    assert f"commonLabels: the operator or the chart uses {label} itself" in line
+    assert template(sets=(*CLUSTER, "commonLabels.example\\.com/team=x")).returncode == 0
 
 
 def test_digests_pin_both_images() -> None:
-    sets = (f"image.digest={DIGEST}", f"image.gpuDigest={GPU_DIGEST}", "image.tag=2.0")
+    sets = (f"image.digest={DIGEST}", f"image.gpuDigest={GPU_DIGEST}")
     for pod in pod_templates(render("values-gpu-8.yaml", sets=sets)):
         for container in containers_of(pod):
             gpu = "nvidia.com/gpu" in container["resources"]["limits"]
-            tag, digest = ("2.0-gpu", GPU_DIGEST) if gpu else ("2.0", DIGEST)
-            assert container["image"] == f"zephyr-ray:{tag}@{digest}"
+            assert container["image"] == f"zephyr-ray@{GPU_DIGEST if gpu else DIGEST}"
+
+
+def test_a_tag_does_not_hide_the_digest_that_runs() -> None:
+    """The nodes would ignore it: an upgrade by tag would run the old image under the new name."""
+    for pinned in (f"image.digest={DIGEST}", f"image.gpuDigest={GPU_DIGEST}"):
+        assert "image.tag 2.0 has no effect" in refusal(sets=(*CLUSTER, pinned, "image.tag=2.0"))
 
 
 def test_a_pinned_image_leaves_no_unpinned_one() -> None:
@@ -246,9 +253,9 @@ def test_the_example_of_the_docs_reaches_every_pod(tmp_path: Path) -> None:
     rendered = render(str(tmp_path / "values.yaml"), sets=CLUSTER)
     assert schema_errors(rendered, MINORS[-1]) == [] and crd_errors(rendered) == []
     for pod in [*pod_templates(rendered)[1:]]:
-        assert {"name": "SSL_CERT_FILE", "value": "/etc/company/ca.crt"} in containers_of(pod)[0][
-            "env"
-        ]
+        env = containers_of(pod)[0]["env"]
+        bundles = {e["name"] for e in env if e.get("value") == "/etc/company/ca.crt"}
+        assert bundles == {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE"}
         assert pod["metadata"]["labels"]["cost-center"] == "4711"
 
 

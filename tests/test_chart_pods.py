@@ -215,8 +215,6 @@ def test_what_the_operator_sets_and_secrets_are_refused(
 
 
 MISSPELT: dict[str, Any] = {
-    "podLabels": {"ray.io/cluster": "mine"},
-    "podAnnotations": {"ray.io/ft-enabled": "true"},
     "extraEnv": [{"name": "A", "valeu": "b"}],
     "extraVolumes": [{"name": "a", "emptyDirs": {}}],
     "extraVolumeMounts": [{"name": "a", "path": "/a"}],
@@ -232,6 +230,16 @@ MISSPELT: dict[str, Any] = {
 @pytest.mark.parametrize("part", PARTS)
 def test_the_schema_refuses_what_is_misspelt(part: str, setting: str) -> None:
     assert values_errors(with_setting(part, setting, MISSPELT[setting]))
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    ("setting", "name"), [("podLabels", "ray.io/cluster"), ("podAnnotations", "ray.io/ft-enabled")]
+)
+def test_a_reserved_name_is_refused_where_it_is_set(part: str, setting: str, name: str) -> None:
+    done = template(given=with_setting(part, setting, {name: "x"}))
+    line = f"{part}.{setting}: the operator or the chart uses {name} itself; remove it"
+    assert done.returncode != 0 and line in done.stderr
 
 
 @pytest.mark.parametrize("part", RAY)

@@ -27,6 +27,13 @@ RULES = {
         (*CLUSTER, "ray.gcsFaultTolerance.enabled=true"),
         "set ray.gcsFaultTolerance.redisAddress",
     ),
+    "redis-claim": (
+        (
+            *CLUSTER, "ray.gcsFaultTolerance.enabled=true", "storage.keep=false",
+            "ray.gcsFaultTolerance.redisAddress=redis:6379",
+        ),
+        "storage.keep false would delete the claim that the operator's clean-up of Redis mounts",
+    ),
     "redis-user": (
         (*CLUSTER, "ray.gcsFaultTolerance.usernameKey=user"),
         "usernameKey names a key of a Secret; set ray.gcsFaultTolerance.existingSecret",
@@ -101,6 +108,19 @@ RULES = {
     "kueue-autoscaling": (
         (*CLUSTER, "scheduling.scheduler=kueue", "scheduling.queue=q"),
         "set cluster.autoscaling to false",
+    ),
+    "kueue-group": (
+        (
+            *JOB, "scheduling.scheduler=kueue", "scheduling.queue=q", "cluster.enabled=false",
+            "workerGroups.head.minReplicas=1", "workerGroups.head.maxReplicas=1",
+            "workerGroups.head.resources.cpu=1", "workerGroups.head.resources.memory=1Gi",
+            "pipeline.workerGroups={head}",
+        ),
+        "pipeline.workerGroups: Kueue itself names a job's own pods 'head' and 'submitter'",
+    ),
+    "selecting-label": (
+        (*CLUSTER, GROUP + ".labels.app\\.kubernetes\\.io/name=x"),
+        "workerGroups.cpu.labels: the operator or the chart uses app.kubernetes.io/name itself",
     ),
     "unknown-recipe": ((*JOB, "pipeline.recipe=mine.yaml"), "recipes has no 'mine.yaml'"),
     "serve-run": (
@@ -220,8 +240,6 @@ def test_helm_reads_the_schema() -> None:
         {"workerGroups": {"cpu": {"resources": {"memoryRequest": "1Gi"}}}},
         {"workerGroups": {"CPU": {}}},
         {"workerGroups": {"gpu": {"gpuResource": "nvidia.com/mig-3g"}}},
-        {"workerGroups": {"cpu": {"podLabels": {"app.kubernetes.io/name": "mine"}}}},
-        {"ray": {"head": {"podAnnotations": {"ray.io/ft-enabled": "true"}}}},
         {"ray": {"head": {"restartPolicy": "Always"}}},
         {"ray": {"auth": "none"}},
         {"ray": {"head": {"serviceName": "mine"}}},
@@ -240,6 +258,12 @@ def test_helm_reads_the_schema() -> None:
         {"mlflow": {"artifacts": {"destination": "/tmp"}}},
         {"storage": {"accessMode": "ReadOnlyMany"}},
         {"networkPolicy": {"internetPorts": [0]}},
+        {"networkPolicy": {"apiServer": {"ports": []}}},
+        {"networkPolicy": {"dns": {"ports": []}}},
+        {"networkPolicy": {"extraEgress": [{}]}},
+        {"networkPolicy": {"extraEgress": [{"to": []}]}},
+        {"networkPolicy": {"extraEgress": [{"to": [{"ipBlock": "10.0.0.0/8"}]}]}},
+        {"networkPolicy": {"serveClients": [{}]}},
         {"scheduling": {"scheduler": "slurm"}},
         {"anything": {}},
     ],

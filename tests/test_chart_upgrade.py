@@ -140,6 +140,7 @@ def test_what_the_cleanup_of_redis_needs_outlives_the_release(
     assert head["serviceAccountName"] in release.api.names("ServiceAccount")
     maps = {v["configMap"]["name"] for v in head["volumes"] if "configMap" in v}
     assert maps and maps <= release.api.names("ConfigMap")
+    assert {"zephyr-cluster", "zephyr-pipeline"} <= release.api.names("NetworkPolicy")
     release.helm("install", *install)
 
 

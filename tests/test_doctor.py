@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chart_tools import CHART, CLUSTER, kind, render
 from cluster_lab import TEAM, write_profile
 from kube_api import TOKEN, Api, Fault
 
 from zephyr_ray import cli
-from zephyr_ray.cluster import profile_checks
+from zephyr_ray.cluster import kube, profile_checks
 
 SEARCH = "/api/2.0/mlflow/experiments/search"
 
@@ -100,6 +101,13 @@ def healthy(api: Api) -> None:
     ray_cluster(api)
 
 
+def policies(api: Api, *sets: str) -> None:
+    """Adds the network policies of a release of the chart."""
+    for policy in kind(render(sets=(*CLUSTER, *sets)), "NetworkPolicy"):
+        path = "/apis/networking.k8s.io/v1/namespaces/team/networkpolicies"
+        api.put(f"{path}/{policy['metadata']['name']}", policy)
+
+
 def secret(api: Api, name: str, values: dict[str, str]) -> None:
     data = {key: b64encode(value.encode()).decode() for key, value in values.items()}
     api.put(f"{TEAM}/secrets/{name}", {"metadata": {"name": name}, "data": data})
@@ -143,10 +151,11 @@ def test_doctor_finds_nothing_wrong_with_a_healthy_cluster(
     for line in (
         r"✓ +versions +http\S+ runs v1.37.1",
         r"✓ +operator +operator kuberay/kuberay-operator is \S+:v1.7.0",
+        r"✓ +policies +team has no network policy of the chart",
         r"✓ +namespace +team, Pod Security restricted;",
         r"✓ +permissions +these credentials have every permission that .* need in team",
-        r"✓ +nodes +group cpu: 1 × no GPU; the nodes, if empty, hold [1-9]",
-        r"✓ +nodes +group gpu: 2 × 4 nvidia.com/gpu; the nodes, if empty, hold 2 of",
+        r"✓ +nodes +group cpu: 1 × 4 cpu, 16Gi memory; the nodes, if empty, hold 7 of",
+        r"✓ +nodes +group gpu: 2 × 8 cpu, 64Gi memory, 4 nvidia.com/gpu; the nodes, .* hold 2 of",
         r"✓ +quotas +quota team has room for the run",
         r"✓ +limits +no limit range excludes a pod",
         r"✓ +queue +LocalQueue research is active",
@@ -197,8 +206,16 @@ FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
     ),
     "no operator": (deleted(DEPLOYMENT), r"✗ +operator .*no operator is running .*helm install"),
     "operator down": (changed(DEPLOYMENT, status={}), r"✗ +operator .*no running pod +kubectl"),
-    "old operator": (changed(DEPLOYMENT, **OLD), r"✗ +operator .*v1.5.1, older than .* upgrade"),
+    "old operator": (
+        changed(DEPLOYMENT, **OLD),
+        r"✗ +operator .*v1.5.1, older than .* upgrade its CRDs",
+    ),
     "no namespace": (deleted(TEAM), r"✗ +namespace +no namespace team +kubectl create namespace"),
+    "operator shut out": (
+        lambda api: policies(api),
+        r"✗ +policies +the chart's network policies admit the operator from kuberay-system, but it "
+        r"runs in kuberay +helm upgrade .* --set networkPolicy.operatorNamespace=kuberay",
+    ),
     "missing permission": (
         lambda api: api.denied.update({"create rayjobs", "get pods/log"}),
         r"✗ +permissions +these credentials cannot create rayjobs, get pods/log in team +ask for",
@@ -206,6 +223,15 @@ FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
     "tainted": (
         changed("/api/v1/nodes/cpu", spec={"unschedulable": True}),
         r"✗ +nodes +group cpu: .* hold 0 of these",
+    ),
+    "too small together": (
+        # Each fits alone: the head beside the submitter, or the worker.
+        changed("/api/v1/nodes/cpu", status={"allocatable": {"cpu": "6", "memory": "64Gi"}}),
+        r"✗ +nodes +1 of the run's 5 pods do not fit beside the others, even on empty nodes +add",
+    ),
+    "head too large": (
+        changed("/api/v1/nodes/cpu", status={"allocatable": {"cpu": "1", "memory": "64Gi"}}),
+        r"✗ +nodes +the head: 1 × 2 cpu, 8Gi memory; .* hold 0 of these",
     ),
     "few GPUs": (
         small_nodes,
@@ -219,7 +245,7 @@ FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
             for name in ("a", "b")
         ],
         r"✗ +nodes +group gpu: .* hold 0 of these; large enough but excluded: nodes with the taint "
-        r"team=vision:NoExecute \(2\) +change node_selector or tolerations of the group",
+        r"team=vision:NoExecute \(2\) +change node_selector or tolerations in the profile",
     ),
     "missing label": (
         lambda api: api.objects["/api/v1/nodes/gpu-a"]["metadata"].update(labels={"pool": "t4"}),
@@ -380,8 +406,25 @@ def test_doctor_reports_the_fault_and_the_fix(
     assert re.search(line, output), output
     assert "ray-token" not in output
     failures = [row for row in output.splitlines() if row.startswith(("✗", "–"))]
-    # Without KubeRay there are no Ray clusters either.
-    assert len(failures) == (2 if "no rayclusters" in line else 1), output
+    # Without KubeRay there are no Ray clusters either; head and submitter need the CPU node, too.
+    more = {"no rayclusters": 2, "the head": 2, "group cpu": 3}
+    expected = next((count for text, count in more.items() if text in line), 1)
+    assert len(failures) == expected, output
+
+
+def test_doctor_finds_the_operator_where_the_policies_admit_it(
+    api: Api, here: Path, wide: None, capsys: pytest.CaptureFixture
+) -> None:
+    healthy(api)
+    policies(api, "networkPolicy.operatorNamespace=kuberay")
+    output = doctor_output(capsys, code=0)
+    assert re.search(r"✓ +policies +the chart's network policies admit the operator", output)
+
+
+def test_doctor_installs_the_operator_with_the_command_of_the_chart() -> None:
+    """Where the network policies admit it, and without a repository added before."""
+    rule = (CHART / "templates" / "_rules.tpl").read_text()
+    assert kube.OPERATOR_COMMAND in rule
 
 
 def test_doctor_needs_no_recipe_and_no_secrets(

@@ -270,3 +270,38 @@ def test_a_folder_does_not_fit_into_the_config_map(here: Path) -> None:
     recipe = recipes.load(path, pipeline.KINDS)
     with pytest.raises(Permanent, match="votes is a folder, which a ConfigMap cannot hold; copy"):
         bundle.bundle(recipe_file.read(path, [])[0], recipe, "/mnt/zephyr", path)
+
+
+def test_a_profile_sets_what_a_platform_asks_of_all_pods(here: Path) -> None:
+    write_profile(
+        here,
+        user={"id": 7, "group": 8},
+        labels={"cost-center": "4711"},
+        env={"HF_HUB_OFFLINE": "1"},
+        service_account="trainer",
+        priority_class="training",
+    )
+    job = job_of(here)
+    assert crd_errors("rayjobs", job) == []
+    assert job["metadata"]["labels"]["cost-center"] == "4711"
+    spec = job["spec"]
+    cluster = spec["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for template in [spec["submitterPodTemplate"], *(group["template"] for group in groups)]:
+        assert template["metadata"]["labels"]["cost-center"] == "4711"
+        pod = template["spec"]
+        assert (pod["serviceAccountName"], pod["priorityClassName"]) == ("trainer", "training")
+        security = pod["securityContext"]
+        ids = [security[key] for key in ("runAsUser", "runAsGroup", "fsGroup")]
+        assert ids == [7, 8, 8] and security["runAsNonRoot"]
+    for pod in ray_pods(here):
+        assert {"name": "HF_HUB_OFFLINE", "value": "1"} in pod["containers"][0]["env"]
+
+
+def test_without_a_user_the_cluster_chooses_it(here: Path) -> None:
+    """OpenShift rejects every user and group outside the namespace's range."""
+    path = here / "zephyr-cluster.yaml"
+    path.write_text(path.read_text() + "user: null\n")
+    submitter = job_of(here)["spec"]["submitterPodTemplate"]["spec"]
+    for pod in [submitter, *ray_pods(here)]:
+        assert not {"runAsUser", "runAsGroup", "fsGroup"} & pod["securityContext"].keys()

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from zephyr_ray.cluster.kube import Kube, Missing, NoRayJobs
+from zephyr_ray.cluster.kube import OPERATOR_COMMAND, Kube, Missing, NoRayJobs
 
-OPERATOR_COMMAND = "helm install kuberay-operator kuberay/kuberay-operator --version 1.7.0"
 OPERATOR_MINIMUM = (1, 7)
+OPERATOR_LABEL = "app.kubernetes.io/name=kuberay-operator"
 TESTED_MINORS = 4
 """Number of newest Kubernetes minor versions that the chart is tested against."""
 REQUIRED_VERBS = [
@@ -67,8 +67,7 @@ def check_operator(kube: Kube) -> Iterator[CheckResult]:
         yield bad(f"no {' and '.join(missing)} in ray.io/v1", OPERATOR_COMMAND)
         return
     yield good("ray.io/v1 has rayclusters and rayjobs")
-    label = "app.kubernetes.io/name=kuberay-operator"
-    deployments = kube.items("/apis/apps/v1/deployments", labelSelector=label)
+    deployments = kube.items("/apis/apps/v1/deployments", labelSelector=OPERATOR_LABEL)
     if not deployments:
         yield bad("the resources exist, but no operator is running", OPERATOR_COMMAND)
     for deployment in deployments:
@@ -83,10 +82,40 @@ def check_operator(kube: Kube) -> Iterator[CheckResult]:
             oldest = ".".join(map(str, OPERATOR_MINIMUM))
             yield bad(
                 f"operator {name} is {image}, older than {oldest}",
-                OPERATOR_COMMAND.replace("install", "upgrade"),
+                "upgrade its CRDs, then the operator (docs/kubernetes-platform.md)",
             )
         else:
             yield good(f"operator {name} is {image}")
+
+
+def check_policies(kube: Kube) -> Iterator[CheckResult]:
+    """Checks that the chart's network policies admit the operator to the jobs of the namespace."""
+    policies = kube.items(
+        f"/apis/networking.k8s.io/v1/namespaces/{kube.namespace}/networkpolicies",
+        labelSelector="app.kubernetes.io/name=zephyr",
+    )
+    admitted = {
+        peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+        for policy in policies
+        if policy["spec"]["podSelector"]["matchLabels"].get("zephyr-ray/part") == "pipeline"
+        for rule in policy["spec"]["ingress"]
+        if {"port": 8265, "protocol": "TCP"} in rule.get("ports", [])
+        for peer in rule["from"]
+        if "namespaceSelector" in peer
+    }
+    if not admitted:
+        yield good(f"{kube.namespace} has no network policy of the chart")
+        return
+    deployments = kube.items("/apis/apps/v1/deployments", labelSelector=OPERATOR_LABEL)
+    for namespace in {d["metadata"]["namespace"] for d in deployments} - admitted:
+        yield bad(
+            f"the chart's network policies admit the operator from {' and '.join(admitted)}, but "
+            f"it runs in {namespace}",
+            "helm upgrade RELEASE helm/zephyr --reset-then-reuse-values "
+            f"--set networkPolicy.operatorNamespace={namespace}",
+        )
+        return
+    yield good("the chart's network policies admit the operator")
 
 
 def check_namespace(kube: Kube) -> Iterator[CheckResult]:

@@ -38,6 +38,7 @@ def examine(
     subjects: list[tuple[str, Callable[[], Iterator[CheckResult]]]] = [
         ("versions", lambda: checks.check_versions(kube)),
         ("operator", lambda: checks.check_operator(kube)),
+        ("policies", lambda: checks.check_policies(kube)),
         ("namespace", lambda: checks.check_namespace(kube)),
         ("permissions", lambda: checks.check_permissions(kube)),
         ("nodes", lambda: profile_checks.check_nodes(kube, profile)),

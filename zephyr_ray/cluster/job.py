@@ -16,7 +16,6 @@ API, VERSION = "ray.io", "v1"
 RAY_VERSION = "2.60.0"
 """Ray version in the image; the operator needs it to enable token authentication."""
 NAME_LENGTH = 47
-USER = 1000
 HOME = "/home/zephyr"
 PART = "zephyr-ray/part"
 """Label by which the chart's network policies select these pods and those of its own jobs."""
@@ -62,7 +61,7 @@ def ray_job(name: str, profile: Profile) -> dict[str, Any]:
         "backoffLimit": 0,
         **_end(profile),
         "submitterPodTemplate": {
-            "metadata": {"labels": {**CLIENT, PART: "submitter"}},
+            "metadata": {"labels": {**profile.labels, **CLIENT, PART: "submitter"}},
             "spec": restricted_pod(profile, submitter, SMALL_TMP),
         },
         "rayClusterSpec": {
@@ -88,13 +87,11 @@ def ray_job(name: str, profile: Profile) -> dict[str, Any]:
     }
     if profile.active_deadline_seconds:
         spec["activeDeadlineSeconds"] = profile.active_deadline_seconds
-    metadata: dict[str, Any] = {"name": name}
-    if profile.queue:
-        metadata["labels"] = {"kueue.x-k8s.io/queue-name": profile.queue}
+    queue = {"kueue.x-k8s.io/queue-name": profile.queue} if profile.queue else {}
     return {
         "apiVersion": f"{API}/{VERSION}",
         "kind": "RayJob",
-        "metadata": metadata,
+        "metadata": {"name": name, "labels": profile.labels | queue},
         "spec": spec,
     }
 
@@ -120,7 +117,16 @@ def restricted_pod(profile: Profile, container: dict[str, Any], tmp: str) -> dic
     """Returns a one-container pod spec that Pod Security `restricted` admits. Only /tmp, of at most
     the size `tmp`, and HOME are writable."""
     mounts = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "home", "mountPath": HOME}]
+    user, more = {}, {}
+    if profile.user:
+        group = profile.user.group
+        user = {"runAsUser": profile.user.id, "runAsGroup": group, "fsGroup": group}
+    if profile.service_account:
+        more["serviceAccountName"] = profile.service_account
+    if profile.priority_class:
+        more["priorityClassName"] = profile.priority_class
     return {
+        **more,
         # A head restarted in place would lose its state; with Never the operator replaces it.
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -128,9 +134,7 @@ def restricted_pod(profile: Profile, container: dict[str, Any], tmp: str) -> dic
         "imagePullSecrets": [{"name": secret} for secret in profile.image_pull_secrets],
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
+            **user,
             # Otherwise every start walks all files on the storage.
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
@@ -178,7 +182,7 @@ def _template(role: str, name: str, profile: Profile, group: Group) -> dict[str,
     ]
     pod["nodeSelector"] = group.node_selector
     pod["tolerations"] = [t.model_dump(exclude_none=True) for t in group.tolerations]
-    return {"metadata": {"labels": {**CLIENT, PART: "pipeline"}}, "spec": pod}
+    return {"metadata": {"labels": {**profile.labels, **CLIENT, PART: "pipeline"}}, "spec": pod}
 
 
 def _environment(name: str, profile: Profile) -> list[dict[str, Any]]:
@@ -192,6 +196,7 @@ def _environment(name: str, profile: Profile) -> list[dict[str, Any]]:
         # One pod downloads; all pods read.
         "ZEPHYR_CACHE": f"{profile.storage.folder}/cache/weights",
         "HF_HOME": f"{profile.storage.folder}/cache/huggingface",
+        **profile.env,
     }
     if profile.mlflow:
         plain["MLFLOW_TRACKING_URI"] = profile.mlflow

@@ -21,6 +21,12 @@ from zephyr_ray.masking import masked, remember
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 RETRIES = 5
 """Retries of a read that the API server defers (429 or 5xx with Retry-After)."""
+OPERATOR_COMMAND = (
+    "helm install kuberay-operator kuberay-operator --repo "
+    "https://ray-project.github.io/kuberay-helm/ --version 1.7.0 --namespace kuberay-system "
+    "--create-namespace"
+)
+"""Command that installs the operator where the chart's network policies admit it."""
 NOT_KUBERNETES = "does not answer as a Kubernetes API server; correct the kubeconfig's server"
 
 
@@ -246,7 +252,7 @@ class Kube:
             ):
                 return NoRayJobs(
                     "the cluster lacks the RayJobs API (ray.io/v1); install the KubeRay operator "
-                    "(helm install kuberay-operator kuberay/kuberay-operator)"
+                    f"({OPERATOR_COMMAND})"
                 )
             return Missing(message)
         if status == 410:

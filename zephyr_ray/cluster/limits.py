@@ -7,7 +7,7 @@ from typing import Any
 from zephyr_ray.cluster.checks import CheckResult, bad, good
 from zephyr_ray.cluster.job import SUBMITTER
 from zephyr_ray.cluster.kube import Kube, Missing
-from zephyr_ray.cluster.profile import Profile, Workers, quantity
+from zephyr_ray.cluster.profile import Group, Profile, Workers, quantity
 from zephyr_ray.formatting import gib
 
 SCOPES = {"NotTerminating", "NotBestEffort"}
@@ -23,16 +23,18 @@ class Pods:
 
     name: str
     amounts: dict[str, str]
+    placement: Group | None = None
+    """Holds their node selector and tolerations, if they have any."""
     count: int = 1
 
 
 def pods_of(profile: Profile) -> list[Pods]:
     head = {"cpu": profile.head.cpu, "memory": profile.head.memory}
     groups = [
-        Pods(f"group {name}", requests(group), group.replicas)
+        Pods(f"group {name}", requests(group), group, group.replicas)
         for name, group in profile.workers.items()
     ]
-    return [Pods("the submitter", SUBMITTER), Pods("the head", head), *groups]
+    return [Pods("the submitter", SUBMITTER), Pods("the head", head, profile.head), *groups]
 
 
 def requests(group: Workers) -> dict[str, str]:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.masking import is_secret
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.recipe_file import read_yaml, refuse_secrets
 from zephyr_ray.settings import Strict, typed
@@ -23,7 +24,12 @@ QUEUED_GROUPS = 7
 RESERVED_VARIABLES = (
     r"HOME|HF_HOME|ZEPHYR_CACHE|ZEPHYR_JOB|PYTHONUNBUFFERED|MLFLOW_TRACKING_URI|RAY_.*|REDIS_.*"
 )
-"""Matches variables that the job or the operator sets; a secret must not replace them."""
+"""Matches variables that the job or the operator sets; a profile must not replace them."""
+RESERVED_LABELS = ("app.kubernetes.io/", "ray.io/", "zephyr-ray/")
+"""Prefixes of the labels by which the operator and the chart select pods."""
+
+LABEL_VALUE = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?"
+LABEL_KEY = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
@@ -54,6 +60,15 @@ GpuKind = Annotated[
         "nvidia.com/gpu, amd.com/gpu or nvidia.com/mig-3g.40gb",
     ),
 ]
+
+
+def _labels(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if key.startswith(RESERVED_LABELS):
+            raise ValueError(f"the operator and the chart select pods by {key}; rename it")
+        if not re.fullmatch(LABEL_KEY, key) or not re.fullmatch(LABEL_VALUE, value):
+            raise ValueError(f"'{key}: {value}' is not a label; write it like cost-center: a1")
+    return labels
 
 
 def _address(address: str) -> str:
@@ -99,6 +114,11 @@ class Storage(Strict):
     folder: str = Field("/mnt/zephyr", pattern=r"^(/[A-Za-z0-9._-]+)+$")
 
 
+class User(Strict):
+    id: int = Field(default=1000, ge=1)
+    group: int = Field(default=1000, ge=1)
+
+
 class SecretKey(Strict):
     name: DnsName
     key: str = Field(pattern=r"^[-._a-zA-Z0-9]+$")
@@ -118,6 +138,15 @@ class Profile(Strict):
     """Address of the MLflow server as the pods see it; without it, runs are tracked in a file."""
     secrets: dict[str, SecretKey] = {}
     """Secret and key that hold each environment variable of the run."""
+    env: dict[str, str] = {}
+    """More environment variables of the run."""
+    labels: Annotated[dict[str, str], AfterValidator(_labels)] = {}
+    """More labels of the job and its pods."""
+    user: User | None = User()
+    """User and group of every container; null leaves the choice to the cluster (OpenShift)."""
+    service_account: DnsName | None = None
+    """ServiceAccount of the pods, for a cloud identity; no token is mounted."""
+    priority_class: DnsName | None = None
     queue: DnsName | None = None
     """Kueue LocalQueue of the job."""
     active_deadline_seconds: int | None = Field(None, ge=1)
@@ -153,16 +182,25 @@ def load(path: Path) -> Profile:
     profile = typed(Profile, raw, str(path))
     if quantity(profile.head.memory) < HEAD_MINIMUM_BYTES:
         raise Permanent(f"{path}: head.memory is {profile.head.memory}; set it to 4Gi or more")
+    for name in {"head", "submitter"} & profile.workers.keys() if profile.queue else ():
+        raise Permanent(f"{path}: workers.{name}: Kueue uses this name itself; rename the group")
     if profile.queue and len(profile.workers) > QUEUED_GROUPS:
         raise Permanent(
             f"{path}: {len(profile.workers)} worker groups, but Kueue accepts at most "
             f"{QUEUED_GROUPS}; remove worker groups or the queue setting"
         )
-    for name in profile.secrets:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise Permanent(f"{path}: secrets: '{name}' is not a valid variable name; rename it")
-        if re.fullmatch(RESERVED_VARIABLES, name):
-            raise Permanent(f"{path}: secrets: the job itself sets {name}; remove it")
+    for setting, names in (("secrets", profile.secrets), ("env", profile.env)):
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise Permanent(
+                    f"{path}: {setting}: '{name}' is not a valid variable name; rename it"
+                )
+            if re.fullmatch(RESERVED_VARIABLES, name):
+                raise Permanent(f"{path}: {setting}: the job itself sets {name}; remove it")
+    for name in filter(is_secret, profile.env):
+        raise Permanent(f"{path}: env: {name} is a secret, which would be stored; {instead}")
+    for name in profile.env.keys() & profile.secrets.keys():
+        raise Permanent(f"{path}: {name} is in env and in secrets; remove one")
     return profile
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from zephyr_ray.cluster.checks import CheckResult, bad, good, unknown
 from zephyr_ray.cluster.job import SMALL_TMP, job_name, restricted_pod
 from zephyr_ray.cluster.kube import Forbidden, Kube, Missing
-from zephyr_ray.cluster.limits import requests
-from zephyr_ray.cluster.profile import Profile, Workers, quantity
+from zephyr_ray.cluster.limits import Pods, pods_of
+from zephyr_ray.cluster.profile import Profile, quantity
 from zephyr_ray.recipe import Recipe
 
 PULL_SECONDS = 600
@@ -21,54 +21,82 @@ NOT_PULLED = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")
 
 
 def check_nodes(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
-    """Checks for each worker group that the nodes could hold its replicas if they were empty."""
-    nodes = kube.items("/api/v1/nodes")
-    for name, group in profile.workers.items():
-        gpus = f"{group.gpu.count} {group.gpu.kind}" if group.gpu else "no GPU"
-        fits = sum(_replicas_on(node, group) for node in nodes if not _obstacle(node, group))
+    """Checks that the nodes could hold the pods of each kind, and then all together, if they were
+    empty."""
+    nodes, run = kube.items("/api/v1/nodes"), pods_of(profile)
+    fitting = True
+    for pods in run:
+        fits = sum(_number_on(node, pods) for node in nodes if not _obstacle(node, pods))
+        amounts = ", ".join(f"{amount} {kind}" for kind, amount in pods.amounts.items())
         observation = (
-            f"group {name}: {group.replicas} × {gpus}; the nodes, if empty, hold {fits} of these"
+            f"{pods.name}: {pods.count} × {amounts}; the nodes, if empty, hold {fits} of these"
         )
-        if fits >= group.replicas:
+        if fits >= pods.count:
             yield good(observation)
             continue
+        fitting = False
         obstacles = Counter(
             obstacle
             for node in nodes
-            if _replicas_on(node, group) and (obstacle := _obstacle(node, group))
+            if _number_on(node, pods) and (obstacle := _obstacle(node, pods))
         )
         if obstacles:
-            fix = "change node_selector or tolerations of the group"
             reasons = [f"{obstacle} ({count})" for obstacle, count in obstacles.most_common()]
-            yield bad(f"{observation}; large enough but excluded: {', '.join(reasons)}", fix)
+            yield bad(
+                f"{observation}; large enough but excluded: {', '.join(reasons)}",
+                "change node_selector or tolerations in the profile, or the nodes",
+            )
             continue
-        kind = group.gpu.kind if group.gpu else "cpu"
+        kind = list(pods.amounts)[-1] if len(pods.amounts) > 2 else "cpu"
         yield bad(
             observation,
             f"{sum(_allocatable(node, kind) for node in nodes):g} {kind} allocatable in total: "
             "add nodes (is the GPU operator installed?) or lower amounts in the profile",
         )
+    if fitting and (left := _left_over(nodes, run)):
+        total = sum(pods.count for pods in run)
+        yield bad(
+            f"{left} of the run's {total} pods do not fit beside the others, even on empty nodes",
+            "add nodes or lower amounts in the profile",
+        )
+
+
+def _left_over(nodes: list[dict[str, Any]], run: list[Pods]) -> int:
+    """Returns how many pods find no node if the largest choose first."""
+    left = 0
+    free = [{kind: _allocatable(n, kind) for p in run for kind in p.amounts} for n in nodes]
+    needs = [(p, {kind: quantity(amount) for kind, amount in p.amounts.items()}) for p in run]
+    for pods, need in sorted(needs, key=lambda n: (len(n[1]), n[1]["cpu"]), reverse=True):
+        allowed = [f for node, f in zip(nodes, free, strict=True) if not _obstacle(node, pods)]
+        for _ in range(pods.count):
+            room = [f for f in allowed if all(f[kind] >= need[kind] for kind in need)]
+            for kind in need if room else ():
+                room[0][kind] -= need[kind]
+            left += not room
+    return left
 
 
 def _allocatable(node: dict[str, Any], kind: str) -> float:
     return quantity((node.get("status", {}).get("allocatable") or {}).get(kind, "0"))
 
 
-def _replicas_on(node: dict[str, Any], group: Workers) -> int:
-    """Returns how many replicas of the group the node would hold if it were empty."""
-    return int(min(_allocatable(node, kind) // quantity(n) for kind, n in requests(group).items()))
+def _number_on(node: dict[str, Any], pods: Pods) -> int:
+    """Returns how many of these pods the node would hold if it were empty."""
+    return int(min(_allocatable(node, k) // quantity(n) for k, n in pods.amounts.items()))
 
 
-def _obstacle(node: dict[str, Any], group: Workers) -> str:
-    """Returns what keeps the group's pods off the node whatever its size; empty if nothing does."""
+def _obstacle(node: dict[str, Any], pods: Pods) -> str:
+    """Returns what keeps the pods off the node whatever its size; empty if nothing does."""
     labels, spec = node["metadata"].get("labels") or {}, node.get("spec") or {}
+    selector = pods.placement.node_selector if pods.placement else {}
+    tolerations = pods.placement.tolerations if pods.placement else []
     if spec.get("unschedulable"):
         return "cordoned nodes"
-    for key, value in group.node_selector.items():
+    for key, value in selector.items():
         if labels.get(key) != value:
             return f"nodes without the label {key}={value}"
     for taint in spec.get("taints") or []:
-        tolerated = any(_tolerates(t, taint) for t in group.tolerations)
+        tolerated = any(_tolerates(t, taint) for t in tolerations)
         if taint["effect"] != "PreferNoSchedule" and not tolerated:
             value = f"={taint['value']}" if taint.get("value") else ""
             return f"nodes with the taint {taint['key']}{value}:{taint['effect']}"

@@ -90,11 +90,20 @@ Recurses into maps and lists. */}}
 {{- range $name, $amount := $value -}}
 {{- $_ := set $value $name (include "zephyr.quantity" $amount | trimAll "\"") -}}
 {{- end -}}
-{{- else if eq $key "sizeLimit" -}}
+{{- else if has $key (list "sizeLimit" "divisor") -}}
 {{- $_ := set $map $key (include "zephyr.quantity" $value | trimAll "\"") -}}
-{{- else if and (empty $value) (has (kindOf $value) (list "string" "slice")) -}}
+{{- else if eq $key "storageClassName" -}}
+{{- /* Empty means no class, not the default class. */ -}}
+{{- else if or (and (empty $value) (has (kindOf $value) (list "string" "slice"))) (and (eq $key "readOnly") (not $value)) -}}
 {{- $_ := unset $map $key -}}
-{{- else if not (has $key (list "podLabels" "podAnnotations" "nodeSelector" "matchLabels" "labels")) -}}
+{{- else if not (has $key (list "podLabels" "podAnnotations" "nodeSelector" "matchLabels" "labels" "annotations" "volumeAttributes")) -}}
+{{- /* Fields that are written also when empty. */ -}}
+{{- if eq $key "resourceFieldRef" -}}
+{{- $_ := set $value "divisor" ($value.divisor | default "0") -}}
+{{- else if eq $key "volumeClaimTemplate" -}}
+{{- $_ := set $value "metadata" ($value.metadata | default dict) -}}
+{{- $_ := set $value.spec "resources" ($value.spec.resources | default dict) -}}
+{{- end -}}
 {{- include "zephyr.typed" $value -}}
 {{- end -}}
 {{- end -}}

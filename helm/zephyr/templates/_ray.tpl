@@ -193,6 +193,11 @@ a volume without a size limit. */}}
   value: "1"
 - name: VLLM_NO_USAGE_STATS
   value: "1"
+{{- if eq .component "pipeline" }}
+# A run's lease of the storage names the job: a newer attempt of it takes the lease over.
+- name: ZEPHYR_JOB
+  value: {{ include "zephyr.jobName" .root }}
+{{- end }}
 {{- if ne .component "serve" }}
 {{ include "zephyr.mlflowEnv" .root | trim }}
 {{- else }}

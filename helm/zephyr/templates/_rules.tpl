@@ -37,6 +37,9 @@ would report it only afterwards, as an event. */}}
 {{- if and $ft.enabled (not $ft.redisAddress) }}
 {{- fail "ray.gcsFaultTolerance.enabled needs an address; set ray.gcsFaultTolerance.redisAddress, such as redis:6379" }}
 {{- end }}
+{{- if and $ft.enabled (not $v.storage.keep) (not $v.storage.existingClaim) }}
+{{- fail "storage.keep false would delete the claim that the operator's clean-up of Redis mounts after an uninstall; set storage.keep, and delete the claim afterwards" }}
+{{- end }}
 {{- if and $ft.usernameKey (not $ft.existingSecret) }}
 {{- fail "ray.gcsFaultTolerance.usernameKey names a key of a Secret; set ray.gcsFaultTolerance.existingSecret" }}
 {{- end }}
@@ -109,7 +112,7 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 {{- end }}
 
-{{- $taken := list "HOME" "ZEPHYR_CACHE" "HF_HOME" "ZEPHYR_API_KEYS" "MLFLOW_TRACKING_URI" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "RAY_USAGE_STATS_ENABLED" "HF_HUB_DISABLE_TELEMETRY" "VLLM_NO_USAGE_STATS" | concat (include "zephyr.operatorEnv" . | fromYamlArray) (include "zephyr.serveEnv" . | fromYaml | keys) }}
+{{- $taken := list "HOME" "ZEPHYR_CACHE" "HF_HOME" "ZEPHYR_API_KEYS" "MLFLOW_TRACKING_URI" "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "RAY_USAGE_STATS_ENABLED" "HF_HUB_DISABLE_TELEMETRY" "VLLM_NO_USAGE_STATS" "ZEPHYR_JOB" | concat (include "zephyr.operatorEnv" . | fromYamlArray) (include "zephyr.serveEnv" . | fromYaml | keys) }}
 {{- $names := keys $v.ray.env }}
 {{- range $v.ray.secretEnv }}{{- $names = append $names .name }}{{- end }}
 {{- range $names }}
@@ -141,6 +144,9 @@ would report it only afterwards, as an event. */}}
 {{- fail (printf "%s.workerGroups: group '%s' has no pods and no autoscaler to add any; set workerGroups.%s.replicas or minReplicas, or %s.autoscaling" $name . . $name) }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- if and (eq $v.scheduling.scheduler "kueue") (or (has "head" $part.workerGroups) (has "submitter" $part.workerGroups)) }}
+{{- fail (printf "%s.workerGroups: Kueue itself names a job's own pods 'head' and 'submitter'; rename that group" $name) }}
 {{- end }}
 {{- if and (eq $v.scheduling.scheduler "kueue") (gt (len $part.workerGroups) 7) }}
 {{- fail (printf "%s.workerGroups has %d groups; Kueue accepts at most 7; remove some" $name (len $part.workerGroups)) }}

@@ -1,6 +1,10 @@
 {{/* Rules about the settings of pods. Called with (dict "root" $ "parts" …), the enabled parts by name. */}}
 {{- define "zephyr.podRules" -}}
 {{- $v := .root.Values -}}
+{{- include "zephyr.reservedNames" (dict "at" "" "values" $v) -}}
+{{- if and $v.image.tag (or $v.image.digest $v.image.gpuDigest) }}
+{{- fail (printf "image.tag %s has no effect on an image with a digest; set the new digests and image.tag=\"\", or image.digest=\"\" and image.gpuDigest=\"\"" $v.image.tag) }}
+{{- end }}
 {{- if and $v.image.digest (not $v.image.gpuDigest) }}
 {{- range $part := .parts }}
 {{- range $part.workerGroups }}
@@ -29,6 +33,28 @@
 {{- end }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* Refuses labels by which the operator's services and the chart select, and annotations that the
+operator obeys. The schema cannot: Helm reports the names that it refuses at another setting. */}}
+{{- define "zephyr.reservedNames" -}}
+{{- $at := .at -}}
+{{- $selecting := "^app\\.kubernetes\\.io/(name|created-by|instance|component|part-of)$" -}}
+{{- $annotations := "^ray\\.io/(ft-enabled|external-storage-namespace|overwrite-container-cmd)$" -}}
+{{- $pods := "^(ray\\.io|app\\.kubernetes\\.io|helm\\.sh|zephyr-ray)/" -}}
+{{- $reserved := dict "labels" $selecting "commonLabels" $pods "podLabels" $pods "annotations" $annotations "commonAnnotations" $annotations "podAnnotations" $annotations -}}
+{{- range $key, $value := .values -}}
+{{- if kindIs "map" $value -}}
+{{- with get $reserved $key -}}
+{{- range $name, $_ := $value -}}
+{{- if regexMatch (get $reserved $key) $name -}}
+{{- fail (printf "%s%s: the operator or the chart uses %s itself; remove it" $at $key $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- include "zephyr.reservedNames" (dict "at" (printf "%s%s." $at $key) "values" $value) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Variables that the operator adds to Ray's container or reads from it. */}}
