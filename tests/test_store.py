@@ -13,7 +13,7 @@ import pytest
 
 from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.engines.vllm import VllmSettings
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.manifest import File, Manifest, read_manifest
 from zephyr_ray.run_folder import judge_of, link_artifact
 from zephyr_ray.store import (
@@ -225,7 +225,7 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-        with pytest.raises(Permanent, match="locked by another run"), store.exclusive():
+        with pytest.raises(Temporary, match="locked by another run"), store.exclusive():
             pass
     finally:
         holder.kill()  # no chance to clean up
