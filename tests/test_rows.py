@@ -253,7 +253,7 @@ def test_a_row_that_always_kills_its_engine_is_left_alone(tmp_path: Path) -> Non
     rows = [{"id": i} for i in ("r00", "r01", "bad", *(f"r{i:02d}" for i in range(2, 10)))]
     work = work_in(tmp_path)
     reason = "the engine died 3 times at this row"
-    with pytest.raises(Permanent, match=f"1 rows were not answered .row 'bad': {reason}"):
+    with pytest.raises(Permanent, match=f"1 row was not answered .row 'bad': {reason}"):
         run_rows(work, rows, kills_the_engine, [RULES])
     answered = {entry["id"] for entry in entries(work) if "row" in entry}
     assert answered == {r["id"] for r in rows if r["id"] != "bad"}
@@ -274,7 +274,7 @@ def test_a_temporary_failure_is_asked_again_by_the_next_attempt(tmp_path: Path) 
     paths = {"diary": str(tmp_path / "diary"), "open": str(tmp_path / "open")}
     rows = [{"id": name, **paths} for name in "abc"]
     first, second = work_in(tmp_path / "artifact"), work_in(tmp_path / "artifact")
-    with pytest.raises(Permanent, match=r"1 rows were not .*row 'b': the server is busy"):
+    with pytest.raises(Permanent, match=r"1 row was not .*row 'b': the server is busy"):
         run_rows(first, rows, stumbles, [RULES])
     (tmp_path / "open").touch()
     results = run_rows(second, rows, stumbles, [RULES])
@@ -292,7 +292,7 @@ async def has_a_bug(row: dict[str, Any], judge: Any) -> dict[str, Any]:
 def test_an_unexpected_exception_loses_no_row(tmp_path: Path) -> None:
     """It is a bug, not the row's fault: the run stops, and the next attempt asks the row again."""
     rows = [{"id": name, "fixed": str(tmp_path / "fixed")} for name in "abc"]
-    with pytest.raises(Permanent, match="1 rows were not answered .row 'b': KeyError: 'missing'"):
+    with pytest.raises(Permanent, match="1 row was not answered .row 'b': KeyError: 'missing'"):
         run_rows(work_in(tmp_path / "artifact"), rows, has_a_bug, [RULES])
     (tmp_path / "fixed").touch()
     second = work_in(tmp_path / "artifact")
