@@ -38,7 +38,17 @@ models:
     api_key_env: ZEPHYR_TEST_KEY
     concurrency: 4
   cold: {{<<: *remote, temperature: 0}}
-  judge: {{<<: *remote, temperature: 0}}
+  # So small a model may answer nothing readable, which would stop the stage.
+  judge:
+    <<: *remote
+    parameters: {{structured_outputs: {{choice: ['{{"score": 3}}', '{{"score": 8}}', "no idea"]}}}}
+  ranker:
+    <<: *remote
+    parameters:
+      structured_outputs:
+        choice:
+          - "[{{'model': 'model_1', 'rank': 1}}, {{'model': 'model_2', 'rank': 2}}]"
+          - "[{{'model': 'model_2', 'rank': 1}}, {{'model': 'model_1', 'rank': 2}}]"
 stages:
   prompts: {{kind: prompts, seeds: seeds.jsonl, constrained: 0}}
   dialogues: {{kind: self_refine, model: teacher, prompts: prompts, turns: 2, max_tokens: 24}}
@@ -46,7 +56,7 @@ stages:
   feedback: {{kind: feedback, judge: judge, completions: answers, max_failed: 1}}
   warm: {{kind: completions, models: [teacher], prompts: prompts, max_tokens: 24}}
   still: {{kind: completions, models: [cold], prompts: prompts, max_tokens: 24}}
-  winrate: {{kind: pairwise, judge: judge, baseline: still, answers: [warm], max_failed: 1}}
+  winrate: {{kind: pairwise, judge: ranker, baseline: still, answers: [warm], max_failed: 1}}
 """
 TASKS = ["Name a blue thing.", "What do cows eat?", "Say good morning.", "Name two cold drinks."]
 
