@@ -191,7 +191,7 @@ def test_commands_that_fail(
 
 def test_ray_at_an_address_with_a_password(folder: Path, capfd: pytest.CaptureFixture) -> None:
     (folder / "small.yaml").write_text((folder / "small.yaml").read_text() + ANSWERS)
-    assert cli.main(["run", "small.yaml"]) == 2
+    assert cli.main(["run", "small.yaml"]) == 1
     output = capfd.readouterr()
     assert "RAY_ADDRESS" in output.err
     search(folder, output.out, output.err)
