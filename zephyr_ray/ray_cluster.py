@@ -91,6 +91,8 @@ def connect(cpus: int | None = None) -> None:
 
     `cpus` overrides the number of CPUs of a cluster started here.
     """
+    # Silences Ray's C++ logs, whose alarming lines about actors would stand in the live table.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
     from ray.data import DataContext
 
