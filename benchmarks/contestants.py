@@ -19,7 +19,7 @@ PEAK_TFLOPS = 989
 
 @dataclass
 class Measured:
-    """What one training showed, without its first steps."""
+    """Measurements of one training, without its first steps."""
 
     seconds: float
     """Per optimizer step."""

@@ -25,7 +25,7 @@ def rendered(rows: dict[str, Row]) -> str:
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What is printed without a terminal, of 80 columns as Rich assumes."""
+    """Returns the lines printed without a terminal, at the width of 80 columns that Rich assumes."""
     output = io.StringIO()
     monkeypatch.setattr(display, "CONSOLE", Console(file=output, width=80))
     return output

@@ -422,7 +422,7 @@ def test_doctor_finds_the_operator_where_the_policies_admit_it(
 
 
 def test_doctor_installs_the_operator_with_the_command_of_the_chart() -> None:
-    """Where the network policies admit it, and without a repository added before."""
+    """The command installs it in a namespace that the policies admit, without `helm repo add`."""
     rule = (CHART / "templates" / "_rules.tpl").read_text()
     assert kube.OPERATOR_COMMAND in rule
 

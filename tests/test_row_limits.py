@@ -74,7 +74,7 @@ def test_useless_results_within_the_limit_are_kept(
 def test_useless_results_and_failed_rows_have_one_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 40 rows, two may fail."""
+    """Two of 40 rows may fail."""
     failed: list[Outcome] = [row(0), row(1), RowFault("2", "9 tokens", "too long")]
     sound: list[Outcome] = [row(n, "text") for n in range(3, 40)]
     with pytest.raises(Permanent) as raised:

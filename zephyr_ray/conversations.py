@@ -119,7 +119,7 @@ class Unreadable(Exception):
         self.column = column
         """The missing column without which the row has no meaning."""
         self.detail = detail
-        """What the row has instead, for an error line."""
+        """Columns or keys of the unreadable row, for an error line."""
 
 
 def parse(value: Any) -> str | list[Message]:

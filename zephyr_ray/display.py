@@ -36,7 +36,7 @@ class Row:
     kind: str = ""
     state: str = "waiting"
     note: str = ""
-    """What the artifact has; while the stage runs, its progress."""
+    """The artifact's counts; while the stage runs, its progress."""
     done: float = 0
     total: float = 0
     """Total of the progress; 0 if unknown."""

@@ -148,7 +148,7 @@ class _Progress:
 
 
 def _second(time: str) -> str:
-    """Returns the second of a time stamp, in UTC; empty if it is none."""
+    """Returns a time stamp in UTC, cut to whole seconds; empty if it cannot be parsed."""
     try:
         return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
     except ValueError:

@@ -15,7 +15,7 @@ from zephyr_ray.store import write_atomically
 
 
 class Context(Protocol):
-    """What a training loop needs of its surroundings."""
+    """Interface between a training loop and the program that started it."""
 
     def report(self, step: int, checkpoint: Path | None) -> None:
         """Reports that this worker finished the step, and wrote its part of the checkpoint.

@@ -45,7 +45,7 @@ def can_share(model: Any) -> bool:
 def shared_prompts(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns the batch of rows with `prompt_ids`, `chosen_ids` and `rejected_ids`.
 
-    The prompt's last token stands in front of each branch, because it predicts the branch's first
+    Each branch begins with the prompt's last token, because it predicts the branch's first
     token. `answers` and `answer_at` have shape (pairs, 2, longest answer): which tokens exist, and
     their positions in the row.
     """
