@@ -25,7 +25,7 @@ def rendered(rows: dict[str, Row]) -> str:
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Returns the lines printed without a terminal, at the width of 80 columns that Rich assumes."""
+    """Returns the lines printed without a terminal, where Rich assumes 80 columns."""
     output = io.StringIO()
     monkeypatch.setattr(display, "CONSOLE", Console(file=output, width=80))
     return output
