@@ -19,6 +19,7 @@ import train_once
 from zephyr_ray.errors import Permanent
 from zephyr_ray.stage import Work
 from zephyr_ray.store import read_jsonl
+from zephyr_ray.train import workers
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.sft import IGNORED, Sft
 from zephyr_ray.train.workers import train
@@ -289,6 +290,29 @@ def test_ignored_deepspeed_configuration_is_refused(one_worker: Work, tiny_model
     job = Job(settings=settings, weights=str(tiny_model), folder=work.folder, order=[0, 1, 2, 3])
     with pytest.raises(Permanent, match="not on DeepSpeed"):
         train(work, job)
+
+
+@pytest.mark.timeout(150)
+def test_a_permanent_error_of_one_worker_ends_the_others(
+    ray_cluster: None, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_refuses(config: dict[str, Any]) -> None:
+        import torch.distributed
+
+        from zephyr_ray.train import worker
+
+        def refused(job: Job, context: Any) -> None:
+            if torch.distributed.get_rank() == 1:
+                raise Permanent("worker 1 cannot go on")
+            time.sleep(2)
+            torch.distributed.barrier()
+
+        worker.train_and_save = refused
+        worker.run_worker(config)
+
+    monkeypatch.setattr(workers, "run_worker", one_refuses)
+    with pytest.raises(Permanent, match="^worker 1 cannot go on$"):
+        train_once.sft(tmp_path, tiny_model, workers=2, zero=0)
 
 
 def test_a_sharded_reference_equals_an_unsharded_one(

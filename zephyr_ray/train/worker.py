@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def run_worker(config: dict[str, Any]) -> None:
     """Runs one Ray Train worker.
 
-    Permanent errors go to a file, because Ray would retry an exception.
+    The message of a permanent error goes to a file, because Ray wraps the exception, which ends the
+    other workers: they would wait for this one.
     """
     job: Job = config["job"]
     context = RayContext()
@@ -29,6 +30,7 @@ def run_worker(config: dict[str, Any]) -> None:
         context.report(job.steps, checkpoint=None)
     except Permanent as error:
         write_atomically(job.refusal, str(error))
+        raise
 
 
 def train_and_save(job: Job, context: Context) -> None:
