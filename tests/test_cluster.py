@@ -108,7 +108,19 @@ def test_an_object_of_someone_else_under_the_same_name_stays(
     [
         ({"image": None}, "setting 'image' is missing"),
         ({"imgae": "x"}, "unknown setting 'imgae'; did you mean 'image'"),
-        ({"workers": {"gpu": {"cpu": 1, "memory": "1Gi", "gpus": 2}}}, "unknown setting"),
+        (
+            {"workers": {"gpu": {"cpu": 1, "memory": "1Gi", "gpus": 2}}},
+            "unknown setting 'workers.gpu.gpus'; did you mean 'gpu'?",
+        ),
+        (
+            {"workers": {"gpu": {"cpu": 1, "memory": "1Gi", "gpu": {"number": 2}}}},
+            "unknown setting 'workers.gpu.gpu.number'; known: count, kind",
+        ),
+        (
+            {"head": {"cpu": 1, "memory": "4Gi", "tolerations": [{"efect": "NoSchedule"}]}},
+            "unknown setting 'head.tolerations.0.efect'; did you mean 'effect'?",
+        ),
+        ({"user": {"uid": 1}}, "unknown setting 'user.uid'; did you mean 'id'?"),
         ({"workers": {"GPU": {"cpu": 1, "memory": "1Gi"}}}, "workers.GPU"),
         ({"workers": {}}, "setting 'workers'"),
         ({"workers": {"w": {"cpu": 0, "memory": "1Gi"}}}, "workers.w.cpu"),
@@ -142,6 +154,7 @@ def test_an_object_of_someone_else_under_the_same_name_stays(
         ({"secrets": {"a-b": {"name": "a", "key": "b"}}}, "not a valid variable name"),
         ({"secrets": {}}, "secrets lacks JUDGE_KEY, which model 'judge' reads; add JUDGE_KEY: "),
         ({"namespace": "Team A"}, "setting 'namespace'"),
+        ({"backoff_limit": 101}, "setting 'backoff_limit'"),
         (
             {"workers": {f"g{n}": {"cpu": 1, "memory": "1Gi"} for n in range(8)}},
             "8 worker groups, but Kueue accepts at most 7; remove worker groups or the queue",
