@@ -337,7 +337,7 @@ def test_queue_labels_of_each_scheduler(scheduler: str, label: str, value: str) 
 
 
 @pytest.mark.parametrize(
-    ("address", "port"), [("redis-0", 6379), ("10.0.0.5", 6379), ("redis:7000", 7000)]
+    ("address", "port"), [("redis-0:6379", 6379), ("rediss://10.0.0.5:7000", 7000)]
 )
 def test_the_port_of_redis_is_open(address: str, port: int) -> None:
     tolerant = "ray.gcsFaultTolerance."

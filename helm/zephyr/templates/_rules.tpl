@@ -34,6 +34,7 @@ would report it only afterwards, as an event. */}}
 {{- if and $ft.enabled (not $ft.redisAddress) }}
 {{- fail "ray.gcsFaultTolerance.enabled needs an address; set ray.gcsFaultTolerance.redisAddress, such as redis:6379" }}
 {{- end }}
+{{- /* Ray's head would not start with it. */}}
 {{- if and $ft.redisAddress (not (regexMatch ":[0-9]+$" $ft.redisAddress)) }}
 {{- fail (printf "ray.gcsFaultTolerance.redisAddress %s has no port; write it like %s:6379" $ft.redisAddress $ft.redisAddress) }}
 {{- end }}
