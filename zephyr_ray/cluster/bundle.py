@@ -71,7 +71,9 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
     return files
 
 
-def config_map(name: str, files: dict[str, bytes], owner: dict[str, Any]) -> dict[str, Any]:
+def config_map(
+    name: str, files: dict[str, bytes], owner: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Returns an immutable ConfigMap that is deleted with its owner. Content that is not UTF-8 goes
     into `binaryData`."""
     data: dict[str, str] = {}
@@ -81,12 +83,15 @@ def config_map(name: str, files: dict[str, bytes], owner: dict[str, Any]) -> dic
             data[file] = content.decode()
         except UnicodeDecodeError:
             binary[file] = base64.b64encode(content).decode()
-    reference = {key: owner[key] for key in ("apiVersion", "kind")}
-    reference |= {key: owner["metadata"][key] for key in ("name", "uid")}
+    metadata: dict[str, Any] = {"name": name}
+    if owner:
+        reference = {key: owner[key] for key in ("apiVersion", "kind")}
+        reference |= {key: owner["metadata"][key] for key in ("name", "uid")}
+        metadata["ownerReferences"] = [reference]
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": name, "ownerReferences": [reference]},
+        "metadata": metadata,
         "immutable": True,
         "data": data,
         "binaryData": binary,
