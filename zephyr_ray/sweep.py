@@ -9,7 +9,6 @@ makes, so that stage is copied.
 """
 
 import itertools
-import json
 import math
 import re
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any
 
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent, suggest
+from zephyr_ray.formatting import setting_value
 from zephyr_ray.recipe_file import mapping
 from zephyr_ray.settings import OPERATIONAL, WEIGHTS, Reads, Strict, marked
 from zephyr_ray.stage import Stage, Variant
@@ -174,8 +174,10 @@ def _copy_stage(point: Point, original: str, same: list[Point]) -> Stage:
     for field, mark, values in marked(stage, Reads):
         points = same if _collects(stage, field, mark) else [point]
         names = [name for v in values for name in dict.fromkeys(p.name(v) for p in points)]
-        is_list = isinstance(getattr(stage, field), list)
-        reads[field] = names if is_list else next(iter(names), None)
+        if isinstance(getattr(stage, field), list):
+            reads[field] = names
+        elif names:
+            [reads[field]] = names
     return stage.model_copy(update=reads)
 
 
@@ -232,6 +234,8 @@ def _values(
         if OPERATIONAL in field.metadata:
             raise Permanent(f"{where}: does not change the result; remove it from the sweep")
         value = getattr(made, setting)
+        if isinstance(value, Strict):
+            value = value.model_dump(exclude_unset=True)
         text = label(value)
         if not text:
             raise Permanent(f"{where}: a value has no letter or digit to name its stage by")
@@ -245,9 +249,7 @@ def _values(
 
 def label(value: Any) -> str:
     """Returns the text that stands for a value in a name: letters, digits, '.', '_' and '-'."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return repr(value).removesuffix(".0").replace("+", "")
-    if isinstance(value, Strict):
-        value = value.model_dump(exclude_unset=True)
-    text = value if isinstance(value, str) else json.dumps(value)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    text = setting_value(value)
+    # Without the plus sign, 1e+16 must not become 1e-16.
+    return text.replace("+", "") if is_number else re.sub("[^A-Za-z0-9._-]+", "-", text).strip("-")
