@@ -154,17 +154,19 @@ def draw_trend(block: Trend, colors: dict[str, str]) -> Markup:
         if is_numeric and min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
             axes.set_xscale("log")
         for index, (name, points) in enumerate(block.series):
+            style: dict[str, Any] = {"color": colors[name], "linewidth": 1.6}
+            at, values = zip(*sorted((places[at], value) for at, value in points), strict=True)
+            [line] = axes.plot(at, [v.value for v in values], marker="o", label=name, **style)
+            ends = axes.vlines(at, [v.low for v in values], [v.high for v in values], **style)
             # Side by side, because intervals of several series at one value would hide each other.
             shift = (index - (len(block.series) - 1) / 2) * 5 / 72
             beside = axes.transData + ScaledTranslation(shift, 0, axes.figure.dpi_scale_trans)
-            style: dict[str, Any] = {"color": colors[name], "linewidth": 1.6, "transform": beside}
-            at, values = zip(*sorted((places[at], value) for at, value in points), strict=True)
-            axes.plot(at, [v.value for v in values], marker="o", markersize=5, label=name, **style)
-            axes.vlines(at, [v.low for v in values], [v.high for v in values], **style)
+            for artist in (line, ends):
+                artist.set_transform(beside)
         if block.line is not None:
             axes.axhline(block.line, color=INK, linestyle=(0, (4, 3)), linewidth=1)
         if len(block.series) > 1:
-            axes.legend(fontsize=8)
+            axes.figure.legend(loc="outside lower center", fontsize=8)
         axes.set_xticks(list(places.values()), ticks)
         axes.minorticks_off()
         axes.margins(x=0.08)
@@ -172,7 +174,7 @@ def draw_trend(block: Trend, colors: dict[str, str]) -> Markup:
         axes.set_xlabel(block.setting)
         axes.set_title(block.title)
 
-    return draw_figure(label, 2.5, paint)
+    return draw_figure(label, 2.4 + 0.18 * len(block.series), paint)
 
 
 def _with_interval(value: Interval) -> str:

@@ -25,7 +25,7 @@ from zephyr_ray.stage import Variant
 Variants = dict[str, Variant]
 INTRO = (
     "Each variant is the recipe with these values of the swept settings; what does not depend on "
-    "them was made once and is shared. Brackets and thin lines are the intervals of the Result."
+    "them was made once and is shared. The chapters below explain the values and their intervals."
 )
 BEST = "The best of several variants looks better than it is; confirm it on other prompts."
 ENDS = "Final values are means over the last tenth of the steps, measured on the training data."
@@ -144,9 +144,9 @@ def _headline(outcomes: list[Outcome]) -> str:
     near = sum(value.high >= top.low for value in others.values())
     return (
         f"{best} has the highest {first.title[0].lower()}{first.title[1:]} of {len(others) + 1} "
-        f"variants, {number(top.value)} [{number(top.low)}, {number(top.high)}]; "
+        f"variants, {number(top.value)} [{number(top.low)}, {number(top.high)}]"
     ) + (
-        f"the intervals of {near} of the {len(others)} others overlap it, so this may be chance."
+        f", which may be chance: its interval overlaps those of {near} of the {len(others)} others."
         if near
-        else "no other interval overlaps it."
+        else "; its interval overlaps no other."
     )
