@@ -1,5 +1,6 @@
 """Tests that a sweep expands into the stages and keys that one would write by hand."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -335,3 +336,37 @@ def test_a_bundle_for_a_cluster_sweeps_the_same(path: Path, tmp_path: Path) -> N
     texts = [packed.files(stage)["seeds"].read_text() for stage in files]
     assert ["fruit" in text for text in texts] == [False, True]
     assert packed.files(packed.stages["heldout"])["seeds"].parent == pods
+
+
+def test_a_swept_recipe_runs_and_a_new_value_reuses_the_others(tmp_path: Path) -> None:
+    """Three votes have a winner, one is a tie."""
+    votes = [
+        {
+            **{"id": f"v{n}", "prompt": "Name a fish.", "instruction": "Name a fish."},
+            "constraint": None,
+            "completions": [
+                {"model": m, "text": f"{m} {n}", "finish_reason": "stop", "score": score}
+                for m, score in (("a", 9), ("b", 9 if n == 3 else 1))
+            ],
+        }
+        for n in range(4)
+    ]
+    (tmp_path / "votes.jsonl").write_text("".join(json.dumps(vote) + "\n" for vote in votes))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "name: small\nsweep: {pairs.ties: [keep]}\nstages:\n"
+        "  votes: {kind: votes, file: votes.jsonl}\n"
+        "  pairs: {kind: preferences, feedback: votes}\n"
+        "  report: {kind: report, of: [pairs]}\n"
+    )
+    run = [str(path), "--set", f"storage={tmp_path / 'runs'}"]
+    assert main(run) == 0
+    pairs = tmp_path / "runs" / "small" / "data"
+    kept = (pairs / "pairs-ties-keep").resolve()
+    made = (kept / "manifest.json").stat().st_mtime_ns
+    assert main([*run, "--set", "sweep.pairs.ties=[drop, keep]"]) == 0
+    rows = {p.name: len((p / "rows.jsonl").read_text().splitlines()) for p in pairs.iterdir()}
+    assert rows == {"votes": 4, "pairs-ties-drop": 3, "pairs-ties-keep": 4}
+    assert (kept / "manifest.json").stat().st_mtime_ns == made
+    page = (tmp_path / "runs" / "small" / "report.html").read_text()
+    assert "pairs-ties-drop" in page and "pairs-ties-keep" in page

@@ -131,7 +131,7 @@ def run(recipe: Recipe, store: Store, until: str | None = None, wait: float = 0)
             connect()  # before any stage, in case Ray cannot start
         planned = make_plan(recipe, store) if until else steps
         view = store.storage / recipe.name
-        unlink_stale(view, {step.artifact.folder for step in planned if step.artifact})
+        unlink_stale(view, {s.link: s.artifact.folder for s in planned if s.artifact})
         # Makes the next run close MLflow's run, which a kill after the last manifest leaves open.
         unfinished = view / ".unfinished"
         if unfinished.exists() or any(step.artifact is None for step in steps):
