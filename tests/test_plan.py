@@ -530,10 +530,21 @@ def test_links_to_stale_artifacts_are_removed(folder: Path) -> None:
     view = folder / "runs" / recipe.name
     (view / "data" / "mine").mkdir()
     changed = plan(folder, "pairs.rejected=lowest").values()
-    unlink_stale(folder / "runs" / recipe.name, {s.artifact.folder for s in changed if s.artifact})
+    unlink_stale(view, {s.link: s.artifact.folder for s in changed if s.artifact})
     remaining = {str(path.relative_to(view)) for path in view.glob("*/*")}
     texts = {"prompts", "heldout", "dialogues", "completions", "feedback", "mine"}
     assert remaining == {f"data/{name}" for name in texts} | {"models/sft"}
+
+
+def test_a_link_with_the_former_name_of_a_stage_is_removed(folder: Path) -> None:
+    """The artifact is still current, under its new name."""
+    make_all(folder)
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text.replace("  heldout:", "  evaluation:"))
+    steps, view = plan(folder), folder / "runs" / "small"
+    assert steps["evaluation"].artifact
+    unlink_stale(view, {s.link: s.artifact.folder for s in steps.values() if s.artifact})
+    assert not (view / "data" / "heldout").is_symlink() and (view / "data" / "prompts").is_symlink()
 
 
 def test_files_of_cached_stages_are_checked_too(folder: Path) -> None:

@@ -31,6 +31,11 @@ class Step:
     rows: int | None = None
     """Rows of the artifact, or expected rows; None if unknown."""
 
+    @property
+    def link(self) -> str:
+        """Path of the link to the artifact in the run's folder."""
+        return self.stage.view[0].format(name=self.name)
+
 
 def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[Step]:
     """Returns the steps in order, up to `until`. Verifies cached artifacts; starts nothing."""

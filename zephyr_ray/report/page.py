@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from zephyr_ray.formatting import describe_model, duration, number, signed
 from zephyr_ray.report.plots import COLORS, draw, draw_time_bars
+from zephyr_ray.report.sweep_section import sweep_section
 from zephyr_ray.section import Cell, Column, Interval, Place, Section
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import Stage, Work
@@ -46,6 +47,9 @@ class Report(Stage):
             for name, artifact in work.inputs.items()
             if (section := work.stages[name].section(artifact))
         }
+        # The last section, because the page opens with its headline. No stage has an empty name.
+        if sweep := sweep_section(work.variants, contributed):
+            contributed[""] = sweep
         page = render(self.title, work.inputs, contributed)
         (work.folder / "report.html").write_text(page, encoding="utf-8")
         work.progress.done = 1
