@@ -1,7 +1,8 @@
 """Trains on preference pairs: direct preference optimization against the frozen start model, the
-second half of Zephyr's recipe."""
+second half of Zephyr's recipe, and its variants."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -9,7 +10,8 @@ from pydantic import Field
 from zephyr_ray.chat import ChatFormat, Messages
 from zephyr_ray.errors import Permanent, RowError
 from zephyr_ray.settings import Reads
-from zephyr_ray.stage import Work
+from zephyr_ray.stage import Stage, Work
+from zephyr_ray.train.loss_settings import LossSettings
 from zephyr_ray.train.settings import Schedule
 from zephyr_ray.train.stage import Row, Tokens, TrainingStage
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
 
 
-class Dpo(TrainingStage):
+class Dpo(TrainingStage, LossSettings):
     """Defaults are the paper's (arXiv 2310.16944): three epochs, linear, 5e-7, batch 32, β 0.1."""
 
     kind = "dpo"
@@ -28,21 +30,21 @@ class Dpo(TrainingStage):
     proven = "chosen"
 
     data: Annotated[str, Reads("pairs")]
-    beta: float = Field(0.1, gt=0)
-    """Weight of the KL penalty against the start model."""
     learning_rate: float = Field(5e-7, gt=0)
     schedule: Schedule = "linear"
     epochs: float = Field(3, gt=0)
     global_batch: int = Field(32, ge=1)
     max_length: int = Field(1024, ge=16)
     """Maximum tokens of prompt and answer together; longer answers are truncated."""
-    nll_weight: float = Field(0.0, ge=0)
-    """Weight of the chosen answer's negative log-likelihood per token, added to the DPO loss."""
+
+    def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
+        super().check(files, reads)
+        self.check_loss()
 
     def objective(self) -> "Objective":
         from zephyr_ray.train.objectives import DpoObjective
 
-        return DpoObjective(beta=self.beta, nll_weight=self.nll_weight)
+        return DpoObjective(self)
 
     def prepare(self, work: Work, chat: ChatFormat, rows: list[Row]) -> list[int]:
         from datasets import Dataset
