@@ -68,10 +68,7 @@ BY_HAND: list[tuple[dict[str, Any], list[float]]] = [
     ),
     (
         {"loss": "exo_pair", "label_smoothing": 0.2},
-        [
-            p * log(p / 0.8) + (1 - p) * log((1 - p) / 0.2)
-            for p in (1 / (1 + exp(-1)), 1 / (1 + exp(0.75)))
-        ],
+        [p * log(p / 0.8) + (1 - p) * log((1 - p) / 0.2) for p in (sigma(1), sigma(-0.75))],
     ),
     (
         {"loss": "nca_pair"},
@@ -121,6 +118,12 @@ def test_every_loss_is_computed_by_hand() -> None:
 @pytest.fixture(scope="module")
 def tools(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """TRL's trainers, whose settings each test sets, and our model, which shares prompts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+        yield trainers(tiny_model, str(tmp_path_factory.mktemp("trl")), patch)
+
+
+def trainers(tiny_model: Path, folder: str, patch: pytest.MonkeyPatch) -> SimpleNamespace:
     import trl.trainer.utils
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -143,27 +146,25 @@ def tools(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         model.set_attn_implementation("sdpa")
         return model
 
-    folder = str(tmp_path_factory.mktemp("trl"))
     args = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     texts = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trl.trainer.utils, "_use_triton", lambda device: True)
-        yield SimpleNamespace(
-            dpo=Theirs(
-                plain(),
-                args=DPOConfig(folder, precompute_ref_log_probs=True, **args),
-                train_dataset=Dataset.from_list(PAIRS),
-                processing_class=tokenizer,
-            ),
-            cpo=CPOTrainer(
-                plain(),
-                args=CPOConfig(folder, loss_type="simpo", cpo_alpha=0, max_length=64, **args),
-                train_dataset=Dataset.from_list(texts),
-                processing_class=tokenizer,
-            ),
-            ours=load_model(str(tiny_model)),
-        )
+    patch.setattr(trl.trainer.utils, "_use_triton", lambda device: True)
+    return SimpleNamespace(
+        dpo=Theirs(
+            plain(),
+            args=DPOConfig(folder, precompute_ref_log_probs=True, **args),
+            train_dataset=Dataset.from_list(PAIRS),
+            processing_class=tokenizer,
+        ),
+        cpo=CPOTrainer(
+            plain(),
+            args=CPOConfig(folder, loss_type="simpo", cpo_alpha=0, max_length=64, **args),
+            train_dataset=Dataset.from_list(texts),
+            processing_class=tokenizer,
+        ),
+        ours=load_model(str(tiny_model)),
+    )
 
 
 def gradients(model: Any, loss: Any) -> dict[str, Any]:
@@ -262,6 +263,7 @@ def test_each_part_of_a_sum_is_a_metric(tools: Any) -> None:
         ({"loss": "sigmod"}, "setting 'loss': unknown loss 'sigmod'; did you mean 'sigmoid'?"),
         ({"loss": "aot"}, "unknown loss 'aot'"),
         ({"loss": {"ipo": 1, "hing": 1}}, "unknown loss 'hing'; did you mean 'hinge'?"),
+        ({"loss": ["ipo"]}, "setting 'loss': must be a name, or a mapping of names to weights"),
         ({"loss": {}}, "setting 'loss': is empty; name a loss, such as sigmoid"),
         ({"loss": {"ipo": 0}}, "setting 'loss.ipo': Input should be greater than 0"),
         ({"loss": {"ipo": 1, "nll": -1}}, "setting 'loss.nll': Input should be greater than 0"),

@@ -45,6 +45,8 @@ NLL = "nll"
 
 
 def _by_name(loss: Any) -> Any:
+    if not isinstance(loss, str | dict):
+        raise ValueError("must be a name, or a mapping of names to weights")
     return {loss: 1.0} if isinstance(loss, str) else loss
 
 
