@@ -59,7 +59,7 @@ BETA = 0.5
 BY_HAND: list[tuple[dict[str, Any], list[float]]] = [
     ({"loss": "sigmoid"}, [nls(1), nls(-0.75)]),
     ({"loss": "sigmoid_norm"}, [nls(5 / 12), nls(-0.5)]),
-    ({"loss": "hinge"}, [0, 1.75]),
+    ({"loss": "hinge", "beta": 1}, [0, 2.5]),
     ({"loss": "ipo"}, [1 / 36, 4]),
     ({"loss": "robust"}, [nls(1), nls(-0.75)]),
     (
@@ -107,7 +107,7 @@ def test_by_hand(settings: dict[str, Any], expected: list[float]) -> None:
     from zephyr_ray.train import losses
 
     loss = getattr(losses, settings["loss"])
-    found = loss(answers(CHOSEN), answers(REJECTED), stage(beta=BETA, **settings))
+    found = loss(answers(CHOSEN), answers(REJECTED), stage(**{"beta": BETA} | settings))
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
@@ -214,14 +214,13 @@ SMOOTHING = {"robust": 0.2, "exo_pair": 0.1}
     ],
 )
 def test_is_that_of_trl(settings: dict[str, Any], rows: Any, tools: Any) -> None:
-    beta, loss = 0.8, settings["loss"]
+    loss, trainer = settings["loss"], tools.dpo
     weights = loss if isinstance(loss, dict) else {loss: 1}
-    trainer = tools.dpo
     trainer.loss_types = [{"nll": "sft"}.get(name, name) for name in weights]
     trainer.loss_weights = [*weights.values()]
-    trainer.beta, trainer.label_smoothing = beta, settings.get("label_smoothing", 0)
+    trainer.beta, trainer.label_smoothing = 0.8, settings.get("label_smoothing", 0)
     theirs = trainer._compute_loss(trainer.model, trainer.data_collator(rows), False)
-    compare(stage(beta=beta, **settings), tools, rows, trainer.model, theirs)
+    compare(stage(beta=0.8, **settings), tools, rows, trainer.model, theirs)
 
 
 @pytest.mark.parametrize("smoothing", [0, 0.1])
