@@ -8,7 +8,7 @@ from pydantic import Field
 
 from zephyr_ray.chat import ChatFormat, Messages
 from zephyr_ray.errors import Permanent, RowError
-from zephyr_ray.settings import Reads
+from zephyr_ray.settings import ADDED, Reads
 from zephyr_ray.stage import Work
 from zephyr_ray.train.settings import Schedule
 from zephyr_ray.train.stage import Row, Tokens, TrainingStage
@@ -28,6 +28,7 @@ class Dpo(TrainingStage):
     proven = "chosen"
 
     data: Annotated[str, Reads("pairs")]
+    validation: Annotated[str | float | None, ADDED, Reads("pairs")] = None
     beta: float = Field(0.1, gt=0)
     """Weight of the KL penalty against the start model."""
     learning_rate: float = Field(5e-7, gt=0)

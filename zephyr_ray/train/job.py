@@ -1,9 +1,12 @@
 """Defines a training job: what the driver passes to every worker."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zephyr_ray.train.settings import TrainingSettings
+
+VALIDATION = "validation/"
+"""Prefix of counts and metrics of held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Job:
     def refusal(self) -> Path:
         """File with the message of a worker's permanent error."""
         return self.scratch / "refused"
+
+    @property
+    def validation(self) -> "Job":
+        """The job's held-out rows: a folder like the job's own, in scratch."""
+        return replace(self, folder=self.scratch / "validation")
 
     @property
     def steps(self) -> int:

@@ -86,6 +86,12 @@ class TrainingSettings(BoundedStage):
     full; it needs bitsandbytes and a GPU."""
     checkpoint_every: Annotated[int, OPERATIONAL] = Field(50, ge=1)
     """Optimizer steps between two checkpoints."""
+    validation: Annotated[str | float | None, ADDED] = None
+    """Rows to measure the model on: a stage that makes the same type as `data`, or the share of the
+    prompts of `data` (between 0 and 1) whose rows are not trained on."""
+    validate_every: Annotated[int, OPERATIONAL] = Field(100, ge=1)
+    """Optimizer steps between two measurements; the first is before training, the last at its
+    end."""
 
     def objective(self) -> "Objective":
         """Returns the loss and metrics; called in a worker, because it imports PyTorch and TRL."""
@@ -93,6 +99,7 @@ class TrainingSettings(BoundedStage):
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         self.batches()
+        self._check_validation(reads)
         quantized = self.lora is not None and self.lora.quantized
         if (quantized or self.optimizer != "adamw") and not self.gpus_per_worker:
             what = "lora.quantized" if quantized else f"optimizer: {self.optimizer}"
@@ -103,6 +110,18 @@ class TrainingSettings(BoundedStage):
             zero = 3 if self.offload == "all" else 2
             raise Permanent(
                 f"offload: {self.offload} does not work with zero: {self.zero}; set zero: {zero}"
+            )
+
+    def _check_validation(self, reads: dict[str, Stage]) -> None:
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise Permanent(
+                f"validation: {self.validation:g} is no share; write a number between 0 and 1, or "
+                "the name of a stage"
+            )
+        if isinstance(self.validation, str) and reads[self.validation] == reads[self.data]:
+            raise Permanent(
+                f"validation: '{self.validation}' is what the stage trains on; name other data, "
+                "or write a share of it, such as 0.05"
             )
 
     def memory_savings(self) -> str:

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from zephyr_ray.chat import ChatFormat
@@ -18,7 +19,8 @@ from zephyr_ray.section import Chapter, Curve, Document, Place, Section
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Artifact, read_jsonl
 from zephyr_ray.train import memory
-from zephyr_ray.train.job import Job
+from zephyr_ray.train.holdout import is_held_out
+from zephyr_ray.train.job import VALIDATION, Job
 from zephyr_ray.train.model import load_chat
 from zephyr_ray.train.settings import TrainingSettings
 from zephyr_ray.train.workers import STEPS, train
@@ -35,6 +37,7 @@ REWARDS = (
     "Reward margin and accuracy are measured on the training pairs; they say nothing about "
     "held-out quality."
 )
+HELD_OUT = "Validation is measured on held-out rows, with the model as it is after the step."
 CUT_AWAY = ("truncated_to_nothing", "prompt_fills_max_length", "same_or_empty_answers")
 """Rules that drop a row because max_length leaves nothing to train of it. Some long rows are
 ordinary, so `max_failed` does not limit them, but half of the rows must be left."""
@@ -95,6 +98,7 @@ class TrainingStage(TrainingSettings):
     def run(self, work: Work) -> None:
         weights = work.models[self.model].weights
         chat, rows = load_chat(weights), work.inputs[self.data].rows()
+        rows = self._hold_out(work, chat, rows)
         lengths = self.prepare(work, chat, rows)
         ansi, page = self._first_proof(chat, rows)
         log.info("%s: format: %s; trained tokens are green\n%s", work.name, chat.name, ansi)
@@ -103,6 +107,32 @@ class TrainingStage(TrainingSettings):
         del rows  # training needs the memory
         order = self.order(lengths)
         train(work, Job(settings=self, weights=weights, folder=work.folder, order=order))
+
+    def _hold_out(self, work: Work, chat: ChatFormat, rows: list[Row]) -> list[Row]:
+        """Prepares the validation rows in scratch/validation, and returns the rows to train on.
+        Raises Permanent if a share leaves no row on one side."""
+        if self.validation is None:
+            return rows
+        source, held_out = self.data, []
+        if isinstance(self.validation, str):
+            source = self.validation
+            held_out = work.inputs[source].rows()
+        else:
+            held_out = [row for row in rows if is_held_out(row, self.validation)]
+            rows = [row for row in rows if not is_held_out(row, self.validation)]
+            if not (held_out and rows):
+                side = "train" if held_out else "validate"
+                raise Permanent(
+                    f"stage '{work.name}': validation {self.validation:g} leaves no row of "
+                    f"'{source}' to {side} on; {'lower' if held_out else 'raise'} "
+                    f"{work.name}.validation, or name a stage"
+                )
+        part = replace(work, folder=work.scratch / "validation", counts={}, examples={})
+        part.scratch.mkdir(parents=True, exist_ok=True)
+        self.model_copy(update={"data": source}).prepare(part, chat, held_out)
+        work.counts |= {f"{VALIDATION}{name}": count for name, count in part.counts.items()}
+        work.examples |= {f"{VALIDATION}{name}": rows for name, rows in part.examples.items()}
+        return rows
 
     def _first_proof(self, chat: ChatFormat, rows: list[Row]) -> tuple[str, str]:
         """Returns the loss-mask proof of the first row that has one; `prepare` ensures one."""
@@ -115,7 +145,8 @@ class TrainingStage(TrainingSettings):
         """Returns the curves of metrics.jsonl and the loss mask of mask.html."""
         chapters = []
         if curves := tuple(_curves(artifact)):
-            intro = REWARDS if any(curve.title.startswith("reward") for curve in curves) else ""
+            has_rewards = any(curve.title.startswith("reward") for curve in curves)
+            intro = HELD_OUT if self.validation is not None else REWARDS if has_rewards else ""
             chapters.append(Chapter("Training", Place.PROCESS, curves, intro))
         if (artifact.folder / "mask.html").is_file():
             page = Document(artifact.file("mask.html").read_text(encoding="utf-8"))
@@ -170,6 +201,10 @@ def _curves(artifact: Artifact) -> Iterator[Curve]:
     """Yields the metrics that are drawn. If a step was written twice, the later line counts."""
     by_step = {row["step"]: row for row in read_jsonl(artifact.file(STEPS))}
     steps = sorted(by_step.items())
+
+    def points(name: str) -> tuple[tuple[float, float], ...]:
+        return tuple((step, row[name]) for step, row in steps if name in row)
+
     for name, title in CURVES.items():
-        if points := tuple((step, row[name]) for step, row in steps if name in row):
-            yield Curve(title, points)
+        if training := points(name):
+            yield Curve(title, training, validation=points(f"{VALIDATION}{name}"))

@@ -14,6 +14,7 @@ from zephyr_ray.train.reference import add_reference_log_probs
 from zephyr_ray.train.settings import Lora
 
 if TYPE_CHECKING:
+    from zephyr_ray.train.objectives import Objective
     from zephyr_ray.train.trainer import Trainer
 
 
@@ -56,17 +57,16 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
         torch.set_num_threads(settings.cpus_per_worker)
         keep_freed_memory()
         let_deepspeed_run_on_cpu()
-    from datasets import load_from_disk
     from transformers import PrinterCallback
     from trl.trainer.sft_config import SFTConfig
 
     from zephyr_ray.train.reporter import Reporter
     from zephyr_ray.train.trainer import Trainer
+    from zephyr_ray.train.validation import Validation
 
     objective = settings.objective()
-    data = load_from_disk(str(job.scratch / "data"))
-    if objective.needs_reference:
-        data = add_reference_log_probs(job, objective, data)
+    data = load_data(job, objective)
+    held_out = None if settings.validation is None else load_data(job.validation, objective)
     arguments = SFTConfig(**trainer_arguments(job))
     # After `arguments`: with ZeRO-3, they make from_pretrained split the weights as it loads them.
     model = load_model(job.weights, settings.lora)
@@ -81,8 +81,17 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
         peft_config=adapter_config(settings.lora),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Reporter(job, trainer, context, torch.distributed.get_rank()))
+    validation = held_out and Validation(trainer, held_out)
+    trainer.add_callback(Reporter(job, trainer, context, torch.distributed.get_rank(), validation))
     return trainer
+
+
+def load_data(job: Job, objective: "Objective") -> Any:
+    """Returns the rows in scratch/data, after the reference pass if the objective needs one."""
+    from datasets import load_from_disk
+
+    data = load_from_disk(str(job.scratch / "data"))
+    return add_reference_log_probs(job, objective, data) if objective.needs_reference else data
 
 
 def trainer_arguments(job: Job) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from zephyr_ray.ray_cluster import connect
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import write_rows
 from zephyr_ray.train.failures import died, kernel_kills, ran_out_of_memory
-from zephyr_ray.train.job import Job
+from zephyr_ray.train.job import VALIDATION, Job
 from zephyr_ray.train.worker import run_worker
 
 if TYPE_CHECKING:
@@ -43,11 +43,14 @@ def train(work: Work, job: Job) -> None:
     if job.refusal.exists():
         raise Permanent(job.refusal.read_text(encoding="utf-8"))
     entries = {row["step"]: row for row in work.journal("steps").read_new()}
-    steps = [entries[step] for step in sorted(entries)]
+    rows = [entries[step] for step in sorted(entries)]
+    write_rows(work.folder, rows, STEPS)
+    steps = [row for row in rows if row["step"] > 0]  # step 0 measures the start model
     tail = steps[-max(1, len(steps) // 10) :]
-    work.counts["steps"] = write_rows(work.folder, steps, STEPS)
-    rows = work.counts.get("sequences", work.counts["rows"])
-    in_epochs = math.ceil(job.settings.epochs * rows)
+    work.counts["steps"] = len(steps)
+    work.counts |= {name: value for name, value in steps[-1].items() if name.startswith(VALIDATION)}
+    sequences = work.counts.get("sequences", work.counts["rows"])
+    in_epochs = math.ceil(job.settings.epochs * sequences)
     work.counts["repeated_to_fill_the_last_step"] = len(job.order) - in_epochs
     work.counts["train/loss_final"] = sum(row["loss"] for row in tail) / len(tail)
 
@@ -127,6 +130,7 @@ def _followed(work: Work, job: Job) -> Iterator[None]:
 
     def note(row: dict[str, Any]) -> None:
         work.progress.done = row["step"]
+        work.progress.note = validation_note(row) or work.progress.note
         metrics = {key: value for key, value in row.items() if key not in ("step", "steps")}
         work.log_metrics(metrics, row["step"])
 
@@ -140,7 +144,7 @@ def _followed(work: Work, job: Job) -> Iterator[None]:
             last = finished.wait(0.5)
             for row in journal.read_new():
                 # After a resume, steps repeat from the checkpoint on.
-                work.progress.resumed = min(work.progress.resumed, row["step"] - 1)
+                work.progress.resumed = min(work.progress.resumed, max(0, row["step"] - 1))
                 note(row)
             if last:
                 return
@@ -152,6 +156,15 @@ def _followed(work: Work, job: Job) -> Iterator[None]:
     finally:
         finished.set()
         thread.join()
+
+
+def validation_note(row: dict[str, Any]) -> str:
+    """Returns the loss and accuracy of held-out rows after a step; empty if none were measured."""
+    if f"{VALIDATION}loss" not in row:
+        return ""
+    accuracies = (f"{VALIDATION}{name}" for name in ("rewards/accuracies", "mean_token_accuracy"))
+    accuracy = next(row[name] for name in accuracies if name in row)
+    return f"validation loss {row[f'{VALIDATION}loss']:.3f}, accuracy {accuracy:.0%}"
 
 
 @contextmanager
