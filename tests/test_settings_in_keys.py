@@ -63,6 +63,7 @@ TRAINING = {
     "max_grad_norm": 2,
     "precision": "fp32",
     "bad_rows": "stop",
+    "validation": 0.1,
     "lora": {},
     "seed": 1,
 }
@@ -135,6 +136,7 @@ HOW_IT_TRAINS = {
     "offload": "all",
     "optimizer": "paged_adamw_32bit",
     "checkpoint_every": 3,
+    "validate_every": 3,
 }
 ROW_PROGRAMS = ("self_instruct", "self_refine", "clean", "completions", "feedback", "pairwise")
 NOT_IN_KEY: dict[str, dict[str, Any]] = {

@@ -1,4 +1,5 @@
-"""Defines what sft and dpo share as stages: run, report section, processors, memory and checks."""
+"""Defines what stages that run a model on workers share: tokenizing, processors, checks; and what
+sft and dpo share: run, report section, memory."""
 
 import html
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from zephyr_ray.train import memory
 from zephyr_ray.train.holdout import is_held_out
 from zephyr_ray.train.job import VALIDATION, Job
 from zephyr_ray.train.model import load_chat
-from zephyr_ray.train.settings import TrainingSettings
+from zephyr_ray.train.settings import TrainingSettings, WorkerSettings
 from zephyr_ray.train.workers import STEPS, train
 
 CHECKPOINTS = 2
@@ -46,10 +47,8 @@ Tokens = dict[str, list[int]]
 MASK = "Which tokens the loss counts, as the training stage saw them."
 
 
-class TrainingStage(TrainingSettings):
-    """A stage that trains a model."""
-
-    view = ("models/{name}", "model")
+class WorkerStage(WorkerSettings):
+    """A stage that runs a model on a group of workers."""
 
     def prepare(self, work: Work, chat: ChatFormat, rows: list[Row]) -> list[int]:
         """Writes scratch/data and counts it; returns the length in tokens of each row's longest
@@ -95,6 +94,32 @@ class TrainingStage(TrainingSettings):
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.data)
 
+    def processors(self, models: dict[str, RecipeModel]) -> Processors:
+        return Processors(
+            cpus=self.workers * self.cpus_per_worker,
+            gpus=self.workers * self.gpus_per_worker,
+            lower="its workers",
+        )
+
+    def check_models(self, models: dict[str, RecipeModel]) -> None:
+        """Raises Permanent if the model cannot read sequences of max_length. Without weights on
+        this machine, checks only the context."""
+        [start] = models.values()
+        shape, folder = start.shape(), find_local(start.main.origin)
+        if shape and 0 < shape.context < self.max_length:
+            raise Permanent(
+                f"max_length {self.max_length} is above the {shape.context} tokens of the model's "
+                "context; lower max_length"
+            )
+        if folder is not None:
+            check_trains(folder, self.max_length)
+
+
+class TrainingStage(TrainingSettings, WorkerStage):
+    """A stage that trains a model."""
+
+    view = ("models/{name}", "model")
+
     def run(self, work: Work) -> None:
         weights = work.models[self.model].weights
         chat, rows = load_chat(weights), work.inputs[self.data].rows()
@@ -113,13 +138,15 @@ class TrainingStage(TrainingSettings):
         Raises Permanent if a share leaves no row on one side."""
         if self.validation is None:
             return rows
-        source, held_out = self.data, []
         if isinstance(self.validation, str):
             source = self.validation
             held_out = work.inputs[source].rows()
         else:
-            held_out = [row for row in rows if is_held_out(row, self.validation)]
-            rows = [row for row in rows if not is_held_out(row, self.validation)]
+            source = self.data
+            sides: tuple[list[Row], list[Row]] = ([], [])
+            for row in rows:
+                sides[is_held_out(row, self.validation)].append(row)
+            rows, held_out = sides
             if not (held_out and rows):
                 side = "train" if held_out else "validate"
                 raise Permanent(
@@ -153,13 +180,6 @@ class TrainingStage(TrainingSettings):
             chapters.append(Chapter("Loss mask", Place.APPENDIX, (page,), MASK))
         return Section(tuple(chapters))
 
-    def processors(self, models: dict[str, RecipeModel]) -> Processors:
-        return Processors(
-            cpus=self.workers * self.cpus_per_worker,
-            gpus=self.workers * self.gpus_per_worker,
-            lower="its workers",
-        )
-
     def footprint(self, models: dict[str, RecipeModel]) -> Footprint:
         [start] = models.values()
         shape = start.shape()
@@ -174,19 +194,12 @@ class TrainingStage(TrainingSettings):
         )
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
-        """Raises Permanent if the model cannot be trained on sequences of max_length, or if
-        lora.targets names a module that it does not have. Without weights on this machine, checks
-        only the context."""
+        """Raises Permanent also if lora.targets names a module that the model does not have."""
+        super().check_models(models)
         [start] = models.values()
-        shape, folder = start.shape(), find_local(start.main.origin)
-        if shape and 0 < shape.context < self.max_length:
-            raise Permanent(
-                f"max_length {self.max_length} is above the {shape.context} tokens of the model's "
-                "context; lower max_length"
-            )
+        folder = find_local(start.main.origin)
         if folder is None:
             return
-        check_trains(folder, self.max_length)
         modules = {f".{name.rpartition('.')[0]}" for name in tensor_shapes(folder)}
         for target in (self.lora and self.lora.targets) or []:
             if not any(module.endswith(f".{target}") for module in modules):

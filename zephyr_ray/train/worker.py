@@ -69,7 +69,7 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
     held_out = None if settings.validation is None else load_data(job.validation, objective)
     arguments = SFTConfig(**trainer_arguments(job))
     # After `arguments`: with ZeRO-3, they make from_pretrained split the weights as it loads them.
-    model = load_model(job.weights, settings.lora)
+    model = load_model(job.weights, settings.is_quantized(), adapted=settings.lora is not None)
     model.config.use_cache = False
     trainer = Trainer(
         objective,
@@ -81,7 +81,7 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
         peft_config=adapter_config(settings.lora),
     )
     trainer.remove_callback(PrinterCallback)
-    validation = held_out and Validation(trainer, held_out)
+    validation = None if held_out is None else Validation(trainer, held_out)
     trainer.add_callback(Reporter(job, trainer, context, torch.distributed.get_rank(), validation))
     return trainer
 
