@@ -113,8 +113,14 @@ def test_data_are_the_published_data_sets(name: str, tmp_path: Path) -> None:
     assert (chat["dataset"], chat["split"]) == ("HuggingFaceH4/ultrachat_200k", "train_sft")
     assert pairs["dataset"] == "HuggingFaceH4/ultrafeedback_binarized"
     assert pairs["split"] == "train_prefs"
-    # Both come before any training: an unreachable hub fails before a GPU is requested.
-    assert list(stages)[:2] == ["ultrachat", "ultrafeedback"]
+    # All come before any training: an unreachable hub fails before a GPU is requested.
+    tests = {"ultrachat_test": "sft", "ultrafeedback_test": "dpo"}
+    assert list(stages)[:4] == ["ultrachat", "ultrafeedback", *tests]
+    for name, stage in tests.items():
+        data = {"sft": chat, "dpo": pairs}[stage]
+        split = data["split"].replace("train", "test")
+        assert stages[name].model_dump() == data | {"split": split}
+        assert stages[stage].model_dump()["validation"] == name
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -111,7 +111,7 @@ IN_KEY: dict[str, dict[str, Any]] = {
         "control": "more_completions",
         "seed": 1,
     },
-    "report": {"of": ["dpo"], "title": "Mine"},
+    "report": {"released": {"prompts": {"rows": 3}}, "of": ["dpo"], "title": "Mine"},
     "votes": {"file": "other.jsonl"},
     "published": {
         "makes": "pairs",
