@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,10 +24,11 @@ from zephyr_ray.recipe import load
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, Journal, write_rows
 from zephyr_ray.train import stage as training
+from zephyr_ray.train import workers
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.holdout import is_held_out
 from zephyr_ray.train.job import Job
-from zephyr_ray.train.model import load_chat
+from zephyr_ray.train.model import load_chat, load_model
 from zephyr_ray.train.pair_stage import answer
 from zephyr_ray.train.sft import Sft
 
@@ -239,6 +241,85 @@ def test_validation_that_is_not_held_out_data_is_an_error(
     path.write_text(RECIPE.replace("VALUE", value))
     with pytest.raises(Permanent, match=re.escape(says)):
         check_files(load(path, KINDS))
+
+
+DIALOGUES = [
+    {"input_ids": [5, 6, 7, 8, 9, 2], "labels": [-100, -100, 7, 8, 9, 2]},
+    {"input_ids": [5, 9, 2], "labels": [-100, 9, 2]},
+    {"input_ids": [5, 9, 4, 2], "labels": [-100, -100, -100, 2]},
+]
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_measuring_leaves_no_trace_and_does_not_depend_on_the_batches(
+    micro_batch: int, is_training: bool, tiny_model: Path
+) -> None:
+    import torch
+    from trl.trainer.utils import add_fused_lm_head
+
+    from zephyr_ray.train.validation import Validation
+
+    model, objective = load_model(str(tiny_model)), Sft(model="b", data="d").objective()
+    add_fused_lm_head(model, outputs=("log_probs", *objective.fields))
+    model.train(is_training)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    trainer: Any = SimpleNamespace(
+        model=model,
+        model_wrapped=model,
+        objective=objective,
+        data_collator=objective.collator(0, model),
+        accelerator=SimpleNamespace(num_processes=1, process_index=0, gather=lambda sums: sums),
+        args=SimpleNamespace(device="cpu", per_device_train_batch_size=micro_batch),
+    )
+    state = torch.get_rng_state()
+    figures = Validation(trainer, DIALOGUES).measure()
+    assert model.training == is_training and torch.equal(state, torch.get_rng_state())
+    losses = [
+        -log_probs(model.eval(), row["input_ids"])[at - 1, row["input_ids"][at]].item()
+        for row in DIALOGUES
+        for at in range(len(row["labels"]))
+        if row["labels"][at] != -100
+    ]
+    assert figures["validation/loss"] == pytest.approx(sum(losses) / 7, abs=1e-5)
+
+
+def test_validation_is_in_the_counts_and_in_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.train.torch
+
+    work = train_once.work_for(tmp_path, tmp_path / "model", [])
+    work.counts["rows"] = 4
+    logged: list[tuple[dict[str, float], int]] = []
+    work.log_metrics = lambda metrics, step: logged.append((metrics, step))
+
+    def measured(loss: float, accuracy: float) -> dict[str, float]:
+        names = ("loss", "mean_token_accuracy", "rewards/accuracies")
+        values = zip(names, (loss, 0.1, accuracy), strict=True)
+        return {f"validation/{name}": value for name, value in values}
+
+    def fit() -> None:
+        journal = work.journal("steps", "rank0")
+        journal.append({"step": 0, "steps": 2, **measured(0.7, 0.5)})
+        # Twice, as after a resume.
+        for loss in (9.0, 3.0):
+            journal.append({"step": 1, "steps": 2, "loss": loss})
+            journal.append({"step": 2, "steps": 2, "loss": loss - 1, **measured(loss / 10, 0.75)})
+
+    monkeypatch.setattr(workers, "connect", lambda: None)
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda *_, **__: SimpleNamespace(fit=fit))
+    stage = Dpo(model="base", data="data", global_batch=2, validation="held_out")
+    workers.train(work, Job(settings=stage, weights="", folder=work.folder, order=[0] * 4))
+    assert (work.counts["steps"], work.counts["train/loss_final"]) == (2, 2.0)
+    final = {name: work.counts[name] for name in measured(0, 0)}
+    assert final == measured(0.3, 0.75)
+    assert work.progress.note == "validation loss 0.300, accuracy 75%"
+    assert (measured(0.7, 0.5), 0) in logged and work.progress.resumed == 0
+    [curve] = training._curves(Artifact(work.folder, Manifest(kind="dpo", key="k", files={})))
+    assert curve.points == ((1, 3.0), (2, 2.0))
+    assert curve.validation == ((0, 0.7), (2, 0.3))
 
 
 @pytest.fixture(scope="module")

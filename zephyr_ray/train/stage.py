@@ -39,6 +39,7 @@ REWARDS = (
     "held-out quality."
 )
 HELD_OUT = "Validation is measured on held-out rows, with the model as it is after the step."
+TIES = " At step 0 no reward differs from 0, so accuracy is 0 but for rounding."
 CUT_AWAY = ("truncated_to_nothing", "prompt_fills_max_length", "same_or_empty_answers")
 """Rules that drop a row because max_length leaves nothing to train of it. Some long rows are
 ordinary, so `max_failed` does not limit them, but half of the rows must be left."""
@@ -173,7 +174,9 @@ class TrainingStage(TrainingSettings, WorkerStage):
         chapters = []
         if curves := tuple(_curves(artifact)):
             has_rewards = any(curve.title.startswith("reward") for curve in curves)
-            intro = HELD_OUT if self.validation is not None else REWARDS if has_rewards else ""
+            intro = REWARDS if has_rewards else ""
+            if self.validation is not None:
+                intro = HELD_OUT + (TIES if has_rewards else "")
             chapters.append(Chapter("Training", Place.PROCESS, curves, intro))
         if (artifact.folder / "mask.html").is_file():
             page = Document(artifact.file("mask.html").read_text(encoding="utf-8"))
