@@ -10,7 +10,7 @@ import pytest
 from zephyr_ray.errors import Permanent
 from zephyr_ray.judge.pairwise import Pairwise
 from zephyr_ray.manifest import Manifest
-from zephyr_ray.report.page import Report
+from zephyr_ray.report.page import Report, summarize_stage
 from zephyr_ray.section import (
     Bars,
     Chapter,
@@ -426,6 +426,16 @@ def test_figures_of_a_released_model_are_beside_ours(tmp_path: Path) -> None:
     assert (
         "figure this run released validation/loss 0.580 0.750 validation/rewards/accuracies – 0.781"
     ) in text
+
+
+def test_dropped_validation_rows_are_listed_with_dropped_rows(tmp_path: Path) -> None:
+    counts = {"dropped/bad_rows": 1, "validation/dropped/bad_rows": 2, "validation/rows": 9}
+    stage = summarize_stage("dpo", validated(tmp_path, counts))
+    assert {row["what"]: row["count"] for row in stage["trouble"]} == {
+        "dropped/bad_rows": 1,
+        "validation/dropped/bad_rows": 2,
+    }
+    assert stage["counts"] == {"validation/rows": 9}
 
 
 def test_figures_of_a_released_model_are_of_a_stage_of_the_report() -> None:
