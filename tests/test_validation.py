@@ -211,6 +211,18 @@ def test_a_share_that_leaves_one_side_empty_is_an_error(
         stage._hold_out(work, chat, work.inputs["data"].rows())
 
 
+@pytest.mark.parametrize(
+    ("validation", "trained", "held_out"), [(None, 80, 0), (0.25, 60, 20), ("test", 80, 7)]
+)
+def test_the_plan_expects_the_rows_of_each_side(
+    validation: Any, trained: int, held_out: int
+) -> None:
+    stage = Sft(model="base", data="data", validation=validation)
+    assert stage.split({"data": 80, "test": 7}) == (trained, held_out)
+    assert stage.expected({"data": 80, "test": 7}) == trained
+    assert stage.expected({}) is None
+
+
 RECIPE = """\
 storage: runs
 models: {base: {weights: tiny}}

@@ -174,6 +174,15 @@ class TrainingSettings(WorkerSettings):
         if self.optimizer != "adamw" and not self.gpus_per_worker:
             raise Permanent(f"optimizer: {self.optimizer} needs a GPU: set gpus_per_worker: 1")
 
+    def split(self, rows: dict[str, int]) -> tuple[int | None, int | None]:
+        """Returns the expected rows to train on and to validate on, from the rows of the stages it
+        reads; None if unknown."""
+        count = rows.get(self.data)
+        if isinstance(self.validation, str):
+            return count, rows.get(self.validation)
+        held_out = count and round(count * (self.validation or 0))
+        return count and count - (held_out or 0), held_out
+
     def _check_validation(self, reads: dict[str, Stage]) -> None:
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             raise Permanent(

@@ -121,6 +121,9 @@ class TrainingStage(TrainingSettings, WorkerStage):
 
     view = ("models/{name}", "model")
 
+    def expected(self, rows: dict[str, int]) -> int | None:
+        return self.split(rows)[0]
+
     def run(self, work: Work) -> None:
         weights = work.models[self.model].weights
         chat, rows = load_chat(weights), work.inputs[self.data].rows()
