@@ -64,6 +64,7 @@ TRAINING = {
     "max_grad_norm": 2,
     "precision": "fp32",
     "bad_rows": "stop",
+    "validation": 0.1,
     "lora": {},
     "seed": 1,
 }
@@ -122,7 +123,7 @@ IN_KEY: dict[str, dict[str, Any]] = {
     },
     "reference": {"data": "other_pairs", "model": "b", "quantized": True}
     | {name: TRAINING[name] for name in ("max_length", "precision", "bad_rows")},
-    "report": {"of": ["dpo"], "title": "Mine"},
+    "report": {"released": {"prompts": {"rows": 3}}, "of": ["dpo"], "title": "Mine"},
     "votes": {"file": "other.jsonl"},
     "published": {
         "makes": "pairs",
@@ -149,6 +150,7 @@ HOW_IT_TRAINS = HOW_IT_SCORES | {
     "gradient_checkpointing": True,
     "optimizer": "paged_adamw_32bit",
     "checkpoint_every": 3,
+    "validate_every": 3,
 }
 ROW_PROGRAMS = ("self_instruct", "self_refine", "clean", "completions", "feedback", "pairwise")
 NOT_IN_KEY: dict[str, dict[str, Any]] = {

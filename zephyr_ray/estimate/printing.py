@@ -17,6 +17,8 @@ from zephyr_ray.store import Store
 from zephyr_ray.train.memory import Memory
 from zephyr_ray.train.settings import TrainingSettings, WorkerSettings
 
+MEASURED = "as measured"
+"""Part of the source of a rate of an earlier run, which is over all of the stage's time."""
 CHARACTERS = 4.0
 """Approximate characters of English text per token."""
 UNKNOWN_TIME = "  time    unknown; set hardware: {gpu_memory_gib: …, tflops: …}"
@@ -75,9 +77,8 @@ def _training_lines(
         return [_no_estimate(step.name, weights)]
     rate, source = _rate(recipe, store, step)
     hardware = recipe.hardware
-    estimate = training.estimate(
-        stage, shape, hardware, rows.get(stage.data), row_tokens.get(stage.data), rate
-    )
+    count, held_out = stage.split(rows)
+    estimate = training.estimate(stage, shape, hardware, count, row_tokens.get(stage.data), rate)
     lines = [f"{step.name}: {weights}, {estimate.parameters:,} parameters"]
     if estimate.trained != estimate.parameters:
         lines[0] += f", {estimate.trained:,} trained"
@@ -108,7 +109,19 @@ def _training_lines(
         lines.append(f"  time    {time_bound}{time} ({basis})")
     elif estimate.steps:
         lines.append(UNKNOWN_TIME)
+    if count and held_out and estimate.steps:
+        lines.append(f"  validation  {_validation(stage, estimate, count, held_out, source)}")
     return lines
+
+
+def _validation(
+    stage: Any, estimate: training.TrainingEstimate, rows: int, held_out: int, source: str
+) -> str:
+    times, share = training.validation(stage, estimate.steps or 0, rows, held_out)
+    text = f"≤ {held_out:,} rows, {times} times"
+    if MEASURED in source:
+        return f"{text}, in the time above"
+    return text + (f", {hours(estimate.hours * share)} more" if estimate.hours else "")
 
 
 def _forward_lines(
@@ -197,7 +210,7 @@ def _rate(recipe: Recipe, store: Store, step: Step) -> tuple[float | None, str]:
     if not measured:
         return None, ""
     throughput = f"{rate_per_second(measured)} {step.stage.unit} per second"
-    return measured, f"at {throughput}, as measured {created[:10]}"
+    return measured, f"at {throughput}, {MEASURED} {created[:10]}"
 
 
 def _row_tokens(recipe: Recipe, steps: list[Step]) -> dict[str, float]:

@@ -86,6 +86,14 @@ def estimate(
     )
 
 
+def validation(stage: TrainingSettings, steps: int, rows: int, held_out: int) -> tuple[int, float]:
+    """Returns how often the held-out rows are measured, and what that costs as a share of training
+    on the rows: a forward pass is 2 of the FLOPs per parameter and token."""
+    times = 1 + math.ceil(steps / stage.validate_every)
+    per_token = 4 if stage.lora else 6
+    return times, times * held_out * 2 / (stage.epochs * rows * per_token)
+
+
 def _sequences(
     stage: TrainingSettings, rows: int | None, row_tokens: float | None
 ) -> tuple[int | None, bool]:

@@ -26,6 +26,7 @@ class Dpo(PairStage, TrainingStage, LossSettings):
     version = 2
     proven = "chosen"
 
+    validation: Annotated[str | float | None, ADDED, Reads("pairs")] = None
     learning_rate: float = Field(5e-7, gt=0)
     schedule: Schedule = "linear"
     epochs: float = Field(3, gt=0)

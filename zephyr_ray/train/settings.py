@@ -151,6 +151,12 @@ class TrainingSettings(WorkerSettings):
     full; it needs bitsandbytes and a GPU."""
     checkpoint_every: Annotated[int, OPERATIONAL] = Field(50, ge=1)
     """Optimizer steps between two checkpoints."""
+    validation: Annotated[str | float | None, ADDED] = None
+    """Rows to measure the model on: a stage that makes the same type as `data`, or the share of the
+    prompts of `data` (between 0 and 1) whose rows are not trained on."""
+    validate_every: Annotated[int, OPERATIONAL] = Field(100, ge=1)
+    """Optimizer steps between two measurements; the first is before training, the last at its
+    end."""
 
     def objective(self) -> "Objective":
         """Returns the loss and metrics; called in a worker, because it imports PyTorch and TRL."""
@@ -161,9 +167,31 @@ class TrainingSettings(WorkerSettings):
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         self.batches()
+        self._check_validation(reads)
         super().check(files, reads)
         if self.optimizer != "adamw" and not self.gpus_per_worker:
             raise Permanent(f"optimizer: {self.optimizer} needs a GPU: set gpus_per_worker: 1")
+
+    def split(self, rows: dict[str, int]) -> tuple[int | None, int | None]:
+        """Returns the expected rows to train on and to validate on, from the rows of the stages it
+        reads; None if unknown."""
+        count = rows.get(self.data)
+        if isinstance(self.validation, str):
+            return count, rows.get(self.validation)
+        held_out = count and round(count * (self.validation or 0))
+        return count and count - (held_out or 0), held_out
+
+    def _check_validation(self, reads: dict[str, Stage]) -> None:
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise Permanent(
+                f"validation: {self.validation:g} is no share; write a number between 0 and 1, or "
+                "the name of a stage"
+            )
+        if isinstance(self.validation, str) and reads[self.validation] == reads[self.data]:
+            raise Permanent(
+                f"validation: '{self.validation}' is what the stage trains on; name other data, "
+                "or write a share of it, such as 0.05"
+            )
 
     def memory_savings(self, more: str = "") -> str:
         checkpointing = "" if self.gradient_checkpointing else "set gradient_checkpointing: true, "

@@ -14,6 +14,7 @@ from zephyr_ray.train.reference import add_reference_log_probs, compute_log_prob
 from zephyr_ray.train.settings import Lora
 
 if TYPE_CHECKING:
+    from zephyr_ray.train.objectives import Objective
     from zephyr_ray.train.trainer import Trainer
 
 
@@ -65,17 +66,16 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
 
     settings = job.settings
     prepare_worker(settings.cpus_per_worker)
-    from datasets import load_from_disk
     from transformers import PrinterCallback
     from trl.trainer.sft_config import SFTConfig
 
     from zephyr_ray.train.reporter import Reporter
     from zephyr_ray.train.trainer import Trainer
+    from zephyr_ray.train.validation import Validation
 
     objective = settings.objective()
-    data = load_from_disk(str(job.scratch / "data"))
-    if objective.needs_reference:
-        data = add_reference_log_probs(job, data)
+    data = load_data(job, objective)
+    held_out = None if settings.validation is None else load_data(job.validation, objective)
     arguments = SFTConfig(**trainer_arguments(job))
     # After `arguments`: with ZeRO-3, they make from_pretrained split the weights as it loads them.
     model = load_model(job.weights, settings.is_quantized(), adapted=settings.lora is not None)
@@ -90,8 +90,17 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
         peft_config=adapter_config(settings.lora),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Reporter(job, trainer, context, torch.distributed.get_rank()))
+    validation = None if held_out is None else Validation(trainer, held_out)
+    trainer.add_callback(Reporter(job, trainer, context, torch.distributed.get_rank(), validation))
     return trainer
+
+
+def load_data(job: Job, objective: "Objective") -> Any:
+    """Returns the rows in scratch/data, after the reference pass if the objective needs one."""
+    from datasets import load_from_disk
+
+    data = load_from_disk(str(job.scratch / "data"))
+    return add_reference_log_probs(job, data) if objective.needs_reference else data
 
 
 def trainer_arguments(job: Job) -> dict[str, Any]:
