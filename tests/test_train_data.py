@@ -10,8 +10,9 @@ import train_once
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
 from zephyr_ray.stage import Work
-from zephyr_ray.train.dpo import Dpo, answer
+from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.model import load_chat, load_model
+from zephyr_ray.train.pair_stage import answer
 from zephyr_ray.train.sft import Sft
 
 

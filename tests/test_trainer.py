@@ -203,7 +203,7 @@ def test_dropout_is_off_in_dpo(
 def test_norms_are_rounded_once_under_autocast(lora: Lora | None, tiny_model: Path) -> None:
     import torch
 
-    model, dtypes = load_model(str(tiny_model), lora), []
+    model, dtypes = load_model(str(tiny_model), adapted=lora is not None), []
     layer = model.model.layers[0]
     for norm in (layer.input_layernorm, layer.post_attention_layernorm):
         norm.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))

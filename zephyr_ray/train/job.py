@@ -1,22 +1,20 @@
-"""Defines a training job: what the driver passes to every worker."""
+"""Defines jobs: what the driver passes to every worker."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from zephyr_ray.train.settings import TrainingSettings
+from zephyr_ray.train.settings import TrainingSettings, WorkerSettings
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerJob:
     """Everything that a worker needs. Its folders are on storage that every node mounts."""
 
-    settings: TrainingSettings
+    settings: WorkerSettings
     weights: str
     """Start weights: a folder or a name for `models.weights.resolve`."""
     folder: Path
-    """Folder of the artifact: model/, and scratch/ with data, checkpoints and steps."""
-    order: list[int]
-    """Row numbers of scratch/data in training order: steps × global_batch of them."""
+    """Folder of the artifact, and scratch/ with data and journals."""
 
     @property
     def scratch(self) -> Path:
@@ -30,6 +28,15 @@ class Job:
     def refusal(self) -> Path:
         """File with the message of a worker's permanent error."""
         return self.scratch / "refused"
+
+
+@dataclass(frozen=True)
+class Job(WorkerJob):
+    """Everything that a training worker needs."""
+
+    settings: TrainingSettings
+    order: list[int]
+    """Row numbers of scratch/data in training order: steps × global_batch of them."""
 
     @property
     def steps(self) -> int:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_ray.store import Journal
-from zephyr_ray.train.job import Job
+from zephyr_ray.train.job import WorkerJob
 from zephyr_ray.train.model import load_model
 
 if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
 
 
-def add_reference_log_probs(job: Job, objective: "Objective", data: Any) -> Any:
+def add_reference_log_probs(job: WorkerJob, objective: "Objective", data: Any) -> Any:
     """Returns the data set with the columns `ref_chosen_logps` and `ref_rejected_logps`: natural
     logarithms, summed over the answer's tokens."""
     import torch.distributed
@@ -67,7 +67,7 @@ def worker_batches(rows: list[int], batch_size: int, world_size: int) -> list[li
 
 
 def _log_probs(
-    job: Job, objective: "Objective", data: Any, batches: list[list[int]]
+    job: WorkerJob, objective: "Objective", data: Any, batches: list[list[int]]
 ) -> Iterator[tuple[int, float, float]]:
     """Yields row index, chosen and rejected log-probability. For an empty batch, runs row 0 only to
     take part in the collective, and yields nothing."""
@@ -91,7 +91,7 @@ def _log_probs(
 
 
 @contextmanager
-def _reference_model(job: Job) -> Iterator[tuple[Any, str]]:
+def _reference_model(job: WorkerJob) -> Iterator[tuple[Any, str]]:
     """Yields the reference model, on this worker's device or split over all workers, and the
     device."""
     import torch
@@ -99,7 +99,7 @@ def _reference_model(job: Job) -> Iterator[tuple[Any, str]]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if job.settings.zero != 3:
-        model = load_model(job.weights, job.settings.lora)
+        model = load_model(job.weights, job.settings.is_quantized())
         model = model if getattr(model, "is_quantized", False) else model.to(device)
         add_fused_lm_head(model)
         yield model.eval(), device
@@ -108,12 +108,9 @@ def _reference_model(job: Job) -> Iterator[tuple[Any, str]]:
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    config = job.settings.deepspeed() | {"train_micro_batch_size_per_gpu": 1}
-    for name in ("gradient_accumulation_steps", "train_batch_size", "gradient_clipping"):
-        del config[name]
-    config["zero_optimization"].pop("offload_optimizer", None)
+    config = job.settings.forward_config()
     keep = HfDeepSpeedConfig(config)  # from_pretrained shards the weights while this object exists
-    model = load_model(job.weights, job.settings.lora)
+    model = load_model(job.weights, job.settings.is_quantized())
     add_fused_lm_head(model)
     engine, *_ = deepspeed.initialize(model=model, config=config)
     engine.eval()  # returns None, so it cannot be chained

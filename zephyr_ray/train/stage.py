@@ -1,4 +1,5 @@
-"""Defines what sft and dpo share as stages: run, report section, processors, memory and checks."""
+"""Defines what stages that run a model on workers share: tokenizing, processors, checks; and what
+sft and dpo share: run, report section, memory."""
 
 import html
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from zephyr_ray.store import Artifact, read_jsonl
 from zephyr_ray.train import memory
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.model import load_chat
-from zephyr_ray.train.settings import TrainingSettings
+from zephyr_ray.train.settings import TrainingSettings, WorkerSettings
 from zephyr_ray.train.workers import STEPS, train
 
 CHECKPOINTS = 2
@@ -43,10 +44,8 @@ Tokens = dict[str, list[int]]
 MASK = "Which tokens the loss counts, as the training stage saw them."
 
 
-class TrainingStage(TrainingSettings):
-    """A stage that trains a model."""
-
-    view = ("models/{name}", "model")
+class WorkerStage(WorkerSettings):
+    """A stage that runs a model on a group of workers."""
 
     def prepare(self, work: Work, chat: ChatFormat, rows: list[Row]) -> list[int]:
         """Writes scratch/data and counts it; returns the length in tokens of each row's longest
@@ -92,6 +91,32 @@ class TrainingStage(TrainingSettings):
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.data)
 
+    def processors(self, models: dict[str, RecipeModel]) -> Processors:
+        return Processors(
+            cpus=self.workers * self.cpus_per_worker,
+            gpus=self.workers * self.gpus_per_worker,
+            lower="its workers",
+        )
+
+    def check_models(self, models: dict[str, RecipeModel]) -> None:
+        """Raises Permanent if the model cannot read sequences of max_length. Without weights on
+        this machine, checks only the context."""
+        [start] = models.values()
+        shape, folder = start.shape(), find_local(start.main.origin)
+        if shape and 0 < shape.context < self.max_length:
+            raise Permanent(
+                f"max_length {self.max_length} is above the {shape.context} tokens of the model's "
+                "context; lower max_length"
+            )
+        if folder is not None:
+            check_trains(folder, self.max_length)
+
+
+class TrainingStage(TrainingSettings, WorkerStage):
+    """A stage that trains a model."""
+
+    view = ("models/{name}", "model")
+
     def run(self, work: Work) -> None:
         weights = work.models[self.model].weights
         chat, rows = load_chat(weights), work.inputs[self.data].rows()
@@ -122,13 +147,6 @@ class TrainingStage(TrainingSettings):
             chapters.append(Chapter("Loss mask", Place.APPENDIX, (page,), MASK))
         return Section(tuple(chapters))
 
-    def processors(self, models: dict[str, RecipeModel]) -> Processors:
-        return Processors(
-            cpus=self.workers * self.cpus_per_worker,
-            gpus=self.workers * self.gpus_per_worker,
-            lower="its workers",
-        )
-
     def footprint(self, models: dict[str, RecipeModel]) -> Footprint:
         [start] = models.values()
         shape = start.shape()
@@ -143,19 +161,12 @@ class TrainingStage(TrainingSettings):
         )
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
-        """Raises Permanent if the model cannot be trained on sequences of max_length, or if
-        lora.targets names a module that it does not have. Without weights on this machine, checks
-        only the context."""
+        """Raises Permanent also if lora.targets names a module that the model does not have."""
+        super().check_models(models)
         [start] = models.values()
-        shape, folder = start.shape(), find_local(start.main.origin)
-        if shape and 0 < shape.context < self.max_length:
-            raise Permanent(
-                f"max_length {self.max_length} is above the {shape.context} tokens of the model's "
-                "context; lower max_length"
-            )
+        folder = find_local(start.main.origin)
         if folder is None:
             return
-        check_trains(folder, self.max_length)
         modules = {f".{name.rpartition('.')[0]}" for name in tensor_shapes(folder)}
         for target in (self.lora and self.lora.targets) or []:
             if not any(module.endswith(f".{target}") for module in modules):

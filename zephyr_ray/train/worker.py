@@ -69,7 +69,7 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
         data = add_reference_log_probs(job, objective, data)
     arguments = SFTConfig(**trainer_arguments(job))
     # After `arguments`: with ZeRO-3, they make from_pretrained split the weights as it loads them.
-    model = load_model(job.weights, settings.lora)
+    model = load_model(job.weights, settings.is_quantized(), adapted=settings.lora is not None)
     model.config.use_cache = False
     trainer = Trainer(
         objective,
