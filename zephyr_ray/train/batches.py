@@ -17,7 +17,7 @@ class Dealer:
     lengths: Sequence[int]
     """Tokens of each row in a forward pass."""
     capacity: int
-    """Maximum tokens of a micro-batch; a longer row is a micro-batch of its own."""
+    """Maximum tokens of a micro-batch; no row has more."""
     workers: int
     padded: bool = False
     """Whether all rows of a micro-batch take as many tokens as its longest one."""
@@ -44,7 +44,9 @@ class Dealer:
         dealt: list[list[list[int]]] = [[] for _ in range(self.workers)]
         for number in range(passes):
             of_pass = micro_batches[number * self.workers : (number + 1) * self.workers]
-            if number % 2:  # the worker with the most tokens of one pass gets the fewest of the next
+            if (
+                number % 2
+            ):  # the worker with the most tokens of one pass gets the fewest of the next
                 of_pass.reverse()
             for worker, micro_batch in zip(dealt, of_pass, strict=True):
                 worker.append(micro_batch)

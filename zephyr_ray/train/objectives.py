@@ -13,9 +13,11 @@ from torch import Tensor
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from zephyr_ray.train.attention import uses_segments
+from zephyr_ray.stage import log
+from zephyr_ray.train.batches import Dealer
 from zephyr_ray.train.losses import answer_nll, dpo_loss, token_nll
-from zephyr_ray.train.pairs import MODEL_INPUTS, can_share, per_answer, shared_prompts
+from zephyr_ray.train.model import FAMILIES
+from zephyr_ray.train.pairs import MODEL_INPUTS, per_answer, shared_prompts, why_not_shared
 
 Batch = dict[str, Any]
 
@@ -52,6 +54,20 @@ class Objective(ABC):
     """Whether the model's dropout layers stay active."""
 
     @abstractmethod
+    def pads(self, config: Any) -> bool:
+        """Returns whether batches are padded for a model with this configuration; else a batch is
+        one row, in which each sequence attends to itself."""
+
+    def lengths(self, data: Any, padded: bool) -> list[int]:
+        """Returns the tokens of each row of the data in a batch."""
+        return [len(row["input_ids"]) for row in data]
+
+    def dealer(self, config: Any, data: Any, capacity: int, workers: int) -> Dealer:
+        """Returns what deals rows of the data to micro-batches of at most `capacity` tokens."""
+        padded = self.pads(config)
+        return Dealer(self.lengths(data, padded), capacity, workers, padded)
+
+    @abstractmethod
     def collator(self, pad_token_id: int, model: Any) -> Any:
         """Returns the function that makes a batch of rows for the model."""
 
@@ -71,7 +87,7 @@ class Objective(ABC):
 
         `output` is TRL's FusedCausalLMOutput. The trainer minimizes the mean over the global batch.
         If losses are per token, the batch must have `labels`, from which the trainer counts a
-        step's trained tokens.
+        step's trained tokens; else they are per row.
         """
 
 
@@ -79,16 +95,19 @@ class Objective(ABC):
 class SftObjective(Objective):
     """Negative log-likelihood per trained token. A row has `input_ids`, `labels` and, if dialogues
     are packed, `seq_lengths`. A batch is one row, with positions that restart at each dialogue; or
-    padded, if dialogues are not packed and the model does not attend per segment: a step's rows
-    have similar lengths, so padding costs less than attention over the concatenated batch."""
+    padded, if dialogues are not packed and the model does not attend per segment: attention over
+    the concatenated batch would cost more than padding."""
 
     packing: bool
     """Whether a row holds several dialogues."""
 
     fields = ("entropy", "is_top1")
 
+    def pads(self, config: Any) -> bool:
+        return not self.packing and config.model_type not in FAMILIES
+
     def collator(self, pad_token_id: int, model: Any) -> Any:
-        joined = self.packing or uses_segments(model)
+        joined = not self.pads(model.config)
         return DataCollatorForLanguageModeling(pad_token_id, padding_free=joined)
 
     def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -112,8 +131,23 @@ class DpoObjective(Objective):
     needs_reference = True
     dropout = False
 
+    def pads(self, config: Any) -> bool:
+        return bool(why_not_shared(config))
+
+    def lengths(self, data: Any, padded: bool) -> list[int]:
+        lengths = []
+        for row in data:
+            answers = [len(row["chosen_ids"]), len(row["rejected_ids"])]
+            prompt = len(row["prompt_ids"])
+            lengths.append(2 * (prompt + max(answers)) if padded else prompt + sum(answers))
+        return lengths
+
     def collator(self, pad_token_id: int, model: Any) -> Any:
-        return shared_prompts if can_share(model) else DataCollatorForPreference(pad_token_id)
+        why = why_not_shared(model.config)
+        if not why:
+            return shared_prompts
+        log.info("prompts are computed twice per pair: %s %s", model.config.model_type, why)
+        return DataCollatorForPreference(pad_token_id)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         if "answers" in batch:

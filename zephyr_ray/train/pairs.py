@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
-from zephyr_ray.stage import log
-from zephyr_ray.train.attention import uses_segments
+from zephyr_ray.train.model import FAMILIES
 
 MODEL_INPUTS = (
     "input_ids",
@@ -28,18 +27,16 @@ MODEL_INPUTS = (
 """Items of a batch that the model takes."""
 
 
-def can_share(model: Any) -> bool:
-    """Returns whether a pair in one row gives the numbers of two sequences; logs why it does not.
+def why_not_shared(config: Any) -> str:
+    """Returns why a pair in one row would not give the numbers of two sequences; "" if it does.
 
     A mixture of experts balances its load over the tokens of a forward pass, prompts counted twice.
     """
-    config = model.config
-    balances = hasattr(config, "output_router_logits") and config.router_aux_loss_coef
-    if uses_segments(model) and not balances:
-        return True
-    why = "balances its experts over all tokens" if balances else "does not attend per segment"
-    log.info("prompts are computed twice per pair: %s %s", config.model_type, why)
-    return False
+    if config.model_type not in FAMILIES:
+        return "does not attend per segment"
+    if hasattr(config, "output_router_logits") and config.router_aux_loss_coef:
+        return "balances its experts over all tokens"
+    return ""
 
 
 def shared_prompts(rows: list[dict[str, Any]]) -> dict[str, Any]:

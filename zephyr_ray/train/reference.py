@@ -7,13 +7,13 @@ not fit on one device. TRL's own precomputation keeps its results in memory unti
 again after a failure.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_ray.store import Journal
+from zephyr_ray.train.batches import Dealer
 from zephyr_ray.train.job import WorkerJob
 from zephyr_ray.train.model import load_model
 
@@ -21,18 +21,20 @@ if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
 
 
-def add_reference_log_probs(job: WorkerJob, objective: "Objective", data: Any) -> Any:
+def add_reference_log_probs(
+    job: WorkerJob, objective: "Objective", data: Any, dealer: Dealer
+) -> Any:
     """Returns the data set with the columns `ref_chosen_logps` and `ref_rejected_logps`: natural
     logarithms, summed over the answer's tokens."""
     import torch.distributed
 
     folder = job.scratch / "reference"
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    missing = missing_rows(folder, data["lengths"])
+    rank = torch.distributed.get_rank()
+    missing = missing_rows(folder, len(data))
     torch.distributed.barrier()  # no worker writes before all have read
     if missing:
         journal = Journal(folder, writer=f"rank{rank}")
-        batches = worker_batches(missing, job.settings.batches()[0], world_size)[rank]
+        batches = dealer.deal(missing, dealer.passes(missing))[rank]
         for row, chosen, rejected in _log_probs(job, objective, data, batches):
             journal.append({"row": row, "chosen": chosen, "rejected": rejected})
         torch.distributed.barrier()
@@ -43,27 +45,10 @@ def add_reference_log_probs(job: WorkerJob, objective: "Objective", data: Any) -
     return data
 
 
-def missing_rows(folder: Path, lengths: list[list[int]]) -> list[int]:
-    """Returns the indices of rows without a reference log-probability, longest first.
-
-    `lengths`: tokens of the chosen and rejected sequence, per row.
-    """
+def missing_rows(folder: Path, rows: int) -> list[int]:
+    """Returns the numbers of rows without a reference log-probability."""
     finished = {entry["row"] for entry in Journal(folder).read_new()}
-    missing = [row for row in range(len(lengths)) if row not in finished]
-    return sorted(missing, key=lambda row: -sum(lengths[row]))
-
-
-def worker_batches(rows: list[int], batch_size: int, world_size: int) -> list[list[list[int]]]:
-    """Returns every worker's batches of at most `batch_size` rows.
-
-    Deals rows round-robin, for equal work and batches of similar lengths. All workers get the same
-    number of batches, some of them empty, because with ZeRO-3 all workers must take part in every
-    forward pass.
-    """
-    batch_count = math.ceil(len(rows) / (world_size * batch_size))
-    starts = [batch * batch_size for batch in range(batch_count)]
-    per_worker = [rows[rank::world_size] for rank in range(world_size)]
-    return [[part[start : start + batch_size] for start in starts] for part in per_worker]
+    return [row for row in range(rows) if row not in finished]
 
 
 def _log_probs(
