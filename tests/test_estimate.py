@@ -315,7 +315,7 @@ FULL = {"gpus_per_worker": 1, "gradient_checkpointing": True, "global_batch": 12
 
 
 def test_ultrachat_packs_into_the_published_tokens_and_sequences() -> None:
-    estimate = planned(sft(**FULL, workers=8, micro_batch=4), tflops=276)
+    estimate = planned(sft(**FULL, workers=8, micro_batch=8192), tflops=276)
     assert estimate.sequences == pytest.approx(139_000, rel=0.01)
     assert estimate.tokens == pytest.approx(285e6, rel=0.01)
     assert estimate.steps == 1088 and estimate.fits and not estimate.upper_bound
@@ -334,9 +334,13 @@ def test_a_stated_rate_gives_the_hours() -> None:
     ("settings", "gib", "advice"),
     [
         ({"workers": 8, "zero": 2}, 80, ""),
-        ({"workers": 8, "zero": 2, "micro_batch": 1}, 48, "zero: 3 makes it fit"),
-        ({"workers": 8, "gradient_checkpointing": False, "micro_batch": 8}, 80, "gradient_checkp"),
-        ({"workers": 8, "micro_batch": 16}, 48, "micro_batch: 8 makes it fit"),
+        ({"workers": 8, "zero": 2, "micro_batch": 2048}, 48, "zero: 3 makes it fit"),
+        (
+            {"workers": 8, "gradient_checkpointing": False, "micro_batch": 16384},
+            80,
+            "gradient_checkp",
+        ),
+        ({"workers": 8, "micro_batch": 32768}, 48, "micro_batch: 29440 makes it fit"),
         ({"workers": 1, "zero": 0}, 80, "offload: optimizer makes it fit"),
         ({"workers": 2, "zero": 3}, 48, "offload: optimizer makes it fit"),
         ({"workers": 1, "zero": 0}, 4, f"{NOTHING_FITS} or set lora: {{}}"),
@@ -346,7 +350,7 @@ def test_a_stated_rate_gives_the_hours() -> None:
 def test_a_stage_that_does_not_fit_gets_advice(
     settings: dict[str, Any], gib: float, advice: str
 ) -> None:
-    estimate = planned(sft(**FULL | {"micro_batch": 4} | settings), gib)
+    estimate = planned(sft(**FULL | {"micro_batch": 8192} | settings), gib)
     assert estimate.fits == (not advice)
     assert estimate.advice.find(advice) >= 0, estimate.advice
     if advice == NOTHING_FITS:

@@ -165,7 +165,7 @@ def test_temperature_is_not_in_the_key_of_training(folder: Path) -> None:
     [
         "sft.workers=2",
         "sft.zero=2",
-        "sft.micro_batch=1",
+        "sft.micro_batch=4096",
         "dpo.checkpoint_every=7",
         "models.base.actors=4",
         "models.base.concurrency=3",
