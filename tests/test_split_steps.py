@@ -129,12 +129,24 @@ def test_steps_are_the_same(workers: int, zero: int, make: Any, whole: Job) -> N
     job = make(f"{workers}-{zero}", passes="many", zero=zero, workers=workers)
     assert has_empty_micro_batch(job) == (workers == 2)
     train(job, processes=workers)
-    bad=[]
+    bad = []
     for step, expected in zip(steps(job), steps(whole), strict=True):
         assert step.keys() == expected.keys()
-        bad += [(k, abs(step[k]-expected[k]), expected[k]) for k in step if step[k] != pytest.approx(expected[k], rel=1e-6, abs=1e-6)]
+        bad += [
+            (k, abs(step[k] - expected[k]), expected[k])
+            for k in step
+            if step[k] != pytest.approx(expected[k], rel=1e-6, abs=1e-6)
+        ]
     made, expected, start = (
-        load_file(folder / "model.safetensors") for folder in (job.folder / "model", whole.folder / "model", Path(job.weights))
+        load_file(folder / "model.safetensors")
+        for folder in (job.folder / "model", whole.folder / "model", Path(job.weights))
     )
-    differences = {n: (float((w - expected[n]).abs().max()), float((w-start[n]).abs().max()), float((w-expected[n]).norm()/(w-start[n]).norm())) for n, w in made.items()}
+    differences = {
+        n: (
+            float((w - expected[n]).abs().max()),
+            float((w - start[n]).abs().max()),
+            float((w - expected[n]).norm() / (w - start[n]).norm()),
+        )
+        for n, w in made.items()
+    }
     print("RESULT", workers, zero, bad, differences)

@@ -104,10 +104,10 @@ def _fit(estimate: training.TrainingEstimate, stage: TrainingSettings) -> str:
         room += " of free memory" + (" per worker" if stage.workers > 1 else "")
     if not estimate.fits:
         return f"does not fit {room}: {estimate.advice}"
-    largest = f"{estimate.largest_micro_batch}"
+    largest = f"{estimate.largest_micro_batch} tokens"
     if estimate.largest_micro_batch == stage.step_tokens:
         largest += " (the global batch per worker)"
-    return f"fits {room}; micro_batch {stage.micro_batch}, maximum {largest} tokens"
+    return f"fits {room}; micro_batch {stage.micro_batch}, maximum {largest}"
 
 
 def _memory(estimate: training.TrainingEstimate, stage: TrainingSettings) -> str:
