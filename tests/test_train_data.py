@@ -102,6 +102,8 @@ def test_dialogues_fill_sequences_of_max_length_by_default(
     stage = Sft(model="base", data="data", max_length=2 * length + 1, **packing)
     assert stage.prepare(work, chat, rows) == [length * dialogues for dialogues in lengths]
     assert (work.counts["rows"], work.counts["sequences"]) == (5, len(lengths))
+    fill = {"packing_fill": 5 / 3 * length / (2 * length + 1)} if not packing else {}
+    assert {k: v for k, v in work.counts.items() if k == "packing_fill"} == pytest.approx(fill)
 
 
 def test_the_seed_shuffles_dialogues_before_packing(chat: ChatFormat, work: Work) -> None:

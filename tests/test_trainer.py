@@ -225,3 +225,50 @@ def test_norms_are_rounded_once_under_autocast(lora: Lora | None, tiny_model: Pa
         norm._forward_hooks.clear()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(rounded, model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("stage", "rows", "terms", "tokens"), [(Sft, DIALOGUES, 8, 12), (Dpo, PAIRS, 2, 21)]
+)
+@pytest.mark.parametrize("start", ["dense"], indirect=True)
+def test_an_empty_micro_batch_trains_nothing(
+    stage: Any,
+    rows: list[dict[str, Any]],
+    terms: int,
+    tokens: int,
+    start: Any,
+    common: dict[str, Any],
+) -> None:
+    from zephyr_ray.train.batches import MicroBatch
+    from zephyr_ray.train.trainer import Batches
+
+    trainer = trained(stage(model="base", data="data"), start, common, rows)
+    trainer.model.train()
+    parts = [MicroBatch([1, 0], 1.0), MicroBatch([], 0)]
+    full, empty = Batches(rows, parts, trainer.data_collator)
+    assert int(trainer._get_num_items_in_batch([full, empty], "cpu")) == terms
+    loss = trainer.compute_loss(trainer.model, empty, num_items_in_batch=terms)
+    loss.backward()
+    assert loss.item() == 0
+    assert not any(w.grad.any() for w in trainer.model.parameters() if w.grad is not None)
+    assert trainer.compute_loss(trainer.model, full, num_items_in_batch=terms).item() > 0
+    logs: dict[str, float] = {}
+    trainer.log(logs)
+    assert logs["num_tokens"] == tokens
+
+
+@pytest.mark.parametrize("start", ["dense"], indirect=True)
+def test_the_share_of_real_tokens_is_logged_if_batches_are_padded(
+    start: Any, common: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zephyr_ray.train import objectives
+
+    monkeypatch.setattr(objectives, "FAMILIES", ())
+    trainer = trained(Sft(model="base", data="data", packing=False), start, common, UNPACKED)
+    trainer.model.train()
+    for rows in (UNPACKED, UNPACKED[:1]):
+        batch = trainer.data_collator(rows) | {"weight": 0.5}
+        trainer.compute_loss(trainer.model, batch, num_items_in_batch=10)
+    logs: dict[str, float] = {}
+    trainer.log(logs)
+    assert logs["real_token_share"] == pytest.approx((6 + 3 + 6) / (6 + 6 + 6))
