@@ -44,9 +44,8 @@ class Dealer:
         dealt: list[list[list[int]]] = [[] for _ in range(self.workers)]
         for number in range(passes):
             of_pass = micro_batches[number * self.workers : (number + 1) * self.workers]
-            if (
-                number % 2
-            ):  # the worker with the most tokens of one pass gets the fewest of the next
+            # The worker with the most tokens of one pass gets the fewest of the next.
+            if number % 2:
                 of_pass.reverse()
             for worker, micro_batch in zip(dealt, of_pass, strict=True):
                 worker.append(micro_batch)
