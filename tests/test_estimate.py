@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import zero_memory
 
@@ -452,6 +454,23 @@ def test_a_folder_with_a_config_alone_is_enough_for_a_plan(
     assert "does not fit 24 GiB: " in shown and "KV cache 0.24 GiB per conversation" in shown
     assert "all endpoints: ≤ 600 calls, about $2" in shown
     assert shown.index("pairwise") < shown.index("7,241,732,096")
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "line"),
+    [
+        (600, "fits 279 GiB of free memory per worker; micro_batch 8192, maximum 8192 tokens (the"),
+        (240, "does not fit 111 GiB of free memory per worker: lower micro_batch to 4608, workers or"),
+    ],
+)
+def test_training_without_a_gpu_is_planned_for_the_free_memory(
+    gigabytes: float, line: str, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(available=gigabytes * 1e9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    assert line in "\n".join(planned_lines(recipe_file, "sft.gpus_per_worker=0"))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # a cluster has its own memory
+    assert "of free memory" not in "\n".join(planned_lines(recipe_file, "sft.gpus_per_worker=0"))
 
 
 def test_an_engine_that_does_not_fit_says_so(recipe_file: Path) -> None:
