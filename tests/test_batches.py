@@ -69,3 +69,9 @@ def test_padding_counts(padded: bool, passes: int) -> None:
 def test_padded_rows_are_dealt_in_slices_of_the_sorted_rows() -> None:
     dealer = Dealer(lengths=[1, 4, 3, 2, 1], capacity=9, workers=1, padded=True)
     assert dealer.deal(range(5), 2) == [[[1, 2, 3], [0, 4]]]
+
+
+def test_rows_above_the_capacity_are_alone() -> None:
+    dealer = Dealer(lengths=[30, 25, 20], capacity=10, workers=2)
+    assert [part.rows for part in micro_batches([0, 1, 2], 3, dealer, 0)[0]] == [[0], []]
+    assert [part.rows for part in micro_batches([0, 1, 2], 3, dealer, 1)[0]] == [[1], [2]]

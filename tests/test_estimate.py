@@ -460,7 +460,10 @@ def test_a_folder_with_a_config_alone_is_enough_for_a_plan(
     ("gigabytes", "line"),
     [
         (600, "fits 279 GiB of free memory per worker; micro_batch 8192, maximum 8192 tokens (the"),
-        (240, "does not fit 111 GiB of free memory per worker: lower micro_batch to 4608, workers or"),
+        (
+            240,
+            "does not fit 111 GiB of free memory per worker: lower micro_batch to 4608, workers or",
+        ),
     ],
 )
 def test_training_without_a_gpu_is_planned_for_the_free_memory(

@@ -15,7 +15,7 @@ import train_once
 from datasets import load_from_disk
 
 from zephyr_ray.store import read_jsonl
-from zephyr_ray.train.batches import micro_batches
+from zephyr_ray.train.batches import Dealer, micro_batches
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.model import load_chat, load_config
@@ -77,6 +77,12 @@ def train(job: Job, processes: int) -> None:
     assert [process.wait(timeout=120) for process in running] == [0] * processes
 
 
+def dealer(stage: Any, weights: str, scratch: Path, capacity: int, workers: int) -> Dealer:
+    data = load_from_disk(str(scratch / "data"))
+    made: Dealer = stage.objective().dealer(load_config(weights), data, capacity, workers)
+    return made
+
+
 @pytest.fixture(scope="module", params=["sft", "dpo"])
 def make(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
@@ -86,7 +92,8 @@ def make(
     folder = tmp_path_factory.mktemp(request.param)
     work = train_once.work_for(folder, tiny_model, rows(request.param))
     stage = kind(**COMMON, **settings)
-    longest = max(stage.prepare(work, load_chat(str(tiny_model)), work.inputs["data"].rows()))
+    stage.prepare(work, load_chat(str(tiny_model)), work.inputs["data"].rows())
+    longest = max(dealer(stage, str(tiny_model), work.scratch, capacity=1, workers=1).lengths)
 
     def make(name: str, steps: int = 6, one_pass: bool = False, **settings: Any) -> Job:
         job_folder = folder / name
@@ -116,29 +123,26 @@ def steps(job: Job) -> list[dict[str, float]]:
 
 
 def check_same(job: Job, expected: Job) -> None:
-    """Compares losses, norms of the gradients, metrics and weights."""
+    """Compares losses, norms of the gradients and weights; and the metrics, of which some are
+    differences of large numbers."""
     from safetensors.torch import load_file
 
     for step, other in zip(steps(job), steps(expected), strict=True):
-        assert {"loss", "grad_norm", "entropy"} <= step.keys()
-        same = {name: value for name, value in other.items() if name != "seconds"}
-        assert step | same == pytest.approx(step, rel=2e-6, abs=2e-6)
+        for name in step.keys() - {"seconds", "steps", "epoch"}:
+            limit = 2e-6 if name in ("loss", "grad_norm") else 2e-5
+            assert step[name] == pytest.approx(other[name], rel=1e-6, abs=limit), name
+        assert {"loss", "grad_norm", "entropy"} <= step.keys() == other.keys()
     made, same = (load_file(j.folder / "model" / "model.safetensors") for j in (job, expected))
     differences = {name: (made[name] - same[name]).abs().max().item() for name in same}
     assert max(differences.values()) < 1e-6, differences
 
 
-def test_two_workers_train_as_one(make: Any, whole: Job, request: pytest.FixtureRequest) -> None:
+def test_two_workers_train_as_one(make: Any, whole: Job) -> None:
     """Two workers share five rows in three passes, of which one is empty."""
     zero = 3 if whole.settings.kind == "sft" else 2
     job = make("two", zero=zero, workers=2)
-    dealer = job.settings.objective().dealer(
-        load_config(job.weights),
-        load_from_disk(str(job.scratch / "data")),
-        job.settings.micro_batch,
-        workers=2,
-    )
-    dealt = [micro_batches(job.order, 5, dealer, rank) for rank in (0, 1)]
+    of_two = dealer(job.settings, job.weights, job.scratch, job.settings.micro_batch, workers=2)
+    dealt = [micro_batches(job.order, 5, of_two, rank) for rank in (0, 1)]
     assert {len(part.rows) for of in dealt for step in of for part in step} == {0, 1}
     train(job, processes=2)
     check_same(job, whole)

@@ -17,7 +17,7 @@ class Dealer:
     lengths: Sequence[int]
     """Tokens of each row in a forward pass."""
     capacity: int
-    """Maximum tokens of a micro-batch; no row has more."""
+    """Maximum tokens of a micro-batch of several rows."""
     workers: int
     padded: bool = False
     """Whether all rows of a micro-batch take as many tokens as its longest one."""
@@ -26,8 +26,9 @@ class Dealer:
         """Returns the smallest number of forward passes, from `least` up, with which the rows fit
         into every worker's micro-batches."""
         tokens = sum(self.lengths[row] for row in rows)
-        passes = max(least, math.ceil(tokens / self.capacity / self.workers))
-        while passes * self.workers < len(rows):
+        most = math.ceil(len(rows) / self.workers)  # every row is alone
+        passes = max(least, min(most, math.ceil(tokens / self.capacity / self.workers)))
+        while passes < most:
             micro_batches = self._split(rows, passes * self.workers)
             if max(map(self._tokens, micro_batches)) <= self.capacity:
                 break

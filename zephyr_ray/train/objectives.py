@@ -60,7 +60,7 @@ class Objective(ABC):
 
     def lengths(self, data: Any, padded: bool) -> list[int]:
         """Returns the tokens of each row of the data in a batch."""
-        return [len(row["input_ids"]) for row in data]
+        return [len(ids) for ids in data["input_ids"]]
 
     def dealer(self, config: Any, data: Any, capacity: int, workers: int) -> Dealer:
         """Returns what deals rows of the data to micro-batches of at most `capacity` tokens."""
