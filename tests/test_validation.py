@@ -25,6 +25,7 @@ from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, Journal, write_rows
 from zephyr_ray.train import stage as training
 from zephyr_ray.train import workers
+from zephyr_ray.train.batches import Dealer
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.holdout import is_held_out
 from zephyr_ray.train.job import Job
@@ -35,7 +36,7 @@ from zephyr_ray.train.sft import Sft
 ROOT = Path(__file__).resolve().parents[1]
 SFT = train_once.SFT | {
     "zero": 0,
-    "micro_batch": 2,
+    "micro_batch": 128,
     "epochs": 1,
     "checkpoint_every": 2,
     "validate_every": 5,
@@ -43,7 +44,7 @@ SFT = train_once.SFT | {
 }
 DPO = {
     "workers": 2,
-    "micro_batch": 2,
+    "micro_batch": 256,
     "zero": 3,
     "global_batch": 4,
     "epochs": 1,
@@ -263,9 +264,9 @@ DIALOGUES = [
 
 
 @pytest.mark.parametrize("is_training", [True, False])
-@pytest.mark.parametrize("micro_batch", [1, 3])
+@pytest.mark.parametrize("capacity", [6, 13])
 def test_measuring_leaves_no_trace_and_does_not_depend_on_the_batches(
-    micro_batch: int, is_training: bool, tiny_model: Path
+    capacity: int, is_training: bool, tiny_model: Path
 ) -> None:
     import torch
     from trl.trainer.utils import add_fused_lm_head
@@ -283,10 +284,11 @@ def test_measuring_leaves_no_trace_and_does_not_depend_on_the_batches(
         objective=objective,
         data_collator=objective.collator(0, model),
         accelerator=SimpleNamespace(num_processes=1, process_index=0, gather=lambda sums: sums),
-        args=SimpleNamespace(device="cpu", per_device_train_batch_size=micro_batch),
+        args=SimpleNamespace(device="cpu"),
     )
     state = torch.get_rng_state()
-    figures = Validation(trainer, DIALOGUES).measure()
+    dealer = Dealer([len(row["input_ids"]) for row in DIALOGUES], capacity, workers=1)
+    figures = Validation(trainer, DIALOGUES, dealer).measure()
     assert model.training == is_training and torch.equal(state, torch.get_rng_state())
     losses = [
         -log_probs(model.eval(), row["input_ids"])[at - 1, row["input_ids"][at]].item()

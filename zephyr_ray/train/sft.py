@@ -75,6 +75,8 @@ class Sft(TrainingStage):
             "tokens": sum(lengths),
             "trained_tokens": sum(int((row["labels"] != IGNORED).sum()) for row in kept),
         }
+        if self.packing:
+            work.counts["packing_fill"] = sum(lengths) / len(lengths) / self.max_length
         return lengths
 
     def _tokens(self, work: Work, chat: ChatFormat, rows: list[Row]) -> Iterator[Tokens]:

@@ -9,25 +9,20 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
+from zephyr_ray.train.batches import Dealer
 from zephyr_ray.train.job import VALIDATION
 from zephyr_ray.train.objectives import Terms
-from zephyr_ray.train.reference import worker_batches
 from zephyr_ray.train.trainer import Trainer
 
 
 class Validation:
     """The held-out rows of one training run, dealt out to its workers."""
 
-    def __init__(self, trainer: Trainer, data: Any):
+    def __init__(self, trainer: Trainer, data: Any, dealer: Dealer):
         self._trainer, self._data = trainer, data
-        lengths = [
-            sum(row["lengths"]) if "lengths" in row else len(row["input_ids"]) for row in data
-        ]
-        longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        accelerator = trainer.accelerator
-        self._batches = worker_batches(
-            longest_first, trainer.args.per_device_train_batch_size, accelerator.num_processes
-        )[accelerator.process_index]
+        rows = range(len(data))
+        dealt = dealer.deal(rows, dealer.passes(rows))
+        self._batches = dealt[trainer.accelerator.process_index]
 
     def measure(self) -> dict[str, float]:
         """Returns the mean loss over all trained tokens, or over all pairs, and the means of the

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.store import write_atomically
+from zephyr_ray.train.batches import micro_batches
 from zephyr_ray.train.context import Context, RayContext
 from zephyr_ray.train.cpu import prepare_worker
 from zephyr_ray.train.job import Job, WorkerJob
-from zephyr_ray.train.model import load_chat, load_model, need_bitsandbytes, save
+from zephyr_ray.train.model import load_chat, load_config, load_model, need_bitsandbytes, save
 from zephyr_ray.train.reference import add_reference_log_probs, compute_log_probs
 from zephyr_ray.train.settings import Lora
 
@@ -73,10 +74,13 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
     from zephyr_ray.train.trainer import Trainer
     from zephyr_ray.train.validation import Validation
 
-    objective = settings.objective()
+    objective, rank = settings.objective(), torch.distributed.get_rank()
     data = load_data(job, objective)
     held_out = None if settings.validation is None else load_data(job.validation, objective)
-    arguments = SFTConfig(**trainer_arguments(job))
+    config, world_size = load_config(job.weights), torch.distributed.get_world_size()
+    dealer = objective.dealer(config, data, settings.micro_batch, world_size)
+    steps = micro_batches(job.order, settings.global_batch, dealer, rank)
+    arguments = SFTConfig(**trainer_arguments(job, passes=len(steps[0])))
     # After `arguments`: with ZeRO-3, they make from_pretrained split the weights as it loads them.
     model = load_model(job.weights, settings.is_quantized(), adapted=settings.lora is not None)
     model.config.use_cache = False
@@ -86,12 +90,17 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
         tokenizer=load_chat(job.weights).prepare(),
         model=model,
         args=arguments,
-        train_dataset=data.select(job.order),
+        data=data,
+        steps=steps,
+        global_batch=settings.global_batch,
         peft_config=adapter_config(settings.lora),
     )
     trainer.remove_callback(PrinterCallback)
-    validation = None if held_out is None else Validation(trainer, held_out)
-    trainer.add_callback(Reporter(job, trainer, context, torch.distributed.get_rank(), validation))
+    validation = None
+    if held_out is not None:
+        dealer = objective.dealer(config, held_out, settings.micro_batch, world_size)
+        validation = Validation(trainer, held_out, dealer)
+    trainer.add_callback(Reporter(job, trainer, context, rank, validation))
     return trainer
 
 
@@ -103,22 +112,20 @@ def load_data(job: Job, objective: "Objective") -> Any:
     return add_reference_log_probs(job, data) if objective.needs_reference else data
 
 
-def trainer_arguments(job: Job) -> dict[str, Any]:
-    """Returns the arguments of TRL's SFTConfig."""
+def trainer_arguments(job: Job, passes: int) -> dict[str, Any]:
+    """Returns the arguments of TRL's SFTConfig; `passes` are forward passes per step."""
     import torch
 
     settings = job.settings
     if settings.optimizer != "adamw":
         need_bitsandbytes(f"optimizer: {settings.optimizer}")
-    micro, accumulation = settings.batches()
     has_gpu = torch.cuda.is_available()
     return {
         "output_dir": str(job.checkpoints),
         "max_steps": job.steps,
         "num_train_epochs": 1,
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": accumulation,
-        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": 1,  # `Trainer` makes the batches
+        "gradient_accumulation_steps": passes,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
         "warmup_steps": math.ceil(settings.warmup * job.steps),
@@ -138,7 +145,7 @@ def trainer_arguments(job: Job) -> dict[str, Any]:
         "disable_tqdm": True,
         # A process of its own makes the batches of the next step while the GPU computes this one.
         "dataloader_num_workers": int(has_gpu),
-        "dataloader_prefetch_factor": max(2, min(accumulation, 16)) if has_gpu else None,
+        "dataloader_prefetch_factor": max(2, min(passes, 16)) if has_gpu else None,
         "dataloader_pin_memory": has_gpu,
         "accelerator_config": {"non_blocking": has_gpu},
         # Rows already hold at most max_length tokens; the collator selects the columns.
