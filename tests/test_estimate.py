@@ -184,7 +184,7 @@ def test_a_forward_pass_is_what_pytorch_allocates(precision: str, tokens: int) -
     model, shape = build(SMALL), shape_of(SMALL)
     round_norms(model)
     model.requires_grad_(False)
-    settings = {"zero": 0, "precision": precision, "micro_batch": 2, "max_length": tokens // 4}
+    settings = {"zero": 0, "precision": precision, "micro_batch": tokens}
     stage = Reference(model="m", data="d", gpus_per_worker=1, **settings)
     ids = torch.arange(tokens)[None] % 1000
 
