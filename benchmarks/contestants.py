@@ -109,8 +109,8 @@ def sequence_lengths(row: Row, shared: bool = False) -> list[int]:
     return [prompt + answers[0], answers[1] + (0 if shared else prompt)]
 
 
-def write_rows(stage: Any, rows: list[Row], folder: Path) -> list[int]:
-    """Writes the rows as a training stage's scratch/data; returns their lengths."""
+def write_rows(stage: Any, rows: list[Row], folder: Path) -> int:
+    """Writes the rows as a training stage's scratch/data; returns their number after packing."""
     from datasets import Dataset
     from trl.data_utils import pack_dataset
 
@@ -119,7 +119,7 @@ def write_rows(stage: Any, rows: list[Row], folder: Path) -> list[int]:
         data = pack_dataset(data, stage.max_length, "bfd")
     (folder / "scratch").mkdir(parents=True)
     data.save_to_disk(str(folder / "scratch" / "data"))
-    return [sum(sequence_lengths(row)) for row in data]
+    return len(data)
 
 
 def ours(
@@ -143,9 +143,7 @@ def ours(
     trainer = make_trainer(job, ProcessContext(job.checkpoints))
     trainer.add_callback(meter)
     trainer.train()
-    measured = [
-        trainer.train_dataset[at] for at in range(size.warmup * stage.global_batch, len(order))
-    ]
+    measured = [trainer.batches.data[row] for row in order[size.warmup * stage.global_batch :]]
     return meter.result(size, measured, 4 if stage.lora else 6, shared="prompt_ids" in rows[0])
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
 from zephyr_ray.messages import answers
-from zephyr_ray.settings import Reads
+from zephyr_ray.settings import ADDED, Reads
 from zephyr_ray.stage import Work
 from zephyr_ray.train.settings import Schedule
 from zephyr_ray.train.stage import Row, Tokens, TrainingStage
@@ -30,6 +30,7 @@ class Sft(TrainingStage):
     proven = "messages"
 
     data: Annotated[str, Reads("dialogues")]
+    validation: Annotated[str | float | None, ADDED, Reads("dialogues")] = None
     learning_rate: float = Field(2e-5, gt=0)
     schedule: Schedule = "cosine"
     epochs: float = Field(1, gt=0)
@@ -74,6 +75,8 @@ class Sft(TrainingStage):
             "tokens": sum(lengths),
             "trained_tokens": sum(int((row["labels"] != IGNORED).sum()) for row in kept),
         }
+        if self.packing:
+            work.counts["packing_fill"] = sum(lengths) / len(lengths) / self.max_length
         return lengths
 
     def _tokens(self, work: Work, chat: ChatFormat, rows: list[Row]) -> Iterator[Tokens]:

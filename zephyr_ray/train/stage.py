@@ -1,8 +1,11 @@
-"""Defines what sft and dpo share as stages: run, report section, processors, memory and checks."""
+"""Defines what stages that run a model on workers share: tokenizing, processors, checks; and what
+sft and dpo share: run, report section, memory."""
 
 import html
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from zephyr_ray.chat import ChatFormat
@@ -18,9 +21,10 @@ from zephyr_ray.section import Chapter, Curve, Document, Place, Section
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Artifact, read_jsonl
 from zephyr_ray.train import memory
-from zephyr_ray.train.job import Job
+from zephyr_ray.train.holdout import is_held_out
+from zephyr_ray.train.job import VALIDATION, Job
 from zephyr_ray.train.model import load_chat
-from zephyr_ray.train.settings import TrainingSettings
+from zephyr_ray.train.settings import TrainingSettings, WorkerSettings
 from zephyr_ray.train.workers import STEPS, train
 
 CHECKPOINTS = 2
@@ -35,6 +39,8 @@ REWARDS = (
     "Reward margin and accuracy are measured on the training pairs; they say nothing about "
     "held-out quality."
 )
+HELD_OUT = "Validation is measured on held-out rows, with the model as it is after the step."
+TIES = " At step 0 no reward differs from 0, so accuracy is 0 but for rounding."
 CUT_AWAY = ("truncated_to_nothing", "prompt_fills_max_length", "same_or_empty_answers")
 """Rules that drop a row because max_length leaves nothing to train of it. Some long rows are
 ordinary, so `max_failed` does not limit them, but half of the rows must be left."""
@@ -43,10 +49,8 @@ Tokens = dict[str, list[int]]
 MASK = "Which tokens the loss counts, as the training stage saw them."
 
 
-class TrainingStage(TrainingSettings):
-    """A stage that trains a model."""
-
-    view = ("models/{name}", "model")
+class WorkerStage(WorkerSettings):
+    """A stage that runs a model on a group of workers."""
 
     def prepare(self, work: Work, chat: ChatFormat, rows: list[Row]) -> list[int]:
         """Writes scratch/data and counts it; returns the length in tokens of each row's longest
@@ -92,17 +96,80 @@ class TrainingStage(TrainingSettings):
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.data)
 
+    def processors(self, models: dict[str, RecipeModel]) -> Processors:
+        return Processors(
+            cpus=self.workers * self.cpus_per_worker,
+            gpus=self.workers * self.gpus_per_worker,
+            lower="its workers",
+        )
+
+    def check_models(self, models: dict[str, RecipeModel]) -> None:
+        """Raises Permanent if the model cannot read sequences of max_length. Without weights on
+        this machine, checks only the context."""
+        [start] = models.values()
+        shape, folder = start.shape(), find_local(start.main.origin)
+        if shape and 0 < shape.context < self.max_length:
+            raise Permanent(
+                f"max_length {self.max_length} is above the {shape.context} tokens of the model's "
+                "context; lower max_length"
+            )
+        if folder is not None:
+            check_trains(folder, self.max_length)
+
+
+class TrainingStage(TrainingSettings, WorkerStage):
+    """A stage that trains a model."""
+
+    view = ("models/{name}", "model")
+
+    def expected(self, rows: dict[str, int]) -> int | None:
+        return self.split(rows)[0]
+
     def run(self, work: Work) -> None:
         weights = work.models[self.model].weights
         chat, rows = load_chat(weights), work.inputs[self.data].rows()
+        rows = self._hold_out(work, chat, rows)
         lengths = self.prepare(work, chat, rows)
         ansi, page = self._first_proof(chat, rows)
         log.info("%s: format: %s; trained tokens are green\n%s", work.name, chat.name, ansi)
         page = f"<p>Format: {html.escape(chat.name)}</p>{page}"
         (work.folder / "mask.html").write_text(page, encoding="utf-8")
         del rows  # training needs the memory
-        order = self.order(lengths)
-        train(work, Job(settings=self, weights=weights, folder=work.folder, order=order))
+        order = self.order(len(lengths))
+        job = Job(self, weights, work.folder, order, reference=self.reference_file(work))
+        train(work, job)
+
+    def reference_file(self, work: Work) -> Path | None:
+        """Returns the file with reference log-probabilities that an earlier stage computed."""
+        return None
+
+    def _hold_out(self, work: Work, chat: ChatFormat, rows: list[Row]) -> list[Row]:
+        """Prepares the validation rows in scratch/validation, and returns the rows to train on.
+        Raises Permanent if a share leaves no row on one side."""
+        if self.validation is None:
+            return rows
+        if isinstance(self.validation, str):
+            source = self.validation
+            held_out = work.inputs[source].rows()
+        else:
+            source = self.data
+            sides: tuple[list[Row], list[Row]] = ([], [])
+            for row in rows:
+                sides[is_held_out(row, self.validation)].append(row)
+            rows, held_out = sides
+            if not (held_out and rows):
+                side = "train" if held_out else "validate"
+                raise Permanent(
+                    f"stage '{work.name}': validation {self.validation:g} leaves no row of "
+                    f"'{source}' to {side} on; {'lower' if held_out else 'raise'} "
+                    f"{work.name}.validation, or name a stage"
+                )
+        part = replace(work, folder=work.scratch / "validation", counts={}, examples={})
+        part.scratch.mkdir(parents=True, exist_ok=True)
+        self.model_copy(update={"data": source}).prepare(part, chat, held_out)
+        work.counts |= {f"{VALIDATION}{name}": count for name, count in part.counts.items()}
+        work.examples |= {f"{VALIDATION}{name}": rows for name, rows in part.examples.items()}
+        return rows
 
     def _first_proof(self, chat: ChatFormat, rows: list[Row]) -> tuple[str, str]:
         """Returns the loss-mask proof of the first row that has one; `prepare` ensures one."""
@@ -115,19 +182,15 @@ class TrainingStage(TrainingSettings):
         """Returns the curves of metrics.jsonl and the loss mask of mask.html."""
         chapters = []
         if curves := tuple(_curves(artifact)):
-            intro = REWARDS if any(curve.title.startswith("reward") for curve in curves) else ""
+            has_rewards = any(curve.title.startswith("reward") for curve in curves)
+            intro = REWARDS if has_rewards else ""
+            if self.validation is not None:
+                intro = HELD_OUT + (TIES if has_rewards else "")
             chapters.append(Chapter("Training", Place.PROCESS, curves, intro))
         if (artifact.folder / "mask.html").is_file():
             page = Document(artifact.file("mask.html").read_text(encoding="utf-8"))
             chapters.append(Chapter("Loss mask", Place.APPENDIX, (page,), MASK))
         return Section(tuple(chapters))
-
-    def processors(self, models: dict[str, RecipeModel]) -> Processors:
-        return Processors(
-            cpus=self.workers * self.cpus_per_worker,
-            gpus=self.workers * self.gpus_per_worker,
-            lower="its workers",
-        )
 
     def footprint(self, models: dict[str, RecipeModel]) -> Footprint:
         [start] = models.values()
@@ -135,27 +198,28 @@ class TrainingStage(TrainingSettings):
         if shape is None:
             return Footprint()
         needed = memory.worker_memory(self, shape)
+
+        def fix(free: float) -> str:
+            share = free / self.workers
+            on_gpu = self.gpus_per_worker > 0
+            return self.memory_savings(
+                None if on_gpu else memory.largest_micro_batch(self, shape, share)
+            )
+
         return Footprint(
             memory=self.workers * (needed.host + (0 if self.gpus_per_worker else needed.total)),
             artifact=4 * shape.parameters,  # fp32
             scratch=CHECKPOINTS * 16 * shape.parameters,  # fp32 weights and optimizer state
-            fix=self.memory_savings(),
+            fix=fix,
         )
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
-        """Raises Permanent if the model cannot be trained on sequences of max_length, or if
-        lora.targets names a module that it does not have. Without weights on this machine, checks
-        only the context."""
+        """Raises Permanent also if lora.targets names a module that the model does not have."""
+        super().check_models(models)
         [start] = models.values()
-        shape, folder = start.shape(), find_local(start.main.origin)
-        if shape and 0 < shape.context < self.max_length:
-            raise Permanent(
-                f"max_length {self.max_length} is above the {shape.context} tokens of the model's "
-                "context; lower max_length"
-            )
+        folder = find_local(start.main.origin)
         if folder is None:
             return
-        check_trains(folder, self.max_length)
         modules = {f".{name.rpartition('.')[0]}" for name in tensor_shapes(folder)}
         for target in (self.lora and self.lora.targets) or []:
             if not any(module.endswith(f".{target}") for module in modules):
@@ -170,6 +234,10 @@ def _curves(artifact: Artifact) -> Iterator[Curve]:
     """Yields the metrics that are drawn. If a step was written twice, the later line counts."""
     by_step = {row["step"]: row for row in read_jsonl(artifact.file(STEPS))}
     steps = sorted(by_step.items())
+
+    def points(name: str) -> tuple[tuple[float, float], ...]:
+        return tuple((step, row[name]) for step, row in steps if name in row)
+
     for name, title in CURVES.items():
-        if points := tuple((step, row[name]) for step, row in steps if name in row):
-            yield Curve(title, points)
+        if training := points(name):
+            yield Curve(title, training, validation=points(f"{VALIDATION}{name}"))
