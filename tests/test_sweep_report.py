@@ -103,13 +103,23 @@ def test_axes_span_the_values(swept: str) -> None:
     assert min(rates) <= 0.55 and 0.75 <= max(rates) <= 0.8
 
 
+def draw_trend(*points: tuple[str | float, Interval]) -> str:
+    return draw([Trend("Rate", "dpo.beta", (("dpo", points),))], "", {"dpo": COLORS[0]})[0]
+
+
 def places(*settings: str | float) -> list[float]:
     """Returns where the values of a setting are on the axis, from 0, the first, to 1, the last."""
-    points = tuple((at, Interval(0.5, 0.4, 0.6)) for at in settings)
-    svg = draw([Trend("Rate", "dpo.beta", (("dpo", points),))], "", {"dpo": COLORS[0]})[0]
+    svg = draw_trend(*((at, Interval(0.5, 0.4, 0.6)) for at in settings))
     x = [float(x) for x in re.findall(r'text-anchor: middle[^>]* x="([\d.]+)"', svg)]
     first, last = x[0], x[len(settings) - 1]
     return [(at - first) / (last - first) for at in x[: len(settings)]]
+
+
+def test_intervals_are_drawn_from_end_to_end() -> None:
+    """The axis would otherwise end near the values."""
+    svg = draw_trend((1, Interval(0.5, 0.1, 0.7)), (2, Interval(0.6, 0.4, 0.9)))
+    ticks = [float(text) for text in re.findall(r"text-anchor: end[^>]*>([\d.]+)<", svg)]
+    assert min(ticks) <= 0.2 and max(ticks) >= 0.8
 
 
 @pytest.mark.parametrize(
