@@ -13,6 +13,7 @@ from zephyr_ray.pipeline import KINDS, main, print_plan
 from zephyr_ray.plan import make_plan
 from zephyr_ray.preflight import check_files
 from zephyr_ray.recipe import Recipe, load
+from zephyr_ray.report import page
 from zephyr_ray.settings import Reads, marked
 from zephyr_ray.store import Store
 from zephyr_ray.sweep import label
@@ -338,8 +339,12 @@ def test_a_bundle_for_a_cluster_sweeps_the_same(path: Path, tmp_path: Path) -> N
     assert packed.files(packed.stages["heldout"])["seeds"].parent == pods
 
 
-def test_a_swept_recipe_runs_and_a_new_value_reuses_the_others(tmp_path: Path) -> None:
+def test_a_swept_recipe_runs_and_a_new_value_reuses_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three votes have a winner, one is a tie."""
+    reported: list[list[str]] = []
+    monkeypatch.setattr(page, "sweep_section", lambda variants, _: reported.append([*variants]))
     votes = [
         {
             **{"id": f"v{n}", "prompt": "Name a fish.", "instruction": "Name a fish."},
@@ -368,5 +373,6 @@ def test_a_swept_recipe_runs_and_a_new_value_reuses_the_others(tmp_path: Path) -
     rows = {p.name: len((p / "rows.jsonl").read_text().splitlines()) for p in pairs.iterdir()}
     assert rows == {"votes": 4, "pairs-ties-drop": 3, "pairs-ties-keep": 4}
     assert (kept / "manifest.json").stat().st_mtime_ns == made
-    page = (tmp_path / "runs" / "small" / "report.html").read_text()
-    assert "pairs-ties-drop" in page and "pairs-ties-keep" in page
+    assert reported == [["pairs-ties-keep"], ["pairs-ties-drop", "pairs-ties-keep"]]
+    html = (tmp_path / "runs" / "small" / "report.html").read_text()
+    assert "pairs-ties-drop" in html and "pairs-ties-keep" in html

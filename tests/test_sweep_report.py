@@ -9,6 +9,7 @@ import pytest
 from test_report import STAGES, headings, labels, make, words, write
 
 from zephyr_ray.report.page import Report
+from zephyr_ray.report.plots import COLORS, draw
 from zephyr_ray.report.sweep_section import sweep_section
 from zephyr_ray.section import Bars, Chapter, Curve, Interval, Place, Section, Table, Trend
 from zephyr_ray.stage import Variant, Work
@@ -100,6 +101,50 @@ def test_axes_span_the_values(swept: str) -> None:
     assert texts[:4] == ["0.01", "0.1", "0.5", "dpo.beta"]
     rates = [float(text) for text in texts[4:] if re.fullmatch(r"[0-9.]+", text)]
     assert min(rates) <= 0.55 and 0.75 <= max(rates) <= 0.8
+
+
+def draw_trend(*points: tuple[str | float, Interval]) -> str:
+    return draw([Trend("Rate", "dpo.beta", (("dpo", points),))], "", {"dpo": COLORS[0]})[0]
+
+
+def places(*settings: str | float) -> list[float]:
+    """Returns where the values of a setting are on the axis, from 0, the first, to 1, the last."""
+    svg = draw_trend(*((at, Interval(0.5, 0.4, 0.6)) for at in settings))
+    x = [float(x) for x in re.findall(r'text-anchor: middle[^>]* x="([\d.]+)"', svg)]
+    first, last = x[0], x[len(settings) - 1]
+    return [(at - first) / (last - first) for at in x[: len(settings)]]
+
+
+def test_intervals_are_drawn_from_end_to_end() -> None:
+    """The axis would otherwise end near the values."""
+    svg = draw_trend((1, Interval(0.5, 0.1, 0.7)), (2, Interval(0.6, 0.4, 0.9)))
+    ticks = [float(text) for text in re.findall(r"text-anchor: end[^>]*>([\d.]+)<", svg)]
+    assert min(ticks) <= 0.2 and max(ticks) >= 0.8
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ((1.0, 2.0, 5.0), [0, 1 / 4, 1]),
+        ((0.1, 1.0, 100.0), [0, 1 / 3, 1]),  # logarithmic
+        ((0.0, 1.0, 100.0), [0, 1 / 100, 1]),  # zero has no logarithm
+        (("random", "lowest", "all"), [0, 1 / 2, 1]),
+        (("null", 0.5, 100.0), [0, 1 / 2, 1]),
+    ],
+)
+def test_the_axis_suits_the_values(
+    settings: tuple[str | float, ...], expected: list[float]
+) -> None:
+    assert places(*settings) == pytest.approx(expected, abs=0.005)
+
+
+def test_long_names_of_bars_differ() -> None:
+    rates = {
+        f"dpo-learning_rate-{rate}-epochs-{n}": 0.5 for rate in ("5e-07", "5e-06") for n in (1, 2)
+    }
+    values = tuple((name, Interval(rate, 0.4, 0.6)) for name, rate in rates.items())
+    svg = draw([Bars("Rate", values)], "", dict.fromkeys(rates, COLORS[0]))[0]
+    assert len(set(re.findall(r">(dpo-[^<]+)<", svg))) == 4
 
 
 def test_every_variant_is_named_in_bars_and_curves(swept: str) -> None:
