@@ -8,6 +8,7 @@
 
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,10 +102,36 @@ class TokenRows:
         if not 0 <= row < len(self):
             raise IndexError(row)
         number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
-        shift = self._starts[self._first_rows[number]]
-        start, stop = self._starts[row] - shift, self._starts[row + 1] - shift
-        # Mapped anew each time: mapped files would keep a file descriptor each.
-        shard = np.load(Shard(self.folder, number).tokens, mmap_mode="r")
-        parts = np.split(shard[start:stop], np.cumsum(self._lengths[row])[:-1])
+        start, stop = self._starts[row : row + 2] - self._starts[self._first_rows[number]]
+        parts = np.split(self._shard(number)[start:stop], np.cumsum(self._lengths[row])[:-1])
         values = {name: part.tolist() for name, part in zip(self._columns, parts, strict=True)}
         return {**values, ID: bytes(values[ID]).decode()}
+
+    def ids(self) -> list[str]:
+        """Returns the ids of all rows."""
+        ids = []
+        for number, (first, end) in enumerate(pairwise(self._first_rows)):
+            shard, start = self._shard(number), self._starts[first]
+            for row in range(first, end):
+                stop = self._starts[row + 1] - start
+                ids.append(bytes(shard[stop - self._lengths[row, -1] : stop].tolist()).decode())
+        return ids
+
+    def _shard(self, number: int) -> Array:
+        # Mapped anew each time, because a mapped file keeps its file descriptor.
+        tokens: Array = np.load(Shard(self.folder, number).tokens, mmap_mode="r")
+        return tokens
+
+
+class WithColumns:
+    """A data set with further columns, which are in memory."""
+
+    def __init__(self, data: Data, columns: dict[str, list[Any]]):
+        self._data, self._columns = data, columns
+        self.lengths = data.lengths
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self._data[row] | {name: values[row] for name, values in self._columns.items()}

@@ -7,7 +7,7 @@ once, and a finished block is kept after a kill, so that the result is the same.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -19,9 +19,9 @@ from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent, RowError
 from zephyr_ray.messages import with_facts
 from zephyr_ray.ray_cluster import blames_memory, connect
-from zephyr_ray.stage import Work, log
+from zephyr_ray.stage import Progress, log
 from zephyr_ray.store import numbered_jsonl, write_atomically
-from zephyr_ray.train.data import ID, Shard, TokenRows, Tokens, write_index
+from zephyr_ray.train.data import ID, Shard, Tokens, write_index
 from zephyr_ray.train.model import load_chat
 
 BLOCK_LINES = 1000
@@ -72,7 +72,6 @@ class Summary:
 
     number: int
     read: int = 0
-    """Rows that were taken, with bad and dropped ones."""
     lengths: list[list[int]] = field(default_factory=list)
     """Tokens per kept row and column."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -86,18 +85,33 @@ class Summary:
 
 @dataclass
 class Prepared:
-    """Prepared rows."""
+    """What happened to all rows."""
 
-    data: TokenRows
-    read: int
-    first_bad: str
+    read: int = 0
+    """Rows that were taken, with bad and dropped ones."""
+    counts: dict[str, float] = field(default_factory=dict)
+    """Counts for the manifest; `dropped/<rule>` of dropped rows."""
+    examples: dict[str, list[Any]] = field(default_factory=dict)
+    """Up to three examples per count."""
+    first_bad: str = ""
+    """Error line of the first bad row."""
+
+    def add(self, summary: Summary) -> None:
+        self.read += summary.read
+        self.first_bad = self.first_bad or summary.first_bad
+        for name, count in summary.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+        for rule, example in summary.drops:
+            examples = self.examples.setdefault(f"dropped/{rule}", [])
+            self.counts[f"dropped/{rule}"] = self.counts.get(f"dropped/{rule}", 0) + 1
+            if len(examples) < 3:
+                examples.append(example)
 
 
-def prepare_rows(work: Work, preparation: Preparation) -> Prepared:
-    """Writes the tokens of all rows, for `TokenRows`. Counts rows and drops in `work` and shows
-    progress.
+def prepare_rows(preparation: Preparation, progress: Progress) -> Prepared:
+    """Writes the tokens of all rows, for `TokenRows`.
 
-    Raises Permanent if a row is bad and `stops_at_bad_row`, or if no row is left.
+    Raises Permanent if a row is bad and `stops_at_bad_row`.
     """
     folder = preparation.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,31 +119,27 @@ def prepare_rows(work: Work, preparation: Preparation) -> Prepared:
     pending = {
         block.number: block for block in blocks if not Shard(folder, block.number).summary.exists()
     }
-    work.progress.restart("rows", sum(block.lines for block in blocks))
+    progress.restart("rows", sum(block.lines for block in blocks))
     kept = sum(block.lines for block in blocks if block.number not in pending)
-    work.progress.done = work.progress.resumed = kept
+    progress.done = progress.resumed = kept
     results, ahead = _run(preparation, list(pending.values())), dict[int, Summary]()
-    read, first_bad, rows_per_shard = 0, "", []
+    prepared, rows_per_shard = Prepared(), list[int]()
     lengths = [np.zeros((0, len(preparation.columns) + 1), np.int32)]
     for block in blocks:
         # Blocks end in any order, and are counted in the order of the file.
         while block.number in pending and block.number not in ahead:
             result = next(results)
             ahead[result.number] = result
-            work.progress.done += pending[result.number].lines
+            progress.done += pending[result.number].lines
         summary = ahead.pop(block.number, None) or _finished(Shard(folder, block.number))
         if summary.refusal:
             raise Permanent(summary.refusal)
-        for rule, example in summary.drops:
-            work.drop(rule, example)
-        for name, count in summary.counts.items():
-            work.counts[name] = work.counts.get(name, 0) + count
-        read, first_bad = read + summary.read, first_bad or summary.first_bad
+        prepared.add(summary)
         rows_per_shard.append(len(summary.lengths))
         lengths.append(np.array(summary.lengths, np.int32).reshape(-1, lengths[0].shape[1]))
     write_index(folder, [*preparation.columns, ID], np.concatenate(lengths), rows_per_shard)
-    work.progress.restart("rows")
-    return Prepared(TokenRows(folder), read, first_bad)
+    progress.restart("rows")
+    return prepared
 
 
 def split_into_blocks(path: Path) -> Iterator[Block]:
@@ -155,7 +165,7 @@ def prepare_block(preparation: Preparation, block: Block) -> Summary:
     shard.write(rows)
     summary.lengths = [[len(ids) for ids in row.values()] for row in rows]
     summary.counts["rows"] = len(rows)
-    write_atomically(shard.summary, json.dumps(asdict(summary)))
+    write_atomically(shard.summary, json.dumps(vars(summary)))
     return summary
 
 
@@ -206,9 +216,9 @@ def _run(preparation: Preparation, blocks: list[Block]) -> Iterator[Summary]:
 
     def run(item: dict[str, Any]) -> dict[str, Any]:
         summary = prepare_block(preparation, Block(**json.loads(item["block"])))
-        return {"summary": json.dumps(asdict(summary))}
+        return {"summary": json.dumps(vars(summary))}
 
-    items = [{"block": json.dumps(asdict(block))} for block in blocks]
+    items = [{"block": json.dumps(vars(block))} for block in blocks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(run, num_cpus=1)
     try:
         for batch in dataset.iter_batches(batch_size=None):

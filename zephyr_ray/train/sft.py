@@ -1,6 +1,7 @@
 """Fine-tunes a model on dialogues: supervised fine-tuning, the first half of Zephyr's recipe."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -51,8 +52,8 @@ class Sft(TrainingStage):
 
         return SftObjective(packing=self.packing)
 
-    def prepare(self, work: Work) -> Data:
-        data = super().prepare(work)
+    def prepare(self, work: Work, selects: Callable[[Row], bool] | None = None) -> Data:
+        data = super().prepare(work, selects)
         folder = work.scratch / "data"
         if self.packing:
             write_packing(folder, pack(data.lengths, self.max_length, self.seed))

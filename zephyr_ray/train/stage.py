@@ -57,48 +57,40 @@ class WorkerStage(WorkerSettings):
         """Returns the tokens of a row, and counts them (`preparation.Tokenize`)."""
         raise NotImplementedError
 
-    def prepare(self, work: Work) -> Data:
-        """Writes scratch/data and counts it; returns the data set."""
-        data = self.prepare_rows(work, self.data, work.scratch / "data")
-        if not len(data):
-            raise Permanent(
-                f"stage '{work.name}': no {self.row_name} of '{self.data}' is left to train on"
-            )
-        return data
-
-    def prepare_rows(
-        self,
-        work: Work,
-        source: str,
-        folder: Path,
-        selects: Callable[[Row], bool] | None = None,
-    ) -> TokenRows:
-        """Writes the tokens of the rows of the artifact `source` to a folder and counts them;
-        `selects` returns whether a row is taken.
+    def prepare(self, work: Work, selects: Callable[[Row], bool] | None = None) -> Data:
+        """Writes scratch/data and counts it; returns the data set. `selects` returns whether a row
+        is taken.
 
         A row that raises RowError is dropped and counted. Raises Permanent if `bad_rows` is "stop",
-        if more rows are bad than `max_failed` allows, or if max_length leaves nothing to train of
-        more than half of the rows.
+        if more rows are bad than `max_failed` allows, if max_length leaves nothing to train of more
+        than half of the rows, or if no row is left.
         """
-        work.counts["truncated"] = 0
         preparation = Preparation(
-            path=work.inputs[source].file(ROWS),
-            source=source,
-            folder=folder,
+            path=work.inputs[self.data].file(ROWS),
+            source=self.data,
+            folder=work.scratch / "data",
             weights=work.models[self.model].weights,
             columns=self.columns,
             tokenize=self.tokenize,
             stops_at_bad_row=self.bad_rows == "stop",
             selects=selects,
         )
-        prepared = prepare_rows(work, preparation)
-        if prepared.first_bad and not len(prepared.data):
+        prepared = prepare_rows(preparation, work.progress)
+        work.counts |= {"truncated": 0} | prepared.counts
+        work.examples |= prepared.examples
+        data = TokenRows(preparation.folder)
+        if prepared.first_bad and not len(data):
             raise Permanent(f"{prepared.first_bad}; no row is left to train on")
         work.check_dropped(prepared.read, sound=CUT_AWAY)
         self._check_cut_away(work, prepared.read)
-        return prepared.data
+        if not len(data):
+            raise Permanent(
+                f"stage '{work.name}': no {self.row_name} of '{self.data}' is left to train on"
+            )
+        return data
 
     def _check_cut_away(self, work: Work, rows: int) -> None:
+        """Raises Permanent if max_length leaves nothing to train of more than half of the rows."""
         counts = {rule: work.counts.get(f"dropped/{rule}", 0) for rule in CUT_AWAY}
         cut = {rule: count for rule, count in counts.items() if count}
         if sum(cut.values()) > rows / 2:
@@ -146,8 +138,13 @@ class TrainingStage(TrainingSettings, WorkerStage):
         log.info("%s: format: %s; trained tokens are green\n%s", work.name, chat.name, ansi)
         page = f"<p>Format: {html.escape(chat.name)}</p>{page}"
         (work.folder / "mask.html").write_text(page, encoding="utf-8")
-        order = self.order(data.lengths)
-        train(work, Job(settings=self, weights=weights, folder=work.folder, order=order))
+        order = self.order(data.lengths.tolist())
+        job = Job(self, weights, work.folder, order, reference=self.reference_file(work))
+        train(work, job)
+
+    def reference_file(self, work: Work) -> Path | None:
+        """Returns the file with reference log-probabilities that an earlier stage computed."""
+        return None
 
     def _first_proof(self, chat: ChatFormat, rows: Iterable[Row]) -> tuple[str, str]:
         """Returns the loss-mask proof of the first row that has one; `prepare` ensures one."""
