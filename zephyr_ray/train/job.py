@@ -40,11 +40,15 @@ class Job(WorkerJob):
     settings: TrainingSettings
     order: list[int]
     """Row numbers of scratch/data in training order: steps × global_batch of them."""
+    reference: Path | None = None
+    """File with reference log-probabilities by the id of the row. Workers compute missing ones."""
 
     @property
     def validation(self) -> "Job":
         """The job's held-out rows: a folder like the job's own, in scratch."""
-        return replace(self, folder=self.scratch / "validation")
+        # Rows of another stage may have the ids of other pairs.
+        reference = None if isinstance(self.settings.validation, str) else self.reference
+        return replace(self, folder=self.scratch / "validation", reference=reference)
 
     @property
     def steps(self) -> int:

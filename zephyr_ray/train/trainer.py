@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import Dataset
 from torch import Tensor
 from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
@@ -21,7 +22,12 @@ class Trainer(SFTTrainer):
     def __init__(self, objective: Objective, tags: list[str], tokenizer: Any, **others: Any):
         self._tag_names = tags
         collator = objective.collator(tokenizer.pad_token_id, others["model"])
-        super().__init__(processing_class=tokenizer, data_collator=collator, **others)
+        data = others.pop("train_dataset")
+        sample = Dataset.from_list([data[0]])  # TRL looks at the columns
+        super().__init__(
+            processing_class=tokenizer, data_collator=collator, train_dataset=sample, **others
+        )
+        self.train_dataset = data
         self.objective = objective
         self._recorded: list[tuple[list[str], Tensor]] = []
         # Makes transformers count a step's trained tokens, whatever the model's forward accepts.
@@ -78,6 +84,10 @@ class Trainer(SFTTrainer):
             self._total_train_tokens += sums[:, -1].sum().item()
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Counts nothing: transformers would count the model's parameters at every forward pass."""
+        return 0
 
     def save_model(self, output_dir: Any = None, _internal_call: bool = False) -> None:
         """Writes nothing: a checkpoint is the engine's state alone, without a copy of the model."""
