@@ -387,16 +387,18 @@ def test_70b_has_its_number_of_parameters() -> None:
     assert isinstance(shape, Shape) and shape.parameters == 68_976_648_192
 
 
-def test_hours_of_lora_and_of_dpo_by_hand() -> None:
+@pytest.mark.parametrize(("loss", "reference"), [("sigmoid", 2), ("simpo", 0)])
+def test_hours_of_lora_and_of_dpo_by_hand(loss: str, reference: int) -> None:
     full, lora = (planned(sft(**FULL, workers=8, **more), tflops=100) for more in ({}, LORA))
     assert full.hours and lora.hours
     assert full.hours / lora.hours == pytest.approx(6 / 4)
-    pairs = Dpo(model="m", data="d", **FULL | {"global_batch": 50}, epochs=2, max_length=1000)
+    batch = FULL | {"global_batch": 50}
+    pairs = Dpo(model="m", data="d", **batch, epochs=2, max_length=1000, loss=loss)
     hardware = Hardware(gpu_memory_gib=80, tflops=100)
     estimate = training.estimate(pairs, shape_of(MISTRAL_7B), hardware, 1000, None, None)
     # Two epochs of 1000 pairs of 2 × 1000 tokens, 6 operations per token and parameter, and 2 for
-    # the reference, once.
-    operations = (6 * 2 + 2) * 2_000_000 * 7_241_732_096
+    # the reference, once; SimPO has none.
+    operations = (6 * 2 + reference) * 2_000_000 * 7_241_732_096
     assert estimate.hours == pytest.approx(operations / 100e12 / 3600)
 
 

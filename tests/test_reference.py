@@ -233,7 +233,7 @@ stages:
 @pytest.mark.parametrize(
     ("changes", "changed"),
     [
-        (["dpo.beta=0.5", "dpo.learning_rate=1", "dpo.epochs=9", "dpo.nll_weight=1"], {"dpo"}),
+        (["dpo.beta=0.5", "dpo.learning_rate=1", "dpo.epochs=9", "dpo.loss=ipo"], {"dpo"}),
         (["ref.workers=2", "ref.zero=1", "ref.micro_batch=1"], set()),
         (["ref.max_length=65", "dpo.max_length=65"], {"ref", "dpo"}),
         (["ref.precision=fp32", "dpo.precision=fp32"], {"ref", "dpo"}),

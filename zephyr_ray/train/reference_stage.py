@@ -1,11 +1,12 @@
 """Computes the log-probabilities of preference pairs under the model that DPO starts from."""
 
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from zephyr_ray.demand import Footprint
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.section import Chapter, Column, Place, Section, Table
+from zephyr_ray.settings import OPERATIONAL
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact
 from zephyr_ray.train import memory
@@ -28,6 +29,8 @@ class Reference(PairStage):
     makes = "log_probs"
     quantized_by = "quantized"
 
+    offload: Annotated[Literal["none", "all"], OPERATIONAL] = "none"
+    """Whether the weights are kept in CPU memory, not on the GPU (zero 3)."""
     quantized: bool = False
     """Initial weights in 4 bits, as dpo's lora.quantized has them."""
 
