@@ -43,7 +43,7 @@ REWARDS = (
     "held-out quality."
 )
 HELD_OUT = "Validation is measured on held-out rows, with the model as it is after the step."
-TIES = " At step 0 no reward differs from 0, so accuracy is 0 but for rounding."
+TIES = " Rewards against the start model are 0 at step 0, where accuracy is 0 but for rounding."
 CUT_AWAY = ("truncated_to_nothing", "prompt_fills_max_length", "same_or_empty_answers")
 """Rules that drop a row because max_length leaves nothing to train of it. Some long rows are
 ordinary, so `max_failed` does not limit them, but half of the rows must be left."""
