@@ -78,6 +78,8 @@ def test_the_stage_has_the_numbers_of_the_pass_before_training(
     stage = made(Dpo, micro_batch=300, beta=0.5)
     inline, data = prepare(stage, "inline")
     expected = columns(add_reference_log_probs(job(stage, inline, tiny_model), data))
+    [(_, *alone)] = reference._log_probs(job(stage, inline, tiny_model), data, [[0]])
+    assert alone == pytest.approx(list(expected[0]), rel=1e-6)
 
     stage = made(Reference, micro_batch=200)
     work, _ = prepare(stage, "stage")
