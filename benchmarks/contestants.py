@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 
@@ -111,15 +112,22 @@ def sequence_lengths(row: Row, shared: bool = False) -> list[int]:
 
 def write_rows(stage: Any, rows: list[Row], folder: Path) -> int:
     """Writes the rows as a training stage's scratch/data; returns their number after packing."""
-    from datasets import Dataset
-    from trl.data_utils import pack_dataset
+    from zephyr_ray.train.data import ID, Shard, TokenRows, write_index
+    from zephyr_ray.train.packing import open_data, pack, write_packing
 
-    data = Dataset.from_list(rows)
+    data = folder / "scratch" / "data"
+    data.mkdir(parents=True)
+    columns = [*stage.columns, ID]
+    written = [
+        {name: row[name] for name in stage.columns} | {ID: list(str(number).encode())}
+        for number, row in enumerate(rows)
+    ]
+    Shard(data, 0).write(written)
+    lengths = np.array([[len(row[name]) for name in columns] for row in written], np.int32)
+    write_index(data, columns, lengths, [len(rows)])
     if stage.packs:
-        data = pack_dataset(data, stage.max_length, "bfd")
-    (folder / "scratch").mkdir(parents=True)
-    data.save_to_disk(str(folder / "scratch" / "data"))
-    return len(data)
+        write_packing(data, pack(TokenRows(data).lengths, stage.max_length, stage.seed))
+    return len(open_data(data))
 
 
 def ours(

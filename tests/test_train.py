@@ -20,6 +20,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.stage import Work
 from zephyr_ray.store import read_jsonl
 from zephyr_ray.train import workers
+from zephyr_ray.train.data import TokenRows
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.sft import IGNORED, Sft
 from zephyr_ray.train.workers import train
@@ -92,10 +93,9 @@ def log_probs(model: Any, ids: list[int], labels: list[int]) -> Any:
 def by_hand(one_worker: Work, tiny_model: Path) -> tuple[list[float], Any]:
     """The same training in plain PyTorch: losses, and logits of the trained model."""
     import torch
-    from datasets import load_from_disk
     from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
-    rows = load_from_disk(str(one_worker.scratch / "data"))
+    rows = TokenRows(one_worker.scratch / "data")
     # Two epochs of 48 rows, each shuffled with the generator of the recipe's seed. Order within a
     # step does not matter.
     shuffle, order = random.Random(1), []
@@ -203,11 +203,8 @@ def test_killed_driver_goes_on_from_a_checkpoint(
 def test_a_plain_process_trains_like_a_ray_worker_and_resumes(
     one_worker: Work, tiny_model: Path, tmp_path: Path
 ) -> None:
-    from datasets import load_from_disk
-
     settings = Sft(model="base", data="data", **{**train_once.SFT, "zero": 0})
-    rows = load_from_disk(str(one_worker.scratch / "data"))
-    order = settings.order(len(rows))
+    order = settings.order(len(TokenRows(one_worker.scratch / "data")))
     job = Job(settings=settings, weights=str(tiny_model), folder=tmp_path, order=order)
     job.scratch.mkdir()
     (job.scratch / "data").symlink_to(one_worker.scratch / "data")

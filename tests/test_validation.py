@@ -25,7 +25,7 @@ from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, Journal, write_rows
 from zephyr_ray.train import stage as training
 from zephyr_ray.train import workers
-from zephyr_ray.train.batches import Dealer
+from zephyr_ray.train.data import TokenRows
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.holdout import is_held_out
 from zephyr_ray.train.job import Job
@@ -185,15 +185,28 @@ def test_the_side_of_a_prompt_never_changes() -> None:
     assert held_out == [1, 8, 11, 13, 18, 19]
 
 
-def test_a_share_is_not_trained_on(tiny_model: Path, chat: ChatFormat, tmp_path: Path) -> None:
+def test_a_share_is_not_trained_on(tiny_model: Path, tmp_path: Path) -> None:
     rows = [asking(f"Question {n % 40}?", n) for n in range(80)]
     work = work_for(tmp_path, tiny_model, rows, [])
-    work.max_failed = 1
     stage = Sft(model="base", data="data", validation=0.3, packing=False, max_length=64)
-    assert len(stage._hold_out(work, chat, work.inputs["data"].rows())) == 56
-    assert work.counts["validation/rows"] == 24
+    stage.prepare(work, stage._hold_out(work))
+    folders = (work.scratch, work.scratch / "validation" / "scratch")
+    trained, held_out = ([int(n) for n in TokenRows(f / "data").ids()] for f in folders)
+    assert sorted(trained + held_out) == list(range(80))
+    assert {n % 40 for n in trained}.isdisjoint(n % 40 for n in held_out)
+    assert (work.counts["rows"], work.counts["validation/rows"]) == (56, 24)
     assert work.counts["validation/trained_tokens"] == 24 * 2  # "x" and its end
-    assert (work.scratch / "validation" / "scratch" / "data").exists()
+
+
+def test_reference_log_probs_of_an_earlier_stage_are_those_of_its_rows(tmp_path: Path) -> None:
+    """Rows of two stages may have the same ids."""
+
+    def reference(validation: Any) -> Path | None:
+        stage = Dpo(model="base", data="data", validation=validation)
+        job = Job(stage, weights="", folder=tmp_path, order=[], reference=tmp_path / "rows.jsonl")
+        return job.validation.reference
+
+    assert reference(0.1) == tmp_path / "rows.jsonl" and reference("held_out") is None
 
 
 @pytest.mark.parametrize(
@@ -204,12 +217,12 @@ def test_a_share_is_not_trained_on(tiny_model: Path, chat: ChatFormat, tmp_path:
     ],
 )
 def test_a_share_that_leaves_one_side_empty_is_an_error(
-    share: float, says: str, tiny_model: Path, chat: ChatFormat, tmp_path: Path
+    share: float, says: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     work = work_for(tmp_path, tiny_model, [asking("a"), asking("b", 1)], [])
     stage = Sft(model="base", data="data", validation=share)
     with pytest.raises(Permanent, match=f"^stage 'train': validation {share} {says}$"):
-        stage._hold_out(work, chat, work.inputs["data"].rows())
+        stage._hold_out(work)
 
 
 @pytest.mark.parametrize(
@@ -264,9 +277,9 @@ DIALOGUES = [
 
 
 @pytest.mark.parametrize("is_training", [True, False])
-@pytest.mark.parametrize("capacity", [6, 13])
+@pytest.mark.parametrize("batches", [[[0, 1, 2]], [[2], [0, 1]], [[0], [], [1], [2]]])
 def test_measuring_leaves_no_trace_and_does_not_depend_on_the_batches(
-    capacity: int, is_training: bool, tiny_model: Path
+    batches: list[list[int]], is_training: bool, tiny_model: Path
 ) -> None:
     import torch
     from trl.trainer.utils import add_fused_lm_head
@@ -283,12 +296,12 @@ def test_measuring_leaves_no_trace_and_does_not_depend_on_the_batches(
         model_wrapped=model,
         objective=objective,
         data_collator=objective.collator(0, model),
-        accelerator=SimpleNamespace(num_processes=1, process_index=0, gather=lambda sums: sums),
+        accelerator=SimpleNamespace(gather=lambda sums: sums),
         args=SimpleNamespace(device="cpu"),
     )
     state = torch.get_rng_state()
-    dealer = Dealer([len(row["input_ids"]) for row in DIALOGUES], capacity, workers=1)
-    figures = Validation(trainer, DIALOGUES, dealer).measure()
+    data: Any = DIALOGUES
+    figures = Validation(trainer, data, batches).measure()
     assert model.training == is_training and torch.equal(state, torch.get_rng_state())
     losses = [
         -log_probs(model.eval(), row["input_ids"])[at - 1, row["input_ids"][at]].item()

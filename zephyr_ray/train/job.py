@@ -46,7 +46,9 @@ class Job(WorkerJob):
     @property
     def validation(self) -> "Job":
         """The job's held-out rows: a folder like the job's own, in scratch."""
-        return replace(self, folder=self.scratch / "validation")
+        # Rows of another stage may have the ids of other pairs.
+        reference = None if isinstance(self.settings.validation, str) else self.reference
+        return replace(self, folder=self.scratch / "validation", reference=reference)
 
     @property
     def steps(self) -> int:

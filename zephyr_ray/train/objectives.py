@@ -70,7 +70,7 @@ class Objective(ABC):
 
     def lengths(self, data: Any, padded: bool) -> list[int]:
         """Returns the tokens of each row of the data in a batch."""
-        return [len(ids) for ids in data["input_ids"]]
+        return list(map(int, data.lengths))
 
     def dealer(self, config: Any, data: Any, capacity: int, workers: int) -> Dealer:
         """Returns what deals rows of the data to micro-batches of at most `capacity` tokens."""

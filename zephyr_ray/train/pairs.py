@@ -42,12 +42,12 @@ def pair_collator(pad_token_id: int, config: Any) -> Any:
 
 def pair_lengths(data: Any, padded: bool) -> list[int]:
     """Returns the tokens of each row of the data in a batch."""
-    lengths = []
-    for row in data:
-        answers = [len(row["chosen_ids"]), len(row["rejected_ids"])]
-        prompt = len(row["prompt_ids"])
-        lengths.append(2 * (prompt + max(answers)) if padded else prompt + sum(answers))
-    return lengths
+    if not padded:
+        return list(map(int, data.lengths))
+    return [
+        2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])))
+        for row in data
+    ]
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from zephyr_ray.store import Journal, read_jsonl
 from zephyr_ray.train.batches import Dealer
+from zephyr_ray.train.data import WithColumns
 from zephyr_ray.train.job import Job, WorkerJob
 from zephyr_ray.train.model import load_config, load_model
 
@@ -25,13 +26,12 @@ def add_reference_log_probs(job: Job, data: Any) -> Any:
     """Returns the data set with the columns `ref_chosen_logps` and `ref_rejected_logps`: natural
     logarithms, summed over the answer's tokens. Computes those that `job.reference` lacks."""
     known = {row["id"]: row for row in read_jsonl(job.reference)} if job.reference else {}
-    ids = data["id"] if known else [None] * len(data)
+    ids = data.ids() if known else [None] * len(data)
     missing = [row for row, name in enumerate(ids) if name not in known]
     computed = compute_log_probs(job, data, missing) if missing else {}
     rows = [known[name] if name in known else computed[row] for row, name in enumerate(ids)]
-    for name in ("chosen", "rejected"):
-        data = data.add_column(f"ref_{name}_logps", [row[name] for row in rows])
-    return data
+    names = ("chosen", "rejected")
+    return WithColumns(data, {f"ref_{name}_logps": [row[name] for row in rows] for name in names})
 
 
 def compute_log_probs(job: WorkerJob, data: Any, rows: Iterable[int]) -> dict[int, dict[str, Any]]:

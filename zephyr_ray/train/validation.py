@@ -3,26 +3,25 @@
 Imports PyTorch: import this module only in a worker.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from zephyr_ray.train.batches import Dealer
+from zephyr_ray.train.data import Data
 from zephyr_ray.train.job import VALIDATION
 from zephyr_ray.train.objectives import Terms
 from zephyr_ray.train.trainer import Trainer
 
 
 class Validation:
-    """The held-out rows of one training run, dealt out to its workers."""
+    """The held-out rows of one training run."""
 
-    def __init__(self, trainer: Trainer, data: Any, dealer: Dealer):
-        self._trainer, self._data = trainer, data
-        rows = range(len(data))
-        dealt = dealer.deal(rows, dealer.passes(rows))
-        self._batches = dealt[trainer.accelerator.process_index]
+    def __init__(self, trainer: Trainer, data: Data, batches: Sequence[Sequence[int]]):
+        """`batches`: row numbers of each forward pass of this worker, as many passes as of every
+        other worker."""
+        self._trainer, self._data, self._batches = trainer, data, batches
 
     def measure(self) -> dict[str, float]:
         """Returns the mean loss over all trained tokens, or over all pairs, and the means of the
@@ -46,7 +45,7 @@ class Validation:
         means = (sums / counts.clamp(min=1)).tolist()
         return {f"{VALIDATION}{name}": mean for name, mean in zip(names, means, strict=True)}
 
-    def _pass(self, rows: list[int]) -> tuple[list[str], Tensor]:
+    def _pass(self, rows: Sequence[int]) -> tuple[list[str], Tensor]:
         """Returns the names of loss and metrics, and the sum and count of each. An empty batch
         contributes nothing: with ZeRO-3, its worker must take part in the pass."""
         trainer, objective = self._trainer, self._trainer.objective

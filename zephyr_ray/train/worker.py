@@ -9,8 +9,10 @@ from zephyr_ray.store import write_atomically
 from zephyr_ray.train.batches import micro_batches
 from zephyr_ray.train.context import Context, RayContext
 from zephyr_ray.train.cpu import prepare_worker
+from zephyr_ray.train.data import Data, TokenRows
 from zephyr_ray.train.job import Job, WorkerJob
 from zephyr_ray.train.model import load_chat, load_config, load_model, need_bitsandbytes, save
+from zephyr_ray.train.packing import open_data
 from zephyr_ray.train.reference import add_reference_log_probs, compute_log_probs
 from zephyr_ray.train.settings import Lora
 
@@ -54,9 +56,7 @@ def score(job: WorkerJob) -> None:
     """Computes the log-probabilities of all pairs, into a journal. Needs torch.distributed's
     process group."""
     prepare_worker(job.settings.cpus_per_worker)
-    from datasets import load_from_disk
-
-    data = load_from_disk(str(job.scratch / "data"))
+    data = TokenRows(job.scratch / "data")
     compute_log_probs(job, data, range(len(data)))
 
 
@@ -99,17 +99,19 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
     validation = None
     if held_out is not None:
         dealer = objective.dealer(config, held_out, settings.micro_batch, world_size)
-        validation = Validation(trainer, held_out, dealer)
+        rows = range(len(held_out))
+        batches = dealer.deal(rows, dealer.passes(rows))[rank]
+        validation = Validation(trainer, held_out, batches)
     trainer.add_callback(Reporter(job, trainer, context, rank, validation))
     return trainer
 
 
-def load_data(job: Job, objective: "Objective") -> Any:
+def load_data(job: Job, objective: "Objective") -> Data:
     """Returns the rows in scratch/data, after the reference pass if the objective needs one."""
-    from datasets import load_from_disk
-
-    data = load_from_disk(str(job.scratch / "data"))
-    return add_reference_log_probs(job, data) if objective.needs_reference else data
+    data: Data = open_data(job.scratch / "data")
+    if objective.needs_reference:
+        data = add_reference_log_probs(job, data)
+    return data
 
 
 def trainer_arguments(job: Job, passes: int) -> dict[str, Any]:
