@@ -352,10 +352,10 @@ def test_rows_prepared_by_ray_tasks_are_those_of_one_process(
     rows[30]["messages"] = rows[30]["messages"][:1]
     expected = list(train_once.prepare(stage, work, rows))
     counts, examples = dict(work.counts), dict(work.examples)
-    monkeypatch.setattr(preparation, "BLOCK_LINES", 6)
+    monkeypatch.setattr(preparation, "BLOCK_LINES", 4)
     assert list(train_once.prepare(stage, work, rows)) == expected
     assert (work.counts, work.examples) == (counts, examples)
-    assert len(list((work.scratch / "data").glob("*.npy"))) == 7
+    assert len(list((work.scratch / "data").glob("*.npy"))) == 10 > preparation.FEW_BLOCKS
     stop = stage.model_copy(update={"bad_rows": "stop"})
     line = "^row '30' of 'data': a conversation has no assistant message to train on; correct it, "
     with pytest.raises(Permanent, match=line):
