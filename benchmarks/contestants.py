@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 
 from benchmarks.workload import Row, Size, parameters, training_flops
+from zephyr_ray.train.data import ID, Shard, write_index
+from zephyr_ray.train.packing import open_data, pack, write_packing
 
 GIB = 2**30
 PEAK_TFLOPS = 989
@@ -111,15 +114,15 @@ def sequence_lengths(row: Row, shared: bool = False) -> list[int]:
 
 def write_rows(stage: Any, rows: list[Row], folder: Path) -> list[int]:
     """Writes the rows as a training stage's scratch/data; returns their lengths."""
-    from datasets import Dataset
-    from trl.data_utils import pack_dataset
-
-    data = Dataset.from_list(rows)
+    data = folder / "scratch" / "data"
+    data.mkdir(parents=True)
+    tokens = [{name: row[name] for name in stage.columns} | {ID: []} for row in rows]
+    Shard(data, 0).write(tokens)
+    lengths = np.array([[len(ids) for ids in row.values()] for row in tokens], np.int32)
+    write_index(data, [*stage.columns, ID], lengths, [len(rows)])
     if stage.packs:
-        data = pack_dataset(data, stage.max_length, "bfd")
-    (folder / "scratch").mkdir(parents=True)
-    data.save_to_disk(str(folder / "scratch" / "data"))
-    return [sum(sequence_lengths(row)) for row in data]
+        write_packing(data, pack(lengths[:, 0], stage.max_length, stage.seed))
+    return open_data(data).lengths.tolist()
 
 
 def ours(
