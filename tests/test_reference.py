@@ -74,11 +74,11 @@ def test_the_stage_has_the_numbers_of_the_pass_before_training(
             note(entry)
 
     monkeypatch.setattr(reference_stage, "run_workers", run_here)
-    stage = made(Dpo, micro_batch=3, beta=0.5)
+    stage = made(Dpo, micro_batch=300, beta=0.5)
     inline, data = prepare(stage, "inline")
     expected = columns(add_reference_log_probs(job(stage, inline, tiny_model), data))
 
-    stage = made(Reference, micro_batch=2)
+    stage = made(Reference, micro_batch=200)
     work, _ = prepare(stage, "stage")
     stage.run(work)
     rows = list(read_jsonl(work.folder / "rows.jsonl"))
@@ -134,6 +134,9 @@ def test_a_killed_pass_goes_on_pair_by_pair(prepare: Any, tiny_model: Path) -> N
         def __init__(self, data: Any, last: int):
             self.data, self.last, self.read = data, last, list[int]()
             self.lengths = data.lengths
+
+        def __len__(self) -> int:
+            return len(self.data)
 
         def __getitem__(self, row: int) -> Any:
             if row not in self.read and len(self.read) == self.last:
@@ -197,7 +200,7 @@ def test_a_reference_of_another_start_model_is_refused(
 
 
 def test_how_a_reference_runs_and_adapters_may_differ() -> None:
-    ref = made(Reference, zero=0, workers=4, micro_batch=9)
+    ref = made(Reference, zero=0, workers=4, micro_batch=256)
     made(Dpo, reference="ref", beta=0.5, lora={}).check({}, {"ref": ref})
     ref = made(Reference, quantized=True, gpus_per_worker=1)
     made(Dpo, reference="ref", **QLORA).check({}, {"ref": ref})
@@ -234,7 +237,7 @@ stages:
     ("changes", "changed"),
     [
         (["dpo.beta=0.5", "dpo.learning_rate=1", "dpo.epochs=9", "dpo.loss=ipo"], {"dpo"}),
-        (["ref.workers=2", "ref.zero=1", "ref.micro_batch=1"], set()),
+        (["ref.workers=2", "ref.zero=1", "ref.micro_batch=128"], set()),
         (["ref.max_length=65", "dpo.max_length=65"], {"ref", "dpo"}),
         (["ref.precision=fp32", "dpo.precision=fp32"], {"ref", "dpo"}),
         (["ref.quantized=true"], {"ref", "dpo"}),

@@ -36,7 +36,7 @@ from zephyr_ray.train.sft import Sft
 ROOT = Path(__file__).resolve().parents[1]
 SFT = train_once.SFT | {
     "zero": 0,
-    "micro_batch": 2,
+    "micro_batch": 128,
     "epochs": 1,
     "checkpoint_every": 2,
     "validate_every": 5,
@@ -44,7 +44,7 @@ SFT = train_once.SFT | {
 }
 DPO = {
     "workers": 2,
-    "micro_batch": 2,
+    "micro_batch": 256,
     "zero": 3,
     "global_batch": 4,
     "epochs": 1,

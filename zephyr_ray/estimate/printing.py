@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from zephyr_ray.demand import Calls
+from zephyr_ray.demand import GIB, Calls
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.estimate import forward, training
 from zephyr_ray.formatting import abbreviate, gib, hours, rate_per_second
@@ -83,16 +83,8 @@ def _training_lines(
     if estimate.trained != estimate.parameters:
         lines[0] += f", {estimate.trained:,} trained"
     lines.append(f"  memory  {_memory(estimate.memory, stage)}")
-    if estimate.fits is False:
-        lines.append(f"  does not fit {hardware.gpu_memory_gib:g} GiB: {estimate.advice}")  # type: ignore[union-attr]
-    elif estimate.fits:
-        largest = f"{estimate.largest_micro_batch}"
-        if estimate.largest_micro_batch == stage.global_batch // stage.workers:
-            largest += " (the global batch per worker)"
-        lines.append(
-            f"  fits {hardware.gpu_memory_gib:g} GiB; micro batch {estimate.micro_batch}, "  # type: ignore[union-attr]
-            f"maximum {largest}"
-        )
+    if estimate.capacity is not None:
+        lines.append(f"  {_fit(estimate, stage)}")
     bound = "≤ " if estimate.upper_bound else ""
     if estimate.steps and estimate.tokens and estimate.sequences:
         epochs = "" if stage.epochs == 1 else f" × {stage.epochs:g} epochs"
@@ -112,6 +104,18 @@ def _training_lines(
     if count and held_out and estimate.steps:
         lines.append(f"  validation  {_validation(stage, estimate, count, held_out, source)}")
     return lines
+
+
+def _fit(estimate: training.TrainingEstimate, stage: TrainingSettings) -> str:
+    room = f"{(estimate.capacity or 0) / GIB:.3g} GiB"
+    if not stage.gpus_per_worker:
+        room += " of free memory" + (" per worker" if stage.workers > 1 else "")
+    if not estimate.fits:
+        return f"does not fit {room}: {estimate.advice}"
+    largest = f"{estimate.largest_micro_batch} tokens"
+    if estimate.largest_micro_batch == stage.step_tokens:
+        largest += " (the global batch per worker)"
+    return f"fits {room}; micro_batch {stage.micro_batch}, maximum {largest}"
 
 
 def _validation(

@@ -13,10 +13,19 @@ from torch import Tensor
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from zephyr_ray.train import losses as loss_functions
-from zephyr_ray.train.attention import uses_segments
+from zephyr_ray.train.batches import Dealer
+from zephyr_ray.train.data import Data
 from zephyr_ray.train.loss_settings import LossSettings
 from zephyr_ray.train.losses import Answers, answer_nll, token_nll
-from zephyr_ray.train.pairs import model_inputs, pair_collator, pair_log_probs, per_answer
+from zephyr_ray.train.model import FAMILIES
+from zephyr_ray.train.pairs import (
+    model_inputs,
+    pair_collator,
+    pair_lengths,
+    pair_log_probs,
+    per_answer,
+    why_not_shared,
+)
 
 Batch = dict[str, Any]
 
@@ -56,6 +65,21 @@ class Objective(ABC):
         return False
 
     @abstractmethod
+    def pads(self, config: Any) -> bool:
+        """Returns whether batches are padded for a model with this configuration; else a batch is
+        one row, in which each sequence attends to itself."""
+
+    def lengths(self, data: Data, padded: bool) -> list[int]:
+        """Returns the tokens of each row of the data in a batch."""
+        lengths: list[int] = data.lengths.tolist()
+        return lengths
+
+    def dealer(self, config: Any, data: Data, capacity: int, workers: int) -> Dealer:
+        """Returns what deals rows of the data to micro-batches of at most `capacity` tokens."""
+        padded = self.pads(config)
+        return Dealer(self.lengths(data, padded), capacity, workers, padded)
+
+    @abstractmethod
     def collator(self, pad_token_id: int, model: Any) -> Any:
         """Returns the function that makes a batch of rows for the model."""
 
@@ -75,7 +99,7 @@ class Objective(ABC):
 
         `output` is TRL's FusedCausalLMOutput. The trainer minimizes the mean over the global batch.
         If losses are per token, the batch must have `labels`, from which the trainer counts a
-        step's trained tokens.
+        step's trained tokens; else they are per row.
         """
 
 
@@ -83,16 +107,19 @@ class Objective(ABC):
 class SftObjective(Objective):
     """Negative log-likelihood per trained token. A row has `input_ids`, `labels` and, if dialogues
     are packed, `seq_lengths`. A batch is one row, with positions that restart at each dialogue; or
-    padded, if dialogues are not packed and the model does not attend per segment: a step's rows
-    have similar lengths, so padding costs less than attention over the concatenated batch."""
+    padded, if dialogues are not packed and the model does not attend per segment: attention over
+    the concatenated batch would cost more than padding."""
 
     packing: bool
     """Whether a row holds several dialogues."""
 
     fields = ("entropy", "is_top1")
 
+    def pads(self, config: Any) -> bool:
+        return not self.packing and config.model_type not in FAMILIES
+
     def collator(self, pad_token_id: int, model: Any) -> Any:
-        joined = self.packing or uses_segments(model)
+        joined = not self.pads(model.config)
         return DataCollatorForLanguageModeling(pad_token_id, padding_free=joined)
 
     def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -119,8 +146,14 @@ class DpoObjective(Objective):
     def needs_reference(self) -> bool:
         return self.settings.needs_reference
 
+    def pads(self, config: Any) -> bool:
+        return bool(why_not_shared(config))
+
+    def lengths(self, data: Data, padded: bool) -> list[int]:
+        return pair_lengths(data, padded)
+
     def collator(self, pad_token_id: int, model: Any) -> Any:
-        return pair_collator(pad_token_id, model)
+        return pair_collator(pad_token_id, model.config)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         return model_inputs(batch)

@@ -63,7 +63,7 @@ class Reference(PairStage):
         needed = memory.forward_memory(self, shape)
         return Footprint(
             memory=self.workers * (needed.host + (0 if self.gpus_per_worker else needed.total)),
-            fix=self.memory_savings(),
+            fix=lambda memory: self.memory_savings(),
         )
 
     def section(self, artifact: Artifact) -> Section:

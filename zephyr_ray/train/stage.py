@@ -148,7 +148,7 @@ class TrainingStage(TrainingSettings, WorkerStage):
         log.info("%s: format: %s; trained tokens are green\n%s", work.name, chat.name, ansi)
         page = f"<p>Format: {html.escape(chat.name)}</p>{page}"
         (work.folder / "mask.html").write_text(page, encoding="utf-8")
-        order = self.order(data.lengths.tolist())
+        order = self.order(len(data))
         job = Job(self, weights, work.folder, order, reference=self.reference_file(work))
         train(work, job)
 
@@ -202,11 +202,19 @@ class TrainingStage(TrainingSettings, WorkerStage):
         if shape is None:
             return Footprint()
         needed = memory.worker_memory(self, shape)
+
+        def fix(free: float) -> str:
+            share = free / self.workers
+            on_gpu = self.gpus_per_worker > 0
+            return self.memory_savings(
+                None if on_gpu else memory.largest_micro_batch(self, shape, share)
+            )
+
         return Footprint(
             memory=self.workers * (needed.host + (0 if self.gpus_per_worker else needed.total)),
             artifact=4 * shape.parameters,  # fp32
             scratch=CHECKPOINTS * 16 * shape.parameters,  # fp32 weights and optimizer state
-            fix=self.memory_savings(),
+            fix=fix,
         )
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:

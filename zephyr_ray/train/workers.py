@@ -55,6 +55,8 @@ def train(work: Work, job: Job) -> None:
     sequences = work.counts.get("sequences", work.counts["rows"])
     in_epochs = math.ceil(job.settings.epochs * sequences)
     work.counts["repeated_to_fill_the_last_step"] = len(job.order) - in_epochs
+    shares = [row.get("real_token_share", 1.0) for row in steps]  # absent without padding
+    work.counts["real_token_share"] = sum(shares) / len(shares)
     work.counts["train/loss_final"] = sum(row["loss"] for row in tail) / len(tail)
 
 
