@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import train_once
-from datasets import load_from_disk
 
 from zephyr_ray.store import read_jsonl
 from zephyr_ray.train.batches import Dealer, micro_batches
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.job import Job
-from zephyr_ray.train.model import load_chat, load_config
+from zephyr_ray.train.model import load_config
+from zephyr_ray.train.packing import open_data
 from zephyr_ray.train.sft import Sft
 
 COMMON = {
@@ -78,7 +78,7 @@ def train(job: Job, processes: int) -> None:
 
 
 def dealer(stage: Any, weights: str, scratch: Path, capacity: int, workers: int) -> Dealer:
-    data = load_from_disk(str(scratch / "data"))
+    data = open_data(scratch / "data")
     made: Dealer = stage.objective().dealer(load_config(weights), data, capacity, workers)
     return made
 
@@ -92,7 +92,7 @@ def make(
     folder = tmp_path_factory.mktemp(request.param)
     work = train_once.work_for(folder, tiny_model, rows(request.param))
     stage = kind(**COMMON, **settings)
-    stage.prepare(work, load_chat(str(tiny_model)), work.inputs["data"].rows())
+    stage.prepare(work)
     longest = max(dealer(stage, str(tiny_model), work.scratch, capacity=1, workers=1).lengths)
 
     def make(name: str, steps: int = 6, one_pass: bool = False, **settings: Any) -> Job:
