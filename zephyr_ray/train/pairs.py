@@ -14,6 +14,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
 from zephyr_ray.stage import log
+from zephyr_ray.train.data import Data
 from zephyr_ray.train.model import FAMILIES
 
 MODEL_INPUTS = (
@@ -40,7 +41,7 @@ def pair_collator(pad_token_id: int, config: Any) -> Any:
     return DataCollatorForPreference(pad_token_id)
 
 
-def pair_lengths(data: Any, padded: bool) -> list[int]:
+def pair_lengths(data: Data, padded: bool) -> list[int]:
     """Returns the tokens of each row of the data in a batch."""
     if not padded:
         return list(map(int, data.lengths))
