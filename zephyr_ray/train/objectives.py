@@ -71,7 +71,8 @@ class Objective(ABC):
 
     def lengths(self, data: Data, padded: bool) -> list[int]:
         """Returns the tokens of each row of the data in a batch."""
-        return list(map(int, data.lengths))
+        lengths: list[int] = data.lengths.tolist()
+        return lengths
 
     def dealer(self, config: Any, data: Data, capacity: int, workers: int) -> Dealer:
         """Returns what deals rows of the data to micro-batches of at most `capacity` tokens."""

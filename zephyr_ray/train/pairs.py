@@ -43,11 +43,14 @@ def pair_collator(pad_token_id: int, config: Any) -> Any:
 
 def pair_lengths(data: Data, padded: bool) -> list[int]:
     """Returns the tokens of each row of the data in a batch."""
+    lengths: list[int] = data.lengths.tolist()
     if not padded:
-        return list(map(int, data.lengths))
+        return lengths
+    rows = map(data.__getitem__, range(len(data)))
+    answers = ((row["chosen_ids"], row["rejected_ids"]) for row in rows)
+    # Both sequences of a pair are as long as the longer one.
     return [
-        2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])))
-        for row in data
+        2 * (length - min(map(len, both))) for length, both in zip(lengths, answers, strict=True)
     ]
 
 

@@ -59,7 +59,7 @@ class Sft(TrainingStage):
         if self.packing:
             write_packing(folder, pack(data.lengths, self.max_length, self.seed))
             data = open_data(folder)
-            work.counts["packing_fill"] = work.counts["tokens"] / len(data) / self.max_length
+            work.counts["packing_fill"] = float(data.lengths.mean()) / self.max_length
         work.counts["sequences"] = len(data)
         return data
 

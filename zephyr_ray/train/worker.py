@@ -101,10 +101,8 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
     trainer.remove_callback(PrinterCallback)
     validation = None
     if held_out is not None:
-        dealer = objective.dealer(config, held_out, settings.micro_batch, world_size)
-        rows = range(len(held_out))
-        batches = dealer.deal(rows, dealer.passes(rows))[rank]
-        validation = Validation(trainer, held_out, batches)
+        dealer, rows = dealer_of(held_out), range(len(held_out))
+        validation = Validation(trainer, held_out, dealer.deal(rows, dealer.passes(rows))[rank])
     trainer.add_callback(Reporter(job, trainer, context, rank, validation))
     return trainer
 
