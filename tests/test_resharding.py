@@ -1,0 +1,107 @@
+"""A checkpoint of two workers is resumed by one and by four, at every ZeRO stage."""
+
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import train_once
+
+from zephyr_ray.store import read_jsonl
+from zephyr_ray.train.job import Job
+from zephyr_ray.train.model import load_chat
+from zephyr_ray.train.sft import Sft
+
+CASES: dict[str, dict[str, Any]] = {
+    "zero_0": {"zero": 0},
+    "zero_1": {"zero": 1, "weight_decay": 0.1},
+    "zero_2": {"zero": 2, "offload": "optimizer", "lora": {"r": 3, "dropout": 0}},
+    "zero_3": {"zero": 3, "weight_decay": 0.1},
+    "zero_3_offload": {"zero": 3, "offload": "all", "lora": {"r": 3, "dropout": 0}},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose parameters cannot be split evenly."""
+    import torch
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("odd") / "model"
+    shutil.copytree(tiny_model, folder)
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.update({"hidden_size": 42, "intermediate_size": 51, "head_dim": 14})
+    config.update({"num_attention_heads": 3, "num_key_value_heads": 1})
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_job(folder: Path, model: Path, **settings: Any) -> Job:
+    rows = train_once.dialogues(16)  # 4 steps
+    work = train_once.work_for(folder, model, rows)
+    common = {**train_once.SFT, "epochs": 1, "checkpoint_every": 2, "micro_batch": 1}
+    stage = Sft(model="base", data="data", **{**common, **settings})
+    order = stage.order(stage.prepare(work, load_chat(str(model)), rows))
+    return Job(settings=stage, weights=str(model), folder=work.folder, order=order)
+
+
+def train(jobs: list[Job], workers: int, folder: Path) -> None:
+    """Runs the jobs one after the other in each of several processes."""
+    files = []
+    for number, job in enumerate(jobs):
+        settings = job.settings.model_copy(update={"workers": workers})
+        files.append(folder / f"job-{number}-{workers}")
+        files[-1].write_bytes(pickle.dumps(Job(**{**vars(job), "settings": settings})))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = Path(__file__).resolve().parents[1]
+    env = {**os.environ, "PYTHONPATH": str(root), "WORLD_SIZE": str(workers)}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    program = [sys.executable, str(root / "tests" / "train_plain.py"), *map(str, files)]
+    processes = [
+        subprocess.Popen(program, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(workers)
+    ]
+    assert [process.wait() for process in processes] == [0] * workers
+
+
+def copied(job: Job, folder: Path) -> Job:
+    shutil.copytree(job.folder, folder)
+    shutil.rmtree(folder / "scratch" / "steps")
+    return Job(**{**vars(job), "folder": folder})
+
+
+def losses(job: Job) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in read_jsonl(job.scratch / "steps" / "rank0.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, Job]]:
+    """Jobs by case and number of workers: two train all steps, one and four go on from the
+    checkpoint of the two."""
+    folder = tmp_path_factory.mktemp("runs")
+    jobs = {name: {2: make_job(folder / name, model, **case)} for name, case in CASES.items()}
+    train([job[2] for job in jobs.values()], 2, folder)
+    for workers in (1, 4):
+        for name, job in jobs.items():
+            job[workers] = copied(job[2], folder / f"{name}-{workers}")
+        train([job[workers] for job in jobs.values()], workers, folder)
+    return jobs
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_losses_are_those_of_an_unbroken_run(
+    case: str, workers: int, runs: dict[str, dict[int, Job]]
+) -> None:
+    expected = losses(runs[case][2])
+    assert [*expected] == [1, 2, 3, 4]
+    resumed = losses(runs[case][workers])
+    assert resumed == pytest.approx({step: expected[step] for step in (3, 4)}, abs=1e-4)
