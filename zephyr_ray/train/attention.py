@@ -176,6 +176,21 @@ AttentionInterface.register(SEGMENTED, _forward)
 AttentionMaskInterface.register(SEGMENTED, _mask)
 
 
+def attend_by_segments(model: Any) -> None:
+    """Makes the model attend per segment of a row."""
+    model.set_attn_implementation(SEGMENTED)
+    model.base_model.register_forward_pre_hook(_skip_mask, with_kwargs=True)
+
+
+def _skip_mask(module: Any, inputs: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Passes a placeholder for the mask of a row of segments: transformers leaves a mask with four
+    dimensions alone, and would otherwise wait for the GPU to search the positions for segments."""
+    ids = keywords.get("input_ids")
+    if ids is not None and "cu_seq_lens_q" in keywords and uses_segments(module):
+        keywords["attention_mask"] = ids.new_empty(1, 1, 1, 1)
+    return inputs, keywords
+
+
 def uses_segments(model: Any) -> bool:
     """Returns whether the model attends per segment (`model.use_segments`)."""
     return bool(model.config._attn_implementation == SEGMENTED)

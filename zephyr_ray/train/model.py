@@ -62,10 +62,10 @@ def load_model(weights: str, quantized: bool = False, adapted: bool = False) -> 
 
 def use_segments(model: Any) -> None:
     """Makes a model of one of FAMILIES attend per segment of a row."""
-    from zephyr_ray.train.attention import SEGMENTED
+    from zephyr_ray.train.attention import attend_by_segments
 
     if model.config.model_type in FAMILIES:
-        model.set_attn_implementation(SEGMENTED)
+        attend_by_segments(model)
 
 
 def load_chat(weights: str) -> ChatFormat:

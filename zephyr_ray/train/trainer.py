@@ -79,6 +79,10 @@ class Trainer(SFTTrainer):
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         super().log(logs, start_time)
 
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Counts nothing: transformers would count the model's parameters at every forward pass."""
+        return 0
+
     def save_model(self, output_dir: Any = None, _internal_call: bool = False) -> None:
         """Writes nothing: a checkpoint is the engine's state alone, without a copy of the model."""
         if not _internal_call:
