@@ -12,7 +12,7 @@ import zero_memory
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
-from zephyr_ray.estimate import training
+from zephyr_ray.estimate import forward, training
 from zephyr_ray.estimate.printing import estimate_lines
 from zephyr_ray.models import shapes
 from zephyr_ray.models.shapes import Shape, find_shape, shape_of
@@ -23,6 +23,7 @@ from zephyr_ray.store import Store
 from zephyr_ray.text.prompts import SelfInstruct
 from zephyr_ray.train import memory
 from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.reference_stage import Reference
 from zephyr_ray.train.sft import Sft
 
 MISTRAL_7B = {
@@ -168,6 +169,31 @@ def test_activations_are_what_pytorch_allocates(settings: dict[str, Any], tokens
     step()
     real = zero_memory.peak_bytes(step)
     assert memory.activations(stage, shape_of(SMALL), tokens) == pytest.approx(real, rel=0.1)
+
+
+@pytest.mark.parametrize(("precision", "tokens"), [("bf16", 256), ("bf16", 2048), ("fp32", 1024)])
+def test_a_forward_pass_is_what_pytorch_allocates(precision: str, tokens: int) -> None:
+    """Without the output layer, which needs less here."""
+    import torch
+
+    torch.set_num_threads(1)
+    from zephyr_ray.train.kernels import round_norms
+
+    model, shape = build(SMALL), shape_of(SMALL)
+    round_norms(model)
+    model.requires_grad_(False)
+    settings = {"zero": 0, "precision": precision, "micro_batch": 2, "max_length": tokens // 4}
+    stage = Reference(model="m", data="d", gpus_per_worker=1, **settings)
+    ids = torch.arange(tokens)[None] % 1000
+
+    def step() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            model.model(ids, use_cache=False)
+
+    step()
+    needed = memory.forward_memory(stage, shape)
+    assert needed.activations == pytest.approx(zero_memory.peak_bytes(step), rel=0.1)
+    assert needed.weights == 4 * shape.parameters
 
 
 def test_output_layer_on_a_cpu_is_what_pytorch_allocates() -> None:
@@ -372,6 +398,38 @@ def test_hours_of_lora_and_of_dpo_by_hand() -> None:
     # the reference, once.
     operations = (6 * 2 + 2) * 2_000_000 * 7_241_732_096
     assert estimate.hours == pytest.approx(operations / 100e12 / 3600)
+
+
+def test_a_reference_takes_its_hours_from_dpo() -> None:
+    shape, hardware = shape_of(MISTRAL_7B), Hardware(gpu_memory_gib=80, tflops=100)
+    settings = {"model": "m", "data": "d", "gpus_per_worker": 1, "workers": 2, "max_length": 1000}
+    dpo = Dpo(**settings, reference="r", epochs=2, global_batch=50)
+    trained = training.estimate(dpo, shape, hardware, 1000, None, None)
+    assert trained.hours == pytest.approx(6 * 2 * 2e6 * 7_241_732_096 / 200e12 / 3600)
+    scored = forward.estimate(Reference(**settings), shape, hardware, 1000, None, None)
+    assert scored.hours == pytest.approx(2 * 2e6 * 7_241_732_096 / 200e12 / 3600)
+    assert (scored.tokens, scored.upper_bound, scored.fits) == (2e6, True, True)
+    assert forward.estimate(Reference(**settings), shape, None, 1000, 500, 4).hours == 250 / 3600
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights", "buffers", "host"),
+    [
+        ({"zero": 0}, 29.0, 0, 0),
+        ({"zero": 3, "workers": 4}, 29.0 / 4, 6, 0),
+        ({"zero": 3, "workers": 4, "offload": "all"}, 0, 6, 29.0 / 4),
+        ({"zero": 0, "quantized": True}, 4.97, 0, 0),
+    ],
+)
+def test_states_of_a_7b_reference_by_hand(
+    settings: dict[str, Any], weights: float, buffers: float, host: float
+) -> None:
+    # 6.98 B of its 7.24 B parameters are in linear layers, which 4.5 bits hold, the others 32.
+    stage = Reference(model="m", data="d", gpus_per_worker=1, **settings)
+    needed = memory.forward_memory(stage, shape_of(MISTRAL_7B))
+    found = [needed.weights, needed.buffers, needed.host]
+    assert [size / 1e9 for size in found] == pytest.approx([weights, buffers, host], rel=2e-3)
+    assert needed.gradients == needed.optimizer == 0
 
 
 RECIPE = """\

@@ -78,7 +78,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 DEMO_KINDS = {
     *("prompts", "self_instruct", "self_refine", "clean", "sft", "completions", "feedback"),
-    *("preferences", "chosen", "dpo", "pairwise", "report"),
+    *("preferences", "chosen", "reference", "dpo", "pairwise", "report"),
 }
 STEPS = {
     # 139,161 packed sequences and 61,135 pairs over the global batch, rounded up.
@@ -123,12 +123,12 @@ def test_the_plan_fits_and_has_the_published_steps(name: str, tmp_path: Path) ->
     check_files(recipe)
     steps = make_plan(recipe, Store(recipe.storage))
     text = "\n".join(estimate_lines(recipe, Store(recipe.storage), steps))
-    assert "does not fit" not in text and text.count("  fits ") == 2
+    assert "does not fit" not in text and text.count("  fits ") == 3
     assert "139,161 sequences in" in text and "285 M tokens" in text
     for count in STEPS[name]:
         assert f" {count:,} steps of " in text
     parameters = 68_976_648_192 if name == "zephyr-70b" else 7_241_732_096
-    assert text.count(f"{parameters:,} parameters") == 2
+    assert text.count(f"{parameters:,} parameters") == 3
 
 
 def test_stated_hours_are_the_published_ones(tmp_path: Path) -> None:
@@ -155,11 +155,11 @@ def test_70b_does_not_fit_without_offload(tmp_path: Path) -> None:
 DEMOS = {
     "quickstart": [
         *("heldout", "prompts", "dialogues", "clean", "sft", "completions", "feedback", "pairs"),
-        *("dpo", "answers_base", "answers_sft", "answers_dpo", "winrate", "report"),
+        *("reference", "dpo", "answers_base", "answers_sft", "answers_dpo", "winrate", "report"),
     ],
     "quickstart-full": [
         *("heldout", "prompts", "dialogues", "clean", "sft", "completions", "feedback", "pairs"),
-        *("dpo", "answers_base", "answers_sft", "answers_dpo"),
+        *("reference", "dpo", "answers_base", "answers_sft", "answers_dpo"),
         *("dpo_only", "chosen", "control", "answers_dpo_only", "answers_control"),
         *("winrate", "report"),
     ],

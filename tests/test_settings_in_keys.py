@@ -43,6 +43,7 @@ stages:
   preferences: {{kind: preferences, feedback: feedback}}
   other_pairs: {{kind: preferences, feedback: other_feedback}}
   chosen: {{kind: chosen, pairs: preferences}}
+  reference: {{kind: reference, model: a, data: preferences}}
   dpo: {{kind: dpo, model: a, data: preferences}}
   pairwise: {{kind: pairwise, judge: judge, answers: [other_completions], baseline: completions}}
   report: {{kind: report, of: [sft]}}
@@ -102,7 +103,8 @@ IN_KEY: dict[str, dict[str, Any]] = {
         "seed": 1,
     },
     "chosen": {"pairs": "other_pairs"},
-    "dpo": TRAINING | {"data": "other_pairs", "beta": 0.5, "nll_weight": 1},
+    "dpo": TRAINING
+    | {"data": "other_pairs", "beta": 0.5, "nll_weight": 1, "reference": "reference"},
     "pairwise": {
         "judge": "strict",
         "answers": ["other_completions", "more_completions"],
@@ -110,6 +112,8 @@ IN_KEY: dict[str, dict[str, Any]] = {
         "control": "more_completions",
         "seed": 1,
     },
+    "reference": {"data": "other_pairs", "model": "b", "quantized": True}
+    | {name: TRAINING[name] for name in ("max_length", "precision", "bad_rows")},
     "report": {"of": ["dpo"], "title": "Mine"},
     "votes": {"file": "other.jsonl"},
     "published": {
@@ -124,15 +128,17 @@ IN_KEY: dict[str, dict[str, Any]] = {
     },
 }
 """By kind: the settings that decide the result, each with another value than the recipe's."""
-HOW_IT_TRAINS = {
+HOW_IT_SCORES = {
     "max_failed": 0.5,
     "zero": 1,
     "workers": 2,
     "cpus_per_worker": 2,
     "gpus_per_worker": 1,
     "micro_batch": 1,
-    "gradient_checkpointing": True,
     "offload": "all",
+}
+HOW_IT_TRAINS = HOW_IT_SCORES | {
+    "gradient_checkpointing": True,
     "optimizer": "paged_adamw_32bit",
     "checkpoint_every": 3,
 }
@@ -140,6 +146,7 @@ ROW_PROGRAMS = ("self_instruct", "self_refine", "clean", "completions", "feedbac
 NOT_IN_KEY: dict[str, dict[str, Any]] = {
     "sft": HOW_IT_TRAINS,
     "dpo": HOW_IT_TRAINS,
+    "reference": HOW_IT_SCORES,
     "published": {"max_failed": 0.5},
 } | dict.fromkeys(ROW_PROGRAMS, {"max_failed": 0.5, "give_up": ["p0"]})
 

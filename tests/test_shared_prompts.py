@@ -172,7 +172,7 @@ def test_reference_log_probabilities_are_those_of_plain_transformers(
     stage = Dpo(model="base", data="data", zero=2, precision="fp32")
     job = Job(settings=stage, weights=str(tiny_model), folder=tmp_path, order=[])
     batches = [[1, 3], [0, 2, 4]]
-    rows = list(_log_probs(job, stage.objective(), PAIRS, batches))
+    rows = list(_log_probs(job, PAIRS, batches))
     assert [row for row, *_ in rows] == [1, 3, 0, 2, 4]
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
 

@@ -173,9 +173,10 @@ def test_precision_is_deepspeeds_autocast(precision: str, enabled: bool, tmp_pat
 
 def test_finished_pairs_are_not_computed_again(tmp_path: Path) -> None:
     lengths = [[3, 3], [9, 1], [2, 2], [4, 4]]
-    assert missing_rows(tmp_path, lengths) == [1, 3, 0, 2]
+    assert missing_rows(tmp_path, range(4), lengths) == [1, 3, 0, 2]
     Journal(tmp_path, writer="rank1").append({"row": 3, "chosen": -1.0, "rejected": -2.0})
-    assert missing_rows(tmp_path, lengths) == [1, 0, 2]
+    assert missing_rows(tmp_path, range(4), lengths) == [1, 0, 2]
+    assert missing_rows(tmp_path, [2, 3], lengths) == [2]
 
 
 def test_workers_get_equal_numbers_of_batches() -> None:

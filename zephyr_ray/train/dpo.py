@@ -1,10 +1,15 @@
 """Trains on preference pairs: direct preference optimization against the frozen start model, the
 second half of Zephyr's recipe."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from zephyr_ray.errors import Permanent
+from zephyr_ray.settings import ADDED, Reads
+from zephyr_ray.stage import Stage, Work
+from zephyr_ray.store import ROWS
 from zephyr_ray.train.pair_stage import PairStage
 from zephyr_ray.train.settings import Schedule
 from zephyr_ray.train.stage import TrainingStage
@@ -18,7 +23,6 @@ class Dpo(PairStage, TrainingStage):
 
     kind = "dpo"
     version = 2
-    reference_flops = 2
     proven = "chosen"
 
     beta: float = Field(0.1, gt=0)
@@ -29,6 +33,38 @@ class Dpo(PairStage, TrainingStage):
     global_batch: int = Field(32, ge=1)
     nll_weight: float = Field(0.0, ge=0)
     """Weight of the chosen answer's negative log-likelihood per token, added to the DPO loss."""
+    reference: Annotated[str | None, ADDED, Reads("log_probs")] = None
+    """Stage with the reference log-probabilities, which stages with other settings share; by
+    default they are computed before training."""
+
+    @property
+    def reference_flops(self) -> int:
+        return 0 if self.reference else 2
+
+    def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
+        super().check(files, reads)
+        if self.reference:
+            self._check_reference(reads[self.reference])
+
+    def _check_reference(self, reference: Stage) -> None:
+        """Raises Permanent if the reference's numbers are not those of this stage's start model."""
+        assert isinstance(reference, PairStage)
+        for name in ("model", "data", "max_length", "precision"):
+            theirs, ours = getattr(reference, name), getattr(self, name)
+            if theirs != ours:
+                raise Permanent(
+                    f"reference '{self.reference}' has {name} {theirs}, this stage {ours}; give "
+                    "both the same"
+                )
+        if reference.is_quantized() != self.is_quantized():
+            quantized = str(self.is_quantized()).lower()
+            raise Permanent(
+                f"this stage's lora.quantized is {quantized}, reference '{self.reference}' differs;"
+                f" set {self.reference}.quantized: {quantized}"
+            )
+
+    def reference_file(self, work: Work) -> Path | None:
+        return work.inputs[self.reference].file(ROWS) if self.reference else None
 
     def objective(self) -> "Objective":
         from zephyr_ray.train.objectives import DpoObjective

@@ -37,6 +37,8 @@ class Job(WorkerJob):
     settings: TrainingSettings
     order: list[int]
     """Row numbers of scratch/data in training order: steps × global_batch of them."""
+    reference: Path | None = None
+    """File with reference log-probabilities by the id of the row. Workers compute missing ones."""
 
     @property
     def steps(self) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from zephyr_ray.demand import GPU_RESERVE, PROCESS_BYTES
 from zephyr_ray.models.shapes import Shape
 from zephyr_ray.train.kernels import LIKE_LLAMA
-from zephyr_ray.train.settings import BUCKET, TrainingSettings
+from zephyr_ray.train.settings import BUCKET, TrainingSettings, WorkerSettings
 
 FLAT = 500_000_000
 """Maximum gradients that DeepSpeed without ZeRO copies into one buffer to sum them over workers."""
@@ -59,6 +59,23 @@ def worker_memory(settings: TrainingSettings, shape: Shape) -> Memory:
     return Memory(weights, gradients, optimizer, activation_bytes, buffers, reserve, host)
 
 
+def forward_memory(settings: WorkerSettings, shape: Shape) -> Memory:
+    """Returns the peak memory of one worker that only runs forward passes of maximum length."""
+    tokens = settings.batches()[0] * settings.sequences_per_row * settings.max_length
+    weights, buffers, host = start_weights(settings, shape), 0.0, 0.0
+    if settings.zero == 3:
+        weights /= settings.workers
+        buffers = 6 * min(LIVE, shape.parameters) * (settings.workers > 1)
+    if settings.offload == "all":
+        host, weights = weights, 0
+    # Residuals and the norm's result in fp32, the norm's output, and three results of the MLP.
+    size = 2 if settings.precision == "bf16" else 4
+    layer = tokens * (12 * shape.hidden + size * (shape.hidden + 3 * shape.ffn))
+    peak = max(layer, output_tile(settings, shape, tokens) + 8 * tokens * shape.hidden)
+    reserve = GPU_RESERVE if settings.gpus_per_worker else PROCESS_BYTES
+    return Memory(weights, 0, 0, peak, buffers, reserve, host)
+
+
 def model_states(
     settings: TrainingSettings, shape: Shape, bucket: int = BUCKET
 ) -> tuple[float, float, float, float, float]:
@@ -87,9 +104,9 @@ def model_states(
     return weights, gradients, optimizer, buffers, host
 
 
-def start_weights(settings: TrainingSettings, shape: Shape) -> float:
+def start_weights(settings: WorkerSettings, shape: Shape) -> float:
     """Returns the bytes of the complete start model."""
-    if settings.lora and settings.lora.quantized:
+    if settings.is_quantized():
         return FOUR_BITS * shape.linear_parameters + 4 * (
             shape.parameters - shape.linear_parameters
         )
@@ -135,7 +152,11 @@ def _rounded_weights(settings: TrainingSettings, shape: Shape) -> float:
 def output_layer(settings: TrainingSettings, shape: Shape, tokens: int) -> float:
     """Returns the bytes of one tile of logits, the weight's gradient and the gradients of the
     input, as in TRL's chunked log-probabilities."""
-    per_logit = TILE_BYTES_GPU if settings.gpus_per_worker else TILE_BYTES_CPU
-    tile = per_logit * min(tokens, TILE_TOKENS) * min(shape.vocabulary, TILE_VOCABULARY)
     weight_gradient = 0 if settings.lora else 4 * shape.vocabulary * shape.hidden
-    return tile + weight_gradient + 8 * tokens * shape.hidden
+    return output_tile(settings, shape, tokens) + weight_gradient + 8 * tokens * shape.hidden
+
+
+def output_tile(settings: WorkerSettings, shape: Shape, tokens: int) -> float:
+    """Returns the bytes of one tile of logits in the output layer."""
+    per_logit = TILE_BYTES_GPU if settings.gpus_per_worker else TILE_BYTES_CPU
+    return per_logit * min(tokens, TILE_TOKENS) * min(shape.vocabulary, TILE_VOCABULARY)

@@ -10,12 +10,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from zephyr_ray.train.attention import uses_segments
 from zephyr_ray.train.losses import answer_nll, dpo_loss, token_nll
-from zephyr_ray.train.pairs import MODEL_INPUTS, can_share, per_answer, shared_prompts
+from zephyr_ray.train.pairs import model_inputs, pair_collator, pair_log_probs, per_answer
 
 Batch = dict[str, Any]
 
@@ -113,14 +112,10 @@ class DpoObjective(Objective):
     dropout = False
 
     def collator(self, pad_token_id: int, model: Any) -> Any:
-        return shared_prompts if can_share(model) else DataCollatorForPreference(pad_token_id)
+        return pair_collator(pad_token_id, model)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        if "answers" in batch:
-            return {name: batch[name] for name in MODEL_INPUTS}
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return model_inputs(batch)
 
     def tokens(self, batch: Batch) -> Tensor:
         if "answers" not in batch:
@@ -158,12 +153,3 @@ class DpoObjective(Objective):
             metrics["nll"] = Terms(nll)
             losses = losses + self.nll_weight * nll
         return losses, metrics
-
-
-def pair_log_probs(output: Any) -> tuple[Tensor, Tensor]:
-    """Returns log π(y|x) of the chosen and of the rejected answers, each of shape (pairs,).
-
-    `output` has one row per answer (`pairs.per_answer`).
-    """
-    chosen, rejected = output.log_probs.sum(dim=1).chunk(2)
-    return chosen, rejected

@@ -54,6 +54,7 @@ class PairStage(WorkerStage):
                 work.drop("same_or_empty_answers", row["id"])
                 return None
             return {
+                "id": row["id"],
                 "prompt_ids": prompt,
                 "chosen_ids": chosen,
                 "rejected_ids": rejected,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
 from zephyr_ray.stage import log
@@ -26,6 +27,22 @@ MODEL_INPUTS = (
     "key_rows",
 )
 """Items of a batch that the model takes."""
+
+
+def pair_collator(pad_token_id: int, model: Any) -> Any:
+    """Returns the function that makes a batch of rows with `prompt_ids`, `chosen_ids` and
+    `rejected_ids`: each prompt once, or, if the model cannot share them, all chosen sequences, then
+    all rejected ones."""
+    return shared_prompts if can_share(model) else DataCollatorForPreference(pad_token_id)
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of the model; `labels` are -100 outside the answers."""
+    if "answers" in batch:
+        return {name: batch[name] for name in MODEL_INPUTS}
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def can_share(model: Any) -> bool:
@@ -107,3 +124,12 @@ def per_answer(output: Any, batch: dict[str, Any]) -> Any:
 
     fields = {name: rows(field) for name, field in output.items() if field.shape == mask.shape}
     return FusedCausalLMOutput(**fields)
+
+
+def pair_log_probs(output: Any) -> tuple[Tensor, Tensor]:
+    """Returns log π(y|x) of the chosen and of the rejected answers, each of shape (pairs,).
+
+    `output` has one row per answer (`per_answer`).
+    """
+    chosen, rejected = output.log_probs.sum(dim=1).chunk(2)
+    return chosen, rejected

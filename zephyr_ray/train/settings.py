@@ -128,8 +128,6 @@ class TrainingSettings(WorkerSettings):
     makes: ClassVar[str] = "weights"
     trains_model: ClassVar[bool] = True
     quantized_by: ClassVar[str] = "lora.quantized"
-    reference_flops: ClassVar[int] = 0
-    """FLOPs per parameter and token of a pass of the reference model, once per run."""
     proven: ClassVar[str]
     """Column of `data` with the conversation whose loss mask is shown."""
 
@@ -170,6 +168,12 @@ class TrainingSettings(WorkerSettings):
     def memory_savings(self, more: str = "") -> str:
         checkpointing = "" if self.gradient_checkpointing else "set gradient_checkpointing: true, "
         return super().memory_savings(checkpointing + more)
+
+    @property
+    def reference_flops(self) -> int:
+        """FLOPs per parameter and token of this stage's pass of the reference model, once per
+        run."""
+        return 0
 
     @property
     def packs(self) -> bool:

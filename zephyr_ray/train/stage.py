@@ -4,6 +4,7 @@ sft and dpo share: run, report section, memory."""
 import html
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from zephyr_ray.chat import ChatFormat
@@ -127,7 +128,12 @@ class TrainingStage(TrainingSettings, WorkerStage):
         (work.folder / "mask.html").write_text(page, encoding="utf-8")
         del rows  # training needs the memory
         order = self.order(lengths)
-        train(work, Job(settings=self, weights=weights, folder=work.folder, order=order))
+        job = Job(self, weights, work.folder, order, reference=self.reference_file(work))
+        train(work, job)
+
+    def reference_file(self, work: Work) -> Path | None:
+        """Returns the file with reference log-probabilities that an earlier stage computed."""
+        return None
 
     def _first_proof(self, chat: ChatFormat, rows: list[Row]) -> tuple[str, str]:
         """Returns the loss-mask proof of the first row that has one; `prepare` ensures one."""

@@ -1,5 +1,5 @@
-"""Runs one training worker: trains the model on the objective with TRL's trainer and DeepSpeed,
-resuming from the last reported checkpoint, and saves it."""
+"""Runs one worker: trains the model on the objective with TRL's trainer and DeepSpeed, resuming
+from the last reported checkpoint, and saves it; or computes log-probabilities of pairs."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from zephyr_ray.errors import Permanent
 from zephyr_ray.store import write_atomically
 from zephyr_ray.train.context import Context, RayContext
-from zephyr_ray.train.cpu import keep_freed_memory, let_deepspeed_run_on_cpu
-from zephyr_ray.train.job import Job
+from zephyr_ray.train.cpu import prepare_worker
+from zephyr_ray.train.job import Job, WorkerJob
 from zephyr_ray.train.model import load_chat, load_model, need_bitsandbytes, save
-from zephyr_ray.train.reference import add_reference_log_probs
+from zephyr_ray.train.reference import add_reference_log_probs, compute_log_probs
 from zephyr_ray.train.settings import Lora
 
 if TYPE_CHECKING:
@@ -23,11 +23,14 @@ def run_worker(config: dict[str, Any]) -> None:
     The message of a permanent error goes to a file, because Ray wraps the exception, which ends the
     other workers: they would wait for this one.
     """
-    job: Job = config["job"]
-    context = RayContext()
+    job: WorkerJob = config["job"]
     try:
-        train_and_save(job, context)
-        context.report(job.steps, checkpoint=None)
+        if isinstance(job, Job):
+            context = RayContext()
+            train_and_save(job, context)
+            context.report(job.steps, checkpoint=None)
+        else:
+            score(job)
     except Permanent as error:
         write_atomically(job.refusal, str(error))
         raise
@@ -45,17 +48,23 @@ def train_and_save(job: Job, context: Context) -> None:
     save(job, trainer)
 
 
+def score(job: WorkerJob) -> None:
+    """Computes the log-probabilities of all pairs, into a journal. Needs torch.distributed's
+    process group."""
+    prepare_worker(job.settings.cpus_per_worker)
+    from datasets import load_from_disk
+
+    data = load_from_disk(str(job.scratch / "data"))
+    compute_log_probs(job, data, range(len(data)))
+
+
 def make_trainer(job: Job, context: Context) -> "Trainer":
     """Returns the trainer with its model and data, after the reference pass if the objective needs
     one."""
-    import torch
     import torch.distributed
 
     settings = job.settings
-    if not torch.cuda.is_available():
-        torch.set_num_threads(settings.cpus_per_worker)
-        keep_freed_memory()
-        let_deepspeed_run_on_cpu()
+    prepare_worker(settings.cpus_per_worker)
     from datasets import load_from_disk
     from transformers import PrinterCallback
     from trl.trainer.sft_config import SFTConfig
@@ -66,7 +75,7 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
     objective = settings.objective()
     data = load_from_disk(str(job.scratch / "data"))
     if objective.needs_reference:
-        data = add_reference_log_probs(job, objective, data)
+        data = add_reference_log_probs(job, data)
     arguments = SFTConfig(**trainer_arguments(job))
     # After `arguments`: with ZeRO-3, they make from_pretrained split the weights as it loads them.
     model = load_model(job.weights, settings.is_quantized(), adapted=settings.lora is not None)
