@@ -42,11 +42,13 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_job(folder: Path, model: Path, **settings: Any) -> Job:
-    rows = train_once.dialogues(16)  # 4 steps
+SHORT = {"epochs": 1, "checkpoint_every": 2, "micro_batch": 1}
+
+
+def make_job(folder: Path, model: Path, count: int, **settings: Any) -> Job:
+    rows = train_once.dialogues(count)
     work = train_once.work_for(folder, model, rows)
-    common = {**train_once.SFT, "epochs": 1, "checkpoint_every": 2, "micro_batch": 1}
-    stage = Sft(model="base", data="data", **{**common, **settings})
+    stage = Sft(model="base", data="data", **{**train_once.SFT, **settings})
     order = stage.order(stage.prepare(work, load_chat(str(model)), rows))
     return Job(settings=stage, weights=str(model), folder=work.folder, order=order)
 
@@ -78,22 +80,30 @@ def copied(job: Job, folder: Path) -> Job:
     return Job(**{**vars(job), "folder": folder})
 
 
-def losses(job: Job) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in read_jsonl(job.scratch / "steps" / "rank0.jsonl")}
+def steps(job: Job) -> list[dict[str, Any]]:
+    return list(read_jsonl(job.scratch / "steps" / "rank0.jsonl"))
+
+
+def losses(rows: list[dict[str, Any]]) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in rows}
 
 
 @pytest.fixture(scope="module")
 def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, Job]]:
-    """Jobs by case and number of workers: two train all steps, one and four go on from the
+    """Jobs by case and number of workers: two train all steps, one and four go on from the last
     checkpoint of the two."""
     folder = tmp_path_factory.mktemp("runs")
-    jobs = {name: {2: make_job(folder / name, model, **case)} for name, case in CASES.items()}
-    train([job[2] for job in jobs.values()], 2, folder)
+    long = make_job(folder / "long", model, 48, zero=3)
+    jobs = {
+        name: {2: make_job(folder / name, model, 16, **SHORT, **case)}
+        for name, case in CASES.items()
+    }
+    train([long, *(job[2] for job in jobs.values())], 2, folder)
     for workers in (1, 4):
         for name, job in jobs.items():
             job[workers] = copied(job[2], folder / f"{name}-{workers}")
         train([job[workers] for job in jobs.values()], workers, folder)
-    return jobs
+    return jobs | {"long": {2: long}}
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -101,7 +111,22 @@ def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dic
 def test_losses_are_those_of_an_unbroken_run(
     case: str, workers: int, runs: dict[str, dict[int, Job]]
 ) -> None:
-    expected = losses(runs[case][2])
+    expected = losses(steps(runs[case][2]))
     assert [*expected] == [1, 2, 3, 4]
-    resumed = losses(runs[case][workers])
+    resumed = losses(steps(runs[case][workers]))
     assert resumed == pytest.approx({step: expected[step] for step in (3, 4)}, abs=1e-4)
+
+
+def test_training_goes_on_with_the_workers_that_are_left(
+    runs: dict[str, dict[int, Job]], model: Path, tmp_path: Path
+) -> None:
+    root = Path(__file__).resolve().parents[1]
+    program = [sys.executable, str(root / "tests" / "elastic_once.py"), str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"}
+    subprocess.run([*program, str(model)], env=env, check=True, timeout=300)
+    rows = list(read_jsonl(tmp_path / "made" / "scratch" / "steps" / "rank0.jsonl"))
+    two, alone = ([row["step"] for row in rows if row["workers"] == count] for count in (2, 1))
+    assert two == [*range(1, two[-1] + 1)] and two[-1] >= 7
+    # A checkpoint is saved every 5 steps.
+    assert alone == [*range(two[-1] - two[-1] % 5 + 1, 25)]
+    assert losses(rows) == pytest.approx(losses(steps(runs["long"][2])), abs=1e-4)

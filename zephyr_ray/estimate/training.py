@@ -9,6 +9,7 @@ from zephyr_ray.models.shapes import Shape
 from zephyr_ray.recipe import Hardware
 from zephyr_ray.train import memory
 from zephyr_ray.train.settings import TrainingSettings
+from zephyr_ray.train.worker_count import WorkerCount
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class TrainingEstimate:
     upper_bound: bool
     """Whether sequences, steps and tokens are upper bounds instead of expectations."""
     hours: float | None
-    """Hours of wall time; None if unknown."""
+    """Hours of wall time with the fewest workers; None if unknown."""
 
 
 def estimate(
@@ -68,7 +69,7 @@ def estimate(
         # Training costs 6 FLOPs per parameter and token, 4 with LoRA.
         per_token = (4 if stage.lora else 6) + stage.reference_flops / stage.epochs
         operations = per_token * tokens
-        speed = stage.workers * hardware.tflops * 1e12
+        speed = stage.workers.least * hardware.tflops * 1e12
         hours = operations * shape.parameters / speed / 3600
     return TrainingEstimate(
         parameters=shape.parameters,
@@ -105,7 +106,7 @@ def _fits(stage: TrainingSettings, change: dict[str, Any], shape: Shape, capacit
 
 
 def _largest_micro_batch(stage: TrainingSettings, shape: Shape, capacity: float) -> int | None:
-    share = stage.global_batch // stage.workers
+    share = stage.global_batch // stage.workers.least
     for micro in sorted((n for n in range(1, share + 1) if share % n == 0), reverse=True):
         if _fits(stage, {"micro_batch": micro}, shape, capacity):
             return micro
@@ -120,7 +121,7 @@ def _advise(stage: TrainingSettings, shape: Shape, capacity: float) -> str:
         *({"zero": zero} for zero in (2, 3) if zero > stage.zero and not _forbidden(stage, zero)),
         {"zero": max(stage.zero, 2), "offload": "optimizer"},
         {"zero": 3, "offload": "all"},
-        *({"workers": n} for n in _larger_worker_counts(stage)),
+        *({"workers": count} for count in _larger_worker_counts(stage)),
     ]
     changes = [
         {name: value for name, value in change.items() if getattr(stage, name) != value}
@@ -149,9 +150,13 @@ def _smaller_micro_batches(micro: int) -> list[int]:
     return [n for n in range(micro - 1, 0, -1) if micro % n == 0]
 
 
-def _larger_worker_counts(stage: TrainingSettings) -> list[int]:
-    doubled = (2**n * stage.workers for n in range(1, 6))
-    return [workers for workers in doubled if stage.global_batch % workers == 0]
+def _larger_worker_counts(stage: TrainingSettings) -> list[WorkerCount]:
+    doubled = (2**n * stage.workers.least for n in range(1, 6))
+    return [
+        WorkerCount(least=least, most=max(least, stage.workers.most))
+        for least in doubled
+        if stage.global_batch % least == 0
+    ]
 
 
 def _format(change: dict[str, Any]) -> str:

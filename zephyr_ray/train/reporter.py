@@ -44,7 +44,8 @@ class Reporter(TrainerCallback):
         if self.journal:
             seconds = time.monotonic() - self.started
             entry = {"step": state.global_step, "steps": self.job.steps, "seconds": seconds}
-            self.journal.append({**entry, **logs})
+            workers = torch.distributed.get_world_size()
+            self.journal.append({**entry, "workers": workers, **logs})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= self.job.steps:

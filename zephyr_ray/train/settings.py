@@ -10,6 +10,7 @@ from pydantic import Field
 from zephyr_ray.errors import Permanent
 from zephyr_ray.settings import ADDED, OPERATIONAL, Reads, Strict
 from zephyr_ray.stage import BoundedStage, Stage
+from zephyr_ray.train.worker_count import WorkerCount
 
 if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
@@ -53,7 +54,9 @@ class WorkerSettings(BoundedStage):
     zero: Annotated[Literal[0, 1, 2, 3], OPERATIONAL] = 3
     """DeepSpeed's ZeRO stage: what is split over workers. 0 nothing, 1 the optimizer state, 2 also
     gradients, 3 also weights."""
-    workers: Annotated[int, OPERATIONAL] = Field(1, ge=1)
+    workers: Annotated[WorkerCount, OPERATIONAL] = WorkerCount.fixed(1)
+    """Number of workers, or `{least: …, most: …}`: as many as the cluster has room for. When one is
+    lost or added, training continues from the last checkpoint with those that there are."""
     cpus_per_worker: Annotated[int, OPERATIONAL] = Field(1, ge=1)
     """CPUs per worker; without a GPU also its number of threads."""
     gpus_per_worker: Annotated[int, OPERATIONAL] = Field(0, ge=0, le=1)
@@ -85,7 +88,7 @@ class WorkerSettings(BoundedStage):
         """Returns the settings that lower the memory of workers, as an error line names them;
         `more` names others."""
         names = ["micro_batch"] if self.batches()[0] > 1 else []
-        names += ["workers"] if self.workers > 1 and not self.gpus_per_worker else []
+        names += ["workers"] if self.workers.most > 1 and not self.gpus_per_worker else []
         lower = f"{', '.join(names)} or max_length" if names else "max_length"
         return f"lower {lower}, {more}or use a smaller model"
 
@@ -180,16 +183,18 @@ class TrainingSettings(WorkerSettings):
         """Whether sequences hold several rows."""
         return False
 
-    def batches(self) -> tuple[int, int]:
-        """Returns rows per forward pass on one worker, and forward passes per step.
+    def batches(self, workers: int | None = None) -> tuple[int, int]:
+        """Returns rows per forward pass on one worker, and forward passes per step; by default for
+        the fewest workers.
 
         Raises Permanent if the global batch cannot be split evenly over the workers.
         """
-        share, rest = divmod(self.global_batch, self.workers)
+        workers = workers or self.workers.least
+        share, rest = divmod(self.global_batch, workers)
         if rest:
             raise Permanent(
-                f"global_batch {self.global_batch} cannot be split over {self.workers} workers; "
-                f"choose workers that divide it, or global_batch {self.workers * (share + 1)}"
+                f"global_batch {self.global_batch} cannot be split over {workers} workers; "
+                f"choose workers that divide it, or global_batch {workers * (share + 1)}"
             )
         micro = max(n for n in range(1, min(self.micro_batch, share) + 1) if share % n == 0)
         return micro, share // micro

@@ -94,8 +94,8 @@ class WorkerStage(WorkerSettings):
 
     def processors(self, models: dict[str, RecipeModel]) -> Processors:
         return Processors(
-            cpus=self.workers * self.cpus_per_worker,
-            gpus=self.workers * self.gpus_per_worker,
+            cpus=self.workers.least * self.cpus_per_worker,
+            gpus=self.workers.least * self.gpus_per_worker,
             lower="its workers",
         )
 
@@ -160,7 +160,8 @@ class TrainingStage(TrainingSettings, WorkerStage):
             return Footprint()
         needed = memory.worker_memory(self, shape)
         return Footprint(
-            memory=self.workers * (needed.host + (0 if self.gpus_per_worker else needed.total)),
+            memory=self.workers.least
+            * (needed.host + (0 if self.gpus_per_worker else needed.total)),
             artifact=4 * shape.parameters,  # fp32
             scratch=CHECKPOINTS * 16 * shape.parameters,  # fp32 weights and optimizer state
             fix=self.memory_savings(),

@@ -101,7 +101,7 @@ def trainer_arguments(job: Job) -> dict[str, Any]:
     settings = job.settings
     if settings.optimizer != "adamw":
         need_bitsandbytes(f"optimizer: {settings.optimizer}")
-    micro, accumulation = settings.batches()
+    micro, accumulation = settings.batches(torch.distributed.get_world_size())
     has_gpu = torch.cuda.is_available()
     return {
         "output_dir": str(job.checkpoints),
