@@ -117,6 +117,102 @@ def test_losses_are_those_of_an_unbroken_run(
     assert resumed == pytest.approx({step: expected[step] for step in (3, 4)}, abs=1e-4)
 
 
+def state(folder: Path) -> dict[str, Any]:
+    """Every tensor and number of a checkpoint of DeepSpeed by its place."""
+    import torch
+
+    def values(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.tolist()
+        if isinstance(value, dict):
+            return {key: values(item) for key, item in value.items()}
+        return [values(item) for item in value] if isinstance(value, list | tuple) else value
+
+    found = {}
+    for path in sorted(folder.glob("*_states.pt")):
+        loaded = torch.load(path, weights_only=False)
+        found[path.name] = values({n: v for n, v in loaded.items() if n != "ds_config"})
+        found[path.name].get("optimizer_state_dict", {}).pop("param_slice_mappings", None)
+    return found
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "zero_0"])
+def test_there_and_back_is_the_same(
+    case: str, runs: dict[str, dict[int, Job]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By way of three workers, whose parameters of stage 3 are in several sub-groups."""
+    from zephyr_ray.train import resharding
+
+    [old] = runs[case][2].checkpoints.glob("checkpoint-2/global_step2")
+    there, back = tmp_path / "there", tmp_path / "back"
+    there.mkdir()
+    back.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(resharding, "SUB_GROUP", 1000)
+        for rank in range(3):
+            resharding.rewrite(old, there, rank, 3)
+    for rank in range(2):
+        resharding.rewrite(there, back, rank, 2)
+    assert len(state(there)) > len(state(old))
+    assert state(back) == state(old)
+
+
+def test_sub_groups_are_those_of_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+
+    from zephyr_ray.train import resharding
+
+    sizes = {"a": 3, "b": 4, "c": 9, "d": 1, "e": 2, "f": 7, "g": 1}
+    splits = {name: resharding.Split(0, 0, 0, 0, size) for name, size in sizes.items()}
+    parameters = [SimpleNamespace(partition_numel=lambda s=s: s, name=n) for n, s in sizes.items()]
+    for limit in (1, 7, 10, 26, 27, 28):
+        monkeypatch.setattr(resharding, "SUB_GROUP", limit)
+        theirs = DeepSpeedZeroOptimizer_Stage3._create_fp16_sub_groups(
+            SimpleNamespace(sub_group_size=limit), parameters
+        )
+        ours = [*resharding._sub_groups([*sizes], splits)]
+        assert ours == [[parameter.name for parameter in group] for group in theirs]
+
+
+@pytest.mark.parametrize("case", ["zero_1", "zero_3"])
+def test_a_kill_in_mid_rewriting_leaves_the_checkpoint(
+    case: str, runs: dict[str, dict[int, Job]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zephyr_ray.train import resharding
+
+    checkpoint = tmp_path / "checkpoint-2"
+    shutil.copytree(runs[case][2].checkpoints / "checkpoint-2", checkpoint)
+    written, before = resharding.written_by(checkpoint), state(checkpoint / "global_step2")
+
+    def killed(state: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(resharding, "_save", killed)
+        resharding.fit_to_workers(checkpoint, 0, 1, lambda: None)
+    assert resharding.written_by(checkpoint) == written == (written[0], 2)
+    assert state(checkpoint / "global_step2") == before
+    resharding.fit_to_workers(checkpoint, 0, 2, lambda: None)
+    assert [path.name for path in checkpoint.glob("global_step*")] == ["global_step2"]
+    resharding.fit_to_workers(checkpoint, 0, 1, lambda: None)
+    assert [path.name for path in checkpoint.glob("global_step*")] == ["global_step2-1"]
+    assert resharding.written_by(checkpoint) == (written[0], 1)
+
+
+def test_every_worker_has_a_random_state(runs: dict[str, dict[int, Job]]) -> None:
+    for workers, names in {
+        1: ["rng_state.pth"],
+        4: [f"rng_state_{n}.pth" for n in range(4)],
+    }.items():
+        checkpoint = runs["zero_0"][workers].checkpoints / "checkpoint-2"
+        first = (checkpoint / "rng_state_0.pth").read_bytes()
+        assert (checkpoint / names[0]).read_bytes() == first
+        assert {path.name for path in checkpoint.glob("rng_state*")} >= set(names)
+
+
 def test_training_goes_on_with_the_workers_that_are_left(
     runs: dict[str, dict[int, Job]], model: Path, tmp_path: Path
 ) -> None:
