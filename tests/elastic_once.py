@@ -13,8 +13,9 @@ from zephyr_ray.store import read_jsonl
 
 if __name__ == "__main__":
     os.environ |= {"RAY_AUTH_MODE": "disabled"}
-    # Ray shall notice the lost node within a second.
+    # Ray detects the lost node within a second, and waits for it only for 20.
     os.environ |= {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "2"}
+    os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
     import ray
     from ray.cluster_utils import Cluster
 
