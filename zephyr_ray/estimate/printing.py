@@ -12,10 +12,11 @@ from zephyr_ray.formatting import abbreviate, gib, hours, rate_per_second
 from zephyr_ray.manifest import read_manifest
 from zephyr_ray.models.shapes import find_shape
 from zephyr_ray.plan import Step
-from zephyr_ray.recipe import Recipe
+from zephyr_ray.recipe import Hardware, Recipe
 from zephyr_ray.store import Store
 from zephyr_ray.train.memory import Memory
 from zephyr_ray.train.settings import TrainingSettings, WorkerSettings
+from zephyr_ray.train.worker_count import WorkerCount
 
 MEASURED = "as measured"
 """Part of the source of a rate of an earlier run, which is over all of the stage's time."""
@@ -94,7 +95,7 @@ def _training_lines(
             f"{bound}{abbreviate(estimate.tokens)} tokens"
         )
     if estimate.hours:
-        basis = source or f"at {hardware.tflops:g} TFLOP/s per GPU"  # type: ignore[union-attr]
+        basis = source or _basis(estimate.hours, stage.workers, hardware)
         basis += ", without the cost of offload" if stage.offload != "none" else ""
         time = hours(estimate.hours)
         time_bound = "" if source or time.startswith("<") else bound
@@ -109,7 +110,7 @@ def _training_lines(
 def _fit(estimate: training.TrainingEstimate, stage: TrainingSettings) -> str:
     room = f"{(estimate.capacity or 0) / GIB:.3g} GiB"
     if not stage.gpus_per_worker:
-        room += " of free memory" + (" per worker" if stage.workers > 1 else "")
+        room += " of free memory" + (" per worker" if stage.workers.least > 1 else "")
     if not estimate.fits:
         return f"does not fit {room}: {estimate.advice}"
     largest = f"{estimate.largest_micro_batch} tokens"
@@ -126,6 +127,15 @@ def _validation(
     if MEASURED in source:
         return f"{text}, in the time above"
     return text + (f", {hours(estimate.hours * share)} more" if estimate.hours else "")
+
+
+def _basis(slowest: float, workers: WorkerCount, hardware: Hardware | None) -> str:
+    """Returns what hours of the fewest workers rest on, and the hours of the most."""
+    basis = f"at {hardware.tflops:g} TFLOP/s per GPU"  # type: ignore[union-attr]
+    if workers.is_elastic:
+        fastest = hours(slowest * workers.least / workers.most)
+        basis += f" with {workers.least}; {fastest} with {workers.most}"
+    return basis
 
 
 def _forward_lines(
@@ -150,7 +160,7 @@ def _forward_lines(
         tokens = abbreviate(estimate.tokens)
         lines.append(f"  work    {bound}{count:,} {stage.unit}, {bound}{tokens} tokens")
     if estimate.hours:
-        basis = source or f"at {hardware.tflops:g} TFLOP/s per GPU"  # type: ignore[union-attr]
+        basis = source or _basis(estimate.hours, stage.workers, hardware)
         time = hours(estimate.hours)
         lines.append(f"  time    {'' if source or time.startswith('<') else bound}{time} ({basis})")
     elif count:
@@ -169,8 +179,9 @@ def _memory(parts: Memory, stage: WorkerSettings) -> str:
         "reserve": parts.reserve,
     }
     listed = ", ".join(f"{purpose} {gib(size)}" for purpose, size in shares.items() if size)
-    devices = f"{stage.workers} {device}{'s' if stage.workers > 1 else ''}, ZeRO-{stage.zero}"
-    text = f"{gib(parts.total)} per {device} ({devices}): {listed}"
+    workers = stage.workers
+    devices = f"{'with the fewest of ' * workers.is_elastic}{workers.describe(device)}"
+    text = f"{gib(parts.total)} per {device} ({devices}, ZeRO-{stage.zero}): {listed}"
     return text + (f"; CPU memory {gib(parts.host)} per worker" if parts.host else "")
 
 

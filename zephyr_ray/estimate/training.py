@@ -12,6 +12,7 @@ from zephyr_ray.ray_cluster import cluster_address
 from zephyr_ray.recipe import Hardware
 from zephyr_ray.train import memory
 from zephyr_ray.train.settings import TrainingSettings
+from zephyr_ray.train.worker_count import WorkerCount
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class TrainingEstimate:
     upper_bound: bool
     """Whether sequences, steps and tokens are upper bounds instead of expectations."""
     hours: float | None
-    """Hours of wall time; None if unknown."""
+    """Hours of wall time with the fewest workers; None if unknown."""
 
 
 def estimate(
@@ -72,7 +73,7 @@ def estimate(
         # Training costs 6 FLOPs per parameter and token, 4 with LoRA.
         per_token = (4 if stage.lora else 6) + stage.reference_flops / stage.epochs
         operations = per_token * tokens
-        speed = stage.workers * hardware.tflops * 1e12
+        speed = stage.workers.least * hardware.tflops * 1e12
         hours = operations * shape.parameters / speed / 3600
     return TrainingEstimate(
         parameters=shape.parameters,
@@ -105,7 +106,7 @@ def _capacity(stage: TrainingSettings, hardware: Hardware | None) -> float | Non
         return hardware.gpu_memory_gib * GIB if hardware else None
     if cluster_address() is not None:
         return None
-    return max(0, psutil.virtual_memory().available - RAY_BYTES) / stage.workers
+    return max(0, psutil.virtual_memory().available - RAY_BYTES) / stage.workers.least
 
 
 def _sequences(
@@ -137,7 +138,7 @@ def _advise(stage: TrainingSettings, shape: Shape, capacity: float) -> str:
         *({"zero": zero} for zero in (2, 3) if zero > stage.zero and not _forbidden(stage, zero)),
         {"zero": max(stage.zero, 2), "offload": "optimizer"},
         {"zero": 3, "offload": "all"},
-        *({"workers": n} for n in _larger_worker_counts(stage)),
+        *({"workers": count} for count in _larger_worker_counts(stage)),
     ]
     changes = [
         {name: value for name, value in change.items() if getattr(stage, name) != value}
@@ -161,9 +162,13 @@ def _forbidden(stage: TrainingSettings, zero: int | None) -> bool:
     return zero == 3 and stage.lora is not None and stage.lora.quantized
 
 
-def _larger_worker_counts(stage: TrainingSettings) -> list[int]:
-    doubled = (2**n * stage.workers for n in range(1, 6))
-    return [workers for workers in doubled if workers <= stage.global_batch]
+def _larger_worker_counts(stage: TrainingSettings) -> list[WorkerCount]:
+    doubled = (2**n * stage.workers.least for n in range(1, 6))
+    return [
+        WorkerCount(least=least, most=max(least, stage.workers.most))
+        for least in doubled
+        if least <= stage.global_batch
+    ]
 
 
 def _format(change: dict[str, Any]) -> str:

@@ -67,8 +67,8 @@ def forward_memory(settings: WorkerSettings, shape: Shape) -> Memory:
     tokens = settings.largest_pass
     weights, buffers, host = start_weights(settings, shape), 0.0, 0.0
     if settings.zero == 3:
-        weights /= settings.workers
-        buffers = 6 * min(LIVE, shape.parameters) * (settings.workers > 1)
+        weights /= settings.workers.least
+        buffers = 6 * min(LIVE, shape.parameters) * (settings.workers.most > 1)
     if settings.offload == "all":
         host, weights = weights, 0
     # Residuals and the norm's result in fp32, the norm's output, and three results of the MLP.
@@ -99,10 +99,11 @@ def model_states(
 ) -> tuple[float, float, float, float, float]:
     """Returns the bytes of weights, gradients, optimizer state (with fp32 master weights) and
     buffers on one GPU, and the bytes in host memory."""
-    trained, workers = trained_parameters(settings, shape), settings.workers
+    trained, workers = trained_parameters(settings, shape), settings.workers.least
+    several = settings.workers.most > 1
     all_weights = start_weights(settings, shape) + (4 * trained if settings.lora else 0)
     if settings.zero == 0:
-        return all_weights, 4 * trained, 8 * trained, 4 * min(FLAT, trained) * (workers > 1), 0
+        return all_weights, 4 * trained, 8 * trained, 4 * min(FLAT, trained) * several, 0
     # ZeRO 1 and 2 alternate two fp32 buckets; ZeRO-3 has one in fp32 and one in bf16.
     buffers = 2 * 4 * min(bucket, trained) if settings.zero < 3 else 6 * min(bucket, trained)
     # At every ZeRO stage the optimizer has fp32 master weights beside its two moments.
@@ -112,7 +113,7 @@ def model_states(
     if settings.zero == 3:
         weights /= workers
         # Gathered in fp32, and in transit in bf16.
-        buffers += 6 * min(LIVE, shape.parameters) * (workers > 1)
+        buffers += 6 * min(LIVE, shape.parameters) * several
     if settings.offload != "none":
         # The host holds gradients twice: as received, and as the optimizer reads them.
         host, optimizer = optimizer + 8 * trained / workers, 0

@@ -62,7 +62,8 @@ class Reference(PairStage):
             return Footprint()
         needed = memory.forward_memory(self, shape)
         return Footprint(
-            memory=self.workers * (needed.host + (0 if self.gpus_per_worker else needed.total)),
+            memory=self.workers.least
+            * (needed.host + (0 if self.gpus_per_worker else needed.total)),
             fix=lambda memory: self.memory_savings(),
         )
 

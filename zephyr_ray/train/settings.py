@@ -10,6 +10,7 @@ from pydantic import Field
 from zephyr_ray.errors import Permanent
 from zephyr_ray.settings import ADDED, OPERATIONAL, Reads, Strict
 from zephyr_ray.stage import BoundedStage, Stage
+from zephyr_ray.train.worker_count import WorkerCount
 
 if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
@@ -53,7 +54,9 @@ class WorkerSettings(BoundedStage):
     zero: Annotated[Literal[0, 1, 2, 3], OPERATIONAL] = 3
     """DeepSpeed's ZeRO stage: what is split over workers. 0 nothing, 1 the optimizer state, 2 also
     gradients, 3 also weights."""
-    workers: Annotated[int, OPERATIONAL] = Field(1, ge=1)
+    workers: Annotated[WorkerCount, OPERATIONAL] = WorkerCount.fixed(1)
+    """Number of workers, or `{least: …, most: …}`: as many as the cluster has room for. When one is
+    lost or added, training continues from the last checkpoint with those that there are."""
     cpus_per_worker: Annotated[int, OPERATIONAL] = Field(1, ge=1)
     """CPUs per worker; without a GPU also its number of threads."""
     gpus_per_worker: Annotated[int, OPERATIONAL] = Field(0, ge=0, le=1)
@@ -107,7 +110,7 @@ class WorkerSettings(BoundedStage):
         """
         to = f" to {largest}" if largest else ""
         names = [f"micro_batch{to}"] if self.largest_pass > self.longest_row else []
-        names += ["workers"] if self.workers > 1 and not self.gpus_per_worker else []
+        names += ["workers"] if self.workers.most > 1 and not self.gpus_per_worker else []
         lower = f"{', '.join(names)} or max_length" if names else "max_length"
         return f"lower {lower}, {more}or use a smaller model"
 
@@ -184,10 +187,10 @@ class TrainingSettings(WorkerSettings):
         return self.lora is not None and self.lora.quantized
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
-        if self.workers > self.global_batch:
+        if self.workers.most > self.global_batch:
             raise Permanent(
-                f"global_batch {self.global_batch} has no row for each of {self.workers} workers; "
-                f"set workers: {self.global_batch}"
+                f"global_batch {self.global_batch} has no row for each of {self.workers.most} "
+                f"workers; set at most {self.global_batch} workers"
             )
         self._check_validation(reads)
         super().check(files, reads)
@@ -225,8 +228,8 @@ class TrainingSettings(WorkerSettings):
 
     @property
     def step_tokens(self) -> int:
-        """Maximum tokens of a step on one worker."""
-        return math.ceil(self.global_batch / self.workers) * self.longest_row
+        """Maximum tokens of a step on one worker, of the fewest workers."""
+        return math.ceil(self.global_batch / self.workers.least) * self.longest_row
 
     @property
     def reference_flops(self) -> int:

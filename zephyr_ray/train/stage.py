@@ -111,8 +111,8 @@ class WorkerStage(WorkerSettings):
 
     def processors(self, models: dict[str, RecipeModel]) -> Processors:
         return Processors(
-            cpus=self.workers * self.cpus_per_worker,
-            gpus=self.workers * self.gpus_per_worker,
+            cpus=self.workers.least * self.cpus_per_worker,
+            gpus=self.workers.least * self.gpus_per_worker,
             lower="its workers",
         )
 
@@ -204,14 +204,15 @@ class TrainingStage(TrainingSettings, WorkerStage):
         needed = memory.worker_memory(self, shape)
 
         def fix(free: float) -> str:
-            share = free / self.workers
+            share = free / self.workers.least
             on_gpu = self.gpus_per_worker > 0
             return self.memory_savings(
                 None if on_gpu else memory.largest_micro_batch(self, shape, share)
             )
 
         return Footprint(
-            memory=self.workers * (needed.host + (0 if self.gpus_per_worker else needed.total)),
+            memory=self.workers.least
+            * (needed.host + (0 if self.gpus_per_worker else needed.total)),
             artifact=4 * shape.parameters,  # fp32
             scratch=CHECKPOINTS * 16 * shape.parameters,  # fp32 weights and optimizer state
             fix=fix,
