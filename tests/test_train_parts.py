@@ -222,12 +222,14 @@ def test_rank_0_writes_the_steps(tmp_path: Path) -> None:
     from zephyr_ray.train.reporter import Reporter
 
     for rank in (0, 1):
-        reporter = Reporter(job(tmp_path, global_batch=4), trainer=None, context=None, rank=rank)
+        reporter = Reporter(
+            job(tmp_path, global_batch=4), trainer=None, context=None, rank=rank, workers=2
+        )
         reporter.on_step_begin(None, None, None)
         reporter.on_log(None, TrainerState(global_step=3), None, {"loss": 0.5, "nll": 2.0})
     [step] = read_jsonl(tmp_path / "scratch" / "steps" / "rank0.jsonl")
     assert step.pop("seconds") >= 0
-    assert step == {"step": 3, "steps": 10, "loss": 0.5, "nll": 2.0}
+    assert step == {"step": 3, "steps": 10, "workers": 2, "loss": 0.5, "nll": 2.0}
 
 
 def test_the_final_loss_is_the_mean_of_the_last_tenth_of_the_steps(

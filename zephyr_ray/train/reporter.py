@@ -30,10 +30,11 @@ class Reporter(TrainerCallback):
         trainer: Any,
         context: Context,
         rank: int,
+        workers: int,
         validation: Validation | None = None,
     ):
         self.job, self.trainer, self.context = job, trainer, context
-        self.validation = validation
+        self.workers, self.validation = workers, validation
         self.journal = Journal(job.scratch / "steps", writer="rank0") if rank == 0 else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -60,10 +61,8 @@ class Reporter(TrainerCallback):
 
     def _write(self, step: int, entry: dict[str, float]) -> None:
         if self.journal:
-            workers = torch.distributed.get_world_size()
-            self.journal.append(
-                {"step": step, "steps": self.job.steps, "workers": workers, **entry}
-            )
+            counts = {"step": step, "steps": self.job.steps, "workers": self.workers}
+            self.journal.append(counts | entry)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= self.job.steps:
