@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_ends_training(loss: float, tmp_path: Path) ->
 
     from zephyr_ray.train.reporter import Reporter
 
-    reporter = Reporter(job(tmp_path), trainer=None, context=None, rank=0)
+    reporter = Reporter(job(tmp_path), trainer=None, context=None, rank=0, workers=1)
     reporter.on_step_begin(None, None, None)
     with pytest.raises(Permanent, match=f"the loss is {loss} at step 3; lower learning_rate"):
         reporter.on_log(None, TrainerState(global_step=3), None, {"loss": loss})
