@@ -19,7 +19,7 @@ import train_once
 from zephyr_ray.errors import Permanent
 from zephyr_ray.stage import Work
 from zephyr_ray.store import read_jsonl
-from zephyr_ray.train import workers
+from zephyr_ray.train import preparation, workers
 from zephyr_ray.train.data import TokenRows
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.sft import IGNORED, Sft
@@ -332,3 +332,22 @@ def test_a_sharded_reference_equals_an_unsharded_one(
 def test_offloaded_training_is_the_same(one_worker: Work, sft: Runner) -> None:
     offloaded = sft(workers=2, zero=2, offload="optimizer")
     assert losses(offloaded) == pytest.approx(losses(one_worker), abs=2e-4)
+
+
+def test_rows_prepared_by_ray_tasks_are_those_of_one_process(
+    ray_cluster: None, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Sft(model="base", data="data", max_length=64)
+    work = train_once.work_for(tmp_path, tiny_model, [])
+    rows = train_once.dialogues(40)
+    rows[30]["messages"] = rows[30]["messages"][:1]
+    expected = list(train_once.prepare(stage, work, rows))
+    counts, examples = dict(work.counts), dict(work.examples)
+    monkeypatch.setattr(preparation, "BLOCK_LINES", 4)
+    assert list(train_once.prepare(stage, work, rows)) == expected
+    assert (work.counts, work.examples) == (counts, examples)
+    assert len(list((work.scratch / "data").glob("*.npy"))) == 10 > preparation.FEW_BLOCKS
+    stop = stage.model_copy(update={"bad_rows": "stop"})
+    line = "^row '30' of 'data': a conversation has no assistant message to train on; correct it, "
+    with pytest.raises(Permanent, match=line):
+        train_once.prepare(stop, work, rows)

@@ -44,7 +44,7 @@ SFT = train_once.SFT | {
 }
 DPO = {
     "workers": 2,
-    "micro_batch": 256,
+    "micro_batch": 1,
     "zero": 3,
     "global_batch": 4,
     "epochs": 1,
@@ -401,7 +401,7 @@ def test_a_resumed_run_has_every_validation_point(sft_runs: tuple[Job, Job]) -> 
 def test_dpo_is_validated_like_plain_transformers_on_two_workers(
     tiny_model: Path, chat: ChatFormat, tmp_path: Path
 ) -> None:
-    """With ZeRO-3, and five pairs, so that one worker has an empty batch."""
+    """With ZeRO-3, and five pairs in a forward pass each: one worker has an empty batch."""
     pairs = train_once.pairs(17)
     rows, held_out = pairs[:12], pairs[12:]
     work = work_for(tmp_path, tiny_model, rows, held_out)

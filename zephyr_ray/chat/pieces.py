@@ -8,8 +8,8 @@ from itertools import chain
 from typing import Any
 
 _LEFT = string.ascii_letters + string.digits + ".,:;!?'\")"
-_STARTS = re.compile(f"(?<=[{_LEFT}])(?= [A-Za-z])")
-"""Matches where a piece starts: before a single space between a character that ends a word and a
+_BREAKS = re.compile(f" (?<=[{_LEFT}] )(?=[A-Za-z])")
+"""Matches what stands between two pieces: a single space between a character that ends a word and a
 letter. Control tokens end otherwise, because some tokenizers write another space after them."""
 _SPANNING = re.compile(f"[{_LEFT}][Ġ▁]")
 """Matches in a token that spans two pieces. Vocabularies write a space as one of these letters."""
@@ -32,14 +32,14 @@ def by_pieces(backend: Any, control: list[str], encode: Encode) -> Encode:
     """
     is_bpe = type(backend.model).__name__ == "BPE" and not backend.model.dropout
     added = backend.get_added_tokens_decoder().values()
-    reach_further = any(token.rstrip or _STARTS.search(token.content) for token in added)
+    reach_further = any(token.rstrip or _BREAKS.search(token.content) for token in added)
     vocabulary = backend.get_vocab(with_added_tokens=False)
     if not is_bpe or reach_further or any(map(_SPANNING.search, vocabulary)):
         return encode
     probe = _PROBE + "".join(f"{token} a" for token in control)
     expected = encode(probe)
-    # Some tokenizers write a space before every text; for them, a piece is its text without it.
-    for pieces in (Pieces(encode, 0), Pieces(encode, 1)):
+    # The space belongs to the piece after it; some tokenizers write one before every text.
+    for pieces in (Pieces(encode, " "), Pieces(encode, "")):
         if pieces.encode(probe) == expected:
             return pieces.encode
     return encode
@@ -48,26 +48,26 @@ def by_pieces(backend: Any, control: list[str], encode: Encode) -> Encode:
 class Pieces:
     """Encodes texts piece by piece."""
 
-    def __init__(self, encode: Encode, omitted: int):
-        """`omitted`: how many characters at the start of a piece `encode` adds again."""
-        self._encode, self._known = encode, _Known(encode, omitted)
+    def __init__(self, encode: Encode, before: str):
+        """`before` is the text to encode before a piece that follows another one."""
+        self._encode, self._known = encode, _Known(encode, before)
 
     def encode(self, text: str) -> list[int]:
-        first, *pieces = _STARTS.split(text)
+        first, *pieces = _BREAKS.split(text)
         ids = self._encode(first)
         ids.extend(chain.from_iterable(map(self._known.__getitem__, pieces)))
         return ids
 
 
-class _Known(dict[str, list[int]]):
+class _Known(dict[str, tuple[int, ...]]):
     """The ids of pieces; encodes a piece that is not known yet."""
 
-    def __init__(self, encode: Encode, omitted: int):
+    def __init__(self, encode: Encode, before: str):
         super().__init__()
-        self._encode, self._omitted = encode, omitted
+        self._encode, self._before = encode, before
 
-    def __missing__(self, piece: str) -> list[int]:
-        ids = self._encode(piece[self._omitted :])
+    def __missing__(self, piece: str) -> tuple[int, ...]:
+        ids = tuple(self._encode(self._before + piece))
         if len(piece) <= _LONGEST_PIECE:
             if len(self) >= _MOST_PIECES:
                 self.clear()

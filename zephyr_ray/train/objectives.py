@@ -14,6 +14,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from zephyr_ray.train import losses as loss_functions
 from zephyr_ray.train.batches import Dealer
+from zephyr_ray.train.data import Data
 from zephyr_ray.train.loss_settings import LossSettings
 from zephyr_ray.train.losses import Answers, answer_nll, token_nll
 from zephyr_ray.train.model import FAMILIES
@@ -68,11 +69,12 @@ class Objective(ABC):
         """Returns whether batches are padded for a model with this configuration; else a batch is
         one row, in which each sequence attends to itself."""
 
-    def lengths(self, data: Any, padded: bool) -> list[int]:
+    def lengths(self, data: Data, padded: bool) -> list[int]:
         """Returns the tokens of each row of the data in a batch."""
-        return list(map(int, data.lengths))
+        lengths: list[int] = data.lengths.tolist()
+        return lengths
 
-    def dealer(self, config: Any, data: Any, capacity: int, workers: int) -> Dealer:
+    def dealer(self, config: Any, data: Data, capacity: int, workers: int) -> Dealer:
         """Returns what deals rows of the data to micro-batches of at most `capacity` tokens."""
         padded = self.pads(config)
         return Dealer(self.lengths(data, padded), capacity, workers, padded)
@@ -147,7 +149,7 @@ class DpoObjective(Objective):
     def pads(self, config: Any) -> bool:
         return bool(why_not_shared(config))
 
-    def lengths(self, data: Any, padded: bool) -> list[int]:
+    def lengths(self, data: Data, padded: bool) -> list[int]:
         return pair_lengths(data, padded)
 
     def collator(self, pad_token_id: int, model: Any) -> Any:

@@ -14,6 +14,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
 from zephyr_ray.stage import log
+from zephyr_ray.train.data import Data
 from zephyr_ray.train.model import FAMILIES
 
 MODEL_INPUTS = (
@@ -40,13 +41,16 @@ def pair_collator(pad_token_id: int, config: Any) -> Any:
     return DataCollatorForPreference(pad_token_id)
 
 
-def pair_lengths(data: Any, padded: bool) -> list[int]:
+def pair_lengths(data: Data, padded: bool) -> list[int]:
     """Returns the tokens of each row of the data in a batch."""
+    lengths: list[int] = data.lengths.tolist()
     if not padded:
-        return list(map(int, data.lengths))
+        return lengths
+    rows = map(data.__getitem__, range(len(data)))
+    answers = ((row["chosen_ids"], row["rejected_ids"]) for row in rows)
+    # Both sequences of a pair are as long as the longer one.
     return [
-        2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])))
-        for row in data
+        2 * (length - min(map(len, both))) for length, both in zip(lengths, answers, strict=True)
     ]
 
 

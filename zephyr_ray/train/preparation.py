@@ -26,6 +26,8 @@ from zephyr_ray.train.model import load_chat
 
 BLOCK_LINES = 1000
 """Lines per block: small enough for the memory of a process, and to balance the load."""
+FEW_BLOCKS = 8
+"""Most blocks that run in the driver: another process takes seconds to start."""
 Row = dict[str, Any]
 Tokenize = Callable[[ChatFormat, Row, Counter[str]], Tokens]
 """Returns the tokens of a row by column, the same columns for every row, and adds to the counts.
@@ -205,9 +207,8 @@ def _finished(shard: Shard) -> Summary:
 
 
 def _run(preparation: Preparation, blocks: list[Block]) -> Iterator[Summary]:
-    """Yields the summaries of the blocks in any order. A single block runs in this process, because
-    it takes less time than to start another one."""
-    if len(blocks) <= 1:
+    """Yields the summaries of the blocks in any order."""
+    if len(blocks) <= FEW_BLOCKS:
         yield from (prepare_block(preparation, block) for block in blocks)
         return
     import ray

@@ -59,21 +59,21 @@ class Sft(TrainingStage):
         if self.packing:
             write_packing(folder, pack(data.lengths, self.max_length, self.seed))
             data = open_data(folder)
-            work.counts["packing_fill"] = work.counts["tokens"] / len(data) / self.max_length
+            work.counts["packing_fill"] = float(data.lengths.mean()) / self.max_length
         work.counts["sequences"] = len(data)
         return data
 
     def tokenize(self, chat: ChatFormat, row: Row, counts: Counter[str]) -> Tokens:
         ids, trained = chat.render(row["messages"])
-        # A truncated answer does not end on its own, so its end token is not trained.
+        labels, read, count = [IGNORED] * len(ids), ids[: self.max_length], 0
         for span, answer in zip(chat.answers(ids, trained), answers(row["messages"]), strict=True):
-            trained[span[-1]] = answer.get("finish_reason") != "length"
-        if len(ids) > self.max_length:
-            counts["truncated"] += 1
-            ids, trained = ids[: self.max_length], trained[: self.max_length]
-        if not any(trained):
+            # A truncated answer does not end on its own, so its end token is not trained.
+            stop = span.stop - (answer.get("finish_reason") == "length")
+            labels[span.start : stop] = ids[span.start : stop]
+            count += max(0, min(stop, len(read)) - span.start)
+        counts["truncated"] += len(read) < len(ids)
+        if not count:
             raise CutAway("truncated_to_nothing")
-        counts["tokens"] += len(ids)
-        counts["trained_tokens"] += sum(trained)
-        labels = [token if on else IGNORED for token, on in zip(ids, trained, strict=True)]
-        return {"input_ids": ids, "labels": labels}
+        counts["tokens"] += len(read)
+        counts["trained_tokens"] += count
+        return {"input_ids": read, "labels": labels[: len(read)]}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.store import write_atomically
-from zephyr_ray.train.batches import micro_batches
+from zephyr_ray.train.batches import Dealer, micro_batches
 from zephyr_ray.train.context import Context, RayContext
 from zephyr_ray.train.cpu import prepare_worker
 from zephyr_ray.train.data import Data, TokenRows
@@ -78,8 +78,11 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
     data = load_data(job, objective)
     held_out = None if settings.validation is None else load_data(job.validation, objective)
     config, world_size = load_config(job.weights), torch.distributed.get_world_size()
-    dealer = objective.dealer(config, data, settings.micro_batch, world_size)
-    steps = micro_batches(job.order, settings.global_batch, dealer, rank)
+
+    def dealer_of(data: Data) -> Dealer:
+        return objective.dealer(config, data, settings.micro_batch, world_size)
+
+    steps = micro_batches(job.order, settings.global_batch, dealer_of(data), rank)
     arguments = SFTConfig(**trainer_arguments(job, passes=len(steps[0])))
     # After `arguments`: with ZeRO-3, they make from_pretrained split the weights as it loads them.
     model = load_model(job.weights, settings.is_quantized(), adapted=settings.lora is not None)
@@ -98,10 +101,8 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
     trainer.remove_callback(PrinterCallback)
     validation = None
     if held_out is not None:
-        dealer = objective.dealer(config, held_out, settings.micro_batch, world_size)
-        rows = range(len(held_out))
-        batches = dealer.deal(rows, dealer.passes(rows))[rank]
-        validation = Validation(trainer, held_out, batches)
+        dealer, rows = dealer_of(held_out), range(len(held_out))
+        validation = Validation(trainer, held_out, dealer.deal(rows, dealer.passes(rows))[rank])
     trainer.add_callback(Reporter(job, trainer, context, rank, validation))
     return trainer
 
