@@ -12,6 +12,8 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks.workload import Row, Size, parameters, training_flops
+from zephyr_ray.train.data import ID, Shard, write_index
+from zephyr_ray.train.packing import open_data, pack, write_packing
 
 GIB = 2**30
 PEAK_TFLOPS = 989
@@ -112,21 +114,14 @@ def sequence_lengths(row: Row, shared: bool = False) -> list[int]:
 
 def write_rows(stage: Any, rows: list[Row], folder: Path) -> int:
     """Writes the rows as a training stage's scratch/data; returns their number after packing."""
-    from zephyr_ray.train.data import ID, Shard, TokenRows, write_index
-    from zephyr_ray.train.packing import open_data, pack, write_packing
-
     data = folder / "scratch" / "data"
     data.mkdir(parents=True)
-    columns = [*stage.columns, ID]
-    written = [
-        {name: row[name] for name in stage.columns} | {ID: list(str(number).encode())}
-        for number, row in enumerate(rows)
-    ]
-    Shard(data, 0).write(written)
-    lengths = np.array([[len(row[name]) for name in columns] for row in written], np.int32)
-    write_index(data, columns, lengths, [len(rows)])
+    tokens = [{name: row[name] for name in stage.columns} | {ID: []} for row in rows]
+    Shard(data, 0).write(tokens)
+    lengths = np.array([[len(ids) for ids in row.values()] for row in tokens], np.int32)
+    write_index(data, [*stage.columns, ID], lengths, [len(rows)])
     if stage.packs:
-        write_packing(data, pack(TokenRows(data).lengths, stage.max_length, stage.seed))
+        write_packing(data, pack(lengths[:, 0], stage.max_length, stage.seed))
     return len(open_data(data))
 
 

@@ -138,6 +138,9 @@ def test_a_killed_pass_goes_on_pair_by_pair(prepare: Any, tiny_model: Path) -> N
             self.data, self.last, self.read = data, last, list[int]()
             self.lengths = data.lengths
 
+        def __len__(self) -> int:
+            return len(self.data)
+
         def __getitem__(self, row: int) -> Any:
             if row not in self.read and len(self.read) == self.last:
                 raise KeyboardInterrupt

@@ -92,7 +92,7 @@ def make(
     folder = tmp_path_factory.mktemp(request.param)
     work = train_once.work_for(folder, tiny_model, rows(request.param))
     stage = kind(**COMMON, **settings)
-    train_once.prepare(stage, work, rows(request.param))
+    stage.prepare(work)
     longest = max(dealer(stage, str(tiny_model), work.scratch, capacity=1, workers=1).lengths)
 
     def make(name: str, steps: int = 6, one_pass: bool = False, **settings: Any) -> Job:
