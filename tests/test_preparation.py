@@ -34,7 +34,8 @@ def dialogues() -> list[dict[str, Any]]:
         rows[number]["messages"] = rows[number]["messages"][:1]
     for number in (2, 20):
         rows[number]["messages"][0]["content"] = "stone " * 80
-    rows[7] |= {"messages": rows[7]["messages"][:2], "finish": ["length"]}
+    short = [{"role": role, "content": "old"} for role in ("user", "assistant")]
+    rows[7] |= {"messages": short, "finish": ["length"]}
     rows[8]["id"] = "Größe 1"
     return rows
 
