@@ -49,8 +49,8 @@ def test_the_kernels_counter_is_read() -> None:
     ("settings", "savings"),
     [
         ({}, "lower micro_batch or max_length, set gradient_checkpointing: true, or use a"),
-        ({"micro_batch": 1, "gradient_checkpointing": True}, "lower max_length, or use a"),
-        ({"workers": 2, "micro_batch": 1}, "lower workers or max_length, set"),
+        ({"micro_batch": 2048, "gradient_checkpointing": True}, "lower max_length, or use a"),
+        ({"workers": 2, "micro_batch": 2048}, "lower workers or max_length, set"),
     ],
 )
 def test_only_settings_that_can_be_lowered_are_named(

@@ -4,6 +4,7 @@ The coefficients count what DeepSpeed and PyTorch hold; tests compare them with 
 allocates. Weights, gradients and optimizer state are fp32; matrix products are bf16 or fp32.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from zephyr_ray.demand import GPU_RESERVE, PROCESS_BYTES
@@ -20,6 +21,8 @@ TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768
 TILE_BYTES_GPU, TILE_BYTES_CPU = 2, 31
 """Bytes per logit of a tile: TRL's GPU kernel works in place; its CPU code holds the tile in bf16,
 seven intermediate results in fp32 and a mask (trl.kernels.chunked_logprob)."""
+GRAIN = 256
+"""Tokens by which a proposed `micro_batch` is raised."""
 FOUR_BITS = 0.5 + 4 / 64
 """Bytes per weight in NF4: four bits, and an fp32 scale per 64 weights."""
 
@@ -51,17 +54,17 @@ def trained_parameters(settings: TrainingSettings, shape: Shape) -> int:
 
 
 def worker_memory(settings: TrainingSettings, shape: Shape) -> Memory:
-    """Returns the peak memory of one worker that trains on micro-batches of maximum length."""
+    """Returns the peak memory of one worker that trains on the largest micro-batches."""
     weights, gradients, optimizer, buffers, host = model_states(settings, shape)
-    tokens = settings.batches()[0] * settings.sequences_per_row * settings.max_length
+    tokens = settings.largest_pass
     activation_bytes = activations(settings, shape, tokens) + output_layer(settings, shape, tokens)
     reserve = GPU_RESERVE if settings.gpus_per_worker else PROCESS_BYTES
     return Memory(weights, gradients, optimizer, activation_bytes, buffers, reserve, host)
 
 
 def forward_memory(settings: WorkerSettings, shape: Shape) -> Memory:
-    """Returns the peak memory of one worker that only runs forward passes of maximum length."""
-    tokens = settings.batches()[0] * settings.sequences_per_row * settings.max_length
+    """Returns the peak memory of one worker that only runs the largest forward passes."""
+    tokens = settings.largest_pass
     weights, buffers, host = start_weights(settings, shape), 0.0, 0.0
     if settings.zero == 3:
         weights /= settings.workers.least
@@ -74,6 +77,21 @@ def forward_memory(settings: WorkerSettings, shape: Shape) -> Memory:
     peak = max(layer, output_tile(settings, shape, tokens) + 8 * tokens * shape.hidden)
     reserve = GPU_RESERVE if settings.gpus_per_worker else PROCESS_BYTES
     return Memory(weights, 0, 0, peak, buffers, reserve, host)
+
+
+def largest_micro_batch(settings: TrainingSettings, shape: Shape, capacity: float) -> int | None:
+    """Returns the largest `micro_batch` with which a worker fits into `capacity` bytes, in steps of
+    GRAIN tokens: at most the tokens of a step on one worker, None if one row does not fit."""
+
+    def too_large(tokens: int) -> bool:
+        changed = settings.model_copy(update={"micro_batch": tokens})
+        return worker_memory(changed, shape).total > capacity
+
+    row = settings.longest_row
+    most = settings.step_tokens
+    choices = [row, *range(row + GRAIN - row % GRAIN, most, GRAIN), *([most] * (most > row))]
+    fitting = bisect_left(choices, True, key=too_large)
+    return choices[fitting - 1] if fitting else None
 
 
 def model_states(

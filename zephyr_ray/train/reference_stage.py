@@ -11,7 +11,6 @@ from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact
 from zephyr_ray.train import memory
 from zephyr_ray.train.job import WorkerJob
-from zephyr_ray.train.model import load_chat
 from zephyr_ray.train.pair_stage import PairStage
 from zephyr_ray.train.reference import JOURNAL
 from zephyr_ray.train.workers import run_workers
@@ -40,7 +39,7 @@ class Reference(PairStage):
 
     def run(self, work: Work) -> None:
         weights = work.models[self.model].weights
-        self.prepare(work, load_chat(weights), work.inputs[self.data].rows())
+        self.prepare(work)
         entries: dict[int, dict[str, Any]] = {}
 
         def note(entry: dict[str, Any]) -> None:
@@ -65,7 +64,7 @@ class Reference(PairStage):
         return Footprint(
             memory=self.workers.least
             * (needed.host + (0 if self.gpus_per_worker else needed.total)),
-            fix=self.memory_savings(),
+            fix=lambda memory: self.memory_savings(),
         )
 
     def section(self, artifact: Artifact) -> Section:

@@ -19,7 +19,7 @@ from zephyr_ray.ray_cluster import connect
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Journal, write_rows
 from zephyr_ray.train.failures import died, kernel_kills, ran_out_of_memory
-from zephyr_ray.train.job import Job, WorkerJob
+from zephyr_ray.train.job import VALIDATION, Job, WorkerJob
 from zephyr_ray.train.reference import JOURNAL
 from zephyr_ray.train.worker import run_worker
 
@@ -42,20 +42,26 @@ def train(work: Work, job: Job) -> None:
 
     def note(row: dict[str, Any]) -> None:
         # After a resume, steps repeat from the checkpoint on.
-        work.progress.resumed = min(work.progress.resumed, row["step"] - 1)
+        work.progress.resumed = min(work.progress.resumed, max(0, row["step"] - 1))
         work.progress.done = row["step"]
+        work.progress.note = validation_note(row) or work.progress.note
         metrics = {key: value for key, value in row.items() if key not in ("step", "steps")}
         work.log_metrics(metrics, row["step"])
 
     work.progress.unit, work.progress.total = "steps", job.steps
     run_workers(work, job, "steps", note)
     entries = {row["step"]: row for row in work.journal("steps").read_new()}
-    steps = [entries[step] for step in sorted(entries)]
+    rows = [entries[step] for step in sorted(entries)]
+    write_rows(work.folder, rows, STEPS)
+    steps = [row for row in rows if row["step"] > 0]  # step 0 measures the start model
     tail = steps[-max(1, len(steps) // 10) :]
-    work.counts["steps"] = write_rows(work.folder, steps, STEPS)
-    rows = work.counts.get("sequences", work.counts["rows"])
-    in_epochs = math.ceil(job.settings.epochs * rows)
+    work.counts["steps"] = len(steps)
+    work.counts |= {name: value for name, value in steps[-1].items() if name.startswith(VALIDATION)}
+    sequences = work.counts.get("sequences", work.counts["rows"])
+    in_epochs = math.ceil(job.settings.epochs * sequences)
     work.counts["repeated_to_fill_the_last_step"] = len(job.order) - in_epochs
+    shares = [row.get("real_token_share", 1.0) for row in steps]  # absent without padding
+    work.counts["real_token_share"] = sum(shares) / len(shares)
     work.counts["train/loss_final"] = sum(row["loss"] for row in tail) / len(tail)
 
 
@@ -187,6 +193,15 @@ def _followed(
     finally:
         finished.set()
         thread.join()
+
+
+def validation_note(row: dict[str, Any]) -> str:
+    """Returns the loss and accuracy of held-out rows after a step; empty if none were measured."""
+    if f"{VALIDATION}loss" not in row:
+        return ""
+    accuracies = (f"{VALIDATION}{name}" for name in ("rewards/accuracies", "mean_token_accuracy"))
+    accuracy = next(row[name] for name in accuracies if name in row)
+    return f"validation loss {row[f'{VALIDATION}loss']:.3f}, accuracy {accuracy:.0%}"
 
 
 @contextmanager
