@@ -32,6 +32,6 @@ if __name__ == "__main__":
 
     threading.Thread(target=lose_second_node, daemon=True).start()
     workers = {"least": 1, "most": 2}
-    train_once.sft(folder, Path(sys.argv[2]), workers=workers, zero=3, micro_batch=2)
+    train_once.sft(folder, Path(sys.argv[2]), workers=workers, zero=3)
     ray.shutdown()
     nodes.shutdown()

@@ -300,7 +300,7 @@ def test_answers_that_are_equal_once_truncated_are_dropped(
         ({"offload": "all", "zero": 2}, "offload: all does not work with zero: 2; set zero: 3"),
         (
             {"global_batch": 3, "workers": 4},
-            "global_batch 3 has no row for each of 4 workers; set at most 3 workers",
+            "global_batch 3 has no row for each of 4 workers; set workers: 3",
         ),
     ],
 )

@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_ends_training(loss: float, tmp_path: Path) ->
 
     from zephyr_ray.train.reporter import Reporter
 
-    reporter = Reporter(job(tmp_path), trainer=None, context=None, rank=0, workers=1)
+    reporter = Reporter(job(tmp_path), trainer=None, context=None, rank=0)
     reporter.on_step_begin(None, None, None)
     with pytest.raises(Permanent, match=f"the loss is {loss} at step 3; lower learning_rate"):
         reporter.on_log(None, TrainerState(global_step=3), None, {"loss": loss})
@@ -222,11 +222,10 @@ def test_rank_0_writes_the_steps(tmp_path: Path) -> None:
     from zephyr_ray.train.reporter import Reporter
 
     for rank in (0, 1):
-        reporter = Reporter(
-            job(tmp_path, global_batch=4), trainer=None, context=None, rank=rank, workers=2
-        )
+        reporter = Reporter(job(tmp_path, global_batch=4), trainer=None, context=None, rank=rank)
         reporter.on_step_begin(None, None, None)
-        reporter.on_log(None, TrainerState(global_step=3), None, {"loss": 0.5, "nll": 2.0})
+        args = SimpleNamespace(world_size=2)
+        reporter.on_log(args, TrainerState(global_step=3), None, {"loss": 0.5, "nll": 2.0})
     [step] = read_jsonl(tmp_path / "scratch" / "steps" / "rank0.jsonl")
     assert step.pop("seconds") >= 0
     assert step == {"step": 3, "steps": 10, "workers": 2, "loss": 0.5, "nll": 2.0}

@@ -107,10 +107,19 @@ def _training_lines(
     return lines
 
 
+def _basis(slowest: float, workers: WorkerCount, hardware: Hardware | None) -> str:
+    """Returns what hours of the fewest workers rest on, and the hours of the most."""
+    basis = f"at {hardware.tflops:g} TFLOP/s per GPU"  # type: ignore[union-attr]
+    if workers.is_elastic:
+        fastest = hours(slowest * workers.least / workers.most)
+        basis += f" with {workers.least}; {fastest} with {workers.most}"
+    return basis
+
+
 def _fit(estimate: training.TrainingEstimate, stage: TrainingSettings) -> str:
     room = f"{(estimate.capacity or 0) / GIB:.3g} GiB"
     if not stage.gpus_per_worker:
-        room += " of free memory" + (" per worker" if stage.workers.least > 1 else "")
+        room += " of free memory" + (" per worker" if stage.workers.most > 1 else "")
     if not estimate.fits:
         return f"does not fit {room}: {estimate.advice}"
     largest = f"{estimate.largest_micro_batch} tokens"
@@ -127,15 +136,6 @@ def _validation(
     if MEASURED in source:
         return f"{text}, in the time above"
     return text + (f", {hours(estimate.hours * share)} more" if estimate.hours else "")
-
-
-def _basis(slowest: float, workers: WorkerCount, hardware: Hardware | None) -> str:
-    """Returns what hours of the fewest workers rest on, and the hours of the most."""
-    basis = f"at {hardware.tflops:g} TFLOP/s per GPU"  # type: ignore[union-attr]
-    if workers.is_elastic:
-        fastest = hours(slowest * workers.least / workers.most)
-        basis += f" with {workers.least}; {fastest} with {workers.most}"
-    return basis
 
 
 def _forward_lines(

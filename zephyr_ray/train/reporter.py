@@ -30,11 +30,10 @@ class Reporter(TrainerCallback):
         trainer: Any,
         context: Context,
         rank: int,
-        workers: int,
         validation: Validation | None = None,
     ):
         self.job, self.trainer, self.context = job, trainer, context
-        self.workers, self.validation = workers, validation
+        self.validation = validation
         self.journal = Journal(job.scratch / "steps", writer="rank0") if rank == 0 else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -57,12 +56,12 @@ class Reporter(TrainerCallback):
         # Before the checkpoint of this step, so that a resumed run need not measure it again.
         due = step % self.job.settings.validate_every == 0 or step == self.job.steps
         measured = self.validation.measure() if self.validation and due else {}
-        self._write(step, {"seconds": seconds, **logs, **measured})
+        known = {"seconds": seconds, "workers": args.world_size}
+        self._write(step, {**known, **logs, **measured})
 
     def _write(self, step: int, entry: dict[str, float]) -> None:
         if self.journal:
-            counts = {"step": step, "steps": self.job.steps, "workers": self.workers}
-            self.journal.append(counts | entry)
+            self.journal.append({"step": step, "steps": self.job.steps, **entry})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= self.job.steps:

@@ -187,10 +187,11 @@ class TrainingSettings(WorkerSettings):
         return self.lora is not None and self.lora.quantized
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
-        if self.workers.most > self.global_batch:
+        most = self.workers.most
+        if most > self.global_batch:
             raise Permanent(
-                f"global_batch {self.global_batch} has no row for each of {self.workers.most} "
-                f"workers; set at most {self.global_batch} workers"
+                f"global_batch {self.global_batch} has no row for each of {most} workers; "
+                f"set workers: {self.global_batch}"
             )
         self._check_validation(reads)
         super().check(files, reads)

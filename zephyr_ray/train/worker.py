@@ -103,7 +103,7 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
     if held_out is not None:
         dealer, rows = dealer_of(held_out), range(len(held_out))
         validation = Validation(trainer, held_out, dealer.deal(rows, dealer.passes(rows))[rank])
-    trainer.add_callback(Reporter(job, trainer, context, rank, world_size, validation))
+    trainer.add_callback(Reporter(job, trainer, context, rank, validation))
     return trainer
 
 
