@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 
 from benchmarks.workload import Row, Size, parameters, training_flops
+from zephyr_ray.train.data import ID, Shard, write_index
+from zephyr_ray.train.packing import open_data, pack, write_packing
 
 GIB = 2**30
 PEAK_TFLOPS = 989
@@ -109,17 +112,17 @@ def sequence_lengths(row: Row, shared: bool = False) -> list[int]:
     return [prompt + answers[0], answers[1] + (0 if shared else prompt)]
 
 
-def write_rows(stage: Any, rows: list[Row], folder: Path) -> list[int]:
-    """Writes the rows as a training stage's scratch/data; returns their lengths."""
-    from datasets import Dataset
-    from trl.data_utils import pack_dataset
-
-    data = Dataset.from_list(rows)
+def write_rows(stage: Any, rows: list[Row], folder: Path) -> int:
+    """Writes the rows as a training stage's scratch/data; returns their number after packing."""
+    data = folder / "scratch" / "data"
+    data.mkdir(parents=True)
+    tokens = [{name: row[name] for name in stage.columns} | {ID: []} for row in rows]
+    Shard(data, 0).write(tokens)
+    lengths = np.array([[len(ids) for ids in row.values()] for row in tokens], np.int32)
+    write_index(data, [*stage.columns, ID], lengths, [len(rows)])
     if stage.packs:
-        data = pack_dataset(data, stage.max_length, "bfd")
-    (folder / "scratch").mkdir(parents=True)
-    data.save_to_disk(str(folder / "scratch" / "data"))
-    return [sum(sequence_lengths(row)) for row in data]
+        write_packing(data, pack(lengths[:, 0], stage.max_length, stage.seed))
+    return len(open_data(data))
 
 
 def ours(
@@ -143,9 +146,7 @@ def ours(
     trainer = make_trainer(job, ProcessContext(job.checkpoints))
     trainer.add_callback(meter)
     trainer.train()
-    measured = [
-        trainer.train_dataset[at] for at in range(size.warmup * stage.global_batch, len(order))
-    ]
+    measured = [trainer.batches.data[row] for row in order[size.warmup * stage.global_batch :]]
     return meter.result(size, measured, 4 if stage.lora else 6, shared="prompt_ids" in rows[0])
 
 

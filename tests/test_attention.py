@@ -185,6 +185,17 @@ def test_a_pair_in_one_row_gives_the_logits_of_two_sequences(family: str) -> Non
     assert (logits - torch.cat(expected)).abs().max() < 1e-4
 
 
+def test_positions_are_not_searched_for_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search would wait for the GPU at every forward pass."""
+    import transformers.masking_utils
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(**SIZE))
+    use_segments(model)
+    monkeypatch.delattr(transformers.masking_utils, "find_packed_sequence_indices")
+    model(**packed([3, 2]), use_cache=False)
+
+
 def test_a_padded_batch_keeps_the_window() -> None:
     import torch
     from transformers import AutoModelForCausalLM

@@ -5,14 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import zero_memory
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
-from zephyr_ray.estimate import training
+from zephyr_ray.estimate import forward, training
 from zephyr_ray.estimate.printing import estimate_lines
 from zephyr_ray.models import shapes
 from zephyr_ray.models.shapes import Shape, find_shape, shape_of
@@ -23,6 +25,7 @@ from zephyr_ray.store import Store
 from zephyr_ray.text.prompts import SelfInstruct
 from zephyr_ray.train import memory
 from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.reference_stage import Reference
 from zephyr_ray.train.sft import Sft
 
 MISTRAL_7B = {
@@ -170,6 +173,31 @@ def test_activations_are_what_pytorch_allocates(settings: dict[str, Any], tokens
     assert memory.activations(stage, shape_of(SMALL), tokens) == pytest.approx(real, rel=0.1)
 
 
+@pytest.mark.parametrize(("precision", "tokens"), [("bf16", 256), ("bf16", 2048), ("fp32", 1024)])
+def test_a_forward_pass_is_what_pytorch_allocates(precision: str, tokens: int) -> None:
+    """Without the output layer, which needs less here."""
+    import torch
+
+    torch.set_num_threads(1)
+    from zephyr_ray.train.kernels import round_norms
+
+    model, shape = build(SMALL), shape_of(SMALL)
+    round_norms(model)
+    model.requires_grad_(False)
+    settings = {"zero": 0, "precision": precision, "micro_batch": tokens}
+    stage = Reference(model="m", data="d", gpus_per_worker=1, **settings)
+    ids = torch.arange(tokens)[None] % 1000
+
+    def step() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            model.model(ids, use_cache=False)
+
+    step()
+    needed = memory.forward_memory(stage, shape)
+    assert needed.activations == pytest.approx(zero_memory.peak_bytes(step), rel=0.1)
+    assert needed.weights == 4 * shape.parameters
+
+
 def test_output_layer_on_a_cpu_is_what_pytorch_allocates() -> None:
     """TRL's fused output layer, forward and backward, over a vocabulary of half a tile."""
     import torch
@@ -315,7 +343,7 @@ FULL = {"gpus_per_worker": 1, "gradient_checkpointing": True, "global_batch": 12
 
 
 def test_ultrachat_packs_into_the_published_tokens_and_sequences() -> None:
-    estimate = planned(sft(**FULL, workers=8, micro_batch=4), tflops=276)
+    estimate = planned(sft(**FULL, workers=8, micro_batch=8192), tflops=276)
     assert estimate.sequences == pytest.approx(139_000, rel=0.01)
     assert estimate.tokens == pytest.approx(285e6, rel=0.01)
     assert estimate.steps == 1088 and estimate.fits and not estimate.upper_bound
@@ -334,9 +362,13 @@ def test_a_stated_rate_gives_the_hours() -> None:
     ("settings", "gib", "advice"),
     [
         ({"workers": 8, "zero": 2}, 80, ""),
-        ({"workers": 8, "zero": 2, "micro_batch": 1}, 48, "zero: 3 makes it fit"),
-        ({"workers": 8, "gradient_checkpointing": False, "micro_batch": 8}, 80, "gradient_checkp"),
-        ({"workers": 8, "micro_batch": 16}, 48, "micro_batch: 8 makes it fit"),
+        ({"workers": 8, "zero": 2, "micro_batch": 2048}, 48, "zero: 3 makes it fit"),
+        (
+            {"workers": 8, "gradient_checkpointing": False, "micro_batch": 16384},
+            80,
+            "gradient_checkp",
+        ),
+        ({"workers": 8, "micro_batch": 32768}, 48, "micro_batch: 29440 makes it fit"),
         ({"workers": 1, "zero": 0}, 80, "offload: optimizer makes it fit"),
         ({"workers": 2, "zero": 3}, 48, "offload: optimizer makes it fit"),
         ({"workers": 1, "zero": 0}, 4, f"{NOTHING_FITS} or set lora: {{}}"),
@@ -346,7 +378,7 @@ def test_a_stated_rate_gives_the_hours() -> None:
 def test_a_stage_that_does_not_fit_gets_advice(
     settings: dict[str, Any], gib: float, advice: str
 ) -> None:
-    estimate = planned(sft(**FULL | {"micro_batch": 4} | settings), gib)
+    estimate = planned(sft(**FULL | {"micro_batch": 8192} | settings), gib)
     assert estimate.fits == (not advice)
     assert estimate.advice.find(advice) >= 0, estimate.advice
     if advice == NOTHING_FITS:
@@ -361,17 +393,51 @@ def test_70b_has_its_number_of_parameters() -> None:
     assert isinstance(shape, Shape) and shape.parameters == 68_976_648_192
 
 
-def test_hours_of_lora_and_of_dpo_by_hand() -> None:
+@pytest.mark.parametrize(("loss", "reference"), [("sigmoid", 2), ("simpo", 0)])
+def test_hours_of_lora_and_of_dpo_by_hand(loss: str, reference: int) -> None:
     full, lora = (planned(sft(**FULL, workers=8, **more), tflops=100) for more in ({}, LORA))
     assert full.hours and lora.hours
     assert full.hours / lora.hours == pytest.approx(6 / 4)
-    pairs = Dpo(model="m", data="d", **FULL | {"global_batch": 50}, epochs=2, max_length=1000)
+    batch = FULL | {"global_batch": 50}
+    pairs = Dpo(model="m", data="d", **batch, epochs=2, max_length=1000, loss=loss)
     hardware = Hardware(gpu_memory_gib=80, tflops=100)
     estimate = training.estimate(pairs, shape_of(MISTRAL_7B), hardware, 1000, None, None)
     # Two epochs of 1000 pairs of 2 × 1000 tokens, 6 operations per token and parameter, and 2 for
-    # the reference, once.
-    operations = (6 * 2 + 2) * 2_000_000 * 7_241_732_096
+    # the reference, once; SimPO has none.
+    operations = (6 * 2 + reference) * 2_000_000 * 7_241_732_096
     assert estimate.hours == pytest.approx(operations / 100e12 / 3600)
+
+
+def test_a_reference_takes_its_hours_from_dpo() -> None:
+    shape, hardware = shape_of(MISTRAL_7B), Hardware(gpu_memory_gib=80, tflops=100)
+    settings = {"model": "m", "data": "d", "gpus_per_worker": 1, "workers": 2, "max_length": 1000}
+    dpo = Dpo(**settings, reference="r", epochs=2, global_batch=50)
+    trained = training.estimate(dpo, shape, hardware, 1000, None, None)
+    assert trained.hours == pytest.approx(6 * 2 * 2e6 * 7_241_732_096 / 200e12 / 3600)
+    scored = forward.estimate(Reference(**settings), shape, hardware, 1000, None, None)
+    assert scored.hours == pytest.approx(2 * 2e6 * 7_241_732_096 / 200e12 / 3600)
+    assert (scored.tokens, scored.upper_bound, scored.fits) == (2e6, True, True)
+    assert forward.estimate(Reference(**settings), shape, None, 1000, 500, 4).hours == 250 / 3600
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights", "buffers", "host"),
+    [
+        ({"zero": 0}, 29.0, 0, 0),
+        ({"zero": 3, "workers": 4}, 29.0 / 4, 6, 0),
+        ({"zero": 3, "workers": 4, "offload": "all"}, 0, 6, 29.0 / 4),
+        ({"zero": 0, "quantized": True}, 4.97, 0, 0),
+    ],
+)
+def test_states_of_a_7b_reference_by_hand(
+    settings: dict[str, Any], weights: float, buffers: float, host: float
+) -> None:
+    # 6.98 B of its 7.24 B parameters are in linear layers, which 4.5 bits hold, the others 32.
+    stage = Reference(model="m", data="d", gpus_per_worker=1, **settings)
+    needed = memory.forward_memory(stage, shape_of(MISTRAL_7B))
+    found = [needed.weights, needed.buffers, needed.host]
+    assert [size / 1e9 for size in found] == pytest.approx([weights, buffers, host], rel=2e-3)
+    assert needed.gradients == needed.optimizer == 0
 
 
 RECIPE = """\
@@ -448,6 +514,26 @@ def test_a_folder_with_a_config_alone_is_enough_for_a_plan(
     assert "does not fit 24 GiB: " in shown and "KV cache 0.24 GiB per conversation" in shown
     assert "all endpoints: ≤ 600 calls, about $2" in shown
     assert shown.index("pairwise") < shown.index("7,241,732,096")
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "line"),
+    [
+        (600, "fits 279 GiB of free memory per worker; micro_batch 8192, maximum 8192 tokens (the"),
+        (
+            240,
+            "does not fit 111 GiB of free memory per worker: lower micro_batch to 4608, workers or",
+        ),
+    ],
+)
+def test_training_without_a_gpu_is_planned_for_the_free_memory(
+    gigabytes: float, line: str, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(available=gigabytes * 1e9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    assert line in "\n".join(planned_lines(recipe_file, "sft.gpus_per_worker=0"))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # a cluster has its own memory
+    assert "of free memory" not in "\n".join(planned_lines(recipe_file, "sft.gpus_per_worker=0"))
 
 
 def test_an_engine_that_does_not_fit_says_so(recipe_file: Path) -> None:

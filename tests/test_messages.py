@@ -153,13 +153,11 @@ def test_the_end_of_each_answer_is_trained_unless_it_was_cut_off(
     said: tuple[Message, ...],
     ends: list[bool],
     system: list[Message],
-    tmp_path: Path,
     tiny_model: Path,
 ) -> None:
     chat, stage = load_chat(str(tiny_model)), Sft(model="base", data="data", packing=False)
     messages = [*system, *(m for answer in said for m in (user("Which tree?"), answer))]
-    rows = [{"id": "r", "messages": messages}]
-    [row] = stage._tokens(train_once.work_for(tmp_path, tiny_model, rows), chat, rows)
+    row = train_once.tokens(stage, chat, {"id": "r", "messages": messages})
     stops = [at for at, token in enumerate(row["input_ids"]) if token == chat.stop_token_id]
     # Each message ends with the token; those of answers are every second one.
     answers = stops[len(system) + 1 :: 2]

@@ -129,10 +129,8 @@ def test_chosen_dialogues_are_the_same(tmp_path: Path) -> None:
 
 def test_sft_trains_the_same_tokens(tmp_path: Path, tiny_model: Path) -> None:
     chat, stage = load_chat(str(tiny_model)), Sft(model="base", data="data", packing=False)
-    new, old = (
-        list(stage._tokens(train_once.work_for(tmp_path, tiny_model, rows), chat, rows))
-        for rows in (NEW, OLD)
-    )
+    work = train_once.work_for(tmp_path, tiny_model, [])
+    new, old = (list(train_once.prepare(stage, work, rows)) for rows in (NEW, OLD))
     assert new == old
     ends = [row["labels"].count(chat.stop_token_id) for row in old]
     assert ends == [2, 1, 1, 1]
@@ -140,11 +138,10 @@ def test_sft_trains_the_same_tokens(tmp_path: Path, tiny_model: Path) -> None:
 
 def test_dpo_trains_the_same_tokens(tmp_path: Path, tiny_model: Path) -> None:
     chat, stage = load_chat(str(tiny_model)), Dpo(model="base", data="data")
+    work = train_once.work_for(tmp_path, tiny_model, [])
 
     def tokens(rows: list[Row]) -> list[Row]:
-        work = train_once.work_for(tmp_path, tiny_model, rows)
-        work.counts["truncated"] = 0
-        return list(stage._tokens(work, chat, rows))
+        return list(train_once.prepare(stage, work, rows))
 
     old = tokens(OLD_PAIRS)
     assert tokens(NEW_PAIRS) == old

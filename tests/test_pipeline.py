@@ -51,10 +51,12 @@ stages:
   feedback: {{kind: feedback, judge: judge, completions: completions}}
   pairs: {{kind: preferences, feedback: feedback, min_chosen: 1, ties: keep}}
   control: {{kind: chosen, pairs: pairs}}
+  reference: {{kind: reference, model: sft, data: pairs, max_length: 256, zero: 2}}
   dpo:
     kind: dpo
     model: sft
     data: pairs
+    reference: reference
     epochs: 1
     global_batch: 15
     max_length: 256
@@ -74,6 +76,7 @@ KINDS = {
     "feedback": "feedback",
     "pairs": "preferences",
     "control": "chosen",
+    "reference": "reference",
     "dpo": "dpo",
     "answers_base": "completions",
     "answers_dpo": "completions",
@@ -345,6 +348,14 @@ def test_rows_flow_from_stage_to_stage(seen: Seen) -> None:
         assert pair["chosen"] != pair["rejected"]
         assert pair["score_chosen"] >= pair["score_rejected"]
     assert of_stage(seen.artifacts, "dpo")["counts"]["steps"] == 2
+
+
+def test_dpo_computes_no_log_probability_that_its_reference_has(seen: Seen) -> None:
+    assert {row["id"] for row in read_rows(seen, "reference")} == {
+        row["id"] for row in read_rows(seen, "pairs")
+    }
+    assert len(seen.program.entries("reference", "reference")) == 30
+    assert not seen.program.entries("dpo", "reference")
 
 
 def test_the_folder_of_the_run(seen: Seen) -> None:

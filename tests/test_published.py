@@ -108,7 +108,7 @@ def test_ultrachat_rows_are_what_sft_reads(name: str, folder: Path, tiny_model: 
     chat = load_chat(tiny_model)
     stage = Sft(model="base", data="data", packing=False)
     training = train_once.work_for(folder.parent / "sft", tiny_model, rows)
-    [first, *_] = stage._tokens(training, chat, rows)
+    [first, *_] = stage.prepare(training)
     assert [label for label in first["labels"] if label == chat.stop_token_id] == [
         chat.stop_token_id
     ] * 2
@@ -122,9 +122,8 @@ def test_ultrafeedback_rows_are_what_dpo_reads(name: str, folder: Path, tiny_mod
     assert rows[1]["rejected"] == conversation("So?", "Maybe.")
     assert (rows[1]["score_chosen"], rows[1]["score_rejected"]) == (8.0, 3.5)
     training = train_once.work_for(folder.parent / "dpo", tiny_model, rows)
-    training.counts["truncated"] = 0
     chat = load_chat(tiny_model)
-    [pair, _] = Dpo(model="base", data="data")._tokens(training, chat, rows)
+    [pair, _] = Dpo(model="base", data="data").prepare(training)
     assert pair["prompt_ids"] == chat.prompt(conversation("So?"))
     texts = [chat.tokenizer.decode(pair[f"{side}_ids"]) for side in ("chosen", "rejected")]
     assert texts == ["Yes.<|im_end|>", "Maybe.<|im_end|>"]

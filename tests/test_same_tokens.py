@@ -17,7 +17,6 @@ from zephyr_ray.engines.vllm import VllmEngine
 from zephyr_ray.models.contract import Sampling
 from zephyr_ray.serve.dispatcher import Dispatcher
 from zephyr_ray.serve.request_error import RequestError
-from zephyr_ray.stage import Work
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.sft import Sft
 
@@ -54,17 +53,15 @@ def conversation(text: str) -> Messages:
     return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
 
 
-def sft_row(chat: ChatFormat, messages: Messages, work: Work) -> dict[str, list[int]]:
+def sft_row(chat: ChatFormat, messages: Messages) -> dict[str, list[int]]:
     stage = Sft(model="base", data="data", max_length=1 << 20)
-    [row] = stage._tokens(work, chat, [{"id": "r", "messages": messages}])
-    return row
+    return train_once.tokens(stage, chat, {"id": "r", "messages": messages})
 
 
-def dpo_row(chat: ChatFormat, messages: Messages, work: Work) -> dict[str, list[int]]:
+def dpo_row(chat: ChatFormat, messages: Messages) -> dict[str, list[int]]:
     other = [*messages[:-1], {"role": "assistant", "content": "another answer"}]
     stage = Dpo(model="base", data="data", max_length=1 << 20)
-    [row] = stage._tokens(work, chat, [{"id": "r", "chosen": messages, "rejected": other}])
-    return row
+    return train_once.tokens(stage, chat, {"id": "r", "chosen": messages, "rejected": other})
 
 
 def evaluated_prompt(chat: ChatFormat, messages: Messages, monkeypatch: Any) -> list[int]:
@@ -100,12 +97,11 @@ def served_prompt(chat: ChatFormat, messages: Messages) -> list[int]:
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_evaluation_and_serving_use_the_same_tokens(
-    family: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = ChatFormat.of(load(family))
     messages = conversation(TEXTS[text])
-    work = train_once.work_for(tmp_path, tmp_path, [])
-    row, pair = sft_row(chat, messages, work), dpo_row(chat, messages, work)
+    row, pair = sft_row(chat, messages), dpo_row(chat, messages)
     prompt = pair["prompt_ids"]
     asked = prompt + pair["chosen_ids"]
     assert asked == row["input_ids"][: len(asked)]
@@ -113,7 +109,7 @@ def test_training_evaluation_and_serving_use_the_same_tokens(
     assert prompt == evaluated_prompt(chat, messages[:-1], monkeypatch)
     assert prompt == served_prompt(chat, messages[:-1])
     # No text is a control token: there are as many as in an ordinary conversation.
-    ends = sft_row(chat, conversation("x"), work)["input_ids"].count(chat.stop_token_id)
+    ends = sft_row(chat, conversation("x"))["input_ids"].count(chat.stop_token_id)
     assert row["input_ids"].count(chat.stop_token_id) == ends
 
 

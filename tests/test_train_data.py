@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import train_once
+from train_once import prepare
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
 from zephyr_ray.stage import Work
-from zephyr_ray.train.dpo import Dpo, answer
+from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.model import load_chat, load_model
+from zephyr_ray.train.pair_stage import answer
 from zephyr_ray.train.sft import Sft
 
 
@@ -31,43 +33,20 @@ def pair(chosen: list[dict[str, str]], rejected: list[dict[str, str]]) -> dict[s
 
 @pytest.fixture
 def work(tmp_path: Path, tiny_model: Path) -> Work:
-    work = train_once.work_for(tmp_path, tiny_model, [])
-    work.counts["truncated"] = 0
-    return work
-
-
-def test_global_batch_that_cannot_be_split_is_an_error() -> None:
-    stage = Sft(model="base", data="data", global_batch=9, workers=2)
-    with pytest.raises(Permanent, match="global_batch 9 .* 2 workers"):
-        stage.batches()
-
-
-@pytest.mark.parametrize(
-    ("workers", "micro", "expected"),
-    [(1, 4, (4, 3)), (2, 4, (3, 2)), (4, 4, (3, 1)), (3, 1, (1, 4))],
-)
-def test_micro_batch_and_accumulation_follow(
-    workers: int, micro: int, expected: tuple[int, int]
-) -> None:
-    stage = Sft(model="base", data="data", global_batch=12, workers=workers, micro_batch=micro)
-    assert stage.batches() == expected
+    return train_once.work_for(tmp_path, tiny_model, [])
 
 
 def order(seed: int, epochs: int = 3) -> list[list[int]]:
-    """The order of 20 rows of one length, per epoch."""
+    """The order of 20 rows, per epoch."""
     stage = Sft(model="base", data="data", global_batch=1, epochs=epochs, seed=seed)
-    rows = stage.order([1] * 20)
+    rows = stage.order(20)
     return [rows[at : at + 20] for at in range(0, len(rows), 20)]
 
 
 def test_order_fills_whole_steps_and_shows_every_row() -> None:
     stage = Sft(model="base", data="data", global_batch=4, epochs=1, seed=3)
-    lengths = [7, 3, 9, 1, 5, 2]
-    rows = stage.order(lengths)
+    rows = stage.order(6)
     assert len(rows) == 8 and set(rows) == set(range(6))
-    assert [lengths[row] for row in rows[:4]] == sorted(
-        (lengths[row] for row in rows[:4]), reverse=True
-    )
 
 
 def test_every_epoch_shows_every_row_in_an_order_of_its_own() -> None:
@@ -82,7 +61,7 @@ def test_the_seed_determines_the_order() -> None:
 
 def test_the_end_of_an_answer_that_was_cut_off_is_not_trained(chat: ChatFormat, work: Work) -> None:
     rows = [{"id": "r", "messages": talk("a", "b", "a", "b"), "finish": ["length", "stop"]}]
-    [row] = Sft(model="base", data="data", packing=False)._tokens(work, chat, rows)
+    [row] = prepare(Sft(model="base", data="data", packing=False), work, rows)
     ends = [label for label in row["labels"] if label == chat.stop_token_id]
     assert row["input_ids"].count(chat.stop_token_id) == 4 and len(ends) == 1
     assert row["labels"].index(chat.stop_token_id) > len(row["labels"]) // 2
@@ -95,7 +74,7 @@ def test_truncation_is_counted_and_an_empty_row_dropped(chat: ChatFormat, work: 
         {"id": "lost", "messages": talk(long, answer)},
     ]
     stage = Sft(model="base", data="data", packing=False, max_length=32)
-    assert stage.prepare(work, chat, rows) == [32]
+    assert prepare(stage, work, rows).lengths.tolist() == [32]
     assert work.counts["truncated"] == 2
     assert work.counts["dropped/truncated_to_nothing"] == 1
     assert work.examples["dropped/truncated_to_nothing"] == ["lost"]
@@ -109,7 +88,7 @@ def test_a_dialogue_of_max_length_is_kept_whole(
     ids, _ = chat.render(messages)
     length = len(ids) - missing
     stage = Sft(model="base", data="data", max_length=length)
-    [row] = stage._tokens(work, chat, [{"id": "r", "messages": messages}])
+    [row] = prepare(stage, work, [{"id": "r", "messages": messages}])
     assert row["input_ids"] == ids[:length] and work.counts["truncated"] == truncated
 
 
@@ -120,20 +99,22 @@ def test_dialogues_fill_sequences_of_max_length_by_default(
     rows = [{"id": str(n), "messages": talk("a", "one two three four five")} for n in range(5)]
     length = len(chat.render(rows[0]["messages"])[0])
     stage = Sft(model="base", data="data", max_length=2 * length + 1, **packing)
-    assert stage.prepare(work, chat, rows) == [length * dialogues for dialogues in lengths]
+    data = prepare(stage, work, rows)
+    assert data.lengths.tolist() == [length * dialogues for dialogues in lengths]
     assert (work.counts["rows"], work.counts["sequences"]) == (5, len(lengths))
+    fill = {"packing_fill": 5 / 3 * length / (2 * length + 1)} if not packing else {}
+    assert {k: v for k, v in work.counts.items() if k == "packing_fill"} == pytest.approx(fill)
 
 
 def test_the_seed_shuffles_dialogues_before_packing(chat: ChatFormat, work: Work) -> None:
-    from datasets import load_from_disk
-
     rows = [{"id": word, "messages": talk("a", word)} for word in "bcdefghijk"]
     length = len(chat.render(rows[0]["messages"])[0])
 
     def packed(seed: int) -> list[list[int]]:
         stage = Sft(model="base", data="data", max_length=2 * length, seed=seed)
-        assert stage.prepare(work, chat, rows) == [2 * length] * 5
-        return [row["input_ids"] for row in load_from_disk(str(work.scratch / "data"))]
+        data = prepare(stage, work, rows)
+        assert data.lengths.tolist() == [2 * length] * 5
+        return [row["input_ids"] for row in data]
 
     assert packed(1) == packed(1) != packed(2)
 
@@ -142,11 +123,9 @@ def test_packed_dialogues_do_not_attend_to_each_other(
     chat: ChatFormat, work: Work, tiny_model: Path
 ) -> None:
     import torch
-    from datasets import load_from_disk
 
     stage = Sft(model="base", data="data", max_length=512)
-    assert len(stage.prepare(work, chat, train_once.dialogues(3))) == 1
-    [row] = load_from_disk(str(work.scratch / "data"))
+    [row] = prepare(stage, work, train_once.dialogues(3))
     model = load_model(str(tiny_model))
     objective = stage.objective()
     inputs = objective.inputs(objective.collator(pad_token_id=0, model=model)([row]))
@@ -178,17 +157,17 @@ def test_the_start_of_long_answers_is_kept_beside_the_prompt(chat: ChatFormat, w
     assert len(rejected) > room  # so that both are truncated
     stage = Dpo(model="base", data="data", max_length=len(prompt) + room)
     rows = [pair(talk("ask", "one two three four five six"), talk("ask", "nine ten"))]
-    [row] = stage._tokens(work, chat, rows)
+    [row] = prepare(stage, work, rows)
     assert row["prompt_ids"] == prompt
     assert (row["chosen_ids"], row["rejected_ids"]) == (chosen[:room], rejected[:room])
-    assert row["lengths"] == [stage.max_length] * 2 and work.counts["truncated"] == 1
+    assert work.counts["truncated"] == 1
 
 
 def test_a_pair_of_max_length_is_kept_whole(chat: ChatFormat, work: Work) -> None:
     prompt, chosen = answer(chat, talk("ask", "one two three four five six"))
     stage = Dpo(model="base", data="data", max_length=len(prompt) + len(chosen))
     rows = [pair(talk("ask", "one two three four five six"), talk("ask", "nine"))]
-    [row] = stage._tokens(work, chat, rows)
+    [row] = prepare(stage, work, rows)
     assert row["chosen_ids"] == chosen and work.counts["truncated"] == 0
 
 
@@ -196,7 +175,7 @@ def test_a_prompt_that_leaves_no_room_is_dropped(chat: ChatFormat, work: Work) -
     ask = "one two three four five six seven eight nine ten"
     stage = Dpo(model="base", data="data", max_length=len(chat.prompt(talk(ask))))
     rows = [pair(talk(ask, "a"), talk(ask, "b")), pair(talk("ask", "a"), talk("ask", "b"))]
-    assert len(list(stage._tokens(work, chat, rows))) == 1
+    assert len(prepare(stage, work, rows)) == 1
     assert work.examples == {"dropped/prompt_fills_max_length": ["p"]}
 
 
@@ -205,7 +184,7 @@ def test_data_of_which_most_is_cut_away_stops_the_stage(chat: ChatFormat, work: 
     rows = [{"id": f"r{n}", "messages": talk(long if n else "a", "b")} for n in range(3)]
     stage = Sft(model="base", data="data", max_length=32)
     with pytest.raises(Permanent) as raised:
-        stage.prepare(work, chat, rows)
+        prepare(stage, work, rows)
     assert str(raised.value) == (
         "stage 'train': 2 of 3 rows have nothing to train within max_length 32 "
         "(truncated_to_nothing 2), such as 'r1'; raise train.max_length, or correct the rows"
@@ -217,20 +196,18 @@ def test_bad_rows_have_a_limit(chat: ChatFormat, work: Work) -> None:
     rows = [{"id": f"r{n}", "messages": talk("a", "b")} for n in range(19)]
     bad = {"id": "bad", "messages": talk("a")}
     stage = Sft(model="base", data="data")
-    stage.prepare(work, chat, [bad, *rows])
+    prepare(stage, work, [bad, *rows])
     work.counts.clear()
     with pytest.raises(Permanent, match=r"2 of 20 rows .* \(10%: bad_rows 2\).* 'bad_rows': bad: "):
-        stage.prepare(work, chat, [bad, bad, *rows[1:]])
+        prepare(stage, work, [bad, bad, *rows[1:]])
 
 
 def test_an_answer_that_begins_with_line_breaks_trains_as_in_sft(
     chat: ChatFormat, work: Work
 ) -> None:
     chosen, rejected = talk("ask", "\n\nThe Oder."), talk("ask", "No.")
-    [row] = Dpo(model="base", data="data")._tokens(work, chat, [pair(chosen, rejected)])
-    [dialogue] = Sft(model="base", data="data")._tokens(
-        work, chat, [{"id": "d", "messages": chosen}]
-    )
+    [row] = prepare(Dpo(model="base", data="data"), work, [pair(chosen, rejected)])
+    [dialogue] = prepare(Sft(model="base", data="data"), work, [{"id": "d", "messages": chosen}])
     length = len(row["prompt_ids"] + row["chosen_ids"])
     assert row["prompt_ids"] + row["chosen_ids"] == dialogue["input_ids"][:length]
     assert row["prompt_ids"] == chat.prompt(chosen[:1])
@@ -273,13 +250,13 @@ def test_a_bad_row_is_dropped_and_counted_or_stops_the_stage(
 ) -> None:
     work.max_failed = 0.5
     rows = [bad, good_row(stage, 1), bad | {"id": "q"}, good_row(stage, 2)]
-    assert len(stage.prepare(work, chat, rows)) in (1, 2)  # dialogues are packed
+    assert len(prepare(stage, work, rows)) in (1, 2)  # dialogues are packed
     assert (work.counts["rows"], work.counts["dropped/bad_rows"]) == (2, 2)
     assert work.examples["dropped/bad_rows"] == [f"p: {says}", f"q: {says}"]
     stop = stage.model_copy(update={"bad_rows": "stop"})
     line = re.escape(f"row 'p' of 'data': {says}; correct it, or set bad_rows: drop")
     with pytest.raises(Permanent, match=f"^{line}$"):
-        stop.prepare(work, chat, rows)
+        prepare(stop, work, rows)
 
 
 @pytest.mark.parametrize(("stage", "bad", "says"), bad_rows())
@@ -288,7 +265,7 @@ def test_a_stage_whose_rows_are_all_bad_stops(
 ) -> None:
     line = re.escape(f"row 'p' of 'data': {says}; no row is left to train on")
     with pytest.raises(Permanent, match=f"^{line}$"):
-        stage.prepare(work, chat, [bad, bad])
+        prepare(stage, work, [bad, bad])
 
 
 def test_the_first_row_with_a_mask_is_shown(chat: ChatFormat) -> None:
@@ -306,7 +283,7 @@ def test_answers_that_are_equal_once_truncated_are_dropped(
     stage = Dpo(model="base", data="data", max_length=len(prompt) + common)
     rows = [pair(talk("ask", "one two three four"), talk("ask", rejected))]
     rows.append(pair(talk("ask", "one"), talk("ask", "two")))
-    assert len(list(stage._tokens(work, chat, rows))) == 1
+    assert len(prepare(stage, work, rows)) == 1
     assert work.examples == {"dropped/same_or_empty_answers": ["p"]}
 
 
@@ -321,8 +298,33 @@ def test_answers_that_are_equal_once_truncated_are_dropped(
             "offload: optimizer does not work with zero: 0; set zero: 2",
         ),
         ({"offload": "all", "zero": 2}, "offload: all does not work with zero: 2; set zero: 3"),
+        (
+            {"global_batch": 3, "workers": 4},
+            "global_batch 3 has no row for each of 4 workers; set workers: 3",
+        ),
     ],
 )
 def test_settings_that_cannot_go_together(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(Permanent, match=says):
         Sft(model="base", data="data", **settings).check({}, {})
+
+
+@pytest.mark.parametrize(
+    ("stage", "line"),
+    [
+        (
+            Sft(model="base", data="data", micro_batch=4, max_length=512),
+            "micro_batch 4 is less than the 512 tokens of the longest row; it counts tokens: for 4 "
+            "rows of 512 tokens, write 2048",
+        ),
+        (
+            Dpo(model="base", data="data", micro_batch=1023, max_length=512),
+            "micro_batch 1023 is less than the 1024 tokens of the longest row; it counts tokens: "
+            "for one row of 1024 tokens, write 1024",
+        ),
+    ],
+)
+def test_a_micro_batch_below_a_row_is_refused(stage: Sft | Dpo, line: str) -> None:
+    with pytest.raises(Permanent, match=f"^{line}$"):
+        stage.check({}, {})
+    stage.model_copy(update={"micro_batch": int(line.split()[-1])}).check({}, {})

@@ -48,8 +48,8 @@ def test_the_kernels_counter_is_read() -> None:
     ("settings", "savings"),
     [
         ({}, "lower micro_batch or max_length, set gradient_checkpointing: true, or use a"),
-        ({"micro_batch": 1, "gradient_checkpointing": True}, "lower max_length, or use a"),
-        ({"workers": 2, "micro_batch": 1}, "lower workers or max_length, set"),
+        ({"micro_batch": 2048, "gradient_checkpointing": True}, "lower max_length, or use a"),
+        ({"workers": 2, "micro_batch": 2048}, "lower workers or max_length, set"),
     ],
 )
 def test_only_settings_that_can_be_lowered_are_named(
@@ -75,8 +75,8 @@ class Trainer:
     ("errors", "attempts", "says"),
     [
         ([ActorDiedError(), ActorDiedError()], 3, None),
-        ([ActorDiedError()] * 3, 3, "'s': training workers died 3 times, perhaps killed for lack"),
-        ([OutOfMemoryError("running low on memory")] * 3, 1, "'s': training ran out of memory"),
+        ([ActorDiedError()] * 3, 3, "'s': workers died 3 times, perhaps killed for lack"),
+        ([OutOfMemoryError("running low on memory")] * 3, 1, "'s': a worker ran out of memory"),
         ([ActorDiedError(), WorkerGroupError("", {0: MemoryError()})], 2, "ran out of memory"),
     ],
 )
@@ -102,7 +102,7 @@ def test_a_kill_by_the_kernel_is_not_tried_again(
     monkeypatch.setattr(workers, "_trainer", lambda job: trainer)
     monkeypatch.setattr(workers, "kernel_kills", lambda: next(kills))
     job = Job(settings=Sft(model="m", data="d"), weights="w", folder=tmp_path, order=[])
-    with pytest.raises(Permanent, match="'s': training ran out of memory; lower micro_batch"):
+    with pytest.raises(Permanent, match="'s': a worker ran out of memory; lower micro_batch"):
         workers._fit("s", job)
 
 
@@ -116,6 +116,6 @@ def test_a_worker_that_ray_kills_for_its_memory_is_one_line(
         [sys.executable, script, tmp_path, tiny_model], capture_output=True, text=True, timeout=300
     )
     assert done.stdout.splitlines()[-1:] == [
-        "stage 'train': training ran out of memory; lower micro_batch or max_length, set "
+        "stage 'train': a worker ran out of memory; lower micro_batch or max_length, set "
         "gradient_checkpointing: true, or use a smaller model"
     ], done.stderr

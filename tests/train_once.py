@@ -1,18 +1,25 @@
 """Runs a small training stage. Tests call it, and one runs it as a program in order to kill it."""
 
+import json
 import os
 import random
+import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from zephyr_ray.chat import ChatFormat
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.vllm import VllmSettings
 from zephyr_ray.manifest import Manifest
+from zephyr_ray.messages import with_facts
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, write_rows
+from zephyr_ray.train.data import Data
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.sft import Sft
+from zephyr_ray.train.stage import WorkerStage
 
 WORDS = ["quick", "brown", "foxes", "jump", "over", "lazy", "dogs", "while", "bright", "stars"]
 SFT = {
@@ -72,6 +79,20 @@ def work_for(folder: Path, model: Path, rows: list[dict[str, Any]]) -> Work:
         models={"base": Model("base", VllmSettings(weights=str(model)))},
         files={},
     )
+
+
+def prepare(stage: WorkerStage, work: Work, rows: list[dict[str, Any]]) -> Data:
+    """Prepares the rows in this process, in place of those that it prepared before."""
+    shutil.rmtree(work.scratch / "data", ignore_errors=True)
+    # In ASCII, because UTF-8 has no half surrogate pairs.
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (work.inputs["data"].folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+    return stage.prepare(work)
+
+
+def tokens(stage: WorkerStage, chat: ChatFormat, row: dict[str, Any]) -> dict[str, list[int]]:
+    """Returns the tokens of one row."""
+    return stage.tokenize(chat, with_facts(row), Counter())
 
 
 def sft(folder: Path, model: Path, **settings: Any) -> Work:

@@ -11,6 +11,7 @@ owner that was only slow finds a higher number than its own, and stops before it
 import contextlib
 import os
 import re
+import signal
 import threading
 import time
 import uuid
@@ -236,3 +237,17 @@ class Lease:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}"
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Yields a function with which another thread raises KeyboardInterrupt in the main thread.
+
+    It sends a signal, because only that also ends a system call in which the main thread waits. The
+    signal is not that of Ctrl-C, which shells ignore in background jobs.
+    """
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        yield lambda: os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)

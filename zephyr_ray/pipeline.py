@@ -45,6 +45,7 @@ STAGES = (
     "zephyr_ray.text.feedback:Feedback",
     "zephyr_ray.text.preferences:Preferences",
     "zephyr_ray.text.preferences:Chosen",
+    "zephyr_ray.train.reference_stage:Reference",
     "zephyr_ray.train.dpo:Dpo",
     "zephyr_ray.judge.pairwise:Pairwise",
     "zephyr_ray.report.page:Report",

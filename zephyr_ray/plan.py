@@ -74,7 +74,7 @@ def _identity(recipe: Recipe, stage: Stage, keys: dict[str, str]) -> dict[str, A
         elif name in reads and isinstance(value, list):
             # Names in a list are part of the result, so they are hashed too.
             settings[name] = [[v, _read_identity(recipe, v, reads[name], keys)] for v in value]
-        elif name in reads and value is not None:
+        elif name in reads and isinstance(value, str):
             settings[name] = _read_identity(recipe, value, reads[name], keys)
         else:
             settings[name] = value

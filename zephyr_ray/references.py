@@ -123,7 +123,7 @@ class References:
         return RecipeModel(name, settings, weights, files)
 
     def _start(self, stage: Stage) -> str:
-        [start] = [ref for _, mark, [ref] in marked(stage, Reads) if mark.what == "weights"]
+        [[start]] = [refs for _, mark, refs in marked(stage, Reads) if mark.what == "weights"]
         return start
 
     def _weights(self, value: str) -> Weights:

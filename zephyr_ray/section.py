@@ -79,6 +79,8 @@ class Curve:
 
     title: str
     points: tuple[tuple[float, float], ...]
+    validation: tuple[tuple[float, float], ...] = ()
+    """The same value on held-out data."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ T = TypeVar("T", bound=Strict)
 
 
 def marked(settings: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, list[str]]]:
-    """Returns the fields with a mark as (field, mark, values), without values that are None."""
+    """Returns the fields with a mark as (field, mark, values): the values that are text."""
     fields = []
     for name, field in type(settings).model_fields.items():
         # An optional field keeps its Annotated metadata on the field or inside the union.
@@ -72,7 +72,7 @@ def marked(settings: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, li
             if m == mark or (isinstance(mark, type) and isinstance(m, mark)):
                 value = getattr(settings, name)
                 values = value if isinstance(value, list) else [value]
-                fields.append((name, m, [str(v) for v in values if v is not None]))
+                fields.append((name, m, [v for v in values if isinstance(v, str)]))
     return fields
 
 

@@ -38,6 +38,12 @@ class Progress:
     note: str = ""
     started: float = field(default_factory=time.monotonic)
 
+    def restart(self, unit: str, total: int = 0) -> None:
+        """Starts again from 0, for the next part of the stage."""
+        self.unit, self.total = unit, total
+        self.done = self.resumed = 0
+        self.started = time.monotonic()
+
 
 @dataclass(frozen=True)
 class Variant:

@@ -9,24 +9,22 @@ Keys hash inputs, never outputs, because generation is not deterministic: kind a
 (except operational ones), contents of files, models' settings, and keys of what is read.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
 import os
 import shutil
-import signal
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from zephyr_ray.digests import known_digest
 from zephyr_ray.errors import Permanent
-from zephyr_ray.lease import Lease
+from zephyr_ray.lease import Lease, interruptible
 from zephyr_ray.lease_owner import ATTEMPT_VARIABLE, JOB_VARIABLE
 from zephyr_ray.manifest import MANIFEST, Manifest, read_manifest
 from zephyr_ray.verification import (
@@ -71,15 +69,19 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     return (row for _, row in numbered_jsonl(path))
 
 
-def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the rows of a JSONL file, each with its line number. Raises Permanent if the file or
-    a line cannot be read."""
+def numbered_jsonl(
+    path: Path, start: int = 0, first: int = 1, lines: int | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the rows of a JSONL file, each with its line number; by default all, otherwise those
+    of `lines` lines from line `first` on, which begins at byte `start`. Raises Permanent if the
+    file or a line cannot be read."""
     try:
         file = path.open("rb")
     except OSError as error:
         raise Permanent(f"cannot read {path}: {error.strerror}; correct the path") from None
     with file:
-        for number, line in enumerate(file, 1):
+        file.seek(start)
+        for number, line in enumerate(islice(file, lines), first):
             if not line.strip():
                 continue
             try:
@@ -252,7 +254,7 @@ class Store:
         lease = Lease(self.root / LEASE, what, job=job, attempt=attempt)
         with ExitStack() as stack:
             try:
-                interrupt = stack.enter_context(_interruptible())
+                interrupt = stack.enter_context(interruptible())
                 stack.enter_context(lease.held(wait, notice, interrupt))
             except OSError as error:
                 raise Permanent(
@@ -284,17 +286,3 @@ def write_rows(folder: Path, rows: Iterable[dict[str, Any]], name: str = ROWS) -
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     return count
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], None]]:
-    """Yields a function with which another thread raises KeyboardInterrupt in the main thread.
-
-    It sends a signal, because only that also ends a system call in which the main thread waits. The
-    signal is not that of Ctrl-C, which shells ignore in background jobs.
-    """
-    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
-    try:
-        yield lambda: os.kill(os.getpid(), signal.SIGUSR1)
-    finally:
-        signal.signal(signal.SIGUSR1, before)

@@ -75,8 +75,8 @@ def _change_models(*changes: Callable[[Any], None]) -> None:
 
     load = worker.load_model
 
-    def changed(*arguments: Any) -> Any:
-        model = load(*arguments)
+    def changed(*arguments: Any, **named: Any) -> Any:
+        model = load(*arguments, **named)
         for change in changes:
             change(model)
         return model

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
+from zephyr_ray.chat.pieces import by_pieces
 from zephyr_ray.errors import Permanent, RowError
 
 MARK = "\ufdd0"
@@ -67,6 +68,7 @@ class Encoder:
         backend.normalizer = normalizers.Sequence([normalizers.Replace(MARK, ""), *own])
         self._backend = backend
         tokens = list(self._control.values())
+        self._encode = by_pieces(backend, tokens, self._encode_whole)
         longest_first = sorted(tokens, key=len, reverse=True)
         self._whole = _any_of(map(re.escape, longest_first))
         # Only the first character is consumed, so that overlapping tokens are all marked.
@@ -95,10 +97,14 @@ class Encoder:
     def encode(self, text: str, after: str = "") -> list[int]:
         """Returns the ids of a text that follows the control token `after`."""
         try:
-            ids: list[int] = self._backend.encode(after + text, add_special_tokens=False).ids
+            ids = self._encode(after + text)
         except TypeError:
             raise RowError("a message is not valid Unicode: it has half a surrogate pair") from None
         return ids[1:] if after else ids
+
+    def _encode_whole(self, text: str) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
 
     def encode_turn(self, lead: str, answer: str, after: str = "") -> tuple[list[int], list[int]]:
         """Returns the ids of a lead and of the answer that follows it.
@@ -119,8 +125,9 @@ class Encoder:
     def decode(self, ids: list[int]) -> str:
         """Returns the text of ids as part of a longer text, because some tokenizers drop a space at
         the start of a text."""
-        text: str = self._backend.decode([*self._letter, *ids], skip_special_tokens=False)
-        return text[len(self._backend.decode(self._letter, skip_special_tokens=False)) :]
+        letter, length = self._letter
+        text: str = self._backend.decode([*letter, *ids], skip_special_tokens=False)
+        return text[length:]
 
     def round_trips(self, text: str) -> tuple[str, str]:
         """Returns a text encoded and decoded on its own, with and without the space that some
@@ -129,8 +136,10 @@ class Encoder:
         return alone, alone.removeprefix(" ")
 
     @cached_property
-    def _letter(self) -> list[int]:
-        return self.encode("a")
+    def _letter(self) -> tuple[list[int], int]:
+        """The ids of a letter, and the length of their text."""
+        ids = self.encode("a")
+        return ids, len(self._backend.decode(ids, skip_special_tokens=False))
 
 
 def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:

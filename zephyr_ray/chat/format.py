@@ -140,14 +140,15 @@ class ChatFormat:
 
     def answers(self, ids: list[int], trained: list[bool]) -> list[range]:
         """Returns the positions of each answer of a rendered conversation, with its end token."""
-        spans: list[range] = []
-        start = None
-        for at, (token, on) in enumerate(zip([*ids, -1], [*trained, False], strict=True)):
-            if on and start is None:
-                start = at
-            if start is not None and (not on or token == self.stop_token_id):
-                spans.append(range(start, at + on))
-                start = None
+        on, spans = bytes(trained), list[range]()
+        start = on.find(True)
+        while start >= 0:
+            stop = on.find(False, start)
+            stop = len(ids) if stop < 0 else stop
+            with suppress(ValueError):
+                stop = ids.index(self.stop_token_id, start, stop) + 1
+            spans.append(range(start, stop))
+            start = on.find(True, stop)
         return spans
 
     def prepare(self) -> Any:
@@ -209,7 +210,7 @@ class ChatFormat:
         name = self._template.name
         if not texts:
             raise RowError("a conversation has no assistant message to train on")
-        spans = [[ids[at] for at in span] for span in self.answers(ids, trained)]
+        spans = [ids[span.start : span.stop] for span in self.answers(ids, trained)]
         if len(spans) != len(texts):
             raise RowError(f"{name}: {len(spans)} spans are trained for {len(texts)} answers")
         for (*body, end), text in zip(spans, texts, strict=True):

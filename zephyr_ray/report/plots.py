@@ -116,15 +116,23 @@ def draw_interval_bars(block: Bars, colors: dict[str, str]) -> Markup:
 
 
 def draw_curve(block: Curve, stage: str, color: str) -> Markup:
-    """Draws one value over the steps of a stage."""
+    """Draws one value over the steps of a stage, and the same value on held-out data."""
     from matplotlib.ticker import MaxNLocator
 
     steps, values = zip(*block.points, strict=True)
     ends = f"from {values[0]:.3g} to {values[-1]:.3g}"
     label = f"{stage} · {block.title} over {len(steps)} steps: {ends}"
+    if block.validation:
+        at, held_out = zip(*block.validation, strict=True)
+        label += f"; validation from {held_out[0]:.3g} to {held_out[-1]:.3g}"
 
     def paint(axes: "Axes") -> None:
-        axes.plot(steps, values, color=color, linewidth=1.6, marker="o" if len(steps) < 3 else None)
+        marker = "o" if len(steps) < 3 else None
+        axes.plot(steps, values, color=color, linewidth=1.6, marker=marker, label="training")
+        if block.validation:
+            axes.plot(at, held_out, color=INK, linewidth=1.4, marker="o", markersize=4)
+            axes.lines[-1].set_label("validation")
+            axes.legend()
         axes.grid(axis="y")
         axes.margins(x=0.02)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -6,6 +6,16 @@ import os
 from typing import Any
 
 
+def prepare_worker(threads: int) -> None:
+    """Prepares this process to run a model, before it imports Hugging Face's libraries."""
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(threads)
+        keep_freed_memory()
+        let_deepspeed_run_on_cpu()
+
+
 def keep_freed_memory() -> None:
     """Makes malloc keep freed memory for reuse.
 

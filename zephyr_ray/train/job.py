@@ -1,22 +1,23 @@
-"""Defines a training job: what the driver passes to every worker."""
+"""Defines jobs: what the driver passes to every worker."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zephyr_ray.train.settings import TrainingSettings
+from zephyr_ray.train.settings import TrainingSettings, WorkerSettings
+
+VALIDATION = "validation/"
+"""Prefix of counts and metrics of held-out rows."""
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerJob:
     """Everything that a worker needs. Its folders are on storage that every node mounts."""
 
-    settings: TrainingSettings
+    settings: WorkerSettings
     weights: str
     """Start weights: a folder or a name for `models.weights.resolve`."""
     folder: Path
-    """Folder of the artifact: model/, and scratch/ with data, checkpoints and steps."""
-    order: list[int]
-    """Row numbers of scratch/data in training order: steps × global_batch of them."""
+    """Folder of the artifact, and scratch/ with data and journals."""
 
     @property
     def scratch(self) -> Path:
@@ -30,6 +31,24 @@ class Job:
     def refusal(self) -> Path:
         """File with the message of a worker's permanent error."""
         return self.scratch / "refused"
+
+
+@dataclass(frozen=True)
+class Job(WorkerJob):
+    """Everything that a training worker needs."""
+
+    settings: TrainingSettings
+    order: list[int]
+    """Row numbers of scratch/data in training order: steps × global_batch of them."""
+    reference: Path | None = None
+    """File with reference log-probabilities by the id of the row. Workers compute missing ones."""
+
+    @property
+    def validation(self) -> "Job":
+        """The job's held-out rows: a folder like the job's own, in scratch."""
+        # Rows of another stage may have the ids of other pairs.
+        reference = None if isinstance(self.settings.validation, str) else self.reference
+        return replace(self, folder=self.scratch / "validation", reference=reference)
 
     @property
     def steps(self) -> int:

@@ -4,12 +4,13 @@ The coefficients count what DeepSpeed and PyTorch hold; tests compare them with 
 allocates. Weights, gradients and optimizer state are fp32; matrix products are bf16 or fp32.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from zephyr_ray.demand import GPU_RESERVE, PROCESS_BYTES
 from zephyr_ray.models.shapes import Shape
 from zephyr_ray.train.kernels import LIKE_LLAMA
-from zephyr_ray.train.settings import BUCKET, TrainingSettings
+from zephyr_ray.train.settings import BUCKET, TrainingSettings, WorkerSettings
 
 FLAT = 500_000_000
 """Maximum gradients that DeepSpeed without ZeRO copies into one buffer to sum them over workers."""
@@ -20,6 +21,8 @@ TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768
 TILE_BYTES_GPU, TILE_BYTES_CPU = 2, 31
 """Bytes per logit of a tile: TRL's GPU kernel works in place; its CPU code holds the tile in bf16,
 seven intermediate results in fp32 and a mask (trl.kernels.chunked_logprob)."""
+GRAIN = 256
+"""Tokens by which a proposed `micro_batch` is raised."""
 FOUR_BITS = 0.5 + 4 / 64
 """Bytes per weight in NF4: four bits, and an fp32 scale per 64 weights."""
 
@@ -51,12 +54,44 @@ def trained_parameters(settings: TrainingSettings, shape: Shape) -> int:
 
 
 def worker_memory(settings: TrainingSettings, shape: Shape) -> Memory:
-    """Returns the peak memory of one worker that trains on micro-batches of maximum length."""
+    """Returns the peak memory of one worker that trains on the largest micro-batches."""
     weights, gradients, optimizer, buffers, host = model_states(settings, shape)
-    tokens = settings.batches()[0] * settings.sequences_per_row * settings.max_length
+    tokens = settings.largest_pass
     activation_bytes = activations(settings, shape, tokens) + output_layer(settings, shape, tokens)
     reserve = GPU_RESERVE if settings.gpus_per_worker else PROCESS_BYTES
     return Memory(weights, gradients, optimizer, activation_bytes, buffers, reserve, host)
+
+
+def forward_memory(settings: WorkerSettings, shape: Shape) -> Memory:
+    """Returns the peak memory of one worker that only runs the largest forward passes."""
+    tokens = settings.largest_pass
+    weights, buffers, host = start_weights(settings, shape), 0.0, 0.0
+    if settings.zero == 3:
+        weights /= settings.workers
+        buffers = 6 * min(LIVE, shape.parameters) * (settings.workers > 1)
+    if settings.offload == "all":
+        host, weights = weights, 0
+    # Residuals and the norm's result in fp32, the norm's output, and three results of the MLP.
+    size = 2 if settings.precision == "bf16" else 4
+    layer = tokens * (12 * shape.hidden + size * (shape.hidden + 3 * shape.ffn))
+    peak = max(layer, output_tile(settings, shape, tokens) + 8 * tokens * shape.hidden)
+    reserve = GPU_RESERVE if settings.gpus_per_worker else PROCESS_BYTES
+    return Memory(weights, 0, 0, peak, buffers, reserve, host)
+
+
+def largest_micro_batch(settings: TrainingSettings, shape: Shape, capacity: float) -> int | None:
+    """Returns the largest `micro_batch` with which a worker fits into `capacity` bytes, in steps of
+    GRAIN tokens: at most the tokens of a step on one worker, None if one row does not fit."""
+
+    def too_large(tokens: int) -> bool:
+        changed = settings.model_copy(update={"micro_batch": tokens})
+        return worker_memory(changed, shape).total > capacity
+
+    row = settings.longest_row
+    most = settings.step_tokens
+    choices = [row, *range(row + GRAIN - row % GRAIN, most, GRAIN), *([most] * (most > row))]
+    fitting = bisect_left(choices, True, key=too_large)
+    return choices[fitting - 1] if fitting else None
 
 
 def model_states(
@@ -87,9 +122,9 @@ def model_states(
     return weights, gradients, optimizer, buffers, host
 
 
-def start_weights(settings: TrainingSettings, shape: Shape) -> float:
+def start_weights(settings: WorkerSettings, shape: Shape) -> float:
     """Returns the bytes of the complete start model."""
-    if settings.lora and settings.lora.quantized:
+    if settings.is_quantized():
         return FOUR_BITS * shape.linear_parameters + 4 * (
             shape.parameters - shape.linear_parameters
         )
@@ -135,7 +170,11 @@ def _rounded_weights(settings: TrainingSettings, shape: Shape) -> float:
 def output_layer(settings: TrainingSettings, shape: Shape, tokens: int) -> float:
     """Returns the bytes of one tile of logits, the weight's gradient and the gradients of the
     input, as in TRL's chunked log-probabilities."""
-    per_logit = TILE_BYTES_GPU if settings.gpus_per_worker else TILE_BYTES_CPU
-    tile = per_logit * min(tokens, TILE_TOKENS) * min(shape.vocabulary, TILE_VOCABULARY)
     weight_gradient = 0 if settings.lora else 4 * shape.vocabulary * shape.hidden
-    return tile + weight_gradient + 8 * tokens * shape.hidden
+    return output_tile(settings, shape, tokens) + weight_gradient + 8 * tokens * shape.hidden
+
+
+def output_tile(settings: WorkerSettings, shape: Shape, tokens: int) -> float:
+    """Returns the bytes of one tile of logits in the output layer."""
+    per_logit = TILE_BYTES_GPU if settings.gpus_per_worker else TILE_BYTES_CPU
+    return per_logit * min(tokens, TILE_TOKENS) * min(shape.vocabulary, TILE_VOCABULARY)

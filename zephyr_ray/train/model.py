@@ -11,7 +11,6 @@ from zephyr_ray.models.checks import load_chat_format
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.kernels import round_norms, use_liger
-from zephyr_ray.train.settings import Lora
 
 FAMILIES = (
     "cohere2",
@@ -39,8 +38,8 @@ FAMILIES = (
 that this attention would not see (doge, qwen2_moe), or connect tokens by other layers (lfm2)."""
 
 
-def load_model(weights: str, lora: Lora | None = None) -> Any:
-    """Loads the initial weights in fp32, or in 4 bits for QLoRA.
+def load_model(weights: str, quantized: bool = False, adapted: bool = False) -> Any:
+    """Loads the initial weights in fp32, or in 4 bits for QLoRA; `adapted` if it gets adapters.
 
     Most families attend per segment of a row (`FAMILIES`); others attend with a mask over
     the row, which transformers derives from positions that restart.
@@ -52,21 +51,28 @@ def load_model(weights: str, lora: Lora | None = None) -> Any:
         resolve(weights),
         dtype=torch.float32,
         attn_implementation="sdpa",
-        **(four_bits() if lora and lora.quantized else {}),
+        **(four_bits() if quantized else {}),
     )
     use_segments(model)
-    if not lora:  # adapters compute in fp32, so they would convert the output back
+    if not (adapted or quantized):  # these compute in fp32, so would convert the output back
         round_norms(model)
     use_liger(model)
     return model
 
 
+def load_config(weights: str) -> Any:
+    """Loads the configuration of the initial weights."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(resolve(weights))
+
+
 def use_segments(model: Any) -> None:
     """Makes a model of one of FAMILIES attend per segment of a row."""
-    from zephyr_ray.train.attention import SEGMENTED
+    from zephyr_ray.train.attention import attend_by_segments
 
     if model.config.model_type in FAMILIES:
-        model.set_attn_implementation(SEGMENTED)
+        attend_by_segments(model)
 
 
 def load_chat(weights: str) -> ChatFormat:

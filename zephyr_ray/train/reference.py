@@ -1,4 +1,4 @@
-"""Computes reference log-probabilities of all pairs once, before training.
+"""Computes reference log-probabilities, once per pair.
 
 Every worker runs the reference model (the model that training starts from) on its part of the
 pairs, before the training engine exists, and writes each result to a journal; a restart computes
@@ -7,91 +7,88 @@ not fit on one device. TRL's own precomputation keeps its results in memory unti
 again after a failure.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from zephyr_ray.store import Journal
-from zephyr_ray.train.job import Job
-from zephyr_ray.train.model import load_model
+from zephyr_ray.store import Journal, read_jsonl
+from zephyr_ray.train.batches import Dealer
+from zephyr_ray.train.data import WithColumns
+from zephyr_ray.train.job import Job, WorkerJob
+from zephyr_ray.train.model import load_config, load_model
 
-if TYPE_CHECKING:
-    from zephyr_ray.train.objectives import Objective
+JOURNAL = "reference"
+"""Folder below scratch/ with the journals of all workers."""
 
 
-def add_reference_log_probs(job: Job, objective: "Objective", data: Any) -> Any:
+def add_reference_log_probs(job: Job, data: Any) -> Any:
     """Returns the data set with the columns `ref_chosen_logps` and `ref_rejected_logps`: natural
-    logarithms, summed over the answer's tokens."""
+    logarithms, summed over the answer's tokens. Computes those that `job.reference` lacks."""
+    known = {row["id"]: row for row in read_jsonl(job.reference)} if job.reference else {}
+    ids = data.ids() if known else [None] * len(data)
+    missing = [row for row, name in enumerate(ids) if name not in known]
+    computed = compute_log_probs(job, data, missing) if missing else {}
+    rows = [known[name] if name in known else computed[row] for row, name in enumerate(ids)]
+    names = ("chosen", "rejected")
+    return WithColumns(data, {f"ref_{name}_logps": [row[name] for row in rows] for name in names})
+
+
+def compute_log_probs(job: WorkerJob, data: Any, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """Returns the journal's entries by row number, after computing those that it lacks. Runs on
+    every worker."""
     import torch.distributed
 
-    folder = job.scratch / "reference"
+    from zephyr_ray.train.pairs import pair_lengths, why_not_shared
+
+    folder = job.scratch / JOURNAL
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    missing = missing_rows(folder, data["lengths"])
+    missing = missing_rows(folder, rows)
     torch.distributed.barrier()  # no worker writes before all have read
     if missing:
         journal = Journal(folder, writer=f"rank{rank}")
-        batches = worker_batches(missing, job.settings.batches()[0], world_size)[rank]
-        for row, chosen, rejected in _log_probs(job, objective, data, batches):
-            journal.append({"row": row, "chosen": chosen, "rejected": rejected})
+        padded = bool(why_not_shared(load_config(job.weights)))
+        lengths = pair_lengths(data, padded)
+        dealer = Dealer(lengths, job.settings.micro_batch, world_size, padded)
+        batches = dealer.deal(missing, dealer.passes(missing))[rank]
+        for row, chosen, rejected in _log_probs(job, data, batches):
+            name = data[row]["id"]
+            journal.append({"row": row, "id": name, "chosen": chosen, "rejected": rejected})
         torch.distributed.barrier()
-    log_probs = {entry["row"]: entry for entry in Journal(folder).read_new()}
-    for name in ("chosen", "rejected"):
-        column = [log_probs[row][name] for row in range(len(data))]
-        data = data.add_column(f"ref_{name}_logps", column)
-    return data
+    return {entry["row"]: entry for entry in Journal(folder).read_new()}
 
 
-def missing_rows(folder: Path, lengths: list[list[int]]) -> list[int]:
-    """Returns the indices of rows without a reference log-probability, longest first.
-
-    `lengths`: tokens of the chosen and rejected sequence, per row.
-    """
+def missing_rows(folder: Path, rows: Iterable[int]) -> list[int]:
+    """Returns the rows without a log-probability in the journal."""
     finished = {entry["row"] for entry in Journal(folder).read_new()}
-    missing = [row for row in range(len(lengths)) if row not in finished]
-    return sorted(missing, key=lambda row: -sum(lengths[row]))
-
-
-def worker_batches(rows: list[int], batch_size: int, world_size: int) -> list[list[list[int]]]:
-    """Returns every worker's batches of at most `batch_size` rows.
-
-    Deals rows round-robin, for equal work and batches of similar lengths. All workers get the same
-    number of batches, some of them empty, because with ZeRO-3 all workers must take part in every
-    forward pass.
-    """
-    batch_count = math.ceil(len(rows) / (world_size * batch_size))
-    starts = [batch * batch_size for batch in range(batch_count)]
-    per_worker = [rows[rank::world_size] for rank in range(world_size)]
-    return [[part[start : start + batch_size] for start in starts] for part in per_worker]
+    return [row for row in rows if row not in finished]
 
 
 def _log_probs(
-    job: Job, objective: "Objective", data: Any, batches: list[list[int]]
+    job: WorkerJob, data: Any, batches: list[list[int]]
 ) -> Iterator[tuple[int, float, float]]:
-    """Yields row index, chosen and rejected log-probability. For an empty batch, runs row 0 only to
-    take part in the collective, and yields nothing."""
+    """Yields row number, chosen and rejected log-probability. For an empty batch, runs row 0 only
+    to take part in the collective, and yields nothing."""
     import torch
     from accelerate.utils import send_to_device
 
-    from zephyr_ray.train.objectives import pair_log_probs
-    from zephyr_ray.train.pairs import per_answer
+    from zephyr_ray.train.pairs import model_inputs, pair_collator, pair_log_probs, per_answer
 
     bf16 = job.settings.precision == "bf16"
     with _reference_model(job) as (model, device):
         unwrapped = getattr(model, "module", model)  # DeepSpeed's engine has another `config`
         # Any ID can pad: the attention mask and the labels exclude padding.
-        collate = objective.collator(pad_token_id=0, model=unwrapped)
+        collate = pair_collator(pad_token_id=0, config=unwrapped.config)
         for rows in batches:
             batch = send_to_device(collate([data[row] for row in rows or [0]]), device)
             with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-                output = model(**objective.inputs(batch), fused_lm_head=True)
+                output = model(**model_inputs(batch), fused_lm_head=True)
                 chosen, rejected = pair_log_probs(per_answer(output, batch))
             yield from zip(rows, chosen.tolist(), rejected.tolist(), strict=False)
 
 
 @contextmanager
-def _reference_model(job: Job) -> Iterator[tuple[Any, str]]:
+def _reference_model(job: WorkerJob) -> Iterator[tuple[Any, str]]:
     """Yields the reference model, on this worker's device or split over all workers, and the
     device."""
     import torch
@@ -99,21 +96,19 @@ def _reference_model(job: Job) -> Iterator[tuple[Any, str]]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if job.settings.zero != 3:
-        model = load_model(job.weights, job.settings.lora)
+        model = load_model(job.weights, job.settings.is_quantized())
         model = model if getattr(model, "is_quantized", False) else model.to(device)
         add_fused_lm_head(model)
-        yield model.eval(), device
+        # Autocast would hold a bf16 copy of every weight that has gradients.
+        yield model.requires_grad_(False).eval(), device
         return
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    config = job.settings.deepspeed() | {"train_micro_batch_size_per_gpu": 1}
-    for name in ("gradient_accumulation_steps", "train_batch_size", "gradient_clipping"):
-        del config[name]
-    config["zero_optimization"].pop("offload_optimizer", None)
+    config = job.settings.forward_config()
     keep = HfDeepSpeedConfig(config)  # from_pretrained shards the weights while this object exists
-    model = load_model(job.weights, job.settings.lora)
+    model = load_model(job.weights, job.settings.is_quantized())
     add_fused_lm_head(model)
     engine, *_ = deepspeed.initialize(model=model, config=config)
     engine.eval()  # returns None, so it cannot be chained

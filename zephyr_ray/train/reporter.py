@@ -17,17 +17,28 @@ from zephyr_ray.stage import log
 from zephyr_ray.store import Journal
 from zephyr_ray.train.context import Context, remove_checkpoints
 from zephyr_ray.train.job import Job
+from zephyr_ray.train.validation import Validation
 
 
 class Reporter(TrainerCallback):
     """Writes steps to the job's journal (rank 0) and reports checkpoints (all ranks)."""
 
-    def __init__(self, job: Job, trainer: Any, context: Context, rank: int):
+    def __init__(
+        self,
+        job: Job,
+        trainer: Any,
+        context: Context,
+        rank: int,
+        validation: Validation | None = None,
+    ):
         self.job, self.trainer, self.context = job, trainer, context
+        self.validation = validation
         self.journal = Journal(job.scratch / "steps", writer="rank0") if rank == 0 else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         refuse_other_engines(self.trainer.model_wrapped, self.job.settings.zero)
+        if self.validation and state.global_step == 0:
+            self._write(0, self.validation.measure())
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started = time.monotonic()
@@ -40,10 +51,15 @@ class Reporter(TrainerCallback):
                 f"the loss is {logs['loss']} at step {state.global_step}; "
                 "lower learning_rate, or check the data"
             )
+        step, seconds = state.global_step, time.monotonic() - self.started
+        # Before the checkpoint of this step, so that a resumed run need not measure it again.
+        due = step % self.job.settings.validate_every == 0 or step == self.job.steps
+        measured = self.validation.measure() if self.validation and due else {}
+        self._write(step, {"seconds": seconds, **logs, **measured})
+
+    def _write(self, step: int, entry: dict[str, float]) -> None:
         if self.journal:
-            seconds = time.monotonic() - self.started
-            entry = {"step": state.global_step, "steps": self.job.steps, "seconds": seconds}
-            self.journal.append({**entry, **logs})
+            self.journal.append({"step": step, "steps": self.job.steps, **entry})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= self.job.steps:

@@ -1,26 +1,33 @@
-"""Defines what sft and dpo share as stages: run, report section, processors, memory and checks."""
+"""Defines what stages that run a model on workers share: tokenizing, processors, checks; and what
+sft and dpo share: run, report section, memory."""
 
 import html
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.demand import Footprint, Processors
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.errors import Permanent, RowError
 from zephyr_ray.formatting import list_counts
-from zephyr_ray.messages import with_facts
 from zephyr_ray.models.checks import check_trains
 from zephyr_ray.models.headers import tensor_shapes
 from zephyr_ray.models.weights import find_local
 from zephyr_ray.section import Chapter, Curve, Document, Place, Section
 from zephyr_ray.stage import Work, log
-from zephyr_ray.store import Artifact, read_jsonl
+from zephyr_ray.store import ROWS, Artifact, read_jsonl
 from zephyr_ray.train import memory
-from zephyr_ray.train.job import Job
+from zephyr_ray.train.data import Data, TokenRows, Tokens
+from zephyr_ray.train.holdout import check_sides, is_held_out
+from zephyr_ray.train.job import VALIDATION, Job
 from zephyr_ray.train.model import load_chat
-from zephyr_ray.train.settings import TrainingSettings
+from zephyr_ray.train.preparation import Preparation, Row, prepare_rows
+from zephyr_ray.train.settings import TrainingSettings, WorkerSettings
 from zephyr_ray.train.workers import STEPS, train
 
 CHECKPOINTS = 2
@@ -35,56 +42,66 @@ REWARDS = (
     "Reward margin and accuracy are measured on the training pairs; they say nothing about "
     "held-out quality."
 )
+HELD_OUT = "Validation is measured on held-out rows, with the model as it is after the step."
+TIES = " Rewards against the start model are 0 at step 0, where accuracy is 0 but for rounding."
 CUT_AWAY = ("truncated_to_nothing", "prompt_fills_max_length", "same_or_empty_answers")
 """Rules that drop a row because max_length leaves nothing to train of it. Some long rows are
 ordinary, so `max_failed` does not limit them, but half of the rows must be left."""
-Row = dict[str, Any]
-Tokens = dict[str, list[int]]
 MASK = "Which tokens the loss counts, as the training stage saw them."
 
 
-class TrainingStage(TrainingSettings):
-    """A stage that trains a model."""
+class WorkerStage(WorkerSettings):
+    """A stage that runs a model on a group of workers."""
 
-    view = ("models/{name}", "model")
+    columns: ClassVar[tuple[str, ...]]
+    """Columns of a row's tokens."""
+    row_name: ClassVar[str]
+    """What a row is, in error lines."""
 
-    def prepare(self, work: Work, chat: ChatFormat, rows: list[Row]) -> list[int]:
-        """Writes scratch/data and counts it; returns the length in tokens of each row's longest
-        sequence."""
+    def tokenize(self, chat: ChatFormat, row: Row, counts: Counter[str]) -> Tokens:
+        """Returns the tokens of a row, and counts them (`preparation.Tokenize`)."""
         raise NotImplementedError
 
-    def tokens(
-        self, work: Work, rows: list[Row], tokenize: Callable[[Row], Tokens | None]
-    ) -> Iterator[Tokens]:
-        """Yields the tokens of each row; `tokenize` returns None for a row that it drops itself.
+    def prepare(self, work: Work, selects: Callable[[Row], bool] | None = None) -> Data:
+        """Writes scratch/data and counts it; returns the data set. `selects` returns whether a row
+        is taken.
 
         A row that raises RowError is dropped and counted. Raises Permanent if `bad_rows` is "stop",
-        if more rows are bad than `max_failed` allows, or if max_length leaves nothing to train of
-        more than half of the rows.
+        if more rows are bad than `max_failed` allows, if max_length leaves nothing to train of more
+        than half of the rows, or if no row is left.
         """
-        first_bad, kept = "", 0
-        for row in map(with_facts, rows):
-            try:
-                tokens = tokenize(row)
-            except RowError as error:
-                bad = f"row '{row['id']}' of '{self.data}': {error}"
-                if self.bad_rows == "stop":
-                    raise Permanent(f"{bad}; correct it, or set bad_rows: drop") from None
-                first_bad = first_bad or bad
-                work.drop("bad_rows", f"{row['id']}: {error}")
-                continue
-            if tokens is not None:
-                kept += 1
-                yield tokens
-        if first_bad and not kept:
-            raise Permanent(f"{first_bad}; no row is left to train on")
-        work.check_dropped(len(rows), sound=CUT_AWAY)
+        preparation = Preparation(
+            path=work.inputs[self.data].file(ROWS),
+            source=self.data,
+            folder=work.scratch / "data",
+            weights=work.models[self.model].weights,
+            columns=self.columns,
+            tokenize=self.tokenize,
+            stops_at_bad_row=self.bad_rows == "stop",
+            selects=selects,
+        )
+        prepared = prepare_rows(preparation, work.progress)
+        work.counts |= {"truncated": 0} | prepared.counts
+        work.examples |= prepared.examples
+        data = TokenRows(preparation.folder)
+        if prepared.first_bad and not len(data):
+            raise Permanent(f"{prepared.first_bad}; no row is left to train on")
+        work.check_dropped(prepared.read, sound=CUT_AWAY)
+        self._check_cut_away(work, prepared.read)
+        if not len(data):
+            raise Permanent(
+                f"stage '{work.name}': no {self.row_name} of '{self.data}' is left to train on"
+            )
+        return data
+
+    def _check_cut_away(self, work: Work, rows: int) -> None:
+        """Raises Permanent if max_length leaves nothing to train of more than half of the rows."""
         counts = {rule: work.counts.get(f"dropped/{rule}", 0) for rule in CUT_AWAY}
         cut = {rule: count for rule, count in counts.items() if count}
-        if sum(cut.values()) > len(rows) / 2:
+        if sum(cut.values()) > rows / 2:
             example = work.examples[f"dropped/{max(cut, key=cut.__getitem__)}"][0]
             raise Permanent(
-                f"stage '{work.name}': {sum(cut.values()):.0f} of {len(rows)} rows have nothing to "
+                f"stage '{work.name}': {sum(cut.values()):.0f} of {rows} rows have nothing to "
                 f"train within max_length {self.max_length} ({list_counts(cut)}), such as "
                 f"'{example}'; raise {work.name}.max_length, or correct the rows"
             )
@@ -92,19 +109,73 @@ class TrainingStage(TrainingSettings):
     def expected(self, rows: dict[str, int]) -> int | None:
         return rows.get(self.data)
 
+    def processors(self, models: dict[str, RecipeModel]) -> Processors:
+        return Processors(
+            cpus=self.workers * self.cpus_per_worker,
+            gpus=self.workers * self.gpus_per_worker,
+            lower="its workers",
+        )
+
+    def check_models(self, models: dict[str, RecipeModel]) -> None:
+        """Raises Permanent if the model cannot read sequences of max_length. Without weights on
+        this machine, checks only the context."""
+        [start] = models.values()
+        shape, folder = start.shape(), find_local(start.main.origin)
+        if shape and 0 < shape.context < self.max_length:
+            raise Permanent(
+                f"max_length {self.max_length} is above the {shape.context} tokens of the model's "
+                "context; lower max_length"
+            )
+        if folder is not None:
+            check_trains(folder, self.max_length)
+
+
+class TrainingStage(TrainingSettings, WorkerStage):
+    """A stage that trains a model."""
+
+    view = ("models/{name}", "model")
+
+    def expected(self, rows: dict[str, int]) -> int | None:
+        return self.split(rows)[0]
+
     def run(self, work: Work) -> None:
         weights = work.models[self.model].weights
-        chat, rows = load_chat(weights), work.inputs[self.data].rows()
-        lengths = self.prepare(work, chat, rows)
+        selects = self._hold_out(work)
+        data = self.prepare(work, selects)
+        chat = load_chat(weights)
+        rows = filter(selects, read_jsonl(work.inputs[self.data].file(ROWS)))
         ansi, page = self._first_proof(chat, rows)
         log.info("%s: format: %s; trained tokens are green\n%s", work.name, chat.name, ansi)
         page = f"<p>Format: {html.escape(chat.name)}</p>{page}"
         (work.folder / "mask.html").write_text(page, encoding="utf-8")
-        del rows  # training needs the memory
-        order = self.order(lengths)
-        train(work, Job(settings=self, weights=weights, folder=work.folder, order=order))
+        order = self.order(len(data))
+        job = Job(self, weights, work.folder, order, reference=self.reference_file(work))
+        train(work, job)
 
-    def _first_proof(self, chat: ChatFormat, rows: list[Row]) -> tuple[str, str]:
+    def _hold_out(self, work: Work) -> Callable[[Row], bool] | None:
+        """Prepares the validation rows in scratch/validation, and returns which rows of the data
+        are trained on; None for all. Raises Permanent if a share leaves no row on one side."""
+        if self.validation is None:
+            return None
+        source, validates, trains = self.data, None, None
+        if isinstance(self.validation, str):
+            source = self.validation
+        else:
+            share = self.validation
+            check_sides(work, source, share)
+            validates = partial(is_held_out, share=share)
+            trains = lambda row: not is_held_out(row, share)  # noqa: E731
+        part = replace(work, folder=work.scratch / "validation", counts={}, examples={})
+        self.model_copy(update={"data": source}).prepare(part, validates)
+        work.counts |= {f"{VALIDATION}{name}": count for name, count in part.counts.items()}
+        work.examples |= {f"{VALIDATION}{name}": rows for name, rows in part.examples.items()}
+        return trains
+
+    def reference_file(self, work: Work) -> Path | None:
+        """Returns the file with reference log-probabilities that an earlier stage computed."""
+        return None
+
+    def _first_proof(self, chat: ChatFormat, rows: Iterable[Row]) -> tuple[str, str]:
         """Returns the loss-mask proof of the first row that has one; `prepare` ensures one."""
         for row in rows:
             with suppress(RowError):
@@ -115,19 +186,15 @@ class TrainingStage(TrainingSettings):
         """Returns the curves of metrics.jsonl and the loss mask of mask.html."""
         chapters = []
         if curves := tuple(_curves(artifact)):
-            intro = REWARDS if any(curve.title.startswith("reward") for curve in curves) else ""
+            has_rewards = any(curve.title.startswith("reward") for curve in curves)
+            intro = REWARDS if has_rewards else ""
+            if self.validation is not None:
+                intro = HELD_OUT + (TIES if has_rewards else "")
             chapters.append(Chapter("Training", Place.PROCESS, curves, intro))
         if (artifact.folder / "mask.html").is_file():
             page = Document(artifact.file("mask.html").read_text(encoding="utf-8"))
             chapters.append(Chapter("Loss mask", Place.APPENDIX, (page,), MASK))
         return Section(tuple(chapters))
-
-    def processors(self, models: dict[str, RecipeModel]) -> Processors:
-        return Processors(
-            cpus=self.workers * self.cpus_per_worker,
-            gpus=self.workers * self.gpus_per_worker,
-            lower="its workers",
-        )
 
     def footprint(self, models: dict[str, RecipeModel]) -> Footprint:
         [start] = models.values()
@@ -135,27 +202,28 @@ class TrainingStage(TrainingSettings):
         if shape is None:
             return Footprint()
         needed = memory.worker_memory(self, shape)
+
+        def fix(free: float) -> str:
+            share = free / self.workers
+            on_gpu = self.gpus_per_worker > 0
+            return self.memory_savings(
+                None if on_gpu else memory.largest_micro_batch(self, shape, share)
+            )
+
         return Footprint(
             memory=self.workers * (needed.host + (0 if self.gpus_per_worker else needed.total)),
             artifact=4 * shape.parameters,  # fp32
             scratch=CHECKPOINTS * 16 * shape.parameters,  # fp32 weights and optimizer state
-            fix=self.memory_savings(),
+            fix=fix,
         )
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
-        """Raises Permanent if the model cannot be trained on sequences of max_length, or if
-        lora.targets names a module that it does not have. Without weights on this machine, checks
-        only the context."""
+        """Raises Permanent also if lora.targets names a module that the model does not have."""
+        super().check_models(models)
         [start] = models.values()
-        shape, folder = start.shape(), find_local(start.main.origin)
-        if shape and 0 < shape.context < self.max_length:
-            raise Permanent(
-                f"max_length {self.max_length} is above the {shape.context} tokens of the model's "
-                "context; lower max_length"
-            )
+        folder = find_local(start.main.origin)
         if folder is None:
             return
-        check_trains(folder, self.max_length)
         modules = {f".{name.rpartition('.')[0]}" for name in tensor_shapes(folder)}
         for target in (self.lora and self.lora.targets) or []:
             if not any(module.endswith(f".{target}") for module in modules):
@@ -170,6 +238,10 @@ def _curves(artifact: Artifact) -> Iterator[Curve]:
     """Yields the metrics that are drawn. If a step was written twice, the later line counts."""
     by_step = {row["step"]: row for row in read_jsonl(artifact.file(STEPS))}
     steps = sorted(by_step.items())
+
+    def points(name: str) -> tuple[tuple[float, float], ...]:
+        return tuple((step, row[name]) for step, row in steps if name in row)
+
     for name, title in CURVES.items():
-        if points := tuple((step, row[name]) for step, row in steps if name in row):
-            yield Curve(title, points)
+        if training := points(name):
+            yield Curve(title, training, validation=points(f"{VALIDATION}{name}"))

@@ -1,23 +1,24 @@
-"""Trains on Ray Train workers: the driver's side.
+"""Runs jobs on Ray Train workers: the driver's side.
 
-The driver prepares rows and a job (plain values) and calls `train`. Workers answer through files on
-storage: steps in a journal, state in checkpoints, a permanent error in a file of its own.
+The driver prepares rows and a job (plain values) and calls `train` or `run_workers`. Workers answer
+through files on storage: steps or rows in a journal, state in checkpoints, a permanent error in a
+file of its own.
 """
 
 import json
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.ray_cluster import connect
 from zephyr_ray.stage import Work, log
-from zephyr_ray.store import write_rows
+from zephyr_ray.store import Journal, write_rows
 from zephyr_ray.train.failures import died, kernel_kills, ran_out_of_memory
-from zephyr_ray.train.job import Job
+from zephyr_ray.train.job import VALIDATION, Job, WorkerJob
 from zephyr_ray.train.worker import run_worker
 
 if TYPE_CHECKING:
@@ -32,28 +33,50 @@ batches differ in length (benchmarks/RESULTS.md)."""
 
 
 def train(work: Work, job: Job) -> None:
-    """Runs the job to its end: writes model/ and metrics.jsonl, counts steps and the final loss.
+    """Runs the job to its end: writes model/ and metrics.jsonl, counts steps and the final loss."""
+
+    def note(row: dict[str, Any]) -> None:
+        # After a resume, steps repeat from the checkpoint on.
+        work.progress.resumed = min(work.progress.resumed, max(0, row["step"] - 1))
+        work.progress.done = row["step"]
+        work.progress.note = validation_note(row) or work.progress.note
+        metrics = {key: value for key, value in row.items() if key not in ("step", "steps")}
+        work.log_metrics(metrics, row["step"])
+
+    work.progress.unit, work.progress.total = "steps", job.steps
+    run_workers(work, job, "steps", note)
+    entries = {row["step"]: row for row in work.journal("steps").read_new()}
+    rows = [entries[step] for step in sorted(entries)]
+    write_rows(work.folder, rows, STEPS)
+    steps = [row for row in rows if row["step"] > 0]  # step 0 measures the start model
+    tail = steps[-max(1, len(steps) // 10) :]
+    work.counts["steps"] = len(steps)
+    work.counts |= {name: value for name, value in steps[-1].items() if name.startswith(VALIDATION)}
+    sequences = work.counts.get("sequences", work.counts["rows"])
+    in_epochs = math.ceil(job.settings.epochs * sequences)
+    work.counts["repeated_to_fill_the_last_step"] = len(job.order) - in_epochs
+    shares = [row.get("real_token_share", 1.0) for row in steps]  # absent without padding
+    work.counts["real_token_share"] = sum(shares) / len(shares)
+    work.counts["train/loss_final"] = sum(row["loss"] for row in tail) / len(tail)
+
+
+def run_workers(
+    work: Work, job: WorkerJob, journal: str, note: Callable[[dict[str, Any]], None]
+) -> None:
+    """Runs the job to its end on all workers, and passes every entry of their journal to `note`.
 
     Call it from the main thread, because Ray Train replaces the interrupt handler.
     """
     connect()
     job.refusal.unlink(missing_ok=True)
-    with _followed(work, job), _interrupt_restored():
+    with _followed(work, work.journal(journal), note), _interrupt_restored():
         _fit(work.name, job)
     if job.refusal.exists():
         raise Permanent(job.refusal.read_text(encoding="utf-8"))
-    entries = {row["step"]: row for row in work.journal("steps").read_new()}
-    steps = [entries[step] for step in sorted(entries)]
-    tail = steps[-max(1, len(steps) // 10) :]
-    work.counts["steps"] = write_rows(work.folder, steps, STEPS)
-    rows = work.counts.get("sequences", work.counts["rows"])
-    in_epochs = math.ceil(job.settings.epochs * rows)
-    work.counts["repeated_to_fill_the_last_step"] = len(job.order) - in_epochs
-    work.counts["train/loss_final"] = sum(row["loss"] for row in tail) / len(tail)
 
 
-def _fit(name: str, job: Job) -> None:
-    """Trains from the last checkpoint on; retries if a worker fails. Raises Permanent if memory is
+def _fit(name: str, job: WorkerJob) -> None:
+    """Runs what is missing of the job; retries if a worker fails. Raises Permanent if memory is
     short, because a retry would end in the same way, or if workers died in the last attempt."""
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
@@ -70,17 +93,17 @@ def _fit(name: str, job: Job) -> None:
             if job.refusal.exists():
                 return
             if ran_out_of_memory(error) or (died(error) and kernel_kills() > kills):
-                raise Permanent(f"stage '{name}': training ran out of memory; {savings}") from error
+                raise Permanent(f"stage '{name}': a worker ran out of memory; {savings}") from error
             if attempt == ATTEMPTS and died(error):
                 raise Permanent(
-                    f"stage '{name}': training workers died {ATTEMPTS} times, perhaps killed for "
+                    f"stage '{name}': workers died {ATTEMPTS} times, perhaps killed for "
                     f"lack of memory; {savings}"
                 ) from error
             if attempt == ATTEMPTS:
                 raise
 
 
-def _trainer(job: Job) -> "TorchTrainer":
+def _trainer(job: WorkerJob) -> "TorchTrainer":
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -106,7 +129,7 @@ def _trainer(job: Job) -> "TorchTrainer":
     )
 
 
-def _discard_torn_state(job: Job) -> None:
+def _discard_torn_state(job: WorkerJob) -> None:
     """Removes Ray's run state if a kill left it half written (Ray writes it in place, and could not
     read it again)."""
     state = job.checkpoints / "checkpoint_manager_snapshot.json"
@@ -120,28 +143,22 @@ def _discard_torn_state(job: Job) -> None:
 
 
 @contextmanager
-def _followed(work: Work, job: Job) -> Iterator[None]:
-    """Shows training steps as progress and logs their metrics while the context is open."""
-    journal, finished = work.journal("steps"), threading.Event()
-    work.progress.unit, work.progress.total = "steps", job.steps
+def _followed(
+    work: Work, journal: Journal, note: Callable[[dict[str, Any]], None]
+) -> Iterator[None]:
+    """Passes the journal's entries to `note` while the context is open."""
+    finished = threading.Event()
 
-    def note(row: dict[str, Any]) -> None:
-        work.progress.done = row["step"]
-        metrics = {key: value for key, value in row.items() if key not in ("step", "steps")}
-        work.log_metrics(metrics, row["step"])
-
-    # Also the steps of a killed attempt, which may not have sent its last ones to MLflow.
-    for row in journal.read_new():
-        note(row)
+    # Also those of a killed attempt, which may not have sent its last ones to MLflow.
+    for entry in journal.read_new():
+        note(entry)
     work.progress.resumed = work.progress.done
 
     def follow() -> None:
         while True:
             last = finished.wait(0.5)
-            for row in journal.read_new():
-                # After a resume, steps repeat from the checkpoint on.
-                work.progress.resumed = min(work.progress.resumed, row["step"] - 1)
-                note(row)
+            for entry in journal.read_new():
+                note(entry)
             if last:
                 return
 
@@ -152,6 +169,15 @@ def _followed(work: Work, job: Job) -> Iterator[None]:
     finally:
         finished.set()
         thread.join()
+
+
+def validation_note(row: dict[str, Any]) -> str:
+    """Returns the loss and accuracy of held-out rows after a step; empty if none were measured."""
+    if f"{VALIDATION}loss" not in row:
+        return ""
+    accuracies = (f"{VALIDATION}{name}" for name in ("rewards/accuracies", "mean_token_accuracy"))
+    accuracy = next(row[name] for name in accuracies if name in row)
+    return f"validation loss {row[f'{VALIDATION}loss']:.3f}, accuracy {accuracy:.0%}"
 
 
 @contextmanager

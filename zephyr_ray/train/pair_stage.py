@@ -1,0 +1,55 @@
+"""Defines what stages that read preference pairs share: their tokens."""
+
+from collections import Counter
+from typing import Annotated
+
+from pydantic import Field
+
+from zephyr_ray.chat import ChatFormat, Messages
+from zephyr_ray.errors import RowError
+from zephyr_ray.settings import Reads
+from zephyr_ray.train.data import Tokens
+from zephyr_ray.train.preparation import CutAway, Row
+from zephyr_ray.train.stage import WorkerStage
+
+
+class PairStage(WorkerStage):
+    """A stage that runs a model on preference pairs."""
+
+    unit = "pairs"
+    sequences_per_row = 2
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    row_name = "pair"
+
+    data: Annotated[str, Reads("pairs")]
+    max_length: int = Field(1024, ge=16)
+    """Maximum tokens of prompt and answer together; longer answers are truncated."""
+
+    def tokenize(self, chat: ChatFormat, row: Row, counts: Counter[str]) -> Tokens:
+        prompt, chosen = answer(chat, row["chosen"])
+        other, rejected = answer(chat, row["rejected"])
+        if prompt != other:
+            raise RowError("two different prompts")
+        room = self.max_length - len(prompt)
+        if room <= 0:
+            raise CutAway("prompt_fills_max_length")
+        counts["truncated"] += len(chosen) > room or len(rejected) > room
+        chosen, rejected = chosen[:room], rejected[:room]
+        if chosen == rejected or not (chosen and rejected):
+            raise CutAway("same_or_empty_answers")
+        counts["tokens"] += 2 * len(prompt) + len(chosen) + len(rejected)
+        counts["trained_tokens"] += len(chosen) + len(rejected)
+        return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+
+
+def answer(chat: ChatFormat, messages: Messages) -> tuple[list[int], list[int]]:
+    """Returns the tokens of the prompt, and of the last answer with its end token.
+
+    A truncated answer has no end token, because it does not end on its own.
+    """
+    if not messages or messages[-1]["role"] != "assistant":
+        raise RowError("a pair must end with an assistant message")
+    ids, trained = chat.render(messages)
+    last = chat.answers(ids, trained)[-1]
+    end = last.stop - (messages[-1].get("finish_reason") == "length")
+    return ids[: last.start], ids[last.start : end]

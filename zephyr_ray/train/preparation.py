@@ -1,0 +1,234 @@
+"""Prepares rows for training: tokenizes them in parallel on Ray Data, block by block.
+
+The driver holds lengths and counts only. What a block contains does not depend on how many run at
+once, and a finished block is kept after a kill, so that the result is the same.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zephyr_ray.chat import ChatFormat
+from zephyr_ray.errors import Permanent, RowError
+from zephyr_ray.messages import with_facts
+from zephyr_ray.ray_cluster import blames_memory, connect
+from zephyr_ray.stage import Progress, log
+from zephyr_ray.store import numbered_jsonl, write_atomically
+from zephyr_ray.train.data import ID, Shard, Tokens, write_index
+from zephyr_ray.train.model import load_chat
+
+BLOCK_LINES = 1000
+"""Lines per block: small enough for the memory of a process, and to balance the load."""
+FEW_BLOCKS = 8
+"""Most blocks that run in the driver: another process takes seconds to start."""
+Row = dict[str, Any]
+Tokenize = Callable[[ChatFormat, Row, Counter[str]], Tokens]
+"""Returns the tokens of a row by column, the same columns for every row, and adds to the counts.
+Raises RowError if the row is bad, CutAway if it is sound but nothing of it is left."""
+
+
+class CutAway(Exception):
+    """Raised for a sound row of which max_length leaves nothing to train; names the rule."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What every block needs to know."""
+
+    path: Path
+    """File of the rows."""
+    source: str
+    """Name of the stage that made the rows."""
+    folder: Path
+    """Folder of the tokens."""
+    weights: str
+    """Weights whose chat format writes the rows."""
+    columns: tuple[str, ...]
+    tokenize: Tokenize
+    stops_at_bad_row: bool
+    selects: Callable[[Row], bool] | None = None
+    """Whether a row is taken; by default all rows are."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive lines of the file of rows."""
+
+    number: int
+    start: int
+    """Byte of the file."""
+    first_line: int
+    lines: int
+
+
+@dataclass
+class Summary:
+    """What happened to the rows of a block."""
+
+    number: int
+    read: int = 0
+    lengths: list[list[int]] = field(default_factory=list)
+    """Tokens per kept row and column."""
+    counts: Counter[str] = field(default_factory=Counter)
+    drops: list[tuple[str, str]] = field(default_factory=list)
+    """Rule and example of each dropped row."""
+    first_bad: str = ""
+    """Error line of the first bad row."""
+    refusal: str = ""
+    """Permanent error that stopped the block, which then has no tokens."""
+
+
+@dataclass
+class Prepared:
+    """What happened to all rows."""
+
+    read: int = 0
+    """Rows that were taken, with bad and dropped ones."""
+    counts: dict[str, float] = field(default_factory=dict)
+    """Counts for the manifest; `dropped/<rule>` of dropped rows."""
+    examples: dict[str, list[Any]] = field(default_factory=dict)
+    """Up to three examples per count."""
+    first_bad: str = ""
+    """Error line of the first bad row."""
+
+    def add(self, summary: Summary) -> None:
+        self.read += summary.read
+        self.first_bad = self.first_bad or summary.first_bad
+        for name, count in summary.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+        for rule, example in summary.drops:
+            examples = self.examples.setdefault(f"dropped/{rule}", [])
+            self.counts[f"dropped/{rule}"] = self.counts.get(f"dropped/{rule}", 0) + 1
+            if len(examples) < 3:
+                examples.append(example)
+
+
+def prepare_rows(preparation: Preparation, progress: Progress) -> Prepared:
+    """Writes the tokens of all rows, for `TokenRows`.
+
+    Raises Permanent if a row is bad and `stops_at_bad_row`.
+    """
+    folder = preparation.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks = list(split_into_blocks(preparation.path))
+    pending = {
+        block.number: block for block in blocks if not Shard(folder, block.number).summary.exists()
+    }
+    progress.restart("rows", sum(block.lines for block in blocks))
+    kept = sum(block.lines for block in blocks if block.number not in pending)
+    progress.done = progress.resumed = kept
+    results, ahead = _run(preparation, list(pending.values())), dict[int, Summary]()
+    prepared, rows_per_shard = Prepared(), list[int]()
+    lengths = [np.zeros((0, len(preparation.columns) + 1), np.int32)]
+    for block in blocks:
+        # Blocks end in any order, and are counted in the order of the file.
+        while block.number in pending and block.number not in ahead:
+            result = next(results)
+            ahead[result.number] = result
+            progress.done += pending[result.number].lines
+        summary = ahead.pop(block.number, None) or _finished(Shard(folder, block.number))
+        if summary.refusal:
+            raise Permanent(summary.refusal)
+        prepared.add(summary)
+        rows_per_shard.append(len(summary.lengths))
+        lengths.append(np.array(summary.lengths, np.int32).reshape(-1, lengths[0].shape[1]))
+    write_index(folder, [*preparation.columns, ID], np.concatenate(lengths), rows_per_shard)
+    progress.restart("rows")
+    return prepared
+
+
+def split_into_blocks(path: Path) -> Iterator[Block]:
+    """Yields the blocks of a file."""
+    with path.open("rb") as file:
+        start = number = 0
+        while sizes := [len(line) for line in islice(file, BLOCK_LINES)]:
+            yield Block(number, start, number * BLOCK_LINES + 1, len(sizes))
+            start, number = start + sum(sizes), number + 1
+
+
+def prepare_block(preparation: Preparation, block: Block) -> Summary:
+    """Writes the tokens of a block, and its summary."""
+    summary, rows = Summary(block.number), list[Tokens]()
+    try:
+        for row in _rows(preparation, block):
+            tokens = _tokenize(preparation, row, summary)
+            if tokens:
+                rows.append(tokens)
+    except Permanent as error:
+        return Summary(block.number, refusal=str(error))
+    shard = Shard(preparation.folder, block.number)
+    shard.write(rows)
+    summary.lengths = [[len(ids) for ids in row.values()] for row in rows]
+    summary.counts["rows"] = len(rows)
+    write_atomically(shard.summary, json.dumps(vars(summary)))
+    return summary
+
+
+def _rows(preparation: Preparation, block: Block) -> Iterator[Row]:
+    lines = numbered_jsonl(preparation.path, block.start, block.first_line, block.lines)
+    rows = (with_facts(row) for _, row in lines)
+    return filter(preparation.selects, rows) if preparation.selects else rows
+
+
+def _tokenize(preparation: Preparation, row: Row, summary: Summary) -> Tokens | None:
+    """Returns the tokens of a row, or None if it is dropped."""
+    summary.read += 1
+    try:
+        tokens = preparation.tokenize(_chat(preparation.weights), row, summary.counts)
+    except RowError as error:
+        bad = f"row '{row['id']}' of '{preparation.source}': {error}"
+        if preparation.stops_at_bad_row:
+            raise Permanent(f"{bad}; correct it, or set bad_rows: drop") from None
+        summary.first_bad = summary.first_bad or bad
+        summary.drops.append(("bad_rows", f"{row['id']}: {error}"))
+        return None
+    except CutAway as rule:
+        summary.drops.append((str(rule), row["id"]))
+        return None
+    return {**tokens, ID: list(row["id"].encode(errors="replace"))}
+
+
+@cache
+def _chat(weights: str) -> ChatFormat:
+    """Loads the chat format once per process."""
+    return load_chat(weights)
+
+
+def _finished(shard: Shard) -> Summary:
+    """Returns the summary of a block that an earlier attempt finished."""
+    return Summary(**json.loads(shard.summary.read_text(encoding="utf-8")))
+
+
+def _run(preparation: Preparation, blocks: list[Block]) -> Iterator[Summary]:
+    """Yields the summaries of the blocks in any order."""
+    if len(blocks) <= FEW_BLOCKS:
+        yield from (prepare_block(preparation, block) for block in blocks)
+        return
+    import ray
+
+    connect()
+
+    def run(item: dict[str, Any]) -> dict[str, Any]:
+        summary = prepare_block(preparation, Block(**json.loads(item["block"])))
+        return {"summary": json.dumps(vars(summary))}
+
+    items = [{"block": json.dumps(vars(block))} for block in blocks]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(run, num_cpus=1)
+    try:
+        for batch in dataset.iter_batches(batch_size=None):
+            yield from (Summary(**json.loads(text)) for text in batch["summary"])
+    except ray.exceptions.RayError as error:
+        log.debug("preparation failed", exc_info=True)
+        if blames_memory(error):
+            raise Permanent(
+                f"the rows of '{preparation.source}' could not be tokenized: out of memory; free "
+                "memory, or add nodes (finished blocks are kept)"
+            ) from error
+        raise
