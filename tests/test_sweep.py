@@ -307,8 +307,8 @@ def test_the_plan_of_a_swept_quickstart(tmp_path: Path, capsys: pytest.CaptureFi
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].strip() == "quickstart: 19 stages"
     rows = [line.split() for line in lines if " to do " in line]
-    assert [row[0] for row in rows if row[1] in ("sft", "dpo", "pairwise", "report")] == [
-        *("sft", "dpo-beta-0.01", "dpo-beta-0.1", "dpo-beta-0.5", "winrate", "report"),
+    assert [row[0] for row in rows if row[1] in ("sft", "reference", "dpo", "report")] == [
+        *("sft", "reference", "dpo-beta-0.01", "dpo-beta-0.1", "dpo-beta-0.5", "report"),
     ]
 
 

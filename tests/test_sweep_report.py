@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from test_report import STAGES, headings, labels, make, words, write
 
+from zephyr_ray.errors import Permanent
 from zephyr_ray.report.page import Report
 from zephyr_ray.report.plots import COLORS, draw
 from zephyr_ray.report.sweep_section import sweep_section
@@ -45,12 +46,12 @@ def pairwise(root: Path, rates: dict[str, float]) -> Artifact:
     return write(artifact, "rows.jsonl", [])
 
 
-def page(root: Path, variants: dict[str, Variant], *artifacts: Artifact) -> str:
+def page(root: Path, variants: dict[str, Variant], *artifacts: Artifact, **settings: Any) -> str:
     inputs = {artifact.manifest.name: artifact for artifact in artifacts}
     stages = {name: STAGES[artifact.manifest.kind] for name, artifact in inputs.items()}
     work = Work("report", root / "report", 0, inputs, {}, {}, stages, variants)
     work.folder.mkdir()
-    Report(of=list(inputs), title="swept").run(work)
+    Report(of=list(inputs), title="swept", **settings).run(work)
     return (work.folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -232,3 +233,31 @@ def test_a_clear_winner_is_no_chance() -> None:
         "dpo-beta-0.1 has the highest rate of 3 variants, 0.90 [0.80, 1.00]; its interval overlaps "
         "no other."
     )
+
+
+def test_the_final_validation_is_an_outcome_too() -> None:
+    def validated(last: float) -> Section:
+        held_out = Curve("loss", ((1, 2.0), (2, 1.5)), validation=((1, 2.2), (2, last)))
+        return Section((Chapter("Training", Place.PROCESS, (held_out,)),))
+
+    sections = {name: validated(1.9 + n) for n, name in enumerate(BETAS)}
+    [table] = blocks(sweep_section(BETAS, sections), Table)
+    assert [column.heading for column in table.columns[2:]] == [
+        *("Final loss", "Final validation loss"),
+    ]
+    assert [row[2:] for row in table.rows] == [(1.5, 1.9), (1.5, 2.9), (1.5, 3.9)]
+
+
+def test_figures_of_a_released_model_are_set_beside_each_variant(tmp_path: Path) -> None:
+    trainings = [training(tmp_path, name, 0.5) for name in BETAS]
+    released = {"dpo": {"train/loss_final": 0.7496}}
+    html = page(tmp_path, BETAS, *trainings, released=released)
+    chapter = html.partition("<h2>Compared with the released model<")[2].partition("</section>")[0]
+    assert [name for name in BETAS if f"#stage-{name}" in chapter] == list(BETAS)
+
+
+def test_a_released_model_needs_a_stage_of_the_report() -> None:
+    for name in BETAS:
+        Report(of=[name], released={"dpo": {}}).check({}, {})
+    with pytest.raises(Permanent, match="the report is not about 'dp'"):
+        Report(of=list(BETAS), released={"dp": {}}).check({}, {})

@@ -44,10 +44,12 @@ class Report(Stage):
     """Figures of a released model to show beside this run's, by stage and name of its count."""
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
-        if unknown := sorted(set(self.released) - set(self.of)):
-            raise Permanent(
-                f"released: the report is not about '{unknown[0]}'; write a stage that `of` lists"
-            )
+        for name in self.released:
+            # The name of a sweep's variant begins with that of its stage.
+            if not any(stage == name or stage.startswith(f"{name}-") for stage in self.of):
+                raise Permanent(
+                    f"released: the report is not about '{name}'; write a stage that `of` lists"
+                )
 
     def run(self, work: Work) -> None:
         work.progress.unit = "page"
@@ -56,10 +58,12 @@ class Report(Stage):
             for name, artifact in work.inputs.items()
             if (section := work.stages[name].section(artifact))
         }
-        for name, figures in self.released.items():
-            section = contributed.get(name, Section(()))
-            chapter = compare(work.inputs[name], figures)
-            contributed[name] = replace(section, chapters=(chapter, *section.chapters))
+        for name, artifact in work.inputs.items():
+            original = work.variants[name].of if name in work.variants else name
+            if figures := self.released.get(original):
+                section = contributed.get(name, Section(()))
+                chapter = compare(artifact, figures)
+                contributed[name] = replace(section, chapters=(chapter, *section.chapters))
         # The last section, because the page opens with its headline. No stage has an empty name.
         if sweep := sweep_section(work.variants, contributed):
             contributed[""] = sweep

@@ -5,11 +5,13 @@ variant's curves. So a new kind of measurement needs no change here.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from zephyr_ray.formatting import number, setting_value
 from zephyr_ray.section import (
     Bars,
+    Block,
     Chapter,
     Column,
     Curve,
@@ -28,7 +30,10 @@ INTRO = (
     "them was made once and is shared. The chapters below explain the values and their intervals."
 )
 BEST = "The best of several variants looks better than it is; confirm it on other prompts."
-ENDS = "Final values are means over the last tenth of the steps, measured on the training data."
+ENDS = (
+    "Final values are means over the last tenth of the steps, measured on the training data; those "
+    "of validation are measured with the trained model."
+)
 
 
 @dataclass
@@ -81,18 +86,11 @@ def _outcomes(variants: Variants, sections: dict[str, Section]) -> list[Outcome]
     for stage, section in sections.items():
         original = variants[stage].of if stage in variants else stage
         for block in (block for chapter in section.chapters for block in chapter.blocks):
-            if isinstance(block, Bars):
-                outcome = Outcome(block.title, line=block.line)
-                values: dict[str, float | Interval] = dict(block.bars)
-            elif isinstance(block, Curve):
-                outcome = Outcome(f"Final {block.title}", of_training=True)
-                values = {stage: _end(block)}
-            else:
-                continue
-            for name, value in values.items():
-                if name in variants:
-                    measured = outcomes.setdefault((original, outcome.title), outcome)
-                    measured.values.setdefault(name, value)
+            for outcome, values in _measured(stage, block):
+                for name, value in values.items():
+                    if name in variants:
+                        same = outcomes.setdefault((original, outcome.title), outcome)
+                        same.values.setdefault(name, value)
     titles = Counter(title for _, title in outcomes)
     for (original, title), outcome in outcomes.items():
         if titles[title] > 1:
@@ -101,10 +99,19 @@ def _outcomes(variants: Variants, sections: dict[str, Section]) -> list[Outcome]
     return sorted(outcomes.values(), key=lambda outcome: outcome.of_training)
 
 
-def _end(curve: Curve) -> float:
-    values = [value for _, value in curve.points]
+def _measured(stage: str, block: Block) -> Iterator[tuple[Outcome, dict[str, float | Interval]]]:
+    """Yields the outcomes of one block, with the values of all models that it names, or of the
+    stage itself."""
+    if isinstance(block, Bars):
+        yield Outcome(block.title, line=block.line), dict(block.bars)
+    if not isinstance(block, Curve):
+        return
+    values = [value for _, value in block.points]
     tail = values[-max(1, len(values) // 10) :]
-    return sum(tail) / len(tail)
+    yield Outcome(f"Final {block.title}", of_training=True), {stage: sum(tail) / len(tail)}
+    if block.validation:
+        _, end = block.validation[-1]
+        yield Outcome(f"Final validation {block.title}", of_training=True), {stage: end}
 
 
 def _text(variant: Variant, key: str) -> str | None:
