@@ -5,6 +5,7 @@ collectives. A worker without a row for a pass gets an empty micro-batch.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
@@ -25,15 +26,17 @@ class Dealer:
     def passes(self, rows: Sequence[int], least: int = 1) -> int:
         """Returns the smallest number of forward passes, from `least` up, with which the rows fit
         into every worker's micro-batches."""
+
+        def fits(passes: int) -> bool:
+            micro_batches = self._split(rows, passes * self.workers)
+            return max(map(self._tokens, micro_batches)) <= self.capacity
+
         tokens = sum(self.lengths[row] for row in rows)
         most = math.ceil(len(rows) / self.workers)  # every row is alone
-        passes = max(least, min(most, math.ceil(tokens / self.capacity / self.workers)))
-        while passes < most:
-            micro_batches = self._split(rows, passes * self.workers)
-            if max(map(self._tokens, micro_batches)) <= self.capacity:
-                break
-            passes += 1
-        return passes
+        least = max(least, min(most, math.ceil(tokens / self.capacity / self.workers)))
+        if least >= most or fits(least):
+            return least
+        return bisect_left(range(most), True, lo=least + 1, key=fits)
 
     def deal(self, rows: Sequence[int], passes: int) -> list[list[list[int]]]:
         """Returns the micro-batches of each worker.
