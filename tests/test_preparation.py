@@ -34,7 +34,8 @@ def dialogues() -> list[dict[str, Any]]:
         rows[number]["messages"] = rows[number]["messages"][:1]
     for number in (2, 20):
         rows[number]["messages"][0]["content"] = "stone " * 80
-    rows[7]["finish"] = ["length"]
+    short = [{"role": role, "content": "old"} for role in ("user", "assistant")]
+    rows[7] |= {"messages": short, "finish": ["length"]}
     rows[8]["id"] = "Größe 1"
     return rows
 
@@ -105,7 +106,8 @@ def test_counts_and_examples_are_those_of_one_block_for_any_blocks(
     stage, rows = STAGES[name]
     whole = list(train_once.prepare(stage, work, rows))
     counts, examples = dict(work.counts), dict(work.examples)
-    assert len(examples["dropped/bad_rows"]) in (2, 3) and counts["tokens"] > 0
+    bad = [example.split(":")[0] for example in examples["dropped/bad_rows"]]
+    assert bad == (["9", "21"] if name == "dpo" else ["4", "11", "18"])
     for lines in (2, 13):
         in_blocks(monkeypatch, lines)
         work.counts.clear()
@@ -179,6 +181,13 @@ def test_a_bad_row_of_the_first_block_stops_before_others(
     says = "^row '4' of 'data': a conversation has no assistant message to train on; correct it"
     with pytest.raises(Permanent, match=says):
         train_once.prepare(stop, work, rows)
+
+
+def test_the_first_of_only_bad_rows_is_named(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, rows = STAGES["sft"]
+    in_blocks(monkeypatch, 1)
+    with pytest.raises(Permanent, match=r"^row '4' of 'data': .*; no row is left to train on$"):
+        train_once.prepare(stage, work, [rows[4], rows[11], rows[18]])
 
 
 def test_a_line_that_is_no_row_is_named_by_its_number(

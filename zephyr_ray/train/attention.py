@@ -36,8 +36,11 @@ class Segments:
     most_queries: int
     most_keys: int
     key_rows: Tensor | None = None
-    """Position in the row of every key; None if all segments have as many keys as queries. Such a
-    segment's keys are at its queries' positions."""
+    """Position in the row of every key; None if the keys are the row's, in its order."""
+
+    def select(self, states: Tensor) -> Tensor:
+        """Returns the keys or values of all segments, one segment after the other."""
+        return states if self.key_rows is None else states[:, :, self.key_rows]
 
 
 def attend(
@@ -71,9 +74,9 @@ def attend_varlen(
     window: int | None = None,
 ) -> Tensor:
     """Computes `attend` in one kernel for all segments, on a GPU in half precision."""
-    if segments.key_rows is not None:
-        key, value = key[:, :, segments.key_rows], value[:, :, segments.key_rows]
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    key, value = segments.select(key), segments.select(value)
+    # squeeze, because the backward pass of an index would copy each gradient.
+    query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     output = varlen_attn(
         query,
         key,
@@ -86,7 +89,7 @@ def attend_varlen(
         window_size=(-1 if window is None else window - 1, 0),
         **GROUPED,
     )
-    return output.transpose(0, 1)[None]
+    return output.transpose(0, 1).unsqueeze(0)
 
 
 def attend_sdpa(
@@ -99,25 +102,22 @@ def attend_sdpa(
     dropout: float = 0.0,
 ) -> Tensor:
     """Computes `attend` with one call per segment, on any device and in any precision."""
-    outputs = []
-    query_ends, key_ends = segments.query_ends.tolist(), segments.key_ends.tolist()
-    for number, (start, end) in enumerate(zip(query_ends, query_ends[1:], strict=False)):
-        queries, keys = query[:, :, start:end], slice(start, end)
-        first, last = key_ends[number : number + 2]
-        if last - first != end - start:
-            assert segments.key_rows is not None, "a segment with more keys than queries"
-            keys = segments.key_rows[first:last]
-        outputs.append(
-            scaled_dot_product_attention(
-                queries,
-                key[:, :, keys],
-                value[:, :, keys],
-                dropout_p=dropout,
-                scale=scale,
-                enable_gqa=True,
-                **_causal(end - start, last - first, window, query.device),
-            )
+    queries, keys = segments.query_ends.diff().tolist(), segments.key_ends.diff().tolist()
+    parts = (
+        query.split(queries, dim=2),
+        segments.select(key).split(keys, dim=2),
+        segments.select(value).split(keys, dim=2),
+    )
+    outputs = [
+        scaled_dot_product_attention(
+            *part,
+            dropout_p=dropout,
+            scale=scale,
+            enable_gqa=True,
+            **_causal(part[0].shape[2], part[1].shape[2], window, query.device),
         )
+        for part in zip(*parts, strict=True)
+    ]
     return torch.cat(outputs, dim=2)
 
 
