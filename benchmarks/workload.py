@@ -129,13 +129,12 @@ def pairs(size: Size, count: int) -> list[Row]:
     tokens on average, answers of 272; the two answers of a pair are of similar length."""
     pick, most = random.Random(1), size.dpo_length
     rows = []
-    for number in range(count):
+    for _ in range(count):
         prompt = _lognormal(pick, most * 177 / 1024, 0.9, most * 3 // 4)
         mean = most * 272 / 1024 * math.exp(pick.gauss(-(0.5**2) / 2, 0.5))
         chosen, rejected = (_lognormal(pick, mean, 0.35, most - prompt) for _ in range(2))
         rows.append(
             {
-                "id": str(number),
                 "prompt_ids": _tokens(pick, size, prompt),
                 "chosen_ids": _tokens(pick, size, chosen),
                 "rejected_ids": _tokens(pick, size, rejected),
@@ -151,13 +150,12 @@ def longest_pairs(size: Size, count: int) -> list[Row]:
     answer = size.dpo_length - prompt
     return [
         {
-            "id": str(number),
             "prompt_ids": _tokens(pick, size, prompt),
             "chosen_ids": _tokens(pick, size, answer),
             "rejected_ids": _tokens(pick, size, answer),
             "lengths": [size.dpo_length] * 2,
         }
-        for number in range(count)
+        for _ in range(count)
     ]
 
 
