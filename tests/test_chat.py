@@ -96,6 +96,15 @@ def test_chatml_trains_each_answer_and_its_end_token(chatml: Any) -> None:
     assert trained_text(chatml, TALK) == "".join(answers)
 
 
+def test_an_answer_ends_at_its_end_token_or_where_training_does(chatml: Any) -> None:
+    chat = ChatFormat.of(chatml)
+    end = chat.stop_token_id
+    ids, trained = [7, 8, end, 9, end, end, 7, 8, 9], [0, 1, 1, 1, 1, 0, 0, 1, 1]
+    spans = chat.answers(ids, list(map(bool, trained)))
+    assert spans == [range(1, 3), range(3, 5), range(7, 9)]
+    assert chat.answers([7], [False]) == chat.answers([], []) == []
+
+
 def test_chatml_prompt_is_what_the_answer_continues(chatml: Any) -> None:
     chat = ChatFormat.of(chatml)
     prompt = chat.prompt(TALK[:2])
