@@ -1,8 +1,8 @@
 """Rewrites a checkpoint of DeepSpeed for another number of workers.
 
 ZeRO splits the optimizer state: stages 1 and 2 keep each group of parameters as one flat tensor and
-split that, stage 3 splits every parameter by itself. Each new worker cuts its part out of the parts
-of the old workers, which are mapped into memory, not read completely. DeepSpeed's universal
+split that, stage 3 splits every parameter by itself. Each new worker cuts its part out of the files
+of the old workers, which are mapped into memory: it holds only its own part. DeepSpeed's universal
 checkpoints serve the same purpose, but every worker would read the complete state, and stage 3
 would give all parameters the weight decay of the first group.
 
