@@ -128,14 +128,14 @@ def check_same(job: Job, expected: Job) -> None:
     from safetensors.torch import load_file
 
     for step, other in zip(steps(job), steps(expected), strict=True):
-        for name in step.keys() - {"seconds", "steps", "epoch", "num_tokens"}:
+        for name in step.keys() - {"seconds", "steps", "epoch", "num_tokens", "workers"}:
             relative, absolute = (1e-5, 0) if name == "grad_norm" else (1e-6, 2e-5)
             absolute = 2e-6 if name == "loss" else absolute
             assert step[name] == pytest.approx(other[name], rel=relative, abs=absolute), name
         assert {"loss", "grad_norm", "entropy"} <= step.keys() == other.keys()
     made, same = (load_file(j.folder / "model" / "model.safetensors") for j in (job, expected))
     differences = {name: (made[name] - same[name]).abs().max().item() for name in same}
-    assert max(differences.values()) < 1e-6, differences
+    assert max(differences.values()) < 5e-6, differences
 
 
 def test_two_workers_train_as_one(make: Any, whole: Job) -> None:
