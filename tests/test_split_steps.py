@@ -134,7 +134,9 @@ def check_same(job: Job, expected: Job) -> None:
             assert step[name] == pytest.approx(other[name], rel=relative, abs=absolute), name
         assert {"loss", "grad_norm", "entropy"} <= step.keys() == other.keys()
     made, same = (load_file(j.folder / "model" / "model.safetensors") for j in (job, expected))
-    differences = {name: (made[name] - same[name]).abs().max().item() for name in same}
+    names = made.keys() & same.keys()  # ZeRO 3 does not write tied weights twice
+    differences = {name: (made[name] - same[name]).abs().max().item() for name in names}
+    # Six steps change weights by up to 6e-4; Adam amplifies rounding where gradients are near 0.
     assert max(differences.values()) < 5e-6, differences
 
 
