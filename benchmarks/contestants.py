@@ -112,8 +112,8 @@ def sequence_lengths(row: Row, shared: bool = False) -> list[int]:
     return [prompt + answers[0], answers[1] + (0 if shared else prompt)]
 
 
-def write_rows(stage: Any, rows: list[Row], folder: Path) -> list[int]:
-    """Writes the rows as a training stage's scratch/data; returns their lengths."""
+def write_rows(stage: Any, rows: list[Row], folder: Path) -> int:
+    """Writes the rows as a training stage's scratch/data; returns their number after packing."""
     data = folder / "scratch" / "data"
     data.mkdir(parents=True)
     tokens = [{name: row[name] for name in stage.columns} | {ID: []} for row in rows]
@@ -122,7 +122,7 @@ def write_rows(stage: Any, rows: list[Row], folder: Path) -> list[int]:
     write_index(data, [*stage.columns, ID], lengths, [len(rows)])
     if stage.packs:
         write_packing(data, pack(lengths[:, 0], stage.max_length, stage.seed))
-    return open_data(data).lengths.tolist()
+    return len(open_data(data))
 
 
 def ours(
@@ -146,9 +146,7 @@ def ours(
     trainer = make_trainer(job, ProcessContext(job.checkpoints))
     trainer.add_callback(meter)
     trainer.train()
-    measured = [
-        trainer.train_dataset[at] for at in range(size.warmup * stage.global_batch, len(order))
-    ]
+    measured = [trainer.batches.data[row] for row in order[size.warmup * stage.global_batch :]]
     return meter.result(size, measured, 4 if stage.lora else 6, shared="prompt_ids" in rows[0])
 
 

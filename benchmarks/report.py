@@ -64,8 +64,8 @@ class Report:
         self._write(f"{text}: " + ", ".join(f"{k} {_short(v)}" for k, v in values.items()))
         self._record({"line": text, **values})
 
-    def training(self, measured: Measured, micro: int, planned: Memory | None = None) -> None:
-        """Writes one row of the table."""
+    def training(self, measured: Measured, micro: str, planned: Memory | None = None) -> None:
+        """Writes one row of the table; `micro` is the size of a micro-batch in rows or tokens."""
         m = measured
         cells = [self.name, micro, m.rows_per_second, m.tokens_per_second, m.seconds]
         cells += [f"{m.mfu:.1%}", m.tflops, m.allocated, m.reserved, m.on_device, m.host]

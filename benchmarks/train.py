@@ -48,13 +48,13 @@ def main(out: Path) -> None:
     report, isolated = Report(out, budget=20 * LIMIT), Isolated(out / "log.txt")
     for name, micro, train in trainings(resolve(MODEL), Path(tempfile.mkdtemp())):
 
-        def measure(train: Any = train, micro: int = micro) -> None:
+        def measure(train: Any = train, micro: str = micro) -> None:
             report.training(isolated.run(train, timeout=LIMIT), micro)
 
         report.section(name, measure)
 
 
-def trainings(model: Path, work: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:
+def trainings(model: Path, work: Path) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     """Yields names, micro-batches and trainings."""
     rows = {
         "sft": dialogues(SIZE, SIZE.steps * SIZE.sft_batch * SIZE.sft_length),
@@ -63,9 +63,9 @@ def trainings(model: Path, work: Path) -> Iterator[tuple[str, int, Callable[[], 
     common = {"model": "m", "data": "d", "zero": 0, "epochs": 2, "checkpoint_every": 10_000}
     common |= {"cpus_per_worker": torch.get_num_threads()}
 
-    def ours(kind: Any, micro: int, **settings: Any) -> Any:
+    def ours(kind: Any, tokens: int, **settings: Any) -> Any:
         batch = BATCH[kind.kind]
-        stage = kind(**common, global_batch=batch, micro_batch=micro, **settings)
+        stage = kind(**common, global_batch=batch, micro_batch=tokens, **settings)
         folder = Path(tempfile.mkdtemp(dir=work))
         return partial(contestants.ours, SIZE, model, stage, rows[kind.kind], folder)
 
@@ -74,15 +74,16 @@ def trainings(model: Path, work: Path) -> Iterator[tuple[str, int, Callable[[], 
         folder = Path(tempfile.mkdtemp(dir=work))
         return partial(train, SIZE, model, rows[kind], folder, *settings)
 
-    yield "DPO ours", 2, ours(Dpo, 2)
-    yield "DPO ours, checkpointing", 8, ours(Dpo, 8, gradient_checkpointing=True)
-    yield "DPO TRL as handbook", 8, trl(contestants.trl_dpo, 8, False, True)
-    yield "DPO TRL at its best", 2, trl(contestants.trl_dpo, 2, True, False)
-    for micro in (1, 2):
-        yield f"SFT ours, packed, micro {micro}", micro, ours(Sft, micro)
-    yield "SFT TRL as handbook", 4, trl(contestants.trl_sft, 4, False, True)
-    yield "SFT TRL packed", 2, trl(contestants.trl_sft, 2, True, False)
-    yield "SFT TRL unpacked, no checkpointing", 2, trl(contestants.trl_sft, 2, False, False)
+    yield "DPO ours", "4096 tokens", ours(Dpo, 4096)
+    checkpointing = ours(Dpo, 16_384, gradient_checkpointing=True)
+    yield "DPO ours, checkpointing", "16384 tokens", checkpointing
+    yield "DPO TRL as handbook", "8 rows", trl(contestants.trl_dpo, 8, False, True)
+    yield "DPO TRL at its best", "2 rows", trl(contestants.trl_dpo, 2, True, False)
+    for tokens in (2048, 4096):
+        yield "SFT ours, packed", f"{tokens} tokens", ours(Sft, tokens)
+    yield "SFT TRL as handbook", "4 rows", trl(contestants.trl_sft, 4, False, True)
+    yield "SFT TRL packed", "2 rows", trl(contestants.trl_sft, 2, True, False)
+    yield "SFT TRL unpacked, no checkpointing", "2 rows", trl(contestants.trl_sft, 2, False, False)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Size:
     dpo_batch: int
     """Pairs per optimizer step."""
     micro: int
-    """Rows per forward pass, unless a contestant says otherwise."""
+    """Rows of maximum length per forward pass, unless a contestant says otherwise."""
     steps: int
     warmup: int
     """First steps that are not measured."""

@@ -1,6 +1,6 @@
 # Checks of the chart. Uses helm, kubectl and checkov from PATH, or installs them into .tools (a
 # minute, 600 MB).
-.PHONY: chart-tools check-chart chart-golden chart-docs k8s
+.PHONY: chart-tools check-chart chart-golden chart-docs chart-schema k8s
 
 TOOLS := .tools/.installed
 HELM = $(or $(shell command -v helm),.tools/bin/helm)
@@ -35,6 +35,10 @@ chart-golden: $(TOOLS)
 
 chart-docs: $(STAMP)
 	.venv/bin/python helm/table_of_values.py
+
+# After an update of the operator: the fields of pods that values.schema.json accepts.
+chart-schema: $(STAMP) $(TOOLS)
+	.venv/bin/python helm/pod_schema.py
 
 # Renders the plain manifests of k8s/base and the claims of k8s/namespace.
 k8s: $(TOOLS)

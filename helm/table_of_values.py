@@ -1,4 +1,5 @@
-"""Writes the table of settings in the chart's README from the comments in values.yaml.
+"""Writes the table of settings in the chart's README and the defaults for its templates, both from
+values.yaml.
 
 python helm/table_of_values.py [--check]
 """
@@ -12,6 +13,9 @@ from typing import Any
 import yaml
 
 CHART = Path(__file__).parent / "zephyr"
+DEFAULTS = CHART / "files" / "defaults.yaml"
+"""Helm gives templates neither values.yaml nor, without a warning, a link to it."""
+HEADER = "# Written by make chart-docs from values.yaml, which templates cannot read.\n"
 BEGIN, END = "<!-- values: begin -->\n", "<!-- values: end -->\n"
 KEY = re.compile(r"^( *)([A-Za-z][\w-]*):")
 
@@ -70,14 +74,16 @@ def _sentences(comment: list[str]) -> str:
 
 
 def main() -> int:
-    readme = CHART / "README.md"
-    before = readme.read_text()
-    head, rest = before.split(BEGIN)
-    tail = rest.split(END)[1]
-    after = f"{head}{BEGIN}{table((CHART / 'values.yaml').read_text())}{END}{tail}"
+    values, readme = (CHART / "values.yaml").read_text(), CHART / "README.md"
+    head, rest = readme.read_text().split(BEGIN)
+    files = {
+        readme: f"{head}{BEGIN}{table(values)}{END}{rest.split(END)[1]}",
+        DEFAULTS: HEADER + yaml.safe_dump(yaml.safe_load(values), sort_keys=False),
+    }
     if "--check" in sys.argv:
-        return int(before != after)
-    readme.write_text(after)
+        return int(any(path.read_text() != text for path, text in files.items()))
+    for path, text in files.items():
+        path.write_text(text)
     return 0
 
 

@@ -109,14 +109,14 @@ def test_the_kernel_for_gpus_gets_the_same_segments(
     assert output.shape == expected.shape and (output - expected).abs().max() < 1e-6
 
 
-def packed(lengths: list[int]) -> dict[str, Any]:
+def packed(model: Any, lengths: list[int]) -> dict[str, Any]:
     """Packed sequences of one dialogue each, as the model's arguments."""
     from zephyr_ray.train.sft import Sft
 
     objective = Sft(model="base", data="data").objective()
     ids = [[5 + n % 90 for n in range(length)] for length in lengths]
     rows = [{"input_ids": row, "labels": row, "seq_lengths": [len(row)]} for row in ids]
-    return objective.inputs(objective.collator(pad_token_id=0, model=None)(rows))
+    return objective.inputs(objective.collator(0, model)(rows))
 
 
 def test_two_packed_sequences_cost_twice_one() -> None:
@@ -140,7 +140,7 @@ def test_two_packed_sequences_cost_twice_one() -> None:
 
     def cost(lengths: list[int]) -> int:
         with Cost() as counted, torch.no_grad():
-            model(**packed(lengths), use_cache=False)
+            model(**packed(model, lengths), use_cache=False)
         return counted.total
 
     assert cost([40, 40]) == 2 * cost([40]) == 2 * 2 * 40**2
@@ -193,7 +193,7 @@ def test_positions_are_not_searched_for_segments(monkeypatch: pytest.MonkeyPatch
     model = LlamaForCausalLM(LlamaConfig(**SIZE))
     use_segments(model)
     monkeypatch.delattr(transformers.masking_utils, "find_packed_sequence_indices")
-    model(**packed([3, 2]), use_cache=False)
+    model(**packed(model, [3, 2]), use_cache=False)
 
 
 def test_a_padded_batch_keeps_the_window() -> None:

@@ -18,6 +18,7 @@ from chart_tools import (
     MINORS,
     ROOT,
     SERVE,
+    TOOLS,
     containers_of,
     crd_errors,
     helm,
@@ -336,7 +337,7 @@ def test_queue_labels_of_each_scheduler(scheduler: str, label: str, value: str) 
 
 
 @pytest.mark.parametrize(
-    ("address", "port"), [("redis-0", 6379), ("10.0.0.5", 6379), ("redis:7000", 7000)]
+    ("address", "port"), [("redis-0:6379", 6379), ("rediss://10.0.0.5:7000", 7000)]
 )
 def test_the_port_of_redis_is_open(address: str, port: int) -> None:
     tolerant = "ray.gcsFaultTolerance."
@@ -387,6 +388,20 @@ def test_the_table_of_values_is_up_to_date() -> None:
         [sys.executable, str(ROOT / "helm" / "table_of_values.py"), "--check"], capture_output=True
     )
     assert done.returncode == 0, "make chart-docs"
+
+
+def test_the_schemas_fields_of_pods_are_up_to_date() -> None:
+    if not (TOOLS / "checks").exists():
+        pytest.skip("kubernetes-validate is not in .tools (make chart-tools)")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "helm" / "pod_schema.py"), "--check"], capture_output=True
+    )
+    assert done.returncode == 0, "make chart-schema"
+
+
+def test_helm_has_nothing_to_say_about_the_charts_files() -> None:
+    """It would about a symbolic link, at each command."""
+    assert template(sets=CLUSTER).stderr == ""
 
 
 def test_the_manifests_of_kustomize_are_rendered_from_the_chart() -> None:

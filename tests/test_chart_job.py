@@ -176,12 +176,12 @@ def test_only_the_pods_of_the_job_know_its_name() -> None:
                 assert named == (own if document["kind"] == "RayJob" else [])
 
 
-def test_a_large_limit_of_retries_is_a_number_for_the_shell() -> None:
+def test_a_large_deadline_is_an_integer() -> None:
     """Helm reads numbers as floats, and a million prints as 1e+06."""
     done = template(
         given={
-            "pipeline": {"enabled": True, "backoffLimit": 1000000},
+            "pipeline": {"enabled": True, "activeDeadlineSeconds": 1000000},
             "mlflow": {"auth": {"existingSecret": "s"}},
         }
     )
-    assert "-gt 1000000 ]" in done.stdout
+    assert "  activeDeadlineSeconds: 1000000\n" in done.stdout

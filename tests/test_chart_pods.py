@@ -164,10 +164,10 @@ def test_the_containers_of_one_pod_share_the_environment_and_the_mounts(tmp_path
 
 def test_pods_in_one_zone_keep_their_other_affinity() -> None:
     group = "workerGroups.cpu"
-    affinity = (f"{group}.affinity.podAntiAffinity.a=b", f"{group}.sameTopology=zone")
-    [spec] = ray_specs(render(sets=(*CLUSTER, *affinity)))
+    other = f"{group}.affinity.podAntiAffinity.{REQUIRED}[0].topologyKey=host"
+    [spec] = ray_specs(render(sets=(*CLUSTER, other, f"{group}.sameTopology=zone")))
     rendered = spec["workerGroupSpecs"][0]["template"]["spec"]["affinity"]
-    assert rendered["podAntiAffinity"] == {"a": "b"}
+    assert rendered["podAntiAffinity"] == {REQUIRED: [{"topologyKey": "host"}]}
     [term] = rendered["podAffinity"][REQUIRED]
     assert term["topologyKey"] == "zone"
 

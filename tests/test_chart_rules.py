@@ -27,6 +27,10 @@ RULES = {
         (*CLUSTER, "ray.gcsFaultTolerance.enabled=true"),
         "set ray.gcsFaultTolerance.redisAddress",
     ),
+    "redis-port": (
+        (*CLUSTER, "ray.gcsFaultTolerance.redisAddress=rediss://redis.storage"),
+        "redisAddress rediss://redis.storage has no port; write it like rediss://redis.storage:6379",
+    ),
     "redis-claim": (
         (
             *CLUSTER, "ray.gcsFaultTolerance.enabled=true", "storage.keep=false",
@@ -70,7 +74,11 @@ RULES = {
     "replicas-order": ((*CLUSTER, GROUP + ".minReplicas=5"), "minReplicas 5 is more than"),
     "replicas-range": ((*CLUSTER, GROUP + ".replicas=9"), "replicas 9 is not between"),
     "two-affinities": (
-        (*CLUSTER, GROUP + ".sameTopology=zone", GROUP + ".affinity.podAffinity.a=b"),
+        (
+            *CLUSTER, GROUP + ".sameTopology=zone",
+            f"{GROUP}.affinity.podAffinity.requiredDuringSchedulingIgnoredDuringExecution"
+            "[0].topologyKey=host",
+        ),
         "sameTopology and affinity.podAffinity exclude each other",
     ),
     "unknown-group": (
@@ -232,8 +240,7 @@ def test_helm_reads_the_schema() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"workerGroups": {"cpu": {"resources": {"cpu": "0", "memory": "1Gi"}}}},
-        {"workerGroups": {"cpu": {"resources": {"cpu": "1", "memory": "0Gi"}}}},
+        {"workerGroups": {"cpu": {"resources": {"memory": 1024}}}},
         {"pipeline": {"set": ["a.b=c\u2028d"]}},
         {"workerGroups": {"cpu": {"rayStartParams": {"object-store-memory": 1000}}}},
         {"workerGroups": {"cpu": {"minReplicas": -1}}},
@@ -244,6 +251,7 @@ def test_helm_reads_the_schema() -> None:
         {"ray": {"auth": "none"}},
         {"ray": {"head": {"serviceName": "mine"}}},
         {"pipeline": {"backoffLimit": -1}},
+        {"pipeline": {"backoffLimit": 101}},
         {"pipeline": {"activeDeadlineSeconds": 0}},
         {"pipeline": {"ttlSecondsAfterFinished": -1}},
         {"pipeline": {"shutdownAfterJobFinishes": False}},
@@ -263,7 +271,9 @@ def test_helm_reads_the_schema() -> None:
         {"networkPolicy": {"extraEgress": [{}]}},
         {"networkPolicy": {"extraEgress": [{"to": []}]}},
         {"networkPolicy": {"extraEgress": [{"to": [{"ipBlock": "10.0.0.0/8"}]}]}},
+        {"networkPolicy": {"extraEgress": [{"ports": [{"prot": 443}]}]}},
         {"networkPolicy": {"serveClients": [{}]}},
+        {"networkPolicy": {"serveClients": [{"podSelector": {"matchLabel": {}}}]}},
         {"scheduling": {"scheduler": "slurm"}},
         {"anything": {}},
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cluster_lab import JOBS, RECIPE, TEAM, created_job, error, write_profile
 from kube_api import TOKEN, Api, Fault
 
@@ -55,6 +56,37 @@ def test_the_job_owns_the_config_map(api: Api, here: Path) -> None:
     ]
     mounted = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
     assert {"name": "recipe", "configMap": {"name": job["metadata"]["name"]}} in mounted
+
+
+def test_a_dry_run_prints_what_a_submit_sends(
+    api: Api, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "job_name", lambda recipe: f"{recipe}-aaaaa")
+    with monkeypatch.context() as without_cluster:
+        without_cluster.setenv("KUBECONFIG", str(here / "none"))
+        assert cli.main(["submit", "small.yaml", "--dry-run"]) == 0
+    assert not api.requests
+    output = capsys.readouterr().out
+    assert "\n  recipe.yaml: |\n    " in output and "&id" not in output
+    printed = list(yaml.safe_load_all(output))
+    assert cli.main(["submit", "small.yaml"]) == 0
+    sent = [created_job(api), api.objects[f"{TEAM}/configmaps/small-aaaaa"]]
+    for one, other in zip(printed, sent, strict=True):
+        assert one.pop("metadata") == {
+            key: value
+            for key, value in (other["metadata"] | {"namespace": "team"}).items()
+            if key in ("name", "labels", "namespace")
+        }
+        assert one == {key: other[key] for key in one}
+
+
+def test_a_dry_run_has_nothing_to_follow(
+    api: Api, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    line = error(capsys, "submit", "small.yaml", "--dry-run", "--follow")
+    assert line == "error: --dry-run creates no job; remove --wait and --follow\n"
+    write_profile(here, image=None)
+    assert "setting 'image' is missing" in error(capsys, "submit", "small.yaml", "--dry-run")
 
 
 @pytest.mark.parametrize("fails", ["POST rayjobs", "POST configmaps"])
@@ -108,7 +140,19 @@ def test_an_object_of_someone_else_under_the_same_name_stays(
     [
         ({"image": None}, "setting 'image' is missing"),
         ({"imgae": "x"}, "unknown setting 'imgae'; did you mean 'image'"),
-        ({"workers": {"gpu": {"cpu": 1, "memory": "1Gi", "gpus": 2}}}, "unknown setting"),
+        (
+            {"workers": {"gpu": {"cpu": 1, "memory": "1Gi", "gpus": 2}}},
+            "unknown setting 'workers.gpu.gpus'; did you mean 'gpu'?",
+        ),
+        (
+            {"workers": {"gpu": {"cpu": 1, "memory": "1Gi", "gpu": {"number": 2}}}},
+            "unknown setting 'workers.gpu.gpu.number'; known: count, kind",
+        ),
+        (
+            {"head": {"cpu": 1, "memory": "4Gi", "tolerations": [{"efect": "NoSchedule"}]}},
+            "unknown setting 'head.tolerations.0.efect'; did you mean 'effect'?",
+        ),
+        ({"user": {"uid": 1}}, "unknown setting 'user.uid'; did you mean 'id'?"),
         ({"workers": {"GPU": {"cpu": 1, "memory": "1Gi"}}}, "workers.GPU"),
         ({"workers": {}}, "setting 'workers'"),
         ({"workers": {"w": {"cpu": 0, "memory": "1Gi"}}}, "workers.w.cpu"),
@@ -142,6 +186,7 @@ def test_an_object_of_someone_else_under_the_same_name_stays(
         ({"secrets": {"a-b": {"name": "a", "key": "b"}}}, "not a valid variable name"),
         ({"secrets": {}}, "secrets lacks JUDGE_KEY, which model 'judge' reads; add JUDGE_KEY: "),
         ({"namespace": "Team A"}, "setting 'namespace'"),
+        ({"backoff_limit": 101}, "setting 'backoff_limit'"),
         (
             {"workers": {f"g{n}": {"cpu": 1, "memory": "1Gi"} for n in range(8)}},
             "8 worker groups, but Kueue accepts at most 7; remove worker groups or the queue",

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import zero_memory
 
@@ -182,7 +184,7 @@ def test_a_forward_pass_is_what_pytorch_allocates(precision: str, tokens: int) -
     model, shape = build(SMALL), shape_of(SMALL)
     round_norms(model)
     model.requires_grad_(False)
-    settings = {"zero": 0, "precision": precision, "micro_batch": 2, "max_length": tokens // 4}
+    settings = {"zero": 0, "precision": precision, "micro_batch": tokens}
     stage = Reference(model="m", data="d", gpus_per_worker=1, **settings)
     ids = torch.arange(tokens)[None] % 1000
 
@@ -341,7 +343,7 @@ FULL = {"gpus_per_worker": 1, "gradient_checkpointing": True, "global_batch": 12
 
 
 def test_ultrachat_packs_into_the_published_tokens_and_sequences() -> None:
-    estimate = planned(sft(**FULL, workers=8, micro_batch=4), tflops=276)
+    estimate = planned(sft(**FULL, workers=8, micro_batch=8192), tflops=276)
     assert estimate.sequences == pytest.approx(139_000, rel=0.01)
     assert estimate.tokens == pytest.approx(285e6, rel=0.01)
     assert estimate.steps == 1088 and estimate.fits and not estimate.upper_bound
@@ -360,9 +362,13 @@ def test_a_stated_rate_gives_the_hours() -> None:
     ("settings", "gib", "advice"),
     [
         ({"workers": 8, "zero": 2}, 80, ""),
-        ({"workers": 8, "zero": 2, "micro_batch": 1}, 48, "zero: 3 makes it fit"),
-        ({"workers": 8, "gradient_checkpointing": False, "micro_batch": 8}, 80, "gradient_checkp"),
-        ({"workers": 8, "micro_batch": 16}, 48, "micro_batch: 8 makes it fit"),
+        ({"workers": 8, "zero": 2, "micro_batch": 2048}, 48, "zero: 3 makes it fit"),
+        (
+            {"workers": 8, "gradient_checkpointing": False, "micro_batch": 16384},
+            80,
+            "gradient_checkp",
+        ),
+        ({"workers": 8, "micro_batch": 32768}, 48, "micro_batch: 29440 makes it fit"),
         ({"workers": 1, "zero": 0}, 80, "offload: optimizer makes it fit"),
         ({"workers": 2, "zero": 3}, 48, "offload: optimizer makes it fit"),
         ({"workers": 1, "zero": 0}, 4, f"{NOTHING_FITS} or set lora: {{}}"),
@@ -372,7 +378,7 @@ def test_a_stated_rate_gives_the_hours() -> None:
 def test_a_stage_that_does_not_fit_gets_advice(
     settings: dict[str, Any], gib: float, advice: str
 ) -> None:
-    estimate = planned(sft(**FULL | {"micro_batch": 4} | settings), gib)
+    estimate = planned(sft(**FULL | {"micro_batch": 8192} | settings), gib)
     assert estimate.fits == (not advice)
     assert estimate.advice.find(advice) >= 0, estimate.advice
     if advice == NOTHING_FITS:
@@ -387,16 +393,18 @@ def test_70b_has_its_number_of_parameters() -> None:
     assert isinstance(shape, Shape) and shape.parameters == 68_976_648_192
 
 
-def test_hours_of_lora_and_of_dpo_by_hand() -> None:
+@pytest.mark.parametrize(("loss", "reference"), [("sigmoid", 2), ("simpo", 0)])
+def test_hours_of_lora_and_of_dpo_by_hand(loss: str, reference: int) -> None:
     full, lora = (planned(sft(**FULL, workers=8, **more), tflops=100) for more in ({}, LORA))
     assert full.hours and lora.hours
     assert full.hours / lora.hours == pytest.approx(6 / 4)
-    pairs = Dpo(model="m", data="d", **FULL | {"global_batch": 50}, epochs=2, max_length=1000)
+    batch = FULL | {"global_batch": 50}
+    pairs = Dpo(model="m", data="d", **batch, epochs=2, max_length=1000, loss=loss)
     hardware = Hardware(gpu_memory_gib=80, tflops=100)
     estimate = training.estimate(pairs, shape_of(MISTRAL_7B), hardware, 1000, None, None)
     # Two epochs of 1000 pairs of 2 × 1000 tokens, 6 operations per token and parameter, and 2 for
-    # the reference, once.
-    operations = (6 * 2 + 2) * 2_000_000 * 7_241_732_096
+    # the reference, once; SimPO has none.
+    operations = (6 * 2 + reference) * 2_000_000 * 7_241_732_096
     assert estimate.hours == pytest.approx(operations / 100e12 / 3600)
 
 
@@ -506,6 +514,26 @@ def test_a_folder_with_a_config_alone_is_enough_for_a_plan(
     assert "does not fit 24 GiB: " in shown and "KV cache 0.24 GiB per conversation" in shown
     assert "all endpoints: ≤ 600 calls, about $2" in shown
     assert shown.index("pairwise") < shown.index("7,241,732,096")
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "line"),
+    [
+        (600, "fits 279 GiB of free memory per worker; micro_batch 8192, maximum 8192 tokens (the"),
+        (
+            240,
+            "does not fit 111 GiB of free memory per worker: lower micro_batch to 4608, workers or",
+        ),
+    ],
+)
+def test_training_without_a_gpu_is_planned_for_the_free_memory(
+    gigabytes: float, line: str, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(available=gigabytes * 1e9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    assert line in "\n".join(planned_lines(recipe_file, "sft.gpus_per_worker=0"))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # a cluster has its own memory
+    assert "of free memory" not in "\n".join(planned_lines(recipe_file, "sft.gpus_per_worker=0"))
 
 
 def test_an_engine_that_does_not_fit_says_so(recipe_file: Path) -> None:

@@ -165,7 +165,7 @@ def test_temperature_is_not_in_the_key_of_training(folder: Path) -> None:
     [
         "sft.workers=2",
         "sft.zero=2",
-        "sft.micro_batch=1",
+        "sft.micro_batch=4096",
         "dpo.checkpoint_every=7",
         "models.base.actors=4",
         "models.base.concurrency=3",
@@ -452,6 +452,25 @@ def test_memory_of_training_grows_with_model_and_workers(folder: Path, machine: 
         check(folder, "sft.epochs=2", "sft.zero=2", "sft.workers=2", "dpo.zero=0")
 
 
+def test_the_largest_micro_batch_is_named(folder: Path, machine: Machine) -> None:
+    """1.5 GB for the worker, 1.5 GB for Ray; about 2 GB of weights and state, and activations."""
+    machine.memory, machine.disk = 12e9, 1e12
+    size = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12}
+    heads = {"num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": 32000}
+    write_model(folder / "tiny", **size, **heads)
+    make_all(folder)
+    changed = ["sft.epochs=2", "sft.zero=0", "dpo.zero=0"]
+    with pytest.raises(Permanent) as raised:
+        check(folder, *changed)
+    words = str(raised.value).split("lower micro_batch to ")[1].split()
+    assert words[1:4] == ["or", "max_length,", "set"]
+    # dpo is checked after sft, so its message shows that sft fits.
+    with pytest.raises(Permanent, match="'dpo' needs"):
+        check(folder, *changed, f"sft.micro_batch={words[0]}")
+    with pytest.raises(Permanent, match="'sft' needs"):
+        check(folder, *changed, f"sft.micro_batch={int(words[0]) + 256}")
+
+
 def test_too_little_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Usage = namedtuple("Usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(50_000_000))
@@ -530,10 +549,21 @@ def test_links_to_stale_artifacts_are_removed(folder: Path) -> None:
     view = folder / "runs" / recipe.name
     (view / "data" / "mine").mkdir()
     changed = plan(folder, "pairs.rejected=lowest").values()
-    unlink_stale(folder / "runs" / recipe.name, {s.artifact.folder for s in changed if s.artifact})
+    unlink_stale(view, {s.link: s.artifact.folder for s in changed if s.artifact})
     remaining = {str(path.relative_to(view)) for path in view.glob("*/*")}
     texts = {"prompts", "heldout", "dialogues", "completions", "feedback", "mine"}
     assert remaining == {f"data/{name}" for name in texts} | {"models/sft"}
+
+
+def test_a_link_with_the_former_name_of_a_stage_is_removed(folder: Path) -> None:
+    """The artifact is still current, under its new name."""
+    make_all(folder)
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text.replace("  heldout:", "  evaluation:"))
+    steps, view = plan(folder), folder / "runs" / "small"
+    assert steps["evaluation"].artifact
+    unlink_stale(view, {s.link: s.artifact.folder for s in steps.values() if s.artifact})
+    assert not (view / "data" / "heldout").is_symlink() and (view / "data" / "prompts").is_symlink()
 
 
 def test_files_of_cached_stages_are_checked_too(folder: Path) -> None:

@@ -109,11 +109,12 @@ def test_conversations_in_parallel_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gib", "most"), [(26, None), (28, 1), (30, 2), (36, 4), (40, 8), (80, 16)]
+    ("gib", "most"), [(26, None), (28, 3328), (30, 5888), (36, 13_568), (40, 18_944), (80, 32_768)]
 )
 def test_most_is_the_largest_micro_batch_that_fits(gib: float, most: int | None) -> None:
-    # By hand, in GB: states 18.1, buffers 6.3, reserve 2.1, output layer 0.8; and 1.68 for each
-    # sequence of 2048 tokens: 1 takes 27.0 GiB, 2 28.6, 4 31.7, 8 38.0, 16 50.5.
+    # By hand, in GB: states 18.10, buffers 6.30, reserve 2.15, output layer 0.52; per token 819,200
+    # bytes, and 64,000 for each of the first 4,096. 30 GiB leave 4.87 for the tokens of which the
+    # first take 0.26: 5,953, in steps of 256: 5,888. 16 sequences are the step of one worker.
     stage = sft(workers=8, gpus_per_worker=1, gradient_checkpointing=True, global_batch=128)
 
     def found(micro: int) -> training.TrainingEstimate:
@@ -121,26 +122,37 @@ def test_most_is_the_largest_micro_batch_that_fits(gib: float, most: int | None)
         hardware = Hardware(gpu_memory_gib=gib)
         return training.estimate(asked, mistral(), hardware, None, None, None)
 
-    assert {found(micro).largest_micro_batch for micro in (1, 2, 16)} == {most}
-    assert max((n for n in (1, 2, 4, 8, 16) if found(n).fits), default=None) == most
+    assert {found(micro).largest_micro_batch for micro in (2048, 4096, 99_999)} == {most}
+    sizes = range(2048, 32_769, 256)
+    assert max((tokens for tokens in sizes if found(tokens).fits), default=None) == most
+
+
+def test_a_row_that_fits_is_a_micro_batch_whatever_its_length() -> None:
+    stage = sft(workers=8, gpus_per_worker=1, gradient_checkpointing=True, max_length=2049)
+    row = memory.worker_memory(stage.model_copy(update={"micro_batch": 2049}), mistral()).total
+    # 699,000 bytes per token more, so 2,304 tokens need 0.178 GB more.
+    found = [memory.largest_micro_batch(stage, mistral(), row + gb * 1e9) for gb in (-0.1, 0, 0.2)]
+    assert found == [None, 2049, 2304]
 
 
 LORA = {"r": 16, "dropout": 0.0}
+ROW = 2048
+"""Tokens of a packed sequence, or of a pair of two sequences of 1024."""
 
 
 @pytest.mark.parametrize(
     ("gib", "stage", "family"),
     [
-        (44.4, on_one_gpu(Sft, micro_batch=4), ""),
-        (29.4, on_one_gpu(Sft, micro_batch=1), ""),
-        (26.4, on_one_gpu(Sft, micro_batch=4, gradient_checkpointing=True), ""),
-        (26.7, on_one_gpu(Sft, micro_batch=4, lora=LORA), ""),
-        (45.7, on_one_gpu(Sft, micro_batch=4, zero=3), ""),
-        (63.0, on_one_gpu(Dpo, micro_batch=8), ""),
-        (36.9, on_one_gpu(Sft, micro_batch=4), "llama"),
-        (46.1, on_one_gpu(Sft, micro_batch=8), "llama"),
-        (30.3, on_one_gpu(Sft, micro_batch=4, zero=3, gradient_checkpointing=True), "llama"),
-        (26.7, on_one_gpu(Sft, micro_batch=4, lora=LORA | {"quantized": True}), "llama"),
+        (44.4, on_one_gpu(Sft, micro_batch=4 * ROW), ""),
+        (29.4, on_one_gpu(Sft, micro_batch=1 * ROW), ""),
+        (26.4, on_one_gpu(Sft, micro_batch=4 * ROW, gradient_checkpointing=True), ""),
+        (26.7, on_one_gpu(Sft, micro_batch=4 * ROW, lora=LORA), ""),
+        (45.7, on_one_gpu(Sft, micro_batch=4 * ROW, zero=3), ""),
+        (63.0, on_one_gpu(Dpo, micro_batch=8 * ROW), ""),
+        (36.9, on_one_gpu(Sft, micro_batch=4 * ROW), "llama"),
+        (46.1, on_one_gpu(Sft, micro_batch=8 * ROW), "llama"),
+        (30.3, on_one_gpu(Sft, micro_batch=4 * ROW, zero=3, gradient_checkpointing=True), "llama"),
+        (26.7, on_one_gpu(Sft, micro_batch=4 * ROW, lora=LORA | {"quantized": True}), "llama"),
     ],
 )
 def test_planned_memory_is_what_a_gpu_showed(gib: float, stage: Any, family: str) -> None:

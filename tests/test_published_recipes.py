@@ -113,8 +113,14 @@ def test_data_are_the_published_data_sets(name: str, tmp_path: Path) -> None:
     assert (chat["dataset"], chat["split"]) == ("HuggingFaceH4/ultrachat_200k", "train_sft")
     assert pairs["dataset"] == "HuggingFaceH4/ultrafeedback_binarized"
     assert pairs["split"] == "train_prefs"
-    # Both come before any training: an unreachable hub fails before a GPU is requested.
-    assert list(stages)[:2] == ["ultrachat", "ultrafeedback"]
+    # All come before any training: an unreachable hub fails before a GPU is requested.
+    tests = {"ultrachat_test": "sft", "ultrafeedback_test": "dpo"}
+    assert list(stages)[:4] == ["ultrachat", "ultrafeedback", *tests]
+    for name, stage in tests.items():
+        data = {"sft": chat, "dpo": pairs}[stage]
+        split = data["split"].replace("train", "test")
+        assert stages[name].model_dump() == data | {"split": split}
+        assert stages[stage].model_dump()["validation"] == name
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -138,6 +144,10 @@ def test_stated_hours_are_the_published_ones(tmp_path: Path) -> None:
     text = "\n".join(estimate_lines(recipe, Store(recipe.storage), steps))
     assert "1.6 h (at 24.83 sequences per second, as stated)" in text
     assert "2.1 h (at 8.1 pairs per second, as stated)" in text
+    # By hand: of training's FLOPs, 3 × 23,110 / 207,865 / 3 = 11.1% of 1.56 h, and
+    # 6 × 2,000 / 61,135 / 3 = 6.5% of 2.1 h.
+    assert "  validation  ≤ 23,110 rows, 3 times, 10 min more" in text
+    assert "  validation  ≤ 2,000 rows, 6 times, 8 min more" in text
 
 
 def test_70b_does_not_fit_without_offload(tmp_path: Path) -> None:
@@ -145,7 +155,7 @@ def test_70b_does_not_fit_without_offload(tmp_path: Path) -> None:
     shape = find_shape("meta-llama/Llama-2-70b-hf")
     stage = recipe.stages["sft"]
     assert shape and isinstance(stage, Sft)
-    on_gpu = stage.model_copy(update={"offload": "none", "micro_batch": 1})
+    on_gpu = stage.model_copy(update={"offload": "none", "micro_batch": 2048})
     estimate = training.estimate(on_gpu, shape, recipe.hardware, 207_865, 1371.08, None)
     # 20 bytes per parameter over 16 GPUs are 80.3 GiB before the first activation.
     assert estimate.fits is False and estimate.memory.optimizer > 48e9

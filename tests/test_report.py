@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from zephyr_ray.errors import Permanent
 from zephyr_ray.judge.pairwise import Pairwise
 from zephyr_ray.manifest import Manifest
-from zephyr_ray.report.page import Report
+from zephyr_ray.report.page import Report, summarize_stage
 from zephyr_ray.section import (
     Bars,
     Chapter,
@@ -135,12 +136,12 @@ def pairwise(root: Path, **changes: Any) -> Artifact:
     return write(artifact, "rows.jsonl", rows)
 
 
-def page(root: Path, *artifacts: Artifact, **stages: Stage) -> str:
+def page(root: Path, *artifacts: Artifact, released: Any = None, **stages: Stage) -> str:
     inputs = {a.manifest.name: a for a in artifacts}
     known = {n: s for n, a in inputs.items() if (s := STAGES.get(a.manifest.kind))}
     work = Work("report", root / "report", 0, inputs, {}, {}, known | stages)
     work.folder.mkdir()
-    Report(of=list(inputs), title="quickstart").run(work)
+    Report(of=list(inputs), title="quickstart", released=released or {}).run(work)
     return (work.folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -390,3 +391,55 @@ def test_step_written_twice_by_a_resumed_run_counts_once(tmp_path: Path) -> None
     write(artifact, "metrics.jsonl", [{"step": s, "loss": v} for s, v in ((1, 9), (2, 8), (1, 7))])
     [label] = labels(page(tmp_path, artifact))
     assert label == "sft · loss over 2 steps: from 7 to 8"
+
+
+def validated(root: Path, counts: dict[str, float]) -> Artifact:
+    """A trained model with validation before training, after 20 steps and at the end."""
+    artifact = make(root, "dpo", "dpo", counts={"rows": 3, **counts})
+    steps: list[dict[str, Any]] = [{"step": n, "loss": 0.69 - n / 100} for n in range(1, 31)]
+    steps.insert(0, {"step": 0, "validation/loss": 0.6931})
+    for step, loss in ((20, 0.6), (30, 0.58)):
+        steps[step]["validation/loss"] = loss
+    return write(artifact, "metrics.jsonl", steps)
+
+
+def test_validation_is_drawn_beside_training(tmp_path: Path) -> None:
+    stage = Dpo(model="sft", data="pairs", validation=0.1)
+    html = page(tmp_path, validated(tmp_path, {}), dpo=stage)
+    [label] = labels(html)
+    assert label == "dpo · loss over 30 steps: from 0.68 to 0.39; validation from 0.693 to 0.58"
+    [svg] = re.findall(r"<svg .*?</svg>", html, re.DOTALL)
+    assert [word for word in ("training", "validation") if f">{word}</text>" in svg] == [
+        *("training", "validation")
+    ]
+    assert "Validation is measured on held-out rows" in html
+
+
+def test_curves_without_validation_have_no_legend(full: str) -> None:
+    assert ">training</text>" not in full and "Validation" not in full
+
+
+def test_figures_of_a_released_model_are_beside_ours(tmp_path: Path) -> None:
+    artifact = validated(tmp_path, {"validation/loss": 0.58})
+    released = {"dpo": {"validation/loss": 0.7496, "validation/rewards/accuracies": 0.7812}}
+    text = words(page(tmp_path, artifact, released=released))
+    assert (
+        "figure this run released validation/loss 0.580 0.750 validation/rewards/accuracies – 0.781"
+    ) in text
+
+
+def test_dropped_validation_rows_are_listed_with_dropped_rows(tmp_path: Path) -> None:
+    counts = {"dropped/bad_rows": 1, "validation/dropped/bad_rows": 2, "validation/rows": 9}
+    stage = summarize_stage("dpo", validated(tmp_path, counts))
+    assert {row["what"]: row["count"] for row in stage["trouble"]} == {
+        "dropped/bad_rows": 1,
+        "validation/dropped/bad_rows": 2,
+    }
+    assert stage["counts"] == {"validation/rows": 9}
+
+
+def test_figures_of_a_released_model_are_of_a_stage_of_the_report() -> None:
+    report = Report(of=["sft"], released={"dpo": {"validation/loss": 1.0}})
+    says = "released: the report is not about 'dpo'; write a stage that `of` lists"
+    with pytest.raises(Permanent, match=re.escape(says)):
+        report.check({}, {})

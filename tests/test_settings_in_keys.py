@@ -44,7 +44,7 @@ stages:
   other_pairs: {{kind: preferences, feedback: other_feedback}}
   chosen: {{kind: chosen, pairs: preferences}}
   reference: {{kind: reference, model: a, data: preferences}}
-  dpo: {{kind: dpo, model: a, data: preferences}}
+  dpo: {{kind: dpo, model: a, data: preferences, loss: {{robust: 1, simpo: 1}}}}
   pairwise: {{kind: pairwise, judge: judge, answers: [other_completions], baseline: completions}}
   report: {{kind: report, of: [sft]}}
   votes: {{kind: votes, file: seeds.jsonl}}
@@ -64,6 +64,7 @@ TRAINING = {
     "max_grad_norm": 2,
     "precision": "fp32",
     "bad_rows": "stop",
+    "validation": 0.1,
     "lora": {},
     "seed": 1,
 }
@@ -104,7 +105,15 @@ IN_KEY: dict[str, dict[str, Any]] = {
     },
     "chosen": {"pairs": "other_pairs"},
     "dpo": TRAINING
-    | {"data": "other_pairs", "beta": 0.5, "nll_weight": 1, "reference": "reference"},
+    | {
+        "data": "other_pairs",
+        "beta": 0.5,
+        "loss": "simpo",
+        "label_smoothing": 0.1,
+        "simpo_gamma": 1.0,
+        "nll_weight": 1,
+        "reference": "reference",
+    },
     "pairwise": {
         "judge": "strict",
         "answers": ["other_completions", "more_completions"],
@@ -114,7 +123,7 @@ IN_KEY: dict[str, dict[str, Any]] = {
     },
     "reference": {"data": "other_pairs", "model": "b", "quantized": True}
     | {name: TRAINING[name] for name in ("max_length", "precision", "bad_rows")},
-    "report": {"of": ["dpo"], "title": "Mine"},
+    "report": {"released": {"prompts": {"rows": 3}}, "of": ["dpo"], "title": "Mine"},
     "votes": {"file": "other.jsonl"},
     "published": {
         "makes": "pairs",
@@ -141,6 +150,7 @@ HOW_IT_TRAINS = HOW_IT_SCORES | {
     "gradient_checkpointing": True,
     "optimizer": "paged_adamw_32bit",
     "checkpoint_every": 3,
+    "validate_every": 3,
 }
 ROW_PROGRAMS = ("self_instruct", "self_refine", "clean", "completions", "feedback", "pairwise")
 NOT_IN_KEY: dict[str, dict[str, Any]] = {
@@ -268,6 +278,24 @@ def test_an_engine_is_in_the_key(folder: Path) -> None:
         made.append(keys(folder, *(["models.x.base_url=http://a"] if engine == "openai" else [])))
     assert len({made_keys["judges"] for made_keys in made}) == 3
     assert all(ENGINES[e].model_validate(MODEL[e]).identity()["engine"] == e for e in ENGINES)
+
+
+@pytest.mark.parametrize(
+    ("loss", "same"),
+    [
+        ({"sigmoid": 1}, {}),
+        ("ipo", {"loss": {"ipo": 1}}),
+        ({"sigmoid": 1, "nll": 0.2}, {"nll_weight": 0.2}),
+        ({"ipo": 1, "hinge": 2}, {"loss": {"hinge": 2.0, "ipo": 1.0}}),
+    ],
+)
+def test_equal_losses(loss: Any, same: dict[str, Any], folder: Path) -> None:
+    def key(settings: dict[str, Any]) -> str:
+        stage = json.dumps({"kind": "dpo", "model": "a", "data": "preferences"} | settings)
+        (folder / "recipe.yaml").write_text(RECIPE + f"  stage: {stage}\n")
+        return keys(folder)["stage"]
+
+    assert key({"loss": loss}) == key(same)
 
 
 @pytest.mark.parametrize("kind", KINDS)

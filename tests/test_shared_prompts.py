@@ -88,18 +88,32 @@ def step(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> A
     common = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
 
     def run(start: Any, ours: bool, stage: Dpo) -> tuple[float, dict[str, float], dict[str, Any]]:
-        others = {"train_dataset": data, "peft_config": adapter_config(stage.lora)}
+        adapters = adapter_config(stage.lora)
         if ours:
             skip = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
             arguments = SFTConfig(str(tmp_path), remove_unused_columns=False, **skip, **common)
             trainer = Trainer(
-                stage.objective(), ["trl"], tokenizer, model=start(True), args=arguments, **others
+                stage.objective(),
+                ["trl"],
+                tokenizer,
+                data=PAIRS,
+                steps=[],
+                global_batch=len(PAIRS),
+                model=start(True),
+                args=arguments,
+                peft_config=adapters,
             )
         else:
             arguments = DPOConfig(
                 str(tmp_path), beta=stage.beta, precompute_ref_log_probs=True, **common
             )
-            trainer = Theirs(start(False), args=arguments, processing_class=tokenizer, **others)
+            trainer = Theirs(
+                start(False),
+                args=arguments,
+                processing_class=tokenizer,
+                train_dataset=data,
+                peft_config=adapters,
+            )
         model = trainer.model
         torch.manual_seed(1)
         for name, weights in model.named_parameters():
@@ -109,7 +123,8 @@ def step(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> A
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
         trainer.current_gradient_accumulation_steps = 1
-        loss = trainer.compute_loss(model, trainer.data_collator(PAIRS))
+        batch = trainer.data_collator(PAIRS) | ({"weight": 1.0} if ours else {})
+        loss = trainer.compute_loss(model, batch, num_items_in_batch=len(PAIRS) if ours else None)
         loss.backward()
         gradients = {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
         metrics: dict[str, float] = {}

@@ -29,7 +29,7 @@ STEPS = 24
 """48 dialogues × 2 epochs / 4."""
 DPO = {
     "workers": 2,
-    "micro_batch": 2,
+    "micro_batch": 256,
     "zero": 2,
     "global_batch": 4,
     "epochs": 3.5,
@@ -48,18 +48,18 @@ def sft(ray_cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def one_worker(sft: Runner) -> Work:
-    return sft(workers=1, micro_batch=4, zero=0)
+    return sft(workers=1, zero=0)
 
 
 @pytest.fixture(scope="module")
 def zero_2(sft: Runner) -> Work:
     """Two workers with two forward passes per step each."""
-    return sft(workers=2, micro_batch=1, zero=2)
+    return sft(workers=2, micro_batch=96, zero=2)
 
 
 @pytest.fixture(scope="module")
 def zero_3(sft: Runner) -> Work:
-    return sft(workers=2, micro_batch=2, zero=3)
+    return sft(workers=2, micro_batch=192, zero=3)
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +165,7 @@ def test_counts_steps_and_the_mask_are_recorded(one_worker: Work) -> None:
     counts = one_worker.counts
     assert (counts["rows"], counts["sequences"], counts["steps"]) == (48, 48, STEPS)
     assert 0 < counts["trained_tokens"] < counts["tokens"]
+    assert counts["real_token_share"] == 1  # rows are joined, not padded
     tail = losses(one_worker)[-2:]
     assert counts["train/loss_final"] == pytest.approx(sum(tail) / 2)
     assert "<|im_end|>" not in (one_worker.folder / "mask.html").read_text()
@@ -203,8 +204,7 @@ def test_a_plain_process_trains_like_a_ray_worker_and_resumes(
     one_worker: Work, tiny_model: Path, tmp_path: Path
 ) -> None:
     settings = Sft(model="base", data="data", **{**train_once.SFT, "zero": 0})
-    rows = TokenRows(one_worker.scratch / "data")
-    order = settings.order([len(row["input_ids"]) for row in rows])
+    order = settings.order(len(TokenRows(one_worker.scratch / "data")))
     job = Job(settings=settings, weights=str(tiny_model), folder=tmp_path, order=order)
     job.scratch.mkdir()
     (job.scratch / "data").symlink_to(one_worker.scratch / "data")
@@ -231,7 +231,7 @@ def test_adapter_is_merged_into_the_saved_model(sft: Runner, tiny_model: Path) -
     from safetensors.torch import load_file
 
     lora = {"r": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj"]}
-    work = sft(workers=2, micro_batch=2, zero=3, epochs=0.5, lora=lora)
+    work = sft(workers=2, zero=3, epochs=0.5, lora=lora)
     start = load_file(tiny_model / "model.safetensors")
     made = load_file(work.folder / "model" / "model.safetensors")
     adapter = load_file(work.folder / "adapter" / "adapter_model.safetensors")
@@ -316,9 +316,8 @@ def test_a_permanent_error_of_one_worker_ends_the_others(
 def test_a_sharded_reference_equals_an_unsharded_one(
     dpo: Work, ray_cluster: None, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """ZeRO-3 with optimizer state and weights in CPU memory. Two workers with batches of 5 cannot
-    share 12 pairs equally."""
-    settings = {"workers": 2, "zero": 3, "offload": "all", "micro_batch": 5, "global_batch": 10}
+    """ZeRO-3 with optimizer state and weights in CPU memory."""
+    settings = {"workers": 2, "zero": 3, "offload": "all", "micro_batch": 256, "global_batch": 10}
     split = train_once.dpo(
         tmp_path, tiny_model, **settings, epochs=1, max_length=128, precision="fp32"
     )
@@ -330,16 +329,8 @@ def test_a_sharded_reference_equals_an_unsharded_one(
     assert losses(split)[0] == pytest.approx(math.log(2), abs=1e-5)
 
 
-@pytest.mark.parametrize("other", [{"zero": 0, "workers": 1}, {"zero": 3, "micro_batch": 1}])
-def test_dpo_is_the_same_however_it_is_split(
-    other: dict[str, int], dpo: Work, tiny_model: Path, tmp_path: Path
-) -> None:
-    work = train_once.dpo(tmp_path, tiny_model, **DPO | other)
-    assert losses(work) == pytest.approx(losses(dpo), abs=2e-4)
-
-
 def test_offloaded_training_is_the_same(one_worker: Work, sft: Runner) -> None:
-    offloaded = sft(workers=2, micro_batch=2, zero=2, offload="optimizer")
+    offloaded = sft(workers=2, zero=2, offload="optimizer")
     assert losses(offloaded) == pytest.approx(losses(one_worker), abs=2e-4)
 
 

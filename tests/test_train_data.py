@@ -36,38 +36,17 @@ def work(tmp_path: Path, tiny_model: Path) -> Work:
     return train_once.work_for(tmp_path, tiny_model, [])
 
 
-def test_global_batch_that_cannot_be_split_is_an_error() -> None:
-    stage = Sft(model="base", data="data", global_batch=9, workers=2)
-    with pytest.raises(Permanent, match="global_batch 9 .* 2 workers"):
-        stage.batches()
-
-
-@pytest.mark.parametrize(
-    ("workers", "micro", "expected"),
-    [(1, 4, (4, 3)), (2, 4, (3, 2)), (4, 4, (3, 1)), (3, 1, (1, 4))],
-)
-def test_micro_batch_and_accumulation_follow(
-    workers: int, micro: int, expected: tuple[int, int]
-) -> None:
-    stage = Sft(model="base", data="data", global_batch=12, workers=workers, micro_batch=micro)
-    assert stage.batches() == expected
-
-
 def order(seed: int, epochs: int = 3) -> list[list[int]]:
-    """The order of 20 rows of one length, per epoch."""
+    """The order of 20 rows, per epoch."""
     stage = Sft(model="base", data="data", global_batch=1, epochs=epochs, seed=seed)
-    rows = stage.order([1] * 20)
+    rows = stage.order(20)
     return [rows[at : at + 20] for at in range(0, len(rows), 20)]
 
 
 def test_order_fills_whole_steps_and_shows_every_row() -> None:
     stage = Sft(model="base", data="data", global_batch=4, epochs=1, seed=3)
-    lengths = [7, 3, 9, 1, 5, 2]
-    rows = stage.order(lengths)
+    rows = stage.order(6)
     assert len(rows) == 8 and set(rows) == set(range(6))
-    assert [lengths[row] for row in rows[:4]] == sorted(
-        (lengths[row] for row in rows[:4]), reverse=True
-    )
 
 
 def test_every_epoch_shows_every_row_in_an_order_of_its_own() -> None:
@@ -123,6 +102,8 @@ def test_dialogues_fill_sequences_of_max_length_by_default(
     data = prepare(stage, work, rows)
     assert data.lengths.tolist() == [length * dialogues for dialogues in lengths]
     assert (work.counts["rows"], work.counts["sequences"]) == (5, len(lengths))
+    fill = {"packing_fill": 5 / 3 * length / (2 * length + 1)} if not packing else {}
+    assert {k: v for k, v in work.counts.items() if k == "packing_fill"} == pytest.approx(fill)
 
 
 def test_the_seed_shuffles_dialogues_before_packing(chat: ChatFormat, work: Work) -> None:
@@ -317,8 +298,33 @@ def test_answers_that_are_equal_once_truncated_are_dropped(
             "offload: optimizer does not work with zero: 0; set zero: 2",
         ),
         ({"offload": "all", "zero": 2}, "offload: all does not work with zero: 2; set zero: 3"),
+        (
+            {"global_batch": 3, "workers": 4},
+            "global_batch 3 has no row for each of 4 workers; set workers: 3",
+        ),
     ],
 )
 def test_settings_that_cannot_go_together(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(Permanent, match=says):
         Sft(model="base", data="data", **settings).check({}, {})
+
+
+@pytest.mark.parametrize(
+    ("stage", "line"),
+    [
+        (
+            Sft(model="base", data="data", micro_batch=4, max_length=512),
+            "micro_batch 4 is less than the 512 tokens of the longest row; it counts tokens: for 4 "
+            "rows of 512 tokens, write 2048",
+        ),
+        (
+            Dpo(model="base", data="data", micro_batch=1023, max_length=512),
+            "micro_batch 1023 is less than the 1024 tokens of the longest row; it counts tokens: "
+            "for one row of 1024 tokens, write 1024",
+        ),
+    ],
+)
+def test_a_micro_batch_below_a_row_is_refused(stage: Sft | Dpo, line: str) -> None:
+    with pytest.raises(Permanent, match=f"^{line}$"):
+        stage.check({}, {})
+    stage.model_copy(update={"micro_batch": int(line.split()[-1])}).check({}, {})

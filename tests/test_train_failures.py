@@ -4,6 +4,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -48,8 +49,8 @@ def test_the_kernels_counter_is_read() -> None:
     ("settings", "savings"),
     [
         ({}, "lower micro_batch or max_length, set gradient_checkpointing: true, or use a"),
-        ({"micro_batch": 1, "gradient_checkpointing": True}, "lower max_length, or use a"),
-        ({"workers": 2, "micro_batch": 1}, "lower workers or max_length, set"),
+        ({"micro_batch": 2048, "gradient_checkpointing": True}, "lower max_length, or use a"),
+        ({"workers": 2, "micro_batch": 2048}, "lower workers or max_length, set"),
     ],
 )
 def test_only_settings_that_can_be_lowered_are_named(
@@ -93,6 +94,30 @@ def test_only_a_failure_that_can_pass_is_tried_again(
     with pytest.raises(Permanent, match=says) if says else nullcontext():
         workers._fit("s", job)
     assert trainer.attempts == attempts
+
+
+@pytest.mark.parametrize(
+    "file", ["checkpoints/checkpoint_manager_snapshot.json", "reference/0.jsonl"]
+)
+def test_failures_count_only_while_nothing_is_added(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that are lost eight times, the third and the fifth time after a checkpoint or a
+    row."""
+    kept = tmp_path / "scratch" / file
+    kept.parent.mkdir(parents=True)
+    trainer = Trainer([ActorDiedError()] * 9)
+
+    def fit() -> None:
+        if trainer.attempts + 1 in (3, 5):
+            kept.write_text("1" * trainer.attempts)
+        trainer.fit()
+
+    monkeypatch.setattr(workers, "_trainer", lambda job: SimpleNamespace(fit=fit))
+    job = Job(settings=Sft(model="m", data="d"), weights="w", folder=tmp_path, order=[])
+    with pytest.raises(Permanent, match="workers died 3 times"):
+        workers._fit("s", job)
+    assert trainer.attempts == 8
 
 
 def test_a_kill_by_the_kernel_is_not_tried_again(

@@ -89,29 +89,34 @@ def plain(model: Any) -> Any:
 
 
 def trained(stage: Any, start: Any, common: dict[str, Any], rows: list[dict[str, Any]]) -> Any:
-    from datasets import Dataset
-
     from zephyr_ray.train.trainer import Trainer
     from zephyr_ray.train.worker import adapter_config
 
     return Trainer(
         stage.objective(),
         ["trl"],
+        data=rows,
+        steps=[],
+        global_batch=len(rows),
         model=start(),
-        train_dataset=Dataset.from_list(rows),
         peft_config=adapter_config(stage.lora),
         **common,
     )
 
 
-def step(trainer: Any, rows: list[dict[str, Any]], tokens: Any) -> dict[str, float]:
-    """Loss and metrics of a forward pass, one of two in its step."""
+def step(trainer: Any, rows: list[dict[str, Any]], terms: Any, passes: int = 1) -> dict[str, float]:
+    """Loss and metrics of one of a step's forward passes. `terms` are those of the step's loss;
+    None if TRL averages over the pass."""
     trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 2
+    trainer.current_gradient_accumulation_steps = passes
     batch = trainer.data_collator(rows)
-    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=tokens)
+    if hasattr(trainer, "objective"):
+        batch["weight"] = 1 / passes
+        terms = len(rows) if terms is None else terms
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=terms)
     logs = {"loss": loss.item()}
     trainer.log(logs)
+    logs.pop("real_token_share", None)  # TRL has no such metric
     return logs
 
 
@@ -131,7 +136,7 @@ def test_sft_is_that_of_trl(packing: bool, start: Any, common: dict[str, Any]) -
         processing_class=common["tokenizer"],
     )
     tokens = torch.tensor(19)  # of the whole step
-    assert step(ours, rows, tokens) == pytest.approx(step(theirs, rows, tokens), abs=1e-5)
+    assert step(ours, rows, tokens, 2) == pytest.approx(step(theirs, rows, tokens, 2), abs=1e-5)
 
 
 def test_dpo_is_that_of_trl(start: Any, common: dict[str, Any], tmp_path: Path) -> None:
@@ -178,13 +183,16 @@ def test_metrics_of_a_step_are_gathered_once(
     alone = [step(trainer, [pair], None) for pair in PAIRS]
     assert len(gathered) == 2
     for pair in PAIRS:
-        trainer.compute_loss(trainer.model, trainer.data_collator([pair]))
+        batch = trainer.data_collator([pair]) | {"weight": 0.5}
+        trainer.compute_loss(trainer.model, batch, num_items_in_batch=2)
     both: dict[str, float] = {}
     trainer.log(both)
     assert len(gathered) == 3
     assert both["num_tokens"] == 2 * alone[-1]["num_tokens"]
-    for name in ("entropy", "logps/chosen", "rewards/margins"):
-        assert both[name] == pytest.approx((alone[0][name] + alone[1][name]) / 2)
+    # Means over all terms: over the pairs, or over their 6 and 5 trained tokens.
+    for name, terms in (("entropy", (6, 5)), ("logps/chosen", (1, 1)), ("rewards/margins", (1, 1))):
+        total = sum(n * logs[name] for n, logs in zip(terms, alone, strict=True))
+        assert both[name] == pytest.approx(total / sum(terms))
 
 
 @pytest.mark.parametrize(("stage", "rows", "p"), [(Sft, DIALOGUES, 0.3), (Dpo, PAIRS, 0)])
@@ -217,3 +225,50 @@ def test_norms_are_rounded_once_under_autocast(lora: Lora | None, tiny_model: Pa
         norm._forward_hooks.clear()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(rounded, model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("stage", "rows", "terms", "tokens"), [(Sft, DIALOGUES, 8, 12), (Dpo, PAIRS, 2, 21)]
+)
+@pytest.mark.parametrize("start", ["dense"], indirect=True)
+def test_an_empty_micro_batch_trains_nothing(
+    stage: Any,
+    rows: list[dict[str, Any]],
+    terms: int,
+    tokens: int,
+    start: Any,
+    common: dict[str, Any],
+) -> None:
+    from zephyr_ray.train.batches import MicroBatch
+    from zephyr_ray.train.trainer import Batches
+
+    trainer = trained(stage(model="base", data="data"), start, common, rows)
+    trainer.model.train()
+    parts = [MicroBatch([1, 0], 1.0), MicroBatch([], 0)]
+    full, empty = Batches(rows, parts, trainer.data_collator)
+    assert int(trainer._get_num_items_in_batch([full, empty], "cpu")) == terms
+    loss = trainer.compute_loss(trainer.model, empty, num_items_in_batch=terms)
+    loss.backward()
+    assert loss.item() == 0
+    assert not any(w.grad.any() for w in trainer.model.parameters() if w.grad is not None)
+    assert trainer.compute_loss(trainer.model, full, num_items_in_batch=terms).item() > 0
+    logs: dict[str, float] = {}
+    trainer.log(logs)
+    assert logs["num_tokens"] == tokens
+
+
+@pytest.mark.parametrize("start", ["dense"], indirect=True)
+def test_the_share_of_real_tokens_is_logged_if_batches_are_padded(
+    start: Any, common: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zephyr_ray.train import objectives
+
+    monkeypatch.setattr(objectives, "FAMILIES", ())
+    trainer = trained(Sft(model="base", data="data", packing=False), start, common, UNPACKED)
+    trainer.model.train()
+    for rows in (UNPACKED, UNPACKED[:1]):
+        batch = trainer.data_collator(rows) | {"weight": 0.5}
+        trainer.compute_loss(trainer.model, batch, num_items_in_batch=10)
+    logs: dict[str, float] = {}
+    trainer.log(logs)
+    assert logs["real_token_share"] == pytest.approx((6 + 3 + 6) / (6 + 6 + 6))

@@ -7,8 +7,8 @@ next upgrade conflicts. The rules:
 
 - The API server adds the CRD's defaults.
 - A resource.Quantity is written as a string in its canonical form.
-- A field marked `omitempty` loses a zero value, unless its type is a pointer; a field not so
-  marked, or a struct, is always written.
+- A field marked `omitempty` loses a zero value, unless its type is a pointer or a struct; a field
+  not so marked is always written. A lost zero that is the CRD's default is added again.
 """
 
 import re
@@ -19,14 +19,15 @@ from typing import Any
 from crds import crd_schema
 
 POINTERS = {
-    *("allowPrivilegeEscalation", "automountServiceAccountToken", "backoffLimit"),
-    *("enableInTreeAutoscaling", "enableServiceLinks", "minReplicas", "priority", "replicas"),
+    *("allowPrivilegeEscalation", "automountServiceAccountToken", "backoffLimit", "defaultMode"),
+    *("enableInTreeAutoscaling", "enableServiceLinks", "expirationSeconds", "hostProcess", "lun"),
+    *("maxExpirationSeconds", "minDomains", "minReplicas", "mode", "optional", "priority"),
+    *("privileged", "readOnlyRootFilesystem", "replicas", "runAsGroup", "runAsNonRoot"),
+    *("runAsUser", "storageClassName", "terminationGracePeriodSeconds", "tolerationSeconds"),
 }
 """Scalar fields whose Go type is a pointer, so that a zero value stays."""
 WRITTEN = {"rayStartParams": {}, "scaleStrategy": {}}
 """Fields of a worker group that are written even if empty."""
-DEFAULTS = {"ttlSeconds", "ttlSecondsAfterFinished"}
-"""Fields whose zero value is dropped, but is the CRD's default, which the server adds again."""
 
 
 def changes(document: dict[str, Any]) -> list[str]:
@@ -48,7 +49,7 @@ def canonical(quantity: str) -> str:
 
 
 def _reduced(value: int, base: int, suffixes: list[str]) -> str:
-    place = 0
+    place = 0 if value else suffixes.index("")
     while value and value % base == 0:
         value, place = value // base, place + 1
     return f"{value}{suffixes[place]}"
@@ -73,12 +74,12 @@ def _changes(schema: dict[str, Any], value: Any, at: str, field: bool = True) ->
         for key, part in value.items():
             inner = properties.get(key) or schema.get("additionalProperties") or {}
             yield from _changes(inner, part, f"{at}.{key}", key in properties)
-        if not value and name not in (*WRITTEN, "emptyDir", "resources"):
-            yield f"{at}: the empty object may be dropped"
+        if not value and "properties" not in schema and name not in WRITTEN:
+            yield f"{at}: the empty map is dropped"
     elif isinstance(value, list):
         for number, part in enumerate(value):
             yield from _changes(schema.get("items", {}), part, f"{at}[{number}]", False)
         if not value:
             yield f"{at}: the empty list is dropped"
-    elif field and not value and name not in POINTERS | DEFAULTS and "type" in schema:
+    elif field and not value and name not in POINTERS and schema.get("default") != value:
         yield f"{at}: the zero value {value!r} is dropped"

@@ -96,6 +96,9 @@ def _cluster_arguments(commands: "argparse._SubParsersAction[ArgumentParser]") -
         "--wait", action="store_true", help="wait for the job and exit with its code"
     )
     submit.add_argument("--follow", action="store_true", help="show the log; implies --wait")
+    submit.add_argument(
+        "--dry-run", action="store_true", help="print the objects as YAML and create nothing"
+    )
     status = commands.add_parser("status", help="list the jobs of the cluster, or show one")
     status.add_argument("job", nargs="?")
     logs = commands.add_parser("logs", help="show the log of a job")
@@ -132,6 +135,10 @@ def _cluster(options: argparse.Namespace) -> int:
         profile = load(options.profile)
         check_processors(recipe, recipe.stages, profile.cpus, profile.gpus, str(options.profile))
         check_secrets(recipe, profile, options.profile)
+        if options.dry_run:
+            if options.wait or options.follow:
+                raise Permanent("--dry-run creates no job; remove --wait and --follow")
+            return command.show_objects(options.recipe, raw, recipe, profile)
         return command.submit(options.recipe, raw, recipe, profile, options.wait, options.follow)
     if options.command == "doctor":
         checked = _load_checked(options.recipe, [])[1] if options.recipe else None

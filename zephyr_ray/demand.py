@@ -1,6 +1,9 @@
 """Defines what a stage demands: calls and tokens of models, CPUs and GPUs, memory and disk."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+_FEWER_ACTORS = "lower the actors of its models, or use a smaller model"
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Footprint:
     """Storage for its artifact."""
     scratch: float = 0
     """Storage beside the artifact while it runs."""
-    fix: str = "lower the actors of its models, or use a smaller model"
-    """Fix in the error line if memory is short."""
+    fix: Callable[[float], str] = lambda free: _FEWER_ACTORS
+    """Returns the fix in the error line if only `free` bytes of host memory are left for it."""
 
 
 GIB = 2**30
@@ -43,3 +46,5 @@ not measured."""
 PROCESS_BYTES = 1.5e9
 """Resident bytes of one worker or engine process before it loads its model, mainly torch;
 measured."""
+RAY_BYTES = 1.5e9
+"""Resident bytes of Ray's own processes and those that control a training stage; measured."""

@@ -1,5 +1,6 @@
 """Formats numbers, durations, sizes and models for people."""
 
+import json
 from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -26,6 +27,13 @@ def signed(value: float | None, digits: int = 3) -> str:
     """Formats a difference: like `number`, with a plus sign if it is not negative."""
     text = number(value, digits)
     return text if text.startswith(("–", "−")) else f"+{text}"
+
+
+def setting_value(value: Any) -> str:
+    """Formats a value of a setting: text as it is, 1.0 as 1, 5e-07 as 5e-07, others as JSON."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(value).removesuffix(".0")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def percent(share: float) -> str:

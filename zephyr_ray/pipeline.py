@@ -132,7 +132,7 @@ def run(recipe: Recipe, store: Store, until: str | None = None, wait: float = 0)
             connect()  # before any stage, in case Ray cannot start
         planned = make_plan(recipe, store) if until else steps
         view = store.storage / recipe.name
-        unlink_stale(view, {step.artifact.folder for step in planned if step.artifact})
+        unlink_stale(view, {s.link: s.artifact.folder for s in planned if s.artifact})
         # Makes the next run close MLflow's run, which a kill after the last manifest leaves open.
         unfinished = view / ".unfinished"
         if unfinished.exists() or any(step.artifact is None for step in steps):
@@ -214,6 +214,7 @@ class _Run:
             seed=getattr(stage, "seed", recipe.seed),
             inputs={name: artifacts[name] for name in reads},
             stages={name: recipe.stages[name] for name in reads},
+            variants=recipe.variants,
             models=models,
             files=recipe.files(stage),
             log_metrics=stage_run.log_metrics,
@@ -266,7 +267,7 @@ def print_plan(recipe: Recipe, steps: list[Step]) -> None:
     title = f"{recipe.name}: {len(steps)} stage{'s' if len(steps) != 1 else ''}"
     table = Table(title=title, box=None, title_justify="left")
     for heading in ("stage", "kind", "state", "rows", "why"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for step in steps:
         state = "[cyan]cached[/]" if step.artifact else "[yellow]to do[/]"
         bound = "" if step.artifact else "≤ "

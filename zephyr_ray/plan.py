@@ -31,6 +31,11 @@ class Step:
     rows: int | None = None
     """Rows of the artifact, or expected rows; None if unknown."""
 
+    @property
+    def link(self) -> str:
+        """Path of the link to the artifact in the run's folder."""
+        return self.stage.view[0].format(name=self.name)
+
 
 def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[Step]:
     """Returns the steps in order, up to `until`. Verifies cached artifacts; starts nothing."""
@@ -69,7 +74,7 @@ def _identity(recipe: Recipe, stage: Stage, keys: dict[str, str]) -> dict[str, A
         elif name in reads and isinstance(value, list):
             # Names in a list are part of the result, so they are hashed too.
             settings[name] = [[v, _read_identity(recipe, v, reads[name], keys)] for v in value]
-        elif name in reads and value is not None:
+        elif name in reads and isinstance(value, str):
             settings[name] = _read_identity(recipe, value, reads[name], keys)
         else:
             settings[name] = value

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from zephyr_ray.demand import Footprint
+from zephyr_ray.demand import RAY_BYTES, Footprint
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.errors import Permanent
 from zephyr_ray.plan import Step
@@ -14,8 +14,6 @@ from zephyr_ray.recipe import Recipe
 from zephyr_ray.stage import Stage
 from zephyr_ray.store import Store, digest
 
-RAY_BYTES = 1.5e9
-"""Resident bytes of Ray's own processes and those that control a training stage; measured."""
 TEXT_BYTES = 100e6
 """Bytes of disk per stage for text and logs."""
 
@@ -123,7 +121,7 @@ def _check_memory(name: str, footprint: Footprint) -> None:
     if footprint.memory and needed > free:
         raise Permanent(
             f"stage '{name}' needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
-            f"free; {footprint.fix}"
+            f"free; {footprint.fix(free - RAY_BYTES)}"
         )
 
 

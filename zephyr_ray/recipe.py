@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from zephyr_ray.errors import Permanent, suggest
 from zephyr_ray.recipe_file import mapping, read
 from zephyr_ray.references import References
 from zephyr_ray.settings import FILE, Reads, Strict, marked, typed
-from zephyr_ray.stage import Stage
+from zephyr_ray.stage import Stage, Variant
+from zephyr_ray.sweep import Unexpanded, expand
 
 SEED_LIMIT = 2**32
 """Exclusive upper bound of seeds: NumPy rejects larger ones, but only when training starts."""
-RECIPE_SETTINGS = {"name", "storage", "seed", "hardware", "models", "stages"}
+RECIPE_SETTINGS = {"name", "storage", "seed", "hardware", "models", "stages", "sweep"}
 """The settings of a recipe itself."""
 
 
@@ -32,7 +33,8 @@ class Hardware(Strict):
     tflops: float | None = Field(None, gt=0)
     """Sustained training throughput per GPU in TFLOP/s, not its peak."""
     rows_per_second: dict[str, float] = {}
-    """Known throughput by stage: sequences, pairs or rows per second, over all its workers."""
+    """Known throughput by stage: sequences, pairs or rows per second, over all its workers; of a
+    swept stage, that of each copy."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Recipe:
     """Models by the name that stages use: those of the recipe, then stages that train one."""
     stages: dict[str, Stage]
     hardware: Hardware | None = None
+    variants: dict[str, Variant] = field(default_factory=dict)
+    """The stages and models that the sweep copied, by the name of the copy."""
 
     def file(self, value: str) -> Path:
         """Returns the path of a file or folder that a setting names."""
@@ -124,28 +128,38 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
         str(n): _model_settings(spec, f"{path}: model '{n}'")
         for n, spec in mapping(raw.get("models", {}), f"{path}: models").items()
     }
-    stages = {
-        str(n): _stage(str(n), settings, kinds, {"seed": seed, "title": name}, path)
-        for n, settings in mapping(raw.get("stages"), f"{path}: stages").items()
-    }
-    if not stages:
+    raw_stages = {str(n): s for n, s in mapping(raw.get("stages"), f"{path}: stages").items()}
+    if not raw_stages:
         raise Permanent(f"{path}: no stages; add some under stages:")
+    defaults = {"seed": seed, "title": name}
+
+    def make(stage: str, values: dict[str, Any]) -> Stage:
+        where = f"{path}: stage '{stage}'"
+        return _stage(stage, mapping(raw_stages[stage], where) | values, kinds, defaults, where)
+
+    written = Unexpanded(f"{path}: sweep", list(raw_stages), settings_of, make)
+    expanded = expand(written, raw.get("sweep", {}))
     hardware = raw.get("hardware")
     if hardware is not None:
         hardware = typed(Hardware, hardware, f"{path}: hardware")
-        if unknown := sorted(set(hardware.rows_per_second) - set(stages)):
+        rates = hardware.rows_per_second
+        if unknown := sorted(set(rates) - set(raw_stages)):
             raise Permanent(
                 f"{path}: hardware: rows_per_second: no stage '{unknown[0]}'; correct the name"
             )
-    references = References(str(path), settings_of, stages, partial(locate, folders))
+        of = expanded.original
+        rates = {n: rates[of(n)] for n in expanded.stages if of(n) in rates}
+        hardware = hardware.model_copy(update={"rows_per_second": rates})
+    references = References(str(path), expanded.models, expanded.stages, partial(locate, folders))
     return Recipe(
         name=name,
         storage=_storage(raw.get("storage", "runs"), path),
         folders=folders,
         seed=seed,
         models=references.models(),
-        stages=stages,
+        stages=expanded.stages,
         hardware=hardware,
+        variants=expanded.variants,
     )
 
 
@@ -187,16 +201,15 @@ def _model_settings(raw: Any, where: str) -> ModelSettings:
 
 def _stage(
     name: str,
-    raw: Any,
+    settings: dict[str, Any],
     kinds: dict[str, type[Stage]],
     defaults: dict[str, Any],
-    path: Path,
+    where: str,
 ) -> Stage:
     """Returns one stage; `defaults` apply to kinds that have such a setting."""
-    where = f"{path}: stage '{name}'"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise Permanent(f"{where}: a stage name is letters, digits, '_', '-'")
-    settings = dict(mapping(raw, where))
+    settings = dict(settings)
     if "kind" not in settings:
         raise Permanent(f"{where}: setting 'kind' is missing; known: {', '.join(sorted(kinds))}")
     kind = str(settings.pop("kind"))

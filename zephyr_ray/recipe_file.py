@@ -40,6 +40,7 @@ def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
         folders.append(base.parent)
     for text in overrides:
         _override(raw, text)
+    _refuse_swept(raw, overrides)
     refuse_secrets(raw, str(path), "set api_key_env to the name of the variable that holds the key")
     return raw, folders
 
@@ -106,8 +107,8 @@ def _extend(base: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _override(raw: dict[str, Any], text: str) -> None:
-    """Applies one `stage.setting=value`, `models.name.setting=value` or `seed=value`. An error
-    never quotes the value, which may be a secret."""
+    """Applies one `stage.setting=value`, `models.name.setting=value`, `sweep.stage.setting=[…]` or
+    `seed=value`. An error never quotes the value, which may be a secret."""
     target, equals, value = text.partition("=")
     target = target.strip()
     path = target.split(".")
@@ -117,6 +118,9 @@ def _override(raw: dict[str, Any], text: str) -> None:
     parent: Any = raw
     if path[0] in _names(raw, "stages"):
         path = ["stages", *path]
+    if path[0] == "sweep" and len(path) > 1:
+        path = ["sweep", ".".join(path[1:])]
+        raw.setdefault("sweep", {})
     for depth, part in enumerate(path[:-1]):
         if parent.get(part) is None:
             hint = _hint(raw, path, depth)
@@ -131,6 +135,19 @@ def _override(raw: dict[str, Any], text: str) -> None:
         raise Permanent(f"--set {target}=…: {error.problem}") from None
     except (yaml.YAMLError, ValueError):
         raise Permanent(f"--set {target}=…: the value is not valid YAML; quote it") from None
+
+
+def _refuse_swept(raw: dict[str, Any], overrides: list[str]) -> None:
+    """Raises Permanent if an override sets a setting whose values the sweep sets."""
+    swept = _names(raw, "sweep")
+    for text in overrides:
+        target = text.partition("=")[0].strip()
+        setting = ".".join(target.removeprefix("stages.").split(".")[:2])
+        if setting in swept:
+            raise Permanent(
+                f"--set {target}=…: the recipe sweeps {setting}; write sweep.{setting}=[…], or "
+                "sweep={} for no sweep"
+            )
 
 
 def _value(text: str) -> Any:

@@ -73,10 +73,12 @@ def link_artifact(run: Path, stage: str, view: tuple[str, str], artifact: Path) 
         ) from None
 
 
-def unlink_stale(run: Path, current: set[Path]) -> None:
-    """Removes links to artifacts other than the current ones; the artifacts stay."""
+def unlink_stale(run: Path, current: dict[str, Path]) -> None:
+    """Removes links other than to the current artifacts, whose folders are given by the path of the
+    link in the run's folder; the artifacts stay."""
     for link in [run / "report.html", *run.glob("models/*"), *run.glob("data/*")]:
-        if link.is_symlink() and not current & {link.resolve(), link.resolve().parent}:
+        folder = current.get(str(link.relative_to(run)))
+        if link.is_symlink() and folder not in (link.resolve(), link.resolve().parent):
             link.unlink()
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 class Place(IntEnum):
     """Position of a chapter on the page, from the top."""
 
+    OVERVIEW = 0
     RESULT = 1
     PROCESS = 2
     SAMPLES = 3
@@ -78,6 +79,20 @@ class Curve:
 
     title: str
     points: tuple[tuple[float, float], ...]
+    validation: tuple[tuple[float, float], ...] = ()
+    """The same value on held-out data."""
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Values with their intervals over the values of a setting."""
+
+    title: str
+    setting: str
+    series: tuple[tuple[str, tuple[tuple[str | float, Interval], ...]], ...]
+    """Points, as (value of the setting, outcome), by the name of their series."""
+    line: float | None = None
+    """A value to compare the outcomes with."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +129,7 @@ class Document:
     html: str
 
 
-Block = Text | Table | Bars | Curve | Histogram | Sample | Document
+Block = Text | Table | Bars | Curve | Trend | Histogram | Sample | Document
 
 
 @dataclass(frozen=True)

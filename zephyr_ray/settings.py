@@ -8,9 +8,11 @@ An annotation states what a field names, so that checks and plans need no code p
     workers: Annotated[int, OPERATIONAL] = 1       affects how the work runs, not its result
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -63,7 +65,7 @@ T = TypeVar("T", bound=Strict)
 
 
 def marked(settings: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, list[str]]]:
-    """Returns the fields with a mark as (field, mark, values), without values that are None."""
+    """Returns the fields with a mark as (field, mark, values): the values that are text."""
     fields = []
     for name, field in type(settings).model_fields.items():
         # An optional field keeps its Annotated metadata on the field or inside the union.
@@ -72,7 +74,7 @@ def marked(settings: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, li
             if m == mark or (isinstance(mark, type) and isinstance(m, mark)):
                 value = getattr(settings, name)
                 values = value if isinstance(value, list) else [value]
-                fields.append((name, m, [str(v) for v in values if v is not None]))
+                fields.append((name, m, [v for v in values if isinstance(v, str)]))
     return fields
 
 
@@ -99,8 +101,9 @@ def typed(cls: type[T], settings: Any, where: str) -> T:
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         path = ".".join(str(p) for p in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = cls.model_fields if len(first["loc"]) == 1 else {}
-            message = f"unknown setting '{path}'{suggest(path, known) if known else ''}"
+            known = _names_beside(cls, first["loc"])
+            advice = suggest(str(first["loc"][-1]), known) if known else ""
+            message = f"unknown setting '{path}'{advice}"
         elif first["type"] == "missing":
             message = f"setting '{path}' is missing"
         else:
@@ -114,3 +117,21 @@ def typed(cls: type[T], settings: Any, where: str) -> T:
                 quote = "; quote it" if first["type"] == "string_type" and is_scalar else ""
                 message += f" (got {first['input']!r}){quote}"
         raise Permanent(f"{where}: {message}") from None
+
+
+def _names_beside(kind: Any, path: Sequence[str | int]) -> Iterable[str]:
+    """Returns the names of the settings at the level of the one at `path` in a value of a type;
+    none if they are not known."""
+    if isinstance(kind, type) and issubclass(kind, Strict):
+        fields = kind.model_fields
+        if len(path) == 1:
+            return fields
+        return _names_beside(fields[str(path[0])].annotation, path[1:]) if path[0] in fields else ()
+    inner = get_args(kind)
+    if get_origin(kind) in (dict, list):
+        return _names_beside(inner[-1], path[1:])
+    if get_origin(kind) is Annotated:
+        return _names_beside(inner[0], path)
+    if get_origin(kind) in (Union, UnionType):
+        return next((names for part in inner if (names := _names_beside(part, path))), ())
+    return ()

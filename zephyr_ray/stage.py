@@ -45,6 +45,16 @@ class Progress:
         self.started = time.monotonic()
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A copy of a stage or model that a recipe's sweep made."""
+
+    of: str
+    """Name of the stage or model in the recipe."""
+    settings: dict[str, Any]
+    """Values of the swept settings that it depends on, by names such as dpo.beta."""
+
+
 @dataclass
 class Work:
     """One running stage. Its artifact is everything in `folder` except `scratch`."""
@@ -58,6 +68,8 @@ class Work:
     """Files by the setting that names them."""
     stages: "dict[str, Stage]" = field(default_factory=dict)
     """The stages that made `inputs`."""
+    variants: dict[str, Variant] = field(default_factory=dict)
+    """The recipe's stages and models that its sweep copied, by the name of the copy."""
     log_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None
     """Logs metrics of a step to MLflow."""
     max_failed: float = MAX_FAILED

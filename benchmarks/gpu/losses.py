@@ -42,7 +42,7 @@ def losses(
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / "model", SMALL, "cpu")
     common = {"model": "m", "data": "d", "zero": 0, "epochs": 5, "precision": precision}
-    common |= {"gpus_per_worker": gpus, "micro_batch": 2, "learning_rate": 5e-4}
+    common |= {"gpus_per_worker": gpus, "micro_batch": 512, "learning_rate": 5e-4}
     common |= {"checkpoint_every": 10_000}
     if kind == "sft":
         stage: Any = Sft(**common, global_batch=SMALL.sft_batch, max_length=SMALL.sft_length)

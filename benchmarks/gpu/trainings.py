@@ -80,14 +80,14 @@ class Trainings:
                 partial(sft, micro, zero=3, profile="profile_zero3.txt"),
             ),
             ("SFT ours, QLoRA", partial(sft, micro, **quantized)),
-            ("DPO ours, micro-batch of two pairs", partial(dpo, 2)),
+            ("DPO ours, micro-batch for two longest pairs", partial(dpo, 2)),
             ("SFT ours, ZeRO 3", partial(sft, micro, zero=3)),
             ("DPO ours, ZeRO 3", partial(dpo, 2 * micro, zero=3)),
             ("SFT ours, checkpointing", partial(sft, micro, gradient_checkpointing=True)),
             ("DPO ours, checkpointing", partial(dpo, 2 * micro, gradient_checkpointing=True)),
             ("SFT ours, LoRA", partial(sft, micro, lora=lora)),
             ("DPO ours, LoRA", partial(dpo, 2 * micro, lora=lora)),
-            ("SFT ours, micro-batch of one row", partial(sft, 1)),
+            ("SFT ours, micro-batch for one row", partial(sft, 1)),
             ("SFT ours, ZeRO 3, checkpointing", partial(sft, micro, **saving)),
             # Compilers may take the limit of a section, so they are last.
             ("SFT ours, compiled parts", partial(sft, micro, patch=switches.compiled_parts)),
@@ -117,10 +117,11 @@ class Trainings:
         packages: str = "",
         **settings: Any,
     ) -> None:
+        """Measures ours, with micro-batches of the tokens of `micro` rows of maximum length."""
         stage = kind(
             model="m",
             data="d",
-            micro_batch=micro,
+            micro_batch=micro * kind.sequences_per_row * length,
             global_batch=batch,
             max_length=length,
             gpus_per_worker=int(GPU),
@@ -141,7 +142,7 @@ class Trainings:
             timeout=self._limit(),
             packages=packages,
         )
-        self.report.training(measured, stage.batches()[0], planned(stage, SIZE))
+        self.report.training(measured, f"{stage.micro_batch} tokens", planned(stage, SIZE))
 
     def trl_sft(self, micro: int, packing: bool, checkpointing: bool) -> None:
         self._largest(contestants.trl_sft, self.dialogues, micro, packing, checkpointing)
@@ -163,7 +164,7 @@ class Trainings:
                     *flags,
                     timeout=self._limit(),
                 )
-                return self.report.training(measured, micro)
+                return self.report.training(measured, f"{micro} rows")
             except Exception as error:
                 if "OutOfMemoryError" not in str(error) or micro == 1:
                     raise

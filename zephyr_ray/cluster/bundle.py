@@ -29,6 +29,7 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
     """
     raw = {**raw, "name": recipe.name, "storage": _storage(str(recipe.storage), storage, path)}
     names: dict[Path, str] = {}
+    sweep = dict(raw.get("sweep") or {})
     models: dict[str, Strict] = {
         n: model.settings for n, model in recipe.models.items() if n not in recipe.stages
     }
@@ -36,12 +37,16 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
     for section, named in (("models", models), ("stages", stages)):
         settings = {n: dict(s) for n, s in (raw.get(section) or {}).items()}
         for name, spec in named.items():
+            original = recipe.variants[name].of if name in recipe.variants else name
             for field, _, values in marked(spec, FILE):
-                paths = [_path_in_pods(recipe, value, names) for value in values]
-                if paths:
-                    is_list = isinstance(getattr(spec, field), list)
-                    settings[name][field] = paths if is_list else paths[0]
+                key = f"{original}.{field}"
+                if key in sweep:
+                    sweep[key] = _in_pods(recipe, raw["sweep"][key], names)
+                elif values:
+                    settings[original][field] = _in_pods(recipe, getattr(spec, field), names)
         raw[section] = settings
+    if sweep:
+        raw["sweep"] = sweep
     for name, model in models.items():
         for weights in [v for _, _, values in marked(model, WEIGHTS) for v in values]:
             if not Path(weights).is_absolute() and recipe.file(weights).is_dir():
@@ -71,7 +76,9 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
     return files
 
 
-def config_map(name: str, files: dict[str, bytes], owner: dict[str, Any]) -> dict[str, Any]:
+def config_map(
+    name: str, files: dict[str, bytes], owner: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Returns an immutable ConfigMap that is deleted with its owner. Content that is not UTF-8 goes
     into `binaryData`."""
     data: dict[str, str] = {}
@@ -81,21 +88,27 @@ def config_map(name: str, files: dict[str, bytes], owner: dict[str, Any]) -> dic
             data[file] = content.decode()
         except UnicodeDecodeError:
             binary[file] = base64.b64encode(content).decode()
-    reference = {key: owner[key] for key in ("apiVersion", "kind")}
-    reference |= {key: owner["metadata"][key] for key in ("name", "uid")}
+    metadata: dict[str, Any] = {"name": name}
+    if owner:
+        reference = {key: owner[key] for key in ("apiVersion", "kind")}
+        reference |= {key: owner["metadata"][key] for key in ("name", "uid")}
+        metadata["ownerReferences"] = [reference]
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": name, "ownerReferences": [reference]},
+        "metadata": metadata,
         "immutable": True,
         "data": data,
         "binaryData": binary,
     }
 
 
-def _path_in_pods(recipe: Recipe, value: str, names: dict[Path, str]) -> str:
-    """Returns the value to write into the packed recipe; adds a relative file to `names`."""
-    if Path(value).is_absolute():
+def _in_pods(recipe: Recipe, value: Any, names: dict[Path, str]) -> Any:
+    """Returns the path, or list of paths, to write into the packed recipe; adds relative files to
+    `names`."""
+    if isinstance(value, list):
+        return [_in_pods(recipe, path, names) for path in value]
+    if value is None or Path(value).is_absolute():
         return value
     file = recipe.file(value)
     # The number keeps equal names from two folders apart: ConfigMap keys have no folders.

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from zephyr_ray.cluster import bundle, profile
 from zephyr_ray.cluster.job import job_name, ray_job
 from zephyr_ray.cluster.kube import Kube, Missing
@@ -60,6 +62,32 @@ def submit(
     print(f"follow    zephyr logs {name} --follow")
     print(f"stop      zephyr stop {name}", flush=True)
     return follow(kube, name, logs) if wait or logs else 0
+
+
+def show_objects(path: Path, raw: dict[str, Any], recipe: Recipe, loaded: profile.Profile) -> int:
+    """Prints as YAML what `submit` would create, without a request. The ConfigMap lacks its owner,
+    because the API server chooses the owner's uid."""
+    name = job_name(recipe.name)
+    files = bundle.bundle(raw, recipe, loaded.storage.folder, path)
+    objects = [ray_job(name, loaded), bundle.config_map(name, files)]
+    for one in objects if loaded.namespace else ():
+        one["metadata"]["namespace"] = loaded.namespace
+    print(yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes YAML as a person would: no aliases, and texts of several lines as blocks."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_text(self, text: str) -> yaml.Node:
+        style = "|" if "\n" in text else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def create(kube: Kube, job: dict[str, Any], files: dict[str, bytes]) -> None:

@@ -152,7 +152,7 @@ class Profile(Strict):
     active_deadline_seconds: int | None = Field(None, ge=1)
     """Maximum seconds of all attempts together; then the operator ends the job. Unlimited if
     omitted."""
-    backoff_limit: int = Field(2, ge=0)
+    backoff_limit: int = Field(2, ge=0, le=100)
     """Maximum retries of a run that failed, on the same Ray cluster; finished stages are reused. A
     user error is not retried."""
     ttl_seconds: int | None = Field(None, ge=0)

@@ -43,7 +43,7 @@ def estimate(
         hours = rows / rate / 3600
     elif hardware and hardware.tflops and tokens and stage.gpus_per_worker:
         # A forward pass costs 2 FLOPs per parameter and token.
-        speed = stage.workers * hardware.tflops * 1e12
+        speed = stage.workers.least * hardware.tflops * 1e12
         hours = 2 * tokens * shape.parameters / speed / 3600
     fits = None if gib is None else needed.total <= gib * GIB
     return ForwardEstimate(needed, fits, tokens, row_tokens is None, hours)

@@ -5,18 +5,21 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from zephyr_ray.demand import Calls
+from zephyr_ray.demand import GIB, Calls
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.estimate import forward, training
 from zephyr_ray.formatting import abbreviate, gib, hours, rate_per_second
 from zephyr_ray.manifest import read_manifest
 from zephyr_ray.models.shapes import find_shape
 from zephyr_ray.plan import Step
-from zephyr_ray.recipe import Recipe
+from zephyr_ray.recipe import Hardware, Recipe
 from zephyr_ray.store import Store
 from zephyr_ray.train.memory import Memory
 from zephyr_ray.train.settings import TrainingSettings, WorkerSettings
+from zephyr_ray.train.worker_count import WorkerCount
 
+MEASURED = "as measured"
+"""Part of the source of a rate of an earlier run, which is over all of the stage's time."""
 CHARACTERS = 4.0
 """Approximate characters of English text per token."""
 UNKNOWN_TIME = "  time    unknown; set hardware: {gpu_memory_gib: …, tflops: …}"
@@ -75,23 +78,14 @@ def _training_lines(
         return [_no_estimate(step.name, weights)]
     rate, source = _rate(recipe, store, step)
     hardware = recipe.hardware
-    estimate = training.estimate(
-        stage, shape, hardware, rows.get(stage.data), row_tokens.get(stage.data), rate
-    )
+    count, held_out = stage.split(rows)
+    estimate = training.estimate(stage, shape, hardware, count, row_tokens.get(stage.data), rate)
     lines = [f"{step.name}: {weights}, {estimate.parameters:,} parameters"]
     if estimate.trained != estimate.parameters:
         lines[0] += f", {estimate.trained:,} trained"
     lines.append(f"  memory  {_memory(estimate.memory, stage)}")
-    if estimate.fits is False:
-        lines.append(f"  does not fit {hardware.gpu_memory_gib:g} GiB: {estimate.advice}")  # type: ignore[union-attr]
-    elif estimate.fits:
-        largest = f"{estimate.largest_micro_batch}"
-        if estimate.largest_micro_batch == stage.global_batch // stage.workers:
-            largest += " (the global batch per worker)"
-        lines.append(
-            f"  fits {hardware.gpu_memory_gib:g} GiB; micro batch {estimate.micro_batch}, "  # type: ignore[union-attr]
-            f"maximum {largest}"
-        )
+    if estimate.capacity is not None:
+        lines.append(f"  {_fit(estimate, stage)}")
     bound = "≤ " if estimate.upper_bound else ""
     if estimate.steps and estimate.tokens and estimate.sequences:
         epochs = "" if stage.epochs == 1 else f" × {stage.epochs:g} epochs"
@@ -101,14 +95,47 @@ def _training_lines(
             f"{bound}{abbreviate(estimate.tokens)} tokens"
         )
     if estimate.hours:
-        basis = source or f"at {hardware.tflops:g} TFLOP/s per GPU"  # type: ignore[union-attr]
+        basis = source or _basis(estimate.hours, stage.workers, hardware)
         basis += ", without the cost of offload" if stage.offload != "none" else ""
         time = hours(estimate.hours)
         time_bound = "" if source or time.startswith("<") else bound
         lines.append(f"  time    {time_bound}{time} ({basis})")
     elif estimate.steps:
         lines.append(UNKNOWN_TIME)
+    if count and held_out and estimate.steps:
+        lines.append(f"  validation  {_validation(stage, estimate, count, held_out, source)}")
     return lines
+
+
+def _basis(slowest: float, workers: WorkerCount, hardware: Hardware | None) -> str:
+    """Returns what hours of the fewest workers rest on, and the hours of the most."""
+    basis = f"at {hardware.tflops:g} TFLOP/s per GPU"  # type: ignore[union-attr]
+    if workers.is_elastic:
+        fastest = hours(slowest * workers.least / workers.most)
+        basis += f" with {workers.least}; {fastest} with {workers.most}"
+    return basis
+
+
+def _fit(estimate: training.TrainingEstimate, stage: TrainingSettings) -> str:
+    room = f"{(estimate.capacity or 0) / GIB:.3g} GiB"
+    if not stage.gpus_per_worker:
+        room += " of free memory" + (" per worker" if stage.workers.most > 1 else "")
+    if not estimate.fits:
+        return f"does not fit {room}: {estimate.advice}"
+    largest = f"{estimate.largest_micro_batch} tokens"
+    if estimate.largest_micro_batch == stage.step_tokens:
+        largest += " (the global batch per worker)"
+    return f"fits {room}; micro_batch {stage.micro_batch}, maximum {largest}"
+
+
+def _validation(
+    stage: Any, estimate: training.TrainingEstimate, rows: int, held_out: int, source: str
+) -> str:
+    times, share = training.validation(stage, estimate.steps or 0, rows, held_out)
+    text = f"≤ {held_out:,} rows, {times} times"
+    if MEASURED in source:
+        return f"{text}, in the time above"
+    return text + (f", {hours(estimate.hours * share)} more" if estimate.hours else "")
 
 
 def _forward_lines(
@@ -133,7 +160,7 @@ def _forward_lines(
         tokens = abbreviate(estimate.tokens)
         lines.append(f"  work    {bound}{count:,} {stage.unit}, {bound}{tokens} tokens")
     if estimate.hours:
-        basis = source or f"at {hardware.tflops:g} TFLOP/s per GPU"  # type: ignore[union-attr]
+        basis = source or _basis(estimate.hours, stage.workers, hardware)
         time = hours(estimate.hours)
         lines.append(f"  time    {'' if source or time.startswith('<') else bound}{time} ({basis})")
     elif count:
@@ -152,8 +179,9 @@ def _memory(parts: Memory, stage: WorkerSettings) -> str:
         "reserve": parts.reserve,
     }
     listed = ", ".join(f"{purpose} {gib(size)}" for purpose, size in shares.items() if size)
-    devices = f"{stage.workers} {device}{'s' if stage.workers > 1 else ''}, ZeRO-{stage.zero}"
-    text = f"{gib(parts.total)} per {device} ({devices}): {listed}"
+    workers = stage.workers
+    devices = f"{'with the fewest of ' * workers.is_elastic}{workers.describe(device)}"
+    text = f"{gib(parts.total)} per {device} ({devices}, ZeRO-{stage.zero}): {listed}"
     return text + (f"; CPU memory {gib(parts.host)} per worker" if parts.host else "")
 
 
@@ -197,7 +225,7 @@ def _rate(recipe: Recipe, store: Store, step: Step) -> tuple[float | None, str]:
     if not measured:
         return None, ""
     throughput = f"{rate_per_second(measured)} {step.stage.unit} per second"
-    return measured, f"at {throughput}, as measured {created[:10]}"
+    return measured, f"at {throughput}, {MEASURED} {created[:10]}"
 
 
 def _row_tokens(recipe: Recipe, steps: list[Step]) -> dict[str, float]:

@@ -4,11 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_ray.demand import GIB
+import psutil
+
+from zephyr_ray.demand import GIB, RAY_BYTES
 from zephyr_ray.models.shapes import Shape
+from zephyr_ray.ray_cluster import cluster_address
 from zephyr_ray.recipe import Hardware
 from zephyr_ray.train import memory
 from zephyr_ray.train.settings import TrainingSettings
+from zephyr_ray.train.worker_count import WorkerCount
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,14 @@ class TrainingEstimate:
     """Parameters that have gradients."""
     memory: memory.Memory
     """Bytes per worker."""
-    micro_batch: int
-    """Rows per forward pass on one worker."""
+    capacity: float | None
+    """Bytes that a worker may use: of its GPU, or of this machine; None if unknown."""
     largest_micro_batch: int | None
-    """Maximum rows per forward pass that fit; None if none do or the GPU's memory is not stated."""
+    """Largest `micro_batch` that fits; None if none does or `capacity` is unknown."""
     fits: bool | None
-    """Whether the stage fits in GPU memory; None if the GPU's memory is not stated."""
+    """Whether the stage fits; None if `capacity` is unknown."""
     advice: str
-    """Change that makes the stage fit; empty if it fits or the GPU's memory is not stated."""
+    """Change that makes the stage fit; empty if it fits or `capacity` is unknown."""
     sequences: int | None
     """Rows per epoch: packed sequences, or pairs."""
     steps: int | None
@@ -37,7 +41,7 @@ class TrainingEstimate:
     upper_bound: bool
     """Whether sequences, steps and tokens are upper bounds instead of expectations."""
     hours: float | None
-    """Hours of wall time; None if unknown."""
+    """Hours of wall time with the fewest workers; None if unknown."""
 
 
 def estimate(
@@ -51,7 +55,8 @@ def estimate(
     """Returns the estimate. `rows` are the rows that the stage reads, `row_tokens` the mean tokens
     per row if known, and `rate` the sequences or pairs per second over all workers, measured or
     stated."""
-    capacity = hardware.gpu_memory_gib * GIB if hardware and stage.gpus_per_worker else None
+    capacity = _capacity(stage, hardware)
+    largest = None if capacity is None else memory.largest_micro_batch(stage, shape, capacity)
     needed = memory.worker_memory(stage, shape)
     # DPO's reference pass runs before training and needs less memory.
     fits = None if capacity is None else needed.total <= capacity
@@ -68,14 +73,14 @@ def estimate(
         # Training costs 6 FLOPs per parameter and token, 4 with LoRA.
         per_token = (4 if stage.lora else 6) + stage.reference_flops / stage.epochs
         operations = per_token * tokens
-        speed = stage.workers * hardware.tflops * 1e12
+        speed = stage.workers.least * hardware.tflops * 1e12
         hours = operations * shape.parameters / speed / 3600
     return TrainingEstimate(
         parameters=shape.parameters,
         trained=memory.trained_parameters(stage, shape),
         memory=needed,
-        micro_batch=stage.batches()[0],
-        largest_micro_batch=_largest_micro_batch(stage, shape, capacity) if capacity else None,
+        capacity=capacity,
+        largest_micro_batch=largest,
         fits=fits,
         advice=_advise(stage, shape, capacity) if capacity and not fits else "",
         sequences=sequences,
@@ -84,6 +89,24 @@ def estimate(
         upper_bound=upper_bound,
         hours=hours,
     )
+
+
+def validation(stage: TrainingSettings, steps: int, rows: int, held_out: int) -> tuple[int, float]:
+    """Returns how often the held-out rows are measured, and what that costs as a share of training
+    on the rows: a forward pass is 2 of the FLOPs per parameter and token."""
+    times = 1 + math.ceil(steps / stage.validate_every)
+    per_token = 4 if stage.lora else 6
+    return times, times * held_out * 2 / (stage.epochs * rows * per_token)
+
+
+def _capacity(stage: TrainingSettings, hardware: Hardware | None) -> float | None:
+    """Returns the bytes that a worker may use: of its GPU, if the recipe states them, or of this
+    machine's free memory, unless a cluster runs the stage."""
+    if stage.gpus_per_worker:
+        return hardware.gpu_memory_gib * GIB if hardware else None
+    if cluster_address() is not None:
+        return None
+    return max(0, psutil.virtual_memory().available - RAY_BYTES) / stage.workers.least
 
 
 def _sequences(
@@ -104,23 +127,18 @@ def _fits(stage: TrainingSettings, change: dict[str, Any], shape: Shape, capacit
     return memory.worker_memory(changed, shape).total <= capacity
 
 
-def _largest_micro_batch(stage: TrainingSettings, shape: Shape, capacity: float) -> int | None:
-    share = stage.global_batch // stage.workers
-    for micro in sorted((n for n in range(1, share + 1) if share % n == 0), reverse=True):
-        if _fits(stage, {"micro_batch": micro}, shape, capacity):
-            return micro
-    return None
-
-
 def _advise(stage: TrainingSettings, shape: Shape, capacity: float) -> str:
     """Returns advice: the first single setting that makes the stage fit, else a combination."""
+    largest = memory.largest_micro_batch(stage, shape, capacity)
+    if not stage.gpus_per_worker:
+        return stage.memory_savings(largest)
     changes: list[dict[str, Any]] = [
         {"gradient_checkpointing": True},
-        *({"micro_batch": n} for n in _smaller_micro_batches(stage.batches()[0])),
+        {"micro_batch": largest or stage.longest_row},
         *({"zero": zero} for zero in (2, 3) if zero > stage.zero and not _forbidden(stage, zero)),
         {"zero": max(stage.zero, 2), "offload": "optimizer"},
         {"zero": 3, "offload": "all"},
-        *({"workers": n} for n in _larger_worker_counts(stage)),
+        *({"workers": count} for count in _larger_worker_counts(stage)),
     ]
     changes = [
         {name: value for name, value in change.items() if getattr(stage, name) != value}
@@ -131,8 +149,7 @@ def _advise(stage: TrainingSettings, shape: Shape, capacity: float) -> str:
         if _fits(stage, change, shape, capacity):
             return f"{_format(change)} makes it fit"
     combined: dict[str, Any] = {}
-    smallest = [{"micro_batch": 1} if "micro_batch" in change else change for change in changes]
-    for change in smallest:
+    for change in changes:
         combined |= change
         if _fits(stage, combined, shape, capacity):
             return f"{_format(combined)} together make it fit"
@@ -145,13 +162,13 @@ def _forbidden(stage: TrainingSettings, zero: int | None) -> bool:
     return zero == 3 and stage.lora is not None and stage.lora.quantized
 
 
-def _smaller_micro_batches(micro: int) -> list[int]:
-    return [n for n in range(micro - 1, 0, -1) if micro % n == 0]
-
-
-def _larger_worker_counts(stage: TrainingSettings) -> list[int]:
-    doubled = (2**n * stage.workers for n in range(1, 6))
-    return [workers for workers in doubled if stage.global_batch % workers == 0]
+def _larger_worker_counts(stage: TrainingSettings) -> list[WorkerCount]:
+    doubled = (2**n * stage.workers.least for n in range(1, 6))
+    return [
+        WorkerCount(least=least, most=max(least, stage.workers.most))
+        for least in doubled
+        if least <= stage.global_batch
+    ]
 
 
 def _format(change: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from itertools import cycle, groupby
 from pathlib import Path
@@ -10,10 +10,12 @@ from typing import Annotated, Any
 
 from markupsafe import Markup, escape
 
+from zephyr_ray.errors import Permanent
 from zephyr_ray.formatting import describe_model, duration, number, signed
 from zephyr_ray.report.plots import COLORS, draw, draw_time_bars
-from zephyr_ray.section import Cell, Column, Interval, Place, Section
-from zephyr_ray.settings import Reads
+from zephyr_ray.report.sweep_section import sweep_section
+from zephyr_ray.section import Cell, Chapter, Column, Interval, Place, Section, Table
+from zephyr_ray.settings import ADDED, Reads
 from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import Artifact
 
@@ -38,6 +40,16 @@ class Report(Stage):
     of: Annotated[list[str], Reads("any")]
     """The stages to report on; those they depend on are included."""
     title: str = "Zephyr"
+    released: Annotated[dict[str, dict[str, float]], ADDED] = {}
+    """Figures of a released model to show beside this run's, by stage and name of its count."""
+
+    def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
+        for name in self.released:
+            # The name of a sweep's variant begins with that of its stage.
+            if not any(stage == name or stage.startswith(f"{name}-") for stage in self.of):
+                raise Permanent(
+                    f"released: the report is not about '{name}'; write a stage that `of` lists"
+                )
 
     def run(self, work: Work) -> None:
         work.progress.unit = "page"
@@ -46,12 +58,29 @@ class Report(Stage):
             for name, artifact in work.inputs.items()
             if (section := work.stages[name].section(artifact))
         }
+        for name, artifact in work.inputs.items():
+            original = work.variants[name].of if name in work.variants else name
+            if figures := self.released.get(original):
+                section = contributed.get(name, Section(()))
+                chapter = compare(artifact, figures)
+                contributed[name] = replace(section, chapters=(chapter, *section.chapters))
+        # The last section, because the page opens with its headline. No stage has an empty name.
+        if sweep := sweep_section(work.variants, contributed):
+            contributed[""] = sweep
         page = render(self.title, work.inputs, contributed)
         (work.folder / "report.html").write_text(page, encoding="utf-8")
         work.progress.done = 1
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return 1
+
+
+def compare(artifact: Artifact, released: dict[str, float]) -> Chapter:
+    """Returns the table of an artifact's counts and the figures of a released model."""
+    counts = artifact.manifest.counts
+    columns = (Column("figure"), Column("this run", digits=3), Column("released", digits=3))
+    rows = tuple((name, counts.get(name), value) for name, value in released.items())
+    return Chapter("Compared with the released model", Place.RESULT, (Table(columns, rows),))
 
 
 def render(title: str, inputs: dict[str, Artifact], sections: dict[str, Section]) -> str:
@@ -127,7 +156,7 @@ def summarize_stage(name: str, artifact: Artifact) -> dict[str, Any]:
     """Collects the values that the page's tables show for one stage; any may be missing."""
     manifest = artifact.manifest
     counts, examples = manifest.counts, manifest.examples
-    trouble = {k: v for k, v in counts.items() if k.startswith(TROUBLE)}
+    trouble = {k: v for k, v in counts.items() if k.removeprefix("validation/").startswith(TROUBLE)}
     return {
         "name": name,
         **{k: getattr(manifest, k) for k in ("kind", "key", "seconds", "attempts")},

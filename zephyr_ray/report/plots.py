@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from zephyr_ray.formatting import duration, number
-from zephyr_ray.section import Bars, Block, Curve, Histogram
+from zephyr_ray.formatting import duration, number, setting_value
+from zephyr_ray.section import Bars, Block, Curve, Histogram, Interval, Trend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,6 +56,8 @@ def draw(plots: Sequence[Block], stage: str, colors: dict[str, str]) -> list[Mar
                 drawn.append(draw_interval_bars(block, colors))
             case Curve():
                 drawn.append(draw_curve(block, stage, colors[stage]))
+            case Trend():
+                drawn.append(draw_trend(block, colors))
             case Histogram():
                 drawn.append(draw_histogram(block, top_count, colors[block.title]))
     return drawn
@@ -114,15 +116,23 @@ def draw_interval_bars(block: Bars, colors: dict[str, str]) -> Markup:
 
 
 def draw_curve(block: Curve, stage: str, color: str) -> Markup:
-    """Draws one value over the steps of a stage."""
+    """Draws one value over the steps of a stage, and the same value on held-out data."""
     from matplotlib.ticker import MaxNLocator
 
     steps, values = zip(*block.points, strict=True)
     ends = f"from {values[0]:.3g} to {values[-1]:.3g}"
     label = f"{stage} · {block.title} over {len(steps)} steps: {ends}"
+    if block.validation:
+        at, held_out = zip(*block.validation, strict=True)
+        label += f"; validation from {held_out[0]:.3g} to {held_out[-1]:.3g}"
 
     def paint(axes: "Axes") -> None:
-        axes.plot(steps, values, color=color, linewidth=1.6, marker="o" if len(steps) < 3 else None)
+        marker = "o" if len(steps) < 3 else None
+        axes.plot(steps, values, color=color, linewidth=1.6, marker=marker, label="training")
+        if block.validation:
+            axes.plot(at, held_out, color=INK, linewidth=1.4, marker="o", markersize=4)
+            axes.lines[-1].set_label("validation")
+            axes.legend()
         axes.grid(axis="y")
         axes.margins(x=0.02)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -130,6 +140,55 @@ def draw_curve(block: Curve, stage: str, color: str) -> Markup:
         axes.set_title(block.title)
 
     return draw_figure(label, 2.3, paint)
+
+
+def draw_trend(block: Trend, colors: dict[str, str]) -> Markup:
+    """Draws values with their intervals over a setting: on a logarithmic axis if its numbers span a
+    decade, as categories if one of its values is not a number."""
+    from matplotlib.transforms import ScaledTranslation
+
+    settings = list(dict.fromkeys(at for _, points in block.series for at, _ in points))
+    numbers = [at for at in settings if not isinstance(at, str)]
+    is_numeric = len(numbers) == len(settings)
+    places = {at: at if is_numeric else index for index, at in enumerate(settings)}
+    ticks = [setting_value(at) for at in settings]
+    label = f"{block.title} by {block.setting}: " + "; ".join(
+        f"{name} at {setting_value(at)}: {_with_interval(value)}"
+        for name, points in block.series
+        for at, value in points
+    )
+
+    def paint(axes: "Axes") -> None:
+        if is_numeric and min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
+            axes.set_xscale("log")
+        for index, (name, points) in enumerate(block.series):
+            style: dict[str, Any] = {"color": colors[name], "linewidth": 1.6}
+            at, values = zip(*sorted((places[at], value) for at, value in points), strict=True)
+            [line] = axes.plot(at, [v.value for v in values], marker="o", label=name, **style)
+            ends = axes.vlines(at, [v.low for v in values], [v.high for v in values], **style)
+            # Side by side, because intervals of several series at one value would hide each other.
+            shift = (index - (len(block.series) - 1) / 2) * 5 / 72
+            beside = axes.transData + ScaledTranslation(shift, 0, axes.figure.dpi_scale_trans)
+            for artist in (line, ends):
+                artist.set_transform(beside)
+        if block.line is not None:
+            axes.axhline(block.line, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+        if len(block.series) > 1:
+            axes.figure.legend(loc="outside lower center", fontsize=8)
+        axes.set_xticks(list(places.values()), ticks)
+        axes.minorticks_off()
+        axes.margins(x=0.08)
+        axes.grid(axis="y")
+        axes.set_xlabel(block.setting)
+        axes.set_title(block.title)
+
+    return draw_figure(label, 2.4 + 0.18 * len(block.series), paint)
+
+
+def _with_interval(value: Interval) -> str:
+    if value.low == value.high:
+        return f"{value.value:.3g}"
+    return f"{number(value.value)} from {number(value.low)} to {number(value.high)}"
 
 
 def draw_histogram(block: Histogram, top_count: int, color: str) -> Markup:
@@ -174,5 +233,9 @@ def draw_time_bars(seconds: dict[str, float]) -> Markup:
     return draw_figure(label, 0.5 + 0.27 * len(texts), paint)
 
 
-def _short(name: str, limit: int = 20) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+def _short(name: str, limit: int = 24) -> str:
+    """Returns the start and the end of a long name: the end distinguishes the variants of a
+    sweep."""
+    if len(name) <= limit:
+        return name
+    return f"{name[: limit // 3]}…{name[limit // 3 + 1 - limit :]}"

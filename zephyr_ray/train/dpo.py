@@ -1,5 +1,5 @@
 """Trains on preference pairs: direct preference optimization against the frozen start model, the
-second half of Zephyr's recipe."""
+second half of Zephyr's recipe, and its variants."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +10,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.settings import ADDED, Reads
 from zephyr_ray.stage import Stage, Work
 from zephyr_ray.store import ROWS
+from zephyr_ray.train.loss_settings import LossSettings
 from zephyr_ray.train.pair_stage import PairStage
 from zephyr_ray.train.settings import Schedule
 from zephyr_ray.train.stage import TrainingStage
@@ -18,31 +19,29 @@ if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
 
 
-class Dpo(PairStage, TrainingStage):
+class Dpo(PairStage, TrainingStage, LossSettings):
     """Defaults are the paper's (arXiv 2310.16944): three epochs, linear, 5e-7, batch 32, β 0.1."""
 
     kind = "dpo"
     version = 2
     proven = "chosen"
 
-    beta: float = Field(0.1, gt=0)
-    """Weight of the KL penalty against the start model."""
+    validation: Annotated[str | float | None, ADDED, Reads("pairs")] = None
     learning_rate: float = Field(5e-7, gt=0)
     schedule: Schedule = "linear"
     epochs: float = Field(3, gt=0)
     global_batch: int = Field(32, ge=1)
-    nll_weight: float = Field(0.0, ge=0)
-    """Weight of the chosen answer's negative log-likelihood per token, added to the DPO loss."""
     reference: Annotated[str | None, ADDED, Reads("log_probs")] = None
     """Stage with the reference log-probabilities, which stages with other settings share; by
     default they are computed before training."""
 
     @property
     def reference_flops(self) -> int:
-        return 0 if self.reference else 2
+        return 2 if self.needs_reference and not self.reference else 0
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         super().check(files, reads)
+        self.check_loss()
         if self.reference:
             self._check_reference(reads[self.reference])
 
@@ -69,4 +68,4 @@ class Dpo(PairStage, TrainingStage):
     def objective(self) -> "Objective":
         from zephyr_ray.train.objectives import DpoObjective
 
-        return DpoObjective(beta=self.beta, nll_weight=self.nll_weight)
+        return DpoObjective(self)

@@ -1,9 +1,12 @@
 """Defines jobs: what the driver passes to every worker."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zephyr_ray.train.settings import TrainingSettings, WorkerSettings
+
+VALIDATION = "validation/"
+"""Prefix of counts and metrics of held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,13 @@ class Job(WorkerJob):
     """Row numbers of scratch/data in training order: steps × global_batch of them."""
     reference: Path | None = None
     """File with reference log-probabilities by the id of the row. Workers compute missing ones."""
+
+    @property
+    def validation(self) -> "Job":
+        """The job's held-out rows: a folder like the job's own, in scratch."""
+        # Rows of another stage may have the ids of other pairs.
+        reference = None if isinstance(self.settings.validation, str) else self.reference
+        return replace(self, folder=self.scratch / "validation", reference=reference)
 
     @property
     def steps(self) -> int:

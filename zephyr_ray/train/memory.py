@@ -4,6 +4,7 @@ The coefficients count what DeepSpeed and PyTorch hold; tests compare them with 
 allocates. Weights, gradients and optimizer state are fp32; matrix products are bf16 or fp32.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from zephyr_ray.demand import GPU_RESERVE, PROCESS_BYTES
@@ -20,6 +21,8 @@ TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768
 TILE_BYTES_GPU, TILE_BYTES_CPU = 2, 31
 """Bytes per logit of a tile: TRL's GPU kernel works in place; its CPU code holds the tile in bf16,
 seven intermediate results in fp32 and a mask (trl.kernels.chunked_logprob)."""
+GRAIN = 256
+"""Tokens by which a proposed `micro_batch` is raised."""
 FOUR_BITS = 0.5 + 4 / 64
 """Bytes per weight in NF4: four bits, and an fp32 scale per 64 weights."""
 
@@ -51,21 +54,21 @@ def trained_parameters(settings: TrainingSettings, shape: Shape) -> int:
 
 
 def worker_memory(settings: TrainingSettings, shape: Shape) -> Memory:
-    """Returns the peak memory of one worker that trains on micro-batches of maximum length."""
+    """Returns the peak memory of one worker that trains on the largest micro-batches."""
     weights, gradients, optimizer, buffers, host = model_states(settings, shape)
-    tokens = settings.batches()[0] * settings.sequences_per_row * settings.max_length
+    tokens = settings.largest_pass
     activation_bytes = activations(settings, shape, tokens) + output_layer(settings, shape, tokens)
     reserve = GPU_RESERVE if settings.gpus_per_worker else PROCESS_BYTES
     return Memory(weights, gradients, optimizer, activation_bytes, buffers, reserve, host)
 
 
 def forward_memory(settings: WorkerSettings, shape: Shape) -> Memory:
-    """Returns the peak memory of one worker that only runs forward passes of maximum length."""
-    tokens = settings.batches()[0] * settings.sequences_per_row * settings.max_length
+    """Returns the peak memory of one worker that only runs the largest forward passes."""
+    tokens = settings.largest_pass
     weights, buffers, host = start_weights(settings, shape), 0.0, 0.0
     if settings.zero == 3:
-        weights /= settings.workers
-        buffers = 6 * min(LIVE, shape.parameters) * (settings.workers > 1)
+        weights /= settings.workers.least
+        buffers = 6 * min(LIVE, shape.parameters) * (settings.workers.most > 1)
     if settings.offload == "all":
         host, weights = weights, 0
     # Residuals and the norm's result in fp32, the norm's output, and three results of the MLP.
@@ -76,15 +79,31 @@ def forward_memory(settings: WorkerSettings, shape: Shape) -> Memory:
     return Memory(weights, 0, 0, peak, buffers, reserve, host)
 
 
+def largest_micro_batch(settings: TrainingSettings, shape: Shape, capacity: float) -> int | None:
+    """Returns the largest `micro_batch` with which a worker fits into `capacity` bytes, in steps of
+    GRAIN tokens: at most the tokens of a step on one worker, None if one row does not fit."""
+
+    def too_large(tokens: int) -> bool:
+        changed = settings.model_copy(update={"micro_batch": tokens})
+        return worker_memory(changed, shape).total > capacity
+
+    row = settings.longest_row
+    most = settings.step_tokens
+    choices = [row, *range(row + GRAIN - row % GRAIN, most, GRAIN), *([most] * (most > row))]
+    fitting = bisect_left(choices, True, key=too_large)
+    return choices[fitting - 1] if fitting else None
+
+
 def model_states(
     settings: TrainingSettings, shape: Shape, bucket: int = BUCKET
 ) -> tuple[float, float, float, float, float]:
     """Returns the bytes of weights, gradients, optimizer state (with fp32 master weights) and
     buffers on one GPU, and the bytes in host memory."""
-    trained, workers = trained_parameters(settings, shape), settings.workers
+    trained, workers = trained_parameters(settings, shape), settings.workers.least
+    several = settings.workers.most > 1
     all_weights = start_weights(settings, shape) + (4 * trained if settings.lora else 0)
     if settings.zero == 0:
-        return all_weights, 4 * trained, 8 * trained, 4 * min(FLAT, trained) * (workers > 1), 0
+        return all_weights, 4 * trained, 8 * trained, 4 * min(FLAT, trained) * several, 0
     # ZeRO 1 and 2 alternate two fp32 buckets; ZeRO-3 has one in fp32 and one in bf16.
     buffers = 2 * 4 * min(bucket, trained) if settings.zero < 3 else 6 * min(bucket, trained)
     # At every ZeRO stage the optimizer has fp32 master weights beside its two moments.
@@ -94,7 +113,7 @@ def model_states(
     if settings.zero == 3:
         weights /= workers
         # Gathered in fp32, and in transit in bf16.
-        buffers += 6 * min(LIVE, shape.parameters) * (workers > 1)
+        buffers += 6 * min(LIVE, shape.parameters) * several
     if settings.offload != "none":
         # The host holds gradients twice: as received, and as the optimizer reads them.
         host, optimizer = optimizer + 8 * trained / workers, 0

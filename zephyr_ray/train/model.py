@@ -60,6 +60,13 @@ def load_model(weights: str, quantized: bool = False, adapted: bool = False) -> 
     return model
 
 
+def load_config(weights: str) -> Any:
+    """Loads the configuration of the initial weights."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(resolve(weights))
+
+
 def use_segments(model: Any) -> None:
     """Makes a model of one of FAMILIES attend per segment of a row."""
     from zephyr_ray.train.attention import attend_by_segments

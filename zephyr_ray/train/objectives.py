@@ -12,9 +12,20 @@ import torch
 from torch import Tensor
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from zephyr_ray.train.attention import uses_segments
-from zephyr_ray.train.losses import answer_nll, dpo_loss, token_nll
-from zephyr_ray.train.pairs import model_inputs, pair_collator, pair_log_probs, per_answer
+from zephyr_ray.train import losses as loss_functions
+from zephyr_ray.train.batches import Dealer
+from zephyr_ray.train.data import Data
+from zephyr_ray.train.loss_settings import LossSettings
+from zephyr_ray.train.losses import Answers, answer_nll, token_nll
+from zephyr_ray.train.model import FAMILIES
+from zephyr_ray.train.pairs import (
+    model_inputs,
+    pair_collator,
+    pair_lengths,
+    pair_log_probs,
+    per_answer,
+    why_not_shared,
+)
 
 Batch = dict[str, Any]
 
@@ -45,10 +56,28 @@ class Objective(ABC):
 
     fields: ClassVar[tuple[str, ...]]
     """Fields of TRL's FusedCausalLMOutput that the metrics need besides `log_probs`."""
-    needs_reference: ClassVar[bool] = False
-    """Whether rows need reference log-probabilities (`reference.add_reference_log_probs`)."""
     dropout: ClassVar[bool] = True
     """Whether the model's dropout layers stay active."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether rows need reference log-probabilities (`reference.add_reference_log_probs`)."""
+        return False
+
+    @abstractmethod
+    def pads(self, config: Any) -> bool:
+        """Returns whether batches are padded for a model with this configuration; else a batch is
+        one row, in which each sequence attends to itself."""
+
+    def lengths(self, data: Data, padded: bool) -> list[int]:
+        """Returns the tokens of each row of the data in a batch."""
+        lengths: list[int] = data.lengths.tolist()
+        return lengths
+
+    def dealer(self, config: Any, data: Data, capacity: int, workers: int) -> Dealer:
+        """Returns what deals rows of the data to micro-batches of at most `capacity` tokens."""
+        padded = self.pads(config)
+        return Dealer(self.lengths(data, padded), capacity, workers, padded)
 
     @abstractmethod
     def collator(self, pad_token_id: int, model: Any) -> Any:
@@ -70,7 +99,7 @@ class Objective(ABC):
 
         `output` is TRL's FusedCausalLMOutput. The trainer minimizes the mean over the global batch.
         If losses are per token, the batch must have `labels`, from which the trainer counts a
-        step's trained tokens.
+        step's trained tokens; else they are per row.
         """
 
 
@@ -78,16 +107,19 @@ class Objective(ABC):
 class SftObjective(Objective):
     """Negative log-likelihood per trained token. A row has `input_ids`, `labels` and, if dialogues
     are packed, `seq_lengths`. A batch is one row, with positions that restart at each dialogue; or
-    padded, if dialogues are not packed and the model does not attend per segment: a step's rows
-    have similar lengths, so padding costs less than attention over the concatenated batch."""
+    padded, if dialogues are not packed and the model does not attend per segment: attention over
+    the concatenated batch would cost more than padding."""
 
     packing: bool
     """Whether a row holds several dialogues."""
 
     fields = ("entropy", "is_top1")
 
+    def pads(self, config: Any) -> bool:
+        return not self.packing and config.model_type not in FAMILIES
+
     def collator(self, pad_token_id: int, model: Any) -> Any:
-        joined = self.packing or uses_segments(model)
+        joined = not self.pads(model.config)
         return DataCollatorForLanguageModeling(pad_token_id, padding_free=joined)
 
     def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -100,19 +132,28 @@ class SftObjective(Objective):
 
 @dataclass(frozen=True)
 class DpoObjective(Objective):
-    """DPO, plus the weighted negative log-likelihood of the chosen answers. A row has `prompt_ids`,
-    `chosen_ids` and `rejected_ids`; a batch holds each prompt once (`pairs.shared_prompts`), or, if
-    the model cannot share them, all chosen sequences, then all rejected ones."""
+    """Weighted sum of losses of pairs (`losses`) and of the chosen answers' negative
+    log-likelihood. A row has `prompt_ids`, `chosen_ids` and `rejected_ids`; a batch holds each
+    prompt once (`pairs.shared_prompts`), or, if the model cannot share them, all chosen sequences,
+    then all rejected ones."""
 
-    beta: float
-    nll_weight: float
+    settings: LossSettings
 
     fields = ("entropy", "is_top1", "mean_logits")
-    needs_reference = True
     dropout = False
 
+    @property
+    def needs_reference(self) -> bool:
+        return self.settings.needs_reference
+
+    def pads(self, config: Any) -> bool:
+        return bool(why_not_shared(config))
+
+    def lengths(self, data: Data, padded: bool) -> list[int]:
+        return pair_lengths(data, padded)
+
     def collator(self, pad_token_id: int, model: Any) -> Any:
-        return pair_collator(pad_token_id, model)
+        return pair_collator(pad_token_id, model.config)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         return model_inputs(batch)
@@ -126,30 +167,49 @@ class DpoObjective(Objective):
 
     def losses(self, output: Any, batch: Batch) -> tuple[Tensor, Metrics]:
         output = per_answer(output, batch)
-        chosen, rejected = pair_log_probs(output)
-        chosen_ratio = chosen - batch["ref_chosen_logps"]
-        rejected_ratio = rejected - batch["ref_rejected_logps"]
-        losses = dpo_loss(chosen_ratio, rejected_ratio, self.beta)
+        chosen, rejected = self._answers(output, batch)
+        settings = self.settings
+        parts = {
+            name: getattr(loss_functions, name)(chosen, rejected, settings)
+            for name in settings.loss
+        }
+        losses: Tensor = sum(weight * parts[name] for name, weight in settings.loss.items())
 
-        chosen_reward = self.beta * chosen_ratio.detach()
-        rejected_reward = self.beta * rejected_ratio.detach()
+        chosen_reward, rejected_reward = self._rewards(chosen), self._rewards(rejected)
         answers = output.label_mask
-        chosen_tokens, rejected_tokens = answers.chunk(2)
+        chosen_mask, rejected_mask = answers.chunk(2)
         chosen_logits, rejected_logits = output.mean_logits.chunk(2)
         metrics = {
             "entropy": Terms(output.entropy, answers),
-            "logits/chosen": Terms(chosen_logits, chosen_tokens),
-            "logits/rejected": Terms(rejected_logits, rejected_tokens),
-            "mean_token_accuracy": Terms(output.is_top1.chunk(2)[0], chosen_tokens),
+            "logits/chosen": Terms(chosen_logits, chosen_mask),
+            "logits/rejected": Terms(rejected_logits, rejected_mask),
+            "mean_token_accuracy": Terms(output.is_top1.chunk(2)[0], chosen_mask),
             "rewards/chosen": Terms(chosen_reward),
             "rewards/rejected": Terms(rejected_reward),
             "rewards/accuracies": Terms(chosen_reward > rejected_reward),
             "rewards/margins": Terms(chosen_reward - rejected_reward),
-            "logps/chosen": Terms(chosen),
-            "logps/rejected": Terms(rejected),
+            "logps/chosen": Terms(chosen.log_probs),
+            "logps/rejected": Terms(rejected.log_probs),
         }
-        if self.nll_weight:
-            nll = answer_nll(chosen, chosen_tokens.sum(dim=1))
+        if len(parts) > 1 or settings.nll_weight:
+            metrics |= {f"loss/{name}": Terms(part) for name, part in parts.items()}
+        if settings.nll_weight:
+            nll = answer_nll(chosen)
             metrics["nll"] = Terms(nll)
-            losses = losses + self.nll_weight * nll
+            losses = losses + settings.nll_weight * nll
         return losses, metrics
+
+    def _answers(self, output: Any, batch: Batch) -> tuple[Answers, Answers]:
+        tokens = output.label_mask.sum(dim=1).chunk(2)
+        log_probs = pair_log_probs(output)
+        names = ("ref_chosen_logps", "ref_rejected_logps")
+        references = [batch[name] if self.needs_reference else None for name in names]
+        chosen, rejected = map(Answers, log_probs, references, tokens)
+        return chosen, rejected
+
+    def _rewards(self, answers: Answers) -> Tensor:
+        """Returns the rewards that the losses compare: DPO's, or SimPO's if none uses a
+        reference."""
+        if self.needs_reference:
+            return self.settings.beta * answers.log_ratios.detach()
+        return self.settings.beta * answers.log_probs.detach() / answers.tokens

@@ -14,7 +14,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
 from zephyr_ray.stage import log
-from zephyr_ray.train.attention import uses_segments
+from zephyr_ray.train.data import Data
+from zephyr_ray.train.model import FAMILIES
 
 MODEL_INPUTS = (
     "input_ids",
@@ -29,11 +30,28 @@ MODEL_INPUTS = (
 """Items of a batch that the model takes."""
 
 
-def pair_collator(pad_token_id: int, model: Any) -> Any:
+def pair_collator(pad_token_id: int, config: Any) -> Any:
     """Returns the function that makes a batch of rows with `prompt_ids`, `chosen_ids` and
-    `rejected_ids`: each prompt once, or, if the model cannot share them, all chosen sequences, then
-    all rejected ones."""
-    return shared_prompts if can_share(model) else DataCollatorForPreference(pad_token_id)
+    `rejected_ids`: each prompt once, or, if the model with this configuration cannot share them,
+    all chosen sequences, then all rejected ones."""
+    why = why_not_shared(config)
+    if not why:
+        return shared_prompts
+    log.info("prompts are computed twice per pair: %s %s", config.model_type, why)
+    return DataCollatorForPreference(pad_token_id)
+
+
+def pair_lengths(data: Data, padded: bool) -> list[int]:
+    """Returns the tokens of each row of the data in a batch."""
+    lengths: list[int] = data.lengths.tolist()
+    if not padded:
+        return lengths
+    rows = map(data.__getitem__, range(len(data)))
+    answers = ((row["chosen_ids"], row["rejected_ids"]) for row in rows)
+    # Both sequences of a pair are as long as the longer one.
+    return [
+        2 * (length - min(map(len, both))) for length, both in zip(lengths, answers, strict=True)
+    ]
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
@@ -45,18 +63,16 @@ def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def can_share(model: Any) -> bool:
-    """Returns whether a pair in one row gives the numbers of two sequences; logs why it does not.
+def why_not_shared(config: Any) -> str:
+    """Returns why a pair in one row would not give the numbers of two sequences; "" if it does.
 
     A mixture of experts balances its load over the tokens of a forward pass, prompts counted twice.
     """
-    config = model.config
-    balances = hasattr(config, "output_router_logits") and config.router_aux_loss_coef
-    if uses_segments(model) and not balances:
-        return True
-    why = "balances its experts over all tokens" if balances else "does not attend per segment"
-    log.info("prompts are computed twice per pair: %s %s", config.model_type, why)
-    return False
+    if config.model_type not in FAMILIES:
+        return "does not attend per segment"
+    if hasattr(config, "output_router_logits") and config.router_aux_loss_coef:
+        return "balances its experts over all tokens"
+    return ""
 
 
 def shared_prompts(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,16 +7,16 @@ not fit on one device. TRL's own precomputation keeps its results in memory unti
 again after a failure.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from zephyr_ray.store import Journal, read_jsonl
+from zephyr_ray.train.batches import Dealer
 from zephyr_ray.train.data import WithColumns
 from zephyr_ray.train.job import Job, WorkerJob
-from zephyr_ray.train.model import load_model
+from zephyr_ray.train.model import load_config, load_model
 
 JOURNAL = "reference"
 """Folder below scratch/ with the journals of all workers."""
@@ -39,13 +39,18 @@ def compute_log_probs(job: WorkerJob, data: Any, rows: Iterable[int]) -> dict[in
     every worker."""
     import torch.distributed
 
+    from zephyr_ray.train.pairs import pair_lengths, why_not_shared
+
     folder = job.scratch / JOURNAL
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    missing = missing_rows(folder, rows, data.lengths)
+    missing = missing_rows(folder, rows)
     torch.distributed.barrier()  # no worker writes before all have read
     if missing:
         journal = Journal(folder, writer=f"rank{rank}")
-        batches = worker_batches(missing, job.settings.batches()[0], world_size)[rank]
+        padded = bool(why_not_shared(load_config(job.weights)))
+        lengths = pair_lengths(data, padded)
+        dealer = Dealer(lengths, job.settings.micro_batch, world_size, padded)
+        batches = dealer.deal(missing, dealer.passes(missing))[rank]
         for row, chosen, rejected in _log_probs(job, data, batches):
             name = data[row]["id"]
             journal.append({"row": row, "id": name, "chosen": chosen, "rejected": rejected})
@@ -53,25 +58,10 @@ def compute_log_probs(job: WorkerJob, data: Any, rows: Iterable[int]) -> dict[in
     return {entry["row"]: entry for entry in Journal(folder).read_new()}
 
 
-def missing_rows(folder: Path, rows: Iterable[int], lengths: Sequence[int]) -> list[int]:
-    """Returns the rows without a log-probability in the journal, longest first; `lengths` are their
-    tokens by row number."""
+def missing_rows(folder: Path, rows: Iterable[int]) -> list[int]:
+    """Returns the rows without a log-probability in the journal."""
     finished = {entry["row"] for entry in Journal(folder).read_new()}
-    missing = [row for row in rows if row not in finished]
-    return sorted(missing, key=lambda row: -lengths[row])
-
-
-def worker_batches(rows: list[int], batch_size: int, world_size: int) -> list[list[list[int]]]:
-    """Returns every worker's batches of at most `batch_size` rows.
-
-    Deals rows round-robin, for equal work and batches of similar lengths. All workers get the same
-    number of batches, some of them empty, because with ZeRO-3 all workers must take part in every
-    forward pass.
-    """
-    batch_count = math.ceil(len(rows) / (world_size * batch_size))
-    starts = [batch * batch_size for batch in range(batch_count)]
-    per_worker = [rows[rank::world_size] for rank in range(world_size)]
-    return [[part[start : start + batch_size] for start in starts] for part in per_worker]
+    return [row for row in rows if row not in finished]
 
 
 def _log_probs(
@@ -88,7 +78,7 @@ def _log_probs(
     with _reference_model(job) as (model, device):
         unwrapped = getattr(model, "module", model)  # DeepSpeed's engine has another `config`
         # Any ID can pad: the attention mask and the labels exclude padding.
-        collate = pair_collator(pad_token_id=0, model=unwrapped)
+        collate = pair_collator(pad_token_id=0, config=unwrapped.config)
         for rows in batches:
             batch = send_to_device(collate([data[row] for row in rows or [0]]), device)
             with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):

@@ -1,11 +1,12 @@
 """Computes the log-probabilities of preference pairs under the model that DPO starts from."""
 
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from zephyr_ray.demand import Footprint
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.section import Chapter, Column, Place, Section, Table
+from zephyr_ray.settings import OPERATIONAL
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact
 from zephyr_ray.train import memory
@@ -28,6 +29,8 @@ class Reference(PairStage):
     makes = "log_probs"
     quantized_by = "quantized"
 
+    offload: Annotated[Literal["none", "all"], OPERATIONAL] = "none"
+    """Whether the weights are kept in CPU memory, not on the GPU (zero 3)."""
     quantized: bool = False
     """Initial weights in 4 bits, as dpo's lora.quantized has them."""
 
@@ -59,8 +62,9 @@ class Reference(PairStage):
             return Footprint()
         needed = memory.forward_memory(self, shape)
         return Footprint(
-            memory=self.workers * (needed.host + (0 if self.gpus_per_worker else needed.total)),
-            fix=self.memory_savings(),
+            memory=self.workers.least
+            * (needed.host + (0 if self.gpus_per_worker else needed.total)),
+            fix=lambda memory: self.memory_savings(),
         )
 
     def section(self, artifact: Artifact) -> Section:

@@ -17,17 +17,29 @@ from zephyr_ray.stage import log
 from zephyr_ray.store import Journal
 from zephyr_ray.train.context import Context, remove_checkpoints
 from zephyr_ray.train.job import Job
+from zephyr_ray.train.resharding import fit_to_workers, written_by
+from zephyr_ray.train.validation import Validation
 
 
 class Reporter(TrainerCallback):
     """Writes steps to the job's journal (rank 0) and reports checkpoints (all ranks)."""
 
-    def __init__(self, job: Job, trainer: Any, context: Context, rank: int):
+    def __init__(
+        self,
+        job: Job,
+        trainer: Any,
+        context: Context,
+        rank: int,
+        validation: Validation | None = None,
+    ):
         self.job, self.trainer, self.context = job, trainer, context
+        self.validation = validation
         self.journal = Journal(job.scratch / "steps", writer="rank0") if rank == 0 else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         refuse_other_engines(self.trainer.model_wrapped, self.job.settings.zero)
+        if self.validation and state.global_step == 0:
+            self._write(0, self.validation.measure())
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started = time.monotonic()
@@ -40,10 +52,16 @@ class Reporter(TrainerCallback):
                 f"the loss is {logs['loss']} at step {state.global_step}; "
                 "lower learning_rate, or check the data"
             )
+        step, seconds = state.global_step, time.monotonic() - self.started
+        # Before the checkpoint of this step, so that a resumed run need not measure it again.
+        due = step % self.job.settings.validate_every == 0 or step == self.job.steps
+        measured = self.validation.measure() if self.validation and due else {}
+        known = {"seconds": seconds, "workers": args.world_size}
+        self._write(step, {**known, **logs, **measured})
+
+    def _write(self, step: int, entry: dict[str, float]) -> None:
         if self.journal:
-            seconds = time.monotonic() - self.started
-            entry = {"step": state.global_step, "steps": self.job.steps, "seconds": seconds}
-            self.journal.append({**entry, **logs})
+            self.journal.append({"step": step, "steps": self.job.steps, **entry})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= self.job.steps:
@@ -76,27 +94,16 @@ def refuse_other_engines(engine: Any, zero: int) -> None:
 
 
 def last_checkpoint(job: Job, context: Context) -> Path | None:
-    """Returns the last checkpoint that all workers reported, and removes all others, which may be
-    half written. Runs on every worker."""
+    """Returns the last checkpoint that all workers reported, rewritten for their present number,
+    and removes all others, which may be half written. Runs on every worker."""
+    rank, workers = torch.distributed.get_rank(), torch.distributed.get_world_size()
     last = context.last_checkpoint()
-    if last and not fits(last, job.settings.zero, torch.distributed.get_world_size()):
-        log.warning(
-            "the checkpoint was written with another number of workers or at another ZeRO stage; "
-            "training starts from step 1"
-        )
+    if last and written_by(last)[0] != (2 if job.settings.zero == 1 else job.settings.zero):
+        log.warning("the checkpoint was written at another ZeRO stage; training starts from step 1")
         last = None
-    if torch.distributed.get_rank() == 0:
+    if rank == 0:
         remove_checkpoints(job.checkpoints, keep=last.name if last else None)
+    if last:
+        fit_to_workers(last, rank, workers, torch.distributed.barrier)
     torch.distributed.barrier()
     return last
-
-
-def fits(checkpoint: Path, zero: int, workers: int) -> bool:
-    """Returns whether DeepSpeed wrote the checkpoint at this ZeRO stage with this many workers.
-
-    Without ZeRO one file holds everything, for any number of workers. Stages 1 and 2 write a part
-    of the optimizer per worker, stage 3 also a part of the model.
-    """
-    optimizers = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
-    models = len(list(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt")))
-    return (optimizers, models) == (workers if zero else 0, workers if zero == 3 else 0)

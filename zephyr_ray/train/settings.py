@@ -1,4 +1,4 @@
-"""Defines the settings of training stages, and derives batches, steps and row order from them."""
+"""Defines the settings of training stages, and derives steps and row order from them."""
 
 import math
 import random
@@ -10,6 +10,7 @@ from pydantic import Field
 from zephyr_ray.errors import Permanent
 from zephyr_ray.settings import ADDED, OPERATIONAL, Reads, Strict
 from zephyr_ray.stage import BoundedStage, Stage
+from zephyr_ray.train.worker_count import WorkerCount
 
 if TYPE_CHECKING:
     from zephyr_ray.train.objectives import Objective
@@ -53,12 +54,14 @@ class WorkerSettings(BoundedStage):
     zero: Annotated[Literal[0, 1, 2, 3], OPERATIONAL] = 3
     """DeepSpeed's ZeRO stage: what is split over workers. 0 nothing, 1 the optimizer state, 2 also
     gradients, 3 also weights."""
-    workers: Annotated[int, OPERATIONAL] = Field(1, ge=1)
+    workers: Annotated[WorkerCount, OPERATIONAL] = WorkerCount.fixed(1)
+    """Number of workers, or `{least: …, most: …}`: as many as the cluster has room for. When one is
+    lost or added, training continues from the last checkpoint with those that there are."""
     cpus_per_worker: Annotated[int, OPERATIONAL] = Field(1, ge=1)
     """CPUs per worker; without a GPU also its number of threads."""
     gpus_per_worker: Annotated[int, OPERATIONAL] = Field(0, ge=0, le=1)
-    micro_batch: Annotated[int, OPERATIONAL] = Field(4, ge=1)
-    """Maximum rows per forward pass on one worker."""
+    micro_batch: Annotated[int, OPERATIONAL] = Field(8192, ge=1)
+    """Maximum tokens per forward pass on one worker, padding included; at least those of a row."""
     offload: Annotated[Literal["none", "optimizer", "all"], OPERATIONAL] = "none"
     """Part of a worker's share kept in CPU memory, not on the GPU: the optimizer state (zero 1 to
     3), or also the weights (zero 3)."""
@@ -67,7 +70,26 @@ class WorkerSettings(BoundedStage):
         """Returns whether the initial weights are in 4 bits."""
         return False
 
+    @property
+    def longest_row(self) -> int:
+        """Maximum tokens of a row."""
+        return self.sequences_per_row * self.max_length
+
+    @property
+    def largest_pass(self) -> int:
+        """Maximum tokens of a forward pass on one worker."""
+        return self.micro_batch
+
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
+        row = self.longest_row
+        if self.micro_batch < row:
+            # Less than the smallest max_length can only be a number of rows.
+            rows = self.micro_batch if self.micro_batch < 16 else 1
+            count = f"{rows} rows" if rows > 1 else "one row"
+            raise Permanent(
+                f"micro_batch {self.micro_batch} is less than the {row} tokens of the longest row; "
+                f"it counts tokens: for {count} of {row} tokens, write {rows * row}"
+            )
         quantized = self.is_quantized()
         if quantized and not self.gpus_per_worker:
             raise Permanent(f"{self.quantized_by} needs a GPU: set gpus_per_worker: 1")
@@ -81,17 +103,16 @@ class WorkerSettings(BoundedStage):
                 f"offload: {self.offload} does not work with zero: {self.zero}; set zero: {zero}"
             )
 
-    def memory_savings(self, more: str = "") -> str:
-        """Returns the settings that lower the memory of workers, as an error line names them;
-        `more` names others."""
-        names = ["micro_batch"] if self.batches()[0] > 1 else []
-        names += ["workers"] if self.workers > 1 and not self.gpus_per_worker else []
+    def memory_savings(self, largest: int | None = None, more: str = "") -> str:
+        """Returns the settings that lower the memory of workers, as an error line names them.
+
+        `largest` is the largest `micro_batch` that fits, if known; `more` names other settings.
+        """
+        to = f" to {largest}" if largest else ""
+        names = [f"micro_batch{to}"] if self.largest_pass > self.longest_row else []
+        names += ["workers"] if self.workers.most > 1 and not self.gpus_per_worker else []
         lower = f"{', '.join(names)} or max_length" if names else "max_length"
         return f"lower {lower}, {more}or use a smaller model"
-
-    def batches(self) -> tuple[int, int]:
-        """Returns rows per forward pass on one worker, and forward passes per step."""
-        return self.micro_batch, 1
 
     def forward_config(self) -> dict[str, Any]:
         """Returns the DeepSpeed configuration of forward passes.
@@ -151,6 +172,12 @@ class TrainingSettings(WorkerSettings):
     full; it needs bitsandbytes and a GPU."""
     checkpoint_every: Annotated[int, OPERATIONAL] = Field(50, ge=1)
     """Optimizer steps between two checkpoints."""
+    validation: Annotated[str | float | None, ADDED] = None
+    """Rows to measure the model on: a stage that makes the same type as `data`, or the share of the
+    prompts of `data` (between 0 and 1) whose rows are not trained on."""
+    validate_every: Annotated[int, OPERATIONAL] = Field(100, ge=1)
+    """Optimizer steps between two measurements; the first is before training, the last at its
+    end."""
 
     def objective(self) -> "Objective":
         """Returns the loss and metrics; called in a worker, because it imports PyTorch and TRL."""
@@ -160,14 +187,50 @@ class TrainingSettings(WorkerSettings):
         return self.lora is not None and self.lora.quantized
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
-        self.batches()
+        most = self.workers.most
+        if most > self.global_batch:
+            raise Permanent(
+                f"global_batch {self.global_batch} has no row for each of {most} workers; "
+                f"set workers: {self.global_batch}"
+            )
+        self._check_validation(reads)
         super().check(files, reads)
         if self.optimizer != "adamw" and not self.gpus_per_worker:
             raise Permanent(f"optimizer: {self.optimizer} needs a GPU: set gpus_per_worker: 1")
 
-    def memory_savings(self, more: str = "") -> str:
+    def split(self, rows: dict[str, int]) -> tuple[int | None, int | None]:
+        """Returns the expected rows to train on and to validate on, from the rows of the stages it
+        reads; None if unknown."""
+        count = rows.get(self.data)
+        if isinstance(self.validation, str):
+            return count, rows.get(self.validation)
+        held_out = count and round(count * (self.validation or 0))
+        return count and count - (held_out or 0), held_out
+
+    def _check_validation(self, reads: dict[str, Stage]) -> None:
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise Permanent(
+                f"validation: {self.validation:g} is no share; write a number between 0 and 1, or "
+                "the name of a stage"
+            )
+        if isinstance(self.validation, str) and reads[self.validation] == reads[self.data]:
+            raise Permanent(
+                f"validation: '{self.validation}' is what the stage trains on; name other data, "
+                "or write a share of it, such as 0.05"
+            )
+
+    def memory_savings(self, largest: int | None = None, more: str = "") -> str:
         checkpointing = "" if self.gradient_checkpointing else "set gradient_checkpointing: true, "
-        return super().memory_savings(checkpointing + more)
+        return super().memory_savings(largest, checkpointing + more)
+
+    @property
+    def largest_pass(self) -> int:
+        return min(self.micro_batch, self.step_tokens)
+
+    @property
+    def step_tokens(self) -> int:
+        """Maximum tokens of a step on one worker, of the fewest workers."""
+        return math.ceil(self.global_batch / self.workers.least) * self.longest_row
 
     @property
     def reference_flops(self) -> int:
@@ -180,36 +243,19 @@ class TrainingSettings(WorkerSettings):
         """Whether sequences hold several rows."""
         return False
 
-    def batches(self) -> tuple[int, int]:
-        """Returns rows per forward pass on one worker, and forward passes per step.
-
-        Raises Permanent if the global batch cannot be split evenly over the workers.
-        """
-        share, rest = divmod(self.global_batch, self.workers)
-        if rest:
-            raise Permanent(
-                f"global_batch {self.global_batch} cannot be split over {self.workers} workers; "
-                f"choose workers that divide it, or global_batch {self.workers * (share + 1)}"
-            )
-        micro = max(n for n in range(1, min(self.micro_batch, share) + 1) if share % n == 0)
-        return micro, share // micro
-
-    def order(self, lengths: list[int]) -> list[int]:
+    def order(self, rows: int) -> list[int]:
         """Returns row numbers in training order: full steps, the same for any number of workers.
 
-        Each epoch is shuffled anew; rows of one more epoch fill the last step. Within a step, where
-        order does not change the result, rows are sorted by length to save padding.
+        Each epoch is shuffled anew; rows of one more epoch fill the last step.
         """
-        steps = max(1, math.ceil(self.epochs * len(lengths) / self.global_batch))
+        steps = max(1, math.ceil(self.epochs * rows / self.global_batch))
         shuffle = random.Random(self.seed)
-        stream: list[int] = []
-        while len(stream) < steps * self.global_batch:
-            epoch = list(range(len(lengths)))
+        order: list[int] = []
+        while len(order) < steps * self.global_batch:
+            epoch = list(range(rows))
             shuffle.shuffle(epoch)
-            stream += epoch
-        size = self.global_batch
-        batches = [stream[at : at + size] for at in range(0, steps * size, size)]
-        return [row for batch in batches for row in sorted(batch, key=lambda row: -lengths[row])]
+            order += epoch
+        return order[: steps * self.global_batch]
 
     def deepspeed(self) -> dict[str, Any]:
         """Returns the DeepSpeed configuration of training."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.messages import answers
-from zephyr_ray.settings import Reads
+from zephyr_ray.settings import ADDED, Reads
 from zephyr_ray.stage import Work
 from zephyr_ray.train.data import Data, Tokens
 from zephyr_ray.train.packing import open_data, pack, write_packing
@@ -35,6 +35,7 @@ class Sft(TrainingStage):
     proven = "messages"
 
     data: Annotated[str, Reads("dialogues")]
+    validation: Annotated[str | float | None, ADDED, Reads("dialogues")] = None
     learning_rate: float = Field(2e-5, gt=0)
     schedule: Schedule = "cosine"
     epochs: float = Field(1, gt=0)
@@ -58,6 +59,7 @@ class Sft(TrainingStage):
         if self.packing:
             write_packing(folder, pack(data.lengths, self.max_length, self.seed))
             data = open_data(folder)
+            work.counts["packing_fill"] = float(data.lengths.mean()) / self.max_length
         work.counts["sequences"] = len(data)
         return data
 

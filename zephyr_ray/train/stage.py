@@ -5,6 +5,8 @@ import html
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +23,8 @@ from zephyr_ray.stage import Work, log
 from zephyr_ray.store import ROWS, Artifact, read_jsonl
 from zephyr_ray.train import memory
 from zephyr_ray.train.data import Data, TokenRows, Tokens
-from zephyr_ray.train.job import Job
+from zephyr_ray.train.holdout import check_sides, is_held_out
+from zephyr_ray.train.job import VALIDATION, Job
 from zephyr_ray.train.model import load_chat
 from zephyr_ray.train.preparation import Preparation, Row, prepare_rows
 from zephyr_ray.train.settings import TrainingSettings, WorkerSettings
@@ -39,6 +42,8 @@ REWARDS = (
     "Reward margin and accuracy are measured on the training pairs; they say nothing about "
     "held-out quality."
 )
+HELD_OUT = "Validation is measured on held-out rows, with the model as it is after the step."
+TIES = " Rewards against the start model are 0 at step 0, where accuracy is 0 but for rounding."
 CUT_AWAY = ("truncated_to_nothing", "prompt_fills_max_length", "same_or_empty_answers")
 """Rules that drop a row because max_length leaves nothing to train of it. Some long rows are
 ordinary, so `max_failed` does not limit them, but half of the rows must be left."""
@@ -106,8 +111,8 @@ class WorkerStage(WorkerSettings):
 
     def processors(self, models: dict[str, RecipeModel]) -> Processors:
         return Processors(
-            cpus=self.workers * self.cpus_per_worker,
-            gpus=self.workers * self.gpus_per_worker,
+            cpus=self.workers.least * self.cpus_per_worker,
+            gpus=self.workers.least * self.gpus_per_worker,
             lower="its workers",
         )
 
@@ -130,17 +135,41 @@ class TrainingStage(TrainingSettings, WorkerStage):
 
     view = ("models/{name}", "model")
 
+    def expected(self, rows: dict[str, int]) -> int | None:
+        return self.split(rows)[0]
+
     def run(self, work: Work) -> None:
         weights = work.models[self.model].weights
-        data = self.prepare(work)
+        selects = self._hold_out(work)
+        data = self.prepare(work, selects)
         chat = load_chat(weights)
-        ansi, page = self._first_proof(chat, read_jsonl(work.inputs[self.data].file(ROWS)))
+        rows = filter(selects, read_jsonl(work.inputs[self.data].file(ROWS)))
+        ansi, page = self._first_proof(chat, rows)
         log.info("%s: format: %s; trained tokens are green\n%s", work.name, chat.name, ansi)
         page = f"<p>Format: {html.escape(chat.name)}</p>{page}"
         (work.folder / "mask.html").write_text(page, encoding="utf-8")
-        order = self.order(data.lengths.tolist())
+        order = self.order(len(data))
         job = Job(self, weights, work.folder, order, reference=self.reference_file(work))
         train(work, job)
+
+    def _hold_out(self, work: Work) -> Callable[[Row], bool] | None:
+        """Prepares the validation rows in scratch/validation, and returns which rows of the data
+        are trained on; None for all. Raises Permanent if a share leaves no row on one side."""
+        if self.validation is None:
+            return None
+        source, validates, trains = self.data, None, None
+        if isinstance(self.validation, str):
+            source = self.validation
+        else:
+            share = self.validation
+            check_sides(work, source, share)
+            validates = partial(is_held_out, share=share)
+            trains = lambda row: not is_held_out(row, share)  # noqa: E731
+        part = replace(work, folder=work.scratch / "validation", counts={}, examples={})
+        self.model_copy(update={"data": source}).prepare(part, validates)
+        work.counts |= {f"{VALIDATION}{name}": count for name, count in part.counts.items()}
+        work.examples |= {f"{VALIDATION}{name}": rows for name, rows in part.examples.items()}
+        return trains
 
     def reference_file(self, work: Work) -> Path | None:
         """Returns the file with reference log-probabilities that an earlier stage computed."""
@@ -157,7 +186,10 @@ class TrainingStage(TrainingSettings, WorkerStage):
         """Returns the curves of metrics.jsonl and the loss mask of mask.html."""
         chapters = []
         if curves := tuple(_curves(artifact)):
-            intro = REWARDS if any(curve.title.startswith("reward") for curve in curves) else ""
+            has_rewards = any(curve.title.startswith("reward") for curve in curves)
+            intro = REWARDS if has_rewards else ""
+            if self.validation is not None:
+                intro = HELD_OUT + (TIES if has_rewards else "")
             chapters.append(Chapter("Training", Place.PROCESS, curves, intro))
         if (artifact.folder / "mask.html").is_file():
             page = Document(artifact.file("mask.html").read_text(encoding="utf-8"))
@@ -170,11 +202,20 @@ class TrainingStage(TrainingSettings, WorkerStage):
         if shape is None:
             return Footprint()
         needed = memory.worker_memory(self, shape)
+
+        def fix(free: float) -> str:
+            share = free / self.workers.least
+            on_gpu = self.gpus_per_worker > 0
+            return self.memory_savings(
+                None if on_gpu else memory.largest_micro_batch(self, shape, share)
+            )
+
         return Footprint(
-            memory=self.workers * (needed.host + (0 if self.gpus_per_worker else needed.total)),
+            memory=self.workers.least
+            * (needed.host + (0 if self.gpus_per_worker else needed.total)),
             artifact=4 * shape.parameters,  # fp32
             scratch=CHECKPOINTS * 16 * shape.parameters,  # fp32 weights and optimizer state
-            fix=self.memory_savings(),
+            fix=fix,
         )
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
@@ -198,6 +239,10 @@ def _curves(artifact: Artifact) -> Iterator[Curve]:
     """Yields the metrics that are drawn. If a step was written twice, the later line counts."""
     by_step = {row["step"]: row for row in read_jsonl(artifact.file(STEPS))}
     steps = sorted(by_step.items())
+
+    def points(name: str) -> tuple[tuple[float, float], ...]:
+        return tuple((step, row[name]) for step, row in steps if name in row)
+
     for name, title in CURVES.items():
-        if points := tuple((step, row[name]) for step, row in steps if name in row):
-            yield Curve(title, points)
+        if training := points(name):
+            yield Curve(title, training, validation=points(f"{VALIDATION}{name}"))

@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.store import write_atomically
+from zephyr_ray.train.batches import Dealer, micro_batches
 from zephyr_ray.train.context import Context, RayContext
 from zephyr_ray.train.cpu import prepare_worker
-from zephyr_ray.train.data import TokenRows
+from zephyr_ray.train.data import Data, TokenRows
 from zephyr_ray.train.job import Job, WorkerJob
-from zephyr_ray.train.model import load_chat, load_model, need_bitsandbytes, save
+from zephyr_ray.train.model import load_chat, load_config, load_model, need_bitsandbytes, save
 from zephyr_ray.train.packing import open_data
 from zephyr_ray.train.reference import add_reference_log_probs, compute_log_probs
 from zephyr_ray.train.settings import Lora
 
 if TYPE_CHECKING:
+    from zephyr_ray.train.objectives import Objective
     from zephyr_ray.train.trainer import Trainer
 
 
@@ -62,7 +64,6 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
     """Returns the trainer with its model and data, after the reference pass if the objective needs
     one."""
     import torch.distributed
-    from torch.utils.data import Subset
 
     settings = job.settings
     prepare_worker(settings.cpus_per_worker)
@@ -71,12 +72,18 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
 
     from zephyr_ray.train.reporter import Reporter
     from zephyr_ray.train.trainer import Trainer
+    from zephyr_ray.train.validation import Validation
 
-    objective = settings.objective()
-    data = open_data(job.scratch / "data")
-    if objective.needs_reference:
-        data = add_reference_log_probs(job, data)
-    arguments = SFTConfig(**trainer_arguments(job))
+    objective, rank = settings.objective(), torch.distributed.get_rank()
+    data = load_data(job, objective)
+    held_out = None if settings.validation is None else load_data(job.validation, objective)
+    config, world_size = load_config(job.weights), torch.distributed.get_world_size()
+
+    def dealer_of(data: Data) -> Dealer:
+        return objective.dealer(config, data, settings.micro_batch, world_size)
+
+    steps = micro_batches(job.order, settings.global_batch, dealer_of(data), rank)
+    arguments = SFTConfig(**trainer_arguments(job, passes=len(steps[0])))
     # After `arguments`: with ZeRO-3, they make from_pretrained split the weights as it loads them.
     model = load_model(job.weights, settings.is_quantized(), adapted=settings.lora is not None)
     model.config.use_cache = False
@@ -86,30 +93,42 @@ def make_trainer(job: Job, context: Context) -> "Trainer":
         tokenizer=load_chat(job.weights).prepare(),
         model=model,
         args=arguments,
-        train_dataset=Subset(data, job.order),
+        data=data,
+        steps=steps,
+        global_batch=settings.global_batch,
         peft_config=adapter_config(settings.lora),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Reporter(job, trainer, context, torch.distributed.get_rank()))
+    validation = None
+    if held_out is not None:
+        dealer, rows = dealer_of(held_out), range(len(held_out))
+        validation = Validation(trainer, held_out, dealer.deal(rows, dealer.passes(rows))[rank])
+    trainer.add_callback(Reporter(job, trainer, context, rank, validation))
     return trainer
 
 
-def trainer_arguments(job: Job) -> dict[str, Any]:
-    """Returns the arguments of TRL's SFTConfig."""
+def load_data(job: Job, objective: "Objective") -> Data:
+    """Returns the rows in scratch/data, after the reference pass if the objective needs one."""
+    data: Data = open_data(job.scratch / "data")
+    if objective.needs_reference:
+        data = add_reference_log_probs(job, data)
+    return data
+
+
+def trainer_arguments(job: Job, passes: int) -> dict[str, Any]:
+    """Returns the arguments of TRL's SFTConfig; `passes` are forward passes per step."""
     import torch
 
     settings = job.settings
     if settings.optimizer != "adamw":
         need_bitsandbytes(f"optimizer: {settings.optimizer}")
-    micro, accumulation = settings.batches()
     has_gpu = torch.cuda.is_available()
     return {
         "output_dir": str(job.checkpoints),
         "max_steps": job.steps,
         "num_train_epochs": 1,
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": accumulation,
-        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": 1,  # `Trainer` makes the batches
+        "gradient_accumulation_steps": passes,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
         "warmup_steps": math.ceil(settings.warmup * job.steps),
@@ -129,7 +148,7 @@ def trainer_arguments(job: Job) -> dict[str, Any]:
         "disable_tqdm": True,
         # A process of its own makes the batches of the next step while the GPU computes this one.
         "dataloader_num_workers": int(has_gpu),
-        "dataloader_prefetch_factor": max(2, min(accumulation, 16)) if has_gpu else None,
+        "dataloader_prefetch_factor": max(2, min(passes, 16)) if has_gpu else None,
         "dataloader_pin_memory": has_gpu,
         "accelerator_config": {"non_blocking": has_gpu},
         # Rows already hold at most max_length tokens; the collator selects the columns.

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_ray.errors import Permanent
@@ -18,14 +19,18 @@ from zephyr_ray.ray_cluster import connect
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Journal, write_rows
 from zephyr_ray.train.failures import died, kernel_kills, ran_out_of_memory
-from zephyr_ray.train.job import Job, WorkerJob
+from zephyr_ray.train.job import VALIDATION, Job, WorkerJob
+from zephyr_ray.train.reference import JOURNAL
 from zephyr_ray.train.worker import run_worker
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 ATTEMPTS = 3
-"""Maximum attempts per training stage, each from the last checkpoint on."""
+"""Maximum attempts in a row that add no checkpoint and no row to a stage."""
+RESIZE_SECONDS = 300
+"""Seconds between two looks for room for more workers; each addition costs the steps since the last
+checkpoint."""
 STEPS = "metrics.jsonl"
 GROWING_SEGMENTS = {"env_vars": {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}}
 """Runtime environment in which PyTorch's GPU allocator reserves little more than it needs, although
@@ -37,20 +42,26 @@ def train(work: Work, job: Job) -> None:
 
     def note(row: dict[str, Any]) -> None:
         # After a resume, steps repeat from the checkpoint on.
-        work.progress.resumed = min(work.progress.resumed, row["step"] - 1)
+        work.progress.resumed = min(work.progress.resumed, max(0, row["step"] - 1))
         work.progress.done = row["step"]
+        work.progress.note = validation_note(row) or work.progress.note
         metrics = {key: value for key, value in row.items() if key not in ("step", "steps")}
         work.log_metrics(metrics, row["step"])
 
     work.progress.unit, work.progress.total = "steps", job.steps
     run_workers(work, job, "steps", note)
     entries = {row["step"]: row for row in work.journal("steps").read_new()}
-    steps = [entries[step] for step in sorted(entries)]
+    rows = [entries[step] for step in sorted(entries)]
+    write_rows(work.folder, rows, STEPS)
+    steps = [row for row in rows if row["step"] > 0]  # step 0 measures the start model
     tail = steps[-max(1, len(steps) // 10) :]
-    work.counts["steps"] = write_rows(work.folder, steps, STEPS)
-    rows = work.counts.get("sequences", work.counts["rows"])
-    in_epochs = math.ceil(job.settings.epochs * rows)
+    work.counts["steps"] = len(steps)
+    work.counts |= {name: value for name, value in steps[-1].items() if name.startswith(VALIDATION)}
+    sequences = work.counts.get("sequences", work.counts["rows"])
+    in_epochs = math.ceil(job.settings.epochs * sequences)
     work.counts["repeated_to_fill_the_last_step"] = len(job.order) - in_epochs
+    shares = [row.get("real_token_share", 1.0) for row in steps]  # absent without padding
+    work.counts["real_token_share"] = sum(shares) / len(shares)
     work.counts["train/loss_final"] = sum(row["loss"] for row in tail) / len(tail)
 
 
@@ -72,11 +83,13 @@ def run_workers(
 def _fit(name: str, job: WorkerJob) -> None:
     """Runs what is missing of the job; retries if a worker fails. Raises Permanent if memory is
     short, because a retry would end in the same way, or if workers died in the last attempt."""
+    attempt, kept = 0, _kept(job)
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
     savings = job.settings.memory_savings()
-    for attempt in range(1, ATTEMPTS + 1):
+    while True:
+        attempt += 1
         _discard_torn_state(job)
         kills = kernel_kills()
         try:
@@ -88,6 +101,8 @@ def _fit(name: str, job: WorkerJob) -> None:
                 return
             if ran_out_of_memory(error) or (died(error) and kernel_kills() > kills):
                 raise Permanent(f"stage '{name}': a worker ran out of memory; {savings}") from error
+            if _kept(job) != kept:  # a cluster may lose many workers in a long run
+                attempt, kept = 0, _kept(job)
             if attempt == ATTEMPTS and died(error):
                 raise Permanent(
                     f"stage '{name}': workers died {ATTEMPTS} times, perhaps killed for "
@@ -95,6 +110,20 @@ def _fit(name: str, job: WorkerJob) -> None:
                 ) from error
             if attempt == ATTEMPTS:
                 raise
+
+
+def _kept(job: WorkerJob) -> tuple[int, bytes]:
+    """Returns what changes when a job keeps progress for its next attempt: the bytes of journals of
+    log-probabilities, and Ray's list of checkpoints."""
+    journals = (job.scratch / JOURNAL).glob("*.jsonl")
+    state = _run_state(job)
+    checkpoints = state.read_bytes() if state.exists() else b""
+    return sum(path.stat().st_size for path in journals), checkpoints
+
+
+def _run_state(job: WorkerJob) -> Path:
+    """Returns the file in which Ray Train lists the reported checkpoints."""
+    return job.checkpoints / "checkpoint_manager_snapshot.json"
 
 
 def _trainer(job: WorkerJob) -> "TorchTrainer":
@@ -106,7 +135,8 @@ def _trainer(job: WorkerJob) -> "TorchTrainer":
         run_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=settings.workers,
+            num_workers=settings.workers.for_ray(),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": gpus},
         ),
@@ -126,7 +156,7 @@ def _trainer(job: WorkerJob) -> "TorchTrainer":
 def _discard_torn_state(job: WorkerJob) -> None:
     """Removes Ray's run state if a kill left it half written (Ray writes it in place, and could not
     read it again)."""
-    state = job.checkpoints / "checkpoint_manager_snapshot.json"
+    state = _run_state(job)
     try:
         json.loads(state.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -163,6 +193,15 @@ def _followed(
     finally:
         finished.set()
         thread.join()
+
+
+def validation_note(row: dict[str, Any]) -> str:
+    """Returns the loss and accuracy of held-out rows after a step; empty if none were measured."""
+    if f"{VALIDATION}loss" not in row:
+        return ""
+    accuracies = (f"{VALIDATION}{name}" for name in ("rewards/accuracies", "mean_token_accuracy"))
+    accuracy = next(row[name] for name in accuracies if name in row)
+    return f"validation loss {row[f'{VALIDATION}loss']:.3f}, accuracy {accuracy:.0%}"
 
 
 @contextmanager

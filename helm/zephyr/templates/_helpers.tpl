@@ -4,7 +4,7 @@
 an older release, gets its default. Every template starts with this. */}}
 {{- define "zephyr.prepare" -}}
 {{- if not (hasKey .Values "prepared") }}
-{{- $defaults := .Files.Get "defaults.yaml" | fromYaml }}
+{{- $defaults := .Files.Get "files/defaults.yaml" | fromYaml }}
 {{- include "zephyr.complete" (dict "values" .Values "defaults" $defaults) }}
 {{- include "zephyr.rules" . }}
 {{- $_ := set .Values "prepared" true }}
@@ -156,45 +156,6 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
 {{/* Quotes one word for a shell, and splits $(NAME), which the kubelet would expand before it. */}}
 {{- define "zephyr.quote" -}}
 '{{ . | replace "'" "'\"'\"'" | replace "$(" "$'\"(\"'" }}'
-{{- end -}}
-
-{{/* Thousandths of a quantity such as 16Gi, 1.5G, 500m, 0.5 or 134217728. */}}
-{{- define "zephyr.millis" -}}
-{{- $units := dict "m" 1 "" 1000 "k" 1000000 "M" 1000000000 "G" 1000000000000 "T" 1000000000000000 "P" 1000000000000000000 "Ki" 1024000 "Mi" 1048576000 "Gi" 1073741824000 "Ti" 1099511627776000 "Pi" 1125899906842624000 -}}
-{{- $text := include "zephyr.digits" . -}}
-{{- if not (regexMatch "^[0-9]+([.][0-9]+)?(m|[KMGTP]i|[kMGTP])?$" $text) -}}
-{{- fail (printf "the quantity '%s' is not one that the chart can write; write it like 500m, 2, 16Gi or 1.5T" $text) -}}
-{{- end -}}
-{{- $unit := regexFind "[A-Za-z]*$" $text -}}
-{{- $parts := splitn "." 2 (trimSuffix $unit $text) -}}
-{{- if gt (mulf $parts._0 (get $units $unit)) 9.2e18 -}}
-{{- fail (printf "the quantity '%s' is more than the chart can write; lower it" $text) -}}
-{{- end -}}
-{{- $fraction := trunc 3 (printf "%s000" ($parts._1 | default "")) -}}
-{{- add (mul (int64 $parts._0) (get $units $unit)) (mul (trimPrefix "0" $fraction | trimPrefix "0" | int64) (div (get $units $unit) 1000)) -}}
-{{- end -}}
-
-{{/* A number or text as text. Helm reads numbers as floats, which Go writes as 1e+06. */}}
-{{- define "zephyr.digits" -}}
-{{- if not (kindIs "float64" .) }}{{ . }}{{ else if eq (floor .) . }}{{ int64 . }}{{ else }}{{ printf "%.3f" . }}{{ end -}}
-{{- end -}}
-
-{{/* A quantity as Kubernetes writes it, a quoted string: "1Gi" of 1024Mi, "500m" of 0.5. In any other
-form, the operator's first update of a RayJob or RayService would change the list of worker groups and
-take it over from Helm, and the next upgrade would conflict. */}}
-{{- define "zephyr.quantity" -}}
-{{- $number := include "zephyr.millis" . | int64 -}}
-{{- $base := ternary 1024 1000 (and (hasSuffix "i" (toString .)) (eq (mod $number 1000) 0)) -}}
-{{- $suffixes := ternary (list "" "Ki" "Mi" "Gi" "Ti" "Pi") (list "m" "" "k" "M" "G" "T" "P") (eq $base 1024) -}}
-{{- if eq $base 1024 }}{{- $number = div $number 1000 }}{{- end }}
-{{- if eq $number 0 }}{{- $suffixes = list "" }}{{- end }}
-{{- $suffix := first $suffixes -}}
-{{- range rest $suffixes }}
-{{- if eq (mod $number $base) 0 }}
-{{- $number = div $number $base }}{{- $suffix = . }}
-{{- end }}
-{{- end }}
-{{- printf "%d%s" $number $suffix | quote -}}
 {{- end -}}
 
 {{/* "yes" if MLflow stores anything on its claim, else empty. */}}

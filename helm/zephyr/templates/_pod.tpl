@@ -6,7 +6,7 @@ main one and stays first, because the operator takes that one for Ray's. Called 
 {{- $values := .root.Values -}}
 {{- $at := .at -}}
 {{- $part := deepCopy .part -}}
-{{- include "zephyr.typed" $part -}}
+{{- include "zephyr.typed" (dict "at" $at "value" $part) -}}
 {{- $pod := fromYaml .pod -}}
 {{- $spec := $pod.spec -}}
 
@@ -78,37 +78,50 @@ main one and stays first, because the operator takes that one for Ray's. Called 
 {{- end -}}
 {{- end -}}
 
-{{/* Brings settings into the form in which the operator writes them back (see zephyr.quantity).
-Recurses into maps and lists. */}}
+{{/* Brings settings into the form in which the operator writes them back (see zephyr.quantity), and
+checks their quantities. Recurses into maps and lists. Called with (dict "at" "ray.head" "value" …). */}}
 {{- define "zephyr.typed" -}}
-{{- if kindIs "slice" . -}}
-{{- range . }}{{ include "zephyr.typed" . }}{{ end -}}
-{{- else if kindIs "map" . -}}
-{{- $map := . -}}
-{{- range $key, $value := . -}}
-{{- if has $key (list "limits" "requests") -}}
+{{- $at := .at -}}
+{{- $map := .value -}}
+{{- /* Zero is the same as nothing here, unlike in fields whose Go type is a pointer. */ -}}
+{{- $zero := list "chapAuthDiscovery" "chapAuthSession" "failureThreshold" "hostPort" "initialDelaySeconds" "limits" "partition" "periodSeconds" "readOnly" "requests" "sslEnabled" "stdin" "stdinOnce" "successThreshold" "timeoutSeconds" "tty" -}}
+{{- /* Names and texts of users. */ -}}
+{{- $texts := list "annotations" "httpHeaders" "labels" "matchLabels" "nodeSelector" "options" "podAnnotations" "podLabels" "userAnnotations" "volumeAttributes" -}}
+{{- /* Fields that are written also when they are missing. */ -}}
+{{- $always := dict "azureDisk" (dict "fsType" "ext4" "readOnly" false) "fileKeyRef" (dict "optional" false) "grpc" (dict "service" "") "iscsi" (dict "iscsiInterface" "default") "rbd" (dict "keyring" "/etc/ceph/keyring" "pool" "rbd" "user" "admin") "resourceFieldRef" (dict "divisor" "0") "scaleIO" (dict "fsType" "xfs" "storageMode" "ThinProvisioned") "volumeClaimTemplate" (dict "metadata" dict) -}}
+{{- if kindIs "slice" $map -}}
+{{- range $number, $value := $map -}}
+{{- include "zephyr.typed" (dict "at" (printf "%s[%d]" $at $number) "value" $value) -}}
+{{- end -}}
+{{- else if kindIs "map" $map -}}
+{{- range $key, $value := $map -}}
+{{- $here := printf "%s.%s" $at $key -}}
+{{- if and (eq $key "storageClassName") (not (kindIs "invalid" $value)) -}}
+{{- /* Empty means no class, not the default class. */ -}}
+{{- else if and (empty $value) (or (has (kindOf $value) (list "invalid" "string" "slice")) (has $key (concat $zero $texts))) -}}
+{{- $_ := unset $map $key -}}
+{{- else if has $key (list "limits" "requests") -}}
 {{- range $name, $amount := $value -}}
+{{- include "zephyr.checkQuantity" (dict "at" (printf "%s.%s" $here $name) "amount" $amount "kind" "amount") -}}
 {{- $_ := set $value $name (include "zephyr.quantity" $amount | trimAll "\"") -}}
 {{- end -}}
 {{- else if has $key (list "sizeLimit" "divisor") -}}
+{{- include "zephyr.checkQuantity" (dict "at" $here "amount" $value "kind" "amount") -}}
 {{- $_ := set $map $key (include "zephyr.quantity" $value | trimAll "\"") -}}
-{{- else if eq $key "storageClassName" -}}
-{{- /* Empty means no class, not the default class. */ -}}
-{{- else if or (and (empty $value) (has (kindOf $value) (list "string" "slice"))) (and (eq $key "readOnly") (not $value)) -}}
-{{- $_ := unset $map $key -}}
-{{- else if not (has $key (list "podLabels" "podAnnotations" "nodeSelector" "matchLabels" "labels" "annotations" "volumeAttributes")) -}}
-{{- /* Fields that are written also when empty. */ -}}
-{{- if eq $key "resourceFieldRef" -}}
-{{- $_ := set $value "divisor" ($value.divisor | default "0") -}}
-{{- else if eq $key "volumeClaimTemplate" -}}
-{{- $_ := set $value "metadata" ($value.metadata | default dict) -}}
+{{- else if not (has $key $texts) -}}
+{{- include "zephyr.typed" (dict "at" $here "value" $value) -}}
+{{- range $name, $default := get $always $key | default dict -}}
+{{- if not (hasKey $value $name) -}}
+{{- $_ := set $value $name $default -}}
+{{- end -}}
+{{- end -}}
+{{- if eq $key "volumeClaimTemplate" -}}
 {{- $_ := set $value.spec "resources" ($value.spec.resources | default dict) -}}
 {{- end -}}
-{{- include "zephyr.typed" $value -}}
 {{- end -}}
 {{- end -}}
-{{- if and (hasKey . "containerPort") (not .protocol) -}}
-{{- $_ := set . "protocol" "TCP" -}}
+{{- if and (hasKey $map "containerPort") (not $map.protocol) -}}
+{{- $_ := set $map "protocol" "TCP" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -20,9 +20,6 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 {{- end }}
 
-{{- if lt (include "zephyr.millis" $v.ray.head.resources.memory | int64) 4294967296000 }}
-{{- fail (printf "ray.head.resources.memory is %s; a head needs at least 4Gi; raise it" $v.ray.head.resources.memory) }}
-{{- end }}
 {{- if and (eq $v.ray.auth "token") (semverCompare "<2.52.0-0" $v.ray.version) }}
 {{- fail (printf "ray.auth token needs Ray 2.52 or newer, but ray.version is %s; use an image with a newer Ray" $v.ray.version) }}
 {{- end }}
@@ -36,6 +33,10 @@ would report it only afterwards, as an event. */}}
 {{- $ft := $v.ray.gcsFaultTolerance }}
 {{- if and $ft.enabled (not $ft.redisAddress) }}
 {{- fail "ray.gcsFaultTolerance.enabled needs an address; set ray.gcsFaultTolerance.redisAddress, such as redis:6379" }}
+{{- end }}
+{{- /* Ray's head would not start with it. */}}
+{{- if and $ft.redisAddress (not (regexMatch ":[0-9]+$" $ft.redisAddress)) }}
+{{- fail (printf "ray.gcsFaultTolerance.redisAddress %s has no port; write it like %s:6379" $ft.redisAddress $ft.redisAddress) }}
 {{- end }}
 {{- if and $ft.enabled (not $v.storage.keep) (not $v.storage.existingClaim) }}
 {{- fail "storage.keep false would delete the claim that the operator's clean-up of Redis mounts after an uninstall; set storage.keep, and delete the claim afterwards" }}
@@ -94,15 +95,7 @@ would report it only afterwards, as an event. */}}
 {{- end }}
 {{- end }}
 
-{{- $amounts := dict "ray.head" $v.ray.head.resources "ray.autoscaler" $v.ray.autoscaler.resources "pipeline.submitter" $v.pipeline.submitter.resources "mlflow" $v.mlflow.resources }}
-{{- range $name, $group := $v.workerGroups }}
-{{- $_ := set $amounts (printf "workerGroups.%s" $name) $group.resources }}
-{{- end }}
-{{- range $where, $r := $amounts }}
-{{- if and $r.cpuRequest (gt (include "zephyr.millis" $r.cpuRequest | int64) (include "zephyr.millis" $r.cpu | int64)) }}
-{{- fail (printf "%s.resources: cpuRequest %v is more than the limit cpu %v; lower it" $where $r.cpuRequest $r.cpu) }}
-{{- end }}
-{{- end }}
+{{- include "zephyr.quantityRules" . }}
 
 {{- if and $v.cluster.enabled (eq $v.ray.auth "token") }}
 {{- $given := list $v.mlflow.auth.existingSecret $v.serve.apiKeys.existingSecret $v.mlflow.database.existingSecret $v.mlflow.artifacts.existingSecret $ft.existingSecret }}
