@@ -207,9 +207,7 @@ def settings(work: Work) -> Sft:
     recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["stages"]["sft"]
     names = {"model": "base", "data": "sft_data"}
     step = {"epochs": 1e-9, "global_batch": 2, "workers": 1, "gpus_per_worker": 0, "zero": 0}
-    fields = {name: value for name, value in recipe.items() if name in Sft.model_fields}
-    for name in ("validation", "hardware", "offload", "optimizer"):
-        fields.pop(name, None)
+    fields = {name: value for name, value in recipe.items() if name not in ("kind", "validation")}
     return Sft(**{**fields, **names, **step})
 
 
