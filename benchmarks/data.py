@@ -21,6 +21,7 @@ from types import MethodType
 from typing import Any
 
 import numpy as np
+import psutil
 import yaml
 
 from zephyr_ray.chat import ChatFormat
@@ -39,6 +40,15 @@ TOKENIZER = "smollm2-135m-instruct"
 RECIPE = Path(__file__).parents[1] / "configs" / "zephyr-7b-paper.yaml"
 WARM_UP = 2000
 """Dialogues that Ray's processes tokenize before they are measured, with their imports."""
+COLUMNS = (
+    "preparation",
+    "dialogues",
+    "seconds",
+    "tokens/s",
+    "tokens per CPU second",
+    "× before",
+    "driver's peak GB",
+)
 TURNS = (1, 2, 3, 3, 4, 4, 5)
 """Exchanges of a dialogue, each as likely; UltraChat's dialogues have 3.2 on average."""
 WORDS = 740
@@ -51,9 +61,8 @@ def main(out: Path, dialogues: list[int]) -> None:
     write_model(out / "model")
     for count in dialogues:
         write_dialogues(out / f"{count}" / "rows.jsonl", count)
-    lines = ["| preparation | dialogues | seconds | tokens/s | × before | driver's peak GB |"]
-    lines.append("|---|---|---|---|---|---|")
-    first = 0.0
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    before = 0.0
     ways = [(way, dialogues[0]) for way in WAYS] + [("recipe", count) for count in dialogues]
     for way, count in ways:
         command = [sys.executable, "-m", "benchmarks.data", "--out", str(out), "--measure", way]
@@ -61,11 +70,11 @@ def main(out: Path, dialogues: list[int]) -> None:
             [*command, "--dialogues", str(count)], check=True, stdout=subprocess.PIPE, text=True
         )
         seen = json.loads(done.stdout.splitlines()[-1])
-        rate = seen["tokens"] / seen["seconds"]
-        first = first or rate
+        rates = [seen["tokens"] / seen[seconds] for seconds in ("seconds", "cpu_seconds")]
+        before = before or rates[1]
         lines.append(
-            f"| {seen['name']} | {count:,} | {seen['seconds']:.1f} | {rate:,.0f} | "
-            f"{rate / first:.2f} | {seen['peak']:.2f} |"
+            f"| {seen['name']} | {count:,} | {seen['seconds']:.1f} | {rates[0]:,.0f} | "
+            f"{rates[1]:,.0f} | {rates[1] / before:.2f} | {seen['peak']:.2f} |"
         )
         print(lines[-1], flush=True)
     (out / "data.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -85,15 +94,35 @@ def measure(out: Path, way: str, dialogues: int) -> None:
         files={},
     )
     run = run_recipe if way == "recipe" else WAYS[way]
-    seconds = run(work)
+    seconds, cpu_seconds = run(work)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     name = (run.__doc__ or "").splitlines()[0].rstrip(".")
-    counts = {"seconds": seconds, "tokens": work.counts["tokens"], "peak": peak}
-    print(json.dumps({"name": name, **counts}), flush=True)
+    seen = {"name": name, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak": peak}
+    print(json.dumps({**seen, "tokens": work.counts["tokens"]}), flush=True)
     os._exit(0)  # Ray would take seconds to end
 
 
-def row_by_row(work: Work) -> float:
+class Clock:
+    """Counts seconds, and CPU seconds of this process and of those that it started."""
+
+    def __init__(self) -> None:
+        self._started = self._read()
+
+    def __call__(self) -> tuple[float, float]:
+        now = self._read()
+        return now[0] - self._started[0], now[1] - self._started[1]
+
+    @staticmethod
+    def _read() -> tuple[float, float]:
+        own = psutil.Process()
+        times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+        return time.perf_counter(), sum(spent.user + spent.system for spent in times)
+
+
+Seconds = tuple[float, float]
+
+
+def row_by_row(work: Work) -> Seconds:
     """Row by row in the driver, as before."""
     from datasets import Dataset, Features, Sequence, Value
     from trl.data_utils import pack_dataset
@@ -102,7 +131,7 @@ def row_by_row(work: Work) -> float:
     stage, chat = settings(work), load_chat(work.models["base"].weights)
     chat._encoder._encode = chat._encoder._encode_whole
     chat.answers = MethodType(answers_token_by_token, chat)
-    started, kept = time.perf_counter(), []
+    clock, kept = Clock(), []
     rows = work.inputs[stage.data].rows()
     for row in rows:
         ids, trained = chat.render(row["messages"])
@@ -116,7 +145,7 @@ def row_by_row(work: Work) -> float:
     data = pack_dataset(data.shuffle(seed=0), stage.max_length, "bfd")
     data.save_to_disk(str(work.scratch / "data"))
     work.counts["tokens"] = sum(len(ids) for ids in data["input_ids"])
-    return time.perf_counter() - started
+    return clock()
 
 
 def answers_token_by_token(chat: ChatFormat, ids: list[int], trained: list[bool]) -> list[range]:
@@ -132,7 +161,7 @@ def answers_token_by_token(chat: ChatFormat, ids: list[int], trained: list[bool]
     return spans
 
 
-def one_process(work: Work) -> float:
+def one_process(work: Work) -> Seconds:
     """Block by block in one process on one core."""
     pin()
 
@@ -144,17 +173,17 @@ def one_process(work: Work) -> float:
     return prepare(work)
 
 
-def one_task(work: Work) -> float:
+def one_task(work: Work) -> Seconds:
     """Ray Data with one task at a time."""
     return with_ray(work, cpus=1)
 
 
-def two_tasks(work: Work) -> float:
+def two_tasks(work: Work) -> Seconds:
     """Ray Data with two tasks at a time."""
     return with_ray(work, cpus=2)
 
 
-WAYS: dict[str, Callable[[Work], float]] = {
+WAYS: dict[str, Callable[[Work], Seconds]] = {
     "before": row_by_row,
     "process": one_process,
     "one": one_task,
@@ -162,15 +191,15 @@ WAYS: dict[str, Callable[[Work], float]] = {
 }
 
 
-def run_recipe(work: Work) -> float:
+def run_recipe(work: Work) -> Seconds:
     """The sft stage of zephyr-7b-paper up to its first step: Ray's start, training and all."""
     from zephyr_ray.ray_cluster import connect
 
-    started = time.perf_counter()
+    clock = Clock()
     connect(cpus=2)
     settings(work).run(work)
     assert work.counts["steps"] == 1
-    return time.perf_counter() - started
+    return clock()
 
 
 def settings(work: Work) -> Sft:
@@ -178,13 +207,11 @@ def settings(work: Work) -> Sft:
     recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["stages"]["sft"]
     names = {"model": "base", "data": "sft_data"}
     step = {"epochs": 1e-9, "global_batch": 2, "workers": 1, "gpus_per_worker": 0, "zero": 0}
-    fields = {name: value for name, value in recipe.items() if name in Sft.model_fields}
-    for name in ("validation", "hardware", "offload", "optimizer"):
-        fields.pop(name, None)
+    fields = {name: value for name, value in recipe.items() if name not in ("kind", "validation")}
     return Sft(**{**fields, **names, **step})
 
 
-def with_ray(work: Work, cpus: int) -> float:
+def with_ray(work: Work, cpus: int) -> Seconds:
     from zephyr_ray.ray_cluster import connect
 
     connect(cpus)
@@ -198,10 +225,10 @@ def with_ray(work: Work, cpus: int) -> float:
     return prepare(work)
 
 
-def prepare(work: Work) -> float:
-    started = time.perf_counter()
+def prepare(work: Work) -> Seconds:
+    clock = Clock()
     settings(work).prepare(work)
-    return time.perf_counter() - started
+    return clock()
 
 
 def pin() -> None:

@@ -50,11 +50,11 @@ class Pieces:
 
     def __init__(self, encode: Encode, before: str):
         """`before` is the text to encode before a piece that follows another one."""
-        self._encode, self._known = encode, _Known(encode, before)
+        self._first, self._known = _Known(encode, ""), _Known(encode, before)
 
     def encode(self, text: str) -> list[int]:
         first, *pieces = _BREAKS.split(text)
-        ids = self._encode(first)
+        ids = list(self._first[first])
         ids.extend(chain.from_iterable(map(self._known.__getitem__, pieces)))
         return ids
 
