@@ -41,6 +41,9 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+LONG = 8
+"""Epochs of the training that loses a node: 96 steps, because Ray lists a checkpoint up to two
+seconds late."""
 SHORT = {"epochs": 1, "checkpoint_every": 2, "global_batch": 5, "micro_batch": 128}
 
 
@@ -93,7 +96,7 @@ def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dic
     """Jobs by case and number of workers: two train all 4 steps, one and four go on from the
     checkpoint of step 2."""
     folder = tmp_path_factory.mktemp("runs")
-    long = make_job(folder / "long", model, 48, zero=3)
+    long = make_job(folder / "long", model, 48, zero=3, epochs=LONG)
     jobs = {
         name: {2: make_job(folder / name, model, 20, **SHORT, **case)}
         for name, case in CASES.items()
@@ -118,7 +121,8 @@ def test_losses_are_those_of_an_unbroken_run(
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """Every tensor and number of a checkpoint of DeepSpeed by its place."""
+    """Every value of a checkpoint of DeepSpeed by its place, except those that only converters
+    read."""
     import torch
 
     def values(value: Any) -> Any:
@@ -126,12 +130,16 @@ def state(folder: Path) -> dict[str, Any]:
             return value.tolist()
         if isinstance(value, dict):
             return {key: values(item) for key, item in value.items()}
-        return [values(item) for item in value] if isinstance(value, list | tuple) else value
+        if isinstance(value, list | tuple):
+            return [values(item) for item in value]
+        return repr(value)
 
     found = {}
     for path in sorted(folder.glob("*_states.pt")):
         loaded = torch.load(path, weights_only=False)
-        found[path.name] = values({n: v for n, v in loaded.items() if n != "ds_config"})
+        for name in ("ds_config", "shared_params"):
+            loaded.pop(name, None)
+        found[path.name] = values(loaded)
         found[path.name].get("optimizer_state_dict", {}).pop("param_slice_mappings", None)
     return found
 
@@ -217,12 +225,13 @@ def test_training_goes_on_with_the_workers_that_are_left(
     runs: dict[str, dict[int, Job]], model: Path, tmp_path: Path
 ) -> None:
     root = Path(__file__).resolve().parents[1]
-    program = [sys.executable, str(root / "tests" / "elastic_once.py"), str(tmp_path)]
+    program = [sys.executable, str(root / "tests" / "elastic_once.py")]
+    program += [str(tmp_path), str(model), str(LONG)]
     env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"}
-    subprocess.run([*program, str(model)], env=env, check=True, timeout=300)
+    subprocess.run(program, env=env, check=True, timeout=300)
     rows = list(read_jsonl(tmp_path / "made" / "scratch" / "steps" / "rank0.jsonl"))
     two, alone = ([row["step"] for row in rows if row["workers"] == count] for count in (2, 1))
-    assert two == [*range(1, two[-1] + 1)] and two[-1] >= 7
-    # A checkpoint is saved every 5 steps.
-    assert alone == [*range(two[-1] - two[-1] % 5 + 1, 25)]
+    assert two == [*range(1, two[-1] + 1)]
+    assert 5 < alone[0] <= two[-1] + 1 and alone[0] % 5 == 1  # a checkpoint every 5 steps
+    assert alone == [*range(alone[0], 97)]
     assert losses(rows) == pytest.approx(losses(steps(runs["long"][2])), abs=1e-4)
