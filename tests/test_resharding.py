@@ -19,9 +19,9 @@ from zephyr_ray.train.sft import Sft
 CASES: dict[str, dict[str, Any]] = {
     "zero_0": {"zero": 0},
     "zero_1": {"zero": 1, "weight_decay": 0.1},
-    "zero_2": {"zero": 2, "offload": "optimizer", "lora": {"r": 3, "dropout": 0}},
+    "zero_2": {"zero": 2, "offload": "optimizer", "lora": {"r": 4, "dropout": 0}},
     "zero_3": {"zero": 3, "weight_decay": 0.1},
-    "zero_3_offload": {"zero": 3, "offload": "all", "lora": {"r": 3, "dropout": 0}},
+    "zero_3_offload": {"zero": 3, "offload": "all", "lora": {"r": 4, "dropout": 0}},
 }
 
 
