@@ -1,5 +1,6 @@
 """A checkpoint of two workers is resumed by one and by four, at every ZeRO stage."""
 
+import math
 import os
 import pickle
 import shutil
@@ -118,6 +119,19 @@ def test_losses_are_those_of_an_unbroken_run(
     assert [*expected] == [1, 2, 3, 4]
     resumed = losses(steps(runs[case][workers]))
     assert resumed == pytest.approx({step: expected[step] for step in (3, 4)}, abs=1e-4)
+
+
+@pytest.mark.parametrize(("rank", "part"), [(0, [1, 2]), (1, [3, 4]), (2, [5, 0])])
+def test_a_part_is_cut_out_of_the_old_parts(rank: int, part: list[float]) -> None:
+    """Two workers' parts of five elements, at index 1 of their flat tensors; the last one is padding
+    that was never written."""
+    import torch
+
+    from zephyr_ray.train.resharding import Split
+
+    flats = [torch.tensor([9.0, 1, 2, 3]), torch.tensor([9.0, 4, 5, math.nan])]
+    split = Split(group=0, offset=1, size=5, old=3, new=2)
+    assert split.part(flats, rank).tolist() == part
 
 
 def state(folder: Path) -> dict[str, Any]:
