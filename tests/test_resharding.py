@@ -123,8 +123,8 @@ def test_losses_are_those_of_an_unbroken_run(
 
 @pytest.mark.parametrize(("rank", "part"), [(0, [1, 2]), (1, [3, 4]), (2, [5, 0])])
 def test_a_part_is_cut_out_of_the_old_parts(rank: int, part: list[float]) -> None:
-    """Two workers' parts of five elements, at index 1 of their flat tensors; the last one is padding
-    that was never written."""
+    """Two workers' parts of five elements, at index 1 of their flat tensors; the last element is
+    padding that was never written."""
     import torch
 
     from zephyr_ray.train.resharding import Split
