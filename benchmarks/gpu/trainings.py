@@ -65,6 +65,8 @@ class Trainings:
             ("DPO ours, expandable segments", partial(dpo, 2 * micro, patch=growing)),
             ("SFT ours, twice the micro-batch", partial(sft, 2 * micro, patch=growing)),
             ("DPO ours, twice the micro-batch", partial(dpo, 4 * micro, patch=growing)),
+            ("SFT ours, four times the micro-batch", partial(sft, 4 * micro, patch=growing)),
+            ("SFT ours, also twice the step", partial(self.twice_the_step, 4 * micro, growing)),
         ]
 
     def others(self, bitsandbytes: str) -> list[tuple[str, Any]]:
@@ -100,6 +102,10 @@ class Trainings:
 
     def dpo(self, micro: int, **others: Any) -> None:
         self._ours(Dpo, self.pairs, micro, SIZE.dpo_batch, SIZE.dpo_length, **others)
+
+    def twice_the_step(self, micro: int, patch: Any) -> None:
+        batch = 2 * SIZE.sft_batch
+        self._ours(Sft, self.dialogues, micro, batch, SIZE.sft_length, patch=patch)
 
     def longest(self, micro: int, **others: Any) -> None:
         rows = longest_pairs(SIZE, SIZE.steps * SIZE.dpo_batch)
