@@ -9,8 +9,6 @@ from pathlib import Path
 
 import train_once
 
-from zephyr_ray.store import read_jsonl
-
 if __name__ == "__main__":
     os.environ |= {"RAY_AUTH_MODE": "disabled"}
     # Ray detects the lost node within a second, and waits for it only for 20.
@@ -25,13 +23,13 @@ if __name__ == "__main__":
     ray.init(nodes.address, log_to_driver=False, logging_level="error")
 
     def lose_second_node() -> None:
-        steps = folder / "made" / "scratch" / "steps" / "rank0.jsonl"
-        while not steps.exists() or max((row["step"] for row in read_jsonl(steps)), default=0) < 7:
-            time.sleep(0.05)
+        listed = folder / "made" / "scratch" / "checkpoints" / "checkpoint_manager_snapshot.json"
+        while not listed.exists() or "checkpoint-" not in listed.read_text():
+            time.sleep(0.02)
         nodes.remove_node(second, allow_graceful=False)
 
     threading.Thread(target=lose_second_node, daemon=True).start()
-    workers = {"least": 1, "most": 2}
-    train_once.sft(folder, Path(sys.argv[2]), workers=workers, zero=3)
+    settings = {"workers": {"least": 1, "most": 2}, "zero": 3, "epochs": int(sys.argv[3])}
+    train_once.sft(folder, Path(sys.argv[2]), **settings)
     ray.shutdown()
     nodes.shutdown()

@@ -235,6 +235,15 @@ def test_a_clear_winner_is_no_chance() -> None:
     )
 
 
+def test_the_headline_of_two_variants() -> None:
+    section = sweep_section(BETAS, {"winrate": bars({"dpo-beta-0.1": 0.5, "dpo-beta-0.5": 0.55})})
+    assert section
+    assert section.headline == (
+        "dpo-beta-0.5 has the highest rate of 2 variants, 0.55 [0.45, 0.65], which may be chance: "
+        "its interval overlaps that of the other."
+    )
+
+
 def test_the_final_validation_is_an_outcome_too() -> None:
     def validated(last: float) -> Section:
         held_out = Curve("loss", ((1, 2.0), (2, 1.5)), validation=((1, 2.2), (2, last)))

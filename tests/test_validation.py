@@ -78,7 +78,7 @@ def program(job: Job) -> list[str]:
     """Returns the command that trains without Ray."""
     path = job.folder / "job"
     path.write_bytes(pickle.dumps(job))
-    workers = job.settings.workers
+    workers = job.settings.workers.least
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
     return [
         sys.executable,

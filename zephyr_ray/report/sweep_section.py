@@ -149,11 +149,14 @@ def _headline(outcomes: list[Outcome]) -> str:
     best = max(others, key=lambda name: others[name].value)
     top = others.pop(best)
     near = sum(value.high >= top.low for value in others.values())
+    which = (
+        "that of the other" if len(others) == 1 else f"those of {near} of the {len(others)} others"
+    )
     return (
         f"{best} has the highest {first.title[0].lower()}{first.title[1:]} of {len(others) + 1} "
         f"variants, {number(top.value)} [{number(top.low)}, {number(top.high)}]"
     ) + (
-        f", which may be chance: its interval overlaps those of {near} of the {len(others)} others."
+        f", which may be chance: its interval overlaps {which}."
         if near
         else "; its interval overlaps no other."
     )
