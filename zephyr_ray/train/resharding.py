@@ -102,9 +102,9 @@ def rewrite(old: Path, new: Path, rank: int, workers: int) -> None:
     states = [optimizer["optimizer_state_dict"] for optimizer in optimizers]
     if models := _load_all(old, part, "model"):
         state, shapes = _parameters(states, models[0]["param_shapes"], rank, workers)
-        changed = {"param_shapes": shapes, "frozen_param_fragments": _frozen(models, rank, workers)}
-        name = part.format(rank, "model")
-        _save(models[0] | changed | {"dp_world_size": workers}, new / name)
+        # Parameters that are not trained are not in it: transformers leaves them out for adapters.
+        model = models[0] | {"param_shapes": shapes, "dp_world_size": workers}
+        _save(model, new / part.format(rank, "model"))
     else:
         state, name = _flat_groups(states, rank, workers), "mp_rank_00_model_states.pt"
         if rank == 0:
@@ -181,19 +181,6 @@ def _sub_groups(names: list[str], splits: dict[str, Split]) -> Iterator[list[str
         if elements >= SUB_GROUP or name == names[-1]:
             yield sub_group
             sub_group, elements = [], 0
-
-
-def _frozen(models: list[State], rank: int, workers: int) -> State | None:
-    """Returns a worker's parts of the parameters that are not trained, split by ZeRO stage 3."""
-    fragments = [model["frozen_param_fragments"] for model in models]
-    if fragments[0] is None:
-        return None
-    parts = {}
-    for name, shape in models[0]["frozen_param_shapes"].items():
-        flats = [fragment[name] for fragment in fragments]
-        new = math.ceil(shape.numel() / workers)
-        parts[name] = Split(0, 0, shape.numel(), len(flats[0]), new).part(flats, rank)
-    return parts
 
 
 def _flat(old: list[list[Tensor]], groups: list[list[Split]], rank: int) -> list[Tensor]:
