@@ -32,8 +32,7 @@ log = logging.getLogger("zephyr_ray")
 Row = dict[str, Any]
 Program = Callable[[Row, Any], Awaitable[Row]]
 Flaw = Callable[[Row], RowError | None]
-"""Returns the fault of a program's result that is of no use, such as an empty answer; None if the
-result is sound."""
+"""Returns the fault of a result that is of no use, such as an empty answer; else None."""
 
 ROW_DEATHS = 3
 """Leave a row to the next attempt after this many engine crashes while it was in flight. No row
