@@ -18,6 +18,7 @@ SLOW_FILES = [
     "test_pipeline.py",
     "test_serve.py",
     "test_train.py",
+    "test_resharding.py",
     "test_openai.py",
     "test_rows.py",
 ]
