@@ -19,6 +19,8 @@ SLOW_FILES = [
     "test_serve.py",
     "test_train.py",
     "test_resharding.py",
+    "test_validation.py",
+    "test_split_steps.py",
     "test_openai.py",
     "test_rows.py",
 ]
