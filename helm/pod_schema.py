@@ -45,7 +45,7 @@ STRICTER: dict[str, Schema] = {
     "Volume.name": {"pattern": DNS_LABEL},
     "VolumeMount.mountPath": {"pattern": "^/"},
 }
-"""What Kubernetes requires beyond its schema, by type or field."""
+"""Requirements of Kubernetes that its schema does not state, by type or field."""
 SCALARS: dict[str, list[str]] = {
     "IntOrString": ["string", "integer", "null"],
     "Quantity": ["string", "number", "null"],

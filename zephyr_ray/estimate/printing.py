@@ -10,7 +10,7 @@ from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.estimate import forward, training
 from zephyr_ray.formatting import abbreviate, gib, hours, rate_per_second
 from zephyr_ray.manifest import read_manifest
-from zephyr_ray.models.shapes import find_shape
+from zephyr_ray.models.shapes import Shape, find_shape
 from zephyr_ray.plan import Step
 from zephyr_ray.recipe import Hardware, Recipe
 from zephyr_ray.store import Store
@@ -41,11 +41,8 @@ def estimate_lines(recipe: Recipe, store: Store, steps: list[Step]) -> list[str]
     for step in steps:
         if step.artifact:
             continue
-        if isinstance(step.stage, TrainingSettings):
-            lines += _training_lines(recipe, store, step, rows, row_tokens)
-            continue
         if isinstance(step.stage, WorkerSettings):
-            lines += _forward_lines(recipe, store, step, rows, row_tokens)
+            lines += _worker_lines(recipe, store, step, rows, row_tokens)
             continue
         rate, source = _rate(recipe, store, step)
         if rate and step.rows:
@@ -68,21 +65,37 @@ def estimate_lines(recipe: Recipe, store: Store, steps: list[Step]) -> list[str]
     return lines
 
 
-def _training_lines(
+def _worker_lines(
     recipe: Recipe, store: Store, step: Step, rows: dict[str, int], row_tokens: dict[str, float]
 ) -> list[str]:
+    """Returns the lines of a stage that runs a model on workers."""
     stage: Any = step.stage
     weights = recipe.models[stage.model].main.origin
     shape = find_shape(weights)
     if shape is None:
         return [_no_estimate(step.name, weights)]
     rate, source = _rate(recipe, store, step)
-    hardware = recipe.hardware
+    lines = _training_lines if isinstance(stage, TrainingSettings) else _forward_lines
+    tokens = row_tokens.get(stage.data)
+    title = f"{step.name}: {weights}, {shape.parameters:,} parameters"
+    first, *others = lines(stage, shape, recipe.hardware, rows, tokens, rate, source)
+    return [title + first, *others]
+
+
+def _training_lines(
+    stage: Any,
+    shape: Shape,
+    hardware: Hardware | None,
+    rows: dict[str, int],
+    tokens: float | None,
+    rate: float | None,
+    source: str,
+) -> list[str]:
+    """Returns the end of the title, and the other lines."""
     count, held_out = stage.split(rows)
-    estimate = training.estimate(stage, shape, hardware, count, row_tokens.get(stage.data), rate)
-    lines = [f"{step.name}: {weights}, {estimate.parameters:,} parameters"]
-    if estimate.trained != estimate.parameters:
-        lines[0] += f", {estimate.trained:,} trained"
+    estimate = training.estimate(stage, shape, hardware, count, tokens, rate)
+    trained = estimate.trained != estimate.parameters
+    lines = [f", {estimate.trained:,} trained" if trained else ""]
     lines.append(f"  memory  {_memory(estimate.memory, stage)}")
     if estimate.capacity is not None:
         lines.append(f"  {_fit(estimate, stage)}")
@@ -139,26 +152,26 @@ def _validation(
 
 
 def _forward_lines(
-    recipe: Recipe, store: Store, step: Step, rows: dict[str, int], row_tokens: dict[str, float]
+    stage: Any,
+    shape: Shape,
+    hardware: Hardware | None,
+    rows: dict[str, int],
+    tokens: float | None,
+    rate: float | None,
+    source: str,
 ) -> list[str]:
-    stage: Any = step.stage
-    weights = recipe.models[stage.model].main.origin
-    shape = find_shape(weights)
-    if shape is None:
-        return [_no_estimate(step.name, weights)]
-    rate, source = _rate(recipe, store, step)
-    hardware, count = recipe.hardware, rows.get(stage.data)
-    estimate = forward.estimate(stage, shape, hardware, count, row_tokens.get(stage.data), rate)
-    lines = [f"{step.name}: {weights}, {shape.parameters:,} parameters"]
-    lines.append(f"  memory  {_memory(estimate.memory, stage)}")
+    """Returns the end of the title, and the other lines."""
+    count = rows.get(stage.data)
+    estimate = forward.estimate(stage, shape, hardware, count, tokens, rate)
+    lines = ["", f"  memory  {_memory(estimate.memory, stage)}"]
     if estimate.fits is not None:
         verdict = "fits" if estimate.fits else "does not fit"
         fix = "" if estimate.fits else f": {stage.memory_savings()}"
         lines.append(f"  {verdict} {hardware.gpu_memory_gib:g} GiB{fix}")  # type: ignore[union-attr]
     bound = "≤ " if estimate.upper_bound else ""
     if count and estimate.tokens:
-        tokens = abbreviate(estimate.tokens)
-        lines.append(f"  work    {bound}{count:,} {stage.unit}, {bound}{tokens} tokens")
+        work = abbreviate(estimate.tokens)
+        lines.append(f"  work    {bound}{count:,} {stage.unit}, {bound}{work} tokens")
     if estimate.hours:
         basis = source or _basis(estimate.hours, stage.workers, hardware)
         time = hours(estimate.hours)

@@ -14,7 +14,7 @@ from zephyr_ray.settings import ADDED, Strict
 
 @dataclass(frozen=True)
 class PairLoss:
-    """What a loss of pairs uses besides `beta` and the answers' log-probabilities."""
+    """Inputs of a loss of pairs besides `beta` and the answers' log-probabilities."""
 
     smoothing: bool = False
     """Whether it uses `label_smoothing`."""

@@ -40,7 +40,7 @@ class CutAway(Exception):
 
 @dataclass(frozen=True)
 class Preparation:
-    """What every block needs to know."""
+    """The inputs that all blocks share."""
 
     path: Path
     """File of the rows."""
@@ -70,7 +70,7 @@ class Block:
 
 @dataclass
 class Summary:
-    """What happened to the rows of a block."""
+    """Lengths, counts and dropped rows of one block."""
 
     number: int
     read: int = 0
@@ -87,7 +87,7 @@ class Summary:
 
 @dataclass
 class Prepared:
-    """What happened to all rows."""
+    """Counts and examples over all blocks."""
 
     read: int = 0
     """Rows that were taken, with bad and dropped ones."""

@@ -56,7 +56,7 @@ class WorkerStage(WorkerSettings):
     columns: ClassVar[tuple[str, ...]]
     """Columns of a row's tokens."""
     row_name: ClassVar[str]
-    """What a row is, in error lines."""
+    """Name of a row in error lines."""
 
     def tokenize(self, chat: ChatFormat, row: Row, counts: Counter[str]) -> Tokens:
         """Returns the tokens of a row, and counts them (`preparation.Tokenize`)."""
