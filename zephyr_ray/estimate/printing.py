@@ -94,7 +94,7 @@ def _training_lines(
     """Returns the end of the title, and the other lines."""
     count, held_out = stage.split(rows)
     estimate = training.estimate(stage, shape, hardware, count, tokens, rate)
-    trained = estimate.trained != estimate.parameters
+    trained = estimate.trained != shape.parameters
     lines = [f", {estimate.trained:,} trained" if trained else ""]
     lines.append(f"  memory  {_memory(estimate.memory, stage)}")
     if estimate.capacity is not None:

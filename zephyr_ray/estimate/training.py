@@ -19,7 +19,6 @@ from zephyr_ray.train.worker_count import WorkerCount
 class TrainingEstimate:
     """The estimate of one training stage."""
 
-    parameters: int
     trained: int
     """Parameters that have gradients."""
     memory: memory.Memory
@@ -76,7 +75,6 @@ def estimate(
         speed = stage.workers.least * hardware.tflops * 1e12
         hours = operations * shape.parameters / speed / 3600
     return TrainingEstimate(
-        parameters=shape.parameters,
         trained=memory.trained_parameters(stage, shape),
         memory=needed,
         capacity=capacity,
