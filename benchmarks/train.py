@@ -4,11 +4,15 @@ and UltraFeedback, each training in a process of its own.
     flock LOCK .venv/bin/python -m benchmarks.train --out FOLDER
 
 Two steps each, of which the second is measured. Takes about half an hour on two cores.
+"Workers" compares one worker on one core with two on one core each.
 """
 
 import argparse
+import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +43,7 @@ SIZE = Size(
     steps=2,
     warmup=1,
 )
+COMMON = {"model": "m", "data": "d", "zero": 0, "epochs": 2, "checkpoint_every": 10_000}
 LIMIT = 1800
 """Seconds after which one training is given up."""
 
@@ -52,6 +57,42 @@ def main(out: Path) -> None:
             report.training(isolated.run(train, timeout=LIMIT), micro)
 
         report.section(name, measure)
+    report.section("workers", lambda: compare_workers(report, isolated, resolve(MODEL)))
+
+
+def compare_workers(report: Report, isolated: Isolated, model: Path) -> None:
+    """Measures SFT on one core and on two workers with one core each, and the share of perfect
+    scaling."""
+    seconds = {}
+    for workers in (1, 2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+        ranks = [
+            partial(train_as, {**address, "RANK": f"{rank}", "WORLD_SIZE": f"{workers}"}, model)
+            for rank in range(workers)
+        ]
+        with ThreadPoolExecutor(workers) as pool:
+            results = list(pool.map(partial(isolated.run, timeout=LIMIT), ranks))
+        seconds[workers] = results[0].seconds
+    scaling = seconds[1] / seconds[2] / 2
+    report.line(
+        "one worker, two workers", **{f"s{n}": s for n, s in seconds.items()}, share=scaling
+    )
+
+
+def train_as(environment: dict[str, str], model: Path) -> contestants.Measured:
+    """Trains as one of the workers that torchrun's environment variables describe."""
+    os.environ |= environment | {"LOCAL_RANK": environment["RANK"]}
+    stage = Sft(
+        **COMMON,
+        cpus_per_worker=1,
+        workers=int(environment["WORLD_SIZE"]),
+        global_batch=BATCH["sft"],
+        micro_batch=SIZE.sft_length,
+    )
+    rows = dialogues(SIZE, SIZE.steps * SIZE.sft_batch * SIZE.sft_length)
+    return contestants.ours(SIZE, model, stage, rows, Path(tempfile.mkdtemp()))
 
 
 def trainings(model: Path, work: Path) -> Iterator[tuple[str, str, Callable[[], Any]]]:
@@ -60,8 +101,7 @@ def trainings(model: Path, work: Path) -> Iterator[tuple[str, str, Callable[[], 
         "sft": dialogues(SIZE, SIZE.steps * SIZE.sft_batch * SIZE.sft_length),
         "dpo": pairs(SIZE, SIZE.steps * SIZE.dpo_batch),
     }
-    common = {"model": "m", "data": "d", "zero": 0, "epochs": 2, "checkpoint_every": 10_000}
-    common |= {"cpus_per_worker": torch.get_num_threads()}
+    common = COMMON | {"cpus_per_worker": torch.get_num_threads()}
 
     def ours(kind: Any, tokens: int, **settings: Any) -> Any:
         batch = BATCH[kind.kind]

@@ -21,7 +21,7 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-port=0",
 ]  # fmt: skip
-KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "1": 49, "2": 50, "3": 51}
+KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowDown": 40, "1": 49, "2": 50, "3": 51}
 """Codes of keys by name; a key named by one character also types it."""
 
 

@@ -119,7 +119,13 @@ def ray_cluster() -> Iterator[None]:
     """Starts a Ray cluster with four logical CPUs, whatever the machine has."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init(
+        address="local",  # not a cluster that runs on this machine
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+    )
     yield
     ray.shutdown()
 

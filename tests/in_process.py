@@ -22,11 +22,20 @@ class Scripted:
     def __init__(self, *answers: str | Reply):
         self._answers = iter(answers)
         self.requests: list[tuple[list[Message], int, bool]] = []
+        self.temperatures: list[float | None] = []
 
     async def __call__(
-        self, messages: list[Message], *, max_tokens: int, with_demonstrations: bool = True
+        self,
+        messages: list[Message],
+        *,
+        max_tokens: int,
+        with_demonstrations: bool = True,
+        schema: dict[str, Any] | None = None,
+        temperature: float | None = None,
+        top_logprobs: int = 0,
     ) -> Reply:
         self.requests.append((plain(messages), max_tokens, with_demonstrations))
+        self.temperatures.append(temperature)
         answer = next(self._answers)
         return answer if isinstance(answer, Reply) else Reply(answer, "stop", 5, 3)
 

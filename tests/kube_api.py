@@ -65,7 +65,8 @@ class Api:
         self.oldest = 0
         """Watches from an older version get 410."""
         self.changed = threading.Condition()
-        self._cold_until, self.starts = 0.0, 0
+        self.cold, self.starts = False, 0
+        """While cold, every request is refused, as by a server that has not yet read its roles."""
         self._version = 100
         self.closing = False
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"api": self}))
@@ -85,17 +86,12 @@ class Api:
         self._server.shutdown()
         self._server.server_close()
 
-    def restart(self, cold: float) -> None:
-        """Breaks all streams, then refuses every request for `cold` seconds, like a server that
-        has not yet read its roles."""
+    def restart(self) -> None:
+        """Breaks all streams, and is cold until the test says otherwise."""
         with self.changed:
-            self._cold_until = time.monotonic() + cold
+            self.cold = True
             self.starts += 1
             self.changed.notify_all()
-
-    @property
-    def cold(self) -> bool:
-        return time.monotonic() < self._cold_until
 
     def kubeconfig(
         self, user: dict[str, Any] | None = None, namespace: str = "team", authority: str = ""
@@ -173,7 +169,7 @@ class Api:
         """Returns the requests whose path matches."""
         return [r for r in self.requests if r.method == method and re.search(pattern, r.path)]
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "the client sent no such request in time"

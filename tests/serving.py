@@ -57,7 +57,11 @@ def a_run(folder: Path, model: Path) -> Path:
         ("dpo-1", {"kind": "dpo", "created": "2026-01-01", "models": {"base": base}}),
         (
             "pairwise-1",
-            {"kind": "pairwise", "settings": {"judge": "judge"}, "models": {"judge": judge}},
+            {
+                "kind": "pairwise",
+                "settings": {"judge": "judge", "control": None},
+                "models": {"judge": judge},
+            },
         ),
     ):
         (store / name).mkdir(parents=True)

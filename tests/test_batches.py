@@ -1,77 +1,394 @@
-"""Tests how rows are dealt to workers and forward passes. Plain functions."""
+"""Tests the Batch API: what a batch has, what its results are, and that none is sent twice."""
 
-import random
-from itertools import chain
+import asyncio
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import fake_batches
 import pytest
+from fake_provider import Behavior, Provider, error, provider
 
-from zephyr_ray.train.batches import Dealer, MicroBatch, micro_batches
+from zephyr_ray.demand import Calls
+from zephyr_ray.engines import batch_api, batches
+from zephyr_ray.engines.answer_log import AnswerLog
+from zephyr_ray.engines.endpoint import Endpoint
+from zephyr_ray.engines.governor import Governor
+from zephyr_ray.engines.ledger import Ledger, Spent
+from zephyr_ray.engines.meter import Meter
+from zephyr_ray.engines.model import IN_REQUEST, Model
+from zephyr_ray.engines.openai import OpenAISettings
+from zephyr_ray.engines.replies import Unavailable
+from zephyr_ray.engines.settings import PER_ANSWER
+from zephyr_ray.errors import RowError, Temporary
+from zephyr_ray.messages import assistant, user
+from zephyr_ray.models.contract import STOPPING, Reply, Sampling, StopRun
+from zephyr_ray.store import Journal
+
+QUESTIONS = ["Name a fish.", "Name a bird.", "Name a tree.", "Name a town.", "Name a river."]
 
 
-def test_the_rows_of_a_step_are_dealt_by_hand() -> None:
-    # Longest first, each to the micro-batch with the fewest tokens: 9 | 8 | 7 | 6, then 5 to the 6,
-    # 4 to the 7, 3 to the 8, 2 to the 9: all have 11. Of equal ones the first comes first.
-    dealer = Dealer(lengths=[2, 3, 4, 5, 6, 7, 8, 9], capacity=11, workers=2)
-    rows = list(range(8))
-    assert dealer.passes(rows) == 2
-    assert dealer.deal(rows, 2) == [[[7, 0], [4, 3]], [[6, 1], [5, 2]]]
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "QUIET_SECONDS", 0.03)
+    monkeypatch.setattr(batch_api, "POLL_SECONDS", 0.03)
+    monkeypatch.setattr(batch_api, "RETRY_SECONDS", 0.03)
 
 
-def test_a_pass_has_similar_tokens_on_all_workers_and_workers_similar_tokens_in_all() -> None:
-    dealer = Dealer(lengths=[8, 7, 6, 5], capacity=8, workers=2)
-    assert dealer.deal(range(4), 2) == [[[0], [3]], [[1], [2]]]
+def settings(url: str, **more: Any) -> OpenAISettings:
+    usual = {"batch": True, "temperature": 0, "price": Behavior().price}
+    return OpenAISettings(model="peer", base_url=url, **usual | more)
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("workers", [1, 2, 3, 7])
-def test_every_row_is_computed_once_per_step_within_the_capacity(
-    workers: int, padded: bool
+def run(
+    server: Provider, folder: Path, questions: list[str] = QUESTIONS, turns: int = 1, **more: Any
+) -> list[Any]:
+    """Returns the answers, or errors, of rows that a new process asks questions at once."""
+
+    async def row(engine: Any, model: Model, number: int, text: str) -> str:
+        ask, messages = engine.ask_for(model, {"id": f"r{number}"}), [user(text)]
+        for _ in range(turns):
+            reply = await ask(messages, max_tokens=40)
+            messages += [assistant(reply.text), user("And another?")]
+        return reply.text
+
+    async def main() -> list[Any]:
+        log = AnswerLog(folder, seed=0)
+        log.refresh()
+        how = settings(server.url, **more)
+        governor = Governor(folder / "ledger", uuid.uuid4().hex, {"m": how.tariff()})
+        model = Model("m", how, answers=log, meter=Meter(governor, "stage", "m"))
+        engine = model.settings.start(seed=0)
+        rows = (row(engine, model, number, text) for number, text in enumerate(questions))
+        return await asyncio.gather(*rows, return_exceptions=True)
+
+    return asyncio.run(main())
+
+
+def paid(folder: Path) -> Spent:
+    """Returns what the runs in a folder paid, as their ledger says."""
+    return Ledger(folder / "ledger").spent()["m"]
+
+
+def sizes(server: Provider) -> list[int]:
+    """Returns the number of requests of each batch."""
+    return [batch["request_counts"]["total"] for batch in server.batches.all.values()]
+
+
+def test_each_turn_of_all_rows_is_a_batch_at_half_the_price(tmp_path: Path) -> None:
+    with provider() as server:
+        alone = run(server, tmp_path / "alone", turns=2, batch=False)
+        full = server.dollars
+        assert run(server, tmp_path / "batch", turns=2) == alone
+    assert sizes(server) == [5, 5]
+    assert server.dollars - full == pytest.approx(full / 2)
+    assert (paid(tmp_path / "alone").dollars, paid(tmp_path / "batch").dollars) == pytest.approx(
+        (full, full / 2)
+    )
+
+
+def test_the_plan_knows_the_price_and_rows_in_flight_of_batches() -> None:
+    alone, batched = (
+        OpenAISettings(model="m", base_url="http://a/v1", price=(2, 4), batch=batch)
+        for batch in (False, True)
+    )
+    calls = Calls(1, 1e6, 1e6)
+    assert (alone.dollars(calls), batched.dollars(calls)) == (6, 3)
+    assert (alone.concurrency, batched.concurrency) == (64, 50_000)
+    assert (alone.blocks_per_actor, batched.blocks_per_actor) == (4, 2)
+    assert settings("http://a/v1", concurrency=9).concurrency == 9
+
+
+class Killed(Temporary):
+    pass
+
+
+def after(number: int, function: Callable) -> Callable:
+    """Returns a function that is killed after call `number`, whose effect remains."""
+    calls = iter(range(number))
+
+    async def asynchronous(*args: Any, **kwargs: Any) -> Any:
+        result = await function(*args, **kwargs)
+        if next(calls, None) is None:
+            raise Killed
+        return result
+
+    def synchronous(*args: Any, **kwargs: Any) -> Any:
+        function(*args, **kwargs)
+        if next(calls, None) is None:
+            raise Killed
+
+    return asynchronous if asyncio.iscoroutinefunction(function) else synchronous
+
+
+class OwnJournal(Journal):
+    """The journal of batches alone; the ledger has another."""
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "number"),
+    [
+        *((Endpoint, "call", number) for number in range(4)),  # upload, create, ask, download
+        *((OwnJournal, "append", number) for number in range(3)),
+        (AnswerLog, "append", 0),
+        (AnswerLog, "append", 3),
+    ],
+)
+def test_a_batch_is_sent_once_whenever_the_run_is_killed(
+    owner: type, name: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pick = random.Random(workers)
-    lengths = [pick.randint(1, 60) for _ in range(50)]
-    order = [pick.randrange(50) for _ in range(6 * 16)]
-    dealer = Dealer(lengths, capacity=100, workers=workers, padded=padded)
-    by_worker = [micro_batches(order, 16, dealer, rank) for rank in range(workers)]
-    [passes] = {len(step) for steps in by_worker for step in steps}
-    for number in range(6):
-        parts = [part for steps in by_worker for part in steps[number]]
-        dealt = list(chain(*(part.rows for part in parts)))
-        assert sorted(dealt) == sorted(order[number * 16 : (number + 1) * 16])
-        for part in filter(lambda part: part.rows, parts):
-            of_rows = [lengths[row] for row in part.rows]
-            assert (max(of_rows) * len(of_rows) if padded else sum(of_rows)) <= 100
-        assert sum(part.weight for part in parts) == pytest.approx(1)
-    fewer = Dealer(lengths, 100, workers, padded).passes
-    assert passes == max(fewer(order[at : at + 16]) for at in range(0, len(order), 16))
+    with provider(Behavior(batch_seconds=0.01)) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(batches, "Journal", OwnJournal)
+            patch.setattr(owner, name, after(number, getattr(owner, name)))
+            assert all(isinstance(answer, Killed) for answer in run(server, tmp_path))
+        answers = run(server, tmp_path)
+        assert answers == run(server, tmp_path / "other", batch=False)
+        assert sizes(server) == [5]
+        bill = server.bills["peer (batch)"]
+        assert bill.repeated == 0
+        assert run(server, tmp_path) == answers and sizes(server) == [5]
+    spent = paid(tmp_path)
+    assert spent.dollars == pytest.approx(bill.dollars) and spent.unknown_requests == 0
 
 
-def test_all_steps_have_the_fewest_passes_with_which_the_longest_fits() -> None:
-    dealer = Dealer(lengths=[1, 1, 1, 1, 5, 5, 5, 5], capacity=10, workers=1)
-    short, long = micro_batches(range(8), 4, dealer, rank=0)
-    assert [len(part.rows) for part in long] == [2, 2]
-    assert [len(part.rows) for part in short] == [2, 2]
+def test_a_batch_whose_creation_gets_no_reply_is_not_created_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, calls = Endpoint.call, []
+
+    async def call(self: Endpoint, *args: Any, **kwargs: Any) -> Any:
+        response = await plain(self, *args, **kwargs)
+        calls.append(args)
+        if len(calls) == 2:
+            raise Unavailable("no reply")
+        return response
+
+    monkeypatch.setattr(Endpoint, "call", call)
+    with provider() as server:
+        assert all(isinstance(answer, str) for answer in run(server, tmp_path))
+    assert calls[1] == ("POST", "/batches") and sizes(server) == [5]
 
 
-def test_a_worker_without_a_row_makes_an_empty_pass() -> None:
-    # Three rows that fill a micro-batch each, on two workers.
-    dealer = Dealer(lengths=[10, 10, 10], capacity=10, workers=2)
-    [first], [second] = (micro_batches([0, 1, 2], 3, dealer, rank) for rank in (0, 1))
-    assert first == [MicroBatch([0], 1 / 3), MicroBatch([], 0)]
-    assert second == [MicroBatch([1], 1 / 3), MicroBatch([2], 1 / 3)]
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_batch_is_not_sent_again_if_the_endpoint_is_down_afterwards(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, calls = Endpoint.call, []
+
+    async def call(self: Endpoint, *args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        response = await plain(self, *args, **kwargs)
+        if len(calls) == 1 + number:  # create, ask, download
+            raise Unavailable("no reply")
+        return response
+
+    with provider(Behavior(batch_seconds=0.01)) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(batch_api, "WAIT_SECONDS", -1)
+            patch.setattr(Endpoint, "call", call)
+            answers = run(server, tmp_path)
+        assert all("run again to collect the batch" in str(answer) for answer in answers)
+        assert all(isinstance(answer, str) for answer in run(server, tmp_path))
+    assert sizes(server) == [5]
 
 
-@pytest.mark.parametrize(("padded", "passes"), [(False, 1), (True, 2)])
-def test_padding_counts(padded: bool, passes: int) -> None:
-    dealer = Dealer(lengths=[1, 4, 3, 1], capacity=9, workers=1, padded=padded)
-    assert dealer.passes(range(4)) == passes
+def test_a_cancelled_row_leaves_the_others_of_its_batch_their_answers(tmp_path: Path) -> None:
+    async def main(server: Provider) -> Any:
+        options = settings(server.url)
+        sender = batches.Batches(Endpoint(options, "m"), AnswerLog(tmp_path, seed=0))
+        bodies = [
+            {"model": options.model, "messages": [user(text)], "max_tokens": 20}
+            for text in ("Hi", "Ho")
+        ]
+        first, second = (
+            asyncio.ensure_future(sender.post(body, [64 * digit]))
+            for body, digit in zip(bodies, "12", strict=True)
+        )
+        await asyncio.sleep(0)
+        first.cancel()
+        return await asyncio.wait_for(second, 20)
+
+    with provider(Behavior(batch_seconds=0.01)) as server:
+        [reply] = asyncio.run(main(server))
+    assert isinstance(reply, Reply) and sizes(server) == [2]
 
 
-def test_padded_rows_are_dealt_in_slices_of_the_sorted_rows() -> None:
-    dealer = Dealer(lengths=[1, 4, 3, 2, 1], capacity=9, workers=1, padded=True)
-    assert dealer.deal(range(5), 2) == [[[1, 2, 3], [0, 4]]]
+def test_samples_of_one_prompt_are_one_line_and_collected_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with provider() as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(AnswerLog, "append", after(1, AnswerLog.append))
+            run(server, tmp_path, ["Hi"] * 3, temperature=1)
+        answers = run(server, tmp_path, ["Hi"] * 3, temperature=1)
+    assert [body["n"] for body in server.bodies] == [3]
+    assert len(set(answers)) == 3
 
 
-def test_rows_above_the_capacity_are_alone() -> None:
-    dealer = Dealer(lengths=[30, 25, 20], capacity=10, workers=2)
-    assert [part.rows for part in micro_batches([0, 1, 2], 3, dealer, 0)[0]] == [[0], []]
-    assert [part.rows for part in micro_batches([0, 1, 2], 3, dealer, 1)[0]] == [[1], [2]]
+def test_a_stage_that_stops_leaves_its_batch_to_the_next_run(tmp_path: Path) -> None:
+    async def main(server: Provider) -> Any:
+        stopping = asyncio.Event()
+        STOPPING.set(stopping)
+        asyncio.get_running_loop().call_later(0.2, stopping.set)
+        model = Model("m", settings(server.url), answers=AnswerLog(tmp_path, seed=0))
+        ask = model.settings.start(seed=0).ask_for(model, {"id": "r0"})
+        return await ask([user(QUESTIONS[0])], max_tokens=40)
+
+    with provider(Behavior(batch_seconds=1)) as server:
+        with pytest.raises(Temporary, match="batch batch_0 is not over; run again to collect it"):
+            asyncio.run(main(server))
+        assert isinstance(run(server, tmp_path, QUESTIONS[:1])[0], str)
+    assert sizes(server) == [1]
+
+
+def test_requests_that_a_batch_did_not_reach_are_sent_in_another(tmp_path: Path) -> None:
+    with provider(Behavior(batch_ends=("expired",))) as server:
+        assert all(isinstance(answer, str) for answer in run(server, tmp_path))
+    assert sizes(server) == [5, 3]
+    assert server.bills["peer (batch)"].repeated == 0
+
+
+def test_a_request_that_no_batch_reaches_is_left_to_the_next_run(tmp_path: Path) -> None:
+    with provider(Behavior(batch_ends=("expired",) * 9)) as server:
+        [answer] = run(server, tmp_path, QUESTIONS[:1])
+    assert isinstance(answer, Temporary) and "expired before this request" in str(answer)
+    assert sizes(server) == [1] * batches.TRIES
+
+
+def test_a_cancelled_batch_stops_the_run_and_keeps_what_it_answered(tmp_path: Path) -> None:
+    with provider(Behavior(batch_ends=("cancelled",))) as server:
+        answers = run(server, tmp_path)
+        assert [type(answer) for answer in answers] == [str, str, StopRun, StopRun, StopRun]
+        assert "batch batch_0 was cancelled; run again" in str(answers[-1])
+        assert run(server, tmp_path)[:2] == answers[:2]
+    assert sizes(server) == [5, 3]
+
+
+def test_a_batch_that_the_endpoint_forgot_can_be_sent_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "batches", "earlier")
+    log = AnswerLog(tmp_path, seed=0)
+    key = log.key([user("Hi")], Sampling(0.0, 0.95, 40), "r0")
+    journal.append({"file": "file-9", "lines": [[key]], "tickets": [None]})
+    journal.append({"file": "file-9", "batch": "batch_9"})
+    with provider() as server:
+        [answer] = run(server, tmp_path, ["Hi"])
+        assert isinstance(answer, StopRun)
+        assert "does not know batch batch_9, which an earlier run sent; use the" in str(answer)
+        assert f"delete {tmp_path / 'batches'} to" in str(answer)
+        shutil.rmtree(tmp_path / "batches")
+        assert isinstance(run(server, tmp_path, ["Hi"])[0], str)
+    assert sizes(server) == [1]
+
+
+@pytest.mark.parametrize("code", ["model_not_found", "invalid_json_line"])
+def test_a_batch_that_no_row_can_pass_stops_the_run(code: str, tmp_path: Path) -> None:
+    with provider(Behavior(batch_ends=(code,))) as server:
+        answers = run(server, tmp_path)
+        assert all(isinstance(answer, StopRun) for answer in answers)
+        assert "batch batch_0 failed" in str(answers[0]) and "; correct " in str(answers[0])
+        # Once it is corrected, the requests are sent again.
+        assert all(isinstance(answer, str) for answer in run(server, tmp_path))
+
+
+def test_batches_that_fit_no_queue_become_smaller_and_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "TRIES", 1)  # smaller batches are not counted
+    with provider(Behavior(queue=2)) as server:
+        assert all(isinstance(answer, str) for answer in run(server, tmp_path))
+    assert sizes(server) == [5, 2, 2, 1]
+    assert paid(tmp_path).requests == 5
+
+
+def test_each_line_is_read_like_a_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is withheld, one fails twice, and all state a parameter that the model does not have."""
+    withheld = error("Flagged.", code="content_filter")
+    failures = iter([(500, error("It broke.")), (429, error("Slow down."))])
+
+    def answer(self: Provider, body: dict[str, Any], batched: bool = False) -> Any:
+        text = body["messages"][0]["content"]
+        if batched and text == QUESTIONS[1] and "max_tokens" not in body:
+            return 400, withheld, None
+        if batched and text == QUESTIONS[2] and (failure := next(failures, None)):
+            return *failure, None
+        return plain(self, body, batched)
+
+    plain = Provider.answer
+    monkeypatch.setattr(Provider, "answer", answer)
+    with provider(Behavior(refuses=("max_tokens",))) as server:
+        answers = run(server, tmp_path)
+        monkeypatch.setattr(Provider, "answer", plain)
+        # A row that failed is asked again if a run retries it.
+        assert isinstance(run(server, tmp_path, QUESTIONS[:2])[1], str)
+    assert [type(answer) for answer in answers] == [str, RowError, str, str, str]
+    assert answers[1].cause == "content filter"
+    assert sizes(server)[0] == 5 and sum(sizes(server)) == 5 + 5 + 2 + 2
+
+
+def test_a_result_file_may_have_odd_and_missing_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first file loses a line, the second one has two results of the same request."""
+    plain, odd = fake_batches.Batches._store, "sea\u2028line \x85 and \u2029"
+    results = iter(range(9))
+
+    def store(self: fake_batches.Batches, text: str) -> str:
+        if '"response"' not in text:
+            return plain(self, text)
+        lines = [json.loads(line) for line in text.splitlines()]
+        if next(results) == 0:
+            lines = [line for line in lines if line["custom_id"] != "1"]
+        for line in lines:
+            line["response"]["body"]["choices"][0]["message"]["content"] = odd
+        failed = [{**line, "response": None, "error": {"message": "expired"}} for line in lines]
+        batch = next(b for b in self.all.values() if "output_file_id" not in b)
+        batch["error_file_id"] = plain(self, "".join(json.dumps(line) + "\n" for line in failed))
+        named = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines]
+        return plain(self, "".join(['{"response": null}\n', "7\n", *named]))
+
+    monkeypatch.setattr(fake_batches.Batches, "_store", store)
+    with provider() as server:
+        assert run(server, tmp_path) == [odd] * 5
+    assert sizes(server) == [5, 1]
+    assert (paid(tmp_path).requests, paid(tmp_path).unknown_requests) == (5, 1)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_model_with_a_price_pays_for_its_requests_to_a_shared_engine(
+    batch: bool, tmp_path: Path
+) -> None:
+    """Another model of the engine, which has no price, asks the same."""
+
+    async def main(server: Provider) -> Governor:
+        log, how = AnswerLog(tmp_path, seed=0), settings(server.url, batch=batch)
+        governor = Governor(tmp_path / "ledger", "run", {"m": how.tariff()})
+        free = Model("free", how.model_copy(update={"price": None}), answers=log)
+        models = [free, Model("m", how, answers=log, meter=Meter(governor, "stage", "m"))]
+        engine = how.start(seed=0)
+        asks = [engine.ask_for(model, {"id": model.name}) for model in models]
+        tasks = [asyncio.create_task(ask([user("Hi")], max_tokens=40)) for ask in asks]
+        await asyncio.gather(*tasks)
+        return governor
+
+    with provider() as server:
+        governor = asyncio.run(main(server))
+        assert [bill.requests for bill in server.bills.values()] == [2]
+    assert governor._ledger.reserved == 0 and paid(tmp_path).requests == 1
+
+
+def test_an_answer_without_a_log_is_not_in_a_batch() -> None:
+    """A judge that `zephyr serve` hosts cannot wait for a batch."""
+    with provider() as server:
+        engine = settings(server.url).start(seed=0)
+        reply = asyncio.run(engine.answer([user("Hi")], Sampling(0, 1, 8)))
+    assert isinstance(reply, Reply) and not server.batches.all
+
+
+def test_models_that_share_an_engine_share_its_log() -> None:
+    """Batches note what they sent beside the log of the first model."""
+    identity = settings("http://a/v1", demonstrations="d.jsonl", questions="q.yaml").identity()
+    assert PER_ANSWER & identity.keys() <= IN_REQUEST

@@ -74,7 +74,7 @@ def test_an_answer_of_exactly_min_score_stays(
     assert list(cleaned) == ["Above", "Exact"]
     assert work.counts["dropped/answer below min_score"] == 1
     assert work.examples["dropped/answer below min_score"] == [
-        {"prompt": "Say Below!", "answer": "Below."}
+        {"prompt": "Say Below!", "answer": "Below.", "left": "nothing"}
     ]
 
 

@@ -35,7 +35,7 @@ def add_judge(run: Path, **settings: Any) -> None:
     """Makes the comparison of a finished run, whose judge has these settings."""
     artifact = run.parent / "store" / "pairwise-1"
     artifact.mkdir()
-    facts = {"settings": {"judge": "judge"}, "models": {"judge": settings}}
+    facts = {"settings": {"judge": "judge", "control": None}, "models": {"judge": settings}}
     (artifact / "manifest.json").write_text(
         json.dumps({"kind": "pairwise", "key": "1", "files": {}, **facts})
     )

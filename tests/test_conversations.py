@@ -430,7 +430,7 @@ def test_a_data_set_in_an_unreadable_form_is_one_line_that_says_what_to_do(folde
 
 
 def test_ties_of_data_without_scores_are_refused(folder: Path) -> None:
-    with pytest.raises(Permanent, match="ties: dialogues have no scores; remove ties:"):
+    with pytest.raises(Permanent, match="ties: dialogues are not pairs; remove ties:"):
         rows_of(folder, {"messages": TWO}, makes="dialogues", ties="drop")
 
 

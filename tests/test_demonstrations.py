@@ -81,6 +81,11 @@ def test_answers_are_drawn_as_the_model_says() -> None:
     assert shown("json", [QUESTION])[1] == Sampling(temperature=0.2, top_p=0.5, max_tokens=9)
 
 
+def test_a_row_program_can_state_the_temperature() -> None:
+    assert shown("json", [QUESTION], temperature=0.0)[1].temperature == 0.0
+    assert shown("json", [QUESTION], temperature=0.9)[1].temperature == 0.9
+
+
 def test_a_prompt_states_its_constraint(tmp_path: Path) -> None:
     row = {"instruction": "Name pets.", "constraint": {"kind": "bullets", "n": 3}, "answer": "* a"}
     write_rows(tmp_path, [row])

@@ -13,6 +13,8 @@ import pytest
 import zero_memory
 
 from zephyr_ray.demand import Calls
+from zephyr_ray.engines.ledger import Ledger
+from zephyr_ray.engines.tariff import Usage
 from zephyr_ray.errors import Permanent
 from zephyr_ray.estimate import forward, training
 from zephyr_ray.estimate.printing import estimate_lines
@@ -20,6 +22,7 @@ from zephyr_ray.models import shapes
 from zephyr_ray.models.shapes import Shape, find_shape, shape_of
 from zephyr_ray.pipeline import KINDS, main
 from zephyr_ray.plan import make_plan
+from zephyr_ray.preflight import check_settings, preflight
 from zephyr_ray.recipe import Hardware, load
 from zephyr_ray.store import Store
 from zephyr_ray.text.prompts import SelfInstruct
@@ -198,12 +201,24 @@ def test_a_forward_pass_is_what_pytorch_allocates(precision: str, tokens: int) -
     assert needed.weights == 4 * shape.parameters
 
 
-def test_output_layer_on_a_cpu_is_what_pytorch_allocates() -> None:
-    """TRL's fused output layer, forward and backward, over a vocabulary of half a tile."""
+def test_output_layer_on_a_cpu_is_what_pytorch_allocates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TRL's fused output layer, forward and backward, over two by four tiles."""
     import torch
+    import trl.kernels.chunked_logprob
+    import trl.trainer.utils
     from trl.trainer.utils import add_fused_lm_head
 
-    tokens, config = 512, SMALL | {"vocab_size": 16_384, "num_hidden_layers": 1}
+    from zephyr_ray.train.cpu import use_small_tiles
+
+    for module, name in (
+        (trl.kernels.chunked_logprob, "TOKEN_CHUNK_SIZE"),
+        (trl.trainer.utils, "_CHUNKED_LOGPROB_CHUNK_SIZE"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))  # restored after the test
+    use_small_tiles()
+    tokens, config = 2048, SMALL | {"vocab_size": 16_384, "num_hidden_layers": 1}
     model, shape = build(config), shape_of(config)
     add_fused_lm_head(model)
     hidden = torch.randn(1, tokens + 1, shape.hidden).requires_grad_()
@@ -512,7 +527,7 @@ def test_a_folder_with_a_config_alone_is_enough_for_a_plan(
     shown = capsys.readouterr().out
     assert "7,241,732,096 parameters" in shown
     assert "does not fit 24 GiB: " in shown and "KV cache 0.24 GiB per conversation" in shown
-    assert "all endpoints: ≤ 600 calls, about $2" in shown
+    assert "all endpoints: ≤ 600 calls, about $2.14" in shown
     assert shown.index("pairwise") < shown.index("7,241,732,096")
 
 
@@ -522,7 +537,7 @@ def test_a_folder_with_a_config_alone_is_enough_for_a_plan(
         (600, "fits 279 GiB of free memory per worker; micro_batch 8192, maximum 8192 tokens (the"),
         (
             240,
-            "does not fit 111 GiB of free memory per worker: lower micro_batch to 4608, workers or",
+            "does not fit 111 GiB of free memory per worker: lower micro_batch to 5120, workers or",
         ),
     ],
 )
@@ -548,6 +563,31 @@ def test_a_missing_price_and_a_missing_config_are_printed(recipe_file: Path) -> 
     )
     assert "feedback: gpt, ≤ 400 calls" in text and "without gpt (set price:)" in text
     assert "sft: no estimate: the config.json of nobody/none is missing here and on the hub" in text
+
+
+def test_a_budget_is_printed_with_what_was_spent(recipe_file: Path) -> None:
+    ledger = Ledger(recipe_file.parent / "runs" / "spending" / "recipe", "run")
+    ledger.settle(ledger.reserve("s", "gpt", 9.0), Usage(1, 1), 1.25)
+    assert planned_lines(recipe_file, "budget_usd=20")[-1] == (
+        "budget: $20.00, of which $1.25 are spent"
+    )
+    assert planned_lines(recipe_file, "budget_usd=3.3")[-1] == (
+        "budget: $3.30, of which $1.25 are spent; the estimate exceeds what is left"
+    )
+
+
+@pytest.mark.parametrize(
+    "command", [preflight, lambda recipe, _, steps: check_settings(recipe, steps)]
+)
+def test_a_budget_needs_prices(command: Any, recipe_file: Path) -> None:
+    recipe = load(recipe_file, KINDS, ["budget_usd=20", "models.gpt.price=null"])
+    store = Store(recipe.storage)
+    says = (
+        "model 'gpt' has no price, without which budget_usd cannot be kept; set models.gpt.price "
+        r"to its dollars per million tokens, as \[input, output\]"
+    )
+    with pytest.raises(Permanent, match=says):
+        command(recipe, store, make_plan(recipe, store))
 
 
 @pytest.mark.parametrize(
@@ -590,7 +630,10 @@ def test_hours_of_an_earlier_run_are_measured(recipe_file: Path) -> None:
         ("hardware={gpus: 8}", "hardware: unknown setting 'gpus'"),
         ("hardware={gpu_memory_gib: 0}", "hardware: setting 'gpu_memory_gib'"),
         ("hardware={gpu_memory_gib: 80, rows_per_second: {stf: 2}}", "no stage 'stf'"),
-        ("models.gpt.price=[1]", "model 'gpt': setting 'price"),
+        ("models.gpt.price=[1]", "model 'gpt': setting 'price'"),
+        ("models.gpt.price=[1, 2, 3, 4]", "model 'gpt': setting 'price'"),
+        ("models.gpt.price=[1, -2]", "model 'gpt': setting 'price.1'"),
+        ("budget_usd=-1", "budget_usd is -1, which is no amount of dollars"),
     ],
 )
 def test_wrong_hardware_is_one_line(override: str, says: str, recipe_file: Path) -> None:

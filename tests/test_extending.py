@@ -102,4 +102,5 @@ def test_a_toy_kind_runs_in_a_recipe(checkout: Path) -> None:
 
 
 def test_a_toy_engine_answers_and_judges_by_a_toy_form(checkout: Path) -> None:
-    assert run(checkout, "-c", PROGRAM).splitlines() == ["Hello", "{'safe': None}", "t"]
+    judgement = "{'safe': None, 'asked_again': 1}"
+    assert run(checkout, "-c", PROGRAM).splitlines() == ["Hello", judgement, "t"]

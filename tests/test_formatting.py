@@ -4,12 +4,14 @@ import pytest
 
 from zephyr_ray.formatting import (
     abbreviate,
+    dollars,
     duration,
     hours,
     number,
     percent,
     rate_per_second,
     signed,
+    significant,
 )
 
 
@@ -47,6 +49,30 @@ def test_signed(value: float | None, text: str) -> None:
 @pytest.mark.parametrize(("share", "text"), [(0.145, "15%"), (0.783, "78%"), (1.0, "100%")])
 def test_percent(share: float, text: str) -> None:
     assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.69315, "0.693"),
+        (0.02345, "0.0235"),  # below one half in binary
+        (80.0, "80"),
+        (12345.6, "12\u202f346"),
+        (-0.0000123, "−1.23e-5"),
+        (0.0, "0"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_significant_digits(value: float, text: str) -> None:
+    assert significant(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(2.675, "$2.68"), (1234.5, "$1,234.50"), (0.00005, "$0.0001"), (0.0, "$0.00")],
+)
+def test_dollars(value: float, text: str) -> None:
+    assert dollars(value) == text
 
 
 @pytest.mark.parametrize(

@@ -162,12 +162,12 @@ def test_a_submitted_job_makes_its_artifacts_on_the_cluster(
 
 
 def _actors(cluster: Cluster) -> dict[str, int]:
-    """Counts the row actors that the cluster knows: those alive now, and those ever started."""
+    """Counts the engine processes that the cluster knows: those alive now, and those ever made."""
     with urllib.request.urlopen(
         f"{cluster.dashboard}/api/v0/actors?limit=1000&detail=1", timeout=30
     ) as response:
         answer = json.loads(response.read())
-    rows = [a for a in answer["data"]["result"]["result"] if "RowActor" in json.dumps(a)]
+    rows = [a for a in answer["data"]["result"]["result"] if "EngineHost" in json.dumps(a)]
     return {"ALIVE": sum(a["state"] == "ALIVE" for a in rows), "ever": len(rows)}
 
 

@@ -142,12 +142,12 @@ def test_the_lock_of_a_killed_run_is_free_at_once(
     other: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     other.kill()  # still a zombie: nobody has waited for it
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while "State:\tZ" not in Path(f"/proc/{other.pid}/status").read_text():
         assert time.monotonic() < deadline
     begun = time.monotonic()
     with Lease(tmp_path, "the storage").held():
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 10
 
 
 def test_a_process_that_got_the_pid_of_a_dead_owner_is_not_the_owner(
@@ -203,7 +203,7 @@ def test_a_silent_owner_elsewhere_loses_the_lock(tmp_path: Path, elsewhere: None
     os.utime(tmp_path / "000001", (time.time() - 100,) * 2)
     begun = time.monotonic()
     with quick(tmp_path, expire=60).held():
-        assert 0.1 < time.monotonic() - begun < 5
+        assert 0.1 < time.monotonic() - begun < 30
 
 
 def test_a_job_waits_until_a_dead_owners_lease_expires(tmp_path: Path, elsewhere: None) -> None:
@@ -213,7 +213,7 @@ def test_a_job_waits_until_a_dead_owners_lease_expires(tmp_path: Path, elsewhere
     lines: list[str] = []
     begun = time.monotonic()
     with quick(tmp_path).held(10, lines.append):
-        assert 0.5 < time.monotonic() - begun < 5
+        assert 0.5 < time.monotonic() - begun < 30
     [line] = lines
     assert line.startswith("waiting for the storage, locked by another run")
 
@@ -293,7 +293,7 @@ def test_an_owner_that_lost_the_lock_is_told(loss: str, tmp_path: Path) -> None:
             (tmp_path / "lease" / "000001").unlink()
         with pytest.raises(Temporary, match="no longer holds the lock of the storage: another"):
             lease.check()
-        assert lost.wait(5) and lease.lost
+        assert lost.wait(30) and lease.lost
 
 
 def test_storage_that_fails_for_a_moment_is_temporary(

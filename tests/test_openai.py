@@ -6,6 +6,7 @@ The server runs SmolLM2, so that some of the judge's replies can be parsed.
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -57,6 +58,7 @@ stages:
   warm: {{kind: completions, models: [teacher], prompts: prompts, max_tokens: 24}}
   still: {{kind: completions, models: [cold], prompts: prompts, max_tokens: 24}}
   winrate: {{kind: pairwise, judge: ranker, baseline: still, answers: [warm], max_failed: 1}}
+  preference: {{kind: pairwise, judge: cold, form: token, baseline: still, answers: [warm]}}
 """
 TASKS = ["Name a blue thing.", "What do cows eat?", "Say good morning.", "Name two cold drinks."]
 
@@ -187,6 +189,14 @@ def test_a_remote_judge_compares_or_is_counted_unparsable(run: Run) -> None:
     assert decided + figures["parse_failures"] == figures["prompts"] == len(TASKS)
     # The baseline against itself: identical texts are ties without a call.
     assert result["models"]["cold"]["ties"] == len(TASKS)
+
+
+def test_a_remote_judge_prefers_by_the_probabilities_of_two_tokens(run: Run) -> None:
+    for row in run.rows("preference"):
+        verdict = row["verdicts"]["teacher"]
+        assert 0 < verdict["verdict"] < 1
+        [a, b, c, d] = map(float, re.findall(r"[AB] ([\d.]+)", verdict["reason"]))
+        assert verdict["verdict"] == pytest.approx((a / (a + b) + d / (c + d)) / 2, abs=0.01)
 
 
 def test_the_key_is_in_no_file_of_the_storage(run: Run) -> None:

@@ -8,12 +8,13 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chrome import Chrome
 from serving import KEY, Service
 
-from zephyr_ray.store import read_jsonl
+from zephyr_ray.text.votes import read_votes
 
 pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
 
@@ -37,7 +38,7 @@ def page(browser: Chrome, service: Service) -> Chrome:
     browser.wait("!document.querySelector('#key-form').hidden")
     browser.type("#key", KEY)
     browser.press("Enter")
-    browser.wait("document.querySelectorAll('#model-left option').length === 2")
+    browser.wait("document.querySelectorAll('#model-a option').length === 2")
     browser.problems.clear()  # the 401 that made the page ask for the key
     return browser
 
@@ -47,6 +48,38 @@ def ask(page: Chrome, text: str) -> None:
     page.type("#prompt", text)
     page.press("Enter")
     page.wait(f"state.turns.length > {turns} && !busy()", timeout=60)
+
+
+def names_on(page: Chrome) -> list[str]:
+    """Returns the texts on the page that name a model, the menus and the answers themselves aside:
+    the headers of answers first."""
+    return page.eval(
+        """(() => {
+          const copy = document.documentElement.cloneNode(true);
+          for (const node of copy.querySelectorAll('script, select, .markdown')) node.remove();
+          const announcer = copy.querySelector('#announcer');
+          const announced = announcer.textContent.split('\\n')
+            .filter((line) => / answered:/.test(line)).map((line) => line.split(' answered:')[0]);
+          announcer.remove();
+          const heads = [...copy.querySelectorAll('.message[data-role=assistant]')].map((node) => {
+            const head = node.querySelector('header').textContent;
+            if (node.ariaLabel === `Answer: ${head}`) node.remove();
+            return head;
+          });
+          return [...heads, ...announced, copy.outerHTML].filter((text) => /dpo|slim/.test(text));
+        })()"""
+    )
+
+
+def footers(page: Chrome) -> str:
+    selector = ".message[data-role=assistant] footer"
+    return page.eval(f"[...document.querySelectorAll('{selector}')].map(f => f.innerText).join()")
+
+
+def votes_of(service: Service) -> list[dict[str, Any]]:
+    """Returns the votes that a recipe would read, in the order in which they were stored."""
+    folder = service.run / "votes"
+    return read_votes(folder) if list(folder.glob("*.jsonl")) else []
 
 
 def answer(page: Chrome, side: str) -> str:
@@ -63,29 +96,34 @@ def test_a_wrong_key_is_refused_and_a_valid_one_accepted(browser: Chrome, servic
     browser.press("Enter")
     browser.wait("/key/i.test(document.querySelector('#key-form').innerText)")
     time.sleep(0.5)
-    assert browser.eval("document.querySelectorAll('#model-left option').length") == 0
+    assert browser.eval("document.querySelectorAll('#model-a option').length") == 0
     browser.type("#key", KEY)
     browser.press("Enter")
-    browser.wait("document.querySelectorAll('#model-left option').length === 2")
+    browser.wait("document.querySelectorAll('#model-a option').length === 2")
 
 
 def test_two_models_are_compared_voted_on_and_exported(
     page: Chrome, service: Service, tmp_path: Path
 ) -> None:
     page.click("#compare")
-    page.choose("#model-left", "dpo")
-    page.choose("#model-right", "slim")
+    page.choose("#model-a", "dpo")
+    page.choose("#model-b", "slim")
     ask(page, "Name a bird.")
     assert answer(page, "left") != answer(page, "right")
+    assert names_on(page) == []
+    assert "tokens" not in footers(page)  # the speed can tell which model it is
     page.click('.vote button[data-vote="right"]')
     page.wait("/saved/i.test(document.body.innerText)")
-    [votes] = (service.run / "votes").glob("*.jsonl")
-    vote = list(read_jsonl(votes))[-1]
-    assert vote["prompt"] == "Name a bird."
-    assert [(c["model"], c["score"]) for c in vote["completions"]] == [("dpo", 1), ("slim", 10)]
+    vote = votes_of(service)[-1]
+    assert (vote["prompt"], vote["blind"]) == ("Name a bird.", True)
+    assert [c["score"] for c in vote["completions"]] == [1, 10]
+    left, right = (c["model"] for c in vote["completions"])
+    assert {left, right} == {"dpo", "slim"}
+    assert names_on(page) == [f"Left: {left}", f"Right: {right}"]
+    assert "tokens/s" in footers(page)
     page.downloads_to(tmp_path)
     page.click("#export")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*.jsonl")):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -94,6 +132,45 @@ def test_two_models_are_compared_voted_on_and_exported(
     assert {row["model"] for row in rows} == {"dpo", "slim"}
     assert all(row["messages"][0]["content"] == "Name a bird." for row in rows)
     assert page.problems == []
+
+
+def test_a_vote_is_taken_back_and_the_next_one_is_not_blind(page: Chrome, service: Service) -> None:
+    before = len(votes_of(service))
+    page.click("#compare")
+    page.choose("#model-a", "dpo")
+    page.choose("#model-b", "slim")
+    ask(page, "Name a fish.")
+    page.press("Escape")  # leaves the field, so that the key 1 votes
+    page.press("1")
+    page.wait("/saved/i.test(document.body.innerText)")
+    assert len(votes_of(service)) == before + 1
+    page.click('.vote button[data-vote="none"]')
+    page.wait("!document.querySelector('.vote button[data-vote=tie]').disabled")
+    assert len(votes_of(service)) == before
+    assert len(names_on(page)) == 2  # known by now
+    page.click('.vote button[data-vote="tie"]')
+    page.wait("/saved/i.test(document.body.innerText)")
+    vote = votes_of(service)[-1]
+    assert ([c["score"] for c in vote["completions"]], vote["blind"]) == ([5.5, 5.5], False)
+    assert page.problems == []
+
+
+def test_sides_are_drawn_while_both_have_the_same_conversation(page: Chrome) -> None:
+    drawn = """(turns) => {
+      Object.assign(state, {turns, compare: true, models: {a: 'dpo', b: 'slim'}});
+      const draws = [...Array(64)].map(() => drawSides(turns.at(-1)));
+      const blind = turns.at(-1).blind;
+      state.turns = [];
+      return [[...new Set(draws.map(({left, right}) => `${left} ${right}`))].sort(), blind];
+    }"""
+    both = {side: {"text": f"Answer {side}"} for side in ("left", "right")}
+    past: dict[str, object] = {"prompt": "a", "answers": both, "swapped": True}
+    new = {"prompt": "b", "answers": {}}
+    every = ["dpo slim", "slim dpo"]
+    assert page.eval(f"({drawn})({json.dumps([new])})") == [every, True]
+    assert page.eval(f"({drawn})({json.dumps([{**past, 'vote': 'left'}, new])})") == [every, True]
+    # Without a vote, each model goes on with its own answer.
+    assert page.eval(f"({drawn})({json.dumps([past, new])})") == [["slim dpo"], False]
 
 
 def test_a_conversation_survives_a_reload_and_nothing_leaves_the_origin(

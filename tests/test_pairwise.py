@@ -1,9 +1,7 @@
 """The figures of a comparison, by hand on rows few enough to count."""
 
-import asyncio
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +10,17 @@ from in_process import run_here
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.errors import Permanent
-from zephyr_ray.judge import figures, pairwise, section
-from zephyr_ray.judge.figures import Figure, pass_difference, passed, summary
-from zephyr_ray.judge.pairwise import Pairwise, compare
+from zephyr_ray.judge import figures, measures, pairwise, section
+from zephyr_ray.judge.earlier import complete
+from zephyr_ray.judge.figures import Figure, summary
+from zephyr_ray.judge.gathering import describe
+from zephyr_ray.judge.length_control import length_controlled
+from zephyr_ray.judge.measures import pass_difference, passed, win_differences
+from zephyr_ray.judge.pairwise import Pairwise
 from zephyr_ray.judge.statistics import bootstrap, paired_difference
 from zephyr_ray.judge.wording import control_note
 from zephyr_ray.manifest import Manifest
-from zephyr_ray.section import Bars, Block, Interval, Sample, Table
+from zephyr_ray.section import Bars, Block, Interval, Sample, Scatter, Table, Text
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, write_rows
 
@@ -37,6 +39,8 @@ def row(
         "verdict": verdict,
         "scores": scores,
         "words": words,
+        "characters": [5 * count for count in words],
+        **{"leaks_role": False, "cut": False},
         "constraint": {"kind": kind} if kind else None,
         **more,
     }
@@ -60,6 +64,7 @@ ROWS = [
         ({**PASS, "constraint": False}, False),
         ({**PASS, "ended": False}, False),
         ({**PASS, "no_loop": False}, False),
+        ({}, None),  # a reward model checks nothing
         (None, None),
     ],
 )
@@ -85,6 +90,34 @@ def test_summary_by_hand() -> None:
     }
     assert (0.625, figures["low"], figures["high"]) == bootstrap([1, 1, 0, 0.5], 3)
     assert (0.6, figures["pass_low"], figures["pass_high"]) == bootstrap([1, 1, 0, 0, 1], 3)
+
+
+def test_position_figures_by_hand() -> None:
+    rows = [
+        row(1, 1.0, None, [1, 1], orders=[1.0, 1.0]),  # the first answer wins once, loses once
+        row(2, 0.5, None, [1, 1], orders=[1.0, 0.0], flip=True),  # it wins both times
+        row(3, 0.55, None, [1, 1], orders=[0.9, 0.2]),  # shares 0.9 and 0.8, and another winner
+        row(4, 0.45, None, [1, 1], orders=[0.4, 0.5]),  # shares 0.4 and 0.5; a tie is no flip
+        row(5, None, None, [1, 1], orders=[1.0, None]),  # one unreadable reply
+        row(6, 0.5, None, [1, 1]),  # identical answers: no question
+        row(7, 0.5, None, [1, 1], flip=True),  # of a version without orders
+    ]
+    figures = summary(rows, seed=2)
+    assert figures["flips"] == 3  # prompts 2, 3 and 7
+    assert figures["orders_read"] == 9
+    shares = [1, 0, 1, 1, 0.9, 0.8, 0.4, 0.5, 1]
+    prompts = ["p1", "p1", "p2", "p2", "p3", "p3", "p4", "p4", "p5"]
+    ends = tuple(figures[f"first_position{end}"] for end in ("", "_low", "_high"))
+    assert ends == bootstrap(shares, 2, prompts)
+    assert ends[0] == pytest.approx(6.6 / 9)
+    # A fraction over a half is a win, under it a loss: prompts 1 and 3; 4.
+    assert (figures["wins"], figures["ties"], figures["losses"]) == (2, 3, 1)
+
+
+def test_standard_error_counts_prompts() -> None:
+    # Deviations 0.5, 0.5, -0.5, -0.5: sqrt(4 × 0.25) / 4.
+    rows = [row(n, verdict, None, [1, 1]) for n, verdict in enumerate([1.0, 1.0, 0.0, 0.0])]
+    assert summary(rows, seed=0)["standard_error"] == 0.25
 
 
 def test_summary_of_a_model_judge_has_no_pass_rate() -> None:
@@ -132,14 +165,22 @@ def test_a_model_without_answers_to_the_baselines_prompts_is_refused(
         Pairwise(judge="judge", baseline="base", answers=["dpo"]).run(work)
 
 
-def test_letters_of_a_script_without_spaces_are_counted_as_words() -> None:
-    async def judge(form: str, row: dict[str, Any], answers: list[dict[str, Any]]) -> Any:
-        return {"verdict": 1.0, "reason": ""}
+def test_a_baseline_compared_only_with_itself_is_refused() -> None:
+    stage = Pairwise(judge="judge", answers=["base"], baseline="base", control="base")
+    with pytest.raises(Permanent, match="'base' would be compared only with itself; add"):
+        stage.check({}, {})
 
-    asked = {"id": "a", "prompt_id": "a", "model": "m", "constraint": None}
-    sides = {"first": {"text": "山水花鳥風月"}, "second": {"text": "It's a well-kept one."}}
-    judged = asyncio.run(compare({**asked, **sides}, SimpleNamespace(judge=judge)))
-    assert judged["words"] == [6, 4]
+
+def test_letters_of_a_script_without_spaces_are_counted_as_words() -> None:
+    facts = describe({"text": "山水花鳥風月"}, {"text": "It's a well-kept one."})
+    assert (facts["words"], facts["characters"]) == ([6, 4], [6, 21])
+
+
+def test_facts_are_those_of_the_models_own_answer() -> None:
+    leaking = {"text": "Yes.\nUser: And now?", "finish_reason": "length"}
+    ended = {"text": "Yes.", "finish_reason": "stop"}
+    facts = [describe(leaking, ended), describe(ended, leaking)]
+    assert [(f["leaks_role"], f["cut"]) for f in facts] == [(True, True), (False, False)]
 
 
 def test_no_verdict_at_all_says_that_nothing_is_known() -> None:
@@ -159,6 +200,40 @@ def test_pass_difference_is_over_the_prompts_of_both() -> None:
     assert pass_difference(b, a, seed=0)["pass_difference"] == -0.5  # type: ignore[index]
 
 
+def test_models_are_compared_on_their_common_prompts() -> None:
+    verdicts = {
+        "sft": {1: 1.0, 2: 0.5, 3: 0.0},
+        "dpo": {1: 1.0, 2: 1.0, 3: 0.5, 4: 0.5},
+        "unread": {1: None},
+    }
+    by_model = {
+        model: [row(n, verdict, None, [1, 1]) for n, verdict in by_prompt.items()]
+        for model, by_prompt in verdicts.items()
+    }
+    [difference] = win_differences(by_model, seed=3)
+    assert (difference["a"], difference["b"]) == ("dpo", "sft")
+    # Prompts 1, 2 and 3: (1 - 1 + 1 - 0.5 + 0.5 - 0) / 3.
+    ends = (difference["win_difference"], difference["low"], difference["high"])
+    assert ends == paired_difference([1, 1, 0.5], [1, 0.5, 0], 3)
+    assert difference["win_difference"] == pytest.approx(1 / 3)
+
+
+def test_of_equal_models_the_last_is_compared() -> None:
+    by_model = {model: [row(1, 1.0, None, [1, 1])] for model in ("sft", "dpo")}
+    assert [(d["a"], d["b"]) for d in win_differences(by_model, 0)] == [("dpo", "sft")]
+
+
+def test_the_best_model_s_differences_come_first() -> None:
+    verdicts = {"control": 0.5, "best": 1.0, "dpo": 0.0}
+    by_model = {model: [row(1, verdict, None, [1, 1])] for model, verdict in verdicts.items()}
+    differences = win_differences(by_model, 0)
+    assert [(d["a"], d["b"], d["win_difference"]) for d in differences] == [
+        ("best", "control", 0.5),
+        ("best", "dpo", 1.0),
+        ("control", "dpo", 0.5),
+    ]
+
+
 def test_pass_difference_of_nothing_in_common_is_none() -> None:
     a, b = [row(1, 1.0, PASS, [1, 1])], [row(2, 1.0, PASS, [1, 1])]
     assert pass_difference(a, b, seed=0) is None
@@ -176,15 +251,21 @@ def test_pass_difference_of_nothing_in_common_is_none() -> None:
 def test_the_control_note_follows_the_interval(
     low: float, high: float, ends: str, says: str
 ) -> None:
-    difference = {"a": "dpo", "b": "control", "pass_difference": 0.05, "low": low, "high": high}
-    other = {"a": "dpo", "b": "base", "pass_difference": 0.5, "low": 0.4, "high": 0.6}
-    note = control_note([other, difference], "dpo", "control")
+    other = {"a": "dpo", "b": "base", "win_difference": 0.5, "low": 0.4, "high": 0.6}
+    difference = {"a": "dpo", "b": "control", "win_difference": 0.05, "low": low, "high": high}
+    note = control_note(against_control(win_differences=[other, difference]))
     assert says in note
-    assert f"+0.050 {ends}" in note
+    assert f"win rate +0.050 {ends}" in note
 
 
 def test_the_control_note_without_figures_says_so() -> None:
-    assert "not isolated" in control_note([], "dpo", "control")
+    assert "not isolated" in control_note(against_control())
+
+
+def against_control(**differences: Any) -> dict[str, Any]:
+    models: dict[str, Any] = {"base": {}, "control": {}, "dpo": {}}
+    common = {"baseline": "base", "control": "control", "models": models, "differences": []}
+    return common | differences
 
 
 BULLETS = "* a cod\n* an eel"
@@ -275,7 +356,7 @@ def test_rows_and_samples_have_each_model_s_own_verdict(fish: Artifact) -> None:
     assert rows["p1"]["answers"]["dpo"]["score"] == 10
     samples = {s.prompt: {a.model: a.outcome for a in s.answers} for s in blocks(fish, Sample)}
     assert samples["Name fish number 1. Give 2 bullets."] == {
-        "base": "tie",
+        "base": None,
         "sft": "tie",
         "dpo": "win",
     }
@@ -298,8 +379,8 @@ def test_the_control_note_has_the_sign_of_last_minus_control(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = {"base": ["Cod."] * 2, "control": [BULLETS] * 2, "dpo": ["Cod."] * 2}
-    [note] = result(compared(tmp_path, monkeypatch, answers, control="answers_control"))["notes"]
-    assert note.startswith("dpo against control") and "−1.000 [−1.000, −1.000]" in note
+    note = control_note(result(compared(tmp_path, monkeypatch, answers, control="answers_control")))
+    assert note.startswith("dpo against control") and "win rate −0.500 [−0.500, −0.500]" in note
     assert "does worse" in note
 
 
@@ -312,7 +393,7 @@ def test_a_control_that_is_no_answers_stage_is_compared_too(
     )
     differences = {(d["a"], d["b"]): d["pass_difference"] for d in result(made)["differences"]}
     assert differences == {("dpo", "base"): 1.0, ("dpo", "control"): 1.0}
-    assert len(result(made)["notes"]) == 1
+    assert "dpo against control" in control_note(result(made))
 
 
 class Scripted:
@@ -360,11 +441,16 @@ def test_unparsable_verdicts_and_flips_are_counted(
 
 def test_result_has_the_names_that_earlier_versions_wrote(fish: Artifact) -> None:
     written = result(fish)
-    assert set(written) == {"baseline", "judge", "control", "models", "differences", "notes"}
+    assert set(written) == {
+        *("baseline", "judge", "control", "models", "differences", "win_differences"),
+    }
     assert set(written["models"]["dpo"]) == {
         *("win_rate", "low", "high", "wins", "ties", "losses", "flips", "parse_failures"),
         *("prompts", "pass_rate", "pass_low", "pass_high", "on_topic", "words", "length_bias"),
-        *("by_constraint", "left_out"),
+        *("by_constraint", "left_out", "asked", "coverage", "standard_error", "leaks_role", "cut"),
+        *("length_controlled", "length_controlled_low", "length_controlled_high"),
+        *("length_control_move", "length_control_obstacle"),
+        *("first_position", "first_position_low", "first_position_high", "orders_read"),
     }
 
 
@@ -376,9 +462,12 @@ def test_prompts_that_the_win_rate_leaves_out_are_counted_beside_it(
     made = compared(tmp_path, monkeypatch, answers, Scripted())
     figures = result(made)["models"]["dpo"]
     assert (figures["win_rate"], figures["left_out"], figures["parse_failures"]) == (1.0, 2, 1)
-    table = blocks(made, Table)[0]
+    assert (figures["asked"], figures["coverage"]) == (4, 0.5)
+    table, behind = blocks(made, Table)[:2]
     assert [column.heading for column in table.columns[:3]] == ["Model", "Left out", "Win rate"]
     assert [row[1] for row in table.rows] == [None, 2]
+    assert [column.heading for column in behind.columns[:3]] == ["Model", "Asked", "Coverage"]
+    assert [row[:3] for row in behind.rows] == [("dpo", 4, 0.5)]
     headline = section.pairwise_section(made).headline
     assert (
         "on 2 held-out prompts (of 4, 1 not answered by both and 1 without a readable verdict)"
@@ -419,7 +508,7 @@ def test_unparsable_verdicts_are_of_no_use() -> None:
         "unparsable: judge: 'hm'",
         None,
     ]
-    assert pairwise._flaw({"verdict": None, "reason": figures.BOTH_EMPTY}) is None
+    assert pairwise._flaw({"verdict": None, "reason": measures.BOTH_EMPTY}) is None
 
 
 def test_a_new_figure_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,3 +534,151 @@ def test_a_new_figure_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_figure_that_no_model_has_takes_no_column(fish: Artifact) -> None:
     headings = [column.heading for column in blocks(fish, Table)[0].columns]
     assert "Checks passed" in headings and "On topic" not in headings
+
+
+def long_comparison(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
+    """Returns a comparison of 60 prompts in which longer answers win more often. The baseline's
+    answers have 9 characters, the model's 5 to 64."""
+    answers = []
+    for number in range(60):
+        wins = number % 3 != 0 if number >= 20 else number % 3 == 0
+        answers.append(f"{float(wins)} k{'e' * number}")
+    return compared(folder, monkeypatch, {"base": ["0.5 kept."] * 60, "dpo": answers}, Scripted())
+
+
+def test_a_result_has_the_rate_at_equal_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = long_comparison(tmp_path, monkeypatch)
+    figures = result(made)["models"]["dpo"]
+    verdicts = [float(n % 3 != 0 if n >= 20 else n % 3 == 0) for n in range(60)]
+    expected = length_controlled(verdicts, [n - 4 for n in range(60)], range(60))
+    names = ("length_controlled", "length_controlled_low", "length_controlled_high")
+    assert tuple(figures[name] for name in names) == pytest.approx(expected)
+    assert figures["length_control_move"] == pytest.approx(expected[0] - sum(verdicts) / 60)
+    assert made.manifest.counts["length_controlled/dpo"] == figures["length_controlled"]
+    [table, _] = blocks(made, Table)[:2]
+    columns = [column.heading for column in table.columns]
+    [_, cells] = table.rows
+    assert cells[columns.index("At equal length")] == Interval(*(figures[name] for name in names))
+    assert table.columns[columns.index("Move")].signed
+
+
+def test_a_result_of_an_earlier_version_gets_its_missing_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = long_comparison(tmp_path, monkeypatch)
+    written = result(made)
+    kept = ("win_rate", "low", "high", "wins", "ties", "losses", "flips", "parse_failures")
+    old = {
+        model: {name: figures[name] for name in (*kept, "prompts", "words")}
+        for model, figures in written["models"].items()
+    }
+    old["dpo"]["low"] = 0.123
+    del written["win_differences"]
+    rows = made.rows()
+    completed = complete({**written, "models": old}, rows, seed=0)["models"]["dpo"]
+    now = result(made)["models"]["dpo"]
+    for name in ("length_controlled", "length_control_move", "standard_error", "cut"):
+        assert completed[name] == now[name]
+    assert completed["low"] == 0.123, "what the earlier version wrote stays"
+    assert completed["pass_rate"] is None, "rows do not have the checks"
+
+
+def test_a_result_with_the_best_model_s_differences_alone_gets_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"base": ["Cod."] * 2, "x": ["Cod."] * 2, "y": [BULLETS, "Cod."], "z": [BULLETS] * 2}
+    made = compared(tmp_path, monkeypatch, answers)
+    written = result(made)
+    differences = written["win_differences"]
+    assert [(d["a"], d["b"]) for d in differences] == [("z", "y"), ("z", "x"), ("y", "x")]
+    old = {**written, "win_differences": differences[:2]}
+    assert complete(old, made.rows(), seed=0)["win_differences"] == differences
+
+
+def test_the_win_rates_on_the_page_have_their_paired_differences(fish: Artifact) -> None:
+    [expected] = result(fish)["win_differences"]
+    win_rate, *others = blocks(fish, Bars)
+    [(a, b, difference)] = win_rate.differences
+    assert (a, b, difference.value) == ("dpo", "sft", expected["win_difference"])
+    assert (difference.low, difference.high) == (expected["low"], expected["high"])
+    assert not any(bars.differences for bars in others)
+
+
+def test_a_complete_result_stays_as_it_is(fish: Artifact) -> None:
+    written = result(fish)
+    assert complete(written, [], seed=0) is written
+
+
+def test_length_is_plotted_against_outcome_and_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = long_comparison(tmp_path, monkeypatch)
+    outcome, score = blocks(made, Scatter)
+    [(model, points)] = outcome.series
+    # Ten prompts per point, in the order of length; the first ten are 4.5 - 4 characters longer.
+    assert (model, len(points), points[0]) == ("dpo", 6, (0.5, 0.4))
+    assert [y for _, y in points] == pytest.approx([0.4, 0.3, 0.7, 0.6, 0.7, 0.7])
+    assert (outcome.x, outcome.y) == ("Characters more than base", "Win rate")
+    assert [name for name, _ in score.series] == ["base", "dpo"]
+
+
+def test_few_answers_are_not_plotted(fish: Artifact) -> None:
+    assert blocks(fish, Scatter) == []
+
+
+@pytest.mark.parametrize(
+    ("paid", "says"),
+    [
+        ({}, "Judging took 1 min 35 s."),
+        ({"requests": 3, "dollars": 1.5}, "took 1 min 35 s and cost $1.50 in 3 requests."),
+        (
+            {"requests": 3, "dollars": 1.5, "unknown_requests": 1, "unknown_dollars": 0.25},
+            "and cost at most $1.75 in 4 requests.",
+        ),
+    ],
+)
+def test_the_report_states_the_cost_of_judging(
+    fish: Artifact, paid: dict[str, float], says: str
+) -> None:
+    counts = fish.manifest.counts | {f"paid/judge/{name}": value for name, value in paid.items()}
+    manifest = fish.manifest.model_copy(update={"seconds": 95.0, "counts": counts})
+    assert says in blocks(Artifact(fish.folder, manifest), Text)[0].text
+
+
+def test_a_sample_has_its_kind_and_the_outcome_of_a_fraction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"base": ["0.5 kept"] * 3, "dpo": ["0.7 kept", "0.2 kept", "0.5 kept"]}
+    made = compared(tmp_path, monkeypatch, answers, Scripted())
+    rows = made.rows()
+    rows[0]["verdicts"]["dpo"]["orders"] = [0.9, 0.5]
+    rows[1]["verdicts"]["dpo"]["orders"] = [0.2, None]
+    write_rows(made.folder, rows)
+    samples = {sample.prompt[17]: sample for sample in blocks(made, Sample)}
+    outcomes = {number: sample.answers[1].outcome for number, sample in samples.items()}
+    assert outcomes == {"0": "win", "1": "loss", "2": "tie"}
+    assert samples["0"].kind == "bullets"
+    assert samples["0"].answers[1].facts[-1] == (
+        "share of the win 0.90 shown first, 0.50 shown second"
+    )
+    assert all("shown first" not in fact for fact in samples["1"].answers[1].facts)
+
+
+def test_rows_keep_the_orders_of_a_judgement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ordered(Scripted):
+        async def judge(self, *asked: Any) -> dict[str, Any]:
+            return await super().judge(*asked) | {"orders": [0.9, 0.2], "flip": True}
+
+    answers = {"base": ["0.5 kept"] * 3, "dpo": ["0.55 kept"] * 3}
+    made = compared(tmp_path, monkeypatch, answers, Ordered())
+    assert made.rows()[0]["verdicts"]["dpo"] == {
+        **{"verdict": 0.55, "reason": "", "flip": True, "orders": [0.9, 0.2]},
+    }
+    behind = blocks(made, Table)[1]
+    columns = [column.heading for column in behind.columns]
+    rate = (3 * 0.9 + 3 * 0.8) / 6
+    assert behind.rows[0][columns.index("First position")].value == pytest.approx(rate)

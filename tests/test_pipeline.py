@@ -64,7 +64,8 @@ stages:
   answers_base: {{kind: completions, models: [hot], prompts: heldout, max_tokens: 8}}
   answers_dpo: {{kind: completions, models: [dpo], prompts: heldout, max_tokens: 8}}
   winrate: {{kind: pairwise, judge: judge, baseline: answers_base, answers: [answers_dpo]}}
-  report: {{kind: report, of: [sft, dpo, feedback, winrate]}}
+  knowledge: {{kind: likelihood, models: [hot, dpo], questions: mine.jsonl}}
+  report: {{kind: report, of: [sft, dpo, feedback, knowledge, winrate]}}
 """
 KINDS = {
     "heldout": "prompts",
@@ -81,8 +82,17 @@ KINDS = {
     "answers_base": "completions",
     "answers_dpo": "completions",
     "winrate": "pairwise",
+    "knowledge": "likelihood",
     "report": "report",
 }
+LIST = " ".join(str(number) for number in range(40))
+QUESTIONS = [
+    ("Which word is green?", ["grass", "the red door of a house", "coal"]),
+    # One token each, after a context of several blocks of the KV cache.
+    (f"{LIST} {LIST} What is next?", ["a", "b", "c"]),
+    # The choices share blocks of the KV cache, with each other and not only the context.
+    (f"{LIST} {LIST} {LIST} And then?", [f"{LIST} {end}" for end in ("one", "two", "three")]),
+]
 THINGS = ["apples", "bridges", "doors", "engines", "forests", "gardens", "hats", "islands", "jars"]
 
 
@@ -114,6 +124,8 @@ class Program:
             ]
             text = "".join(json.dumps(task) + "\n" for task in tasks)
             (folder / f"{name}.jsonl").write_text(text)
+        questions = [{"question": q, "choices": choices, "answer": 0} for q, choices in QUESTIONS]
+        (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
 
     def command(self, *arguments: str) -> list[str]:
         storage = f"storage={self.storage}"
@@ -301,7 +313,11 @@ def test_finished_rows_are_not_asked_again_after_a_kill(seen: Seen) -> None:
     assert 4 <= len(before) < 30
     assert len(entries) == len({entry["id"] for entry in entries}) == 30
     after = {row["id"]: row for row in read_rows(seen, "dialogues")}
-    assert {row_id: after[row_id] for row_id in before} == before
+    request = {"member", "last", "sample"}  # facts of the request, which the artifact omits
+    assert {row_id: after[row_id] for row_id in before} == {
+        row_id: {k: v for k, v in row.items() if k not in request} | {"model": "base"}
+        for row_id, row in before.items()
+    }
     assert of_stage(seen.artifacts, "dialogues")["attempts"] == 2
 
 
@@ -356,6 +372,28 @@ def test_dpo_computes_no_log_probability_that_its_reference_has(seen: Seen) -> N
     }
     assert len(seen.program.entries("reference", "reference")) == 30
     assert not seen.program.entries("dpo", "reference")
+
+
+def test_log_probabilities_of_choices_are_those_of_transformers(
+    seen: Seen, tiny_model: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    rows = read_rows(seen, "knowledge")
+    assert [row["choices"] for row in rows] == [choices for _, choices in QUESTIONS]
+    for row, (question, choices) in zip(rows, QUESTIONS, strict=True):
+        expected = []
+        context = len(tokenizer.encode(f"Question: {question}\nAnswer:"))
+        for choice in choices:
+            ids = tokenizer.encode(f"Question: {question}\nAnswer: {choice}")
+            with torch.inference_mode():
+                logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            expected.append(float(logs[range(context - 1, len(ids) - 1), ids[context:]].sum()))
+        assert row["models"]["hot"]["log_probabilities"] == pytest.approx(expected, abs=2e-3)
+        assert row["models"]["dpo"] != row["models"]["hot"]
 
 
 def test_the_folder_of_the_run(seen: Seen) -> None:

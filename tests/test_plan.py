@@ -454,7 +454,7 @@ def test_memory_of_training_grows_with_model_and_workers(folder: Path, machine: 
 
 def test_the_largest_micro_batch_is_named(folder: Path, machine: Machine) -> None:
     """1.5 GB for the worker, 1.5 GB for Ray; about 2 GB of weights and state, and activations."""
-    machine.memory, machine.disk = 12e9, 1e12
+    machine.memory, machine.disk = 8e9, 1e12
     size = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12}
     heads = {"num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": 32000}
     write_model(folder / "tiny", **size, **heads)
@@ -517,6 +517,8 @@ def test_a_misspelled_adapter_target_lists_the_modules_of_the_model(folder: Path
     check(folder, "sft.lora={targets: [q_proj, mlp.up_proj]}")
     with pytest.raises(Permanent, match="no module 'qproj'; choose from q_proj, up_proj"):
         check(folder, "sft.lora={targets: [q_proj, qproj]}")
+    with pytest.raises(Permanent, match="'lora.targets': List should have at least 1 item"):
+        check(folder, "sft.lora={targets: []}")
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ import pytest
 from benchmarks.workload import BILLION
 from zephyr_ray.demand import GIB
 from zephyr_ray.engines import vllm
-from zephyr_ray.estimate import training
+from zephyr_ray.estimate import forward, training
 from zephyr_ray.models.shapes import Shape, find_shape, shape_of
 from zephyr_ray.recipe import Hardware
 from zephyr_ray.train import memory
 from zephyr_ray.train.dpo import Dpo
+from zephyr_ray.train.reference_stage import Reference
 from zephyr_ray.train.sft import Sft
 
 
@@ -90,6 +91,34 @@ def test_no_setting_of_ours_replaces_these_defaults() -> None:
 def test_buffers_by_hand(settings: dict[str, int], gigabytes: float) -> None:
     buffers = memory.model_states(sft(**settings), mistral())[3]
     assert buffers / 1e9 == pytest.approx(gigabytes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights", "buffers"),
+    [
+        ({"zero": 0, "workers": {"least": 2, "most": 4}}, 1, 0),
+        ({"zero": 3, "workers": {"least": 2, "most": 4}}, 1 / 2, 6 * 1.0),  # what is gathered
+        ({"zero": 3, "workers": 1}, 1, 0),
+    ],
+)
+def test_forward_passes_split_weights_over_the_fewest_workers(
+    settings: dict[str, Any], weights: float, buffers: float
+) -> None:
+    needed = memory.forward_memory(Reference(model="m", data="d", **settings), mistral())
+    assert needed.weights == weights * 4 * mistral().parameters
+    assert needed.buffers / 1e9 == pytest.approx(buffers)
+
+
+def test_a_reference_that_does_not_fit_is_advised_to_split_its_weights() -> None:
+    def advice(gib: float, **settings: Any) -> str:
+        stage = Reference(model="m", data="d", gpus_per_worker=1, **settings)
+        return forward.estimate(stage, mistral(), Hardware(gpu_memory_gib=gib), *[None] * 3).advice
+
+    assert advice(24, zero=0, workers=8) == "zero: 3 makes it fit"
+    assert advice(80, zero=0, workers=8) == ""
+    # Nothing is split on one worker, and 10 GiB do not hold what is gathered.
+    for gib, workers in ((24, 1), (10, 8)):
+        assert advice(gib, zero=0, workers=workers).startswith("lower micro_batch")
 
 
 @pytest.mark.parametrize(("tokens", "rows"), [(10_000, 4096), (100, 100)])

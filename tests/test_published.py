@@ -15,11 +15,12 @@ from zephyr_ray.manifest import Manifest
 from zephyr_ray.pipeline import KINDS
 from zephyr_ray.plan import make_plan
 from zephyr_ray.preflight import check_files
+from zephyr_ray.published_files import data_files
 from zephyr_ray.published_rows import FIXES
 from zephyr_ray.recipe import load
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, Store, read_jsonl
-from zephyr_ray.text.published import Published, data_files
+from zephyr_ray.text.published import Published
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.sft import Sft
 
@@ -217,9 +218,11 @@ def test_answers_may_be_texts_and_columns_have_other_names(folder: Path) -> None
 
 
 def test_prompts_of_a_preference_data_set(folder: Path) -> None:
-    write_jsonl(folder / "a.jsonl", [ultrafeedback(0)])
-    [row], _ = run_published(folder, makes="prompts")
+    write_jsonl(folder / "a.jsonl", [ultrafeedback(0), {**ultrafeedback(1), "source": "flan"}])
+    [row, named], _ = run_published(folder, makes="prompts")
     assert (row["prompt"], row["instruction"], row["constraint"]) == ("So?", "So?", None)
+    # The source decides the principles of answers.
+    assert (row["source"], named["source"]) == ("published", "flan")
 
 
 def test_split_chooses_files_and_limit_ends_early(folder: Path) -> None:

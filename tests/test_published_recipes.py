@@ -78,7 +78,8 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 DEMO_KINDS = {
     *("prompts", "self_instruct", "self_refine", "clean", "sft", "completions", "feedback"),
-    *("preferences", "chosen", "reference", "dpo", "pairwise", "report"),
+    *("preferences", "chosen", "reference", "dpo", "pairwise", "leaderboard", "mt_bench_answers"),
+    *("mt_bench", "likelihood", "report"),
 }
 STEPS = {
     # 139,161 packed sequences and 61,135 pairs over the global batch, rounded up.
@@ -162,16 +163,15 @@ def test_70b_does_not_fit_without_offload(tmp_path: Path) -> None:
     assert estimate.advice == "offload: optimizer makes it fit"
 
 
+STAGES = [
+    *("heldout", "prompts", "dialogues", "clean", "sft", "completions", "feedback"),
+    *("pairs", "reference", "dpo", "answers_base", "answers_sft", "answers_dpo"),
+]
 DEMOS = {
-    "quickstart": [
-        *("heldout", "prompts", "dialogues", "clean", "sft", "completions", "feedback", "pairs"),
-        *("reference", "dpo", "answers_base", "answers_sft", "answers_dpo", "winrate", "report"),
-    ],
-    "quickstart-full": [
-        *("heldout", "prompts", "dialogues", "clean", "sft", "completions", "feedback", "pairs"),
-        *("reference", "dpo", "answers_base", "answers_sft", "answers_dpo"),
-        *("dpo_only", "chosen", "control", "answers_dpo_only", "answers_control"),
-        *("winrate", "report"),
+    "quickstart": [*STAGES, "winrate", "report"],
+    "ablation": [
+        *(*STAGES, "dpo_only", "chosen", "sft_twice", "answers_dpo_only", "answers_sft_twice"),
+        *("two_turns", "mt_bench", "knowledge", "winrate_sft", "winrate", "leaderboard", "report"),
     ],
 }
 
@@ -186,15 +186,16 @@ def test_the_demos_are_planned_as_a_whole(name: str, tmp_path: Path) -> None:
     check_files(recipe)
     steps = make_plan(recipe, Store(recipe.storage))
     assert [step.name for step in steps] == DEMOS[name]
-    assert all(step.rows for step in steps)
     rows = {step.name: step.rows for step in steps}
-    assert (rows["heldout"], rows["prompts"], rows["winrate"]) == (200, 160, 200)
+    # How many questions the tasks have is known once they are read.
+    assert all(count for name, count in rows.items() if name not in ("knowledge", "leaderboard"))
+    assert (rows["heldout"], rows["prompts"], rows["winrate"]) == (600, 160, 600)
     assert "smollm2-135m-instruct" in "\n".join(
         estimate_lines(recipe, Store(recipe.storage), steps)
     )
 
 
-def test_the_ablations_reuse_all_that_the_quickstart_makes(tmp_path: Path) -> None:
+def test_the_ablation_reuses_all_that_the_quickstart_makes(tmp_path: Path) -> None:
     """All but the comparison, which has more models, and the report."""
     first, more = (
         {step.name: step.key for step in make_plan(recipe, Store(recipe.storage))}
@@ -212,3 +213,14 @@ def test_the_shipped_recipes_reach_every_kind_but_votes(tmp_path: Path) -> None:
     recipes = [demo(path.stem, tmp_path) for path in CONFIGS.glob("*.yaml")]
     kinds = {stage.kind for recipe in recipes for stage in recipe.stages.values()}
     assert kinds == {*DEMO_KINDS, "published"}
+
+
+def test_feedback_by_endpoints_is_planned_within_its_budget(tmp_path: Path) -> None:
+    recipe = demo("feedback-openai", tmp_path)
+    check_files(recipe)
+    steps = make_plan(recipe, Store(recipe.storage))
+    rows = {step.name: step.rows for step in steps}
+    assert rows["prompts"] == rows["completions"] == rows["feedback"] == 2000
+    lines = estimate_lines(recipe, Store(recipe.storage), steps)
+    assert "all endpoints: ≤ 20,400 calls, about $126.34" in lines
+    assert "budget: $130.00, of which $0.00 are spent" in lines

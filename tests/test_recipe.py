@@ -72,13 +72,27 @@ MISTAKES = {
         "data: prompts",
         "'prompts', which makes prompts; name a stage that makes dialogues",
     ),
+    "form that a judge lacks": (
+        "judge: judge, completions",
+        "judge: judge, forms: [score, aspects], completions",
+        "engine rules has no form 'aspects'; name another judge",
+    ),
     "stage as judge": (
         "judge: judge",
         "judge: sft",
         "'sft', which is a stage; name a judge that is defined under 'models'",
     ),
     "judge as model": ("models: [sft]", "models: [judge]", "'judge' is a rules judge"),
-    "judge as weights": ("model: base, data", "model: judge, data", "no weights to train"),
+    "judge as weights": (
+        "model: base, data",
+        "model: judge, data",
+        "'judge' has no weights .engine rules.; name one that has",
+    ),
+    "one name for a list": (
+        "models: [sft]",
+        "models: sft",
+        "should be a valid list .got 'sft'.; write .sft.",
+    ),
     "model without weights": (
         "base: {weights: smollm2-135m-instruct}",
         "base: {}",
@@ -100,6 +114,11 @@ MISTAKES = {
         "{kind: preferences, feedback: feedback}",
         "{kind: preferences, feedback: feedback, seed: -1}",
         "'pairs': setting 'seed' must be a whole number from 0",
+    ),
+    "infinity": (
+        "base: {weights: smollm2-135m-instruct}",
+        "base: {weights: smollm2-135m-instruct, temperature: .inf}",
+        "'base': setting 'temperature': Input should be a finite number .got inf",
     ),
     "bad name": ("seed: 7", "name: A B", "name 'A B' must be"),
     "storage url": ("seed: 7", "storage: s3://bucket/x", "'s3://bucket/x'; it must be"),

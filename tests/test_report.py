@@ -3,14 +3,18 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.judge.pairwise import Pairwise
 from zephyr_ray.manifest import Manifest
-from zephyr_ray.report.page import Report, summarize_stage
+from zephyr_ray.report.page import Report
+from zephyr_ray.report.plots.histograms import Bins
+from zephyr_ray.report.render import FOLDER
+from zephyr_ray.report.summary import summarize_stages
 from zephyr_ray.section import (
     Bars,
     Chapter,
@@ -32,12 +36,20 @@ from zephyr_ray.train.sft import Sft
 EVIL = "<script>alert('x')</script><img src=http://evil.example/a.png>"
 MODELS = ("base", "sft", "dpo", "control")
 PASS = dict(zip(MODELS, (0.208, 0.637, 0.783, 0.767), strict=True))
+
+
+class Silent(Stage):
+    """A stage that contributes nothing but its counts."""
+
+    makes = "nothing"
+
+
 STAGES: dict[str, Stage] = {
     "feedback": Feedback(judge="judge", completions="answers"),
     "sft": Sft(model="base", data="dialogues"),
     "dpo": Dpo(model="sft", data="pairs"),
     "pairwise": Pairwise(judge="judge", baseline="answers_base", answers=["answers_dpo"]),
-    "self_instruct": Stage(),
+    "self_instruct": Silent(),
 }
 
 
@@ -116,7 +128,6 @@ def pairwise(root: Path, **changes: Any) -> Artifact:
         "differences": [
             {"a": "dpo", "b": "control", "pass_difference": 0.017, "low": -0.042, "high": 0.075}
         ],
-        "notes": ["the DPO term adds nothing that can be told from chance"],
         **changes,
     }
     (artifact.folder / "result.json").write_text(json.dumps(result))
@@ -162,22 +173,30 @@ def words(html: str) -> str:
     return re.sub(r"[ \n]+", " ", re.sub(r"<[^>]*>", " ", html))
 
 
+def without_script(html: str) -> str:
+    """Returns the page without its own script, which it must have once."""
+    script = f"<script>{(FOLDER / 'page.js').read_text(encoding='utf-8')}</script>"
+    assert html.count(script) == 1
+    return html.replace(script, "")
+
+
 def headings(html: str) -> list[str]:
     return re.findall(r"<h2>(.*?)</h2>", html)
 
 
 def test_sections_come_in_order(full: str) -> None:
     assert headings(full) == [
-        *("Result", "Training", "Scores the judge gave", "10 samples", "Stages"),
-        *("What failed, was dropped or was changed", "Settings", "Lineage", "Loss mask"),
+        *("Result", "Training", "Scores the judge gave", "Samples", "Pipeline"),
+        *("What failed, was dropped or was changed", "Settings and counts", "Loss mask"),
     ]
 
 
 def test_headline_is_honest_about_the_control(full: str) -> None:
     assert (
-        "dpo has a win rate of 0.77 [0.72, 0.83] against base on 240 held-out prompts; against "
-        "control, the DPO term adds nothing measurable: pass rate +0.017 [−0.042, +0.075]. "
-        "78% of its answers pass the checks (base: 21%), in 18 words on average (18)."
+        "Ship dpo: it has a win rate of 0.77 [0.72, 0.83] against base on 240 held-out prompts. "
+        "Against control, the DPO term adds nothing measurable: checks passed +0.017 "
+        "[−0.042, +0.075]; 78% of dpo&#39;s answers pass the checks (base: 21%), in 18 words on "
+        "average (18)."
     ) in full
 
 
@@ -190,13 +209,19 @@ def test_headline_says_when_the_interval_holds_one_half(tmp_path: Path) -> None:
     assert NO_DIFFERENCE in html
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.55, 0.7), (0.2, 0.45)])
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [
+        (0.55, 0.7, "Ship sft: it has"),
+        (0.2, 0.45, "Ship base: the best of the other models, sft, has"),
+    ],
+)
 def test_headline_of_a_winner_or_a_loser_leaves_no_doubt(
-    tmp_path: Path, low: float, high: float
+    tmp_path: Path, low: float, high: float, says: str
 ) -> None:
     figures = {"win_rate": (low + high) / 2, "low": low, "high": high, "prompts": 240}
     html = page(tmp_path, pairwise(tmp_path, models={"base": {}, "sft": figures}, differences=[]))
-    assert '<p class="headline">sft has' in html and NO_DIFFERENCE not in html
+    assert f'<p class="headline">{says}' in html and NO_DIFFERENCE not in html
 
 
 @pytest.mark.parametrize(
@@ -204,11 +229,11 @@ def test_headline_of_a_winner_or_a_loser_leaves_no_doubt(
     [
         (
             {"a": "control", "b": "dpo", "pass_difference": -0.1, "low": -0.2, "high": -0.05},
-            "helps: pass rate +0.100 [+0.050, +0.200]",
+            "helps: checks passed +0.100 [+0.050, +0.200]",
         ),
         (
             {"a": "dpo", "b": "control", "pass_difference": -0.1, "low": -0.2, "high": -0.05},
-            "hurts: pass rate −0.100 [−0.200, −0.050]",
+            "hurts: checks passed −0.100 [−0.200, −0.050]",
         ),
     ],
 )
@@ -238,8 +263,8 @@ def test_headline_is_about_the_model_whose_differences_were_taken(tmp_path: Path
     html = page(
         tmp_path, pairwise(tmp_path, models=models, differences=[entry], control="again_sft")
     )
-    assert '<p class="headline">dpo has' in html
-    assert "against again_sft, the DPO term helps: pass rate +0.100" in html
+    assert '<p class="headline">Ship dpo: it has' in html
+    assert "Against again_sft, the DPO term helps: checks passed +0.100" in html
 
 
 def test_figures_of_models_and_constraints_appear(full: str) -> None:
@@ -251,7 +276,7 @@ def test_figures_of_models_and_constraints_appear(full: str) -> None:
 
 def test_stage_times_attempts_and_drops_appear(full: str) -> None:
     text = words(full)
-    assert "dpo dpo 3 1 min 35 s 2 train/loss_final 0.50" in text
+    assert "dpo dpo 3 1 min 35 s 2 rated" in text and "train/loss_final 0.50" in text
     assert "Sum 4 min 31 s" in text
     assert "dropped/near duplicate 7" in text and "truncated 4" in text
     assert "over_long" not in text, "what never happened is no row"
@@ -261,11 +286,11 @@ def test_stage_times_attempts_and_drops_appear(full: str) -> None:
 def test_counts_are_whole_and_shares_are_not(tmp_path: Path) -> None:
     counts = {"rows": 3, "openings": 11.0, "all_unique": 1.0, "score_mean": 6.125}
     text = words(page(tmp_path, make(tmp_path, "seeds", "self_instruct", counts=counts)))
-    assert "openings 11, all_unique 1.00, score_mean 6.13" in text
+    assert "openings 11 all_unique 1.00 score_mean 6.13" in text
 
 
 def test_words_of_models_are_text(full: str) -> None:
-    assert "<script" not in full and "<img" not in full
+    assert "<script" not in without_script(full) and "<img" not in full
     assert full.count("&lt;script&gt;alert(") >= 40
 
 
@@ -282,15 +307,15 @@ def test_samples_are_chosen_by_hash_of_the_id(full: str) -> None:
 
     ids = sorted(range(12), key=lambda i: hashlib.sha256(f"held-{i}".encode()).hexdigest())
     shown = re.findall(r"Prompt number (\d+)\.", full)
-    assert [int(i) for i in shown] == ids[:10]
+    assert [int(i) for i in shown] == ids
 
 
 def test_plots_are_inline_and_described(full: str) -> None:
     described = labels(full)
     assert "Win rate against base: sft 0.77 from 0.72 to 0.83; dpo" in described[0]
     assert "sft · loss over 30 steps: from 2.93 to 1" in described
-    # Two bars, one loss, three of DPO, two models, wall time.
-    assert len(described) == 2 + 1 + 3 + 2 + 1
+    # Two bars, one loss, three of DPO, two models, the pipeline on a screen and on a phone.
+    assert len(described) == 2 + 1 + 3 + 2 + 2
 
 
 def test_each_rate_has_its_own_interval(full: str) -> None:
@@ -308,7 +333,10 @@ def test_an_answer_without_a_score_is_counted_but_not_drawn(full: str) -> None:
 def test_samples_show_who_won(tmp_path: Path) -> None:
     artifact = pairwise(tmp_path)
     answers = {m: {"text": f"{m} says", "finish_reason": "stop"} for m in MODELS}
-    verdicts = {"sft": {"verdict": 0.0}, "dpo": {"verdict": 1.0}, "control": {"verdict": 0.5}}
+    verdicts = {
+        **{"sft": {"verdict": 0.0}, "dpo": {"verdict": 1.0}, "control": {"verdict": 0.5}},
+        "base": {"verdict": 0.5, "reason": "equal"},
+    }
     row = {"id": "h", "prompt": "Name a fish.", "answers": answers, "verdicts": verdicts}
     html = page(tmp_path, write(artifact, "rows.jsonl", [row]))
     headers = re.findall(r"<header>(.*?)</header>", html)
@@ -324,6 +352,7 @@ class Toy(Stage):
     """A kind of stage that the report has never heard of."""
 
     kind = "toy"
+    makes = "toys"
 
     def section(self, artifact: Artifact) -> Section:
         cells = ("row", 1234, 0.745, Interval(-0.5, -0.745, 0.25), (3, 1), None, EVIL)
@@ -341,6 +370,21 @@ class Toy(Stage):
         return Section(chapters, "Toys are fun.")
 
 
+def bins_of(*scores: float, highest: int = 10) -> Bins:
+    return Bins.of([Histogram("a", scores[:2], highest), Histogram("b", scores[2:], highest)])
+
+
+def test_scores_from_1_on_have_a_bin_per_whole_number_and_others_ten_equal_ones() -> None:
+    bins = bins_of(1, 2.4, 2.5, 10)
+    assert bins.names() == [str(n) for n in range(1, 11)]
+    assert bins.count([1, 2.4, 2.5, 10]) == [1, 1, 1, 0, 0, 0, 0, 0, 0, 1]
+    assert bins_of(1, 4.5, 5, highest=5).count([1, 4.5, 5]) == [1, 0, 0, 0, 2]
+    bins = bins_of(-3, 0, 1.5, 2)  # half a point each
+    assert bins.names()[:3] == ["−2.75", "−2.25", "−1.75"]
+    assert bins.count([-3, -2.5, 0, 1.5, 2]) == [1, 1, 0, 0, 0, 0, 1, 0, 0, 2]
+    assert bins_of(-1.5, -1.5).count([-1.5, -1.5])[0] == 2
+
+
 def test_a_new_kind_of_stage_is_drawn_as_it_is(tmp_path: Path) -> None:
     html = page(tmp_path, make(tmp_path, "toy", "toy"), toy=Toy())
     assert headings(html)[:2] == ["Toy results", "Toys"]
@@ -349,7 +393,7 @@ def test_a_new_kind_of_stage_is_drawn_as_it_is(tmp_path: Path) -> None:
     for part in ("A finding.", "Title", "Explained.", "An intro."):
         assert part in text
     assert "row 1\u202f234 0.75 −0.50 [−0.75, 0.25] 3 / 1 –" in text
-    assert "<script" not in html and html.count("&lt;script") == 2
+    assert "<script" not in without_script(html) and html.count("&lt;script") == 2
     bars, histogram, curve = labels(html)[:3]
     assert bars == "Bars: x 0.75 from 0.45 to 0.90"
     assert "3 was given 1 times" in histogram and "8 was given 2 times" in histogram
@@ -357,10 +401,14 @@ def test_a_new_kind_of_stage_is_drawn_as_it_is(tmp_path: Path) -> None:
 
 
 def test_chapters_of_several_stages_name_them(tmp_path: Path) -> None:
+    """The last stage's result comes first, because its finding is the verdict."""
     made = [make(tmp_path, name, "toy") for name in ("left", "right")]
     html = page(tmp_path, *made, left=Toy(), right=Toy())
     assert headings(html)[:2] == ["Toy results", "Toys"]
-    assert re.findall(r"<h3><a [^>]*>(\w+)</a></h3>", html) == ["left", "right"] * 2
+    assert re.findall(r"<h3><a [^>]*>(\w+)</a></h3>", html) == [
+        *("right", "left"),
+        *("left", "right"),
+    ]
     assert html.count("An intro.") == 1
 
 
@@ -372,10 +420,9 @@ def test_mask_proof_is_kept_apart(full: str) -> None:
 def test_missing_kinds_leave_no_empty_section(tmp_path: Path) -> None:
     html = page(tmp_path, make(tmp_path, "seeds", "self_instruct", seconds=3.0))
     assert headings(html) == [
-        "Stages",
+        "Pipeline",
         "What failed, was dropped or was changed",
-        "Settings",
-        "Lineage",
+        "Settings and counts",
     ]
     assert "Nothing." in html and 'href="#result"' not in html
 
@@ -389,7 +436,7 @@ def test_model_missing_from_parts_does_not_break_the_page(tmp_path: Path) -> Non
 def test_step_written_twice_by_a_resumed_run_counts_once(tmp_path: Path) -> None:
     artifact = make(tmp_path, "sft", "sft")
     write(artifact, "metrics.jsonl", [{"step": s, "loss": v} for s, v in ((1, 9), (2, 8), (1, 7))])
-    [label] = labels(page(tmp_path, artifact))
+    [label, *_] = labels(page(tmp_path, artifact))
     assert label == "sft · loss over 2 steps: from 7 to 8"
 
 
@@ -406,9 +453,9 @@ def validated(root: Path, counts: dict[str, float]) -> Artifact:
 def test_validation_is_drawn_beside_training(tmp_path: Path) -> None:
     stage = Dpo(model="sft", data="pairs", validation=0.1)
     html = page(tmp_path, validated(tmp_path, {}), dpo=stage)
-    [label] = labels(html)
+    [label, *_] = labels(html)
     assert label == "dpo · loss over 30 steps: from 0.68 to 0.39; validation from 0.693 to 0.58"
-    [svg] = re.findall(r"<svg .*?</svg>", html, re.DOTALL)
+    svg = html[html.index("<svg ") : html.index("</svg>")]
     assert [word for word in ("training", "validation") if f">{word}</text>" in svg] == [
         *("training", "validation")
     ]
@@ -419,23 +466,28 @@ def test_curves_without_validation_have_no_legend(full: str) -> None:
     assert ">training</text>" not in full and "Validation" not in full
 
 
+def test_released_figures_follow_the_result(tmp_path: Path) -> None:
+    html = page(tmp_path, pairwise(tmp_path), released={"evaluation": {"win_rate/dpo": 0.9}})
+    assert headings(html)[:2] == ["Result", "Compared with released figures"]
+
+
 def test_figures_of_a_released_model_are_beside_ours(tmp_path: Path) -> None:
     artifact = validated(tmp_path, {"validation/loss": 0.58})
     released = {"dpo": {"validation/loss": 0.7496, "validation/rewards/accuracies": 0.7812}}
     text = words(page(tmp_path, artifact, released=released))
     assert (
-        "figure this run released validation/loss 0.580 0.750 validation/rewards/accuracies – 0.781"
+        "Figure This run Released validation/loss 0.580 0.750 validation/rewards/accuracies – 0.781"
     ) in text
 
 
 def test_dropped_validation_rows_are_listed_with_dropped_rows(tmp_path: Path) -> None:
     counts = {"dropped/bad_rows": 1, "validation/dropped/bad_rows": 2, "validation/rows": 9}
-    stage = summarize_stage("dpo", validated(tmp_path, counts))
-    assert {row["what"]: row["count"] for row in stage["trouble"]} == {
+    [stage] = summarize_stages({"dpo": validated(tmp_path, counts)})
+    assert {row.what: row.count for row in stage.trouble} == {
         "dropped/bad_rows": 1,
         "validation/dropped/bad_rows": 2,
     }
-    assert stage["counts"] == {"validation/rows": 9}
+    assert stage.counts == {"validation/rows": 9}
 
 
 def test_figures_of_a_released_model_are_of_a_stage_of_the_report() -> None:
@@ -443,3 +495,17 @@ def test_figures_of_a_released_model_are_of_a_stage_of_the_report() -> None:
     says = "released: the report is not about 'dpo'; write a stage that `of` lists"
     with pytest.raises(Permanent, match=re.escape(says)):
         report.check({}, {})
+
+
+def test_what_has_examples_is_listed_with_its_count() -> None:
+    manifest = SimpleNamespace(
+        kind="published", key="k", seconds=1.0, attempts=1, created="", settings={}, models={},
+        reads={}, counts={"rows": 3, "repaired/x": 2},
+        examples={"repaired/x": ["r1", {"prompt": "p", "left": 2}]},
+    )  # fmt: skip
+    raw = cast(Any, SimpleNamespace(manifest=manifest, key="k"))
+    [stage] = summarize_stages({"raw": raw})
+    [line] = stage.trouble
+    assert (line.what, line.count) == ("repaired/x", 2)
+    assert line.examples == ("r1", "prompt: p\nleft: 2")
+    assert stage.counts == {}

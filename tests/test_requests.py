@@ -172,6 +172,26 @@ def test_a_judged_prompt_keeps_its_instruction_and_constraint() -> None:
     assert (comparison.first.text, comparison.second.text) == ("A", "B")
 
 
+def test_answers_that_are_judged_together_are_a_list() -> None:
+    aspects = judge_request(FORMS["aspects"].fields)
+    row = {"prompt": "p", "order_seed": "p1", "completions": [{"text": "a"}, {"text": "b"}]}
+    [judged] = parse(aspects, json.dumps({"requests": [row]}).encode()).requests
+    assert judged.row() == {
+        "prompt": "p", "instruction": "p", "constraint": None, "order_seed": "p1",
+    }  # fmt: skip
+    assert [answer["text"] for answer in judged.answers()] == ["a", "b"]
+    for wrong in ([], [{"text": "a"}] * 33):
+        error = refused(aspects, {"requests": [{**row, "completions": wrong}]})
+        assert error.param == "requests.0.completions"
+
+
+def test_answers_are_judged_in_the_order_of_the_fields() -> None:
+    row = {"second": {"text": "B"}, "prompt": "p", "first": {"text": "A"}}
+    body = judge_request(FORMS["pairwise"].fields)
+    [judged] = parse(body, json.dumps({"requests": [row]}).encode()).requests
+    assert [answer["text"] for answer in judged.answers()] == ["A", "B"]
+
+
 def test_a_judge_request_has_at_most_64_rows_and_200000_characters_per_answer() -> None:
     body = judge_request(FORMS["score"].fields)
 

@@ -4,6 +4,7 @@ keys."""
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import Request, Response
@@ -170,15 +171,39 @@ def test_a_gateway_that_needs_keys_does_not_start_without(
         Gateway({}, None, tmp_path / "votes.jsonl", {}, limits, keys_needed=True)
 
 
-def test_a_vote_about_a_model_that_is_not_served_is_refused(tmp_path: Path) -> None:
-    """Anything else could become training data under a served model's name."""
+@pytest.fixture
+def voters(tmp_path: Path) -> TestClient:
+    """A client of the routes of votes, at a gateway that serves the model dpo."""
     gateway, dispatcher = object.__new__(Gateway), object.__new__(Dispatcher)
     dispatcher._handles = {"dpo": None}  # type: ignore[dict-item]
     gateway._dispatcher, gateway._votes = dispatcher, VoteFile(tmp_path)
-    app = build_app([("POST", "/v1/votes", gateway._vote)], Keys([], per_minute=9))
-    client = TestClient(app, base_url=ADDRESS)
+    routes: list[tuple[str, str, Any]] = [
+        ("POST", "/v1/votes", gateway._vote),
+        ("DELETE", "/v1/votes/{id}", gateway._withdraw_vote),
+    ]
+    return TestClient(build_app(routes, Keys([], per_minute=9)), base_url=ADDRESS)
+
+
+def test_a_vote_is_taken_back_by_its_id(voters: TestClient) -> None:
+    owl = {"model": "dpo", "text": "An owl."}
+    vote = {"messages": PROMPT, "left": owl, "right": owl, "vote": "left", "blind": True}
+    row_id = voters.post("/v1/votes", json=vote).json()["id"]
+    for _ in range(2):  # a client that lost the first reply asks again
+        reply = voters.delete(f"/v1/votes/{row_id}")
+        assert (reply.status_code, reply.json()) == (200, {"id": row_id, "withdrawn": True})
+
+
+def test_a_vote_that_was_never_stored_cannot_be_taken_back(voters: TestClient) -> None:
+    reply = voters.delete("/v1/votes/v0")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "vote_not_found")
+    message = "no vote 'v0'; use an id that POST /v1/votes returned"
+    assert reply.json()["error"]["message"] == message
+
+
+def test_a_vote_about_a_model_that_is_not_served_is_refused(voters: TestClient) -> None:
+    """Anything else could become training data under a served model's name."""
     served, other = ({"model": name, "text": "An owl."} for name in ("dpo", "zzz"))
     vote = {"messages": PROMPT, "left": served, "right": served, "vote": "left"}
-    replies = [client.post("/v1/votes", json=vote | {"right": side}) for side in (served, other)]
+    replies = [voters.post("/v1/votes", json=vote | {"right": side}) for side in (served, other)]
     assert [reply.status_code for reply in replies] == [200, 404]
     assert "'zzz' not found; use one of dpo" in replies[1].json()["error"]["message"]

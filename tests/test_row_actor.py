@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,19 @@ def run(
     rows = [json.dumps({"id": str(number)}) for number in range(len(ends))]
     asyncio.run(actor({"row": rows}))
     return [from_entry(entry) for entry in Journal(folder).read_new()]
+
+
+def test_the_outcomes_of_a_block_are_on_the_storage_when_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").read_text())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run(tmp_path, GOOD, GOOD)
+    assert [text.count('"row"') for text in flushed] == [2]
 
 
 def answered(number: int) -> Answered:

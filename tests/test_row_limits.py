@@ -10,7 +10,8 @@ import pytest
 import yaml
 from in_process import Scripted, run_here, work_on
 
-from zephyr_ray import pipeline, rows
+from zephyr_ray import model_pool, rows
+from zephyr_ray.display import summarize
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.errors import Permanent, RowError
@@ -28,7 +29,7 @@ from zephyr_ray.outcomes import (
 from zephyr_ray.row_actor import RowActor
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, Journal
-from zephyr_ray.text import cleaning, completions, dialogues, feedback
+from zephyr_ray.text import cleaning, feedback
 from zephyr_ray.text.cleaning import Clean
 from zephyr_ray.text.completions import Completions
 from zephyr_ray.text.dialogues import SelfRefine
@@ -61,6 +62,22 @@ def run(
     monkeypatch.setattr(rows, "_execute", execute)
     ids = [{"id": str(number)} for number in range(count)]
     return rows.run_rows(work, ids, None, MODELS, empty), asked  # type: ignore[arg-type]
+
+
+def test_a_pass_has_models_of_one_engine_with_as_many_actors_and_rows_in_flight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execute(_: Work, found: Any, pending: list[Any], __: Any, members: list[Model]) -> None:
+        passes.append([model.name for model in members])
+        found.results |= {row["id"]: row for row in pending}
+
+    passes: list[list[str]] = []
+    monkeypatch.setattr(rows, "_execute", execute)
+    more: dict[str, dict[str, Any]] = {"b": {"concurrency": 2}, "c": {}, "d": {"actors": 3}}
+    models = [*MODELS, *(Model(name, RulesSettings(**how)) for name, how in more.items())]
+    asked = [{"id": model.name, "member": model.name} for model in models]
+    rows.run_rows(work_on(tmp_path), asked, None, models)  # type: ignore[arg-type]
+    assert passes == [["m", "c"], ["b"], ["d"]]
 
 
 def test_useless_results_within_the_limit_are_kept(
@@ -104,6 +121,20 @@ def test_useless_results_above_the_limit_are_asked_again(
     assert asked == ["0", "1"]
     assert [result["text"] for result in results[:3]] == ["new", "new", "text"]
     assert run(work, monkeypatch, [], 20) == (results, [])
+
+
+def test_useless_results_of_a_row_are_counted_over_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count tells the log of answers that the row asks for another answer."""
+    work = work_on(tmp_path)
+    for _ in range(2):
+        with pytest.raises(Permanent, match="every row failed"):
+            run(work, monkeypatch, [row(0), row(1)], 2)
+    outcomes = rows._Outcomes(work.journal("rows"), rows=2, flaw=empty)
+    outcomes.follow()
+    outcomes.prepare_retry()
+    assert outcomes.useless == {"0": 2, "1": 2} and not outcomes.results
 
 
 def act(folder: Path, program: Any, count: int, **arguments: Any) -> list[Outcome | None]:
@@ -206,7 +237,7 @@ def prompts(count: int) -> list[dict[str, Any]]:
 
 def test_empty_answers_are_of_no_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = engine("Eel.", Reply(" \u200b", "length"), Reply("", "stop"))
-    faults = run_here(monkeypatch, completions, answers)
+    faults = run_here(monkeypatch, model_pool, answers)
     work = work_on(tmp_path, prompts=prompts(3))
     work.models = {"m": MODELS[0]}
     Completions(models=["m"], prompts="prompts", max_tokens=24).run(work)
@@ -222,7 +253,7 @@ def test_a_dialogue_that_begins_with_an_empty_answer_is_of_no_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = engine("", "Why?", "Eel.", "Cod.", "Why?", "")
-    faults = run_here(monkeypatch, dialogues, answers)
+    faults = run_here(monkeypatch, model_pool, answers)
     work = work_on(tmp_path, prompts=prompts(2))
     work.models = {"m": MODELS[0]}
     SelfRefine(model="m", prompts="prompts", turns=2).run(work)
@@ -304,9 +335,9 @@ def test_the_last_line_says_what_is_missing_and_why() -> None:
         "empty": 2,
     }
     manifest = Manifest(kind="sft", key="k", files={}, counts=counts, seconds=12)
-    assert pipeline._summary(Artifact(Path(), manifest)) == (
+    assert summarize(Artifact(Path(), manifest)) == (
         "5 rows · 3 steps · 3 failed (content filter 2, too long 1) · "
         "97 dropped (unknown role 95, no answer 2) · 4 truncated · 2 empty · 12 s"
     )
     manifest = Manifest(kind="sft", key="k", files={}, counts={"rows": 5, "failed/rows": 0})
-    assert pipeline._summary(Artifact(Path(), manifest)).startswith("5 rows · ")
+    assert summarize(Artifact(Path(), manifest)).startswith("5 rows · ")

@@ -1,6 +1,7 @@
 """Tests row programs on real Ray Data actors with real vLLM engines and a tiny random model."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -10,14 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import psutil
 import pytest
 from ray import cloudpickle
 
+from zephyr_ray.chat import ChatFormat
 from zephyr_ray.engines.model import Model
+from zephyr_ray.engines.pool import EnginePool
 from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.engines.vllm import VllmSettings
 from zephyr_ray.errors import Permanent, RowError, Temporary
 from zephyr_ray.messages import assistant, user
+from zephyr_ray.models.checks import load_chat_format
 from zephyr_ray.models.contract import EngineDead
 from zephyr_ray.rows import run_rows
 from zephyr_ray.stage import Work
@@ -26,6 +32,21 @@ CONCURRENCY = 8
 SHORT, LONG = 4, 96
 """Tokens per answer of fast and slow rows; a random model rarely stops early."""
 FINISHED_BEFORE_KILL = 5
+RANKS = [[{"model": "a", "rank": rank}, {"model": "b", "rank": 3 - rank}] for rank in (1, 2)]
+SCORE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "rationale": {"type": "string"},
+        "score": {"type": "integer", "minimum": 1, "maximum": 10},
+    },
+    "required": ["rationale", "score"],
+    "additionalProperties": False,
+}
+GUIDED: list[dict[str, Any]] = [
+    {"schema": SCORE, "tokens": 96, "turns": 1},
+    {"schema": {"enum": RANKS}, "tokens": 96, "turns": 1},
+]
+"""A judge's verdicts: an object with a text, and a ranking, whose root is a list."""
 
 # Actors cannot import a test module, so the programs below are pickled by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -33,8 +54,9 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def work_in(folder: Path) -> Work:
-    return Work("stage", folder, seed=0, inputs={}, models={}, files={})
+def work_in(folder: Path, engines: EnginePool | None = None) -> Work:
+    engines = engines or EnginePool()
+    return Work("stage", folder, seed=0, inputs={}, models={}, files={}, engines=engines)
 
 
 def entries(work: Work) -> list[dict[str, Any]]:
@@ -62,12 +84,17 @@ async def mixed(row: dict[str, Any], ask: Any) -> dict[str, Any]:
         messages.append(user(row["prompt"]))
         note(row["diary"], row=row["id"], turn=turn, event="request")
         reply = await ask(
-            messages, max_tokens=row["tokens"], with_demonstrations=row.get("demonstrations", True)
+            messages,
+            max_tokens=row["tokens"],
+            with_demonstrations=row.get("demonstrations", True),
+            schema=row.get("schema"),
+            top_logprobs=row.get("top_logprobs", 0),
         )
         note(row["diary"], row=row["id"], turn=turn, event="answer")
         messages.append(assistant(reply.text))
         prompts.append(reply.prompt_tokens)
-    return {"id": row["id"], "messages": messages, "prompt_tokens": prompts}
+    first = reply.top_logprobs
+    return {"id": row["id"], "messages": messages, "prompt_tokens": prompts, "first": first}
 
 
 def _watch_steps(ask: Any, path: str) -> None:
@@ -110,6 +137,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_cluster:
         {"id": "shown", **common, **capital},
         {"id": "not shown", **common, **capital, "demonstrations": False},
         {"id": "other kind", **common, **capital, "constraint": {"kind": "lowercase"}},
+        *({"id": f"guided{i}", **common, **GUIDED[i % 2]} for i in range(8)),
+        {"id": "probed", **common, "tokens": 1, "turns": 1, "top_logprobs": 20},
     ]
     settings = VllmSettings(
         weights=str(tiny_model), temperature=1.0, top_p=1, concurrency=CONCURRENCY
@@ -163,10 +192,38 @@ def test_a_waiting_row_starts_as_soon_as_one_ends(run: Mixed) -> None:
     assert sum(at < first_batch_ends for at in starts) > CONCURRENCY
 
 
+def test_log_probabilities_are_those_of_the_model(run: Mixed, tiny_model: Path) -> None:
+    """transformers gives the same ones, but for the rounding of bf16."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    chat = load_chat_format(tiny_model, ChatFormat.to_ask)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
+    [row] = [row for row in run.rows if row["id"] == "probed"]
+    with torch.inference_mode():
+        logits = model(torch.tensor([chat.prompt([user(row["prompt"])])])).logits[0, -1]
+    values = logits.float().log_softmax(-1)
+    [tokens] = [result["first"] for result in run.results if result["id"] == "probed"]
+    # The sampled token is there too, even if it is not among the most likely ones.
+    most_likely = sorted((value for _, value in tokens), reverse=True)[:20]
+    assert most_likely == pytest.approx(values.topk(20).values.tolist(), abs=0.05)
+    for text, value in tokens:
+        ids = chat.tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) == 1:  # parts of characters have no text of their own
+            assert value == pytest.approx(float(values[ids[0]]), abs=0.05)
+
+
 def test_a_bad_row_fails_alone_and_is_counted_with_its_reason(run: Mixed) -> None:
     assert run.work.counts["failed/rows"] == 1
     [example] = run.work.examples["failed/rows"]
     assert example.startswith("too long: prompt of ") and "context of 512" in example
+
+
+def test_answers_with_a_schema_follow_it_even_of_a_random_model(run: Mixed) -> None:
+    answers = {r["id"]: r["messages"][-1]["content"] for r in run.results}
+    for number in range(8):
+        schema = GUIDED[number % 2]["schema"]
+        jsonschema.validate(json.loads(answers[f"guided{number}"], strict=False), schema)
 
 
 def test_demonstrations_of_the_same_constraint_precede_the_conversation(run: Mixed) -> None:
@@ -198,6 +255,55 @@ def test_a_second_attempt_asks_nothing_again(run: Mixed) -> None:
     assert entries(again) == before
     assert diary(Path(run.rows[0]["diary"])) == run.diary
     assert again.progress.resumed == again.progress.done == len(run.rows)
+
+
+# --- engines that stay up ------------------------------------------------------------------------
+
+
+async def where(row: dict[str, Any], ask: Any) -> dict[str, Any]:
+    """Tells on which engine and in which process the row runs, and the memory in use there."""
+    reply = await ask([user("Go on.")], max_tokens=SHORT)
+    engine = ask._engine
+    is_watched = "step" in vars(engine._engine)
+    memory = psutil.Process().memory_info().rss
+    place = {"pid": os.getpid(), "context": engine.context, "is_watched": is_watched}
+    return {"id": row["id"], "tokens": reply.completion_tokens, "memory": memory, **place}
+
+
+def resident() -> int:
+    """Returns the resident bytes of this process, Ray and its workers."""
+    this, total = psutil.Process(), 0
+    for process in (this, *this.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return total
+
+
+def test_the_next_stage_asks_the_running_engine_and_the_process_takes_another(
+    run: Mixed, tmp_path: Path
+) -> None:
+    """The engines have a KV cache of 1 GiB each, so that two at once would be seen."""
+    engines, settings = run.work.engines, run.model.settings
+    stages = [
+        Model("cool", settings.model_copy(update={"temperature": 0.1})),
+        Model("short", settings.model_copy(update={"context": 256})),
+        Model("longer", settings.model_copy(update={"context": 300})),
+    ]
+    [same], [short], [longer] = (
+        run_rows(work_in(tmp_path / model.name, engines), [{"id": "a"}], where, [model])
+        for model in stages
+    )
+    assert same["is_watched"] and not short["is_watched"] and not longer["is_watched"]
+    assert [place["context"] for place in (same, short, longer)] == [512, 256, 300]
+    assert same["pid"] == short["pid"] == longer["pid"]
+    assert longer["memory"] < same["memory"] + 2**29
+    before = resident()
+    engines.close()
+    with contextlib.suppress(
+        psutil.NoSuchProcess
+    ):  # a zombie has exited too; Ray has yet to notice
+        assert psutil.Process(same["pid"]).status() == psutil.STATUS_ZOMBIE
+    assert resident() < before - 2**30
 
 
 # --- a killed actor ------------------------------------------------------------------------------

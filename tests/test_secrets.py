@@ -31,7 +31,8 @@ from zephyr_ray.masking import has_credentials, masked
 from zephyr_ray.messages import user
 from zephyr_ray.recipe_file import refuse_secrets
 from zephyr_ray.row_actor import RowActor
-from zephyr_ray.tracking import Tracking
+from zephyr_ray.store import Artifact
+from zephyr_ray.tracking.pipeline_run import Tracking
 
 CANARIES = {
     "MY_JUDGE": "canary-in-api-key-env",  # named by the recipe only
@@ -203,6 +204,8 @@ def test_the_last_lines_name_the_server_without_its_password(
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert cli.main(["run", "small.yaml"]) == 0
+    runs = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning\n"
+    assert runs in capfd.readouterr().out
     monkeypatch.setenv("MLFLOW_TRACKING_URI", CANARIES["MLFLOW_TRACKING_URI"])
     assert cli.main(["run", "small.yaml"]) == 0
     output = capfd.readouterr()
@@ -335,16 +338,17 @@ def test_what_mlflow_stores(
     tracking = Tracking.open(folder, "r", "k", settings)
     client = tracking.client
     done = tracking.stage("done", "sft", "k1", settings)
-    done.finish(Manifest(kind="sft", key="k1", files={}, settings=settings), folder)
+    manifest = Manifest(kind="sft", key="k1", files={}, settings=settings)
+    done.finish(Artifact(folder, manifest))
     failed = tracking.stage("failed", "sft", "k2", settings)
     failed.fail(f"wrong key {key}")
     for run_id in (tracking.run_id, done.run_id, failed.run_id):
         assert client.get_run(run_id).data.params["model"] == "***"
     assert client.get_run(failed.run_id).data.tags["zephyr.error"] == "wrong key ***"
-    [model] = client.search_logged_models([tracking.experiment_id])
+    [model] = client.search_logged_models([tracking.experiment.id])
     assert model.params["model"] == "***"
-    [manifest] = (folder / "mlartifacts").rglob("manifest.json")
-    assert '"model": "***"' in manifest.read_text()
+    [logged] = (folder / "mlartifacts").rglob("manifest.json")
+    assert '"model": "***"' in logged.read_text()
     with monkeypatch.context() as patch:
         # The reason is masked also where no record factory is installed.
         patch.setattr(logging, "_logRecordFactory", logging.LogRecord)

@@ -3,16 +3,19 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from in_process import run, work_on
 from rapidfuzz.distance import Indel
 from rapidfuzz.process import cdist
 
 from zephyr_ray.models.constraints import DEFAULT_KINDS, KINDS, holds, validate
 from zephyr_ray.models.repetition import loops
+from zephyr_ray.text.prompts import Prompts
 
 SEEDS = Path(__file__).parents[1] / "configs" / "seeds"
 NEAR = 0.7  # ROUGE-L F from which two instructions count as near duplicates
@@ -35,8 +38,8 @@ TRAIN, HELDOUT, DEMONSTRATIONS = rows("train"), rows("heldout"), rows("demonstra
 
 
 def test_counts() -> None:
-    assert (len(TRAIN), len(HELDOUT), len(DEMONSTRATIONS)) == (150, 240, 30)
-    assert sum("constraint" in row for row in TRAIN) == 40
+    assert (len(TRAIN), len(HELDOUT), len(DEMONSTRATIONS)) == (100, 600, 30)
+    assert sum("constraint" in row for row in TRAIN) == 24
 
 
 @pytest.mark.parametrize(
@@ -65,16 +68,22 @@ def test_no_instruction_is_a_near_duplicate_of_another_in_any_file() -> None:
 
 
 def test_seed_constraints_are_valid_and_not_asked_for_in_the_instruction() -> None:
-    kinds = set()
     for row in TRAIN:
         if "constraint" not in row:
             continue
         constraint = row["constraint"]
         validate(constraint)
-        kinds.add(constraint["kind"])
         for phrasing in KINDS[constraint["kind"]].phrasings:
             assert phrasing.format(**constraint) not in row["instruction"]
-    assert kinds == set(DEFAULT_KINDS)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_prompts_made_of_the_seed_tasks_have_constraints_of_every_kind(
+    seed: int, tmp_path: Path
+) -> None:
+    work = replace(work_on(tmp_path), files={"seeds": SEEDS / "train.jsonl"})
+    made = run(Prompts(seeds="train.jsonl", seed=seed), work)
+    assert {row["constraint"]["kind"] for row in made} == set(DEFAULT_KINDS)
 
 
 def test_two_demonstrations_of_every_kind_with_different_arguments() -> None:

@@ -33,22 +33,31 @@ stages:
   self_instruct: {{kind: self_instruct, model: a, seeds: seeds.jsonl, count: 5}}
   self_refine: {{kind: self_refine, model: a, prompts: prompts}}
   other_dialogues: {{kind: self_refine, model: b, prompts: prompts}}
-  clean: {{kind: clean, dialogues: self_refine, judge: judge}}
   sft: {{kind: sft, model: a, data: self_refine}}
   completions: {{kind: completions, models: [a], prompts: prompts}}
   other_completions: {{kind: completions, models: [b], prompts: prompts}}
   more_completions: {{kind: completions, models: [b, a], prompts: prompts}}
-  feedback: {{kind: feedback, judge: judge, completions: completions}}
+  feedback: {{kind: feedback, judge: again, completions: completions}}
   other_feedback: {{kind: feedback, judge: strict, completions: completions}}
   preferences: {{kind: preferences, feedback: feedback}}
   other_pairs: {{kind: preferences, feedback: other_feedback}}
+  clean: {{kind: clean, dialogues: self_refine, judge: judge}}
   chosen: {{kind: chosen, pairs: preferences}}
   reference: {{kind: reference, model: a, data: preferences}}
   dpo: {{kind: dpo, model: a, data: preferences, loss: {{robust: 1, simpo: 1}}}}
-  pairwise: {{kind: pairwise, judge: judge, answers: [other_completions], baseline: completions}}
+  pairwise: {{kind: pairwise, judge: a, answers: [other_completions], baseline: completions}}
+  mt_bench_answers: {{kind: mt_bench_answers, models: [a]}}
+  other_answers: {{kind: mt_bench_answers, models: [b], questions: two_turns.jsonl}}
+  mt_bench: {{kind: mt_bench, judge: b, answers: [mt_bench_answers]}}
+  swapped: {{kind: pairwise, judge: judge, answers: [completions], baseline: other_completions}}
+  leaderboard: {{kind: leaderboard, of: [pairwise]}}
+  likelihood: {{kind: likelihood, models: [a], tasks: [sciq]}}
   report: {{kind: report, of: [sft]}}
-  votes: {{kind: votes, file: seeds.jsonl}}
+  votes: {{kind: votes, file: votes.jsonl}}
+  other_votes: {{kind: votes, file: other_votes.jsonl}}
+  corrected: {{kind: corrected, winrate: pairwise, votes: votes, judge: judge}}
   published: {{kind: published, makes: prompts, dataset: owner/set}}
+  outputs: {{kind: outputs, prompts: prompts, file: outputs.jsonl}}
 """
 
 TASKS = {"seeds": "other.jsonl", "count": 3, "constrained": 0.5, "seed": 1}
@@ -80,9 +89,18 @@ IN_KEY: dict[str, dict[str, Any]] = {
     },
     "clean": {
         "dialogues": "other_dialogues",
+        "prompts": "prompts",
+        "pairs": "preferences",
         "judge": "strict",
         "min_score": 5,
         "apart_from": "prompts",
+        "evaluation_sets": "seeds.jsonl",
+        "near_duplicates": 0.8,
+        "languages": ["en"],
+        "min_words": 2,
+        "max_words": 9,
+        "refusals": "drop",
+        "toxic_words": "seeds.jsonl",
         "seed": 1,
     },
     "sft": TRAINING | {"data": "other_dialogues", "packing": False},
@@ -94,9 +112,16 @@ IN_KEY: dict[str, dict[str, Any]] = {
         "max_tokens": 9,
         "seed": 1,
     },
-    "feedback": {"judge": "strict", "completions": "other_completions", "seed": 1},
+    "feedback": {
+        "judge": "strict",
+        "completions": "other_completions",
+        "forms": ["critique"],
+        "rated_again": 0.5,
+        "seed": 1,
+    },
     "preferences": {
         "feedback": "other_feedback",
+        "score": "overall",
         "rejected": "all",
         "ties": "keep",
         "min_margin": 1,
@@ -116,15 +141,46 @@ IN_KEY: dict[str, dict[str, Any]] = {
     },
     "pairwise": {
         "judge": "strict",
+        "form": "brackets",
         "answers": ["other_completions", "more_completions"],
         "baseline": "more_completions",
         "control": "more_completions",
         "seed": 1,
     },
+    "mt_bench_answers": {
+        "models": ["b"],
+        "questions": "two_turns.jsonl",
+        "max_tokens": 9,
+        "seed": 1,
+    },
+    "mt_bench": {
+        "judge": "a",
+        "answers": ["other_answers"],
+        "baseline": "a",
+        "seed": 1,
+    },
+    "leaderboard": {"of": ["swapped"], "style_control": True},
+    "outputs": {"prompts": "other_prompts", "file": "other.jsonl"},
+    "likelihood": {
+        "models": ["a", "b"],
+        "tasks": {"sciq": {"shots": 5}},
+        "questions": "seeds.jsonl",
+        "data": "hub",
+        "folder": "seeds.jsonl",
+        "limit": 3,
+        "context": 99,
+        "seed": 1,
+    },
     "reference": {"data": "other_pairs", "model": "b", "quantized": True}
     | {name: TRAINING[name] for name in ("max_length", "precision", "bad_rows")},
     "report": {"released": {"prompts": {"rows": 3}}, "of": ["dpo"], "title": "Mine"},
-    "votes": {"file": "other.jsonl"},
+    "votes": {"file": "other_votes.jsonl"},
+    "corrected": {
+        "winrate": "swapped",
+        "votes": "other_votes",
+        "judge": "strict",
+        "seed": 1,
+    },
     "published": {
         "makes": "pairs",
         "dataset": "owner/other",
@@ -134,6 +190,7 @@ IN_KEY: dict[str, dict[str, Any]] = {
         "columns": {"prompt": "question"},
         "limit": 3,
         "ties": "drop",
+        "exclude": {"source": ["truthful_qa"]},
     },
 }
 """By kind: the settings that decide the result, each with another value than the recipe's."""
@@ -152,34 +209,57 @@ HOW_IT_TRAINS = HOW_IT_SCORES | {
     "checkpoint_every": 3,
     "validate_every": 3,
 }
-ROW_PROGRAMS = ("self_instruct", "self_refine", "clean", "completions", "feedback", "pairwise")
+ROW_PROGRAMS = (
+    *("self_instruct", "self_refine", "clean", "completions", "feedback", "pairwise"),
+    *("mt_bench_answers", "mt_bench"),
+)
 NOT_IN_KEY: dict[str, dict[str, Any]] = {
     "sft": HOW_IT_TRAINS,
     "dpo": HOW_IT_TRAINS,
     "reference": HOW_IT_SCORES,
     "published": {"max_failed": 0.5},
+    "corrected": {"max_failed": 0.5, "give_up": ["v0"]},
+    "outputs": {"max_failed": 0.5},
 } | dict.fromkeys(ROW_PROGRAMS, {"max_failed": 0.5, "give_up": ["p0"]})
 
 MODEL: dict[str, dict[str, Any]] = {
     "vllm": {"engine": "vllm", "weights": "owner/a"},
     "openai": {"engine": "openai", "model": "m", "base_url": "http://a/v1"},
     "rules": {"engine": "rules"},
+    "reward": {"engine": "reward", "weights": "owner/a"},
+    "likelihood": {"engine": "likelihood", "weights": "owner/a"},
     "service": {"engine": "service", "base_url": "http://a"},
 }
-SAMPLING = {"temperature": 0.1, "top_p": 0.5, "demonstrations": "seeds.jsonl", "context": 99}
+SAMPLING = {
+    "temperature": 0.1,
+    "top_p": 0.5,
+    "demonstrations": "seeds.jsonl",
+    "questions": "questions.yaml",
+    "context": 99,
+}
 PROCESSES = {"actors": 3, "concurrency": 3}
 MODEL_IN_KEY: dict[str, dict[str, Any]] = {
     "vllm": SAMPLING | {"weights": "owner/b"},
     "openai": SAMPLING
     | {"base_url": "http://b/v1", "model": "n", "parameters": {"reasoning_effort": "low"}},
     "rules": {"relevance": "owner/encoder", "relevance_min": 0.5},
+    "reward": {"weights": "owner/b", "context": 99},
+    "likelihood": {"weights": "owner/b", "context": 99},
     "service": {"base_url": "http://b"},
 }
 MODEL_NOT_IN_KEY: dict[str, dict[str, Any]] = {
     "vllm": PROCESSES | {"gpus": 2},
-    "openai": PROCESSES | {"api_key_env": "OTHER_KEY", "price": [1, 2]},
+    "openai": PROCESSES
+    | {"api_key_env": "OTHER_KEY", "price": [1, 2]}
+    | {"requests_per_minute": 60, "tokens_per_minute": 9000, "batch": True},
     "rules": PROCESSES,
+    "reward": PROCESSES | {"gpus": 1},
+    "likelihood": PROCESSES | {"gpus": 1},
     "service": PROCESSES | {"api_key_env": "OTHER_KEY"},
+}
+VOTE = {
+    **{"prompt": "Name a pet.", "instruction": "Name a pet.", "constraint": None},
+    "completions": [{"model": "a", "text": "b", "finish_reason": "stop", "score": 5}] * 2,
 }
 ASKS = """
   prompts: {kind: prompts, seeds: seeds.jsonl}
@@ -200,7 +280,13 @@ TRAINS = """
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "seeds.jsonl").write_text('{"instruction": "Name a colour."}\n')
+    (tmp_path / "outputs.jsonl").write_text("")
     (tmp_path / "other.jsonl").write_text('{"instruction": "Name a fruit."}\n')
+    two_turns = {"question_id": 1, "category": "math", "turns": ["What is 2 + 2?", "And 3 + 3?"]}
+    (tmp_path / "two_turns.jsonl").write_text(json.dumps(two_turns))
+    for name in ("votes", "other_votes"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({**VOTE, "id": name}))
+    (tmp_path / "questions.yaml").write_text("score: $prompt $answer $reply\n")
     return tmp_path
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from zephyr_ray.filters.held_out import NEAR
 from zephyr_ray.models.constraint_kinds import words
 from zephyr_ray.models.constraints import holds
 from zephyr_ray.models.repetition import loops
 from zephyr_ray.models.similarity import SimilarityIndex, split_words
-from zephyr_ray.text.cleaning import NEAR
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.engines.vllm import VllmSettings
 from zephyr_ray.errors import Permanent, Temporary
@@ -26,7 +27,7 @@ from zephyr_ray.store import (
     write_atomically,
     write_rows,
 )
-from zephyr_ray.tracking import Tracking
+from zephyr_ray.tracking.pipeline_run import Tracking
 
 PARTS = {"kind": "sft", "version": 1, "settings": {"epochs": 1.0, "model": "größe", "lora": None}}
 
@@ -172,6 +173,13 @@ def test_a_file_is_written_whole_or_not_at_all(
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, "new and longer")
     assert path.read_text() == "old"
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path / "page.html", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_journal_passes_over_a_half_written_line(tmp_path: Path) -> None:
@@ -333,7 +341,12 @@ def run_judged_by(folder: Path, judge: dict[str, Any]) -> Path:
     """A run whose comparison an earlier version made; each model has settings of all engines."""
     others = {"weights": "", "base_url": None, "temperature": 0.7, "gpus": 0.0, "relevance": None}
     manifest = {
-        **{"kind": "pairwise", "key": "k", "files": {}, "settings": {"judge": "judge"}},
+        **{
+            "kind": "pairwise",
+            "key": "k",
+            "files": {},
+            "settings": {"judge": "judge", "control": None},
+        },
         "models": {"judge": {**others, **judge}},
     }
     (folder / "data" / "winrate").mkdir(parents=True)
@@ -351,6 +364,29 @@ def test_the_judge_of_an_earlier_version_is_read(tmp_path: Path) -> None:
         judge_of(run_judged_by(tmp_path / "c", {"engine": "service", "base_url": "http://x"}))
         is None
     )
+
+
+def test_the_judge_of_a_run_is_that_of_its_comparison(tmp_path: Path) -> None:
+    run = run_judged_by(tmp_path, {"engine": "rules"})
+    for name, settings in {"board": {"of": ["winrate"]}, "two_turns": {"judge": "weak"}}.items():
+        weak = {"weak": {"engine": "likelihood", "weights": "w"}}
+        (run / "data" / name).mkdir()
+        manifest = {"kind": name, "key": "k", "files": {}, "settings": settings, "models": weak}
+        (run / "data" / name / "manifest.json").write_text(json.dumps(manifest))
+        (run / "data" / name / "result.json").write_text("{}")
+    found = judge_of(run)
+    assert found and found.name == "judge"
+
+
+def test_the_judge_of_a_run_keeps_its_questions(tmp_path: Path) -> None:
+    questions = tmp_path / "mine.yaml"
+    questions.write_text("score: $prompt $answer $reply\n")
+    settings = VllmSettings(weights="w", questions="mine.yaml")
+    judge = RecipeModel("judge", settings, {}, {"questions": questions}).to_model({})
+    run = run_judged_by(tmp_path / "a", judge.facts())
+    questions.unlink()
+    served = judge_of(run)
+    assert served and served.wordings == {"score": "$prompt $answer $reply"}
 
 
 def test_a_judge_with_settings_that_are_no_longer_valid_is_one_line(tmp_path: Path) -> None:

@@ -204,6 +204,16 @@ def test_a_value_may_be_a_mapping_or_nothing(path: Path) -> None:
     assert recipe.variants["sft-lora-r-8"].settings == {"sft.lora": {"r": 8}}
 
 
+def test_a_swept_loss_keeps_all_its_parts(path: Path, tmp_path: Path) -> None:
+    losses = "{dpo.loss: [sigmoid, {sigmoid: 1, nll: 0.5}, {ipo: 1, nll: 2}]}"
+    recipe = swept(path, losses)
+    assert values(recipe, "nll_weight") == {
+        **{"dpo-loss-sigmoid": 0, "dpo-loss-sigmoid-1-nll-0.5": 0.5, "dpo-loss-ipo-1-nll-2": 2},
+    }
+    plain = keys(load(path, KINDS, ["dpo.loss={ipo: 1, nll: 2}"]), tmp_path)
+    assert keys(recipe, tmp_path)["dpo-loss-ipo-1-nll-2"] == plain["dpo"]
+
+
 def test_a_rate_of_a_swept_stage_is_that_of_each_variant(path: Path) -> None:
     rates = "hardware={gpu_memory_gib: 80, rows_per_second: {dpo: 8, sft: 20}}"
     hardware = swept(path, "{dpo.beta: [0.1, 0.5]}", rates).hardware
@@ -247,6 +257,10 @@ REFUSED = {
     "wrong type": (["sweep={dpo.beta: [0.1, x]}"], "stage 'dpo': setting 'beta': .*got 'x'"),
     "out of range": (["sweep={dpo.beta: [0.1, 0]}"], "stage 'dpo': setting 'beta': .*got 0"),
     "equal values": (["sweep={dpo.beta: [0.1, '1e-1']}"], "dpo.beta: the value 0.1 appears twice"),
+    "equal mappings": (
+        ["sweep={dpo.loss: [sigmoid, {sigmoid: 1}]}"],
+        "dpo.loss: the value sigmoid-1 appears twice; remove one",
+    ),
     "equal names": (
         ["sweep={prompts.seeds: [a b.jsonl, a-b.jsonl]}"],
         "prompts.seeds: two values would both be named a-b.jsonl",

@@ -10,7 +10,8 @@ from test_report import STAGES, headings, labels, make, words, write
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.report.page import Report
-from zephyr_ray.report.plots import COLORS, draw
+from zephyr_ray.report.plots import draw
+from zephyr_ray.report.plots.figure import COLORS
 from zephyr_ray.report.sweep_section import sweep_section
 from zephyr_ray.section import Bars, Chapter, Curve, Interval, Place, Section, Table, Trend
 from zephyr_ray.stage import Variant, Work
@@ -74,7 +75,7 @@ def test_the_page_opens_with_the_sweep(swept: str) -> None:
     assert headings(swept)[:3] == ["Sweep", "Result", "Training"]
     assert (
         '<p class="headline">dpo-beta-0.1 has the highest win rate against base of 3 variants, '
-        "0.74 [0.69, 0.79], which may be chance: its interval overlaps those of 1 of the 2 others."
+        "0.74 [0.69, 0.79], which may be chance: it is not clearly better than 1 of the 2 others."
     ) in swept
 
 
@@ -230,8 +231,8 @@ def test_a_clear_winner_is_no_chance() -> None:
     section = sweep_section(BETAS, {"winrate": bars(rates)})
     assert section
     assert section.headline == (
-        "dpo-beta-0.1 has the highest rate of 3 variants, 0.90 [0.80, 1.00]; its interval overlaps "
-        "no other."
+        "dpo-beta-0.1 has the highest rate of 3 variants, 0.90 [0.80, 1.00]; it is clearly "
+        "better than every other."
     )
 
 
@@ -240,8 +241,19 @@ def test_the_headline_of_two_variants() -> None:
     assert section
     assert section.headline == (
         "dpo-beta-0.5 has the highest rate of 2 variants, 0.55 [0.45, 0.65], which may be chance: "
-        "its interval overlaps that of the other."
+        "it is not clearly better than the other."
     )
+
+
+@pytest.mark.parametrize(("low", "says"), [(0.01, "clearly better than every"), (0.0, "chance")])
+def test_a_paired_difference_decides_although_intervals_overlap(low: float, says: str) -> None:
+    first, second, *_ = BETAS
+    rates = {first: Interval(0.5, 0.4, 0.6), second: Interval(0.55, 0.45, 0.65)}
+    difference = (second, first, Interval(0.05, low, 0.1))
+    block = Bars("Rate", tuple(rates.items()), differences=(difference,))
+    chapter = Chapter("Result", Place.RESULT, (block,))
+    section = sweep_section(BETAS, {"winrate": Section((chapter,))})
+    assert section and says in section.headline
 
 
 def test_the_final_validation_is_an_outcome_too() -> None:
@@ -261,7 +273,7 @@ def test_figures_of_a_released_model_are_set_beside_each_variant(tmp_path: Path)
     trainings = [training(tmp_path, name, 0.5) for name in BETAS]
     released = {"dpo": {"train/loss_final": 0.7496}}
     html = page(tmp_path, BETAS, *trainings, released=released)
-    chapter = html.partition("<h2>Compared with the released model<")[2].partition("</section>")[0]
+    chapter = html.partition("<h2>Compared with released figures<")[2].partition("</section>")[0]
     assert [name for name in BETAS if f"#stage-{name}" in chapter] == list(BETAS)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from in_process import Scripted, run, run_here, work_on
 
+from zephyr_ray import model_pool
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.engines.vllm import VllmSettings
@@ -20,12 +21,13 @@ from zephyr_ray.messages import assistant, plain, user
 from zephyr_ray.models.constraint_kinds import KINDS
 from zephyr_ray.models.contract import Reply
 from zephyr_ray.models.similarity import SimilarityIndex, diversity
+from zephyr_ray.principles import draw
 from zephyr_ray.section import Text
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, read_jsonl
-from zephyr_ray.text import feedback, prompts
+from zephyr_ray.text import feedback
 from zephyr_ray.text.cleaning import Clean
-from zephyr_ray.text.completions import PRINCIPLES, complete
+from zephyr_ray.text.completions import complete
 from zephyr_ray.text.dialogues import self_refine
 from zephyr_ray.text.feedback import Feedback
 from zephyr_ray.text.preferences import Chosen, Preferences
@@ -124,17 +126,18 @@ def test_read_list(text: str, complete_: bool, items: list[str]) -> None:
 
 
 def test_complete_puts_the_principle_in_the_system_prompt() -> None:
-    principle = PRINCIPLES["honesty"]
     ask = Scripted("A cat.")
-    row = {"id": "p1/0", "member": "base", "system": principle, "prompt": "Name a pet."}
-    answer = asyncio.run(complete(row, ask, max_tokens=7))
+    row = {"id": "p1/0", "member": "base", "sample": 0, "prompt": "Name a pet.", "source": "t1"}
+    answer = asyncio.run(complete(row, ask, max_tokens=7, principles=True, seed=3))
+    principle = draw(3, row)
     assert ask.requests == [
-        ([{"role": "system", "content": principle}, user("Name a pet.")], 7, True)
+        ([{"role": "system", "content": principle.system}, user("Name a pet.")], 7, True)
     ]
     assert answer == {
         "id": "p1/0",
         "model": "base",
-        "system": principle,
+        "principle": principle.name,
+        "system": principle.system,
         "text": "A cat.",
         "finish_reason": "stop",
         "tokens": 3,
@@ -143,7 +146,7 @@ def test_complete_puts_the_principle_in_the_system_prompt() -> None:
 
 def test_complete_without_a_principle_has_no_system_prompt() -> None:
     ask = Scripted("A cat.")
-    row = {"id": "p1/0", "member": "base", "system": None, "prompt": "Name a pet."}
+    row = {"id": "p1/0", "member": "base", "sample": 0, "prompt": "Name a pet."}
     asyncio.run(complete(row, ask, max_tokens=7))
     assert ask.requests[0][0] == [user("Name a pet.")]
 
@@ -195,13 +198,13 @@ def test_rouge_l_equals_the_textbook_algorithm() -> None:
 def test_diversity_of_three_texts_by_hand() -> None:
     # Words: write a poem | write a song | name three birds: 9 words, 7 kinds; 6 pairs, 5 kinds.
     figures = diversity(["Write a poem.", "Write a song.", "Name three birds."])
-    assert figures["distinct_1"] == round(7 / 9, 4)
-    assert figures["distinct_2"] == round(5 / 6, 4)
-    assert figures["nearest_max"] == round(2 / 3, 4)
-    assert figures["nearest_mean"] == round((2 / 3 + 2 / 3 + 0) / 3, 4)
+    assert figures["distinct_1"] == 7 / 9
+    assert figures["distinct_2"] == 5 / 6
+    assert figures["nearest_max"] == pytest.approx(2 / 3)
+    assert figures["nearest_mean"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
     assert figures["openings"] == 2.0
     bits = 2 / 3 * math.log2(3 / 2) + 1 / 3 * math.log2(3)
-    assert figures["openings_bits"] == round(bits, 4)
+    assert figures["openings_bits"] == pytest.approx(bits)
 
 
 def test_diversity_of_one_text_and_of_none() -> None:
@@ -334,7 +337,7 @@ def self_instruct(
     """Returns the requests to the model, the prompts made from 20 seed tasks, and the counts."""
     folder.mkdir()
     work, engine = work_on(folder), Inventor()
-    run_here(monkeypatch, prompts, engine)
+    run_here(monkeypatch, model_pool, engine)
     work.models = {"base": Model("base", VllmSettings(weights="w"))}
     tasks = ({"instruction": f"Describe e{n} f{n} g{n} h{n}"} for n in range(20))
     work.files = seeds_file(folder, *tasks)
@@ -419,6 +422,7 @@ def test_a_task_at_exactly_the_similarity_limit_is_kept(tmp_path: Path) -> None:
 def test_self_instruct_with_enough_seeds_asks_no_model(tmp_path: Path) -> None:
     held_out = [{"id": "h1", "instruction": "Which river is the longest one"}]
     work = work_on(tmp_path, heldout=held_out)
+    work.models = {"base": Model("base", VllmSettings(weights="w"))}
     work.files = seeds_file(
         tmp_path,
         {"instruction": "Name three kinds of trees"},
@@ -467,7 +471,10 @@ def test_clean_cuts_before_the_first_bad_answer(tmp_path: Path) -> None:
         "dropped/duplicate": 1,
         "dropped dialogues": 1,
     }
-    assert work.examples["dropped/unhelpful assistant"][0] == {"prompt": "Q4?", "answer": BAD}
+    assert work.examples["dropped/unhelpful assistant"] == [
+        {"prompt": "Q4?", "answer": BAD, "left": "the exchanges before it: 1"},
+        {"prompt": "Q6?", "answer": BAD, "left": "nothing"},
+    ]
 
 
 def test_clean_corrects_capitals_and_keeps_examples(tmp_path: Path) -> None:
@@ -616,6 +623,26 @@ def test_rejected_all_is_every_other(tmp_path: Path) -> None:
     assert [row["id"] for row in read_jsonl(work.folder / "rows.jsonl")] == ["p1/0", "p1/1", "p1/2"]
 
 
+def test_rejected_delta_pairs_the_models_with_the_highest_and_the_lowest_mean(
+    tmp_path: Path,
+) -> None:
+    # Mean scores: cow 6, cat 5, emu 5, dog 11/3; the scores of a pair still decide who wins it.
+    rows = [
+        FOUR,
+        rated("p2", ("cat", 1), ("dog", 2), ("cow", 9), ("emu", 8)),
+        rated("p3", ("cow", 2), ("dog", 5)),
+    ]
+    pairs, _ = pairs_of(tmp_path, rows, rejected="delta")
+    assert pairs == [("cow", "dog"), ("cow", "dog"), ("dog", "cow")]
+
+
+def test_rejected_delta_pairs_two_answers_of_a_single_model(tmp_path: Path) -> None:
+    row = rated("p1", ("cat", 3), ("dog", 8))
+    for completion in row["completions"]:
+        completion["model"] = "m"
+    assert pairs_of(tmp_path, [row], rejected="delta")[0] == [("dog", "cat")]
+
+
 def test_rejected_random_is_any_other_and_follows_the_seed(tmp_path: Path) -> None:
     rows = [{**FOUR, "id": f"p{n}"} for n in range(300)]
     runs = []
@@ -659,6 +686,14 @@ def test_min_chosen(tmp_path: Path) -> None:
     pairs, work = pairs_of(tmp_path, rows, rejected="lowest", min_chosen=9)
     assert pairs == [("cat", "emu")]
     assert work.counts["dropped/no answer good enough to choose"] == 1
+
+
+def test_scores_on_another_scale_have_no_minimum_unless_one_is_set(tmp_path: Path) -> None:
+    rows = [rated("p1", ("cat", -0.5), ("dog", -7)), rated("p2", ("ant", -3), ("bee", -4))]
+    (tmp_path / "all").mkdir()
+    assert pairs_of(tmp_path / "all", rows)[0] == [("cat", "dog"), ("ant", "bee")]
+    (tmp_path / "best").mkdir()
+    assert pairs_of(tmp_path / "best", rows, min_chosen=-2)[0] == [("cat", "dog")]
 
 
 def test_equal_texts_are_never_a_pair(tmp_path: Path) -> None:
@@ -815,25 +850,26 @@ def test_votes_of_an_earlier_version_are_not_passed_over(named: str, tmp_path: P
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("[1]", "line 1: not a vote"),
+        ("[1]", "line 1: not a vote: it is not a JSON object; correct or remove it"),
         ('{"id": "v1", "prom', "has no votes"),
-        ('{"id": "v1", "prompt": "Q"}', "line 1: not a vote"),
-        (
-            '{"id": "1", "prompt": "Q", "completions": [{"text": "a", "score": 1}, {"text": "b"}]}',
-            "line 1: not a vote",
-        ),
+        ('{"id": "v1", "prompt": "Q"}', "needs a text in 'instruction'"),
         ("", "has no votes"),
-        (json.dumps({**VOTE, "completions": VOTE["completions"][:1]}), "line 1: not a vote"),
-        (json.dumps({**VOTE, "completions": VOTE["completions"] * 2}), "line 1: not a vote"),
-        (json.dumps({**VOTE, "context": "Hello."}), "line 1: not a vote"),
-        (json.dumps({**VOTE, "instruction": None}), "line 1: not a vote"),
-        (json.dumps({**VOTE, "constraint": "json"}), "line 1: not a vote"),
+        (json.dumps({**VOTE, "completions": VOTE["completions"][:1]}), "needs two answers"),
+        (json.dumps({**VOTE, "completions": VOTE["completions"] * 2}), "needs two answers"),
+        (json.dumps({**VOTE, "context": "Hello."}), "a 'context' that is not a list"),
+        (json.dumps({**VOTE, "instruction": None}), "needs a text in 'instruction'"),
+        (json.dumps({**VOTE, "constraint": "json"}), "a 'constraint' that is neither"),
+        (json.dumps({**VOTE, "blind": "yes"}), "a 'blind' that is neither"),
         (
             json.dumps({**VOTE, "completions": [{"text": "a", "score": 1}] * 2}),
-            "line 1: not a vote",
+            "needs a text in 'model' of both",
         ),
-        (json.dumps({**VOTE, "context": None}), "line 1: not a vote"),
-        (json.dumps({**VOTE, "id": 1}), "line 1: not a vote"),
+        (
+            json.dumps({**VOTE, "completions": [{**a, "score": "1"} for a in VOTE["completions"]]}),
+            "needs a number in 'score' of both",
+        ),
+        (json.dumps({**VOTE, "context": None}), "a 'context' that is not a list"),
+        (json.dumps({**VOTE, "id": 1}), "needs a text in 'id'"),
     ],
 )
 def test_a_file_without_votes_is_one_line(line: str, says: str, tmp_path: Path) -> None:

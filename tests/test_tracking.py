@@ -4,6 +4,7 @@ import json
 import logging
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ import pytest
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import Manifest
-from zephyr_ray.tracking import Tracking
+from zephyr_ray.store import Artifact, content_key
+from zephyr_ray.tracking.pipeline_run import Tracking
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ BARE = Manifest(kind="sft", key="k", files={})
 
 
 @pytest.fixture
-def artifact(tmp_path: Path) -> tuple[Manifest, Path]:
+def artifact(tmp_path: Path) -> Artifact:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
@@ -43,7 +45,7 @@ def artifact(tmp_path: Path) -> tuple[Manifest, Path]:
         counts={"rows": 25, "dropped/too long": 3, "loss": 1.5},
         seconds=12.5,
     )
-    return manifest, tmp_path
+    return Artifact(tmp_path, manifest)
 
 
 def test_stage_run_is_nested_under_the_parent(storage: Path) -> None:
@@ -65,7 +67,7 @@ def test_resumed_pipeline_goes_on_in_its_runs(storage: Path) -> None:
     again = Tracking.open(storage, "resumed", "k0", {"actors": 4})
     assert again.run_id == first.run_id
     assert again.stage("sft", "sft", "k1", {}).run_id == stage.run_id
-    assert len(again.client.search_runs([again.experiment_id])) == 2
+    assert len(again.client.search_runs([again.experiment.id])) == 2
     assert again.client.get_run(again.run_id).info.status == "RUNNING"
     assert again.client.get_run(stage.run_id).info.status == "RUNNING"
 
@@ -80,7 +82,7 @@ def test_step_metrics_stand_beside_params_in_one_run(storage: Path, tmp_path: Pa
     stage = tracking.stage("dpo", "dpo", "k1", {"beta": 0.1})
     for step in range(250):
         stage.log_metrics({"loss": 250 - step, "rewards/margins": step, "note": "text"}, step)
-    stage.finish(BARE, tmp_path)
+    stage.finish(Artifact(tmp_path, BARE))
     run = tracking.client.get_run(stage.run_id)
     history = tracking.client.get_metric_history(stage.run_id, "rewards/margins")
     assert [(m.step, m.value) for m in history] == [(i, i) for i in range(250)]
@@ -96,7 +98,7 @@ def test_numbers_are_sent_every_two_seconds_or_hundred(
     stage = Tracking.open(storage, "batches", "k0", {}).stage("dpo", "dpo", "k1", {})
     now, sent = 1000.0, []
     monkeypatch.setattr(
-        "zephyr_ray.tracking.time", SimpleNamespace(monotonic=lambda: now, time=time.time)
+        "zephyr_ray.tracking.stage_run.time", SimpleNamespace(monotonic=lambda: now, time=time.time)
     )
     monkeypatch.setattr(
         stage._client, "log_batch", lambda run_id, metrics: sent.append(len(metrics))
@@ -116,14 +118,11 @@ def test_numbers_are_sent_every_two_seconds_or_hundred(
     assert sent == [1, 91, 100]
 
 
-def test_finished_stage_shows_counts_and_artifacts(
-    storage: Path, artifact: tuple[Manifest, Path]
-) -> None:
-    manifest, folder = artifact
+def test_finished_stage_shows_counts_and_artifacts(storage: Path, artifact: Artifact) -> None:
     tracking = Tracking.open(storage, "artifacts", "k0", {})
     stage = tracking.stage("sft", "sft", "k1", {})
-    stage.finish(manifest, folder)
-    stage.finish(manifest, folder)
+    stage.finish(artifact)
+    stage.finish(artifact)
     client = tracking.client
     metrics = client.get_run(stage.run_id).data.metrics
     assert metrics == {"rows": 25, "dropped/too long": 3, "loss": 1.5, "seconds": 12.5}
@@ -134,38 +133,123 @@ def test_finished_stage_shows_counts_and_artifacts(
     assert (storage / "mlartifacts").is_dir()
 
 
-def test_trained_model_is_a_logged_model_of_its_run(
-    storage: Path, artifact: tuple[Manifest, Path]
-) -> None:
-    manifest, folder = artifact
+def test_trained_model_is_a_logged_model_of_its_run(storage: Path, artifact: Artifact) -> None:
     tracking = Tracking.open(storage, "models", "k0", {})
     stage = tracking.stage("sft.full", "sft", "k1", {})
-    stage.finish(manifest, folder)
-    stage.finish(manifest, folder)
-    [model] = tracking.client.search_logged_models([tracking.experiment_id])
+    stage.finish(artifact)
+    stage.finish(artifact)
+    [model] = tracking.client.search_logged_models([tracking.experiment.id])
     assert (model.name, model.source_run_id, model.status) == ("sft_full", stage.run_id, "READY")
     assert model.params == {"epochs": "1", "model": "base"}
     assert {m.key: m.value for m in model.metrics}["loss"] == 1.5
-    assert model.tags["zephyr.weights"] == str(folder / "model")
+    assert model.tags["zephyr.weights"] == str(artifact.folder / "model")
     outputs = tracking.client.get_run(stage.run_id).outputs.model_outputs
     assert [o.model_id for o in outputs] == [model.model_id]
     assert not list(storage.rglob("*.safetensors"))
 
 
-def test_reused_stage_is_a_tag_of_the_parent(storage: Path) -> None:
+@pytest.fixture
+def pairs(tmp_path: Path) -> Artifact:
+    """A data set of two rows."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    rows = [{"id": "a", "chosen": [{}], "score": 0.5, "meta": {}, "note": None}, {"id": "b"}]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    key = content_key({"some": "pairs"})
+    return Artifact(folder, Manifest(kind="preferences", key=key, files={}, counts={"rows": 2}))
+
+
+def test_data_set_is_an_input_of_the_run_that_reads_it(
+    storage: Path, tmp_path: Path, pairs: Artifact
+) -> None:
+    tracking = Tracking.open(storage, "data", "k0", {})
+    tracking.cached("pairs", pairs)
+    params = {"model": "base", "data": "pairs", "validation": ["pairs"]}
+    stage = tracking.stage("dpo", "dpo", "k1", params, reads=["pairs"])
+    [read] = tracking.client.get_run(stage.run_id).inputs.dataset_inputs
+    data = read.dataset
+    assert (data.name, data.digest) == ("pairs", content_key({"some": "pairs"}))
+    assert json.loads(data.source) == {"uri": str(pairs.folder)}
+    assert json.loads(data.profile) == {"num_rows": 2}
+    columns = json.loads(data.schema)["mlflow_colspec"]
+    assert [(c["name"], c["type"]) for c in columns] == [
+        *(("id", "string"), ("chosen", "array"), ("score", "double"), ("meta", "object"))
+    ]
+    assert [(t.key, t.value) for t in read.tags] == [("mlflow.data.context", "data, validation")]
+    stage.finish(Artifact(tmp_path, BARE))
+    assert len(tracking.client.get_run(stage.run_id).inputs.dataset_inputs) == 1
+
+
+def test_model_is_an_input_of_the_run_that_reads_it(
+    storage: Path, artifact: Artifact, tmp_path: Path
+) -> None:
+    tracking = Tracking.open(storage, "reads", "k0", {})
+    trained = tracking.stage("sft", "sft", "k1", {})
+    trained.finish(artifact)
+    stage = tracking.stage("dpo", "dpo", "k2", {"model": "sft"}, reads=["sft"])
+    [model] = tracking.client.search_logged_models([tracking.experiment.id])
+    [read] = tracking.client.get_run(stage.run_id).inputs.model_inputs
+    assert read.model_id == model.model_id and model.source_run_id == trained.run_id
+
+
+def test_figures_of_models_are_metrics_of_the_models(
+    storage: Path, artifact: Artifact, pairs: Artifact
+) -> None:
+    """As the reused model was trained by a run of another recipe, it is recorded first."""
+    tracking = Tracking.open(storage, "figures", "k0", {})
+    tracking.cached("sft", artifact)
+    counts = {"dropped/long": 3, "win_rate/base": 0.5, "win_rate/sft": 0.745, "turn/1/sft": 7}
+    judged = replace(pairs, manifest=pairs.manifest.model_copy(update={"counts": counts}))
+    stage = tracking.stage("winrate", "pairwise", judged.key, {})
+    stage.finish(judged)
+    stage.finish(judged)
+    client = tracking.client
+    [model] = client.search_logged_models([tracking.experiment.id])
+    measured = {m.key: (m.value, m.dataset_name, m.dataset_digest) for m in model.metrics}
+    assert measured["winrate/win_rate"] == (0.745, "winrate", judged.key)
+    assert measured["winrate/turn/1"] == (7, "winrate", judged.key)
+    assert {name for name in measured if name.startswith("winrate")} == {
+        *("winrate/win_rate", "winrate/turn/1")
+    }
+    trained = client.get_run(model.source_run_id)
+    assert trained.data.tags["zephyr.stage"] == "sft" and trained.info.status == "FINISHED"
+    assert trained.data.metrics["winrate/win_rate"] == 0.745
+    assert client.get_run(stage.run_id).data.metrics == counts
+
+
+def test_experiment_opens_on_its_runs_unless_a_person_chose_another_kind(storage: Path) -> None:
+    tracking = Tracking.open(storage, "kind", "k0", {})
+    client = tracking.client
+    runs = f"/#/experiments/{tracking.experiment.id}/runs?workflowType=machine_learning"
+    assert tracking.page == runs
+
+    def kind_after(kind: str) -> str:
+        """Returns the kind of an experiment of this kind after a pipeline used it."""
+        tags = {"mlflow.experimentKind": kind} if kind else {}
+        client.create_experiment(f"kind {kind}", tags=tags)
+        Tracking.open(storage, f"kind {kind}", "k0", {})
+        return client.get_experiment_by_name(f"kind {kind}").tags["mlflow.experimentKind"]
+
+    own = "custom_model_development"
+    assert client.get_experiment_by_name("kind").tags["mlflow.experimentKind"] == own
+    assert kind_after("") == own  # made by an earlier version
+    assert kind_after("genai_development_inferred") == own
+    assert kind_after("finetuning") == "finetuning"
+
+
+def test_reused_stage_is_a_tag_of_the_parent(storage: Path, artifact: Artifact) -> None:
     tracking = Tracking.open(storage, "cached", "k0", {})
-    tracking.cached("sft", "k1")
+    tracking.cached("sft", artifact)
     assert tracking.client.get_run(tracking.run_id).data.tags["zephyr.cached.sft"] == "k1"
-    assert len(tracking.client.search_runs([tracking.experiment_id])) == 1
+    assert len(tracking.client.search_runs([tracking.experiment.id])) == 1
 
 
 def test_run_left_open_by_a_kill_is_completed_when_its_stage_is_reused(
-    storage: Path, artifact: tuple[Manifest, Path]
+    storage: Path, artifact: Artifact
 ) -> None:
-    manifest, folder = artifact
     tracking = Tracking.open(storage, "late", "k0", {})
     stage = tracking.stage("sft", "sft", "k1", {})
-    tracking.cached("sft", "k1", manifest, folder)
+    tracking.cached("sft", artifact)
     run = tracking.client.get_run(stage.run_id)
     assert (run.info.status, run.data.metrics["rows"]) == ("FINISHED", 25)
 
@@ -175,7 +259,7 @@ def test_names_and_values_beyond_the_limits_are_cut(storage: Path, tmp_path: Pat
     assert tracking.client.get_run(tracking.run_id).data.params == {"long": "x" * 6000, "a_b": "1"}
     stage = tracking.stage("s", "clean", "k1", {f"p{i}": i for i in range(150)})
     counts = {"dropped/„as an AI“": 2, "a//b": 1}
-    stage.finish(BARE.model_copy(update={"counts": counts}), tmp_path)
+    stage.finish(Artifact(tmp_path, BARE.model_copy(update={"counts": counts})))
     run = tracking.client.get_run(stage.run_id)
     assert run.data.metrics == {"dropped/_as an AI_": 2, "a/b": 1}
     assert len(run.data.params) == 151
@@ -246,6 +330,6 @@ def test_hiccup_in_mid_run_warns_once_and_loses_no_metric(
     assert [r.name for r in caplog.records].count("zephyr_ray") == 1
     tracking.client._tracking_client.store.engine.dispose()
     away.replace(storage / "mlflow.db")
-    stage.finish(BARE, tmp_path)
+    stage.finish(Artifact(tmp_path, BARE))
     history = tracking.client.get_metric_history(stage.run_id, "loss")
     assert [m.value for m in history] == [0, 1, 2, 3, 4]

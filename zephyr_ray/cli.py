@@ -22,15 +22,18 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(
         dest="command",
         required=True,
-        metavar="run | plan | serve | chat | submit | status | logs | stop | doctor",
+        metavar="run | plan | compare | serve | chat | export | "
+        "submit | status | logs | stop | doctor",
     )
     commands.add_parser("run", help="run a recipe (python -m zephyr_ray.pipeline)", add_help=False)
     commands.add_parser("plan", help="show what a run would do, and why", add_help=False)
+    _compare_arguments(commands)
     serve = commands.add_parser("serve", help="serve the models and the judge of a run")
     _serve_arguments(serve)
     chat = commands.add_parser("chat", help="chat with a model of a run or of a service")
     chat.add_argument("run", help="folder of a run, such as runs/quickstart, or http://…")
     chat.add_argument("--model", help="name of the model (default: the last one trained)")
+    _export_arguments(commands)
     _cluster_arguments(commands)
     options, unknown = parser.parse_known_args(arguments)
     if options.command == "run":
@@ -40,10 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown argument {unknown[0]}")
     try:
+        if options.command == "compare":
+            return _compare(options)
         if options.command == "serve":
             return _serve(options)
         if options.command == "chat":
             return _chat(options.run, options.model)
+        if options.command == "export":
+            return _export(options)
         return _cluster(options)
     except Permanent as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -53,6 +60,24 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _compare_arguments(commands: "argparse._SubParsersAction[ArgumentParser]") -> None:
+    compare = commands.add_parser("compare", help="put runs on one page, with what differs")
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    output = compare.add_mutually_exclusive_group()
+    output.add_argument(
+        "--out",
+        type=Path,
+        default=Path("compare.html"),
+        metavar="FILE",
+        help="the page to write (default: compare.html)",
+    )
+    output.add_argument(
+        "--markdown",
+        action="store_true",
+        help="print the figures as Markdown tables instead, also those of one run",
+    )
 
 
 def _serve_arguments(serve: argparse.ArgumentParser) -> None:
@@ -84,6 +109,21 @@ def _serve_arguments(serve: argparse.ArgumentParser) -> None:
         "--requests-per-minute", type=int, default=600, help="maximum per key (default: 600)"
     )
     serve.add_argument("--log-prompts", action="store_true", help="write prompts to the log")
+
+
+def _export_arguments(commands: "argparse._SubParsersAction[ArgumentParser]") -> None:
+    export = commands.add_parser("export", help="write a model or data set with a card for a hub")
+    export.add_argument("run", type=Path, help="folder of a run, such as runs/quickstart")
+    export.add_argument("stage", help="a stage that makes a model or data")
+    export.add_argument("folder", type=Path, help="the folder to write")
+    export.add_argument(
+        "--dtype", choices=["fp32", "bf16"], help="precision of a model's weights (default: fp32)"
+    )
+    export.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="also upload it to this repository, which is created as private; needs HF_TOKEN",
+    )
 
 
 def _cluster_arguments(commands: "argparse._SubParsersAction[ArgumentParser]") -> None:
@@ -163,7 +203,7 @@ def _load_checked(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Rec
     for model in recipe.models.values():
         written = (Path(getattr(model.settings, setting)) for setting in model.files)
         if not any(path.is_absolute() for path in written):
-            model.check_demonstrations()
+            model.check_files()
         for source in model.sources.values():
             if not Path(source).is_absolute():
                 fingerprint(source)  # raises Permanent if the name is unknown
@@ -204,6 +244,22 @@ def _chat(run: str, model: str | None) -> int:
         raise Permanent(f"{run} has no model '{name}'; use one of {', '.join(models)}")
     print(f"starting {name} …", file=sys.stderr)
     return talk(Local(models[name]))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from zephyr_ray.comparison.command import compare, print_markdown
+
+    if options.markdown:
+        return print_markdown(options.runs, pipeline.KINDS)
+    return compare(options.runs, options.out, pipeline.KINDS)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from zephyr_ray.export.command import export
+
+    run, stage, folder = options.run, options.stage, options.folder
+    shipped = pipeline.default_recipe().parent
+    return export(run, stage, folder, options.dtype, options.push, pipeline.KINDS, shipped)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from zephyr_ray.formatting import duration
+from zephyr_ray.engines.ledger import paid_dollars
+from zephyr_ray.formatting import dollars, duration, list_counts, number
 from zephyr_ray.plan import Step
 from zephyr_ray.stage import Progress
+from zephyr_ray.store import Artifact
 
 CONSOLE = Console(stderr=True)
 COLORS = {"waiting": "dim", "cached": "cyan", "running": "bold yellow", "done": "green"}
@@ -27,6 +29,15 @@ LINE = re.compile(
     r"(?:\d\d:){2}\d\d (\S+): (waiting|cached|running|done|failed|interrupted)\b ?(.*)"
 )
 DONE_OF_TOTAL = re.compile(r"(\d+)/(\d+|\?) ")
+FLAWS = {
+    "truncated": "truncated",
+    "unparsable": "unparsable",
+    "empty": "empty",
+    "both_empty": "with two empty answers",
+    "short_of_count": "short of count",
+}
+"""Counts of flawed or missing rows that are neither failed nor dropped, and their names in a
+stage's last line."""
 
 
 @dataclass
@@ -147,9 +158,30 @@ def _progress_text(progress: Progress) -> str:
     new = progress.done - progress.resumed
     if new > 0 and seconds > 1:
         rate = new / seconds
-        text += f" · {rate:.1f}/s" if rate >= 1 else f" · {seconds / new:.1f} s each"
+        text += f" · {number(rate, 1)}/s" if rate >= 1 else f" · {number(seconds / new, 1)} s each"
         if progress.total > progress.done:
             text += f" · {duration((progress.total - progress.done) / rate)} left"
     else:
         text += f" · {duration(seconds)} so far"
     return text + (f" · {progress.note}" if progress.note else "")
+
+
+def summarize(artifact: Artifact) -> str:
+    """Returns what the artifact has and what it lacks: 95 rows · 5 failed (too long 5) · 12 s."""
+    manifest = artifact.manifest
+    counts = manifest.counts
+    parts = [f"{int(counts['rows'])} rows"] if "rows" in counts else []
+    parts += [f"{int(counts['steps'])} steps"] if "steps" in counts else []
+    for state in ("failed", "dropped"):
+        by_cause = {
+            name.partition("/")[2]: count
+            for name, count in counts.items()
+            if name.startswith(f"{state}/") and count
+        }
+        total = by_cause.pop("rows", 0) or sum(by_cause.values())
+        listed = f" ({list_counts(by_cause)})" if by_cause else ""
+        parts += [f"{int(total)} {state}{listed}"] if total else []
+    parts += [f"{int(counts[name])} {text}" for name, text in FLAWS.items() if counts.get(name)]
+    paid = paid_dollars(counts)
+    parts += [dollars(paid)] if paid else []
+    return " · ".join([*parts, duration(manifest.seconds)])

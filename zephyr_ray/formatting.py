@@ -1,7 +1,10 @@
-"""Formats numbers, durations, sizes and models for people."""
+"""Formats numbers, durations, sizes and models for people.
+
+Everything that a person reads is rounded here, by `rounded`, and only when it is shown.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
@@ -13,20 +16,47 @@ LARGEST = 1e15
 """Numbers of this size or more are written with an exponent."""
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """Formats whole numbers with thousands separators, others with `digits` decimals, None as "–".
+def rounded(value: float, digits: int, scale: int = 0) -> Decimal:
+    """Returns `value` × 10^`scale`, rounded to `digits` decimals, halves away from zero, as the
+    number is written in decimal: 0.745 becomes 0.75. Does not round numbers from LARGEST up."""
+    # Goes through repr, because 0.745 in binary is less than 0.745 and would be rounded down.
+    exact = Decimal(repr(value if isinstance(value, int) else float(value))).scaleb(scale)
+    if not abs(value) < LARGEST:
+        return exact
+    return exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
 
-    Rounds halves away from zero, as the number is written in decimal: 0.745 becomes 0.75.
-    """
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Formats whole numbers with thousands separators, others with `digits` decimals, None as
+    "–"."""
     if value is None:
         return "–"
-    return _decimal(value, 0 if isinstance(value, int) else digits)
+    if not abs(value) < LARGEST:
+        return f"{value:.3g}"
+    return _text(rounded(value, 0 if isinstance(value, int) else digits))
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Formats a number with `digits` significant digits, but all those before the decimal point:
+    0.6931 as 0.693, 12.0 as 12, 0.0000123 as 1.23e-5."""
+    if not 0 < abs(value) < LARGEST:
+        return number(value, 0)
+    exponent = Decimal(repr(float(value))).adjusted()
+    short = rounded(value, max(0, digits - 1 - exponent)).normalize()
+    return _text(short, ",f" if exponent >= -4 else "e")
 
 
 def signed(value: float | None, digits: int = 3) -> str:
     """Formats a difference: like `number`, with a plus sign if it is not negative."""
     text = number(value, digits)
     return text if text.startswith(("–", "−")) else f"+{text}"
+
+
+def with_interval(
+    value: float, low: float, high: float, form: Callable[[float], str] = number
+) -> str:
+    """Formats a value with the ends of its interval: 0.62 [0.55, 0.69]."""
+    return f"{form(value)} [{form(low)}, {form(high)}]"
 
 
 def setting_value(value: Any) -> str:
@@ -38,7 +68,14 @@ def setting_value(value: Any) -> str:
 
 def percent(share: float) -> str:
     """Formats a fraction (0.25) as a whole percentage (25%)."""
-    return f"{_decimal(share, 0, scale=2)}%"
+    return f"{_text(rounded(share, 0, scale=2))}%"
+
+
+def dollars(value: float) -> str:
+    """Formats dollars: with cents from $1 up, with four decimals below."""
+    if value >= 1 or not value:
+        return f"${rounded(value, 2):,}"
+    return f"${rounded(max(value, 0.0001), 4)}"
 
 
 def duration(seconds: float | None) -> str:
@@ -47,7 +84,7 @@ def duration(seconds: float | None) -> str:
         return "–"
     if seconds < 9.95:
         return f"{number(float(seconds), 1)} s"
-    whole = int(seconds + 0.5)
+    whole = int(rounded(seconds, 0))
     if whole < 60:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
@@ -67,7 +104,7 @@ def shorten(text: str, limit: int = 300) -> str:
 def list_counts(counts: Mapping[str, float]) -> str:
     """Lists counts with the largest first: content filter 3, too long 2."""
     ordered = sorted(counts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {count:.0f}" for name, count in ordered)
+    return ", ".join(f"{name} {int(count)}" for name, count in ordered)
 
 
 def gib(size: float) -> str:
@@ -79,20 +116,21 @@ def gib(size: float) -> str:
 def abbreviate(count: float) -> str:
     """Formats a count in millions, or in full below 100,000."""
     if count < 1e5:
-        return f"{count:,.0f}"
-    return f"{count / 1e6:,.0f} M" if count >= 1e7 else f"{count / 1e6:.2g} M"
+        return f"{rounded(count, 0):,}"
+    millions = count / 1e6
+    return f"{rounded(millions, 0):,} M" if count >= 1e7 else f"{significant(millions, 2)} M"
 
 
 def rate_per_second(value: float) -> str:
     """Formats a throughput with two digits, or as a whole number from 10 up."""
-    return f"{value:,.0f}" if value >= 9.95 else f"{value:.2g}"
+    return f"{rounded(value, 0):,}" if value >= 9.95 else significant(value, 2)
 
 
 def hours(value: float) -> str:
     """Formats hours, or minutes below one hour."""
     if value >= 1:
-        return f"{value:.1f} h"
-    return f"{value * 60:.0f} min" if value * 60 >= 1 else "< 1 min"
+        return f"{rounded(value, 1)} h"
+    return f"{rounded(value * 60, 0)} min" if value * 60 >= 1 else "< 1 min"
 
 
 def describe_model(spec: dict[str, Any]) -> str:
@@ -103,19 +141,15 @@ def describe_model(spec: dict[str, Any]) -> str:
     parts += [str(spec.get(k) or "") for k in ("engine", "model", "base_url")]
     if spec.get("relevance"):
         parts.append(f"on topic by {Path(spec['relevance']).name} ≥ {spec['relevance_min']}")
-    if spec.get("weights") or spec.get("model"):
+    if "temperature" in spec and (spec.get("weights") or spec.get("model")):
         parts.append(f"temperature {spec['temperature']}, top_p {spec['top_p']}")
     if spec.get("demonstrations"):
         parts.append("with worked examples")
+    if spec.get("questions"):
+        parts.append("with other questions")
     return masked(", ".join(part for part in parts if part))
 
 
-def _decimal(value: float, digits: int, scale: int = 0) -> str:
-    """Returns `value` × 10^`scale`, rounded to `digits` decimals."""
-    if not abs(value) < LARGEST:
-        return f"{value:.3g}"
-    # Goes through repr, because 0.745 in binary is less than 0.745 and would be rounded down.
-    exact = Decimal(repr(value if isinstance(value, int) else float(value))).scaleb(scale)
-    rounded = exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
-    text = f"{abs(rounded):,}".replace(",", "\u202f")
-    return f"−{text}" if rounded < 0 else text
+def _text(value: Decimal, form: str = ",f") -> str:
+    text = f"{abs(value):{form}}".replace(",", "\u202f")
+    return f"−{text}" if value < 0 else text

@@ -50,6 +50,15 @@ class Manifest(BaseModel):
     zephyr_ray: str = ""
     """The version of this package that made it."""
 
+    def figures_of(self, model: str) -> dict[str, int | float]:
+        """Returns the figures that the stage measured of a model, from the counts named
+        <figure>/<model>. Counts with examples are of rows, such as shortened prompts."""
+        return {
+            name.removesuffix(f"/{model}"): value
+            for name, value in self.counts.items()
+            if name.endswith(f"/{model}") and name not in self.examples
+        }
+
 
 def read_manifest(folder: Path) -> Manifest:
     """Returns the manifest of an artifact. Raises ValueError if it cannot be read."""

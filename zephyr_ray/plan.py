@@ -9,7 +9,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import read_manifest
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.run_folder import linked_artifact
-from zephyr_ray.settings import FILE, Reads, marked, not_in_key
+from zephyr_ray.settings import FILE, Reads, marked
 from zephyr_ray.stage import Stage
 from zephyr_ray.store import SCRATCH, Artifact, Store, content_key, digest
 
@@ -68,7 +68,7 @@ def _identity(recipe: Recipe, stage: Stage, keys: dict[str, str]) -> dict[str, A
     files = {name for name, _, _ in marked(stage, FILE)}
     reads = {name: mark for name, mark, _ in marked(stage, Reads)}
     settings: dict[str, Any] = {}
-    for name, value in stage.model_dump(mode="json", exclude=not_in_key(stage)).items():
+    for name, value in stage.identity().items():
         if name in files and value is not None:
             settings[name] = digest(recipe.file(value))
         elif name in reads and isinstance(value, list):

@@ -8,6 +8,7 @@ from pathlib import Path
 from zephyr_ray.demand import RAY_BYTES, Footprint
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.errors import Permanent
+from zephyr_ray.formatting import number
 from zephyr_ray.plan import Step
 from zephyr_ray.ray_cluster import check_cluster, cluster_address
 from zephyr_ray.recipe import Recipe
@@ -20,6 +21,7 @@ TEXT_BYTES = 100e6
 
 def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
     """Raises Permanent if the user must change something before the remaining stages can run."""
+    check_budget(recipe, steps)
     pending = [step for step in steps if step.artifact is None]
     on_cluster = cluster_address() is not None
     if pending:
@@ -37,6 +39,7 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
                 model.check()
                 checked.add(name)
         _check_settings(step, models)
+        step.stage.preflight()
         footprint = step.stage.footprint(models)
         if not on_cluster:
             _check_memory(step.name, footprint)
@@ -47,10 +50,29 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
 
 
 def check_settings(recipe: Recipe, steps: list[Step]) -> None:
-    """Raises Permanent if the settings of a stage that is to run do not fit its models."""
+    """Raises Permanent if the settings of a stage that is to run do not fit its models, or if a
+    model without a price is to run under a budget."""
+    check_budget(recipe, steps)
     for step in steps:
         if step.artifact is None:
-            _check_settings(step, recipe.models_read(step.stage))
+            models = recipe.models_read(step.stage)
+            for model in models.values():
+                model.check_files()
+            _check_settings(step, models)
+
+
+def check_budget(recipe: Recipe, steps: list[Step]) -> None:
+    """Raises Permanent if the recipe has a budget, and a model that is to run has no price."""
+    if recipe.budget_usd is None:
+        return
+    pending = [step.stage for step in steps if step.artifact is None]
+    for name, model in (m for stage in pending for m in recipe.models_read(stage).items()):
+        tariff = model.settings.tariff()
+        if model.settings.metered and (tariff is None or tariff.price is None):
+            raise Permanent(
+                f"model '{name}' has no price, without which budget_usd cannot be kept; set "
+                f"models.{name}.price to its dollars per million tokens, as [input, output]"
+            )
 
 
 def _check_settings(step: Step, models: dict[str, RecipeModel]) -> None:
@@ -120,8 +142,8 @@ def _check_memory(name: str, footprint: Footprint) -> None:
     needed, free = footprint.memory + RAY_BYTES, psutil.virtual_memory().available
     if footprint.memory and needed > free:
         raise Permanent(
-            f"stage '{name}' needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
-            f"free; {footprint.fix(free - RAY_BYTES)}"
+            f"stage '{name}' needs about {number(needed / 1e9, 1)} GB of memory, "
+            f"{number(free / 1e9, 1)} GB are free; {footprint.fix(free - RAY_BYTES)}"
         )
 
 
@@ -129,7 +151,7 @@ def _check_disk(store: Store, name: str, needed: float) -> None:
     free = shutil.disk_usage(store.storage).free
     if needed > free:
         raise Permanent(
-            f"{name} needs about {needed / 1e9:.1f} GB of disk below {store.storage}, "
-            f"{free / 1e9:.1f} GB are free; free some, or use another "
+            f"{name} needs about {number(needed / 1e9, 1)} GB of disk below {store.storage}, "
+            f"{number(free / 1e9, 1)} GB are free; free some, or use another "
             "folder with --set storage=FOLDER"
         )

@@ -1,8 +1,8 @@
-"""Converts rows of published data sets, in their usual forms, to our rows."""
+"""Converts rows of published data sets, in their usual forms, to dialogues, pairs and prompts."""
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,10 @@ CONTEXTS = "chosen and rejected answer different prompts"
 OTHER_PROMPT = "the prompt is not that of the conversations"
 SAME = "chosen and rejected are the same"
 NO_PROMPT = "answers without a prompt"
+NO_ANSWERS = "no answers"
+NO_TEXT = "an answer that is not text"
+NOT_RATED = "answers without scores, ratings or ranks"
+NO_TURNS = "turns that are not a list of texts"
 FIXES = {
     **conversations.FIXES,
     EMPTY: "set columns: {prompt: …} to the column of the prompts",
@@ -36,6 +40,10 @@ FIXES = {
     OTHER_PROMPT: "correct columns: {prompt: …}, or remove the column from the data",
     SAME: "set columns: to two different answers",
     NO_PROMPT: "add the questions in a column, and name it in columns: {prompt: …}",
+    NO_ANSWERS: "set columns: {completions: …} to the column of the answers",
+    NO_TEXT: "write each answer as an object with text, model and score",
+    NOT_RATED: "add a score or rank to each answer, or read the prompts with makes: prompts",
+    NO_TURNS: "set columns: {messages: …} to the column of the conversations",
     TIE: "set ties: keep",
     CONTRADICTION: "set ties: keep, or correct score_chosen and score_rejected in columns:",
 }
@@ -51,6 +59,8 @@ class Conversion:
     optional: tuple[str, ...]
     convert: Callable[[Row], Row]
     """Returns our row from a published one. Raises Unreadable if it cannot be used."""
+    remarks: Callable[[Row], Iterable[str]] = lambda row: ()
+    """Returns the names of what is counted in one of our rows."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -84,17 +94,29 @@ class Unusable:
 
 
 def _dialogue(row: Row) -> Row:
-    messages = parse(row["messages"])
+    if "messages" not in row and "turns" not in row:
+        raise Unreadable("no messages", column="messages")
+    messages = parse(row["messages"]) if "messages" in row else _alternating(row["turns"])
     if isinstance(messages, str):
         raise Unreadable(NO_ROLES)
     messages = checked(with_system(messages, row.get("system")))
-    return {**_task(_questions(messages)[0]), "messages": messages}
+    return {**task(_questions(messages)[0]), "messages": messages}
+
+
+def _alternating(turns: Any) -> list[Message]:
+    """Returns the messages of texts that alternate between user and assistant, as in UltraChat
+    (stingning/ultrachat on the hub)."""
+    if not isinstance(turns, list) or not all(isinstance(text, str) for text in turns):
+        raise Unreadable(NO_TURNS)
+    if not turns:
+        raise Unreadable("no messages")
+    return [assistant(text) if n % 2 else user(text) for n, text in enumerate(turns)]
 
 
 def _pair(row: Row) -> Row:
     """Reads TRL's forms: the prompt is a column of its own (explicit), the common beginning of both
     conversations (implicit), or both (as in UltraFeedback-binarized)."""
-    if "prompt" in row and _is_empty(row["prompt"]):
+    if "prompt" in row and is_empty(row["prompt"]):
         raise Unreadable(EMPTY)
     prompt = row.get("prompt")
     sides = [_side(prompt, row[name]) for name in ("chosen", "rejected")]
@@ -108,16 +130,16 @@ def _pair(row: Row) -> Row:
     if is_same_text(chosen[-1]["content"], rejected[-1]["content"]):
         raise Unreadable(SAME)
     return {
-        **_task(str(prompt) if _is_question(prompt, chosen) else _questions(chosen)[0]),
+        **task(str(prompt) if _is_question(prompt, chosen) else _questions(chosen)[0]),
         "chosen": chosen,
         "rejected": rejected,
-        "score_chosen": _score(row.get("score_chosen")),
-        "score_rejected": _score(row.get("score_rejected")),
+        "score_chosen": number(row.get("score_chosen")),
+        "score_rejected": number(row.get("score_rejected")),
     }
 
 
 def _prompt(row: Row) -> Row:
-    if _is_empty(row["prompt"]):
+    if is_empty(row["prompt"]):
         raise Unreadable(EMPTY)
     prompt = parse(row["prompt"])
     if not isinstance(prompt, str):
@@ -125,18 +147,8 @@ def _prompt(row: Row) -> Row:
         if roles != ["user"]:
             raise Unreadable(SYSTEM if roles == ["system", "user"] else SEVERAL)
         prompt = prompt[0]["content"]
-    return {**_task(prompt), "source": "published"}
-
-
-CONVERSIONS = {
-    "dialogues": Conversion(("messages",), ("id", "system"), _dialogue),
-    "pairs": Conversion(
-        ("chosen", "rejected"),
-        ("prompt", "id", "system", "score_chosen", "score_rejected"),
-        _pair,
-    ),
-    "prompts": Conversion(("prompt",), ("id",), _prompt),
-}
+    source = row.get("source")
+    return {**task(prompt), "source": source if isinstance(source, str) else "published"}
 
 
 def disagreement(row: Row) -> str | None:
@@ -145,6 +157,16 @@ def disagreement(row: Row) -> str | None:
     if chosen is None or rejected is None or chosen > rejected:
         return None
     return TIE if chosen == rejected else CONTRADICTION
+
+
+DIALOGUES = Conversion((), ("messages", "turns", "id", "system"), _dialogue)
+PAIRS = Conversion(
+    needed=("chosen", "rejected"),
+    optional=("prompt", "id", "system", "score_chosen", "score_rejected"),
+    convert=_pair,
+    remarks=lambda row: [rule] if (rule := disagreement(row)) else [],
+)
+PROMPTS = Conversion(("prompt",), ("id", "source"), _prompt)
 
 
 def _side(prompt: Any, value: Any) -> list[Message]:
@@ -188,16 +210,16 @@ def _questions(messages: list[Message]) -> list[str]:
     return [message["content"] for message in messages if message["role"] == "user"]
 
 
-def _task(prompt: str) -> Row:
+def task(prompt: str) -> Row:
     return {"prompt": prompt, "instruction": prompt, "constraint": None}
 
 
-def _is_empty(prompt: Any) -> bool:
+def is_empty(prompt: Any) -> bool:
     return prompt is None or (isinstance(prompt, str) and not visible(prompt))
 
 
-def _score(value: Any) -> float | None:
-    """Returns a score, which may be text; None if it is not a finite number."""
+def number(value: Any) -> float | None:
+    """Returns a number, which may be text; None if it is not a finite one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -21,8 +21,12 @@ from zephyr_ray.sweep import Unexpanded, expand
 
 SEED_LIMIT = 2**32
 """Exclusive upper bound of seeds: NumPy rejects larger ones, but only when training starts."""
-RECIPE_SETTINGS = {"name", "storage", "seed", "hardware", "models", "stages", "sweep"}
+RECIPE_SETTINGS = {
+    *("name", "storage", "seed", "hardware", "models", "stages", "sweep", "budget_usd"),
+}
 """The settings of a recipe itself."""
+FOLDERS = ("store", "mlartifacts", "answers", "spending")
+"""Folders of the storage folder that belong to no recipe."""
 
 
 class Hardware(Strict):
@@ -52,6 +56,8 @@ class Recipe:
     hardware: Hardware | None = None
     variants: dict[str, Variant] = field(default_factory=dict)
     """The stages and models that the sweep copied, by the name of the copy."""
+    budget_usd: float | None = None
+    """The most dollars that all runs of the recipe together may pay for models with a price."""
 
     def file(self, value: str) -> Path:
         """Returns the path of a file or folder that a setting names."""
@@ -117,10 +123,10 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
     name, seed = raw.get("name", path.stem), raw.get("seed", 0)
     if not isinstance(name, str):
         raise Permanent(f"{path}: name is {name!r}, which is not text; quote it")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in ("store", "mlartifacts"):
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in FOLDERS:
         raise Permanent(
             f"{path}: name '{name}' must be lowercase letters, digits, '.', '_', '-', and not "
-            "'store' or 'mlartifacts'"
+            f"one of {', '.join(FOLDERS)}; choose another"
         )
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEED_LIMIT:
         raise Permanent(f"{path}: seed must be a whole number from 0 to 2^32 - 1, not {seed!r}")
@@ -160,7 +166,15 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
         stages=expanded.stages,
         hardware=hardware,
         variants=expanded.variants,
+        budget_usd=_budget(raw.get("budget_usd"), path),
     )
+
+
+def _budget(value: Any, path: Path) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None or (is_number and value >= 0):
+        return value
+    raise Permanent(f"{path}: budget_usd is {value!r}, which is no amount of dollars; correct it")
 
 
 def _storage(value: Any, path: Path) -> Path:

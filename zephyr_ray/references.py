@@ -50,7 +50,7 @@ class References:
             if not mark.is_model:
                 wanted = "" if mark.what == "any" else f" that makes {mark.what}"
                 raise Permanent(f"{where}, which is a model; name a stage{wanted}")
-            self._check_use(where, mark, ref)
+            self._check_use(where, mark, ref, mark.forms(self.stages[name]))
             for source in _named(self.settings[ref], WEIGHTS):
                 if source in self.stages:
                     self._check_order(f"{self.where}: stage '{name}' reads", name, source)
@@ -69,22 +69,24 @@ class References:
                 f"{where}, which is neither a stage nor a model of this recipe{suggest(ref, names)}"
             )
 
-    def _check_use(self, where: str, mark: Reads, ref: str) -> None:
+    def _check_use(self, where: str, mark: Reads, ref: str, forms: list[str]) -> None:
         settings = self.settings[ref]
         if mark.what == "weights" and "weights" not in settings.uses:
             raise Permanent(
-                f"{where}: model '{ref}' has no weights to train (engine {settings.engine}); name "
-                "one that does"
+                f"{where}: model '{ref}' has no weights (engine {settings.engine}); name one "
+                "that has"
             )
         if mark.what == "model" and "model" not in settings.uses:
             raise Permanent(
                 f"{where}: '{ref}' is a {settings.engine} judge, which answers no prompts; name a "
                 "language model"
             )
-        if mark.form and not settings.judges(mark.form):
-            raise Permanent(
-                f"{where}: engine {settings.engine} has no form '{mark.form}'; name another judge"
-            )
+        for form in forms:
+            if not settings.judges(form):
+                raise Permanent(
+                    f"{where}: engine {settings.engine} has no form '{form}'; name another judge, "
+                    "such as a language model"
+                )
 
     def _check_order(self, where: str, name: str, read: str) -> None:
         order = list(self.stages)
@@ -113,7 +115,7 @@ class References:
         if stage := self.stages.get(name):
             # A trained model has the settings of the model that it was trained from.
             start = self._model(self._start(stage))
-            settings = start.settings.model_copy(update={"demonstrations": None})
+            settings = start.settings.model_copy(update={"demonstrations": None, "questions": None})
             return RecipeModel(name, settings, {"weights": Weights(start.main.origin, name)}, {})
         settings = self.settings[name]
         weights = {

@@ -7,12 +7,14 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from zephyr_ray.engines.model import Model
+from zephyr_ray.engines.settings import Engine, ModelSettings
 from zephyr_ray.errors import Permanent, RowError, Temporary
+from zephyr_ray.formatting import duration
 from zephyr_ray.models.contract import STOPPING, Ask, EngineDead, StopRun
 from zephyr_ray.outcomes import (
     Answered,
@@ -41,14 +43,19 @@ FAULTS_IN_SUCCESSION = 3
 """Stop after this many environment faults without an answer between them."""
 
 
+def start_engine(settings: ModelSettings, seed: int) -> Engine:
+    """Returns an engine for one pass."""
+    return settings.start(seed)
+
+
 def no_flaw(row: Row) -> RowError | None:
     """Returns None: every result is sound."""
     return None
 
 
 class RowActor:
-    """An actor that Ray Data calls with blocks of rows, as JSON. Writes one outcome per row to the
-    journal; stops once more than `max_failed` rows of the stage failed."""
+    """Runs blocks of rows, as JSON, of one pass. Writes one outcome per row to the journal; stops
+    once more than `max_failed` rows of the stage failed."""
 
     def __init__(
         self,
@@ -60,22 +67,28 @@ class RowActor:
         failed: Collection[str] = (),
         since: dict[Path, int] | None = None,
         flaw: Flaw = no_flaw,
+        useless: Mapping[str, int] | None = None,
+        start: Callable[[ModelSettings, int], Engine] = start_engine,
     ):
-        """`failed` are rows that failed in earlier attempts; `since` is the journal's position at
-        the start of this one."""
+        """`failed` are rows that failed in earlier attempts, and `useless` the number of results
+        of each row that were of no use; `since` is the journal's position at the start of this
+        attempt. `start` returns an engine, new or running."""
         self._program, self._members, self._max_failed = program, members, max_failed
-        self._flaw = flaw
+        self._flaw, self._useless = flaw, useless or {}
         self._failed, self._since = set(failed), since
         self._faults_since_answer = 0
         self._folder = Path(journal)
         self._journal = Journal(self._folder, writer=uuid.uuid4().hex[:12])
         self._stopped = asyncio.Event()
-        log.addHandler(_Notices(self._write))
+        self._notices = _Notices(self._write)
+        log.addHandler(self._notices)
         first = next(iter(members.values()))
         try:
-            start = time.monotonic()
-            self._engine = first.settings.start(seed)
-            log.info("engine of '%s' ready after %.0f s", first.name, time.monotonic() - start)
+            begin = time.monotonic()
+            self._engine = start(first.settings, seed)
+            log.info(
+                "engine of '%s' ready after %s", first.name, duration(time.monotonic() - begin)
+            )
         except Permanent as error:
             self._stop(str(error))
         except Exception as error:
@@ -85,7 +98,14 @@ class RowActor:
         self._slots, self._alone = asyncio.Semaphore(first.settings.concurrency), asyncio.Lock()
         self._in_flight: set[str] = set()
 
-    async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def close(self) -> None:
+        """Sends no more warnings to this pass."""
+        log.removeHandler(self._notices)
+
+    async def __call__(self, batch: dict[str, Any]) -> None:
+        for model in self._members.values():
+            if model.answers:
+                model.answers.refresh()
         # In a retried block, rows may have been answered before the actor died.
         entries = Journal(self._folder, since=self._since).read_new()
         outcomes = [from_entry(entry) for entry in entries]
@@ -103,7 +123,8 @@ class RowActor:
             elif deaths[row["id"]]:
                 async with self._alone:
                     await self._run(row)
-        return {"id": [row["id"] for row in rows]}
+        # After its last block, the driver reads the outcomes of a pass, maybe on another machine.
+        await asyncio.to_thread(self._journal.sync)
 
     async def _run(self, row: Row) -> None:
         """Runs the program on a row and writes its outcome; ends the process if the engine died."""
@@ -128,7 +149,7 @@ class RowActor:
             except EngineDead as error:
                 log.error("the engine died: %s", error)
                 self._write(EngineDied(sorted(self._in_flight)))
-                os._exit(1)  # Ray restarts the actor and retries its blocks
+                os._exit(1)  # Ray restarts the process and retries its blocks
             except Temporary as error:
                 self._leave(row, str(error))
             except Exception as error:
@@ -167,6 +188,9 @@ class RowActor:
     def _ask_for(self, row: Row) -> Ask:
         """Returns the row's `ask`. With several models, the row names its own in "member"."""
         name = row.get("member") or next(iter(self._members))
+        if number := self._useless.get(row["id"]):
+            # Otherwise the log of answers would return the useless one again.
+            row = {**row, "sample": [row.get("sample", row["id"]), f"retry {number}"]}
         return self._engine.ask_for(self._members[name], row)
 
 

@@ -7,24 +7,21 @@ save whole blocks, but a single row is expensive here.)
 
 import json
 import logging
+import math
 import re
 import shlex
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
+from zephyr_ray.engines.host import Dispatcher
 from zephyr_ray.engines.model import Model
-from zephyr_ray.engines.settings import ModelSettings
+from zephyr_ray.engines.pool import ENGINE_DEATHS, capacity
 from zephyr_ray.errors import Permanent
 from zephyr_ray.formatting import list_counts, percent, shorten
-from zephyr_ray.outcomes import (
-    Answered,
-    EnvironmentFault,
-    Notice,
-    RowFault,
-    Stopped,
-    from_entry,
-)
+from zephyr_ray.outcomes import Answered, EnvironmentFault, Notice, RowFault, Stopped, from_entry
 from zephyr_ray.ray_cluster import blames_memory, connect
 from zephyr_ray.row_actor import Flaw, Program, Row, RowActor, no_flaw
 from zephyr_ray.stage import Work, log
@@ -32,11 +29,6 @@ from zephyr_ray.store import Journal
 
 console = logging.getLogger("zephyr_ray.rows")
 """Shows the notices of actors; not their own logger, which would send them again."""
-
-BLOCKS_PER_ACTOR = 4
-"""Blocks of rows per actor: small ones balance the load; with two in flight, no actor idles."""
-ENGINE_DEATHS = 5
-"""Maximum restarts per actor before the stage fails."""
 NAMED_ROWS = 5
 """Maximum rows that an error line names."""
 EXCEPTION_LINE = re.compile(r"\w[\w.]*(Error|Exception): ")
@@ -48,10 +40,11 @@ def run_rows(
     """Returns the program's results in the order of `rows`; failed rows are counted and omitted.
 
     Each row has an "id"; within a stage, rows with the same "id" are the same row. With several
-    models, a row names its own in "member". `flaw` names the fault of a result that is of no use;
-    such a result is returned, but counts as failed against the limit. Raises Permanent if a row has
-    no outcome of its own, because its environment failed or its model cannot be used, or if more
-    rows failed than `work.max_failed` allows; the next attempt then retries the failed rows. A
+    models, a row names its own in "member". Its "sample", by default its "id", tells its requests
+    apart from equal ones in the log of answers. `flaw` names the fault of a result that is of no
+    use; such a result is returned, but counts as failed against the limit. Raises Permanent if a
+    row has no outcome of its own, because its environment failed or its model cannot be used, or if
+    more rows failed than `work.max_failed` allows; the next attempt then retries the failed rows. A
     stage that calls this function again passes its earlier rows too, so that the limit applies to
     all rows of the stage.
     """
@@ -68,11 +61,11 @@ def run_rows(
     # A stage may call this function several times; rows of its earlier calls are not resumed.
     progress.resumed += outcomes.count - progress.done
     progress.total = max(progress.total, len(rows))
-    by_engine: dict[str, list[Model]] = {}
+    passes: dict[str, list[Model]] = {}
     for model in models:
-        by_engine.setdefault(model.settings.process_identity(), []).append(model)
+        passes.setdefault(model.settings.pass_identity(), []).append(model)
     first = models[0].name
-    for members in by_engine.values():
+    for members in passes.values():
         names = {m.name for m in members}
         pending = [r for r in rows if r.get("member", first) in names and not outcomes.has(r["id"])]
         if pending:
@@ -103,6 +96,8 @@ class _Outcomes:
     results: dict[str, Row] = field(default_factory=dict)
     flawed: dict[str, RowFault] = field(default_factory=dict)
     """The faults of `results` that are of no use."""
+    useless: Counter[str] = field(default_factory=Counter)
+    """Number of results of each row that were of no use, over all attempts."""
     row_faults: dict[str, RowFault] = field(default_factory=dict)
     environment_faults: dict[str, str] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
@@ -148,6 +143,7 @@ class _Outcomes:
         self.flawed.pop(row_id, None)
         if error := self.flaw(row):
             self.flawed[row_id] = RowFault(row_id, str(error), error.cause)
+            self.useless[row_id] += 1
 
     def prepare_retry(self) -> None:
         """Forgets what stopped an earlier attempt, including too many failed rows."""
@@ -192,31 +188,37 @@ def _execute(
     """Makes one Ray Data pass over rows that share an engine; `outcomes` follows it."""
     import ray
     from ray.data import ActorPoolStrategy
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
     connect()
     settings = members[0].settings
-    actors = min(settings.actors, len(rows), _capacity(settings))
-    blocks = min(len(rows), actors * BLOCKS_PER_ACTOR)
+    actors = min(settings.actors, len(rows), capacity(settings))
+    make = partial(
+        RowActor,
+        program=program,
+        members={m.name: m for m in members},
+        seed=work.seed,
+        journal=str(outcomes.journal.folder),
+        max_failed=outcomes.max_failed,
+        failed=[*outcomes.row_faults, *outcomes.flawed],
+        flaw=outcomes.flaw,
+        useless={r["id"]: n for r in rows if (n := outcomes.useless[r["id"]])},
+        since=outcomes.journal.position,
+    )
+    blocks = min(len(rows), actors * settings.blocks_per_actor)
+    # Enough blocks for `concurrency` rows per actor, and one more.
+    in_flight = min(blocks, actors * (1 + math.ceil(settings.concurrency * blocks / len(rows))))
     dataset = ray.data.from_items(
         [{"row": json.dumps(row)} for row in rows], override_num_blocks=blocks
     ).map_batches(
-        RowActor,
-        fn_constructor_kwargs={
-            "program": program,
-            "members": {m.name: m for m in members},
-            "seed": work.seed,
-            "journal": str(outcomes.journal.folder),
-            "max_failed": outcomes.max_failed,
-            "failed": [*outcomes.row_faults, *outcomes.flawed],
-            "flaw": outcomes.flaw,
-            "since": outcomes.journal.position,
-        },
+        Dispatcher,
+        fn_constructor_kwargs=work.engines.open_pass(settings, work.seed, actors, make),
         batch_size=None,
-        compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=2),
-        num_cpus=1,
-        num_gpus=settings.gpus_per_actor,
+        compute=ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=in_flight),
+        num_cpus=0,
+        # Without its node the driver is lost too, so no block is sent again while its rows run.
+        scheduling_strategy=OnNode(ray.get_runtime_context().get_node_id(), soft=True),
         max_restarts=ENGINE_DEATHS,
-        # Ray detects a lost node late; retries before that must not count.
         max_task_retries=-1,
     )
     done = threading.Event()
@@ -233,17 +235,19 @@ def _execute(
                 return
             done.wait(0.5)
 
-    follower = threading.Thread(target=follow, daemon=True)
-    follower.start()
+    follower = ThreadPoolExecutor(1)
+    following = follower.submit(follow)
     try:
         for _ in dataset.iter_batches(batch_size=None):
             pass
     except ray.exceptions.RayError as error:
         log.debug("row pass failed", exc_info=True)
+        work.engines.close()  # rows may be in flight
         raise _pass_failure(error, members[0].name) from error
     finally:
         done.set()
-        follower.join()
+        follower.shutdown()
+        following.result()  # raises if the journal could not be read
     if outcomes.stops:
         kept = f" ({outcomes.count} finished rows are kept)" if outcomes.count else ""
         raise Permanent(f"{outcomes.stops[0]}{kept}")
@@ -265,14 +269,16 @@ def _describe_unanswered(stage: str, faults: dict[str, str]) -> str:
 
 def _pass_failure(error: Exception, model: str) -> Permanent:
     """Returns why the actors of a model failed, with the fix."""
-    from ray.exceptions import RayActorError
+    from ray.exceptions import ActorDiedError, RayActorError
 
     if blames_memory(error):
         return Permanent(
             f"the actors of model '{model}' ran out of memory; lower models.{model}.actors, "
             "concurrency or context, or use a smaller model (finished rows are kept)"
         )
-    how = f"died {ENGINE_DEATHS + 1} times" if isinstance(error, RayActorError) else "failed"
+    # Ray Data keeps only the text of an error inside the dispatcher.
+    is_dead = isinstance(error, RayActorError) or ActorDiedError.__name__ in str(error)
+    how = f"died {ENGINE_DEATHS + 1} times" if is_dead else "failed"
     return Permanent(
         f"the actors of model '{model}' {how} ({_reason(error)}); finished rows are kept, run "
         "again to continue"
@@ -284,12 +290,3 @@ def _reason(error: Exception) -> str:
     does."""
     lines = str(error).strip().splitlines()
     return shorten(next(filter(EXCEPTION_LINE.match, lines), lines[-1]))
-
-
-def _capacity(settings: ModelSettings) -> int:
-    """Returns how many actors the cluster can run at once, at least one."""
-    import ray
-
-    total, gpus = ray.cluster_resources(), settings.gpus_per_actor
-    cpus = int(total.get("CPU", 1))
-    return max(1, min(cpus, int(total.get("GPU", 0) / gpus)) if gpus else cpus)

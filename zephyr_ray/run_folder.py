@@ -5,10 +5,10 @@ from pathlib import Path
 
 from zephyr_ray.engines import ENGINES
 from zephyr_ray.engines.model import Model
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, suggest
 from zephyr_ray.manifest import Manifest, read_manifest
 from zephyr_ray.settings import typed
-from zephyr_ray.store import STORE
+from zephyr_ray.store import STORE, Artifact
 
 
 def models_of(run: Path) -> dict[str, str]:
@@ -41,15 +41,49 @@ def judge_of(run: Path) -> Model | None:
     """
     for data in sorted((run / "data").glob("*")):
         manifest = _manifest(data.resolve())
-        if (data / "result.json").exists():
+        # Other stages have judges too, but only a comparison may have a control.
+        if manifest.settings.keys() >= {"judge", "control"}:
             name = manifest.settings["judge"]
             settings = ENGINES[manifest.models[name]["engine"]]
             # In manifests of earlier versions, each model has the settings of all engines.
             own = {k: v for k, v in manifest.models[name].items() if k in settings.model_fields}
-            judge = Model(name, typed(settings, own, f"{data}: judge '{name}'"))
+            wordings = own.pop("questions", None) or {}
+            typed_settings = typed(settings, own, f"{data}: judge '{name}'")
+            judge = Model(name, typed_settings, wordings=wordings)
             if judge.settings.served:
                 return judge
     return None
+
+
+def artifact_of(run: Path, stage: str) -> Artifact:
+    """Returns the artifact of a stage that makes a model or data. Raises Permanent if the run has
+    none."""
+    folder = linked_artifact(run, stage, "models/{name}")
+    if folder is None:
+        names = sorted(link.name for kind in ("models", "data") for link in (run / kind).glob("*"))
+        raise Permanent(
+            f"{run} has no model or data set '{stage}'{suggest(stage, names)}"
+            if names
+            else f"{run} has no models and no data; name the folder of a run"
+        )
+    return Artifact(folder, _manifest(folder))
+
+
+def artifacts_of(run: Path) -> dict[str, Artifact]:
+    """Returns the artifacts of the run's stages that make models or data, by age. Raises Permanent
+    if the folder is not a run, or an artifact was deleted."""
+    if not run.is_dir():
+        raise Permanent(f"there is no folder {run}; run its recipe, or correct the path")
+    links = [link for kind in ("models", "data") for link in sorted((run / kind).glob("*"))]
+    folders = {
+        link.name: folder
+        for link in links
+        if (folder := linked_artifact(run, link.name, f"{link.parent.name}/{{name}}"))
+    }
+    if not folders:
+        raise Permanent(f"{run} has no models and no data; name the folder of a run")
+    artifacts = {name: Artifact(folder, _manifest(folder)) for name, folder in folders.items()}
+    return dict(sorted(artifacts.items(), key=lambda item: item[1].manifest.created))
 
 
 def link_artifact(run: Path, stage: str, view: tuple[str, str], artifact: Path) -> None:

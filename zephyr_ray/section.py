@@ -71,6 +71,18 @@ class Bars:
     bars: tuple[tuple[str, Interval], ...]
     line: float | None = None
     """A value to compare the bars with."""
+    figure: str = ""
+    """Name of the counts that the bars show: figure/name of the bar; empty if there are none."""
+    series: tuple[str, ...] = ()
+    """A name per bar; bars of one name have one color. Empty if each bar has its own color."""
+    differences: tuple[tuple[str, str, Interval], ...] = ()
+    """Paired differences between bars: the first minus the second."""
+
+    @property
+    def paired(self) -> dict[tuple[str, str], tuple[float, float]]:
+        """The ends of the intervals of the differences, both ways round."""
+        ends = {(a, b): (d.low, d.high) for a, b, d in self.differences}
+        return ends | {(b, a): (-high, -low) for (a, b), (low, high) in ends.items()}
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,15 @@ class Curve:
     points: tuple[tuple[float, float], ...]
     validation: tuple[tuple[float, float], ...] = ()
     """The same value on held-out data."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One value over the steps of several runs."""
+
+    title: str
+    series: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
+    """Points by the name of their run."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +118,37 @@ class Trend:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of the scores from 1 to 10."""
+    """Counts of scores."""
 
     title: str
     scores: tuple[float, ...]
+    highest: int = 10
+    """The best score on a scale from 1; scores outside of it are on another scale."""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Points, one color per series."""
+
+    title: str
+    x: str
+    """Label of the horizontal axis."""
+    y: str
+    """Label of the vertical axis."""
+    series: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
+    """Points by the name of their series."""
+
+
+@dataclass(frozen=True)
+class Radar:
+    """One polygon per series over the axes of a circle."""
+
+    title: str
+    axes: tuple[str, ...]
+    series: tuple[tuple[str, tuple[float | None, ...]], ...]
+    """A value per axis by the name of the series; None if unknown."""
+    lowest: float = 0.0
+    highest: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -120,6 +168,9 @@ class Sample:
 
     prompt: str
     answers: tuple[Answer, ...]
+    """If they have outcomes, the first is what the others were compared with."""
+    kind: str = ""
+    """Kind of the prompt, such as its constraint or category, to filter by; empty if none."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +180,9 @@ class Document:
     html: str
 
 
-Block = Text | Table | Bars | Curve | Trend | Histogram | Sample | Document
+Block = (
+    Text | Table | Bars | Curve | Curves | Trend | Histogram | Scatter | Radar | Sample | Document
+)
 
 
 @dataclass(frozen=True)

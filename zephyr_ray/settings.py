@@ -33,6 +33,8 @@ class Reads:
     """A type of artifact ("prompts", "dialogues", …) or one of USES."""
     form: str | None = None
     """The form that a judge must support."""
+    forms_in: str | None = None
+    """The stage's setting that names such a form, or lists them."""
 
     @property
     def is_model(self) -> bool:
@@ -43,9 +45,17 @@ class Reads:
         """Type of artifact that a stage named here must make, or "any"."""
         return "weights" if self.is_model else self.what
 
+    def forms(self, stage: "Strict") -> list[str]:
+        """Returns the forms that a judge must support."""
+        named = getattr(stage, self.forms_in) if self.forms_in else []
+        forms = [named] if isinstance(named, str) else list(named)
+        return [self.form, *forms] if self.form else forms
+
 
 FILE = "file"
 """Marks the path of a file or folder beside the recipe; the content key hashes its content."""
+DATASET = "dataset"
+"""Marks a published data set: a hub id, or an address."""
 WEIGHTS = "weights"
 """Marks weights: a packaged name, a hub id, a folder, or a stage that trains a model."""
 OPERATIONAL = "operational"
@@ -56,9 +66,9 @@ key, so that their keys stay valid."""
 
 
 class Strict(BaseModel):
-    """A frozen object that rejects unknown settings."""
+    """A frozen object that rejects unknown settings, infinity and NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 T = TypeVar("T", bound=Strict)
@@ -107,7 +117,8 @@ def typed(cls: type[T], settings: Any, where: str) -> T:
         elif first["type"] == "missing":
             message = f"setting '{path}' is missing"
         else:
-            problem = first["msg"].removeprefix("Value error, ")
+            problem = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
+            problem = problem.replace("Tuple", "List").replace("valid tuple", "valid list")
             message = f"setting '{path}': {problem}"
             # A URL without a scheme may hold a password that `masked` does not recognize.
             is_url = any("url" in str(part).lower() for part in first["loc"])
@@ -116,6 +127,8 @@ def typed(cls: type[T], settings: Any, where: str) -> T:
                 is_scalar = isinstance(first["input"], int | float | date)
                 quote = "; quote it" if first["type"] == "string_type" and is_scalar else ""
                 message += f" (got {first['input']!r}){quote}"
+                if first["type"] == "list_type" and isinstance(first["input"], str):
+                    message += f"; write [{first['input']}]"
         raise Permanent(f"{where}: {message}") from None
 
 

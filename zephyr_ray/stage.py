@@ -12,10 +12,11 @@ from pydantic import Field
 
 from zephyr_ray.demand import Calls, Footprint, Processors
 from zephyr_ray.engines.model import Model, RecipeModel
+from zephyr_ray.engines.pool import EnginePool
 from zephyr_ray.errors import Permanent
 from zephyr_ray.formatting import list_counts, percent
 from zephyr_ray.section import Section
-from zephyr_ray.settings import OPERATIONAL, Strict
+from zephyr_ray.settings import OPERATIONAL, Strict, not_in_key
 from zephyr_ray.store import SCRATCH, Artifact, Journal, write_rows
 
 log = logging.getLogger("zephyr_ray")
@@ -76,6 +77,8 @@ class Work:
     """The `BoundedStage.max_failed` of the stage."""
     give_up: Collection[str] = ()
     """The `RowStage.give_up` of the stage."""
+    engines: EnginePool = field(default_factory=EnginePool)
+    """The engine processes of the run."""
     progress: Progress = field(default_factory=Progress)
     counts: dict[str, float] = field(default_factory=dict)
     """Numbers for the manifest, MLflow and the report: rows made, dropped, truncated, …"""
@@ -96,8 +99,12 @@ class Work:
 
     def drop(self, rule: str, example: Any) -> None:
         """Counts one dropped item under its rule and keeps the first three as examples."""
-        self.counts[f"dropped/{rule}"] = self.counts.get(f"dropped/{rule}", 0) + 1
-        examples = self.examples.setdefault(f"dropped/{rule}", [])
+        self.count(f"dropped/{rule}", example)
+
+    def count(self, name: str, example: Any) -> None:
+        """Counts one item under a name and keeps the first three as examples."""
+        self.counts[name] = self.counts.get(name, 0) + 1
+        examples = self.examples.setdefault(name, [])
         if len(examples) < 3:
             examples.append(example)
 
@@ -134,14 +141,23 @@ class Stage(Strict):
     """Type of its artifact, as `Reads` names it."""
     trains_model: ClassVar[bool] = False
     """Whether the artifact is a model, which other stages may name like those of the recipe."""
+    by_people: ClassVar[bool] = False
+    """Whether people, not a judge, scored the answers in the artifact."""
     version: ClassVar[int] = 1
     """Part of the content key; raise it if the same settings give another result."""
     unit: ClassVar[str] = "rows"
     """Name of the rows that its throughput counts, in the plural."""
     view: ClassVar[tuple[str, str]] = ("data/{name}", "")
     """Path of the link in the run's folder, and its target in the artifact's folder."""
+    limits: ClassVar[str] = ""
+    """A known limit of what it makes, as a sentence for cards."""
     reads_lineage: ClassVar[bool] = False
     """Whether `Work.inputs` holds all artifacts that lead to the stage, not only those it reads."""
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the settings that the content key hashes, before names and files are resolved. A
+        kind overrides it if a setting selects texts of this package, whose hash takes its place."""
+        return self.model_dump(mode="json", exclude=not_in_key(self))
 
     def run(self, work: Work) -> None:
         """Makes the artifact in `work.folder`."""
@@ -192,6 +208,10 @@ class Stage(Strict):
             for model in models.values()
         )
         return Footprint(memory=max(memory_by_model, default=0))
+
+    def preflight(self) -> None:
+        """Fetches what the stage reads besides its files, models and other stages. Raises Permanent
+        if that fails."""
 
     def check_models(self, models: dict[str, RecipeModel]) -> None:
         """Raises Permanent if the stage cannot use a model; called after the models' own checks."""

@@ -3,6 +3,7 @@
     <storage>/store/<kind>-<key>/manifest.json     written last
     <storage>/store/<kind>-<key>/…                 rows.jsonl, model/, report.html, …
     <storage>/<recipe name>/{data,models}/<stage>  links to open results by stage name
+    <storage>/answers, spending                    answers of models by request; what they cost
 
 A folder without a manifest is unfinished work; a restart resumes from its journals and checkpoints.
 Keys hash inputs, never outputs, because generation is not deterministic: kind and version, settings
@@ -18,6 +19,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.lease import Lease, interruptible
 from zephyr_ray.lease_owner import ATTEMPT_VARIABLE, JOB_VARIABLE
 from zephyr_ray.manifest import MANIFEST, Manifest, read_manifest
-from zephyr_ray.verification import (
-    corrupted,
-    describe,
-    is_unchanged,
-    matches_when_read,
-    verify,
-)
+from zephyr_ray.verification import corrupted, describe, is_unchanged, matches_when_read, verify
 
 STORE, LEASE = "store", ".lease"
 """Folder of all artifacts, below the storage folder; folder of the lock, below that one."""
@@ -99,11 +95,23 @@ def numbered_jsonl(
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a small file; no reader sees, and no crash leaves, a partial file."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def append_line(file: FileIO, entry: dict[str, Any]) -> None:
+    """Appends an entry to an unbuffered file. Raises OSError unless all of it was written."""
+    # The leading line break ends a line that a kill or a full disk may have cut short.
+    line = b"\n" + json.dumps(entry, ensure_ascii=False).encode(errors="replace") + b"\n"
+    if file.write(line) != len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Journal:
@@ -129,10 +137,12 @@ class Journal:
 
     def append(self, entry: dict[str, Any]) -> None:
         assert self._file is not None
-        # The leading line break ends a line that a kill may have cut short.
-        self._file.write(
-            b"\n" + json.dumps(entry, ensure_ascii=False).encode(errors="replace") + b"\n"
-        )
+        append_line(self._file, entry)
+
+    def sync(self) -> None:
+        """Flushes entries to the storage: NFS shows other machines late what was not flushed."""
+        assert self._file is not None
+        os.fsync(self._file.fileno())
 
     def read_new(self) -> Iterator[dict[str, Any]]:
         """Yields the entries of all writers that were appended since the last call."""

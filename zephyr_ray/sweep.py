@@ -65,7 +65,8 @@ class Axis:
     short: str
     """Name of the setting in the names of copies."""
     values: dict[str, Any]
-    """Values as the stage has them, by the text that stands for each in a name."""
+    """Values as the stage has them (mappings as the recipe has them), by the text that stands for
+    each in a name."""
 
     @property
     def key(self) -> str:
@@ -226,6 +227,7 @@ def _values(
     where = f"{recipe.where}: {stage}.{setting}"
     others = {name: values[0] for name, values in swept.items()}
     values: dict[str, Any] = {}
+    stages: list[Stage] = []
     for written in swept[setting]:
         made = recipe.make(stage, others | {setting: written})
         field = type(made).model_fields.get(setting)
@@ -234,16 +236,17 @@ def _values(
         if OPERATIONAL in field.metadata:
             raise Permanent(f"{where}: does not change the result; remove it from the sweep")
         value = getattr(made, setting)
-        if isinstance(value, Strict):
-            value = value.model_dump(exclude_unset=True)
+        if isinstance(value, Strict | dict):
+            value = written  # checks may have moved a part of it to another setting
         text = label(value)
         if not text:
             raise Permanent(f"{where}: a value has no letter or digit to name its stage by")
-        if text in values and values[text] == value:
+        if made in stages:
             raise Permanent(f"{where}: the value {text} appears twice; remove one")
         if text in values:
             raise Permanent(f"{where}: two values would both be named {text}; change one")
         values[text] = value
+        stages.append(made)
     return values
 
 

@@ -1,6 +1,7 @@
 """The chat format of a model: turns conversations into tokens, with a loss mask that is proven."""
 
 from zephyr_ray.chat.format import ChatFormat, Messages, pad_token_id
+from zephyr_ray.chat.own import OwnFormat
 from zephyr_ray.chat.template import CHATML, ZEPHYR
 
-__all__ = ["CHATML", "ZEPHYR", "ChatFormat", "Messages", "pad_token_id"]
+__all__ = ["CHATML", "ZEPHYR", "ChatFormat", "Messages", "OwnFormat", "pad_token_id"]

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.formatting import number
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.settings import FILE, WEIGHTS, Strict, marked
 
@@ -69,9 +70,9 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
     if size > CONFIG_MAP_BYTES:
         largest = max(files, key=lambda name: len(files[name]))
         raise Permanent(
-            f"{path}: recipe and files are {size / CONFIG_MAP_BYTES:.1f} MiB, a ConfigMap holds 1; "
-            f"copy {largest.partition('-')[2] or largest} to the cluster's storage and give its "
-            "absolute path there"
+            f"{path}: recipe and files are {number(size / CONFIG_MAP_BYTES, 1)} MiB, a ConfigMap "
+            f"holds 1; copy {largest.partition('-')[2] or largest} to the cluster's storage and "
+            "give its absolute path there"
         )
     return files
 

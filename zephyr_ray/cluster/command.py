@@ -29,6 +29,7 @@ from zephyr_ray.cluster.watch import (
 )
 from zephyr_ray.display import Row, read_line, stage_table
 from zephyr_ray.errors import Permanent, Temporary
+from zephyr_ray.formatting import rounded
 from zephyr_ray.masking import masked
 from zephyr_ray.recipe import Recipe
 
@@ -235,8 +236,8 @@ def _age(created: str) -> str:
         return "?"
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+            return f"{rounded(seconds / size, 0)} {unit}"
+    return f"{rounded(seconds, 0)} s"
 
 
 def _say(line: str) -> None:

@@ -12,6 +12,7 @@ from zephyr_ray.cluster.job import SMALL_TMP, job_name, restricted_pod
 from zephyr_ray.cluster.kube import Forbidden, Kube, Missing
 from zephyr_ray.cluster.limits import Pods, pods_of
 from zephyr_ray.cluster.profile import Profile, quantity
+from zephyr_ray.formatting import duration
 from zephyr_ray.recipe import Recipe
 
 PULL_SECONDS = 600
@@ -221,7 +222,7 @@ def _pull(kube: Kube, profile: Profile, image: str) -> Iterator[CheckResult]:
         while time.monotonic() - started < PULL_SECONDS:
             status = kube.get(kube.path("pods", name)).get("status") or {}
             if status.get("phase") in ("Succeeded", "Failed"):
-                yield good(f"{image} was pulled in {time.monotonic() - started:.0f} s")
+                yield good(f"{image} was pulled in {duration(time.monotonic() - started)}")
                 return
             for container in status.get("containerStatuses") or []:
                 waiting = (container.get("state") or {}).get("waiting") or {}

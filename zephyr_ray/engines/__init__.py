@@ -8,6 +8,8 @@ _NAMES = (
     "zephyr_ray.engines.vllm:VllmSettings",
     "zephyr_ray.engines.openai:OpenAISettings",
     "zephyr_ray.engines.rules:RulesSettings",
+    "zephyr_ray.engines.reward:RewardSettings",
+    "zephyr_ray.engines.likelihood:LikelihoodSettings",
     "zephyr_ray.engines.service:ServiceSettings",
 )
 ENGINES: dict[str, type[ModelSettings]] = {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import field_validator
 
 from zephyr_ray.engines.connection import check_proxies, check_reachable, describe
+from zephyr_ray.engines.meter import Attempt, metered
 from zephyr_ray.engines.replies import Unavailable, read_object
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
@@ -22,7 +23,7 @@ from zephyr_ray.models.contract import STOPPING, StopRun
 from zephyr_ray.settings import OPERATIONAL
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from httpx2 import AsyncClient, Response
 
 log = logging.getLogger("zephyr_ray")
 
@@ -104,15 +105,30 @@ class EndpointSettings(ModelSettings):
             )
         return remember(key)
 
-    def client(self) -> "AsyncOpenAI":
-        """Returns a client that sends each request once; `Endpoint` decides about retries."""
+    def client(self) -> "AsyncClient":
+        """Returns an HTTP client that sends the headers of OpenAI's. That one takes longer for a
+        request than all the rest of a row."""
+        import httpx2
         import openai
 
-        timeout = openai.Timeout(TIMEOUT_SECONDS, connect=CONNECT_SECONDS)
-        return openai.AsyncOpenAI(**self._client_arguments(), timeout=timeout, max_retries=0)
+        from zephyr_ray.engines import transport
+
+        like = openai.AsyncOpenAI(**self._client_arguments())
+        headers = {
+            name: value
+            for name, value in (like.default_headers | like.auth_headers).items()
+            # The others describe OpenAI's client, or the body.
+            if isinstance(value, str) and not name.startswith(("X-Stainless", "Content-Type"))
+        }
+        timeout = httpx2.Timeout(TIMEOUT_SECONDS, connect=CONNECT_SECONDS)
+        return transport.client(timeout, base_url=self.base_url, headers=headers)
 
     def _client_arguments(self) -> dict[str, str]:
         return {"base_url": self.base_url, "api_key": self.api_key()}
+
+
+class NotSent(Unavailable):
+    """A request that did not reach the endpoint."""
 
 
 class Endpoint:
@@ -122,6 +138,8 @@ class Endpoint:
         self._client = settings.client()
         self.name = f"{target} at {settings.base_url}"
         """Name of the endpoint in error lines."""
+        self._urls: dict[str, Any] = {}
+        """Addresses by path: parsing one takes longer than the rest of building a request."""
         self._last_answer = time.monotonic()
         self._last_notice = -math.inf
 
@@ -129,11 +147,13 @@ class Endpoint:
         self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any], str], T]
     ) -> T:
         """Returns what `read(object, name)` makes of the JSON object in the reply. Raises as
-        `replies.read_object` does."""
-        start, retries, stopping = time.monotonic(), 0, STOPPING.get() or asyncio.Event()
+        `replies.read_object` and `metered` do."""
+        start, retries = 0.0, 0
         while True:
             try:
-                answer = read(await self._send(path, body), self.name)
+                async with metered(body) as attempt:
+                    start = start or time.monotonic()
+                    answer = read(await self._send(path, body, attempt), self.name)
                 self._last_answer = time.monotonic()
                 return answer
             except Unavailable as error:
@@ -146,24 +166,44 @@ class Endpoint:
                 if time.monotonic() > self._last_notice + NOTICE_SECONDS:
                     log.warning("%s; retrying", error)
                     self._last_notice = time.monotonic()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(stopping.wait(), delay)
-                    raise  # the stage stopped during the delay
+                if await stops_within(delay):
+                    raise
             retries += 1
 
-    async def _send(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        import httpx2
-        import openai
+    async def _send(self, path: str, body: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
+        try:
+            response = await self.call("POST", path, json=body)
+        except NotSent:
+            attempt.not_sent()
+            raise
+        attempt.replied(response.status_code, response.text)
+        return read_object(response.status_code, response.headers, response.text, self.name)
 
+    async def call(self, method: str, path: str, **request: Any) -> "Response":
+        """Returns the reply to one request, whatever its status. Raises Unavailable if there is
+        none."""
+        import httpx2
+
+        if path not in self._urls:
+            self._urls[path] = self._client.build_request(method, path).url
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                response = await self._client.post(
-                    path, cast_to=httpx2.Response, body=body, options={"follow_redirects": False}
-                )
-        except openai.APIStatusError as error:
-            response = error.response
-        except openai.APIConnectionError as error:
-            raise Unavailable(f"{self.name}: no reply ({describe(error.__cause__)})") from None
+                return await self._client.request(method, self._urls[path], **request)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise NotSent(self._no_reply(error)) from None
+        except httpx2.RequestError as error:
+            raise Unavailable(self._no_reply(error)) from None
         except TimeoutError:
             raise Unavailable(f"{self.name}: no complete reply in {WAIT_SECONDS} s") from None
-        return read_object(response.status_code, response.headers, response.text, self.name)
+
+    def _no_reply(self, error: Exception) -> str:
+        return f"{self.name}: no reply ({describe(error)})"
+
+
+async def stops_within(seconds: float) -> bool:
+    """Waits; returns whether the stage stopped meanwhile."""
+    stopping = STOPPING.get() or asyncio.Event()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stopping.wait(), seconds)
+        return True
+    return False

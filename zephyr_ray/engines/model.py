@@ -5,13 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_ray.engines import demonstrations
+from zephyr_ray.engines.answer_log import ANSWERS, AnswerLog
+from zephyr_ray.engines.meter import Meter
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
-from zephyr_ray.models.checks import check_answers
+from zephyr_ray.judges import read_questions
 from zephyr_ray.models.shapes import Shape, find_shape_or_size
 from zephyr_ray.models.weights import fingerprint, resolve
 from zephyr_ray.settings import WEIGHTS, marked
-from zephyr_ray.store import Artifact, digest
+from zephyr_ray.store import Artifact, content_key, digest
+
+IN_REQUEST = {"temperature", "top_p", "demonstrations", "questions", "context"}
+"""Settings that the log of answers does not hash, because each request states them, or fails."""
 
 
 def check_start(name: str, settings: ModelSettings, weights: dict[str, str]) -> None:
@@ -21,7 +26,7 @@ def check_start(name: str, settings: ModelSettings, weights: dict[str, str]) -> 
     folders = {setting: resolve(source) for setting, source in weights.items()}
     try:
         if "weights" in folders:
-            check_answers(folders["weights"])
+            settings.check_weights(folders["weights"])
     except Permanent as error:
         raise Permanent(f"model '{name}': {error}") from None
 
@@ -35,10 +40,22 @@ class Model:
     settings: ModelSettings
     demonstrations: list[dict[str, Any]] = field(default_factory=list)
     """Worked examples, each with `prompt`, `answer` and `constraint`."""
+    wordings: dict[str, str] = field(default_factory=dict)
+    """Other wordings of a judge's questions, by their names."""
+    answers: AnswerLog | None = None
+    """The log of its answers; None keeps none."""
+    meter: Meter | None = None
+    """The meter that admits its requests; None if they have neither limits nor a price."""
 
     @property
     def weights(self) -> str:
         return str(getattr(self.settings, "weights", "") or "")
+
+    def facts(self) -> dict[str, Any]:
+        """Returns its settings for a manifest, with the wordings in place of their file, which may
+        be gone when the judge is served."""
+        settings = self.settings.model_dump(mode="json")
+        return settings | ({"questions": self.wordings} if self.wordings else {})
 
     def check(self) -> None:
         """Raises Permanent if its engine cannot start on this machine."""
@@ -112,21 +129,41 @@ class RecipeModel:
             **{name: digest(path) for name, path in self.files.items()},
         }
 
-    def to_model(self, artifacts: dict[str, Artifact]) -> Model:
-        """Returns the model with its weights and files located and its demonstrations read."""
+    def answer_log(self, storage: Path, keys: dict[str, str], seed: int) -> AnswerLog:
+        """Returns the log of its answers for a stage with this seed; `keys` are those of earlier
+        stages. Models share one if they answer the same request in the same way."""
+        identity = {n: v for n, v in self.identity(keys).items() if n not in IN_REQUEST}
+        return AnswerLog(storage / ANSWERS / content_key(identity), seed)
+
+    def to_model(
+        self,
+        artifacts: dict[str, Artifact],
+        answers: AnswerLog | None = None,
+        meter: Meter | None = None,
+    ) -> Model:
+        """Returns the model with its weights and files located and its files read;
+        `answers` and `meter` are those of its requests."""
         located = {name: str(path) for name, path in self.files.items()}
         located |= {name: weights.locate(artifacts) for name, weights in self.weights.items()}
-        path = self.files.get("demonstrations")
-        examples = demonstrations.read(path) if path else []
-        return Model(self.name, self.settings.model_copy(update=located), examples)
+        path, questions = self.files.get("demonstrations"), self.files.get("questions")
+        return Model(
+            self.name,
+            self.settings.model_copy(update=located),
+            demonstrations=demonstrations.read(path) if path else [],
+            wordings=read_questions(questions) if questions else {},
+            answers=answers,
+            meter=meter,
+        )
 
     def check(self) -> None:
-        """Raises Permanent if its engine cannot start on this machine, or its demonstrations cannot
-        be read."""
+        """Raises Permanent if its engine cannot start on this machine, or one of its files is
+        invalid."""
         check_start(self.name, self.settings, self.sources)
-        self.check_demonstrations()
+        self.check_files()
 
-    def check_demonstrations(self) -> None:
-        """Raises Permanent if the demonstrations cannot be read."""
+    def check_files(self) -> None:
+        """Raises Permanent if its demonstrations or questions are invalid."""
         if path := self.files.get("demonstrations"):
             demonstrations.check(path)
+        if path := self.files.get("questions"):
+            read_questions(path)

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from zephyr_ray.engines.logprobs import LOGPROBS, read_first_tokens
 from zephyr_ray.errors import RowError, Temporary
-from zephyr_ray.formatting import shorten
+from zephyr_ray.formatting import duration, shorten
 from zephyr_ray.models.contract import Reply, StopRun
 
 ENDS = {
@@ -151,6 +152,10 @@ class ErrorObject:
             return self.param == parameter
         return mentions(self.message, parameter)
 
+    @property
+    def is_about_logprobs(self) -> bool:
+        return LOGPROBS.search(self.param or self.message) is not None
+
 
 def mentions(text: str, parameter: str) -> bool:
     return re.search(rf"\b{re.escape(parameter)}\b", text) is not None
@@ -201,11 +206,13 @@ def fail(
         raise StopRun(f"{line}; {FIXES[401]}")
     if status < 500 and _MODEL.search(f"{error.codes} {error.message}"):
         raise StopRun(f"{line}; {FIXES[404]}")
+    if may_be_row and error.is_about_logprobs:
+        raise Rejected(line, error)  # OpenAI refuses them with status 403 too
     if status in FIXES and not is_busy:
         raise StopRun(f"{line}; {FIXES[status]}")
     if is_busy or status < 300 or status >= 500 or status in RETRIED_STATUSES:
         after = _retry_after(headers or {})
-        line += f" (retry after {after:.0f} s)" if after else ""
+        line += f" (retry after {duration(after)})" if after else ""
         limited = is_busy and _RATE_LIMIT.search(f"{error.codes} {error.message}")
         raise Unavailable(line, after, rate_limited=status == 429 or bool(limited))
     raise Rejected(line, error)
@@ -243,12 +250,18 @@ def read_answer(data: dict[str, Any], where: str) -> Reply:
     if message.get("refusal"):
         raise RowError(f"{where}: refused: {shorten(str(message['refusal']))}", "refused")
     text, end = message.get("content"), ENDS.get(finish_reason)
+    first_tokens = read_first_tokens(choice)
+    if text is None and first_tokens:
+        text = ""  # the tokens were spent on reasoning
     if not isinstance(text, str) or end is None:
         has = "text" if isinstance(text, str) else "no text"
         raise Unavailable(f"{where}: the reply has {has} and finish_reason {finish_reason}")
+    # Half a surrogate pair, as of a cut emoji, is valid JSON, but can be neither sent nor stored.
+    text = text.encode(errors="replace").decode()
     usage = data.get("usage")
     tokens = usage if isinstance(usage, dict) else {}
-    return Reply(text, end, _count(tokens, "prompt_tokens"), _count(tokens, "completion_tokens"))
+    prompt_tokens, own_tokens = _count(tokens, "prompt_tokens"), _count(tokens, "completion_tokens")
+    return Reply(text, end, prompt_tokens, own_tokens, first_tokens)
 
 
 def _count(usage: dict[str, Any], name: str) -> int:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
-from zephyr_ray.engines.settings import ModelSettings
+from zephyr_ray.engines.settings import JudgeEngine, ModelSettings
 from zephyr_ray.errors import Permanent
+from zephyr_ray.formatting import number
 from zephyr_ray.judges.form import Judgement
 from zephyr_ray.messages import visible
 from zephyr_ray.models import constraints
@@ -23,6 +24,10 @@ class RulesSettings(ModelSettings):
 
     uses: ClassVar[frozenset[str]] = frozenset({"judge"})
     calls_counted = False
+    limits = (
+        "The rules check the form of an answer, not its truth: a wrong answer in the right form "
+        "passes."
+    )
 
     engine: Literal["rules"] = "rules"
     relevance: Annotated[str | None, WEIGHTS] = None
@@ -38,7 +43,7 @@ class RulesSettings(ModelSettings):
         return form in RulesJudge.CHECKS_BY_FORM
 
 
-class RulesJudge:
+class RulesJudge(JudgeEngine):
     """A judge that scores and compares answers by the checks that they pass."""
 
     def __init__(self, settings: RulesSettings):
@@ -46,12 +51,6 @@ class RulesJudge:
         self._similarity = (
             _SentenceEncoder(settings.relevance).similarity if settings.relevance else None
         )
-
-    def ask_for(self, model: Any, row: dict[str, Any]) -> "RulesJudge":
-        return self
-
-    async def __call__(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError("the rules judge answers no prompts")
 
     async def judge(
         self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]
@@ -74,13 +73,13 @@ class RulesJudge:
         if self._similarity:
             similarity = self._similarity(instruction, text)
             checks["on_topic"] = similarity >= self._relevance_min
-            reasons.append(f"similarity to the task {similarity:.2f}")
+            reasons.append(f"similarity to the task {number(similarity)}")
         if not checks["ended"]:
             reasons.append("was cut off at the token limit")
         if not checks["no_loop"]:
             reasons.append("empty" if not visible(text) else "repeats itself")
         score = 1 + 9 * sum(checks.values()) / len(checks)
-        return {"score": round(score, 2), "reason": "; ".join(reasons), "checks": checks}
+        return {"score": score, "reason": "; ".join(reasons), "checks": checks}
 
     def compare(
         self, row: dict[str, Any], first: dict[str, Any], second: dict[str, Any]
@@ -89,10 +88,9 @@ class RulesJudge:
         ours, theirs = self.score(row, first), self.score(row, second)
         passed, baseline = sum(ours["checks"].values()), sum(theirs["checks"].values())
         verdict = 1.0 if passed > baseline else 0.0 if passed < baseline else 0.5
-        reason = (
-            f"passes {passed} of {len(ours['checks'])} checks, the baseline {baseline}: "
-            f"{ours['reason']}"
-        )
+        reason = f"passes {passed} of {len(ours['checks'])} checks, the baseline {baseline}"
+        if ours["reason"]:
+            reason += f": {ours['reason']}"
         return {"verdict": verdict, "reason": reason, "scores": [ours, theirs]}
 
     CHECKS_BY_FORM: ClassVar[dict[str, Callable[..., Judgement]]] = {

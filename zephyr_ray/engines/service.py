@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from zephyr_ray.engines.endpoint import Endpoint, EndpointSettings
 from zephyr_ray.engines.replies import Rejected, Unavailable
+from zephyr_ray.engines.settings import JudgeEngine
 from zephyr_ray.errors import RowError
 from zephyr_ray.judges import FORMS
 
@@ -23,24 +24,23 @@ class ServiceSettings(EndpointSettings):
         return ServedJudge(self)
 
 
-class ServedJudge:
+class ServedJudge(JudgeEngine):
     """A client of the served judge, used like an engine."""
 
     def __init__(self, settings: ServiceSettings):
         self._endpoint = Endpoint(settings, "the judge")
 
-    def ask_for(self, model: Any, row: dict[str, Any]) -> "ServedJudge":
-        return self
-
-    async def __call__(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError("a served judge answers no prompts")
-
     async def judge(
         self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]
     ) -> dict[str, Any]:
         request = {name: row.get(name) for name in ("prompt", "instruction", "constraint")}
-        for name, answer in zip(FORMS[form].fields, answers, strict=True):
-            request[name] = {part: answer[part] for part in ("text", "finish_reason")}
+        request |= {"reference": row["reference"]} if row.get("reference") else {}
+        judged = [{part: a[part] for part in ("text", "finish_reason")} for a in answers]
+        fields = FORMS[form].fields
+        if fields is None:
+            request |= {"order_seed": row.get("order_seed"), "completions": judged}
+        else:
+            request |= zip(fields, judged, strict=True)
         try:
             body = {"requests": [request]}
             return await self._endpoint.post(f"/judge/{form}", body, _judgement)

@@ -4,11 +4,13 @@ An engine is one file: a subclass of `ModelSettings` with its settings in a reci
 that answers. Behavior that depends on the engine is a method of its settings; no other code
 compares engine names."""
 
-from typing import Annotated, Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 from pydantic import Field
 
 from zephyr_ray.demand import Calls
+from zephyr_ray.engines.tariff import Tariff
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.shapes import Shape
 from zephyr_ray.settings import OPERATIONAL, Strict, not_in_key
@@ -25,8 +27,13 @@ SHARED_IDENTITY = {
 }
 """Values that stand in for settings that an engine lacks, because content keys hash these names for
 every engine."""
-PER_ANSWER = {"temperature", "top_p", "demonstrations", "actors", "concurrency", "price"}
+PER_ANSWER = {
+    *("temperature", "top_p", "demonstrations", "questions", "actors", "concurrency"),
+    *("price", "requests_per_minute", "tokens_per_minute"),
+}
 """Settings that may differ between models that share one running engine."""
+BLOCKS_IN_FLIGHT = 2
+"""Minimum blocks of rows in flight per actor, so that none idles between two."""
 
 
 class Engine(Protocol):
@@ -34,6 +41,22 @@ class Engine(Protocol):
 
     def ask_for(self, model: Any, row: dict[str, Any]) -> Ask:
         """Returns the `Ask` of one row, with the sampling and demonstrations of `model`."""
+
+
+class JudgeEngine:
+    """A running engine that judges, and answers no prompts."""
+
+    def ask_for(self, model: Any, row: dict[str, Any]) -> Self:
+        return self
+
+    async def __call__(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError("the engine is a judge and answers no prompts")
+
+    async def judge(
+        self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Returns the judgement of the answers. Raises as `Ask` does."""
+        raise NotImplementedError
 
 
 class ModelSettings(Strict):
@@ -47,6 +70,8 @@ class ModelSettings(Strict):
     """Whether calls cost money."""
     served: ClassVar[bool] = True
     """Whether `zephyr serve` may host it as the judge."""
+    limits: ClassVar[str] = ""
+    """A known limit of what it answers or judges, as a sentence for cards."""
     serve_cpus: ClassVar[int] = 1
     """CPUs that Serve reserves for the engine as a judge."""
 
@@ -61,6 +86,11 @@ class ModelSettings(Strict):
         """GPUs per actor; a fraction shares one."""
         return 0.0
 
+    @property
+    def blocks_per_actor(self) -> int:
+        """Blocks of rows per actor; small ones balance the load of actors."""
+        return 4
+
     def start(self, seed: int) -> Engine:
         """Starts the engine in this process. Weights are folders, packaged names or hub ids."""
         raise NotImplementedError
@@ -73,6 +103,11 @@ class ModelSettings(Strict):
         """Returns the settings in which models must agree to share one running engine."""
         return self.model_dump_json(exclude=PER_ANSWER)
 
+    def pass_identity(self) -> str:
+        """Returns the settings in which models must agree to answer in one pass over rows: those
+        of the engine, and how many actors and rows in flight they may have."""
+        return f"{self.process_identity()} {self.actors} {self.concurrency}"
+
     def judges(self, form: str) -> bool:
         """Returns whether the model can judge with this form of `judges.FORMS`."""
         return "judge" in self.uses
@@ -80,6 +115,9 @@ class ModelSettings(Strict):
     def environment_variables(self) -> list[str]:
         """Returns the names of the environment variables that the engine reads."""
         return []
+
+    def check_weights(self, folder: Path) -> None:
+        """Raises Permanent if the engine cannot use the weights in this folder."""
 
     def preflight(self) -> None:
         """Raises Permanent if a user must change something before the engine can start."""
@@ -93,8 +131,16 @@ class ModelSettings(Strict):
         model's. Raises Permanent if a setting exceeds the model's limit."""
         return None
 
+    def own_calls(self, calls: Calls) -> Calls:
+        """Returns the calls that the engine makes where a language model would make `calls`."""
+        return calls
+
     def dollars(self, calls: Calls) -> float | None:
         """Returns the price of the calls in dollars; None if no price is set."""
+        return None
+
+    def tariff(self) -> Tariff | None:
+        """Returns the limits and the price of its calls; None if it has neither."""
         return None
 
     def describe_memory(self, shape: Shape, gpu_gib: float | None) -> str:

@@ -15,12 +15,13 @@ from pydantic import Field, field_validator
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.demand import GIB, GPU_RESERVE, PROCESS_BYTES
+from zephyr_ray.engines.guided import grammar
 from zephyr_ray.engines.language import LanguageEngine, LanguageSettings
 from zephyr_ray.errors import Permanent, RowError
 from zephyr_ray.formatting import gib
 from zephyr_ray.messages import Message
-from zephyr_ray.models.checks import load_chat_format
-from zephyr_ray.models.contract import EngineDead, Reply, Sampling
+from zephyr_ray.models.checks import check_answers, load_chat_format
+from zephyr_ray.models.contract import EngineDead, Reply, Sampling, TopLogprobs
 from zephyr_ray.models.shapes import Shape, context_of
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.settings import OPERATIONAL, WEIGHTS
@@ -42,6 +43,7 @@ class VllmSettings(LanguageSettings):
     """Settings of a model that runs on this cluster, and that a stage may train."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights", "model", "judge"})
+    gives_logprobs = True
 
     engine: Literal["vllm"] = "vllm"
     weights: Annotated[str, WEIGHTS]
@@ -62,6 +64,9 @@ class VllmSettings(LanguageSettings):
 
     def start(self, seed: int) -> "VllmEngine":
         return VllmEngine(self.weights, self.context, self.gpus, seed)
+
+    def check_weights(self, folder: Path) -> None:
+        check_answers(folder)
 
     def memory(self, shape: Shape | None) -> float:
         if self.gpus:
@@ -127,7 +132,15 @@ class VllmEngine(LanguageEngine):
     for each request separately, and on a CPU it breaks requests with chunked prefill.
     """
 
-    def __init__(self, weights: str, context: int, gpus: float, seed: int):
+    def __init__(
+        self,
+        weights: str,
+        context: int,
+        gpus: float,
+        seed: int,
+        arguments: dict[str, Any] | None = None,
+    ):
+        """`arguments` of vLLM's engine replace those of `engine_arguments`."""
         folder = resolve(weights)
         if not gpus:
             os.environ.update(CPU_ENVIRONMENT)
@@ -142,9 +155,8 @@ class VllmEngine(LanguageEngine):
         longest = context_of(AutoConfig.from_pretrained(folder).to_dict())
         self.context = min(context, longest or context)
         self.format = load_chat_format(folder, ChatFormat.to_ask)
-        self._engine = LLMEngine.from_engine_args(
-            EngineArgs(**engine_arguments(folder, self.context, gpus, seed))
-        )
+        arguments = engine_arguments(folder, self.context, gpus, seed) | (arguments or {})
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._listeners: dict[str, Callable[[str], None]] = {}
         self._numbers = itertools.count()
@@ -156,9 +168,8 @@ class VllmEngine(LanguageEngine):
         sampling: Sampling,
         listener: Callable[[str], None] | None = None,
     ) -> Reply:
-        """Answers one request; `listener` gets the text so far after every step."""
-        from vllm import SamplingParams
-
+        """Answers one request; `listener` gets the text so far after every step. An answer with a
+        schema always follows it."""
         prompt = self.format.prompt(messages)
         if len(prompt) + sampling.max_tokens > self.context:
             raise RowError(
@@ -166,34 +177,62 @@ class VllmEngine(LanguageEngine):
                 f"fit the context of {self.context}; shorten the messages or lower max_tokens",
                 "too long",
             )
+        from vllm import SamplingParams
+
+        parameters: dict[str, Any] = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "stop_token_ids": [self.format.stop_token_id],
+            "logprobs": sampling.top_logprobs,
+        }
+        if sampling.schema is None:
+            return await self._sample(prompt, SamplingParams(**parameters), listener)
+        from vllm.sampling_params import StructuredOutputsParams
+
+        for max_tokens in (None, sampling.max_tokens):
+            guide = StructuredOutputsParams(grammar=grammar(sampling.schema, max_tokens))
+            guided = SamplingParams(**parameters, structured_outputs=guide)
+            reply = await self._sample(prompt, guided, listener)
+            if reply.finish_reason != "length":
+                break
+        return reply
+
+    async def _sample(
+        self, prompt: list[int], parameters: Any, listener: Callable[[str], None] | None
+    ) -> Reply:
+        output = (await self.request(prompt, parameters, listener)).outputs[0]
+        return Reply(
+            output.text,
+            output.finish_reason or "length",
+            len(prompt),
+            len(output.token_ids),
+            _first_tokens(output.logprobs),
+        )
+
+    async def request(
+        self,
+        prompt: list[int],
+        parameters: Any,
+        listener: Callable[[str], None] | None = None,
+    ) -> Any:
+        """Returns vLLM's output of one request."""
         number = str(next(self._numbers))
         future = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         if listener:
             self._listeners[number] = listener
-        self._engine.add_request(
-            number,
-            {"prompt_token_ids": prompt},
-            SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                stop_token_ids=[self.format.stop_token_id],
-            ),
-        )
+        self._engine.add_request(number, {"prompt_token_ids": prompt}, parameters)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._step_until_idle())
         try:
-            output = (await future).outputs[0]
+            return await future
         except asyncio.CancelledError:
             self._waiting.pop(number, None)
             self._engine.abort_request([number])
             raise
         finally:
             self._listeners.pop(number, None)
-        return Reply(
-            output.text, output.finish_reason or "length", len(prompt), len(output.token_ids)
-        )
 
     async def _step_until_idle(self) -> None:
         try:
@@ -201,15 +240,24 @@ class VllmEngine(LanguageEngine):
                 for output in self._engine.step():
                     if listener := self._listeners.get(output.request_id):
                         listener(output.outputs[0].text)
-                    if output.finished and output.request_id in self._waiting:
-                        self._waiting.pop(output.request_id).set_result(output)
+                    row = self._waiting.pop(output.request_id, None) if output.finished else None
+                    if row and not row.done():  # else it was cancelled just now
+                        row.set_result(output)
                 # Rows that got an answer send their next turn here, before the next step.
                 await asyncio.sleep(0)
         except Exception as error:
-            for future in self._waiting.values():
-                future.set_exception(EngineDead(str(error)))
+            for row in self._waiting.values():
+                if not row.done():
+                    row.set_exception(EngineDead(str(error)))
             self._waiting.clear()
             raise
+
+
+def _first_tokens(logprobs: Any) -> TopLogprobs:
+    """Returns the first tokens in vLLM's log-probabilities, which it computes before it applies the
+    temperature and the grammar of a schema."""
+    tokens = logprobs[0].values() if logprobs else ()
+    return tuple((token.decoded_token or "", token.logprob) for token in tokens)
 
 
 def _sample_by_search() -> None:

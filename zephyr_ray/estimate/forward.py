@@ -17,6 +17,8 @@ class ForwardEstimate:
     """Bytes per worker."""
     fits: bool | None
     """Whether the stage fits in GPU memory; None if the GPU's memory is not stated."""
+    advice: str
+    """The change that makes it fit; empty if it fits or the GPU's memory is not stated."""
     tokens: float | None
     upper_bound: bool
     """Whether tokens are an upper bound instead of an expectation."""
@@ -46,4 +48,13 @@ def estimate(
         speed = stage.workers.least * hardware.tflops * 1e12
         hours = 2 * tokens * shape.parameters / speed / 3600
     fits = None if gib is None else needed.total <= gib * GIB
-    return ForwardEstimate(needed, fits, tokens, row_tokens is None, hours)
+    advice = "" if gib is None or fits else _advise(stage, shape, gib * GIB)
+    return ForwardEstimate(needed, fits, advice, tokens, row_tokens is None, hours)
+
+
+def _advise(stage: WorkerSettings, shape: Shape, capacity: float) -> str:
+    split = stage.model_copy(update={"zero": 3})
+    fits = memory.forward_memory(split, shape).total <= capacity
+    if fits and stage.zero != 3 and not stage.is_quantized():
+        return "zero: 3 makes it fit"
+    return stage.memory_savings()

@@ -6,9 +6,18 @@ from rich.console import Console
 from rich.text import Text
 
 from zephyr_ray.demand import GIB, Calls
+from zephyr_ray.engines.ledger import spent_before
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.estimate import forward, training
-from zephyr_ray.formatting import abbreviate, gib, hours, rate_per_second
+from zephyr_ray.formatting import (
+    abbreviate,
+    dollars,
+    gib,
+    hours,
+    rate_per_second,
+    rounded,
+    significant,
+)
 from zephyr_ray.manifest import read_manifest
 from zephyr_ray.models.shapes import Shape, find_shape
 from zephyr_ray.plan import Step
@@ -35,7 +44,7 @@ def print_estimate(recipe: Recipe, store: Store, steps: list[Step]) -> None:
 def estimate_lines(recipe: Recipe, store: Store, steps: list[Step]) -> list[str]:
     """Returns the lines of the estimate; none if there is nothing to do."""
     lines: list[str] = []
-    dollars, paid_calls, unpriced = 0.0, 0.0, set()
+    cost, paid_calls, unpriced = 0.0, 0.0, set()
     rows = {step.name: step.rows for step in steps if step.rows is not None}
     row_tokens = _row_tokens(recipe, steps)
     for step in steps:
@@ -52,16 +61,23 @@ def estimate_lines(recipe: Recipe, store: Store, steps: list[Step]) -> list[str]
             model = recipe.models[name]
             if not model.settings.calls_counted:
                 continue
-            lines += _call_lines(recipe, step, model, calls)
+            lines += _call_lines(recipe, step, model, model.settings.own_calls(calls))
             if model.settings.metered:
                 paid_calls += calls.calls
                 price = model.settings.dollars(calls)
-                dollars += price or 0
+                cost += price or 0
                 if price is None:
                     unpriced.add(name)
     if paid_calls:
         missing = f", without {', '.join(sorted(unpriced))} (set price:)" if unpriced else ""
-        lines.append(f"all endpoints: ≤ {paid_calls:,.0f} calls, about ${dollars:,.0f}{missing}")
+        lines.append(
+            f"all endpoints: ≤ {rounded(paid_calls, 0):,} calls, about {dollars(cost)}{missing}"
+        )
+    if recipe.budget_usd is not None:
+        spent = spent_before(store.storage, recipe.name)
+        line = f"budget: {dollars(recipe.budget_usd)}, of which {dollars(spent)} are spent"
+        exceeds = spent + cost > recipe.budget_usd
+        lines.append(line + "; the estimate exceeds what is left" * exceeds)
     return lines
 
 
@@ -130,7 +146,7 @@ def _basis(slowest: float, workers: WorkerCount, hardware: Hardware | None) -> s
 
 
 def _fit(estimate: training.TrainingEstimate, stage: TrainingSettings) -> str:
-    room = f"{(estimate.capacity or 0) / GIB:.3g} GiB"
+    room = f"{significant((estimate.capacity or 0) / GIB)} GiB"
     if not stage.gpus_per_worker:
         room += " of free memory" + (" per worker" if stage.workers.most > 1 else "")
     if not estimate.fits:
@@ -166,7 +182,7 @@ def _forward_lines(
     lines = ["", f"  memory  {_memory(estimate.memory, stage)}"]
     if estimate.fits is not None:
         verdict = "fits" if estimate.fits else "does not fit"
-        fix = "" if estimate.fits else f": {stage.memory_savings()}"
+        fix = f": {estimate.advice}" if estimate.advice else ""
         lines.append(f"  {verdict} {hardware.gpu_memory_gib:g} GiB{fix}")  # type: ignore[union-attr]
     bound = "≤ " if estimate.upper_bound else ""
     if count and estimate.tokens:
@@ -200,12 +216,11 @@ def _memory(parts: Memory, stage: WorkerSettings) -> str:
 
 def _call_lines(recipe: Recipe, step: Step, model: RecipeModel, calls: Calls) -> list[str]:
     tokens = abbreviate(calls.tokens_in + calls.tokens_out)
-    text = f"{step.name}: {model.name}, ≤ {calls.calls:,.0f} calls, about {tokens} tokens"
+    text = f"{step.name}: {model.name}, ≤ {rounded(calls.calls, 0):,} calls, about {tokens} tokens"
     if model.settings.metered:
-        dollars = model.settings.dollars(calls)
+        cost = model.settings.dollars(calls)
         return [
-            text
-            + (f", about ${dollars:,.0f}" if dollars is not None else ", no price (set price:)")
+            text + (f", about {dollars(cost)}" if cost is not None else ", no price (set price:)")
         ]
     if "weights" not in model.weights:
         return [text]

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.models.role_markers import leaks_role
+from zephyr_ray.models.spacing import spaced
 from zephyr_ray.stage import Work
 
 Row = dict[str, Any]
+JUDGED = ("verdict", "reason", "flip", "orders")
+"""Fields of a judgement that the artifact keeps, if the judge's form has them."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,27 @@ class Gathered:
                     for model, row in by_model.items()
                 },
                 "verdicts": {
-                    model: {"verdict": row["verdict"], "reason": row["reason"]}
+                    model: {name: row[name] for name in JUDGED if name in row}
                     for model, row in by_model.items()
                 },
             }
+
+    def described(self, judged: list[Row]) -> dict[str, list[Row]]:
+        """Returns the judged rows of each model that has any, with the facts of the answers."""
+        baseline = next(iter(self.answers.values()))
+        by_model: dict[str, list[Row]] = {model: [] for model in self.answers}
+        for row in judged:
+            model, prompt_id = row["model"], row["prompt_id"]
+            facts = describe(self.answers[model][prompt_id], baseline[prompt_id])
+            by_model[model].append(row | facts)
+        return {model: rows for model, rows in by_model.items() if rows}
 
 
 def gather(work: Work, stages: list[str]) -> Gathered:
     """Reads the answers of `stages`, one model each, the baseline's first.
 
-    Raises Permanent if two stages have different prompts under one id, or a stage has none of the
-    baseline's prompts.
+    Raises Permanent if two stages have answers of one model, or different prompts under one id, or
+    a stage has none of the baseline's prompts.
     """
     gathered = Gathered(models={}, prompts={}, answers={})
     for stage in stages:
@@ -73,6 +87,12 @@ def gather(work: Work, stages: list[str]) -> Gathered:
         if not rows:
             raise Permanent(f"stage '{work.name}': '{stage}' has no answers; give it prompts")
         model = rows[0]["completions"][0]["model"]
+        if model in gathered.answers:
+            [other] = [name for name, known in gathered.models.items() if known == model]
+            raise Permanent(
+                f"stage '{work.name}': '{stage}' and '{other}' both have answers of '{model}'; "
+                "remove one, or rename the model"
+            )
         gathered.models[stage] = model
         gathered.answers[model] = {row["id"]: row["completions"][0] for row in rows}
         if gathered.answers[model].keys().isdisjoint(next(iter(gathered.answers.values()))):
@@ -87,6 +107,18 @@ def gather(work: Work, stages: list[str]) -> Gathered:
                     f"'{stages[0]}' (row {row['id']}); give both the same prompts"
                 )
     return gathered
+
+
+def describe(answer: Row, other: Row) -> Row:
+    """Returns the facts of a model's answer, and of the baseline's, that figures are computed
+    from; lengths are pairs."""
+    texts = answer["text"], other["text"]
+    return {
+        "words": [len(spaced(text).split()) for text in texts],
+        "characters": [len(text) for text in texts],
+        "leaks_role": leaks_role(answer["text"]),
+        "cut": answer.get("finish_reason") == "length",
+    }
 
 
 def _answer(completion: Row, scores: list[Row] | None) -> Row:

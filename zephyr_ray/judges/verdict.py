@@ -13,8 +13,11 @@ class Verdict:
     """The verdict that one value in a reply states."""
 
     says: Any
-    """A score or a winner; None if the value is out of range or contradicts itself."""
-    reason: str = ""
+    """A score, a winner or a rating per answer; None if it cannot be read."""
+    reason: Any = ""
+    """The judge's words for it: a text, or one per answer."""
+    fault: str = ""
+    """Why it cannot be read, in words for the judge, beginning with "it"."""
 
 
 Read = Callable[[Any], Verdict | None]
@@ -39,28 +42,33 @@ class _Span:
     verdict: Verdict
 
 
-def last_word(text: str, read: Read, judged: str = "", cut: bool = False) -> Verdict | None:
-    """Returns the verdict of a reply; None if the reply has no clear one. Rules of all forms:
+def last_word(text: str, read: Read, judged: str = "", cut: bool = False) -> Verdict:
+    """Returns the verdict of a reply; it says None if the reply has no clear one. Rules of all
+    forms:
 
     - Thinking does not count; a reply cut off in its thinking has no verdict.
     - A value inside unbalanced brackets does not count. Neither does a quote from `judged`, the
       judged texts, unless it is the complete reply: no answer may grade itself.
-    - The verdict is the last of the remaining values. If they disagree, or if the reply was `cut`
-      at the token limit, the last one must end the reply, on lines of its own or after a label
-      ("Verdict:").
+    - The verdict is the last of the remaining values. If they disagree, if the judged texts say
+      the same, or if the reply was `cut` at the token limit, the last one must end the reply, on
+      lines of its own or after a label ("Verdict:").
     """
     text = _FENCE.sub("", text)
     begin, spans = _outside_thinking(text, read)
     quotable = {v for literal in literals(judged) if (v := _verdict(literal.value, read))}
     spans = [s for s in spans if not _is_quoted(text, begin, s, judged, quotable)]
     if not spans:
-        return None
+        return Verdict(None, fault="it has nothing of this form outside of reasoning and quotes")
     last = spans[-1]
-    if last.verdict.says is None or _is_enclosed(text[last.end :]):
-        return None
+    if last.verdict.says is None:
+        return last.verdict
+    if _is_enclosed(text[last.end :]):
+        return Verdict(None, fault="its brackets do not match")
     disagree = any(s.verdict.says != last.verdict.says for s in spans)
-    if (disagree or cut) and not _ends_reply(text, last):
-        return None
+    # A quote in other words still says the same.
+    may_be_quote = any(v.says == last.verdict.says for v in quotable)
+    if (disagree or may_be_quote or cut) and not _ends_reply(text, begin, last):
+        return Verdict(None, fault="it does not end with its only verdict")
     return last.verdict
 
 
@@ -93,7 +101,7 @@ def _verdict(value: Any, read: Read) -> Verdict | None:
     verdict that says None."""
     verdicts = list(_verdicts(value, read))
     if len({verdict.says for verdict in verdicts}) > 1:
-        return Verdict(says=None)
+        return Verdict(None, fault="it contradicts itself")
     return verdicts[0] if verdicts else None
 
 
@@ -122,7 +130,8 @@ def _is_enclosed(after: str) -> bool:
     return False
 
 
-def _ends_reply(text: str, span: _Span) -> bool:
-    label = text[text.rfind("\n", 0, span.start) + 1 : span.start].strip(" \t*_`>#")
+def _ends_reply(text: str, begin: int, span: _Span) -> bool:
+    line = max(begin, text.rfind("\n", 0, span.start) + 1)
+    label = text[line : span.start].strip(" \t*_`>#")
     rest = text[span.end :].strip(" \t\r\n*_`.")
     return (not label or label.endswith(":")) and not rest

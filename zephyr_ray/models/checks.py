@@ -3,9 +3,9 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from zephyr_ray.chat import ChatFormat
+from zephyr_ray.chat import ChatFormat, OwnFormat
 from zephyr_ray.errors import Permanent
 from zephyr_ray.messages import assistant, user
 from zephyr_ray.models.headers import tensor_shapes
@@ -14,6 +14,8 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "em
 """Suffixes of the names of input embeddings in safetensors files."""
 SHORTEST = [user("a"), assistant("b")]
 """A conversation that must fit into max_length."""
+
+F = TypeVar("F")
 
 
 def check_answers(folder: Path) -> None:
@@ -48,13 +50,7 @@ def check_trains(folder: Path, max_length: int) -> None:
     tokens, or cannot answer conversations."""
     check_answers(folder)
     config = read_config(folder)
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    if not {*config["architectures"]} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}:
-        raise Permanent(
-            f"weights folder {folder}: transformers cannot train a {config['architectures'][0]} as "
-            "a causal language model; name another model"
-        )
+    _check_causal(folder, config, "train")
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "a quantization_config in config.json")
         raise Permanent(
@@ -70,12 +66,52 @@ def check_trains(folder: Path, max_length: int) -> None:
         )
 
 
+def check_reads(folder: Path) -> None:
+    """Raises Permanent if the model in this folder cannot tell how likely an answer is."""
+    check_answers(folder)
+    _check_causal(folder, read_config(folder), "run")
+    load_chat_format(folder)
+
+
+def check_rewards(folder: Path) -> None:
+    """Raises Permanent if the model in this folder is not a reward model for conversations."""
+    config = read_config(folder)
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
+    )
+
+    architectures = config.get("architectures") or ["model of no stated architecture"]
+    if not {*architectures} & {*CLASSIFIERS.values()}:
+        raise Permanent(
+            f"weights folder {folder}: a {architectures[0]} is not a sequence classifier; name a "
+            "reward model, such as a …ForSequenceClassification with one label"
+        )
+    # transformers does not write the labels of a model that has two, its default.
+    labels = len(config.get("id2label") or ("LABEL_0", "LABEL_1"))
+    if labels != 1:
+        raise Permanent(
+            f"weights folder {folder}: the classifier has {labels} labels, a reward model has one; "
+            "name a reward model"
+        )
+    load_own_format(folder)
+
+
 def load_chat_format(
     folder: Path, select: Callable[[Any], ChatFormat] = ChatFormat.of
 ) -> ChatFormat:
     """Returns the chat format of a model; `select` is `ChatFormat.of` or `ChatFormat.to_ask`.
 
     Raises Permanent if the tokenizer cannot be loaded or has no usable format."""
+    return _load_format(folder, select)
+
+
+def load_own_format(folder: Path) -> OwnFormat:
+    """Returns the tokenizer's own format, for a model that reads conversations. Raises Permanent if
+    the tokenizer cannot be loaded or has none."""
+    return _load_format(folder, OwnFormat)
+
+
+def _load_format(folder: Path, select: Callable[[Any], F]) -> F:
     from transformers import AutoTokenizer
 
     try:
@@ -95,6 +131,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Returns the config.json of a folder that `weights.resolve` returned."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config
+
+
+def _check_causal(folder: Path, config: dict[str, Any], use: str) -> None:
+    """Raises Permanent if transformers does not know the model as a causal language model."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if not {*config["architectures"]} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}:
+        raise Permanent(
+            f"weights folder {folder}: transformers cannot {use} a {config['architectures'][0]} as "
+            "a causal language model; name another model"
+        )
 
 
 def _check_generative(folder: Path, architectures: list[str], generative: set[str]) -> None:

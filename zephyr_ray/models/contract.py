@@ -21,6 +21,10 @@ class EngineDead(Exception):
     """A crash of the engine; its process must be replaced."""
 
 
+TopLogprobs = tuple[tuple[str, float], ...]
+"""Texts of tokens that may begin an answer, with the natural logarithms of their probabilities."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """One answer of a model."""
@@ -30,6 +34,8 @@ class Reply:
     """"stop" if the model ended the answer, "length" if it was cut off at the token limit."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    top_logprobs: TopLogprobs = ()
+    """The most likely first tokens, if the request asked for them."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,10 @@ class Sampling:
     top_p: float
     max_tokens: int
     """Maximum tokens of the answer."""
+    schema: dict[str, Any] | None = None
+    """JSON schema of the answer, for engines that can hold a model to it; None for any text."""
+    top_logprobs: int | None = None
+    """Number of most likely first tokens to return with the answer; None for none."""
 
 
 class Ask(Protocol):
@@ -50,10 +60,21 @@ class Ask(Protocol):
     """
 
     async def __call__(
-        self, messages: list[Message], *, max_tokens: int, with_demonstrations: bool = True
+        self,
+        messages: list[Message],
+        *,
+        max_tokens: int,
+        with_demonstrations: bool = True,
+        schema: dict[str, Any] | None = None,
+        temperature: float | None = None,
+        top_logprobs: int = 0,
     ) -> Reply:
         """Returns the answer to a conversation. `with_demonstrations=False` omits the model's
-        demonstrations, for questions other than the row's task."""
+        demonstrations, for questions other than the row's task. `schema` is the JSON schema that
+        the answer should follow; engines that cannot enforce it ignore it. `temperature` replaces
+        the model's own. `top_logprobs` asks for the log-probabilities of that many first tokens;
+        the answer is then sampled at temperature 1 and top-p 1, at which all engines return the
+        probabilities of the model itself."""
 
     async def judge(
         self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]

@@ -86,6 +86,12 @@ def _as_folder(weights: str, config_only: bool = False) -> Path | None:
 
 
 def _check(folder: Path, config_only: bool = False) -> None:
+    tensors = {path.name for path in folder.glob("*.safetensors")} - {"adapter_model.safetensors"}
+    if (folder / "adapter_config.json").is_file() and not tensors:
+        raise Permanent(
+            f"weights folder {folder}: a LoRA adapter, not a model; merge it into its base model "
+            "and save the result"
+        )
     if not (folder / "config.json").is_file():
         raise Permanent(f"weights folder {folder}: config.json is missing; name a model's folder")
     try:
@@ -98,7 +104,7 @@ def _check(folder: Path, config_only: bool = False) -> None:
         )
     if config_only:
         return
-    if not any(folder.glob("*.safetensors")):
+    if not tensors:
         raise Permanent(f"weights folder {folder}: no *.safetensors; add the weights")
     if not any(folder.glob("tokenizer*")):
         raise Permanent(f"weights folder {folder}: no tokenizer; add tokenizer.json")

@@ -47,6 +47,8 @@ class Outcome:
     """A value to compare it with."""
     values: dict[str, float | Interval] = field(default_factory=dict)
     """Values by variant."""
+    paired: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+    """Ends of the intervals of paired differences."""
 
 
 def sweep_section(variants: Variants, sections: dict[str, Section]) -> Section | None:
@@ -95,7 +97,7 @@ def _outcomes(variants: Variants, sections: dict[str, Section]) -> list[Outcome]
     for (original, title), outcome in outcomes.items():
         if titles[title] > 1:
             outcome.title = f"{title} ({original})"
-    # What bars compare is why the sweep was made; training follows.
+    # A sweep is made for the results that bars compare, so they come before training.
     return sorted(outcomes.values(), key=lambda outcome: outcome.of_training)
 
 
@@ -103,7 +105,7 @@ def _measured(stage: str, block: Block) -> Iterator[tuple[Outcome, dict[str, flo
     """Yields the outcomes of one block, with the values of all models that it names, or of the
     stage itself."""
     if isinstance(block, Bars):
-        yield Outcome(block.title, line=block.line), dict(block.bars)
+        yield Outcome(block.title, line=block.line, paired=block.paired), dict(block.bars)
     if not isinstance(block, Curve):
         return
     values = [value for _, value in block.points]
@@ -148,15 +150,15 @@ def _headline(outcomes: list[Outcome]) -> str:
         return ""
     best = max(others, key=lambda name: others[name].value)
     top = others.pop(best)
-    near = sum(value.high >= top.low for value in others.values())
-    which = (
-        "that of the other" if len(others) == 1 else f"those of {near} of the {len(others)} others"
-    )
-    return (
+    near = 0
+    for name, value in others.items():
+        low, _ = first.paired.get((best, name), (top.low - value.high, top.high - value.low))
+        near += low <= 0
+    text = (
         f"{best} has the highest {first.title[0].lower()}{first.title[1:]} of {len(others) + 1} "
         f"variants, {number(top.value)} [{number(top.low)}, {number(top.high)}]"
-    ) + (
-        f", which may be chance: its interval overlaps {which}."
-        if near
-        else "; its interval overlaps no other."
     )
+    if not near:
+        return f"{text}; it is clearly better than every other."
+    which = "the other" if len(others) == 1 else f"{near} of the {len(others)} others"
+    return f"{text}, which may be chance: it is not clearly better than {which}."

@@ -52,7 +52,7 @@ def serve(settings: ServeSettings, host: str, port: int) -> int:
     gpus = replicas * len(models) * settings.gpus
     if local and gpus > (available := ray.cluster_resources().get("GPU", 0)):
         raise Permanent(
-            f"--gpus: {len(models)} models need {gpus} GPUs, this machine has {available:.0f}; "
+            f"--gpus: {len(models)} models need {gpus} GPUs, this machine has {int(available)}; "
             "lower --gpus or serve fewer models"
         )
     try:

@@ -5,9 +5,11 @@ import logging
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
@@ -17,17 +19,19 @@ from zephyr_ray.errors import Permanent, RowError, Temporary
 from zephyr_ray.judges import FORMS, Form
 from zephyr_ray.models.checks import load_chat_format
 from zephyr_ray.serve.dispatcher import Dispatcher, ModelResponse
+from zephyr_ray.serve.judge import NoForm
 from zephyr_ray.serve.keys import KEYS_VARIABLE, Keys, read_keys
 from zephyr_ray.serve.request_error import RequestError
 from zephyr_ray.serve.requests import VoteRequest, judge_request, parse
 from zephyr_ray.serve.routing import Handler, build_app, read_body
-from zephyr_ray.serve.vote_file import VoteFile
+from zephyr_ray.serve.vote_file import UnknownVote, VoteFile
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 log = logging.getLogger("zephyr_ray.serve")
 
+T = TypeVar("T")
 PAGE = Path(__file__).with_name("page.html")
 STATUS_SECONDS = 2.0
 """Seconds for which /health reuses the replicas' state, as anyone may call it without limit."""
@@ -84,6 +88,7 @@ class Gateway:
             ("POST", "/v1/chat/completions", self._chat),
             ("POST", "/v1/completions", self._complete),
             ("POST", "/v1/votes", self._vote),
+            ("DELETE", "/v1/votes/{id}", self._withdraw_vote),
             *(
                 ("POST", f"/judge/{name}", self._judge_handler(form))
                 for name, form in FORMS.items()
@@ -149,12 +154,16 @@ class Gateway:
         if vote.messages[-1].role != "user":
             message = "messages: must end with a user message"
             raise RequestError(400, message, "invalid_value", "messages")
+        return JSONResponse({"id": await _store(partial(self._votes.add, vote))})
+
+    async def _withdraw_vote(self, request: Request) -> Response:
+        vote_id = request.path_params["id"]
         try:
-            return JSONResponse({"id": await asyncio.to_thread(self._votes.add, vote)})
-        except OSError as error:
-            # The exception's text would reveal the path.
-            why = error.strerror or error
-            raise RequestError(507, f"cannot store the vote: {why}", "no_storage") from None
+            await _store(partial(self._votes.withdraw, vote_id))
+        except UnknownVote:
+            message = f"no vote '{vote_id[:64]}'; use an id that POST /v1/votes returned"
+            raise RequestError(404, message, "vote_not_found", "id") from None
+        return JSONResponse({"id": vote_id, "withdrawn": True})
 
     def _judge_handler(self, form: Form) -> Handler:
         """Returns the handler of one judge form."""
@@ -162,7 +171,7 @@ class Gateway:
 
         async def handler(request: Request) -> Response:
             judged = parse(body, await read_body(request)).requests
-            answers = [[getattr(j, name).model_dump() for name in form.fields] for j in judged]
+            answers = [j.answers() for j in judged]
             return await self._judge_rows(form.name, [j.row() for j in judged], answers)
 
         return handler
@@ -189,6 +198,8 @@ class Gateway:
             # Its text is a remote traceback; the client gets only the text of the cause.
             if isinstance(error.cause, RowError):
                 raise RequestError(400, f"the judge: {error.cause}", "judge_refused") from None
+            if isinstance(error.cause, NoForm):
+                raise RequestError(404, f"the judge: {error.cause}", "no_form") from None
             if not isinstance(error.cause, Permanent | Temporary):
                 raise
             message = f"the judge: {error.cause}"
@@ -201,6 +212,16 @@ class Gateway:
             # Frees the judge if the client left or a call failed; has no effect on finished calls.
             for call in calls:
                 call.cancel()
+
+
+async def _store(write: Callable[[], T]) -> T:
+    """Stores a vote or its withdrawal, in a thread. Raises RequestError 507 if the disk is full."""
+    try:
+        return await asyncio.to_thread(write)
+    except OSError as error:
+        # The exception's text would reveal the path.
+        why = error.strerror or error
+        raise RequestError(507, f"cannot store the vote: {why}", "no_storage") from None
 
 
 def respond(request: Request, response: ModelResponse, log_prompts: bool) -> Response:

@@ -3,6 +3,11 @@
 from typing import Any
 
 from zephyr_ray.engines.model import Model
+from zephyr_ray.errors import Permanent
+
+
+class NoForm(Permanent):
+    """A request for a form that the judge does not have."""
 
 
 class JudgeService:
@@ -14,4 +19,8 @@ class JudgeService:
     async def judge(
         self, form: str, row: dict[str, Any], answers: list[dict[str, Any]]
     ) -> dict[str, Any]:
+        """Raises NoForm if the judge does not have the form."""
+        if not self._model.settings.judges(form):
+            engine = self._model.settings.engine
+            raise NoForm(f"its engine {engine} has no form '{form}'; serve another judge")
         return await self._engine.ask_for(self._model, row).judge(form, row, answers)

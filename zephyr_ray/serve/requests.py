@@ -24,7 +24,7 @@ MAX_MESSAGES, MAX_CHARACTERS = 256, 200_000
 MAX_CHOICES, MAX_LOGPROBS = 8, 20
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 500
 MAX_PROMPTS, MAX_PROMPT_TOKENS = 8, 200_000
-MAX_JUDGED_ROWS = 64
+MAX_JUDGED_ROWS, MAX_JUDGED_TOGETHER = 64, 32
 SEED_BOUND, TOKEN_ID_BOUND = 2**63, 2**31
 ERROR_WORDING = {
     "extra_forbidden": "not supported here; remove it",
@@ -36,8 +36,7 @@ ERROR_WORDING = {
 
 @dataclass(frozen=True)
 class Wording:
-    """Replaces the error messages of a union: pydantic's name only one member and omit the
-    limits."""
+    """Replaces the error messages of a union: pydantic's name one member and omit the limits."""
 
     message: str
 
@@ -222,6 +221,9 @@ class VoteRequest(Body):
     left: VotedAnswer
     right: VotedAnswer
     vote: Literal["left", "right", "tie"]
+    blind: bool | None = None
+    """Whether the voter did not know which model gave which answer; if missing, the voter may have
+    known."""
 
 
 class JudgedAnswer(Body):
@@ -235,6 +237,10 @@ class JudgedPrompt(Body):
     prompt: Text
     instruction: Text | None = None
     constraint: dict[str, Any] | None = None
+    order_seed: Text | None = None
+    """Seeds the order of answers that are judged together; by default, the prompt does."""
+    reference: Text | None = None
+    """A right answer to show to the judge."""
 
     @field_validator("constraint")
     @classmethod
@@ -248,12 +254,23 @@ class JudgedPrompt(Body):
 
     def row(self) -> dict[str, Any]:
         instruction = self.prompt if self.instruction is None else self.instruction
-        return {"prompt": self.prompt, "instruction": instruction, "constraint": self.constraint}
+        row = {"prompt": self.prompt, "instruction": instruction, "constraint": self.constraint}
+        return row | self.model_dump(include={"order_seed", "reference"}, exclude_none=True)
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Returns the judged answers: those in `completions`, or one per field of the form."""
+        given = [getattr(self, name) for name in type(self).model_fields]
+        answers = [a for a in given if isinstance(a, JudgedAnswer)]
+        return [a.model_dump() for a in getattr(self, "completions", answers)]
 
 
-def judge_request(fields: tuple[str, ...]) -> Any:
-    """Returns the body type of a judge form's route; `fields` name the judged answers."""
-    answers: dict[str, Any] = dict.fromkeys(fields, (JudgedAnswer, ...))
+def judge_request(fields: tuple[str, ...] | None) -> Any:
+    """Returns the body type of a judge form's route; `fields` name the judged answers, None for a
+    list of them in `completions`."""
+    answers: dict[str, Any] = dict.fromkeys(fields or (), (JudgedAnswer, ...))
+    if fields is None:
+        together = Field(min_length=1, max_length=MAX_JUDGED_TOGETHER)
+        answers["completions"] = (list[JudgedAnswer], together)
     judged = create_model("Judged", __base__=JudgedPrompt, **answers)
     bounds = Field(min_length=1, max_length=MAX_JUDGED_ROWS)
     return create_model("JudgeRequest", __base__=Body, requests=(list[judged], bounds))  # type: ignore[valid-type]

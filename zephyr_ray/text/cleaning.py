@@ -1,150 +1,186 @@
-"""Cleans dialogues as Zephyr cleaned UltraChat; counts what each rule drops and keeps examples."""
+"""Cleans dialogues as Zephyr cleaned UltraChat, and prompts and pairs by the same rules. Counts
+what each rule drops, and keeps examples."""
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent
+from zephyr_ray.filters.answers import (
+    REFUSAL,
+    find_empty,
+    find_low_score,
+    find_refusal,
+    find_unhelpful,
+)
+from zephyr_ray.filters.cleaning_pass import CleaningPass
+from zephyr_ray.filters.contamination import Contamination
+from zephyr_ray.filters.evaluation_sets import read_sets
+from zephyr_ray.filters.held_out import HeldOut
+from zephyr_ray.filters.language import OTHER, check_languages, find_language
+from zephyr_ray.filters.lengths import TOO_LONG, TOO_SHORT, find_length
+from zephyr_ray.filters.passage import DROPPED, Filter, Tally
+from zephyr_ray.filters.row_types import ROW_TYPES, Row, prompt_of, score_id, tasks_of
+from zephyr_ray.filters.section import cleaning_section
+from zephyr_ray.filters.toxicity import TOXIC, ToxicWords, read_phrases
 from zephyr_ray.judges import FORMS, reply_tokens, unreadable
-from zephyr_ray.messages import Exchange, Message, exchanges, visible, with_facts
-from zephyr_ray.models import constraints
+from zephyr_ray.messages import exchanges, with_facts
 from zephyr_ray.models.contract import Ask
-from zephyr_ray.models.similarity import SimilarityIndex
-from zephyr_ray.models.true_case import true_case
-from zephyr_ray.models.unhelpful import is_unhelpful
 from zephyr_ray.rows import run_rows
-from zephyr_ray.settings import Reads
+from zephyr_ray.section import Section
+from zephyr_ray.settings import ADDED, FILE, Reads
 from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
-
-NEAR = 0.7
-"""ROUGE-L F above which a question is a near duplicate of a held-out prompt (Self-Instruct)."""
+from zephyr_ray.store import ROWS, Artifact
 
 
 class Clean(RowStage):
     """A stage that cuts each dialogue before its first bad exchange, and drops it if no answer
-    remains."""
+    remains; or that drops bad prompts, or bad pairs."""
 
     kind = "clean"
-    makes = "dialogues"
     version = 3
 
-    dialogues: Annotated[str, Reads("dialogues")]
+    dialogues: Annotated[str | None, Reads("dialogues")] = None
+    prompts: Annotated[str | None, Reads("prompts"), ADDED] = None
+    pairs: Annotated[str | None, Reads("pairs"), ADDED] = None
+    """What to clean: exactly one of `dialogues`, `prompts` and `pairs`. A pair is judged by its
+    prompt and its chosen answer."""
     judge: Annotated[str | None, Reads("judge", form="score")] = None
-    """A judge of answers; those that it scores below `min_score` are bad."""
-    min_score: float = Field(10.0, ge=1, le=10)
-    """Minimum score of an answer; unused without a judge."""
+    """A judge of answers in dialogues; those that it scores below `min_score` are bad."""
+    min_score: float = 10.0
+    """Minimum score of an answer, on the judge's scale; unused without a judge."""
     apart_from: Annotated[str | None, Reads("prompts")] = None
-    """Held-out prompts. A dialogue is cut before a question that is a near duplicate of one of
-    them, because the teacher's follow-up questions may repeat them."""
+    """Held-out prompts. A question that is a near duplicate of one of them is bad; the teacher's
+    follow-up questions may repeat them."""
+    evaluation_sets: Annotated[str | None, FILE, ADDED] = None
+    """A JSONL or JSON file with the questions of an evaluation set, or a folder with one such file
+    per set. A text that shares a sequence of 8 to 13 words with one of them is bad."""
+    near_duplicates: Annotated[float | None, ADDED] = Field(None, ge=0.5, le=1)
+    """Estimated Jaccard similarity of shingles of three words from which a row is a near duplicate
+    of an earlier one; None keeps near duplicates."""
+    languages: Annotated[list[str], ADDED] = []
+    """Allowed languages, such as en; none allows all. Texts too short to tell are kept."""
+    min_words: Annotated[int | None, ADDED] = Field(None, ge=1)
+    max_words: Annotated[int | None, ADDED] = Field(None, ge=1)
+    """Minimum and maximum words per answer, or per prompt in a stage that cleans prompts."""
+    refusals: Annotated[Literal["keep", "drop"], ADDED] = "keep"
+    """Treatment of answers that refuse the request."""
+    toxic_words: Annotated[str | None, FILE, ADDED] = None
+    """A file with one word or phrase per line; a text that contains one of them is bad."""
     seed: int = 0
 
-    def run(self, work: Work) -> None:
-        rows = [with_facts(row) for row in work.inputs[self.dialogues].rows()]
-        scores = self._scores(rows, work) if self.judge else {}
-        prompts = work.inputs[self.apart_from].rows() if self.apart_from else []
-        held_out = SimilarityIndex([row["instruction"] for row in prompts])
-        cleaned: list[dict[str, Any]] = []
-        seen: set[str] = set()
-        for row in rows:
-            messages = self._cut(row, scores, held_out, work)
-            answered = [exchange for exchange in exchanges(messages) if exchange.questions]
-            if not answered:
-                work.counts["dropped dialogues"] = work.counts.get("dropped dialogues", 0) + 1
-                continue
-            first = answered[0]
-            identity = " ".join(m["content"] for m in messages[: first.answer + 1]).casefold()
-            if identity in seen:
-                work.drop("duplicate", _prompt(messages, first))
-                continue
-            seen.add(identity)
-            cleaned.append({**row, "messages": messages})
-        if not cleaned:
-            reasons = [
-                f"{count:.0f} {name.removeprefix('dropped/')}"
-                for name, count in work.counts.items()
-                if name.startswith("dropped/")
-            ]
-            lower = "lower min_score or " if self.judge else ""
+    @property
+    def makes(self) -> str:  # type: ignore[override]
+        return next((name for name in ROW_TYPES if getattr(self, name)), "dialogues")
+
+    def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
+        inputs = [name for name in ROW_TYPES if getattr(self, name)]
+        if len(inputs) != 1:
+            given = " and ".join(inputs) or "nothing"
+            raise Permanent(f"reads {given}; set exactly one of {', '.join(ROW_TYPES)}")
+        if self.judge and not self.dialogues:
+            raise Permanent("judge: only answers in dialogues are scored; remove judge")
+        if self.refusals == "drop" and self.prompts:
+            raise Permanent("refusals: prompts have no answers; remove it")
+        if self.min_words and self.max_words and self.min_words > self.max_words:
             raise Permanent(
-                f"stage '{work.name}': every dialogue was dropped ({', '.join(reasons)}); {lower}"
-                "increase the number of prompts"
+                f"min_words is {self.min_words}, max_words {self.max_words}; lower min_words"
             )
-        work.write_rows(cleaned)
+        check_languages(self.languages)
+        if self.evaluation_sets:
+            read_sets(files["evaluation_sets"])
+        if self.toxic_words:
+            read_phrases(files["toxic_words"])
+
+    def run(self, work: Work) -> None:
+        source, row_type, tally = self._source, ROW_TYPES[self.makes], Tally()
+        rows = CleaningPass(
+            path=work.inputs[source].file(ROWS),
+            source=source,
+            folder=work.scratch / "cleaned",
+            rows=row_type,
+            filters=list(self._filters(work)),
+            scores=self._scores(work) if self.judge else {},
+            similarity=self.near_duplicates,
+        ).run(tally, partial(_advance, work))
+        work.progress.restart("rows", int(work.inputs[source].manifest.counts.get("rows", 0)))
+        work.write_rows(rows)
+        work.counts |= tally.counts
+        work.examples |= tally.examples
+        if not work.counts["rows"]:
+            dropped = {n: c for n, c in tally.counts.items() if c and n.startswith(DROPPED)}
+            reasons = [f"{int(count)} {n.removeprefix(DROPPED)}" for n, count in dropped.items()]
+            most = max(dropped, key=dropped.__getitem__, default="")
+            raise Permanent(
+                f"stage '{work.name}': every {row_type.noun} was dropped ({', '.join(reasons)}); "
+                f"{tally.fixes.get(most, 'increase the number of rows')}"
+            )
+
+    def expected(self, rows: dict[str, int]) -> int | None:
+        return rows.get(self._source)
 
     def row_tokens(self, reads: dict[str, float]) -> float | None:
-        return reads.get(self.dialogues)
+        return reads.get(self._source)
 
     def answer_tokens(self) -> int:
         return reply_tokens("score") if self.judge else 0
 
     def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
-        if self.judge is None or (dialogues := rows.get(self.dialogues)) is None:
+        if self.judge is None or (dialogues := rows.get(self._source)) is None:
             return {}
-        answers_each, tokens = reads[self.dialogues].answer_bounds()
+        answers_each, tokens = reads[self._source].answer_bounds()
         return {self.judge: FORMS["score"].calls(dialogues * answers_each, PROMPT_TOKENS, tokens)}
 
-    def _cut(
-        self,
-        row: dict[str, Any],
-        scores: dict[str, float | None],
-        held_out: SimilarityIndex,
-        work: Work,
-    ) -> list[Message]:
-        """Returns the messages before the first bad exchange, true-cased."""
-        messages = [dict(message) for message in row["messages"]]
-        end = 0
-        for exchange in exchanges(messages):
-            answer = messages[exchange.answer]
-            score = scores.get(_score_id(row, exchange))
-            rule = self._broken_rule(messages, exchange, score, held_out)
-            if rule:
-                prompt = _prompt(messages, exchange)
-                work.drop(rule, {"prompt": prompt, "answer": answer["content"]})
-                break
-            instruction = _instruction(messages, exchange)
-            for index in exchange.questions:
-                _correct_case(messages[index], None, work)
-            _correct_case(answer, (row.get("constraint"), instruction), work)
-            end = exchange.answer + 1
-        return messages[:end]
+    def section(self, artifact: Artifact) -> Section | None:
+        return cleaning_section(artifact.manifest)
 
-    def _broken_rule(
-        self,
-        messages: list[Message],
-        exchange: Exchange,
-        score: float | None,
-        held_out: SimilarityIndex,
-    ) -> str | None:
-        """Returns the rule that the exchange breaks, or None."""
-        questions = [messages[index] for index in exchange.questions]
-        answer = messages[exchange.answer]["content"]
-        if any(held_out.nearest(_bare(question)) > NEAR for question in questions):
-            return "near a held-out prompt"
-        if not visible(answer):
-            return "empty answer"
-        if is_unhelpful(answer):
-            return "unhelpful assistant"
-        if self.judge and questions and score is None:
-            return "answer not scored"
-        if self.judge and score is not None and score < self.min_score:
-            return "answer below min_score"
-        return None
+    @property
+    def _source(self) -> str:
+        """Name of the stage whose rows are cleaned."""
+        return str(getattr(self, self.makes))
 
-    def _scores(self, rows: list[dict[str, Any]], work: Work) -> dict[str, float | None]:
-        """Returns scores by "<dialogue>/<index of the answer>"."""
+    def _filters(self, work: Work) -> Iterator[Filter]:
+        """Yields the filters in the order in which they apply: an exchange counts under the first
+        whose rule it breaks. A new filter is one file and one line here."""
+        if self.evaluation_sets:
+            contamination = Contamination(read_sets(work.files["evaluation_sets"]))
+            yield Filter(contamination, contamination.rules)
+        if self.apart_from:
+            prompts = work.inputs[self.apart_from].rows()
+            yield Filter(HeldOut([row["instruction"] for row in prompts]))
+        yield Filter(find_empty)
+        yield Filter(find_unhelpful)
+        if self.judge:
+            yield Filter(partial(find_low_score, min_score=self.min_score))
+        if self.min_words or self.max_words:
+            find = partial(find_length, min_words=self.min_words, max_words=self.max_words)
+            rules = [TOO_SHORT] * bool(self.min_words) + [TOO_LONG] * bool(self.max_words)
+            yield Filter(find, tuple(rules))
+        if self.refusals == "drop":
+            yield Filter(find_refusal, (REFUSAL,))
+        if self.toxic_words:
+            yield Filter(ToxicWords(read_phrases(work.files["toxic_words"])), (TOXIC,))
+        if self.languages:
+            yield Filter(partial(find_language, languages=self.languages), (OTHER,))
+
+    def _scores(self, work: Work) -> dict[str, float | None]:
+        """Returns scores by `score_id`."""
         requests = [
             {
-                "id": _score_id(row, exchange),
-                "instruction": _instruction(row["messages"], exchange),
-                "prompt": _prompt(row["messages"], exchange),
+                "id": score_id(row, exchange),
+                "instruction": "\n".join(tasks_of(row["messages"], exchange)),
+                "prompt": prompt_of(row["messages"], exchange),
                 "constraint": row["constraint"],
                 "completion": {
                     "text": row["messages"][exchange.answer]["content"],
                     "finish_reason": row["messages"][exchange.answer].get("finish_reason", "stop"),
                 },
             }
-            for row in rows
+            for row in map(with_facts, work.inputs[self._source].rows())
             for exchange in exchanges(row["messages"])
             if exchange.questions
         ]
@@ -152,44 +188,10 @@ class Clean(RowStage):
         return {row["id"]: row["score"] for row in rated}
 
 
-def _score_id(row: dict[str, Any], exchange: Exchange) -> str:
-    return f"{row['id']}/{exchange.answer}"
+def _advance(work: Work, rows: int) -> None:
+    work.progress.done += rows
 
 
-def _prompt(messages: list[Message], exchange: Exchange) -> str:
-    return "\n".join(messages[index]["content"] for index in exchange.questions)
-
-
-def _instruction(messages: list[Message], exchange: Exchange) -> str:
-    return "\n".join(_bare(messages[index]) for index in exchange.questions)
-
-
-def _bare(question: Message) -> str:
-    """Returns the question without the sentence that states a constraint."""
-    return question.get("instruction", question["content"])
-
-
-def _correct_case(
-    message: Message, task: tuple[dict[str, Any] | None, str] | None, work: Work
-) -> None:
-    """Corrects capitals in place, unless that breaks the constraint; `task` is the constraint and
-    the instruction of an answer, None for a question."""
-    before = message["content"]
-    after = true_case(before)
-    if after == before:
-        return
-    constraint, instruction = task or (None, "")
-    if constraint:
-        held_before = constraints.holds(constraint, before, instruction)[0]
-        if held_before and not constraints.holds(constraint, after, instruction)[0]:
-            return
-    message["content"] = after
-    work.counts["true-cased"] = work.counts.get("true-cased", 0) + 1
-    examples = work.examples.setdefault("true-cased", [])
-    if len(examples) < 3:
-        examples.append([before, after])
-
-
-async def rate(row: dict[str, Any], ask: Ask) -> dict[str, Any]:
+async def rate(row: Row, ask: Ask) -> dict[str, Any]:
     """Scores one answer."""
     return {"id": row["id"], **await ask.judge("score", row, [row["completion"]])}

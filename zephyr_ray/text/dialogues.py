@@ -16,8 +16,8 @@ from zephyr_ray.messages import (
     visible,
     with_facts,
 )
+from zephyr_ray.model_pool import ModelPool, Names, names_of, share_calls
 from zephyr_ray.models.contract import Ask
-from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import Reads
 from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
 
@@ -26,13 +26,15 @@ REFINED_TOKENS = 48
 
 
 class SelfRefine(RowStage):
-    """A stage that makes dialogues of `turns` questions and answers from prompts, with one
-    teacher."""
+    """A stage that makes dialogues of `turns` questions and answers from prompts. With several
+    teachers, one of them writes each dialogue, chosen by rendezvous hashing of its prompt."""
 
     kind = "self_refine"
     makes = "dialogues"
+    limits = "A model wrote the dialogues; no person checked whether the answers are true."
 
-    model: Annotated[str, Reads("model")]
+    model: Annotated[Names, Reads("model")]
+    """The teacher, or a list of teachers."""
     prompts: Annotated[str, Reads("prompts")]
     turns: int = Field(2, ge=1)
     max_tokens: int = Field(512, ge=1)
@@ -42,14 +44,17 @@ class SelfRefine(RowStage):
     def run(self, work: Work) -> None:
         program = partial(self_refine, turns=self.turns, max_tokens=self.max_tokens)
         flaw = partial(_flaw, max_tokens=self.max_tokens)
-        prompts, models = work.inputs[self.prompts].rows(), [work.models[self.model]]
+        prompts = work.inputs[self.prompts].rows()
+        teachers = ModelPool.of(work, self.model, self.seed)
         # The journal may hold rows of an earlier version.
-        rows = [with_facts(row) for row in run_rows(work, prompts, program, models, flaw)]
+        made = teachers.run(work, prompts, program, flaw)
+        rows = [with_facts(row) for own in made for row in own]
         replies = [answer for row in rows for answer in answers(row["messages"])]
         work.counts["answers"] = len(replies)
         work.counts["truncated"] = sum(answer["finish_reason"] == "length" for answer in replies)
         if empty := sum(not visible(answer["content"]) for answer in replies):
             work.counts["empty"] = empty
+        teachers.count_made(work, (row["model"] for row in rows))
         work.write_rows(rows)
 
     def expected(self, rows: dict[str, int]) -> int | None:
@@ -67,7 +72,8 @@ class SelfRefine(RowStage):
         # Each turn takes a call for its answer; each but the first also takes one for its question.
         count = prompts * (2 * self.turns - 1)
         tokens_in = PROMPT_TOKENS + (self.turns - 1) * (PROMPT_TOKENS + self.max_tokens) / 2
-        return {self.model: Calls(count, count * tokens_in, prompts * self.turns * self.max_tokens)}
+        total = Calls(count, count * tokens_in, prompts * self.turns * self.max_tokens)
+        return share_calls(total, names_of(self.model))
 
 
 def _flaw(row: dict[str, Any], *, max_tokens: int) -> RowError | None:

@@ -1,18 +1,23 @@
 """Binarizes feedback as Zephyr does: scored completions become (chosen, rejected) pairs."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.judges.aspects import mean_rating
 from zephyr_ray.messages import Message, assistant, is_same_text, plain, user, visible, with_facts
-from zephyr_ray.settings import Reads
+from zephyr_ray.settings import ADDED, Reads
 from zephyr_ray.stage import Stage, Work
+from zephyr_ray.store import ROWS, read_jsonl
 
+Completion = dict[str, Any]
+
+UNSCORED = "fewer than two scored answers"
 FIXES = {
-    "fewer than two scored answers": "use a judge whose replies can be read, or more answers",
+    UNSCORED: "use a judge whose replies can be read, or more answers",
     "all answers are empty": "increase max_tokens of the completions, or use another model",
     "no answer good enough to choose": "lower min_chosen",
     "all answers are the same": "raise the models' temperature, or use more models",
@@ -20,6 +25,8 @@ FIXES = {
     "tie or margin too small": "set ties: keep or lower min_margin",
 }
 """Fix in the error line if a stage drops every prompt, by the most frequent reason."""
+SCORED_BY = {"overall": "a critique with an overall score", "aspects": "ratings of the aspects"}
+"""Judgements that answers need, by the setting `score`."""
 
 
 class Preferences(Stage):
@@ -29,57 +36,95 @@ class Preferences(Stage):
 
     kind = "preferences"
     makes = "pairs"
+    limits = "A chosen answer is the best of those sampled, and may still be wrong."
     version = 2
 
     feedback: Annotated[str, Reads("feedback")]
-    rejected: Literal["random", "lowest", "all"] = "random"
-    """Which other answers are rejected: a random one, the lowest-scored, or each in its own
-    pair."""
+    score: Annotated[Literal["score", "overall", "aspects"], ADDED] = "score"
+    """Score to compare answers by: the judge's, the overall score of its critique, or the mean of
+    its ratings of the aspects."""
+    rejected: Literal["random", "lowest", "all", "delta", "published"] = "random"
+    """Which other answers are rejected: a random one, the lowest-scored, each in its own pair, or
+    the one that `as_published` draws. With "delta", a prompt's pair is the two answers whose
+    predicted scores differ most (`widest_pair`)."""
     ties: Literal["drop", "keep"] = "drop"
     """Treatment of answers that tie with the chosen one: drop them, or allow them as
     rejected."""
     min_margin: float = Field(0.0, ge=0)
     """Minimum difference between the scores of a pair."""
-    min_chosen: float = Field(1.0, ge=1, le=10)
-    """Minimum score of the chosen answer."""
+    min_chosen: float = 1.0
+    """Minimum score of the chosen answer, on the judge's scale. 1, the lowest score of a judge that
+    scores from 1 to 10, sets no minimum on any scale."""
     seed: int = 0
 
     def run(self, work: Work) -> None:
+        work.write_rows(self._all_pairs(work))
+
+    def _all_pairs(self, work: Work) -> Iterator[dict[str, Any]]:
+        """Yields the pairs of all rows, which are read one by one. Raises Permanent if there are
+        none."""
         rng = random.Random(self.seed)
-        pairs: list[dict[str, Any]] = []
-        for row in work.inputs[self.feedback].rows():
-            pairs += self._pairs(row, rng, work)
-        if not pairs:
+        margins: list[float] = []
+        predicted = self._mean_scores(work) if self.rejected == "delta" else {}
+        for row in read_jsonl(work.inputs[self.feedback].file(ROWS)):
+            for pair in self._pairs(row, rng, work, predicted):
+                margins.append(pair["score_chosen"] - pair["score_rejected"])
+                yield pair
+        if not margins:
             counts = {rule.removeprefix("dropped/"): n for rule, n in work.counts.items()}
             reasons = ", ".join(f"{rule}: {count}" for rule, count in counts.items())
-            fix = FIXES[max(counts, key=counts.__getitem__)] if counts else "add prompts"
+            fix = self._fix(max(counts, key=counts.__getitem__)) if counts else "add prompts"
             raise Permanent(f"stage '{work.name}': every prompt was dropped ({reasons}); {fix}")
-        margins = [pair["score_chosen"] - pair["score_rejected"] for pair in pairs]
-        work.counts["margin_mean"] = round(sum(margins) / len(margins), 3)
-        work.write_rows(pairs)
+        work.counts["margin_mean"] = sum(margins) / len(margins)
+
+    def _fix(self, reason: str) -> str:
+        if reason == UNSCORED and self.score != "score":
+            return f"name feedback whose answers have {SCORED_BY[self.score]}, or remove score:"
+        return FIXES[reason]
+
+    def _scored(self, row: dict[str, Any]) -> list[Completion]:
+        return [
+            completion | {"score": score}
+            for completion in row["completions"]
+            if (score := SCORES[self.score](completion)) is not None
+        ]
+
+    def _mean_scores(self, work: Work) -> dict[str, float]:
+        """Returns the mean score of each model's answers."""
+        scores: dict[str, list[float]] = {}
+        for row in read_jsonl(work.inputs[self.feedback].file(ROWS)):
+            for completion in self._scored(row):
+                scores.setdefault(completion["model"], []).append(completion["score"])
+        return {model: sum(values) / len(values) for model, values in scores.items()}
 
     def _pairs(
-        self, row: dict[str, Any], rng: random.Random, work: Work
+        self, row: dict[str, Any], rng: random.Random, work: Work, predicted: dict[str, float]
     ) -> Iterator[dict[str, Any]]:
-        scored = [c for c in row["completions"] if c["score"] is not None]
+        scored = self._scored(row)
         if len(scored) < 2:
-            work.drop("fewer than two scored answers", row["id"])
+            work.drop(UNSCORED, row["id"])
             return
         if not any(visible(c["text"]) for c in scored):
             work.drop("all answers are empty", row["id"])
             return
-        # Shuffle, because max takes the first of equal scores, which would favor a model by
-        # position.
-        rng.shuffle(scored)
-        chosen = max((c for c in scored if visible(c["text"])), key=lambda c: c["score"])
-        if chosen["score"] < self.min_chosen:
+        if self.rejected == "published":
+            chosen, others = as_published(scored, self.seed)
+        else:
+            # Shuffle, because max takes the first of equal scores, which would favor a model by
+            # position.
+            rng.shuffle(scored)
+            if predicted:
+                scored = widest_pair(scored, predicted)
+            chosen = max((c for c in scored if visible(c["text"])), key=lambda c: c["score"])
+            others = scored
+        if self.min_chosen != 1 and chosen["score"] < self.min_chosen:
             work.drop("no answer good enough to choose", row["id"])
             return
-        others = [c for c in scored if not is_same_text(c["text"], chosen["text"])]
+        others = [c for c in others if not is_same_text(c["text"], chosen["text"])]
         if not others:
             work.drop("all answers are the same", row["id"])
             return
-        if all(c["score"] > chosen["score"] for c in others):
+        if not visible(chosen["text"]) or all(c["score"] > chosen["score"] for c in others):
             work.drop("an empty answer scored best", row["id"])
             return
         others = [c for c in others if self._far_enough(chosen["score"] - c["score"])]
@@ -95,6 +140,48 @@ class Preferences(Stage):
 
     def _far_enough(self, margin: float) -> bool:
         return margin >= self.min_margin and (margin > 0 or self.ties == "keep")
+
+
+def widest_pair(answers: list[Completion], predicted: dict[str, float]) -> list[Completion]:
+    """Returns the two answers whose predicted scores, the mean scores of their models, differ most.
+    A judge would have to score only these two, as in ActiveUltraFeedback (arXiv 2603.09692), whose
+    predictions come from a trained reward model instead."""
+
+    def score(answer: Completion) -> float:
+        return predicted[answer["model"]]
+
+    best = max(answers, key=score)
+    return [best, min((answer for answer in answers if answer is not best), key=score)]
+
+
+def as_published(scored: list[Completion], seed: int) -> tuple[Completion, list[Completion]]:
+    """Returns the chosen answer and the rejected one, if there is one, as UltraFeedback-binarized
+    drew them for Zephyr-7B: the first of the best answers, and the first random draw from all
+    answers that is a different one. The generator is seeded for each row; the seed was 42.
+
+    Source: create_dataset.py of HuggingFaceH4/ultrafeedback_binarized at commit 04348d9. The
+    current revision of that data set seeds the generator once for all rows instead.
+    """
+
+    def facts(completion: Completion) -> tuple[float, str, str]:
+        return completion["score"], completion["text"], completion["model"]
+
+    chosen = max(scored, key=lambda c: c["score"])
+    if all(facts(c) == facts(chosen) for c in scored):
+        return chosen, []
+    rng = random.Random(seed)
+    rejected = rng.choice(scored)
+    while facts(rejected) == facts(chosen):
+        rejected = rng.choice(scored)
+    return chosen, [rejected]
+
+
+SCORES: dict[str, Callable[[Completion], float | None]] = {
+    "score": lambda completion: completion.get("score"),
+    "overall": lambda completion: completion.get("overall"),
+    "aspects": lambda completion: mean_rating(completion.get("aspects")),
+}
+"""Score of an answer, by the setting `score`."""
 
 
 def _pair(
@@ -116,7 +203,8 @@ def _pair(
 
 
 def _answer(completion: dict[str, Any]) -> Message:
-    return assistant(completion["text"], finish_reason=completion["finish_reason"])
+    reason = completion.get("finish_reason")  # published answers have none
+    return assistant(completion["text"], **({"finish_reason": reason} if reason else {}))
 
 
 class Chosen(Stage):

@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +13,12 @@ from pydantic import Field
 from zephyr_ray.demand import Calls
 from zephyr_ray.errors import Permanent, suggest
 from zephyr_ray.messages import user
+from zephyr_ray.model_pool import ModelPool, Names, names_of, share_calls
 from zephyr_ray.models import constraints
 from zephyr_ray.models.contract import Ask
 from zephyr_ray.models.repetition import loops
 from zephyr_ray.models.similarity import SimilarityIndex, diversity
 from zephyr_ray.models.spacing import is_unspaced, spaced
-from zephyr_ray.rows import run_rows
 from zephyr_ray.settings import FILE, Reads
 from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
 from zephyr_ray.store import numbered_jsonl
@@ -42,8 +43,8 @@ FIELDS = {"id", "instruction", "constraint", "category"}
 YIELD = 3
 """Expected new tasks kept per row, a low estimate."""
 MIN_ROWS = 24
-"""Minimum rows per round: another round restarts the engines, while rows in one batch cost little
-more than a single row."""
+"""Minimum rows per round: another round waits for its slowest row, while rows in one batch cost
+little more than a single row."""
 MAX_ROUNDS = 4
 """Maximum rounds; after them the stage may have fewer prompts than `count`."""
 
@@ -81,6 +82,7 @@ class Tasks(Stage):
             "constraint": constraint or None,
             "prompt": prompt,
             "source": task.get("id", "generated"),
+            **({"author": task["author"]} if "author" in task else {}),
         }
 
 
@@ -119,9 +121,11 @@ class SelfInstruct(Tasks, RowStage):
 
     kind = "self_instruct"
     makes = "prompts"
+    limits = "A model wrote new prompts in the style of the seed tasks; no person checked them."
     version = 3
 
-    model: Annotated[str, Reads("model")]
+    model: Annotated[Names, Reads("model")]
+    """The teacher, or a list of teachers, of which each request goes to one."""
     count: int = Field(ge=1)
     apart_from: Annotated[str | None, Reads("prompts")] = None
     """Held-out prompts: tasks that are exact or near duplicates of one are dropped."""
@@ -143,7 +147,8 @@ class SelfInstruct(Tasks, RowStage):
         accepted = SimilarityIndex(seeds)
         work.counts["seeds"] = len(seeds)
         requests: list[dict[str, Any]] = []
-        results: dict[str, list[str]] = {}
+        finished: set[str] = set()
+        teachers = ModelPool.of(work, self.model, self.seed)
         program = partial(invent, seeds=seeds)
         for _ in range(MAX_ROUNDS):
             missing = self.count - len(tasks)
@@ -154,13 +159,12 @@ class SelfInstruct(Tasks, RowStage):
                 {"id": f"r{start + i:05d}", "seed": rng.random()}
                 for i in range(max(MIN_ROWS, missing // YIELD))
             ]
-            rows = run_rows(work, requests, program, [work.models[self.model]])
-            for row in rows:
-                if row["id"] in results:
+            for row in chain.from_iterable(teachers.run(work, requests, program)):
+                if row["id"] in finished:
                     continue
-                results[row["id"]] = row["instructions"]
+                finished.add(row["id"])
                 for instruction in row["instructions"]:
-                    task = {"instruction": instruction}
+                    task = {"instruction": instruction, "author": row["model"]}
                     work.counts["generated"] = work.counts.get("generated", 0) + 1
                     if self._usable(task, accepted, held_out, work):
                         accepted.add(instruction)
@@ -170,6 +174,7 @@ class SelfInstruct(Tasks, RowStage):
         work.counts["short_of_count"] = self.count - len(tasks)
         work.counts["new"] = len(tasks) - min(len(seeds), len(tasks))
         work.counts |= diversity([task["instruction"] for task in tasks])
+        teachers.count_made(work, (task["author"] for task in tasks if "author" in task))
         rng.shuffle(tasks)
         work.write_rows(self._row(i, task, rng) for i, task in enumerate(tasks))
 
@@ -181,7 +186,8 @@ class SelfInstruct(Tasks, RowStage):
 
     def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
         count = MAX_ROUNDS * max(MIN_ROWS, self.count // YIELD) * CHAIN
-        return {self.model: Calls(count, count * PROMPT_TOKENS, count * LIST_TOKENS)}
+        total = Calls(count, count * PROMPT_TOKENS, count * LIST_TOKENS)
+        return share_calls(total, names_of(self.model))
 
     def _held_out(self, work: Work) -> SimilarityIndex:
         rows = work.inputs[self.apart_from].rows() if self.apart_from else []

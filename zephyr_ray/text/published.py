@@ -1,14 +1,15 @@
-"""Streams published data as dialogues, pairs or prompts, from a hub data set or from local files.
+"""Streams published data as dialogues, pairs, prompts or feedback, from a hub data set or from
+local files.
 
-The columns of UltraChat-200k (`prompt_id, messages`) and of UltraFeedback-binarized (`prompt,
-prompt_id, chosen, rejected, score_chosen, score_rejected`) need no mapping. Conversations may have
-any form that `conversations.py` reads. Unusable rows are counted by reason.
+The columns of UltraChat-200k (`prompt_id, messages`), of UltraChat (`data`), of
+UltraFeedback-binarized (`prompt, prompt_id, chosen, rejected, score_chosen, score_rejected`), and
+those that `published_feedback.py` reads need no mapping. Conversations may have any form that
+`conversations.py` reads. Unusable rows are counted by reason.
 """
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from itertools import chain, islice, tee
+from itertools import islice, tee
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,28 +17,53 @@ from pydantic import Field
 
 from zephyr_ray.conversations import Unreadable
 from zephyr_ray.errors import Permanent
-from zephyr_ray.published_rows import CONVERSIONS, SCORE_RULES, Row, Unusable, disagreement
-from zephyr_ray.settings import ADDED, FILE
+from zephyr_ray.published_feedback import FEEDBACK
+from zephyr_ray.published_files import (
+    FIRST,
+    FORMATS,
+    data_files,
+    first_rows,
+    located_rows,
+    stream,
+)
+from zephyr_ray.published_rows import (
+    DIALOGUES,
+    PAIRS,
+    PROMPTS,
+    SCORE_RULES,
+    Row,
+    Unusable,
+    disagreement,
+)
+from zephyr_ray.settings import ADDED, DATASET, FILE
 from zephyr_ray.stage import BoundedStage, Stage, Work
-from zephyr_ray.store import numbered_jsonl
 
-FORMATS = {".parquet": "parquet", ".jsonl": "json", ".arrow": "arrow"}
-NAMES = {"id": ("prompt_id",), "messages": ("messages", "conversations")}
+CONVERSIONS = {
+    "dialogues": DIALOGUES,
+    "pairs": PAIRS,
+    "prompts": PROMPTS,
+    "feedback": FEEDBACK,
+}
+NAMES = {
+    "id": ("prompt_id",),
+    "messages": ("messages", "conversations"),
+    "turns": ("data",),
+    "completions": ("completions", "answers"),
+}
 """Column names in published data sets, if they differ from ours; the first one present is read."""
 SCORES = ("score_chosen", "score_rejected")
-FIRST = 1000
-"""Maximum rows searched for a usable one before the data is refused."""
 
 
 class Published(BoundedStage):
     """A stage that reads rows from `dataset` (a hub id, or an address such as
     s3://bucket/folder/*.parquet) or from `files` (a file or a folder of Parquet, JSONL or Arrow
-    files)."""
+    files, or a file with a JSON list)."""
 
     kind = "published"
+    limits = "The limits of the published data apply; see its own card."
 
-    makes: Literal["dialogues", "pairs", "prompts"]  # type: ignore[misc]
-    dataset: str | None = None
+    makes: Literal["dialogues", "pairs", "prompts", "feedback"]  # type: ignore[misc]
+    dataset: Annotated[str | None, DATASET] = None
     files: Annotated[str | None, FILE] = None
     split: str = "train"
     """A split of the hub data set. In a folder, files with this prefix (train.jsonl,
@@ -50,6 +76,9 @@ class Published(BoundedStage):
     """Maximum usable rows, from the start of the data."""
     ties: Annotated[Literal["keep", "drop"], ADDED] = "keep"
     """Treatment of pairs whose scores tie or contradict the choice; they are counted."""
+    exclude: Annotated[dict[str, list[str]], ADDED] = {}
+    """Values of columns of the data whose rows are left out, such as {source: [truthful_qa]}; they
+    are counted."""
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         if (self.dataset is None) == (self.files is None):
@@ -61,11 +90,11 @@ class Published(BoundedStage):
                 f"{', '.join(columns)}"
             )
         if self.ties == "drop" and "score_chosen" not in columns:
-            raise Permanent(f"ties: {self.makes} have no scores; remove ties:")
+            raise Permanent(f"ties: {self.makes} are not pairs; remove ties:")
         if self.files:
             paths = data_files(files["files"], self.split)
             unusable = Unusable()
-            usable = [self._has_usable(path, _first_rows(path), unusable) for path in paths]
+            usable = [self._has_usable(path, first_rows(path), unusable) for path in paths]
             if not any(usable):
                 unusable.refuse(files["files"])
 
@@ -80,31 +109,49 @@ class Published(BoundedStage):
 
     def run(self, work: Work) -> None:
         work.counts["characters"] = 0
+        work.counts |= {f"dropped/{rule}": 0 for rule in self._exclusions()}
         work.progress.total = self.expected({}) or 0
         work.write_rows(islice(self._usable(work), self.limit))
         if not work.counts["rows"]:
             raise Permanent(
-                f"stage '{work.name}': the data has no rows, or only empty ones; change the files "
-                "or split setting"
+                f"stage '{work.name}': the data has no rows, or only empty or excluded ones; "
+                "change the files, split or exclude setting"
             )
         dropped = sum(n for rule, n in work.counts.items() if rule.startswith("dropped/"))
-        work.check_dropped(int(work.counts["rows"] + dropped), sound=SCORE_RULES)
+        sound = (*SCORE_RULES, *self._exclusions())
+        work.check_dropped(int(work.counts["rows"] + dropped), sound=sound)
 
     def _usable(self, work: Work) -> Iterator[Row]:
         for number, raw in enumerate(self._raw(work)):
             row = self._renamed(raw)
             # Published ids may repeat; the row number makes them unique.
             row_id = f"r{number:07d}" if row.get("id") is None else f"{row['id']}/{number}"
+            if rule := self._exclusion(raw):
+                work.drop(rule, row_id)
+                continue
             try:
                 converted = self._convert(row)
             except Unreadable as reason:
                 work.drop(str(reason), row_id)
                 continue
-            if rule := disagreement(converted):
-                work.counts[rule] = work.counts.get(rule, 0) + 1
+            for remark in CONVERSIONS[self.makes].remarks(converted):
+                work.count(remark, row_id)
             work.progress.done += 1
             work.counts["characters"] += _characters(converted)
             yield {"id": row_id, **converted}
+
+    def _exclusions(self) -> list[str]:
+        """Returns the rules of `exclude`."""
+        return [f"{column} is {v}" for column, values in self.exclude.items() for v in values]
+
+    def _exclusion(self, raw: Row) -> str | None:
+        """Returns the rule of `exclude` that leaves out a row, if there is one."""
+        for column, values in self.exclude.items():
+            value = raw.get(column)
+            for v in value if isinstance(value, list) else [value]:
+                if str(v) in values:  # a column may hold numbers
+                    return f"{column} is {v}"
+        return None
 
     def _convert(self, row: Row) -> Row:
         """Returns our row from a renamed one. Raises Unreadable if it cannot be used."""
@@ -116,10 +163,10 @@ class Published(BoundedStage):
     def _raw(self, work: Work) -> Iterator[Row]:
         if self.files:
             for path in data_files(work.files["files"], self.split):
-                if path.suffix == ".jsonl":
-                    yield from (row for _, row in numbered_jsonl(path))
+                if path.suffix in (".json", ".jsonl"):
+                    yield from (row for _, row in located_rows(path))
                 else:
-                    yield from _stream(str(path), FORMATS[path.suffix], str(path))
+                    yield from stream(str(path), FORMATS[path.suffix], str(path))
             return
         dataset = self.dataset or ""
         source = f"dataset {dataset!r} (split {self.split!r})"
@@ -128,9 +175,9 @@ class Published(BoundedStage):
                 raise Permanent(
                     f"{source}: unknown file format; use files that end in {' or '.join(FORMATS)}"
                 )
-            rows = _stream(dataset, loader, source)
+            rows = stream(dataset, loader, source)
         else:
-            rows = _stream(None, dataset, source, split=self.split, revision=self.revision)
+            rows = stream(None, dataset, source, split=self.split, revision=self.revision)
         first, rows = tee(rows)
         unusable = Unusable()
         if not self._has_usable(source, first, unusable):
@@ -167,6 +214,7 @@ class Published(BoundedStage):
             has_columns, row = True, self._renamed(raw)
             try:
                 self._convert(row)
+                self._check_exclude(source, raw)
                 return True
             except Unreadable as reason:
                 if any(value is not None for value in raw.values()):
@@ -182,10 +230,22 @@ class Published(BoundedStage):
                 f"score_rejected; it has {has}; name the scores with columns: "
                 "{score_chosen: …, score_rejected: …}, or remove ties:"
             )
+        fix = f"name another with columns: {{{column}: …}}"
+        for makes in ("pairs", "feedback"):
+            other = CONVERSIONS[makes]
+            has_all = all(self._name(c, present) in present for c in other.needed)
+            if has_all and other is not CONVERSIONS[self.makes]:
+                fix = f"set makes: {makes}, or {fix}"
         raise Permanent(
-            f"{source} has no column '{name}', which {self.makes} need; it has {has}; name another "
-            f"with columns: {{{column}: …}}"
+            f"{source} has no column '{name}', which {self.makes} need; it has {has}; {fix}"
         )
+
+    def _check_exclude(self, source: Any, raw: Row) -> None:
+        if missing := sorted(set(self.exclude) - set(raw)):
+            raise Permanent(
+                f"exclude: {source} has no column '{missing[0]}'; it has {', '.join(sorted(raw))}; "
+                "name one of them"
+            )
 
     def _missing(self, row: Row) -> list[str]:
         """Returns the needed columns that a row lacks."""
@@ -206,90 +266,13 @@ SIZES: dict[tuple[str, str], tuple[int, int | None]] = {
     ("HuggingFaceH4/ultrachat_200k", "test_sft"): (23_110, None),
     ("HuggingFaceH4/ultrafeedback_binarized", "train_prefs"): (61_135, None),
     ("HuggingFaceH4/ultrafeedback_binarized", "test_prefs"): (2_000, None),
+    ("openbmb/UltraFeedback", "train"): (63_967, None),
 }
 """Number of rows and, if known, of tokens (by Mistral's tokenizer) in the data sets that Zephyr was
 trained on, for planning."""
 
 
-SPLIT_WORDS = re.compile("train|test|valid|eval|dev")
-"""Matches file names that mention a split."""
-
-
-def data_files(path: Path, split: str) -> list[Path]:
-    """Returns the data files of `files:`, sorted by name. Raises Permanent if there are none, none
-    of the split, or several formats."""
-    if path.is_file() and path.suffix in FORMATS:
-        return [path]
-    if path.is_file():
-        raise Permanent(
-            f"{path} has another format; convert it to JSONL (an object per line), Parquet or Arrow"
-        )
-    matches = (p for p in path.rglob("*") if p.is_file() and p.suffix in FORMATS)
-    files = sorted(p for p in matches if not re.search(r"(^|/)\.", str(p.relative_to(path))))
-    if not files:
-        raise Permanent(f"{path} has no {' or '.join(FORMATS)} file; change the files setting")
-    split_files = [p for p in files if re.match(rf"{re.escape(split)}[-.]", p.name)]
-    if not split_files and (split != "train" or any(SPLIT_WORDS.search(p.name) for p in files)):
-        raise Permanent(
-            f"{path} has no file of split '{split}'; it has "
-            f"{', '.join(p.name for p in files[:5])}; set split to the part of a file name before "
-            "the first - or ."
-        )
-    files = split_files or files
-    if len(formats := sorted({p.suffix for p in files})) > 1:
-        raise Permanent(f"{path} has {' and '.join(formats)} files; keep one format per folder")
-    return files
-
-
-def _first_rows(path: Path) -> Iterable[Row]:
-    """Returns the first rows of a file; in a file without rows, every column is None. Raises
-    Permanent if a JSONL file has no rows, because then its columns are unknown."""
-    if path.suffix == ".jsonl":
-        lines = (row for _, row in numbered_jsonl(path))
-        if (first := next(lines, None)) is None:
-            raise Permanent(f"{path} has no rows; change the files setting")
-        return chain([first], lines)
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        if path.suffix == ".parquet":
-            with parquet.ParquetFile(path) as source:
-                return _first(source.schema_arrow.names, source.iter_batches(batch_size=FIRST))
-        with pa.memory_map(str(path)) as file:
-            try:
-                stream = pa.ipc.open_stream(file)
-                return _first(stream.schema.names, stream)
-            except pa.ArrowInvalid:
-                blocks = pa.ipc.open_file(file)
-                numbers = range(blocks.num_record_batches)
-                return _first(blocks.schema.names, map(blocks.get_batch, numbers))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise Permanent(
-            f"{path} is not a valid {path.suffix[1:]} file, or is truncated: {error}; copy it again"
-        ) from None
-
-
-def _first(names: list[str], batches: Iterable[Any]) -> list[Row]:
-    rows = (row for batch in batches for row in batch.slice(0, FIRST).to_pylist())
-    return list(islice(rows, FIRST)) or [dict.fromkeys(names)]
-
-
-def _stream(files: str | None, loader: str, source: str, **options: Any) -> Iterator[Row]:
-    """Yields rows one by one, with a few hundred in memory. Raises Permanent if the loader
-    fails."""
-    from datasets import load_dataset
-
-    if files:
-        options = {"data_files": files, "split": "train"}
-    try:
-        yield from load_dataset(loader, streaming=True, **options)
-    except Exception as error:  # no network, no such data set or split, a truncated file, …
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        fix = "path or address" if files else "name or the network, or set files: to a local copy"
-        raise Permanent(f"cannot read {source}: {reason}; correct the {fix}") from error
-
-
 def _characters(row: Row) -> int:
     conversations = [row.get(name) or [] for name in ("messages", "chosen", "rejected")]
-    return sum(len(m["content"]) for messages in conversations for m in messages)
+    answers = sum(len(answer["text"]) for answer in row.get("completions", []))
+    return answers + sum(len(m["content"]) for messages in conversations for m in messages)

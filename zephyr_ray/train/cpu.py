@@ -5,6 +5,10 @@ import importlib
 import os
 from typing import Any
 
+CPU_TILE = 1024, 4096
+"""Maximum tokens and vocabulary entries per tile of logits in the output layer. TRL's tiles of
+4,096 × 32,768 are for a GPU: on a CPU, their intermediate results take 4 GB, and save no time."""
+
 
 def prepare_worker(threads: int) -> None:
     """Prepares this process to run a model, before it imports Hugging Face's libraries."""
@@ -12,8 +16,10 @@ def prepare_worker(threads: int) -> None:
 
     if not torch.cuda.is_available():
         torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate sets the number again
         keep_freed_memory()
         let_deepspeed_run_on_cpu()
+        use_small_tiles()
 
 
 def keep_freed_memory() -> None:
@@ -52,3 +58,14 @@ def let_deepspeed_run_on_cpu() -> None:
     comm.build_shm_op = lambda: None
     # TRL skips untrained positions in the output layer only if it believes that Triton runs here.
     trl.trainer.utils._use_triton = lambda device: True
+
+
+def use_small_tiles() -> None:
+    """Makes TRL compute the output layer in tiles of CPU_TILE. Patches names of the pinned
+    version, which `tests/test_planner_constants.py` reads."""
+    import trl.kernels.chunked_logprob
+    import trl.trainer.utils
+
+    tokens, vocabulary = CPU_TILE
+    trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE = tokens
+    trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = vocabulary

@@ -72,7 +72,7 @@ class LossSettings(Strict):
     beta: float = Field(0.1, gt=0)
     """Weight of the KL penalty against the start model; τ in `ipo`."""
     loss: Annotated[
-        dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]],
+        dict[str, Annotated[float, Field(gt=0)]],
         BeforeValidator(_by_name),
         AfterValidator(_checked),
         ADDED,

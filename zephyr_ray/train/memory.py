@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from zephyr_ray.demand import GPU_RESERVE, PROCESS_BYTES
 from zephyr_ray.models.shapes import Shape
+from zephyr_ray.train.cpu import CPU_TILE
 from zephyr_ray.train.kernels import LIKE_LLAMA
 from zephyr_ray.train.settings import BUCKET, TrainingSettings, WorkerSettings
 
@@ -17,7 +18,7 @@ FLAT = 500_000_000
 LIVE = 1_000_000_000
 """Maximum parameters that ZeRO-3 keeps gathered (DeepSpeed's stage3_max_live_parameters)."""
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768
-"""Maximum tokens and vocabulary entries per tile of logits in the output layer (TRL)."""
+"""Maximum tokens and vocabulary entries per tile of logits in the output layer on a GPU (TRL)."""
 TILE_BYTES_GPU, TILE_BYTES_CPU = 2, 31
 """Bytes per logit of a tile: TRL's GPU kernel works in place; its CPU code holds the tile in bf16,
 seven intermediate results in fp32 and a mask (trl.kernels.chunked_logprob)."""
@@ -177,5 +178,7 @@ def output_layer(settings: TrainingSettings, shape: Shape, tokens: int) -> float
 
 def output_tile(settings: WorkerSettings, shape: Shape, tokens: int) -> float:
     """Returns the bytes of one tile of logits in the output layer."""
-    per_logit = TILE_BYTES_GPU if settings.gpus_per_worker else TILE_BYTES_CPU
-    return per_logit * min(tokens, TILE_TOKENS) * min(shape.vocabulary, TILE_VOCABULARY)
+    on_gpu = settings.gpus_per_worker > 0
+    rows, columns = (TILE_TOKENS, TILE_VOCABULARY) if on_gpu else CPU_TILE
+    per_logit = TILE_BYTES_GPU if on_gpu else TILE_BYTES_CPU
+    return per_logit * min(tokens, rows) * min(shape.vocabulary, columns)

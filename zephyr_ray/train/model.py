@@ -102,12 +102,18 @@ def need_bitsandbytes(what: str) -> None:
 def save(job: Job, trainer: Any) -> None:
     """Writes model/ in fp32, and adapter/ if an adapter was trained.
 
-    Runs on every worker, because all take part in gathering the weights; rank 0 writes.
+    Runs on every worker, because all take part in gathering the weights; rank 0 writes. Raises
+    Permanent if a weight is not finite, which the last step's gradients may have caused.
     """
     import torch.distributed
 
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if torch.distributed.get_rank() == 0:
+        if broken := [name for name, weight in state.items() if not weight.isfinite().all()]:
+            raise Permanent(
+                f"{len(broken)} weights are not finite after the last step (the first: "
+                f"{broken[0]}); lower learning_rate"
+            )
         part, folder = job.scratch / "model", job.folder / "model"
         model = trainer.model
         if job.settings.lora:

@@ -9,25 +9,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from zephyr_ray.blocks import Block, run_blocks, split_into_blocks
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent, RowError
 from zephyr_ray.messages import with_facts
-from zephyr_ray.ray_cluster import blames_memory, connect
-from zephyr_ray.stage import Progress, log
-from zephyr_ray.store import numbered_jsonl, write_atomically
+from zephyr_ray.stage import Progress
+from zephyr_ray.store import write_atomically
 from zephyr_ray.train.data import ID, Shard, Tokens, write_index
 from zephyr_ray.train.model import load_chat
 
-BLOCK_LINES = 1000
-"""Lines per block: small enough for the memory of a process, and to balance the load."""
-FEW_BLOCKS = 8
-"""Most blocks that run in the driver: another process takes seconds to start."""
 Row = dict[str, Any]
 Tokenize = Callable[[ChatFormat, Row, Counter[str]], Tokens]
 """Returns the tokens of a row by column, the same columns for every row, and adds to the counts.
@@ -55,17 +50,6 @@ class Preparation:
     stops_at_bad_row: bool
     selects: Callable[[Row], bool] | None = None
     """Whether a row is taken; by default all rows are."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Consecutive lines of the file of rows."""
-
-    number: int
-    start: int
-    """Byte of the file."""
-    first_line: int
-    lines: int
 
 
 @dataclass
@@ -144,15 +128,6 @@ def prepare_rows(preparation: Preparation, progress: Progress) -> Prepared:
     return prepared
 
 
-def split_into_blocks(path: Path) -> Iterator[Block]:
-    """Yields the blocks of a file."""
-    with path.open("rb") as file:
-        start = number = 0
-        while sizes := [len(line) for line in islice(file, BLOCK_LINES)]:
-            yield Block(number, start, number * BLOCK_LINES + 1, len(sizes))
-            start, number = start + sum(sizes), number + 1
-
-
 def prepare_block(preparation: Preparation, block: Block) -> Summary:
     """Writes the tokens of a block, and its summary."""
     summary, rows = Summary(block.number), list[Tokens]()
@@ -172,8 +147,7 @@ def prepare_block(preparation: Preparation, block: Block) -> Summary:
 
 
 def _rows(preparation: Preparation, block: Block) -> Iterator[Row]:
-    lines = numbered_jsonl(preparation.path, block.start, block.first_line, block.lines)
-    rows = (with_facts(row) for _, row in lines)
+    rows = map(with_facts, block.rows(preparation.path))
     return filter(preparation.selects, rows) if preparation.selects else rows
 
 
@@ -208,27 +182,11 @@ def _finished(shard: Shard) -> Summary:
 
 def _run(preparation: Preparation, blocks: list[Block]) -> Iterator[Summary]:
     """Yields the summaries of the blocks in any order."""
-    if len(blocks) <= FEW_BLOCKS:
-        yield from (prepare_block(preparation, block) for block in blocks)
-        return
-    import ray
 
-    connect()
+    def summarize(block: Block) -> dict[str, Any]:
+        return vars(prepare_block(preparation, block))
 
-    def run(item: dict[str, Any]) -> dict[str, Any]:
-        summary = prepare_block(preparation, Block(**json.loads(item["block"])))
-        return {"summary": json.dumps(vars(summary))}
-
-    items = [{"block": json.dumps(vars(block))} for block in blocks]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(run, num_cpus=1)
-    try:
-        for batch in dataset.iter_batches(batch_size=None):
-            yield from (Summary(**json.loads(text)) for text in batch["summary"])
-    except ray.exceptions.RayError as error:
-        log.debug("preparation failed", exc_info=True)
-        if blames_memory(error):
-            raise Permanent(
-                f"the rows of '{preparation.source}' could not be tokenized: out of memory; free "
-                "memory, or add nodes (finished blocks are kept)"
-            ) from error
-        raise
+    failure = (
+        f"the rows of '{preparation.source}' could not be tokenized (finished blocks are kept)"
+    )
+    yield from (Summary(**result) for result in run_blocks(summarize, blocks, failure))

@@ -28,7 +28,7 @@ class Lora(Strict):
     alpha: int = Field(16, ge=1)
     """The adapters' output is multiplied by alpha / r."""
     dropout: float = Field(0.05, ge=0, lt=1)
-    targets: list[str] | None = None
+    targets: list[str] | None = Field(None, min_length=1)
     """Names of the adapted modules; by default all linear layers except the output layer."""
     quantized: bool = False
     """QLoRA: initial weights in 4 bits (NF4, blocks of 64). Needs bitsandbytes and a GPU."""

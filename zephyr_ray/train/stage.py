@@ -101,7 +101,7 @@ class WorkerStage(WorkerSettings):
         if sum(cut.values()) > rows / 2:
             example = work.examples[f"dropped/{max(cut, key=cut.__getitem__)}"][0]
             raise Permanent(
-                f"stage '{work.name}': {sum(cut.values()):.0f} of {rows} rows have nothing to "
+                f"stage '{work.name}': {int(sum(cut.values()))} of {rows} rows have nothing to "
                 f"train within max_length {self.max_length} ({list_counts(cut)}), such as "
                 f"'{example}'; raise {work.name}.max_length, or correct the rows"
             )
@@ -134,6 +134,7 @@ class TrainingStage(TrainingSettings, WorkerStage):
     """A stage that trains a model."""
 
     view = ("models/{name}", "model")
+    limits = "Nothing measured the safety or the biases of the model."
 
     def expected(self, rows: dict[str, int]) -> int | None:
         return self.split(rows)[0]

@@ -141,8 +141,9 @@ class Trainer(SFTTrainer):
             sums, counts = self.accelerator.gather(passed[None]).sum(dim=0).unbind(dim=-1)
             for name, mean in zip(names, (sums / counts.clamp(min=1)).tolist(), strict=False):
                 self._metrics["train"][name].append(mean)
-            self._total_train_tokens += sums[-1].item()
-            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+            # The history is part of a checkpoint, so a resumed run counts on.
+            before = self.state.log_history[-1]["num_tokens"] if self.state.log_history else 0
+            self._metrics["train"]["num_tokens"] = [before + sums[-1].item()]
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Batch) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_ray.errors import Permanent
+from zephyr_ray.formatting import number, percent
 from zephyr_ray.ray_cluster import connect
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Journal, write_rows
@@ -201,7 +202,7 @@ def validation_note(row: dict[str, Any]) -> str:
         return ""
     accuracies = (f"{VALIDATION}{name}" for name in ("rewards/accuracies", "mean_token_accuracy"))
     accuracy = next(row[name] for name in accuracies if name in row)
-    return f"validation loss {row[f'{VALIDATION}loss']:.3f}, accuracy {accuracy:.0%}"
+    return f"validation loss {number(row[f'{VALIDATION}loss'], 3)}, accuracy {percent(accuracy)}"
 
 
 @contextmanager

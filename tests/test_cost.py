@@ -1,0 +1,104 @@
+"""Tests how a run shows what it pays: progress line, MLflow, last line of a stage, report."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyr_ray.display import summarize
+from zephyr_ray.engines.ledger import Spent
+from zephyr_ray.manifest import Manifest
+from zephyr_ray.report.cost_section import cost_section
+from zephyr_ray.report.summary import summarize_stages
+from zephyr_ray.section import Table
+from zephyr_ray.spending import StageSpending
+from zephyr_ray.stage import Progress
+from zephyr_ray.store import Artifact
+
+
+def manifest(**models: Spent) -> Manifest:
+    counts = {
+        f"paid/{model}/{name}": value
+        for model, spent in models.items()
+        for name, value in vars(spent).items()
+    }
+    return Manifest(kind="feedback", key="k", files={}, counts={"rows": 5} | counts, seconds=12)
+
+
+JUDGE = Spent(3, 100, 40, 30, 1.25, 2, 0.5, 1)
+
+
+def test_the_report_lists_the_cost_per_stage_and_model() -> None:
+    stages = {
+        "pairs": manifest(),
+        "feedback": manifest(judge=JUDGE, idle=Spent()),
+        "winrate": manifest(judge=Spent(1, 2, 0, 3, 0.25)),
+    }
+    section = cost_section(stages)
+    assert section
+    [table] = section.chapters[0].blocks
+    assert isinstance(table, Table)
+    assert table.rows == (
+        ("feedback", "judge", 3, 100, 40, 30, 1.25, 2, 0.5, 1),
+        ("winrate", "judge", 1, 2, 0, 3, 0.25, 0, 0.0, 0),
+        ("all", "", 4, 102, 40, 33, 1.5, 2, 0.5, 1),
+    )
+    assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_a_report_without_paid_models_has_no_costs() -> None:
+    assert cost_section({"pairs": manifest(), "feedback": manifest(judge=Spent())}) is None
+
+
+def test_costs_are_not_listed_with_other_counts() -> None:
+    [stage] = summarize_stages({"s": Artifact(Path(), manifest(judge=JUDGE))})
+    assert stage.counts == {} and stage.paid == 1.75
+
+
+def test_the_last_line_of_a_stage_says_what_it_cost() -> None:
+    paid = Artifact(Path(), manifest(judge=JUDGE, other=Spent(dollars=1)))
+    assert summarize(paid) == "5 rows · $2.75 · 12 s"
+    assert summarize(Artifact(Path(), manifest(judge=Spent()))) == "5 rows · 12 s"
+
+
+@pytest.mark.parametrize(
+    ("budget", "text"),
+    [
+        (None, "$12.00 spent, $16.00 after this stage"),
+        (20, "$12.00 of $20.00 spent, $16.00 after this stage"),
+    ],
+)
+def test_spent_and_projected_cost(
+    budget: float | None, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier attempts answered 10 of 40 rows for $2; since then 20 more cost $8."""
+    figures = {None: {"judge": Spent(dollars=4)}, "s": {"judge": Spent(dollars=2)}}
+    monkeypatch.setattr(StageSpending, "_figures", lambda self, stage, seconds: figures[stage])
+    logged: list[tuple[dict[str, float], int]] = []
+    progress = Progress(done=10, total=40, resumed=10)
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        logged.append((metrics, step))
+
+    spending = StageSpending(object(), budget, "s", progress, log)
+    spending.tick(end=True)
+    assert logged == [({"spent_usd": 4, "stage_usd": 2}, 10)]
+    assert progress.note == text.replace("$12.00", "$4.00").partition(",")[0]
+    progress.done = 30
+    figures |= {
+        None: {"judge": Spent(dollars=11, unknown_dollars=1)},
+        "s": {"j": Spent(dollars=10)},
+    }
+    spending.tick(end=True)
+    assert logged[1] == ({"spent_usd": 12, "stage_usd": 10, "projected_usd": 16}, 30)
+    assert progress.note == text
+
+
+def test_a_run_without_a_governor_shows_no_cost() -> None:
+    def log(*_: Any) -> None:
+        raise AssertionError
+
+    progress = Progress()
+    spending = StageSpending(None, None, "s", progress, log)
+    spending.tick(end=True)
+    assert progress.note == "" and spending.counts() == {}

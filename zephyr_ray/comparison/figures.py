@@ -1,0 +1,132 @@
+"""Gathers the figures of runs side by side, from what their stages contribute to a report.
+
+So a new kind of measurement needs no change here.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from zephyr_ray.comparison.runs import Run, is_shared, stages_of
+from zephyr_ray.section import Bars, Block, Cell, Column, Curve, Curves, Interval, Place, Table
+
+RUN = "Run"
+"""Heading of the column that names the run."""
+ALL = "all"
+"""Name in place of the runs if one artifact is part of all of them."""
+
+Name = tuple[str, int]
+"""Name of a row or column, and how many before it have the same, such as the rows of several tasks
+for the same two models."""
+
+
+@dataclass
+class _Merged:
+    """Tables of one stage with one title."""
+
+    columns: dict[Name, Column] = field(default_factory=dict)
+    """Columns without the first."""
+    rows: dict[Name, dict[str, dict[Name, Cell]]] = field(default_factory=dict)
+    """Cells by column, by run, by row."""
+
+
+def compare_figures(runs: Sequence[Run]) -> list[Block]:
+    """Returns plots and tables of the results of all stages, with the runs side by side."""
+    blocks: list[Block] = []
+    for stage in stages_of(runs):
+        contributed = _contributed(runs, stage, Place.RESULT)
+        blocks += _bars(stage, contributed)
+        blocks += _tables(stage, contributed)
+    return blocks
+
+
+def compare_curves(runs: Sequence[Run]) -> list[Curves]:
+    """Returns the curves of stages that several runs have and trained differently."""
+    curves: dict[str, list[tuple[str, tuple[tuple[float, float], ...]]]] = {}
+    for stage in stages_of(runs):
+        for label, blocks in _contributed(runs, stage, Place.PROCESS).items():
+            for block in blocks:
+                if isinstance(block, Curve):
+                    series = curves.setdefault(f"{stage}: {block.title}", [])
+                    series.append((label, block.points))
+    return [Curves(title, tuple(lines)) for title, lines in curves.items() if len(lines) > 1]
+
+
+def _contributed(runs: Sequence[Run], stage: str, last: Place) -> dict[str, list[Block]]:
+    """Returns the blocks of a stage in chapters up to a place, by run. If all runs have the same
+    artifact, it is there once."""
+    blocks = {
+        run.label: [
+            block
+            for chapter in run.sections[stage].chapters
+            if chapter.place <= last
+            for block in chapter.blocks
+        ]
+        for run in runs
+        if stage in run.sections
+    }
+    if len(blocks) == len(runs) and is_shared([run.artifacts[stage] for run in runs]):
+        return {ALL: next(iter(blocks.values()))}
+    return blocks
+
+
+def _bars(stage: str, contributed: dict[str, list[Block]]) -> Iterator[Bars]:
+    """Yields the bars of one title as one plot, with the runs of a name next to each other."""
+    merged: dict[str, dict[str, dict[str, Interval]]] = {}
+    lines: dict[str, float | None] = {}
+    for label, blocks in contributed.items():
+        for block in blocks:
+            if isinstance(block, Bars):
+                lines.setdefault(block.title, block.line)
+                for name, interval in block.bars:
+                    merged.setdefault(block.title, {}).setdefault(name, {})[label] = interval
+    for title, names in merged.items():
+        bars = [
+            (f"{name} · {label}", interval, label)
+            for name, by_run in names.items()
+            for label, interval in by_run.items()
+        ]
+        yield Bars(
+            f"{stage}: {title}",
+            tuple((name, interval) for name, interval, _ in bars),
+            lines[title],
+            series=tuple(label for *_, label in bars),
+        )
+
+
+def _tables(stage: str, contributed: dict[str, list[Block]]) -> Iterator[Table]:
+    """Yields the tables of one title as one table, with the runs of a row below each other."""
+    merged: dict[str, _Merged] = {}
+    firsts: dict[str, Table] = {}
+    for label, blocks in contributed.items():
+        for block in blocks:
+            if isinstance(block, Table):
+                firsts.setdefault(block.title, block)
+                into = merged.setdefault(block.title, _Merged())
+                headings = list(_number(column.heading for column in block.columns[1:]))
+                for heading, column in zip(headings, block.columns[1:], strict=True):
+                    into.columns.setdefault(heading, column)
+                names = _number(str(row[0]) for row in block.rows)
+                for name, (_, *cells) in zip(names, block.rows, strict=True):
+                    values = dict(zip(headings, cells, strict=True))
+                    into.rows.setdefault(name, {})[label] = values
+    for title, table in merged.items():
+        rows = (
+            (name, label, *(values.get(heading) for heading in table.columns))
+            for (name, _), by_run in table.rows.items()
+            for label, values in by_run.items()
+        )
+        first = firsts[title]
+        yield replace(
+            first,
+            columns=(first.columns[0], Column(RUN), *table.columns.values()),
+            rows=tuple(rows),
+            title=f"{stage}: {title}" if title else stage,
+        )
+
+
+def _number(names: Iterable[str]) -> Iterator[Name]:
+    seen: Counter[str] = Counter()
+    for name in names:
+        yield name, seen[name]
+        seen[name] += 1

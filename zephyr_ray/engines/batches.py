@@ -1,0 +1,290 @@
+"""Sends requests in batches (OpenAI's Batch API): half the price, answers within 24 hours.
+
+A batch contains the requests of all rows that wait at the same time, so a stage whose rows send two
+requests in succession sends two batches. A journal on the storage, beside the answers of the model,
+lists what was sent, so that a restart collects a batch instead of sending it again:
+
+    {"file": "file-1", "lines": [["<key>", …], …], "tickets": […]}   before the batch is created
+    {"file": "file-1", "batch": "batch_1"}                           before it is waited for
+    {"file": "file-1", "over": true}                                 once its answers are in the log
+"""
+
+import asyncio
+import json
+import uuid
+from dataclasses import dataclass
+
+from zephyr_ray.engines.answer_log import AnswerLog
+from zephyr_ray.engines.batch_api import BatchApi, Json
+from zephyr_ray.engines.choices import Outcome, read_choices
+from zephyr_ray.engines.endpoint import Endpoint, log
+from zephyr_ray.engines.governor import Settlement
+from zephyr_ray.engines.meter import FREE, METER, Meter, most_tokens
+from zephyr_ray.engines.replies import ErrorObject, Rejected, Unavailable, fail, read_object
+from zephyr_ray.engines.tariff import Usage, read_usage
+from zephyr_ray.errors import RowError, Temporary
+from zephyr_ray.formatting import number as in_digits
+from zephyr_ray.models.contract import Reply, StopRun
+from zephyr_ray.store import Journal
+
+MOST_LINES, MOST_BYTES = 50_000, 150_000_000
+"""Maximum requests and bytes per batch; OpenAI takes 200 MB."""
+QUIET_SECONDS = 5
+"""A batch is sent once no request has arrived for this many seconds."""
+TRIES = 3
+"""Maximum batches per request, if batches expire or lines have server errors."""
+QUEUE_FULL = "token_limit_exceeded"
+"""Error code of a batch that has more tokens than may be queued."""
+
+Result = list[Outcome] | Exception
+"""The choices of one request, or why it has none."""
+
+
+@dataclass(eq=False)
+class _Line:
+    """A request that waits for its batch."""
+
+    body: Json
+    keys: list[str]
+    """Keys of the rows that share the request, in the order of its choices."""
+    ticket: str | None
+    """The reservation of its cost; None without a price."""
+    choices: asyncio.Future[list[Outcome]]
+
+
+@dataclass(eq=False)
+class _Batch:
+    """A batch that was sent."""
+
+    file: str
+    """Its input file."""
+    keys: list[list[str]]
+    """Keys of the rows that share each request."""
+    tickets: list[str | None]
+    """Reservations of the cost of each request."""
+    id: str | None = None
+    """None if it is uncertain whether it was created."""
+    results: asyncio.Task[list[Result]] | None = None
+
+
+class _QueueFull(Unavailable):
+    """The failure of a batch that may succeed as smaller batches."""
+
+
+class Batches:
+    """Collects the requests of one process into batches."""
+
+    def __init__(self, endpoint: Endpoint, answers: AnswerLog):
+        self._api, self._name, self._answers = BatchApi(endpoint), endpoint.name, answers
+        self._journal = Journal(answers.folder / "batches", writer=uuid.uuid4().hex[:12])
+        self._earlier = self._read_journal()
+        self._waiting: list[_Line] = []
+        self._collector: asyncio.Task[None] | None = None
+        self._sending: set[asyncio.Task[None]] = set()
+        self._most = MOST_LINES
+        self._one_at_a_time = False
+        self._meter: Meter | None = None
+        """The meter of the latest request that has one. Any meter can settle all requests, and the
+        context that sends a batch may belong to a request without a meter."""
+
+    def _read_journal(self) -> dict[str, tuple[_Batch, int, int]]:
+        """Returns the requests in unfinished batches of earlier runs, by key: the batch, the number
+        of the line, and the number of the choice."""
+        # Each process writes to its own file, so the entries of a batch are in no order.
+        entries = list(self._journal.read_new())
+        ids = {entry["file"]: entry["batch"] for entry in entries if "batch" in entry}
+        over = {entry["file"] for entry in entries if "over" in entry}
+        batches = [
+            _Batch(entry["file"], entry["lines"], entry["tickets"], ids.get(entry["file"]))
+            for entry in entries
+            if "lines" in entry and entry["file"] not in over
+        ]
+        return {
+            key: (batch, line, choice)
+            for batch in batches
+            for line, keys in enumerate(batch.keys)
+            for choice, key in enumerate(keys)
+        }
+
+    async def collect(self, key: str) -> Reply | None:
+        """Returns the answer to a request that an earlier run sent; None if it must be sent again.
+        Raises RowError if the row is at fault."""
+        if key not in self._earlier:
+            return None
+        self._meter = METER.get() or self._meter
+        batch, line, choice = self._earlier.pop(key)
+        if batch.results is None:
+            batch.results = asyncio.create_task(self._finish(batch))
+        result = (await batch.results)[line]
+        outcomes = dict(enumerate(result)) if isinstance(result, list) else {choice: result}
+        outcome = outcomes.get(choice)
+        if isinstance(outcome, RowError):
+            raise outcome
+        return outcome if isinstance(outcome, Reply) else None
+
+    async def post(self, body: Json, keys: list[str]) -> list[Outcome]:
+        """Returns the choices of a request, and writes its answers to the log. Raises as
+        `replies.read_object` does."""
+        tries, meter = 0, METER.get()
+        self._meter = meter or self._meter
+        while True:
+            ticket = await meter.reserve(most_tokens(body, meter.model)) if meter else None
+            line = _Line(body, keys, ticket, asyncio.get_running_loop().create_future())
+            self._waiting.append(line)
+            if self._collector is None or self._collector.done():
+                self._collector = asyncio.create_task(self._collect())
+            try:
+                return await line.choices
+            except Unavailable as error:
+                tries += not isinstance(error, _QueueFull)
+                if tries == TRIES:
+                    raise
+
+    async def _collect(self) -> None:
+        """Sends batches until no request waits."""
+        while self._waiting:
+            size = 0
+            while size < len(self._waiting) < self._most:
+                size = len(self._waiting)
+                await asyncio.sleep(QUIET_SECONDS)
+            if self._one_at_a_time and self._sending:
+                await asyncio.wait(self._sending)
+                continue
+            task = asyncio.create_task(self._send(self._take()))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    def _take(self) -> list[_Line]:
+        """Removes and returns as many waiting lines as fit one batch."""
+        size, lines = 0, self._waiting[: self._most]
+        for number, line in enumerate(lines):
+            size += len(json.dumps(line.body))
+            if size > MOST_BYTES and number:
+                lines = lines[:number]
+                break
+        del self._waiting[: len(lines)]
+        return lines
+
+    async def _send(self, lines: list[_Line]) -> None:
+        """Sends one batch and passes its results to the rows that wait for them."""
+        tickets = [line.ticket for line in lines]
+        try:
+            try:
+                file = await self._api.upload([line.body for line in lines])
+            except Exception:
+                await self._settle(tickets, [FREE] * len(lines))
+                raise
+            batch = _Batch(file, [line.keys for line in lines], tickets)
+            self._journal.append({"file": file, "lines": batch.keys, "tickets": tickets})
+            try:
+                batch.id = await self._api.create(file)
+                results = await self._finish(batch)
+            except Unavailable as error:
+                # The batch may be under way, and its requests would be paid twice if sent again.
+                raise Temporary(f"{error}; run again to collect the batch") from None
+        except Exception as error:
+            results = [error] * len(lines)
+        if isinstance(results[0], _QueueFull):
+            self._most, self._one_at_a_time = len(lines) // 2, True
+        for line, result in zip(lines, results, strict=True):
+            if line.choices.done():  # its row was cancelled
+                continue
+            if isinstance(result, list):
+                line.choices.set_result(result)
+            else:
+                line.choices.set_exception(result)
+
+    async def _finish(self, batch: _Batch) -> list[Result]:
+        """Waits for a batch; returns the results of its lines, with the answers in the log."""
+        if batch.id is None:
+            batch.id = await self._api.find(batch.file) or await self._api.create(batch.file)
+        self._journal.append({"file": batch.file, "batch": batch.id})
+        log.warning(
+            "%s: waiting for batch %s of %s requests",
+            self._name,
+            batch.id,
+            in_digits(len(batch.keys)),
+        )
+        state = await self._api.wait(batch.id)
+        if state is None:
+            raise StopRun(
+                f"{self._name}: does not know batch {batch.id}, which an earlier run sent; use the "
+                f"key of that run, or delete {self._journal.folder} to send the requests again"
+            )
+        results, usages = await self._read(state, list(map(len, batch.keys)))
+        for keys, result in zip(batch.keys, results, strict=True):
+            for key, outcome in zip(keys, result if isinstance(result, list) else (), strict=False):
+                if isinstance(outcome, Reply) and not self._answers.find(key):
+                    self._answers.append(key, outcome)
+        await self._settle(batch.tickets, usages)
+        self._journal.append({"file": batch.file, "over": True})
+        return results
+
+    async def _read(
+        self, state: Json, counts: list[int]
+    ) -> tuple[list[Result], list[Usage | None]]:
+        """Returns the results of the lines of a finished batch, and the tokens that they used;
+        `counts` are the numbers of choices that they asked for."""
+        where, lines = f"{self._name}: batch {state['id']}", len(counts)
+        if state["status"] == "failed":
+            return [_failure(state, where, lines)] * lines, [FREE] * lines
+        found: dict[str, Json] = {}
+        for file in (state.get("error_file_id"), state.get("output_file_id")):  # an answer counts
+            if file:
+                found |= {
+                    str(line.get("custom_id")): line for line in await self._api.download(file)
+                }
+        in_order = [found.get(str(number), {}) for number in range(lines)]
+        results = [
+            _result(line, state, where, count) for line, count in zip(in_order, counts, strict=True)
+        ]
+        return results, list(map(_usage, in_order))
+
+    async def _settle(self, tickets: list[str | None], usages: list[Usage | None]) -> None:
+        """Settles the reservations of requests."""
+        if meter := self._meter:
+            pairs = zip(tickets, usages, strict=True)
+            await asyncio.gather(*(meter.settle(t, Settlement(usage)) for t, usage in pairs if t))
+
+
+def _usage(line: Json) -> Usage | None:
+    """Returns the tokens that the request of a result line used; None if unknown, for example
+    because there is no line."""
+    if not line:
+        return None
+    response = line.get("response")
+    if isinstance(response, dict) and response.get("status_code") == 200:
+        return read_usage(response.get("body"))
+    return FREE
+
+
+def _failure(state: Json, where: str, lines: int) -> Exception:
+    """Returns the error of a batch that did not start, which all its requests share."""
+    error = ErrorObject.of((state.get("errors") or {}).get("data")) or ErrorObject("no reason")
+    if QUEUE_FULL in error.codes:
+        kind = _QueueFull if lines > 1 else Unavailable
+        return kind(f"{where} failed: {error.message}")
+    try:
+        fail(400, error, f"{where} failed")
+    except Unavailable as unavailable:
+        return unavailable
+    except StopRun as stop:
+        return stop
+    except (RowError, Rejected) as cause:
+        return StopRun(f"{cause}; correct the model's settings")
+
+
+def _result(line: Json, state: Json, where: str, count: int) -> Result:
+    """Returns the result in a line of an output or error file, whose request was for `count`
+    choices."""
+    response = line.get("response")
+    try:
+        if isinstance(response, dict):
+            text = json.dumps(response.get("body"))
+            data = read_object(int(response.get("status_code") or 0), {}, text, where)
+            return read_choices(data, where, count)
+        if state["status"] == "cancelled":
+            raise StopRun(f"{where} was cancelled; run again to send its other requests")
+        fail(200, ErrorObject.of(line.get("error")) or ErrorObject("no result"), where)
+    except (RowError, StopRun, Unavailable, Rejected) as error:
+        return error

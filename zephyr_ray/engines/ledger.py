@@ -1,0 +1,180 @@
+"""Records what the runs of a recipe paid, so that a kill loses no record of a cost.
+
+    <storage>/spending/<recipe>/<run>.jsonl
+
+Each request has two entries: before it is sent, a reservation of the most that it can cost, and
+afterwards a settlement with what the server says that it used. If the reply does not say, or did
+not arrive, the reservation counts. The reservation of a request that a kill left without a
+settlement counts too; the request is sent again and may be paid twice.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zephyr_ray.engines.tariff import Usage
+from zephyr_ray.store import Journal
+
+SPENDING = "spending"
+"""Folder of all ledgers, below the storage folder."""
+PAID = "paid/"
+"""Start of a manifest's counts of what a stage paid: paid/<model>/<field of Spent>."""
+
+
+def ledger_folder(storage: Path, recipe: str) -> Path:
+    return storage / SPENDING / recipe
+
+
+def paid_dollars(counts: Mapping[str, float]) -> float:
+    """Returns the most dollars that a stage can have cost, from the counts of its manifest."""
+    return sum(
+        v for name, v in counts.items() if name.startswith(PAID) and name.endswith("dollars")
+    )
+
+
+def spent_before(storage: Path, recipe: str) -> float:
+    """Returns the most dollars that earlier runs of a recipe can have paid."""
+    folder = ledger_folder(storage, recipe)
+    return Ledger(folder).most if folder.is_dir() else 0.0
+
+
+@dataclass
+class Spent:
+    """The cost and the tokens of a group of requests."""
+
+    requests: int = 0
+    """Requests that were settled with the server's token counts."""
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    """Part of `input_tokens`."""
+    output_tokens: int = 0
+    dollars: float = 0.0
+    """Dollars of those requests."""
+    unknown_requests: int = 0
+    """Requests whose cost is not known."""
+    unknown_dollars: float = 0.0
+    """The most that those can have cost."""
+    repeated_requests: int = 0
+    """Part of `unknown_requests`: those in flight at a kill, which may be paid twice."""
+
+    @property
+    def most(self) -> float:
+        """Returns the most dollars that all requests can have cost."""
+        return self.dollars + self.unknown_dollars
+
+    def settle(self, reserved: float, tokens: list[int] | None, dollars: float) -> None:
+        """Counts a request by its (input, cached input, output) tokens: None if they are unknown,
+        all 0 if the server did not answer."""
+        if tokens is None:
+            self.unknown_requests += 1
+            self.unknown_dollars += reserved
+            return
+        given, cached, output = tokens
+        self.requests += any(tokens)
+        self.input_tokens += given
+        self.cached_tokens += cached
+        self.output_tokens += output
+        self.dollars += dollars
+
+    def __add__(self, other: "Spent") -> "Spent":
+        mine, theirs = asdict(self), asdict(other)
+        return Spent(**{name: value + theirs[name] for name, value in mine.items()})
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """The most that a request can cost."""
+
+    stage: str
+    model: str
+    dollars: float
+
+
+class Ledger:
+    """The payments of all runs of a recipe."""
+
+    def __init__(self, folder: Path, run: str = ""):
+        """Reads the ledger; a named run can also write to it. Open reservations of other runs are
+        those that were left without a settlement by a kill."""
+        self._run, self._count = run, 0
+        self._open: dict[str, Reservation] = {}
+        self._early: dict[str, dict[str, Any]] = {}
+        """Settlements that were read before their reservations, from the file of a later run."""
+        self._spent: dict[tuple[str, str], Spent] = {}
+        """By stage and model."""
+        self.reserved = 0.0
+        """Dollars of open reservations of this run."""
+        self._lost = 0.0
+        """Dollars of open reservations of other runs."""
+        self._journal = Journal(folder, writer=run or None)
+        for entry in self._journal.read_new():
+            self._apply(entry)
+
+    @property
+    def most(self) -> float:
+        """The most dollars that can have been paid, without the requests in flight."""
+        return self._lost + sum(spent.most for spent in self._spent.values())
+
+    def spent(self, stage: str | None = None) -> dict[str, Spent]:
+        """Returns what was spent, by model, for one stage or for all."""
+        parts = list(self._spent.items())
+        parts += [
+            (
+                (r.stage, r.model),
+                Spent(unknown_requests=1, unknown_dollars=r.dollars, repeated_requests=1),
+            )
+            for ticket, r in self._open.items()
+            if not self._is_own(ticket)
+        ]
+        by_model: dict[str, Spent] = {}
+        for (of, model), spent in parts:
+            if stage in (None, of):
+                by_model[model] = by_model.get(model, Spent()) + spent
+        return by_model
+
+    def reserve(self, stage: str, model: str, dollars: float) -> str:
+        """Writes a reservation; returns its ticket."""
+        ticket = f"{self._run}-{self._count}"
+        self._write({"reserve": ticket, "stage": stage, "model": model, "usd": dollars})
+        return ticket
+
+    def model_of(self, ticket: str) -> str:
+        """Returns the model of an open reservation, or an empty string if it is not open."""
+        return self._open[ticket].model if ticket in self._open else ""
+
+    def in_flight(self) -> dict[str, str]:
+        """Returns the models of this run's open reservations by their tickets."""
+        return {t: r.model for t, r in self._open.items() if self._is_own(t)}
+
+    def settle(self, ticket: str, usage: Usage | None, dollars: float) -> None:
+        """Writes what a request cost; without a usage, its reservation counts."""
+        tokens = [usage.input, usage.cached, usage.output] if usage else None
+        self._write({"settle": ticket, "tokens": tokens, "usd": dollars})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        self._journal.append(entry)
+        self._apply(entry)
+
+    def _apply(self, entry: dict[str, Any]) -> None:
+        if ticket := entry.get("reserve"):
+            self._open[ticket] = Reservation(entry["stage"], entry["model"], entry["usd"])
+            self._add_open(ticket, entry["usd"])
+            self._count += self._is_own(ticket)
+            if early := self._early.pop(ticket, None):
+                self._apply(early)
+        elif reservation := self._open.pop(entry["settle"], None):
+            self._add_open(entry["settle"], -reservation.dollars)
+            spent = self._spent.setdefault((reservation.stage, reservation.model), Spent())
+            spent.settle(reservation.dollars, entry["tokens"], entry["usd"])
+        else:
+            self._early[entry["settle"]] = entry
+
+    def _add_open(self, ticket: str, dollars: float) -> None:
+        if self._is_own(ticket):
+            self.reserved += dollars
+        else:
+            self._lost += dollars
+
+    def _is_own(self, ticket: str) -> bool:
+        return ticket.rpartition("-")[0] == self._run

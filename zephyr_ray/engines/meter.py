@@ -1,0 +1,145 @@
+"""Asks the governor of a run before each request to a model that has limits or a price."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+from zephyr_ray.engines.governor import Refused, Settlement
+from zephyr_ray.engines.grouping import Grouped
+from zephyr_ray.engines.replies import Unavailable
+from zephyr_ray.engines.tariff import Usage, read_usage
+from zephyr_ray.errors import Temporary
+from zephyr_ray.formatting import dollars
+from zephyr_ray.models.contract import STOPPING, StopRun
+
+TEMPLATE_TOKENS = 256
+"""Tokens that a server's chat template may add to a request, such as a default system prompt."""
+FREE = Usage()
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""Parameters that state the maximum tokens per answer."""
+
+GATEWAY_TIMEOUTS = (504, 524)
+"""Statuses of a gateway that gave up on the server, which may still answer and charge."""
+
+
+class Meter:
+    """The governor's view of one model in one stage. Calls of rows that wait are grouped, because
+    each call of an actor costs more CPU time than a request."""
+
+    def __init__(self, governor: Any, stage: str, model: str):
+        """`governor` is a `Governor`, or the Ray actor that holds it."""
+        self.governor, self.stage, self.model = governor, stage, model
+        self._reserve = Grouped[Usage, str | Refused](
+            partial(self._call, "reserve", stage, model), self._give_back
+        )
+        self._settle = Grouped[tuple[str, Settlement], bool](partial(self._call, "settle"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Meter, (self.governor, self.stage, self.model)
+
+    async def reserve(self, most: Usage) -> str:
+        """Waits until a request that uses at most these tokens may be sent; returns its ticket.
+        Raises StopRun if it could exceed the budget, Temporary if the stage stops meanwhile."""
+        stopping: asyncio.Future[Any] = asyncio.ensure_future(
+            (STOPPING.get() or asyncio.Event()).wait()
+        )
+        call: asyncio.Future[Any] = self._reserve.put(most)
+        try:
+            await asyncio.wait({call, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if not call.cancel() and not call.exception():
+                self._give_back(call.result())
+            raise
+        finally:
+            stopping.cancel()
+        if call.cancel():
+            raise Temporary("the stage stopped before the request was sent")
+        ticket = call.result()
+        if isinstance(ticket, Refused):
+            raise StopRun(
+                f"the next request to model '{self.model}' could exceed budget_usd: it costs up to "
+                f"{dollars(ticket.request)}, {dollars(ticket.spent)} are spent; raise budget_usd, "
+                "then run again"
+            )
+        return str(ticket)
+
+    async def settle(self, ticket: str, end: Settlement) -> None:
+        """Ends an attempt at a request, even if the row that waits for it is cancelled."""
+        await asyncio.shield(self._settle.put((ticket, end)))
+
+    async def _call(self, name: str, *arguments: Any) -> Any:
+        method = getattr(self.governor, name)
+        return await getattr(method, "remote", method)(*arguments)
+
+    def _give_back(self, ticket: str | Refused) -> None:
+        """Settles a reservation that was granted after its request had been given up."""
+        if isinstance(ticket, str):
+            self._settle.put((ticket, Settlement(FREE)))
+
+
+METER: ContextVar[Meter | None] = ContextVar("METER", default=None)
+"""The meter of the request in this context; None if its model has neither limits nor a price."""
+
+
+class Attempt:
+    """One attempt at a request. Its cost counts as unknown unless it is settled otherwise."""
+
+    def __init__(self) -> None:
+        self.end = Settlement(None)
+
+    def not_sent(self) -> None:
+        self.end = Settlement(FREE)
+
+    def replied(self, status: int, text: str) -> None:
+        """Settles the attempt by the server's reply; an error of the server costs nothing."""
+        if status in GATEWAY_TIMEOUTS:
+            self.end = Settlement(None)
+            return
+        if status >= 300:
+            self.end = Settlement(FREE)
+            return
+        try:
+            self.end = Settlement(read_usage(json.loads(text)))
+        except (ValueError, RecursionError):
+            self.end = Settlement(None)
+
+    def refused(self, error: Unavailable) -> None:
+        """Records whether the server refused the request because of its rate limit."""
+        if error.rate_limited:
+            self.end = Settlement(self.end.usage, limited=True, after=error.after)
+
+
+@asynccontextmanager
+async def metered(body: dict[str, Any]) -> AsyncIterator[Attempt]:
+    """Waits until the request may be sent, and settles it afterwards. Raises as `Meter.reserve` and
+    `most_tokens` do."""
+    attempt, meter = Attempt(), METER.get()
+    if meter is None:
+        yield attempt
+        return
+    ticket = await meter.reserve(most_tokens(body, meter.model))
+    try:
+        yield attempt
+    except Unavailable as error:
+        attempt.refused(error)
+        raise
+    finally:
+        await meter.settle(ticket, attempt.end)
+
+
+def most_tokens(body: dict[str, Any], model: str) -> Usage:
+    """Returns the most tokens that a chat completion can use: each input token takes at least one
+    byte of the request's JSON. Raises StopRun if the request does not limit its answer."""
+    limits = [value for name in LIMITS if (value := body.get(name)) is not None]
+    # Some servers take -1 to mean no limit.
+    if not limits or not all(type(limit) is int and limit > 0 for limit in limits):
+        raise StopRun(
+            f"model '{model}': its parameters set no positive max_tokens, without which the cost "
+            "of a request has no bound; remove that parameter, or the model's price and limits"
+        )
+    size = len(json.dumps(body, ensure_ascii=False).encode(errors="replace"))
+    return Usage(size + TEMPLATE_TOKENS, max(limits) * int(body.get("n") or 1))

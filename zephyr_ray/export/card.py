@@ -1,0 +1,141 @@
+"""Writes the card of a data set or model: README.md with a YAML head, as hubs read it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zephyr_ray.engines.settings import ModelSettings
+from zephyr_ray.export.licenses import UNKNOWN
+from zephyr_ray.export.lineage import Source, Step, public
+from zephyr_ray.formatting import number
+from zephyr_ray.masking import masked
+from zephyr_ray.models.packaged import PACKAGED
+from zephyr_ray.models.weights import HUB_ID
+from zephyr_ray.settings import WEIGHTS, Reads, marked, not_in_key
+from zephyr_ray.stage import Stage
+
+DIFFERENT = (
+    "The sources have different or unknown licenses: find out what they allow before you publish "
+    "this, and replace `license: unknown` above."
+)
+AGAIN = (
+    "Save this recipe, correct the paths of its files and models, and run `{command}`. Settings "
+    "that affect only how the work runs, such as the number of workers, are not listed. Generated "
+    "text differs between runs."
+)
+
+
+def write_card(
+    folder: Path,
+    steps: list[Step],
+    sources: list[Source],
+    head: dict[str, Any],
+    note: str,
+    results: list[tuple[str, str, float]],
+) -> None:
+    """Writes README.md. `steps` end with the artifact itself; `head` is what its files need in the
+    YAML head; `note` describes the files; `results` are the figures of a model, each as the stage,
+    its name and its value."""
+    last, manifest = steps[-1], steps[-1].manifest
+    made = "model" if last.stage.trains_model else last.stage.makes
+    licenses = {source.license for source in sources}
+    license_ = licenses.pop() if len(licenses) == 1 else UNKNOWN
+    names = [s.name for s in sources if s.what == "data set" and HUB_ID.fullmatch(s.name)]
+    base = base_model(steps) if last.stage.trains_model else None
+    extra = {"license": license_, "tags": ["zephyr_ray", manifest.kind]}
+    extra |= {"base_model": base} if base else {}
+    extra |= {"datasets" if last.stage.trains_model else "source_datasets": names} if names else {}
+    parts = [
+        f"# {manifest.recipe}: {last.name}",
+        f"The {made} of the stage `{last.name}` (kind `{manifest.kind}`, key `{manifest.key}`) of "
+        f"the recipe `{manifest.recipe}`, made by zephyr_ray {manifest.zephyr_ray} on "
+        f"{manifest.created[:10]}. {note}",
+        "## Settings, and how to make it again",
+        AGAIN.format(command=f"zephyr run recipe.yaml --until {last.name}"),
+        f"```yaml\n{_yaml(recipe_of(steps))}```",
+        "## Sources",
+        _table(("", "name", "license"), [(s.what, f"`{s.name}`", s.license) for s in sources]),
+        "## Steps",
+        _table(("step", "kind", "reads", "counts"), [_row(step) for step in steps]),
+    ]
+    if results:
+        rows = [(stage, name, number(value, 3)) for stage, name, value in results]
+        parts += ["## Evaluation", _table(("stage", "figure", "value"), rows)]
+    limits = _limits(steps, license_ == UNKNOWN)
+    parts += ["## Known limits", "\n".join(f"- {limit}" for limit in limits)]
+    text = "\n\n".join(parts)
+    card = f"---\n{_yaml(head | extra)}---\n\n{text}\n"
+    (folder / "README.md").write_text(masked(card), encoding="utf-8")
+
+
+def recipe_of(steps: list[Step]) -> dict[str, Any]:
+    """Returns a recipe that makes the artifacts of the steps."""
+    names = {step.name for step in steps}
+    models = {
+        name: public(_settings(model))
+        for step in steps
+        for name, model in step.models.items()
+        if name not in names  # a stage that trains a model also names that model
+    }
+    stages = {
+        step.name: {"kind": step.manifest.kind, **public(_settings(step.stage))} for step in steps
+    }
+    return {"name": steps[-1].manifest.recipe, "models": models, "stages": stages}
+
+
+def base_model(steps: list[Step]) -> str | None:
+    """Returns the hub id of the model that training started from; None if there is none."""
+    by_name = {step.name: step for step in steps}
+    step: Step | None = steps[-1]
+    weights = ""
+    while step:
+        reads = marked(step.stage, Reads)
+        [start] = [v for _, mark, values in reads if mark.what == "weights" for v in values]
+        settings = step.models[start]
+        [weights] = [v for _, _, values in marked(settings, WEIGHTS) for v in values]
+        step = by_name.get(weights)
+    if weights in PACKAGED:
+        return PACKAGED[weights].hub_id
+    return weights if HUB_ID.fullmatch(weights) else None
+
+
+def _limits(steps: list[Step], unknown_license: bool) -> list[str]:
+    stated = [step.stage.limits for step in steps]
+    stated += [model.limits for step in steps for model in step.models.values()]
+    for step in steps:
+        stated += [
+            f"`{name}`, which `{step.name}` read, was deleted: its sources are not listed."
+            for name in step.missing
+        ]
+    stated += [DIFFERENT] if unknown_license else []
+    return [limit for limit in dict.fromkeys(stated) if limit]
+
+
+def _settings(settings: Stage | ModelSettings) -> dict[str, Any]:
+    """Returns the settings that the manifest holds, in the order of their class, without those that
+    only affect how the work runs."""
+    given = settings.model_fields_set - not_in_key(settings)
+    return {name: getattr(settings, name) for name in type(settings).model_fields if name in given}
+
+
+def _row(step: Step) -> tuple[str, ...]:
+    counts = ", ".join(f"{name} {_count(v)}" for name, v in step.manifest.counts.items())
+    reads = ", ".join(f"`{name}`" for name in step.manifest.reads)
+    return f"`{step.name}`", step.manifest.kind, reads, counts
+
+
+def _count(value: float) -> str:
+    return number(int(value) if float(value).is_integer() else value, 3)
+
+
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [heads, ("---",) * len(heads), *rows]
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _yaml(value: Any) -> str:
+    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    return str(text)

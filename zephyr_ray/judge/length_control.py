@@ -1,0 +1,91 @@
+"""Estimates the win rate between answers of equal length, by AlpacaEval's formula.
+
+P(win) = σ(β₀ + β₁·tanh(d / sd(d))), where d is the length of the model's answer minus that of the
+baseline's, in characters. The length-controlled rate is P at d = 0, σ(β₀): AlpacaEval 2's
+`length_controlled_minimal`, without its penalty on β. A tie counts as half a win. Unlike
+AlpacaEval's, the standard errors include the uncertainty of β, and are clustered by prompt.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from zephyr_ray.judge.statistics import LEVEL
+
+MIN_PROMPTS = 30
+"""Minimum prompts; clustered errors of fewer are too small."""
+POINTS, SHARE = 0.1, 0.25
+"""AlpacaEval's limits: a rate that moves by more than both POINTS and this share of its distance to
+0 or 1 moves far."""
+
+ALWAYS_LONGER = "the model's answer is always the longer one"
+ALWAYS_SHORTER = "the model's answer is always the shorter one"
+ALONE = "the difference in length alone predicts every verdict"
+
+
+def obstacle(verdicts: ArrayLike, differences: ArrayLike, prompts: Sequence[Any]) -> str:
+    """Returns the reason why no length-controlled rate can be estimated; empty if one can.
+
+    `differences` are lengths of the model's answer minus those of the baseline's. The estimates of
+    β exist only if no length separates wins from losses (Albert and Anderson 1984).
+    """
+    y, d = np.asarray(verdicts, dtype=np.float64), np.asarray(differences, dtype=np.float64)
+    if len(set(prompts)) < MIN_PROMPTS:
+        return f"fewer than {MIN_PROMPTS} prompts have a verdict"
+    if np.ptp(d) == 0:
+        return "the difference in length is the same for all prompts"
+    if d.min() > 0 or d.max() < 0:
+        return ALWAYS_LONGER if d.min() > 0 else ALWAYS_SHORTER
+    wins, losses = d[y > 0], d[y < 1]  # a tie is half of each
+    if not (wins.size and losses.size):
+        return f"every verdict is a {'win' if wins.size else 'loss'}"
+    if wins.min() >= losses.max() or losses.min() >= wins.max():
+        return ALONE
+    return ""
+
+
+def may_be_length(obstacle: str) -> bool:
+    """Returns whether, for all that is known, length decided the verdicts of which there is no
+    length-controlled rate for this reason."""
+    return obstacle in (ALWAYS_LONGER, ALWAYS_SHORTER, ALONE)
+
+
+def length_controlled(
+    verdicts: ArrayLike, differences: ArrayLike, prompts: Sequence[Any]
+) -> tuple[float, float, float]:
+    """Estimates the length-controlled win rate and its interval: (rate, low, high).
+
+    The interval is that of β₀ through σ, so it stays between 0 and 1. Requires that there is no
+    `obstacle`.
+    """
+    from scipy.special import expit
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM
+    from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
+
+    d = np.asarray(differences, dtype=np.float64)
+    _, groups = np.unique(np.asarray(prompts), return_inverse=True)
+    model = GLM(np.asarray(verdicts, dtype=np.float64), design(d), family=Binomial())
+    with warnings.catch_warnings():
+        # It also warns if all are ties, whose rate is well defined.
+        warnings.simplefilter("ignore", PerfectSeparationWarning)
+        fit = model.fit(cov_type="cluster", cov_kwds={"groups": groups})
+    rate, low, high = expit([fit.params[0], *fit.conf_int(alpha=1 - LEVEL)[0]])
+    return float(rate), float(low), float(high)
+
+
+def design(differences: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the columns of the regression: 1 and the scaled difference in length."""
+    scaled = np.tanh(differences / differences.std(ddof=1))
+    return np.column_stack([np.ones_like(scaled), scaled])
+
+
+def moves_far(raw: float, controlled: float) -> bool:
+    """Returns whether length control moves a rate so far that AlpacaEval warns: the estimate may
+    fail, or length decided the raw rate."""
+    lowest = min(raw - SHARE * raw, raw - POINTS)
+    highest = max(raw + SHARE * (1 - raw), raw + POINTS)
+    return not lowest <= controlled <= highest

@@ -1,0 +1,83 @@
+"""Arranges what the stages contribute into the chapters of the page, and draws their plots."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import cycle, groupby
+from typing import Any
+
+from zephyr_ray.report.plots import draw
+from zephyr_ray.report.plots.figure import COLORS
+from zephyr_ray.section import Bars, Block, Place, Radar, Sample, Scatter, Section
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Values by which the samples of a chapter can be filtered."""
+
+    samples: int
+    """Number of samples to choose from."""
+    models: list[str]
+    outcomes: list[str]
+    kinds: list[str]
+
+
+@dataclass
+class PageChapter:
+    """Contributions of all stages under one title."""
+
+    title: str
+    place: Place
+    intro: str = ""
+    parts: dict[str, list[tuple[str, list[Any]]]] = field(default_factory=dict)
+    """Runs of blocks of one kind, as (name of the kind, blocks or drawn plots), by stage."""
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether it is about samples; examples in other chapters are folded."""
+        return self.place == Place.SAMPLES
+
+    @property
+    def filters(self) -> Filters | None:
+        """The filters of its samples; None if it is not about samples, or has only one."""
+        runs = (run for part in self.parts.values() for run in part)
+        samples: list[Sample] = [
+            block for name, blocks in runs if name == "sample" for block in blocks
+        ]
+        if not self.has_samples or len(samples) < 2:
+            return None
+        answers = [answer for sample in samples for answer in sample.answers]
+        given = {answer.outcome for answer in answers}
+        return Filters(
+            samples=len(samples),
+            models=list(dict.fromkeys(answer.model for answer in answers)),
+            outcomes=[outcome for outcome in ("win", "tie", "loss") if outcome in given],
+            kinds=sorted({sample.kind for sample in samples} - {""}),
+        )
+
+
+def arrange(sections: dict[str, Section]) -> list[PageChapter]:
+    """Merges chapters of the same title, orders them by place and draws their plots. Results are in
+    the order of their findings below the verdict, the last stage's first."""
+    by_stage = [
+        (stage, chapter)
+        for place in Place
+        for stage, section in (reversed if place == Place.RESULT else list)(sections.items())
+        for chapter in section.chapters
+        if chapter.place == place
+    ]
+    # One color per model or stage, the same in every plot, in order of appearance.
+    colors: defaultdict[str, str] = defaultdict(cycle(COLORS).__next__)
+    arranged: dict[str, PageChapter] = {}
+    for stage, chapter in by_stage:
+        merged = arranged.setdefault(chapter.title, PageChapter(chapter.title, chapter.place))
+        merged.intro = merged.intro or chapter.intro
+        runs = [(kind, list(run)) for kind, run in groupby(chapter.blocks, key=_kind)]
+        merged.parts.setdefault(stage, []).extend(
+            (kind, draw(blocks, stage, colors) or blocks) for kind, blocks in runs
+        )
+    return list(arranged.values())
+
+
+def _kind(block: Block) -> str:
+    """Returns the name of a block's type; plots that share a grid have one name."""
+    return "large" if isinstance(block, Bars | Radar | Scatter) else type(block).__name__.lower()

@@ -1,0 +1,48 @@
+"""Builds the report's table of what paid models cost, from the counts of the manifests."""
+
+from zephyr_ray.engines.ledger import PAID
+from zephyr_ray.manifest import Manifest
+from zephyr_ray.section import Chapter, Column, Place, Section, Table
+
+COLUMNS = (
+    Column("Stage"),
+    Column("Model"),
+    Column("Requests", 0),
+    Column("Input tokens", 0),
+    Column("of them cached", 0),
+    Column("Output tokens", 0),
+    Column("Dollars", 4),
+    Column("Requests of unknown cost", 0),
+    Column("Dollars, at most", 4),
+    Column("Sent again", 0),
+)
+NAMES = (
+    *("requests", "input_tokens", "cached_tokens", "output_tokens", "dollars"),
+    *("unknown_requests", "unknown_dollars", "repeated_requests"),
+)
+HELP = (
+    "Tokens are those that the endpoint reported, for all attempts, retries included.",
+    "The cost of a request is unknown if its reply did not arrive or did not state its tokens: it "
+    "counts at the most that it can have cost. Requests that a kill interrupted were sent again, "
+    "and may be paid twice.",
+)
+
+
+def cost_section(manifests: dict[str, Manifest]) -> Section | None:
+    """Returns the chapter on the costs of the stages; None if they paid nothing."""
+    rows: list[tuple[str, str, list[float]]] = []
+    for stage, manifest in manifests.items():
+        counts = {n.removeprefix(PAID): v for n, v in manifest.counts.items() if n.startswith(PAID)}
+        for model in dict.fromkeys(name.rpartition("/")[0] for name in counts):
+            figures = [counts.get(f"{model}/{name}", 0) for name in NAMES]
+            if any(figures):
+                rows.append((stage, model, figures))
+    if not rows:
+        return None
+    if len(rows) > 1:
+        columns = zip(*(figures for _, _, figures in rows), strict=True)
+        rows.append(("all", "", [sum(column) for column in columns]))
+    table = Table(
+        COLUMNS, tuple((stage, model, *figures) for stage, model, figures in rows), help=HELP
+    )
+    return Section((Chapter("Cost of paid models", Place.PROCESS, (table,)),))

@@ -1,0 +1,117 @@
+"""Renders the page from its parts: one file that loads nothing."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from markupsafe import Markup, escape
+
+from zephyr_ray.formatting import dollars, duration, number, signed
+from zephyr_ray.report.chapters import arrange
+from zephyr_ray.report.lineage import draw_pipeline
+from zephyr_ray.report.summary import StageSummary, truncate_text
+from zephyr_ray.section import Cell, Column, Interval, Place, Section
+
+FOLDER = Path(__file__).parent
+WIDE, NARROW = 6, 2
+"""Maximum boxes per row of the pipeline, on a screen and on a phone."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A line below the verdict."""
+
+    name: str
+    text: str
+
+
+def render(
+    title: str,
+    facts: Sequence[Fact],
+    stages: Sequence[StageSummary],
+    sections: dict[str, Section],
+) -> str:
+    """Renders the page. The headline of the last section is the verdict; those of the others stand
+    below it, from the last to the first. The template escapes all text from models and data."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=number,
+        dollars=dollars,
+        duration=duration,
+        format_cell=format_cell,
+        shade=shade,
+        truncate_text=truncate_text,
+    )
+    headlines = [(name, s.headline) for name, s in sections.items() if s.headline]
+    *others, (_, verdict) = headlines or [("", "")]
+    chapters = arrange(sections)
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    return environment.get_template("template.html").render(
+        title=title,
+        date=date.today().isoformat(),
+        policy=content_policy(script),
+        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        verdict=verdict,
+        others=others[::-1],
+        facts=facts,
+        chapters=[chapter for chapter in chapters if chapter.place < Place.APPENDIX],
+        appendix=[chapter for chapter in chapters if chapter.place == Place.APPENDIX],
+        stages=stages,
+        pictures={"wide": draw_pipeline(stages, WIDE), "narrow": draw_pipeline(stages, NARROW)},
+        total_seconds=sum(stage.seconds for stage in stages),
+        total_paid=sum(stage.paid for stage in stages),
+    )
+
+
+def content_policy(script: str) -> str:
+    """Returns the content security policy of a page that runs this script: no other script and no
+    request."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def format_cell(value: Cell, column: Column) -> Markup:
+    """Formats a cell of a table as HTML. Everything is escaped."""
+    if not isinstance(value, Interval):
+        return escape(cell_text(value, column))
+    middle, ends = _interval_texts(value, column)
+    return Markup("{} <small>{}</small>").format(middle, ends)
+
+
+def cell_text(value: Cell, column: Column) -> str:
+    """Formats a cell of a table without markup."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Interval):
+        return " ".join(_interval_texts(value, column))
+    if isinstance(value, tuple):
+        return " / ".join(cell_text(part, column) for part in value)
+    digits = column.digits or 0
+    return signed(value, digits) if column.signed else number(value, digits)
+
+
+def _interval_texts(value: Interval, column: Column) -> tuple[str, str]:
+    """Returns the value of an interval, and its ends in brackets."""
+    middle, low, high = (cell_text(v, column) for v in (value.value, value.low, value.high))
+    return middle, f"[{low}, {high}]"
+
+
+def shade(value: Cell) -> float | None:
+    """Returns how strongly to shade a cell, from 0 to 1; None if it has no single number."""
+    value = value.value if isinstance(value, Interval) else value
+    return min(max(float(value), 0), 1) if isinstance(value, int | float) else None
