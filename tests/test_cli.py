@@ -224,7 +224,11 @@ def test_chat_answers_what_is_piped_in(tmp_path: Path, tiny_model: Path) -> None
         ({"object": "list", "data": [{"id": "m"}]}, {}, "has no model 'other'; use one of m"),
         (None, {"ZEPHYR_API_KEY": "sk-ä"}, "ZEPHYR_API_KEY holds a character that no key has"),
         (None, {"ZEPHYR_API_KEY": "sk-1\n2"}, "ZEPHYR_API_KEY holds a character that no key has"),
-        (None, {"HTTP_PROXY": "htp://proxy:1"}, "HTTP_PROXY is not the URL of an http"),
+        (
+            None,
+            {"HTTP_PROXY": "htp://proxy:1", "NO_PROXY": ""},
+            "HTTP_PROXY is not the URL of an http",
+        ),
     ],
 )
 def test_a_service_that_cannot_be_chatted_with_is_one_line(

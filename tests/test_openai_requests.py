@@ -10,7 +10,6 @@ from aiohttp import web
 from fake_endpoint import completion
 from serving import free_port
 
-from zephyr_ray.engines.endpoint import CONNECT_SECONDS, TIMEOUT_SECONDS
 from zephyr_ray.engines.openai import OpenAIEngine, OpenAISettings
 from zephyr_ray.engines.service import ServiceSettings
 from zephyr_ray.messages import user
@@ -103,17 +102,3 @@ def test_a_served_judge_gets_both_answers_in_their_order() -> None:
     read, [(_, body)] = exchange("/judge/pairwise", {"results": [judgement]}, call)
     assert body == {"requests": [{**row, "first": first, "second": second}]}
     assert read == judgement
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [OpenAISettings(model="m", base_url="http://a/v1"), ServiceSettings(base_url="http://a/v1")],
-    ids=lambda settings: settings.engine,
-)
-def test_timeouts_reach_the_client(settings: OpenAISettings | ServiceSettings) -> None:
-    client = settings.client()
-    assert client.timeout.as_dict() == {
-        "connect": CONNECT_SECONDS,
-        **dict.fromkeys(("read", "write", "pool"), TIMEOUT_SECONDS),
-    }
-    assert str(client.base_url) == "http://a/v1/"

@@ -311,8 +311,8 @@ def test_a_settlement_is_not_lost_if_its_row_is_cancelled(tmp_path: Path) -> Non
 def test_a_rate_limit_is_settled_with_the_seconds_to_wait(after: float | None) -> None:
     attempt = Attempt()
     attempt.replied(429, "{}")
-    attempt.refused(Unavailable("busy", after, rate_limited=True))
-    assert attempt.end == Settlement(Usage(), limited=True, after=after)
+    settled = attempt.settlement(Unavailable("busy", after, rate_limited=True))
+    assert settled == Settlement(Usage(), limited=True, after=after)
 
 
 @pytest.mark.parametrize("text", ["a word", "ä 中文 🙂", 'quotes " and \\ and\nlines', "ﷺ" * 9])

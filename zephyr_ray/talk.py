@@ -56,16 +56,15 @@ class Remote:
         import httpx2
         import openai
 
-        from zephyr_ray.engines.connection import check_proxies
+        from zephyr_ray.engines.connection import sync_client
 
-        check_proxies()
         key = os.environ.get(KEY_VARIABLE, "").strip()
         if key and not re.fullmatch("[!-~]+", key):
             raise Permanent(f"{KEY_VARIABLE} holds a character that no key has; set the key alone")
         self._errors, self._address = openai, address
         base = address.rstrip("/").removesuffix("/v1")
         try:
-            self._client = openai.OpenAI(base_url=f"{base}/v1", api_key=key or "none")
+            self._client = sync_client(f"{base}/v1", key or "none")
             names = [model.id for model in self._client.models.list()]
         except (httpx2.InvalidURL, UnicodeError):
             raise Permanent(f"{address} is not a URL; correct the address") from None

@@ -15,7 +15,7 @@ from zephyr_ray.engines.replies import Unavailable, read_object
 from zephyr_ray.errors import Temporary
 
 if TYPE_CHECKING:
-    from httpx2 import Response
+    from zephyr_ray.engines.http_client import HttpReply
 
 ROUTE = "/v1/chat/completions"
 """The route of the requests; a batch states it with this prefix, whatever the base URL."""
@@ -45,13 +45,15 @@ class BatchApi:
             for number, body in enumerate(bodies)
         )
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        return await self._patiently(
-            lambda: self._post(
-                "/files",
-                data={"purpose": "batch"},
-                files={"file": ("requests.jsonl", content)},
-            )
-        )
+
+        async def call() -> str:
+            from aiohttp import FormData
+
+            form = FormData({"purpose": "batch"})  # is used up by a request
+            form.add_field("file", content, filename="requests.jsonl")
+            return await self._post("/files", data=form)
+
+        return await self._patiently(call)
 
     async def create(self, file: str) -> str:
         """Creates the batch of a file; returns its id."""
@@ -95,12 +97,12 @@ class BatchApi:
         """Returns the objects in the lines of a result file."""
 
         async def call() -> list[Json]:
-            response = await self._endpoint.call("GET", f"/files/{file}/content")
-            if response.status_code != 200:
-                self._object(response)
+            reply = await self._endpoint.call("GET", f"/files/{file}/content")
+            if reply.status != 200:
+                self._object(reply)
             try:
                 # Not `splitlines`: JSON may contain line breaks such as U+2028.
-                lines = [json.loads(text) for text in response.text.split("\n") if text.strip()]
+                lines = [json.loads(text) for text in reply.text.split("\n") if text.strip()]
                 return [line for line in lines if isinstance(line, dict)]
             except ValueError:
                 raise Unavailable(f"{self._name}: file {file} is not JSON lines") from None
@@ -115,14 +117,14 @@ class BatchApi:
         return made["id"]
 
     async def _state(self, batch: str) -> Json | None:
-        response = await self._endpoint.call("GET", f"/batches/{batch}")
-        return None if response.status_code == 404 else self._object(response)
+        reply = await self._endpoint.call("GET", f"/batches/{batch}")
+        return None if reply.status == 404 else self._object(reply)
 
     async def _get(self, path: str, **request: Any) -> Json:
         return self._object(await self._endpoint.call("GET", path, **request))
 
-    def _object(self, response: "Response") -> Json:
-        return read_object(response.status_code, response.headers, response.text, self._name)
+    def _object(self, reply: "HttpReply") -> Json:
+        return read_object(reply.status, reply.headers, reply.text, self._name)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeats a call until it is answered. Raises Unavailable if that takes too long, or if the

@@ -1,8 +1,9 @@
-"""Checks before a run that an endpoint can be reached: proxy variables, connection, key."""
+"""Connects to an endpoint through its proxy, and checks before a run that it can be reached."""
 
 import time
-from typing import TYPE_CHECKING
-from urllib.request import getproxies
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies, proxy_bypass
 
 from zephyr_ray.engines.replies import FIXES
 from zephyr_ray.errors import Permanent
@@ -16,32 +17,49 @@ PAUSES = (1, 2)
 """Seconds between attempts to connect: a server may just be starting."""
 
 
-def check_proxies() -> None:
-    """Raises Permanent if the HTTP client cannot use a proxy variable. The client reads all of
-    them, even one that NO_PROXY makes unnecessary."""
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy that an environment variable states."""
+
+    variable: str
+    url: str
+    """May contain a password."""
+
+
+def find_proxy(address: str) -> Proxy | None:
+    """Returns the proxy for an address, None if it needs none. Raises Permanent if the variable
+    does not hold the URL of a proxy, `httpx2.InvalidURL` if the address is not a URL."""
     import httpx2
 
-    for scheme, value in getproxies().items():
-        if scheme not in ("http", "https", "all"):
-            continue
-        variable = _variable(scheme)
-        # The client, too, takes a value without a scheme for an HTTP proxy.
-        url = value if "://" in value else f"http://{value}"
-        try:
-            httpx2.HTTPTransport(proxy=url, verify=False)
-            usable = bool(httpx2.URL(url).host)
-        except ImportError:
-            raise Permanent(
-                f"{variable} is a SOCKS proxy, which needs the package socksio; set an HTTP proxy "
-                "or install socksio"
-            ) from None
-        except (ValueError, httpx2.InvalidURL):
-            usable = False
-        if not usable:
-            # The exception's text is omitted, because it may quote a part of the password.
-            raise Permanent(
-                f"{variable} is not the URL of an http, https or socks5 proxy; correct or unset it"
-            )
+    target, proxies = httpx2.URL(address), getproxies()
+    scheme = target.scheme if target.scheme in proxies else "all"
+    hosts = target.host, target.netloc.decode()  # NO_PROXY may state a port
+    if scheme not in proxies or any(map(proxy_bypass, hosts)):
+        return None
+    variable, value = f"{scheme.upper()}_PROXY", proxies[scheme]
+    url = value if "://" in value else f"http://{value}"
+    try:
+        parsed = httpx2.URL(url)
+        usable = parsed.scheme in ("http", "https") and parsed.host
+    except httpx2.InvalidURL:
+        usable = False
+    if not usable:
+        # The exception's text is omitted, because it may quote a part of the password.
+        raise Permanent(f"{variable} is not the URL of an http or https proxy; correct or unset it")
+    return Proxy(variable, url)
+
+
+def sync_client(base_url: str, key: str, **options: Any) -> "OpenAI":
+    """Returns OpenAI's client with the proxy of `find_proxy`. Raises as that does."""
+    import httpx2
+    import openai
+
+    proxy = find_proxy(base_url)
+    # OpenAI's own would read all proxy variables, even those that NO_PROXY makes unnecessary.
+    http_client = openai.DefaultHttpx2Client(
+        proxy=proxy.url if proxy else None, trust_env=False, verify=httpx2.create_ssl_context()
+    )
+    return openai.OpenAI(base_url=base_url, api_key=key, http_client=http_client, **options)
 
 
 def check_reachable(client: "OpenAI", key_variable: str | None) -> None:
@@ -75,9 +93,9 @@ def check_reachable(client: "OpenAI", key_variable: str | None) -> None:
             if not isinstance(reason, failures):
                 return
             if pause is None:
-                proxy = proxy_variable(address)
-                via = f" through the proxy of {proxy}" if proxy else ""
-                fix = f"correct {proxy}" if proxy else "start the server or correct base_url"
+                variable = (proxy := find_proxy(address)) and proxy.variable
+                via = f" through the proxy of {variable}" if variable else ""
+                fix = f"correct {variable}" if variable else "start the server or correct base_url"
                 raise Permanent(
                     f"cannot connect to {address}{via} ({describe(reason)}); {fix}"
                 ) from None
@@ -111,20 +129,3 @@ def check_is_api(reply: "Response", address: str) -> None:
 def describe(error: BaseException | None) -> str:
     """Returns why a connection failed: the text of the exception, or its type if it has none."""
     return shorten(str(error)) or type(error).__name__
-
-
-def proxy_variable(address: str) -> str | None:
-    """Returns the variable of the proxy that the HTTP client uses for an address; None if it uses
-    none."""
-    from httpx2 import URL
-    from httpx2._utils import URLPattern, get_environment_proxies
-
-    proxies = get_environment_proxies()
-    for pattern in sorted(map(URLPattern, proxies)):
-        if pattern.matches(URL(address)):
-            return _variable(pattern.scheme or "all") if proxies[pattern.pattern] else None
-    return None
-
-
-def _variable(scheme: str) -> str:
-    return f"{scheme.upper()}_PROXY"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import field_validator
 
-from zephyr_ray.engines.connection import check_proxies, check_reachable, describe
+from zephyr_ray.engines.connection import check_reachable, describe, find_proxy, sync_client
 from zephyr_ray.engines.meter import Attempt, metered
 from zephyr_ray.engines.replies import Unavailable, read_object
 from zephyr_ray.engines.settings import ModelSettings
@@ -23,7 +23,7 @@ from zephyr_ray.models.contract import STOPPING, StopRun
 from zephyr_ray.settings import OPERATIONAL
 
 if TYPE_CHECKING:
-    from httpx2 import AsyncClient, Response
+    from zephyr_ray.engines.http_client import HttpClient, HttpReply
 
 log = logging.getLogger("zephyr_ray")
 
@@ -34,8 +34,6 @@ FIRST_DELAY, LONGEST_DELAY = 0.5, 8.0
 """Seconds of backoff before the first retry, and maximum seconds of backoff."""
 WAIT_SECONDS = 600
 """Maximum seconds that a request waits while the endpoint answers no request at all."""
-TIMEOUT_SECONDS, CONNECT_SECONDS = 120, 15
-"""Maximum seconds per attempt without a byte of the reply, and to connect."""
 LONGEST_WORD = 15
 """Maximum characters of a word in api_key_env; a longer one in capitals may be the key itself."""
 NOTICE_SECONDS = 60
@@ -78,13 +76,11 @@ class EndpointSettings(ModelSettings):
 
     def preflight(self) -> None:
         import httpx2
-        import openai
 
-        arguments = self._client_arguments()
-        check_proxies()
+        options = {"timeout": PREFLIGHT_SECONDS, "max_retries": 0}
+        key = self.api_key()
         try:
-            client = openai.OpenAI(**arguments, timeout=PREFLIGHT_SECONDS, max_retries=0)
-            with client:
+            with sync_client(self.base_url, key, **options) as client:
                 check_reachable(client, self.api_key_env)
         except (httpx2.InvalidURL, UnicodeError):  # UnicodeError if a part of the host is empty
             raise Permanent("base_url is not a URL; correct it") from None
@@ -105,26 +101,20 @@ class EndpointSettings(ModelSettings):
             )
         return remember(key)
 
-    def client(self) -> "AsyncClient":
+    def client(self) -> "HttpClient":
         """Returns an HTTP client that sends the headers of OpenAI's. That one takes longer for a
         request than all the rest of a row."""
-        import httpx2
-        import openai
+        from zephyr_ray.engines.http_client import HttpClient
 
-        from zephyr_ray.engines import transport
-
-        like = openai.AsyncOpenAI(**self._client_arguments())
-        headers = {
-            name: value
-            for name, value in (like.default_headers | like.auth_headers).items()
-            # The others describe OpenAI's client, or the body.
-            if isinstance(value, str) and not name.startswith(("X-Stainless", "Content-Type"))
-        }
-        timeout = httpx2.Timeout(TIMEOUT_SECONDS, connect=CONNECT_SECONDS)
-        return transport.client(timeout, base_url=self.base_url, headers=headers)
-
-    def _client_arguments(self) -> dict[str, str]:
-        return {"base_url": self.base_url, "api_key": self.api_key()}
+        with sync_client(self.base_url, self.api_key()) as like:
+            headers = {
+                name: value
+                for name, value in (like.default_headers | like.auth_headers).items()
+                # The others describe OpenAI's client, or the body.
+                if isinstance(value, str) and not name.startswith(("X-Stainless", "Content-Type"))
+            }
+        proxy = find_proxy(self.base_url)
+        return HttpClient(self.base_url, headers, proxy.url if proxy else None)
 
 
 class NotSent(Unavailable):
@@ -138,8 +128,6 @@ class Endpoint:
         self._client = settings.client()
         self.name = f"{target} at {settings.base_url}"
         """Name of the endpoint in error lines."""
-        self._urls: dict[str, Any] = {}
-        """Addresses by path: parsing one takes longer than the rest of building a request."""
         self._last_answer = time.monotonic()
         self._last_notice = -math.inf
 
@@ -172,29 +160,27 @@ class Endpoint:
 
     async def _send(self, path: str, body: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
         try:
-            response = await self.call("POST", path, json=body)
+            reply = await self.call("POST", path, json=body)
         except NotSent:
             attempt.not_sent()
             raise
-        attempt.replied(response.status_code, response.text)
-        return read_object(response.status_code, response.headers, response.text, self.name)
+        attempt.replied(reply.status, reply.text)
+        return read_object(reply.status, reply.headers, reply.text, self.name)
 
-    async def call(self, method: str, path: str, **request: Any) -> "Response":
+    async def call(self, method: str, path: str, **request: Any) -> "HttpReply":
         """Returns the reply to one request, whatever its status. Raises Unavailable if there is
         none."""
-        import httpx2
+        from zephyr_ray.engines.http_client import NO_REPLY, NOT_SENT
 
-        if path not in self._urls:
-            self._urls[path] = self._client.build_request(method, path).url
         try:
-            async with asyncio.timeout(WAIT_SECONDS):
-                return await self._client.request(method, self._urls[path], **request)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            async with asyncio.timeout(WAIT_SECONDS) as whole:
+                return await self._client.send(method, path, **request)
+        except NOT_SENT as error:
             raise NotSent(self._no_reply(error)) from None
-        except httpx2.RequestError as error:
+        except NO_REPLY as error:
+            if whole.expired():
+                raise Unavailable(f"{self.name}: no complete reply in {WAIT_SECONDS} s") from None
             raise Unavailable(self._no_reply(error)) from None
-        except TimeoutError:
-            raise Unavailable(f"{self.name}: no complete reply in {WAIT_SECONDS} s") from None
 
     def _no_reply(self, error: Exception) -> str:
         return f"{self.name}: no reply ({describe(error)})"

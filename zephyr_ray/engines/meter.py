@@ -86,31 +86,36 @@ METER: ContextVar[Meter | None] = ContextVar("METER", default=None)
 
 
 class Attempt:
-    """One attempt at a request. Its cost counts as unknown unless it is settled otherwise."""
+    """One attempt at a request. Its cost counts as unknown unless the server's reply states it."""
 
     def __init__(self) -> None:
-        self.end = Settlement(None)
+        self._reply: tuple[int, str] | None = None
+        self._was_sent = True
 
     def not_sent(self) -> None:
-        self.end = Settlement(FREE)
+        self._was_sent = False
 
     def replied(self, status: int, text: str) -> None:
-        """Settles the attempt by the server's reply; an error of the server costs nothing."""
-        if status in GATEWAY_TIMEOUTS:
-            self.end = Settlement(None)
-            return
-        if status >= 300:
-            self.end = Settlement(FREE)
-            return
-        try:
-            self.end = Settlement(read_usage(json.loads(text)))
-        except (ValueError, RecursionError):
-            self.end = Settlement(None)
+        self._reply = status, text
 
-    def refused(self, error: Unavailable) -> None:
-        """Records whether the server refused the request because of its rate limit."""
-        if error.rate_limited:
-            self.end = Settlement(self.end.usage, limited=True, after=error.after)
+    def settlement(self, error: Unavailable | None = None) -> Settlement:
+        """Returns the cost of the attempt, and whether `error`, which ended it, is a rate limit."""
+        if error is None or not error.rate_limited:
+            return Settlement(self._usage())
+        return Settlement(self._usage(), limited=True, after=error.after)
+
+    def _usage(self) -> Usage | None:
+        """Returns the tokens that the attempt cost, None if that is unknown; an error of the server
+        costs nothing."""
+        if self._reply is None:
+            return None if self._was_sent else FREE
+        status, text = self._reply
+        if status >= 300:
+            return None if status in GATEWAY_TIMEOUTS else FREE
+        try:
+            return read_usage(json.loads(text))
+        except (ValueError, RecursionError):
+            return None
 
 
 @asynccontextmanager
@@ -122,13 +127,14 @@ async def metered(body: dict[str, Any]) -> AsyncIterator[Attempt]:
         yield attempt
         return
     ticket = await meter.reserve(most_tokens(body, meter.model))
+    failure: Unavailable | None = None
     try:
         yield attempt
     except Unavailable as error:
-        attempt.refused(error)
+        failure = error
         raise
     finally:
-        await meter.settle(ticket, attempt.end)
+        await meter.settle(ticket, attempt.settlement(failure))
 
 
 def most_tokens(body: dict[str, Any], model: str) -> Usage:
