@@ -19,7 +19,7 @@ from zephyr_ray.report.summary import StageSummary, summarize_stages
 from zephyr_ray.report.sweep_section import sweep_section
 from zephyr_ray.section import Section
 from zephyr_ray.settings import ADDED, Reads
-from zephyr_ray.stage import Stage, Work
+from zephyr_ray.stage import Stage, Work, original_name
 
 MOST_NAMES = 6
 """Maximum models that the page names below its verdict."""
@@ -55,8 +55,7 @@ class Report(Stage):
             if (section := work.stages[name].section(artifact))
         }
         for name, artifact in work.inputs.items():
-            original = work.variants[name].of if name in work.variants else name
-            if figures := self.released.get(original):
+            if figures := self.released.get(original_name(name, work.variants)):
                 section = contributed.get(name, Section(()))
                 chapter = released_chapter(artifact, section, figures)
                 contributed[name] = replace(section, chapters=(*section.chapters, chapter))
