@@ -14,7 +14,7 @@ from zephyr_ray.comparison.runs import Run, read_runs, stages_of
 from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import Manifest
 from zephyr_ray.pipeline import KINDS
-from zephyr_ray.run_folder import link_artifact
+from zephyr_ray.run_folder import link_artifact, write_stages
 from zephyr_ray.section import Bars, Chapter, Column, Place, Section, Table
 from zephyr_ray.store import Artifact, Store, content_key
 
@@ -69,27 +69,39 @@ def quickstart(run: Path, epochs: float = 1.0, judge: float = 0.4, win_rate: flo
         created="2026-11-26T12:00:00",
         files={"rows.jsonl": ""},
     )
+    compare_answers(run, "winrate", {"sft": win_rate}, answers.key, judge)
+    return run
+
+
+def compare_answers(
+    run: Path,
+    name: str,
+    win_rates: dict[str, float],
+    answers: str = "",
+    judge: float = 0.4,
+    created: str = "2026-11-26T13:00:00",
+) -> None:
+    """Adds a pairwise stage in which models have these win rates against base."""
     hashed = {**JUDGE, "relevance_min": judge}
-    of_model = {"win_rate": win_rate, "low": 0.7, "high": 0.8, "words": 11.5, "prompts": 200}
     of_base = {"win_rate": None, "low": None, "high": None, "words": 30.0, "prompts": 200}
-    models = {"base": of_base, "sft": of_model}
-    common = {"baseline": "base", "judge": "judge", "control": None, "models": models}
+    of_model = {"low": 0.7, "high": 0.8, "words": 11.5, "prompts": 200}
+    models = {model: {"win_rate": rate, **of_model} for model, rate in win_rates.items()}
+    result = {
+        **{"baseline": "base", "judge": "judge", "control": None, "differences": [], "notes": []},
+        "models": {"base": of_base, **models},
+    }
     stage(
         run,
         "pairwise",
-        "winrate",
-        {"judge": hashed, "answers": [["answers", answers.key]]},
+        name,
+        {"judge": hashed, "answers": [["answers", answers]]},
         settings={"judge": "judge", "answers": ["answers"], "baseline": "answers"},
         models={"judge": hashed},
         counts={"paid/judge/dollars": 0.25},
-        files={
-            "result.json": json.dumps({**common, "differences": [], "notes": []}),
-            "rows.jsonl": "",
-        },
+        files={"result.json": json.dumps(result), "rows.jsonl": ""},
         seconds=9.0,
-        created="2026-11-26T13:00:00",
+        created=created,
     )
-    return run
 
 
 @pytest.fixture
@@ -190,6 +202,19 @@ def test_stages_of_all_runs_are_in_order(tmp_path: Path) -> None:
         for hour, name in enumerate(names):
             stage(run, "prompts", name, {"stage": name}, created=f"2026-11-26T1{hour}:00:00")
     assert stages_of(read(*runs)) == ["a", "b", "c", "d"]
+
+
+def test_a_run_opens_with_the_finding_of_the_last_stage_of_its_recipe(tmp_path: Path) -> None:
+    """Here the first of its two comparisons was made again."""
+    run = tmp_path / "run"
+    compare_answers(run, "first", {"sft": 0.71}, "one", created="2026-11-27T10:00:00")
+    compare_answers(run, "last", {"dpo": 0.79}, "two", created="2026-11-26T10:00:00")
+    [made_last] = read(run)
+    assert made_last.headline.startswith("Ship sft")
+    write_stages(run, {"first": "first", "last": "last"})
+    [in_order] = read(run)
+    assert list(in_order.artifacts) == ["first", "last"]
+    assert in_order.headline.startswith("Ship dpo")
 
 
 def test_page_and_terminal_show_the_runs_side_by_side(

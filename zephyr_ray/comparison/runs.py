@@ -19,7 +19,7 @@ class Run:
     label: str
     """Name on the page, which no other run has."""
     artifacts: dict[str, Artifact]
-    """Artifacts by stage, in the order in which they were made."""
+    """Artifacts by stage, in the order of `artifacts_of`."""
     sections: dict[str, Section]
     """Contributions of the artifacts to a report, by stage."""
 
