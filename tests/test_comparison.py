@@ -217,6 +217,19 @@ def test_a_run_opens_with_the_finding_of_the_last_stage_of_its_recipe(tmp_path: 
     assert in_order.headline.startswith("Ship dpo")
 
 
+def test_figures_are_in_the_order_of_a_report(tmp_path: Path) -> None:
+    """The last stage's are first, but the variants of a sweep are in its order."""
+    run = tmp_path / "run"
+    stages = {"sft": "sft", "dpo-beta-0.1": "dpo", "dpo-beta-0.5": "dpo", "last": "last"}
+    for name in stages:
+        compare_answers(run, name, {"sft": 0.7}, answers=name)
+    write_stages(run, stages)
+    titles = [b.title for b in compare_figures(read(run)) if isinstance(b, Bars)]
+    assert [title.partition(":")[0] for title in titles] == [
+        *("last", "dpo-beta-0.1", "dpo-beta-0.5", "sft")
+    ]
+
+
 def test_page_and_terminal_show_the_runs_side_by_side(
     pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,7 +344,12 @@ def test_rows_and_columns_of_one_name_are_all_shown() -> None:
         columns = (Column("Models"), Column("Task"), Column("error", 1), Column("error", 1))
         chapter = Chapter("Multiple choice", Place.RESULT, (Table(columns, rows),))
         artifact = Artifact(Path(), Manifest(kind="likelihood", key=label, files={}))
-        return Run(label, {"known": artifact}, {"known": Section((chapter,))})
+        return Run(
+            label=label,
+            artifacts={"known": artifact},
+            sections={"known": Section((chapter,))},
+            originals={},
+        )
 
     both = ("b − a", "x", 1.0, 2.0), ("b − a", "y", 3.0, 4.0)
     [table] = compare_figures([run("one", *both), run("two", *both[:1])])

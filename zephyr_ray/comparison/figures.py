@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from zephyr_ray.comparison.runs import Run, is_shared, stages_of
+from zephyr_ray.report.chapters import last_first
 from zephyr_ray.section import Bars, Block, Cell, Column, Curve, Curves, Interval, Place, Table
 
 RUN = "Run"
@@ -31,9 +32,11 @@ class _Merged:
 
 
 def compare_figures(runs: Sequence[Run]) -> list[Block]:
-    """Returns plots and tables of the results of all stages, with the runs side by side."""
+    """Returns plots and tables of the results of all stages, with the runs side by side. Stages are
+    in the order of a report's results."""
+    originals = {name: original for run in runs for name, original in run.originals.items()}
     blocks: list[Block] = []
-    for stage in stages_of(runs):
+    for stage in last_first(stages_of(runs), originals):
         contributed = _contributed(runs, stage, Place.RESULT)
         blocks += _bars(stage, contributed)
         blocks += _tables(stage, contributed)
