@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import Manifest
 from zephyr_ray.pipeline import KINDS
 from zephyr_ray.run_folder import link_artifact, write_stages
-from zephyr_ray.section import Bars, Chapter, Column, Place, Section, Table
+from zephyr_ray.section import Bars, Chapter, Column, Interval, Pair, Place, Section, Table
 from zephyr_ray.store import Artifact, Store, content_key
 
 JUDGE = {"engine": "rules", "relevance": "model2vec", "relevance_min": 0.4}
@@ -80,6 +81,7 @@ def compare_answers(
     answers: str = "",
     judge: float = 0.4,
     created: str = "2026-11-26T13:00:00",
+    differences: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Adds a pairwise stage in which models have these win rates against base."""
     hashed = {**JUDGE, "relevance_min": judge}
@@ -87,8 +89,9 @@ def compare_answers(
     of_model = {"low": 0.7, "high": 0.8, "words": 11.5, "prompts": 200}
     models = {model: {"win_rate": rate, **of_model} for model, rate in win_rates.items()}
     result = {
-        **{"baseline": "base", "judge": "judge", "control": None, "differences": [], "notes": []},
+        **{"baseline": "base", "judge": "judge", "control": None, "notes": []},
         "models": {"base": of_base, **models},
+        "differences": differences,
     }
     stage(
         run,
@@ -339,17 +342,55 @@ def test_deleted_artifact_is_one_clear_line(pair: tuple[Path, Path]) -> None:
         read(*pair)
 
 
+def with_table(label: str, table: Table) -> Run:
+    """Returns a run of one stage, whose result is a table."""
+    section = Section((Chapter("Multiple choice", Place.RESULT, (table,)),))
+    artifact = Artifact(Path(), Manifest(kind="likelihood", key=label, files={}))
+    return Run(
+        label=label, artifacts={"known": artifact}, sections={"known": section}, originals={}
+    )
+
+
+def test_the_difference_of_two_models_has_one_direction_in_all_runs() -> None:
+    columns = (
+        *(Column("Models"), Column("Interval"), Column("Changed", 0)),
+        *(Column("Difference", 2, signed=True), Column("Points", 0, signed=True)),
+    )
+    both = Interval(0.1, -0.1, 0.2)
+    rows = {
+        "one": (Pair("dpo", "sft"), "includes 0", 7, both, 3),
+        "two": (Pair("sft", "dpo"), "includes 0", 7, both, 3),
+        "three": (Pair("sft", "dpo"), "includes 0", 7, None, 3.5),
+    }
+    runs = [with_table(label, Table(columns, (row,))) for label, row in rows.items()]
+    [table] = compare_figures(runs)
+    assert isinstance(table, Table)
+    assert table.rows == (
+        ("dpo − sft", "one", "includes 0", 7, both, 3),
+        ("dpo − sft", "two", "includes 0", 7, Interval(-0.1, -0.2, 0.1), -3),
+        ("dpo − sft", "three", "includes 0", 7, None, -3.5),
+    )
+
+
+def test_runs_that_list_models_in_another_order_have_one_direction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = {"pass_difference": 0.2, "low": 0.1, "high": 0.4}
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for run, (a, b) in zip(runs, (("dpo", "sft"), ("sft", "dpo")), strict=True):
+        difference = {"a": a, "b": b, **ends}
+        compare_answers(run, "winrate", {b: 0.7, a: 0.8}, run.name, differences=[difference])
+    assert main(["compare", "--markdown", *map(str, runs)]) == 0
+    assert capsys.readouterr().out.endswith(
+        "| dpo − sft | one | excludes 0 | +0.200 [+0.100, +0.400] |\n"
+        "| dpo − sft | two | excludes 0 | −0.200 [−0.400, −0.100] |\n"
+    )
+
+
 def test_rows_and_columns_of_one_name_are_all_shown() -> None:
     def run(label: str, *rows: tuple[Any, ...]) -> Run:
         columns = (Column("Models"), Column("Task"), Column("error", 1), Column("error", 1))
-        chapter = Chapter("Multiple choice", Place.RESULT, (Table(columns, rows),))
-        artifact = Artifact(Path(), Manifest(kind="likelihood", key=label, files={}))
-        return Run(
-            label=label,
-            artifacts={"known": artifact},
-            sections={"known": Section((chapter,))},
-            originals={},
-        )
+        return with_table(label, Table(columns, rows))
 
     both = ("b − a", "x", 1.0, 2.0), ("b − a", "y", 3.0, 4.0)
     [table] = compare_figures([run("one", *both), run("two", *both[:1])])

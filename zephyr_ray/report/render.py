@@ -13,7 +13,7 @@ from zephyr_ray.formatting import dollars, duration, number, signed
 from zephyr_ray.report.chapters import PageChapter, last_first
 from zephyr_ray.report.lineage import draw_pipeline
 from zephyr_ray.report.summary import StageSummary, truncate_text
-from zephyr_ray.section import Cell, Column, Interval, Place, Section
+from zephyr_ray.section import Cell, Column, Interval, Pair, Place, Section
 
 FOLDER = Path(__file__).parent
 WIDE, NARROW = 6, 2
@@ -98,8 +98,8 @@ def format_cell(value: Cell, column: Column) -> Markup:
 
 def cell_text(value: Cell, column: Column) -> str:
     """Formats a cell of a table without markup."""
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str | Pair):
+        return str(value)
     if isinstance(value, Interval):
         return " ".join(_interval_texts(value, column))
     if isinstance(value, tuple):
