@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from zephyr_ray.comparison.runs import Run, read_runs, stages_of
 from zephyr_ray.errors import Permanent
 from zephyr_ray.manifest import Manifest
 from zephyr_ray.pipeline import KINDS
-from zephyr_ray.run_folder import link_artifact
-from zephyr_ray.section import Bars, Chapter, Column, Place, Section, Table
+from zephyr_ray.run_folder import link_artifact, write_stages
+from zephyr_ray.section import Bars, Chapter, Column, Interval, Pair, Place, Section, Table
 from zephyr_ray.store import Artifact, Store, content_key
 
 JUDGE = {"engine": "rules", "relevance": "model2vec", "relevance_min": 0.4}
@@ -69,27 +70,41 @@ def quickstart(run: Path, epochs: float = 1.0, judge: float = 0.4, win_rate: flo
         created="2026-11-26T12:00:00",
         files={"rows.jsonl": ""},
     )
+    compare_answers(run, "winrate", {"sft": win_rate}, answers.key, judge)
+    return run
+
+
+def compare_answers(
+    run: Path,
+    name: str,
+    win_rates: dict[str, float],
+    answers: str = "",
+    judge: float = 0.4,
+    created: str = "2026-11-26T13:00:00",
+    differences: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Adds a pairwise stage in which models have these win rates against base."""
     hashed = {**JUDGE, "relevance_min": judge}
-    of_model = {"win_rate": win_rate, "low": 0.7, "high": 0.8, "words": 11.5, "prompts": 200}
     of_base = {"win_rate": None, "low": None, "high": None, "words": 30.0, "prompts": 200}
-    models = {"base": of_base, "sft": of_model}
-    common = {"baseline": "base", "judge": "judge", "control": None, "models": models}
+    of_model = {"low": 0.7, "high": 0.8, "words": 11.5, "prompts": 200}
+    models = {model: {"win_rate": rate, **of_model} for model, rate in win_rates.items()}
+    result = {
+        **{"baseline": "base", "judge": "judge", "control": None, "notes": []},
+        "models": {"base": of_base, **models},
+        "differences": differences,
+    }
     stage(
         run,
         "pairwise",
-        "winrate",
-        {"judge": hashed, "answers": [["answers", answers.key]]},
+        name,
+        {"judge": hashed, "answers": [["answers", answers]]},
         settings={"judge": "judge", "answers": ["answers"], "baseline": "answers"},
         models={"judge": hashed},
         counts={"paid/judge/dollars": 0.25},
-        files={
-            "result.json": json.dumps({**common, "differences": [], "notes": []}),
-            "rows.jsonl": "",
-        },
+        files={"result.json": json.dumps(result), "rows.jsonl": ""},
         seconds=9.0,
-        created="2026-11-26T13:00:00",
+        created=created,
     )
-    return run
 
 
 @pytest.fixture
@@ -190,6 +205,32 @@ def test_stages_of_all_runs_are_in_order(tmp_path: Path) -> None:
         for hour, name in enumerate(names):
             stage(run, "prompts", name, {"stage": name}, created=f"2026-11-26T1{hour}:00:00")
     assert stages_of(read(*runs)) == ["a", "b", "c", "d"]
+
+
+def test_a_run_opens_with_the_finding_of_the_last_stage_of_its_recipe(tmp_path: Path) -> None:
+    """Here the first of its two comparisons was made again."""
+    run = tmp_path / "run"
+    compare_answers(run, "first", {"sft": 0.71}, "one", created="2026-11-27T10:00:00")
+    compare_answers(run, "last", {"dpo": 0.79}, "two", created="2026-11-26T10:00:00")
+    [made_last] = read(run)
+    assert made_last.headline.startswith("Ship sft")
+    write_stages(run, {"first": "first", "last": "last"})
+    [in_order] = read(run)
+    assert list(in_order.artifacts) == ["first", "last"]
+    assert in_order.headline.startswith("Ship dpo")
+
+
+def test_figures_are_in_the_order_of_a_report(tmp_path: Path) -> None:
+    """The last stage's are first, but the variants of a sweep are in its order."""
+    run = tmp_path / "run"
+    stages = {"sft": "sft", "dpo-beta-0.1": "dpo", "dpo-beta-0.5": "dpo", "last": "last"}
+    for name in stages:
+        compare_answers(run, name, {"sft": 0.7}, answers=name)
+    write_stages(run, stages)
+    titles = [b.title for b in compare_figures(read(run)) if isinstance(b, Bars)]
+    assert [title.partition(":")[0] for title in titles] == [
+        *("last", "dpo-beta-0.1", "dpo-beta-0.5", "sft")
+    ]
 
 
 def test_page_and_terminal_show_the_runs_side_by_side(
@@ -301,12 +342,55 @@ def test_deleted_artifact_is_one_clear_line(pair: tuple[Path, Path]) -> None:
         read(*pair)
 
 
+def with_table(label: str, table: Table) -> Run:
+    """Returns a run of one stage, whose result is a table."""
+    section = Section((Chapter("Multiple choice", Place.RESULT, (table,)),))
+    artifact = Artifact(Path(), Manifest(kind="likelihood", key=label, files={}))
+    return Run(
+        label=label, artifacts={"known": artifact}, sections={"known": section}, originals={}
+    )
+
+
+def test_the_difference_of_two_models_has_one_direction_in_all_runs() -> None:
+    columns = (
+        *(Column("Models"), Column("Interval"), Column("Changed", 0)),
+        *(Column("Difference", 2, signed=True), Column("Points", 0, signed=True)),
+    )
+    both = Interval(0.1, -0.1, 0.2)
+    rows = {
+        "one": (Pair("dpo", "sft"), "includes 0", 7, both, 3),
+        "two": (Pair("sft", "dpo"), "includes 0", 7, both, 3),
+        "three": (Pair("sft", "dpo"), "includes 0", 7, None, 3.5),
+    }
+    runs = [with_table(label, Table(columns, (row,))) for label, row in rows.items()]
+    [table] = compare_figures(runs)
+    assert isinstance(table, Table)
+    assert table.rows == (
+        ("dpo − sft", "one", "includes 0", 7, both, 3),
+        ("dpo − sft", "two", "includes 0", 7, Interval(-0.1, -0.2, 0.1), -3),
+        ("dpo − sft", "three", "includes 0", 7, None, -3.5),
+    )
+
+
+def test_runs_that_list_models_in_another_order_have_one_direction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = {"pass_difference": 0.2, "low": 0.1, "high": 0.4}
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for run, (a, b) in zip(runs, (("dpo", "sft"), ("sft", "dpo")), strict=True):
+        difference = {"a": a, "b": b, **ends}
+        compare_answers(run, "winrate", {b: 0.7, a: 0.8}, run.name, differences=[difference])
+    assert main(["compare", "--markdown", *map(str, runs)]) == 0
+    assert capsys.readouterr().out.endswith(
+        "| dpo − sft | one | excludes 0 | +0.200 [+0.100, +0.400] |\n"
+        "| dpo − sft | two | excludes 0 | −0.200 [−0.400, −0.100] |\n"
+    )
+
+
 def test_rows_and_columns_of_one_name_are_all_shown() -> None:
     def run(label: str, *rows: tuple[Any, ...]) -> Run:
         columns = (Column("Models"), Column("Task"), Column("error", 1), Column("error", 1))
-        chapter = Chapter("Multiple choice", Place.RESULT, (Table(columns, rows),))
-        artifact = Artifact(Path(), Manifest(kind="likelihood", key=label, files={}))
-        return Run(label, {"known": artifact}, {"known": Section((chapter,))})
+        return with_table(label, Table(columns, rows))
 
     both = ("b − a", "x", 1.0, 2.0), ("b − a", "y", 3.0, 4.0)
     [table] = compare_figures([run("one", *both), run("two", *both[:1])])

@@ -11,7 +11,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.judge.leaderboard import Leaderboard
 from zephyr_ray.judge.leaderboard_section import leaderboard_section
 from zephyr_ray.manifest import Manifest
-from zephyr_ray.section import Column, Interval, Table, Text
+from zephyr_ray.section import Column, Interval, Pair, Table, Text
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, write_rows
 
@@ -162,7 +162,7 @@ def test_the_table_has_ratings_and_the_ranks_they_allow(fish: Artifact) -> None:
         ("base", "3 (1–3)"),
     ]
     assert isinstance(table.rows[0][2], Interval) and table.rows[2][2] == 1000
-    assert [row[0] for row in neighbors.rows] == ["dpo − sft", "sft − base"]
+    assert [row[0] for row in neighbors.rows] == [Pair("dpo", "sft"), Pair("sft", "base")]
     models = result(fish)["models"]
     assert table.rows[1][2].low == models["sft"]["low"]
 

@@ -19,7 +19,7 @@ from zephyr_ray.judge.likelihood_section import headline, likelihood_section
 from zephyr_ray.manifest import Manifest
 from zephyr_ray.pipeline import KINDS
 from zephyr_ray.recipe import load
-from zephyr_ray.section import Interval, Table, Text
+from zephyr_ray.section import Interval, Pair, Table, Text
 from zephyr_ray.store import Artifact
 
 QUESTIONS = 20
@@ -298,6 +298,8 @@ def test_the_section(tmp_path: Path) -> None:
     assert headline(result).startswith("Alignment tax, after less before: +0.500 [+0.100, +0.900]")
     few = " The intervals are too narrow, because the questions are few."
     assert headline(result).endswith(f"(mean of x, y): it gains accuracy.{few}")
+    *_, differences = [b for b in section.chapters[0].blocks if isinstance(b, Table)]
+    assert {row[0] for row in differences.rows} == {Pair("after", "before")}
     assert headline({**result, "models": ["before"], "tax": []}) == (
         "Multiple choice by likelihood, before: x 0.750 [0.500, 1.000] on 4 questions, "
         f"y 0.750 [0.500, 1.000] on 4 questions.{few}"

@@ -22,7 +22,7 @@ from zephyr_ray.pipeline import KINDS
 from zephyr_ray.plan import make_plan
 from zephyr_ray.preflight import check_files, check_settings, preflight
 from zephyr_ray.recipe import load
-from zephyr_ray.section import Bars, Interval, Radar, Sample, Table, Trend
+from zephyr_ray.section import Bars, Interval, Pair, Radar, Sample, Table, Trend
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, Store
 
@@ -121,6 +121,8 @@ def test_scores_of_two_models(scored: Run, intact: None) -> None:
         "dpo",
         (("first turn", Interval(8, 8, 8)), ("second turn", Interval(8, 8, 8))),
     )
+    *_, differences = [block for block in blocks if isinstance(block, Table)]
+    assert differences.rows == ((Pair("dpo", "sft"), Interval(2, 2, 2)),)
     samples = [block for block in section.chapters[1].blocks if isinstance(block, Sample)]
     assert [a.model for a in samples[0].answers] == ["sft", "dpo"]
     assert samples[0].answers[1].facts == ("turn 1: score 8.0", "turn 2: score 8.0")

@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerFast
 
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.models.headers import count_parameters
-from zephyr_ray.pipeline import KINDS, print_plan
+from zephyr_ray.pipeline import KINDS, print_plan, run
 from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, preflight
 from zephyr_ray.recipe import Recipe, load
-from zephyr_ray.run_folder import link_artifact, unlink_stale
+from zephyr_ray.run_folder import artifacts_of, link_artifact, read_stages, unlink_stale
 from zephyr_ray.store import Store, write_rows
 
 RECIPE = """\
@@ -97,7 +97,7 @@ def link(recipe: Recipe, store: Store, step: Step) -> None:
     link_artifact(run, step.name, step.stage.view, step.artifact.folder)
 
 
-def make_all(folder: Path, *overrides: str) -> None:
+def make_all(folder: Path, *overrides: str, created: str = "") -> None:
     """Makes an artifact of two rows for every stage without one, as the pipeline would."""
     store, recipe = Store(folder / "runs"), read(folder, *overrides)
     for step in plan(folder, *overrides).values():
@@ -105,7 +105,8 @@ def make_all(folder: Path, *overrides: str) -> None:
             place = store.folder(step.stage.kind, step.key)
             place.mkdir()
             write_rows(place, [{"id": "a"}, {"id": "b"}])
-            store.commit(step.stage.kind, step.key, counts={"rows": 2}, identity=step.identity)
+            facts = {"counts": {"rows": 2}, "identity": step.identity, "created": created}
+            store.commit(step.stage.kind, step.key, **facts)
             step.artifact = store.find(step.stage.kind, step.key)
         link(recipe, store, step)
 
@@ -566,6 +567,25 @@ def test_a_link_with_the_former_name_of_a_stage_is_removed(folder: Path) -> None
     assert steps["evaluation"].artifact
     unlink_stale(view, {s.link: s.artifact.folder for s in steps.values() if s.artifact})
     assert not (view / "data" / "heldout").is_symlink() and (view / "data" / "prompts").is_symlink()
+
+
+def test_a_run_keeps_the_order_of_its_recipe_although_stages_are_made_again(folder: Path) -> None:
+    (folder / "seeds.jsonl").write_text('{"instruction": "Hi?"}\n{"instruction": "Why?"}\n')
+    make_all(folder, created="2026-11-26")
+    make_all(folder, "heldout.count=2", created="2026-11-27")
+    view = folder / "runs" / "small"
+    assert list(artifacts_of(view))[-1] == "heldout"
+    run(read(folder, "heldout.count=2"), Store(folder / "runs"))
+    assert list(artifacts_of(view)) == STAGES
+
+
+def test_a_run_names_the_stages_that_its_sweep_copied(folder: Path) -> None:
+    sweep = "sweep={dpo.beta: [0.1, 0.5]}"
+    make_all(folder, sweep)
+    run(read(folder, sweep), Store(folder / "runs"))
+    stages = read_stages(folder / "runs" / "small")
+    assert list(stages.items())[-2:] == [("dpo-beta-0.1", "dpo"), ("dpo-beta-0.5", "dpo")]
+    assert stages["sft"] == "sft"
 
 
 def test_files_of_cached_stages_are_checked_too(folder: Path) -> None:

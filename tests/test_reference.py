@@ -15,6 +15,7 @@ from zephyr_ray.manifest import Manifest
 from zephyr_ray.pipeline import KINDS
 from zephyr_ray.plan import make_plan
 from zephyr_ray.recipe import load
+from zephyr_ray.report.chapters import arrange
 from zephyr_ray.report.render import render
 from zephyr_ray.report.summary import summarize_stages
 from zephyr_ray.section import Table
@@ -270,5 +271,6 @@ def test_the_report_shows_how_the_start_model_ranks_the_pairs(tmp_path: Path) ->
     section = made(Reference).section(artifact)
     [table] = section.chapters[0].blocks
     assert isinstance(table, Table) and table.rows == (("ref", 500, -7.25, 0.44),)
-    page = render("t", [], summarize_stages({"ref": artifact}), {"ref": section})
+    stages, chapters = summarize_stages({"ref": artifact}), arrange({"ref": section}, {})
+    page = render("t", findings=[], facts=[], stages=stages, chapters=chapters)
     assert "<h2>Reference</h2>" in page

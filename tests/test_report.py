@@ -471,6 +471,13 @@ def test_released_figures_follow_the_result(tmp_path: Path) -> None:
     assert headings(html)[:2] == ["Result", "Compared with released figures"]
 
 
+def test_released_figures_of_a_stage_without_a_section_are_in_order(tmp_path: Path) -> None:
+    made = make(tmp_path, "seeds", "self_instruct"), pairwise(tmp_path)
+    released = {"seeds": {"rows": 3}, "evaluation": {"win_rate/dpo": 0.9}}
+    chapter = page(tmp_path, *made, released=released).partition("<h2>Compared with")[2]
+    assert re.findall(r"<h3><a [^>]*>(\w+)</a></h3>", chapter) == ["evaluation", "seeds"]
+
+
 def test_figures_of_a_released_model_are_beside_ours(tmp_path: Path) -> None:
     artifact = validated(tmp_path, {"validation/loss": 0.58})
     released = {"dpo": {"validation/loss": 0.7496, "validation/rewards/accuracies": 0.7812}}

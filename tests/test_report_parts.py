@@ -138,18 +138,18 @@ LOST = Sample("q", (Answer("base", "a"), Answer("dpo", "b", "loss")))
 
 
 def test_samples_are_filtered_by_what_they_have() -> None:
-    [found] = arrange(chapter(WON, LOST))
+    [found] = arrange(chapter(WON, LOST), {})
     assert found.filters == Filters(2, ["base", "sft", "dpo"], ["win", "loss"], ["sports"])
 
 
 def test_examples_outside_of_samples_and_a_single_sample_have_no_filters() -> None:
-    assert arrange(chapter(WON))[0].filters is None
-    assert arrange(chapter(WON, LOST, place=Place.PROCESS))[0].filters is None
+    assert arrange(chapter(WON), {})[0].filters is None
+    assert arrange(chapter(WON, LOST, place=Place.PROCESS), {})[0].filters is None
 
 
 def test_two_chapters_of_a_stage_with_one_title_are_one() -> None:
     one = Chapter("Samples", Place.SAMPLES, (WON,))
-    [merged] = arrange({"s": Section((one, one))})
+    [merged] = arrange({"s": Section((one, one))}, {})
     assert merged.filters and merged.filters.samples == 2
 
 

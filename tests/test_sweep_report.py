@@ -12,6 +12,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.report.page import Report
 from zephyr_ray.report.plots import draw
 from zephyr_ray.report.plots.figure import COLORS
+from zephyr_ray.report.render import collect_findings
 from zephyr_ray.report.sweep_section import sweep_section
 from zephyr_ray.section import Bars, Chapter, Curve, Interval, Place, Section, Table, Trend
 from zephyr_ray.stage import Variant, Work
@@ -274,7 +275,14 @@ def test_figures_of_a_released_model_are_set_beside_each_variant(tmp_path: Path)
     released = {"dpo": {"train/loss_final": 0.7496}}
     html = page(tmp_path, BETAS, *trainings, released=released)
     chapter = html.partition("<h2>Compared with released figures<")[2].partition("</section>")[0]
-    assert [name for name in BETAS if f"#stage-{name}" in chapter] == list(BETAS)
+    assert re.findall('#stage-([^"]+)', chapter) == list(BETAS)
+
+
+def test_findings_of_variants_are_in_the_order_of_the_sweep() -> None:
+    """Those of other stages are listed from the last to the first."""
+    sections = {name: Section((), f"About {name}.") for name in ("sft", *BETAS, "winrate")}
+    findings = collect_findings(sections, {name: variant.of for name, variant in BETAS.items()})
+    assert [finding.name for finding in findings] == ["winrate", *BETAS, "sft"]
 
 
 def test_a_released_model_needs_a_stage_of_the_report() -> None:

@@ -26,9 +26,9 @@ from zephyr_ray.plan import Step, make_plan
 from zephyr_ray.preflight import check_files, check_settings, preflight
 from zephyr_ray.ray_cluster import connect
 from zephyr_ray.recipe import Recipe
-from zephyr_ray.run_folder import link_artifact, unlink_stale
+from zephyr_ray.run_folder import link_artifact, unlink_stale, write_stages
 from zephyr_ray.spending import Spending
-from zephyr_ray.stage import Stage, log
+from zephyr_ray.stage import Stage, log, original_name
 from zephyr_ray.store import SCRATCH, Store
 
 STAGES = (
@@ -125,11 +125,12 @@ def run(recipe: Recipe, store: Store, until: str | None = None, wait: float = 0)
             connect()  # before any stage, in case Ray cannot start
         planned = make_plan(recipe, store) if until else steps
         view = store.storage / recipe.name
+        view.mkdir(parents=True, exist_ok=True)
         unlink_stale(view, {s.link: s.artifact.folder for s in planned if s.artifact})
+        write_stages(view, {name: original_name(name, recipe.variants) for name in recipe.stages})
         # Makes the next run close MLflow's run, which a kill after the last manifest leaves open.
         unfinished, page = view / ".unfinished", ""
         if unfinished.exists() or any(step.artifact is None for step in steps):
-            view.mkdir(parents=True, exist_ok=True)
             unfinished.touch()
             page = Execution(recipe, store, steps, Spending(recipe, store.storage, steps)).run()
             unfinished.unlink()

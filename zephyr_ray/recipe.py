@@ -16,7 +16,7 @@ from zephyr_ray.errors import Permanent, suggest
 from zephyr_ray.recipe_file import mapping, read
 from zephyr_ray.references import References
 from zephyr_ray.settings import FILE, Reads, Strict, marked, typed
-from zephyr_ray.stage import Stage, Variant
+from zephyr_ray.stage import Stage, Variant, original_name
 from zephyr_ray.sweep import Unexpanded, expand
 
 SEED_LIMIT = 2**32
@@ -153,8 +153,8 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
             raise Permanent(
                 f"{path}: hardware: rows_per_second: no stage '{unknown[0]}'; correct the name"
             )
-        of = expanded.original
-        rates = {n: rates[of(n)] for n in expanded.stages if of(n) in rates}
+        originals = {name: original_name(name, expanded.variants) for name in expanded.stages}
+        rates = {name: rates[of] for name, of in originals.items() if of in rates}
         hardware = hardware.model_copy(update={"rows_per_second": rates})
     references = References(str(path), expanded.models, expanded.stages, partial(locate, folders))
     return Recipe(

@@ -1,5 +1,6 @@
 """Reads and links the folder of a run, such as runs/quickstart: artifacts, models, judge."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,7 +9,11 @@ from zephyr_ray.engines.model import Model
 from zephyr_ray.errors import Permanent, suggest
 from zephyr_ray.manifest import Manifest, read_manifest
 from zephyr_ray.settings import typed
-from zephyr_ray.store import STORE, Artifact
+from zephyr_ray.store import STORE, Artifact, write_atomically
+
+STAGES = "stages.json"
+"""File with the stages of the recipe in order. No manifest has it, because several runs may share
+an artifact; times do not tell it, because a stage may be made again after those that follow it."""
 
 
 def models_of(run: Path) -> dict[str, str]:
@@ -70,8 +75,9 @@ def artifact_of(run: Path, stage: str) -> Artifact:
 
 
 def artifacts_of(run: Path) -> dict[str, Artifact]:
-    """Returns the artifacts of the run's stages that make models or data, by age. Raises Permanent
-    if the folder is not a run, or an artifact was deleted."""
+    """Returns the artifacts of the run's stages that make models or data, in the order of the
+    recipe; by age if an earlier version made the run. Raises Permanent if the folder is not a run,
+    or an artifact was deleted."""
     if not run.is_dir():
         raise Permanent(f"there is no folder {run}; run its recipe, or correct the path")
     links = [link for kind in ("models", "data") for link in sorted((run / kind).glob("*"))]
@@ -83,7 +89,22 @@ def artifacts_of(run: Path) -> dict[str, Artifact]:
     if not folders:
         raise Permanent(f"{run} has no models and no data; name the folder of a run")
     artifacts = {name: Artifact(folder, _manifest(folder)) for name, folder in folders.items()}
-    return dict(sorted(artifacts.items(), key=lambda item: item[1].manifest.created))
+    by_age = sorted(artifacts, key=lambda name: artifacts[name].manifest.created)
+    return {name: artifacts[name] for name in [*read_stages(run), *by_age] if name in artifacts}
+
+
+def write_stages(run: Path, originals: dict[str, str]) -> None:
+    """Stores the stages of the recipe in order, each with the name that it had before the sweep."""
+    write_atomically(run / STAGES, json.dumps(originals, indent=2) + "\n")
+
+
+def read_stages(run: Path) -> dict[str, str]:
+    """Returns the stages that `write_stages` stored; none if an earlier version made the run."""
+    try:
+        stages: dict[str, str] = json.loads((run / STAGES).read_bytes())
+    except FileNotFoundError:
+        return {}
+    return stages
 
 
 def link_artifact(run: Path, stage: str, view: tuple[str, str], artifact: Path) -> None:

@@ -38,7 +38,18 @@ class Text:
     """Whether it explains instead of reporting a finding."""
 
 
-Cell = str | int | float | tuple[int | float, ...] | Interval | None
+@dataclass(frozen=True)
+class Pair:
+    """Names a row of differences: numbers with a sign are those of `a` minus those of `b`."""
+
+    a: str
+    b: str
+
+    def __str__(self) -> str:
+        return f"{self.a} − {self.b}"
+
+
+Cell = str | Pair | int | float | tuple[int | float, ...] | Interval | None
 
 
 @dataclass(frozen=True)

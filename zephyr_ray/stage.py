@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -54,6 +54,11 @@ class Variant:
     """Name of the stage or model in the recipe."""
     settings: dict[str, Any]
     """Values of the swept settings that it depends on, by names such as dpo.beta."""
+
+
+def original_name(name: str, variants: Mapping[str, Variant]) -> str:
+    """Returns the name that a stage or model has in the recipe, before its sweep."""
+    return variants[name].of if name in variants else name
 
 
 @dataclass

@@ -51,10 +51,6 @@ class Expanded:
     variants: dict[str, Variant]
     """The stages and models that are copies, by their names."""
 
-    def original(self, name: str) -> str:
-        """Returns the name that a stage or model has in the recipe."""
-        return self.variants[name].of if name in self.variants else name
-
 
 @dataclass(frozen=True)
 class Axis:

@@ -12,6 +12,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.formatting import number
 from zephyr_ray.recipe import Recipe
 from zephyr_ray.settings import FILE, WEIGHTS, Strict, marked
+from zephyr_ray.stage import original_name
 
 FOLDER = "/etc/zephyr"
 """Mount path of the ConfigMap in the pods."""
@@ -38,7 +39,7 @@ def bundle(raw: dict[str, Any], recipe: Recipe, storage: str, path: Path) -> dic
     for section, named in (("models", models), ("stages", stages)):
         settings = {n: dict(s) for n, s in (raw.get(section) or {}).items()}
         for name, spec in named.items():
-            original = recipe.variants[name].of if name in recipe.variants else name
+            original = original_name(name, recipe.variants)
             for field, _, values in marked(spec, FILE):
                 key = f"{original}.{field}"
                 if key in sweep:

@@ -10,9 +10,10 @@ from rich.text import Text
 
 from zephyr_ray.comparison.differences import find_differences
 from zephyr_ray.comparison.figures import RUN, compare_figures
-from zephyr_ray.comparison.page import differences_table, to_sections, verdict
+from zephyr_ray.comparison.page import differences_table, to_section, verdict
 from zephyr_ray.comparison.runs import read_runs
 from zephyr_ray.errors import Permanent
+from zephyr_ray.report.chapters import arrange
 from zephyr_ray.report.render import Fact, cell_text, render
 from zephyr_ray.section import Block, Cell, Interval, Table
 from zephyr_ray.stage import Stage
@@ -28,15 +29,21 @@ def compare(folders: Sequence[Path], out: Path, kinds: dict[str, type[Stage]]) -
         raise Permanent("one run has nothing to be compared with; name another one")
     runs = read_runs(folders, kinds)
     differences = find_differences(runs)
-    title = " · ".join(run.label for run in runs)
-    facts = [Fact(run.label, str(folder)) for run, folder in zip(runs, folders, strict=True)]
-    page = render(title, facts, [], to_sections(runs, differences))
+    outcome = verdict(runs, differences)
+    findings = [Fact(run.label, run.headline) for run in runs if run.headline]
+    page = render(
+        title=" · ".join(run.label for run in runs),
+        findings=[Fact("", outcome), *findings],
+        facts=[Fact(run.label, str(folder)) for run, folder in zip(runs, folders, strict=True)],
+        stages=[],
+        chapters=arrange({"": to_section(runs, differences)}, {}),
+    )
     try:
         write_atomically(out, page)
     except OSError as error:
         raise Permanent(f"cannot write {out} ({error.strerror}); name another --out") from None
     console = Console()
-    console.print(Text(verdict(runs, differences)), soft_wrap=True)
+    console.print(Text(outcome), soft_wrap=True)
     for table in _short_tables([differences_table(runs, differences), *compare_figures(runs)]):
         console.print()
         console.print(_to_console(table))

@@ -8,13 +8,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from zephyr_ray.comparison.runs import Run, is_shared, stages_of
-from zephyr_ray.section import Bars, Block, Cell, Column, Curve, Curves, Interval, Place, Table
+from zephyr_ray.report.chapters import last_first
+from zephyr_ray.section import (
+    Bars,
+    Block,
+    Cell,
+    Column,
+    Curve,
+    Curves,
+    Interval,
+    Pair,
+    Place,
+    Table,
+)
 
 RUN = "Run"
 """Heading of the column that names the run."""
 ALL = "all"
 """Name in place of the runs if one artifact is part of all of them."""
 
+Row = tuple[Cell, ...]
 Name = tuple[str, int]
 """Name of a row or column, and how many before it have the same, such as the rows of several tasks
 for the same two models."""
@@ -28,12 +41,29 @@ class _Merged:
     """Columns without the first."""
     rows: dict[Name, dict[str, dict[Name, Cell]]] = field(default_factory=dict)
     """Cells by column, by run, by row."""
+    pairs: set[Pair] = field(default_factory=set)
+    """Names of rows of differences, in the direction of the first run that has them."""
+
+    def align(self, row: Row, columns: Sequence[Column]) -> Row:
+        """Returns a row of differences in the direction that its pair already has, and any other
+        row as it is."""
+        pair, *cells = row
+        if not isinstance(pair, Pair):
+            return row
+        opposite = Pair(pair.b, pair.a)
+        if opposite not in self.pairs:
+            self.pairs.add(pair)
+            return row
+        sides = zip(cells, columns[1:], strict=True)
+        return opposite, *(_negate(cell) if column.signed else cell for cell, column in sides)
 
 
 def compare_figures(runs: Sequence[Run]) -> list[Block]:
-    """Returns plots and tables of the results of all stages, with the runs side by side."""
+    """Returns plots and tables of the results of all stages, with the runs side by side. Stages are
+    in the order of a report's results."""
+    originals = {name: original for run in runs for name, original in run.originals.items()}
     blocks: list[Block] = []
-    for stage in stages_of(runs):
+    for stage in last_first(stages_of(runs), originals):
         contributed = _contributed(runs, stage, Place.RESULT)
         blocks += _bars(stage, contributed)
         blocks += _tables(stage, contributed)
@@ -106,8 +136,9 @@ def _tables(stage: str, contributed: dict[str, list[Block]]) -> Iterator[Table]:
                 headings = list(_number(column.heading for column in block.columns[1:]))
                 for heading, column in zip(headings, block.columns[1:], strict=True):
                     into.columns.setdefault(heading, column)
-                names = _number(str(row[0]) for row in block.rows)
-                for name, (_, *cells) in zip(names, block.rows, strict=True):
+                aligned = [into.align(row, block.columns) for row in block.rows]
+                names = _number(str(row[0]) for row in aligned)
+                for name, (_, *cells) in zip(names, aligned, strict=True):
                     values = dict(zip(headings, cells, strict=True))
                     into.rows.setdefault(name, {})[label] = values
     for title, table in merged.items():
@@ -123,6 +154,16 @@ def _tables(stage: str, contributed: dict[str, list[Block]]) -> Iterator[Table]:
             rows=tuple(rows),
             title=f"{stage}: {title}" if title else stage,
         )
+
+
+def _negate(cell: Cell) -> Cell:
+    """Returns a difference in the opposite direction; text and unknown values stay as they are."""
+    match cell:
+        case Interval():
+            return Interval(-cell.value, -cell.high, -cell.low)
+        case int() | float():
+            return -cell
+    return cell
 
 
 def _number(names: Iterable[str]) -> Iterator[Name]:

@@ -23,18 +23,15 @@ MOST_SETTINGS = 3
 """Maximum settings that the verdict names."""
 
 
-def to_sections(runs: Sequence[Run], differences: Sequence[Difference]) -> dict[str, Section]:
-    """Returns the sections of the page: the finding of each run, and the comparison."""
+def to_section(runs: Sequence[Run], differences: Sequence[Difference]) -> Section:
+    """Returns the content of the page."""
     chapters = [
         Chapter("What differs", Place.OVERVIEW, (differences_table(runs, differences),)),
         Chapter("Figures", Place.RESULT, tuple(compare_figures(runs)), FIGURES),
         Chapter("Training", Place.PROCESS, tuple(compare_curves(runs))),
         Chapter("Stages", Place.PROCESS, (stages_table(runs, differences),)),
     ]
-    # The page shows them from the last to the first.
-    findings = {run.label: Section((), run.headline) for run in reversed(runs) if run.headline}
-    kept = tuple(chapter for chapter in chapters if chapter.blocks)
-    return findings | {"": Section(kept, verdict(runs, differences))}
+    return Section(tuple(chapter for chapter in chapters if chapter.blocks))
 
 
 def verdict(runs: Sequence[Run], differences: Sequence[Difference]) -> str:

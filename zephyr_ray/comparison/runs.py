@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zephyr_ray.errors import Permanent
-from zephyr_ray.run_folder import artifacts_of
+from zephyr_ray.report.render import collect_findings
+from zephyr_ray.run_folder import artifacts_of, read_stages
 from zephyr_ray.section import Section
 from zephyr_ray.stage import Stage
 from zephyr_ray.store import Artifact
@@ -19,14 +20,17 @@ class Run:
     label: str
     """Name on the page, which no other run has."""
     artifacts: dict[str, Artifact]
-    """Artifacts by stage, in the order in which they were made."""
+    """Artifacts by stage, in the order of `artifacts_of`."""
     sections: dict[str, Section]
     """Contributions of the artifacts to a report, by stage."""
+    originals: dict[str, str]
+    """Names of the stages before the recipe's sweep; empty if an earlier version made the run."""
 
     @property
     def headline(self) -> str:
         """The finding of its last stage that has one."""
-        return next((s.headline for s in reversed(self.sections.values()) if s.headline), "")
+        findings = collect_findings(self.sections, self.originals)
+        return findings[0].text if findings else ""
 
 
 def read_runs(folders: Sequence[Path], kinds: dict[str, type[Stage]]) -> list[Run]:
@@ -71,7 +75,7 @@ def _read_run(folder: Path, label: str, kinds: dict[str, type[Stage]]) -> Run:
         for name, artifact in artifacts.items()
         if (section := _section(artifact, kinds))
     }
-    return Run(label, artifacts, sections)
+    return Run(label=label, artifacts=artifacts, sections=sections, originals=read_stages(folder))
 
 
 def _section(artifact: Artifact, kinds: dict[str, type[Stage]]) -> Section | None:

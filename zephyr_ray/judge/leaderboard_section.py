@@ -6,7 +6,18 @@ from typing import Any
 
 from zephyr_ray.formatting import number, with_interval
 from zephyr_ray.judge.bradley_terry import ANCHOR
-from zephyr_ray.section import Block, Cell, Chapter, Column, Interval, Place, Section, Table, Text
+from zephyr_ray.section import (
+    Block,
+    Cell,
+    Chapter,
+    Column,
+    Interval,
+    Pair,
+    Place,
+    Section,
+    Table,
+    Text,
+)
 from zephyr_ray.store import Artifact
 
 Result = dict[str, Any]
@@ -95,7 +106,7 @@ def _differences(result: Result) -> Iterator[Table]:
     neighbors = list(zip(rated, rated[1:], strict=False))
     if neighbors:
         columns = (Column("Models"), Column("Difference", digits=0, signed=True))
-        rows = tuple((f"{a} − {b}", _cell(_pair(result, a, b), "difference")) for a, b in neighbors)
+        rows = tuple((Pair(a, b), _cell(_pair(result, a, b), "difference")) for a, b in neighbors)
         yield Table(columns, rows, "Differences between neighbors")
 
 

@@ -12,6 +12,7 @@ from zephyr_ray.section import (
     Chapter,
     Column,
     Interval,
+    Pair,
     Place,
     Section,
     Table,
@@ -107,7 +108,7 @@ def _tax(result: Result) -> list[Table]:
     several = len(result["tasks"]) > 1
     rows = tuple(
         (
-            f"{t['after']} − {t['before']}",
+            Pair(t["after"], t["before"]),
             t["task"] or AVERAGE,
             Interval(t["difference"], t["low"], t["high"]),
             t.get("changed"),

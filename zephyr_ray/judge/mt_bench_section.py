@@ -17,6 +17,7 @@ from zephyr_ray.section import (
     Chapter,
     Column,
     Interval,
+    Pair,
     Place,
     Radar,
     Sample,
@@ -167,7 +168,7 @@ def _categories(result: Result) -> Table:
 def _differences(result: Result) -> list[Block]:
     if not result["differences"]:
         return []
-    rows = tuple((f"{d['a']} − {d['b']}", _to_interval(d)) for d in result["differences"])
+    rows = tuple((Pair(d["a"], d["b"]), _to_interval(d)) for d in result["differences"])
     columns = (Column("Models"), Column("Difference", 2, signed=True))
     measure = "win rate" if result["baseline"] else "score"
     return [Table(columns, rows, f"Differences in {measure}, on the same turns")]

@@ -19,6 +19,7 @@ from zephyr_ray.section import (
     Chapter,
     Column,
     Interval,
+    Pair,
     Place,
     Sample,
     Section,
@@ -154,7 +155,7 @@ def _differences(result: Result) -> Iterator[Block]:
     for listed, name, of in wording.DIFFERENCES:
         rows = tuple(
             (
-                f"{d['a']} − {d['b']}",
+                Pair(d["a"], d["b"]),
                 Interval(d[name], d["low"], d["high"]),
                 wording.certainty(d),
             )

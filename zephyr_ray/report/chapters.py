@@ -1,6 +1,7 @@
 """Arranges what the stages contribute into the chapters of the page, and draws their plots."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import cycle, groupby
 from typing import Any
@@ -55,14 +56,24 @@ class PageChapter:
         )
 
 
-def arrange(sections: dict[str, Section]) -> list[PageChapter]:
+def last_first(stages: Iterable[str], originals: Mapping[str, str]) -> list[str]:
+    """Orders stages as pages list their findings and results: the last stage first, because it
+    measures what the others made, but the variants of a stage in the order of the sweep.
+    `originals` has the names that stages had before the sweep."""
+    by_original = groupby(stages, key=lambda name: originals.get(name, name))
+    variants = [list(names) for _, names in by_original]
+    return [name for names in reversed(variants) for name in names]
+
+
+def arrange(sections: dict[str, Section], originals: Mapping[str, str]) -> list[PageChapter]:
     """Merges chapters of the same title, orders them by place and draws their plots. Results are in
-    the order of their findings below the verdict, the last stage's first."""
+    the order of `last_first`, other chapters in that of the stages."""
+    results = last_first(sections, originals)
     by_stage = [
         (stage, chapter)
         for place in Place
-        for stage, section in (reversed if place == Place.RESULT else list)(sections.items())
-        for chapter in section.chapters
+        for stage in (results if place == Place.RESULT else sections)
+        for chapter in sections[stage].chapters
         if chapter.place == place
     ]
     # One color per model or stage, the same in every plot, in order of appearance.

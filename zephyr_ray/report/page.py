@@ -11,15 +11,16 @@ from zephyr_ray.engines.ledger import PAID
 from zephyr_ray.errors import Permanent
 from zephyr_ray.formatting import describe_model, dollars, duration
 from zephyr_ray.manifest import Manifest
+from zephyr_ray.report.chapters import arrange
 from zephyr_ray.report.cost_section import cost_section
 from zephyr_ray.report.diversity_section import diversity_section
 from zephyr_ray.report.released_section import released_chapter
-from zephyr_ray.report.render import Fact, render
+from zephyr_ray.report.render import Fact, collect_findings, render
 from zephyr_ray.report.summary import StageSummary, summarize_stages
 from zephyr_ray.report.sweep_section import sweep_section
 from zephyr_ray.section import Section
 from zephyr_ray.settings import ADDED, Reads
-from zephyr_ray.stage import Stage, Work
+from zephyr_ray.stage import Stage, Work, original_name
 
 MOST_NAMES = 6
 """Maximum models that the page names below its verdict."""
@@ -49,17 +50,16 @@ class Report(Stage):
 
     def run(self, work: Work) -> None:
         work.progress.unit = "page"
-        contributed = {
-            name: section
-            for name, artifact in work.inputs.items()
-            if (section := work.stages[name].section(artifact))
-        }
+        originals = {name: original_name(name, work.variants) for name in work.inputs}
+        contributed: dict[str, Section] = {}
         for name, artifact in work.inputs.items():
-            original = work.variants[name].of if name in work.variants else name
-            if figures := self.released.get(original):
-                section = contributed.get(name, Section(()))
+            section = work.stages[name].section(artifact)
+            if figures := self.released.get(originals[name]):
+                section = section or Section(())
                 chapter = released_chapter(artifact, section, figures)
-                contributed[name] = replace(section, chapters=(*section.chapters, chapter))
+                section = replace(section, chapters=(*section.chapters, chapter))
+            if section:
+                contributed[name] = section
         # The last section, because the page opens with its headline. No stage has an empty name.
         about_the_run = [
             sweep_section(work.variants, contributed),
@@ -70,7 +70,13 @@ class Report(Stage):
             chapters = tuple(chapter for section in sections for chapter in section.chapters)
             contributed[""] = Section(chapters, sections[0].headline)
         stages = summarize_stages(work.inputs)
-        page = render(self.title, collect_facts(work, stages), stages, contributed)
+        page = render(
+            title=self.title,
+            findings=collect_findings(contributed, originals),
+            facts=collect_facts(work, stages),
+            stages=stages,
+            chapters=arrange(contributed, originals),
+        )
         (work.folder / "report.html").write_text(page, encoding="utf-8")
         work.progress.done = 1
 

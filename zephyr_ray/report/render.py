@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -10,10 +10,10 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 from zephyr_ray.formatting import dollars, duration, number, signed
-from zephyr_ray.report.chapters import arrange
+from zephyr_ray.report.chapters import PageChapter, last_first
 from zephyr_ray.report.lineage import draw_pipeline
 from zephyr_ray.report.summary import StageSummary, truncate_text
-from zephyr_ray.section import Cell, Column, Interval, Place, Section
+from zephyr_ray.section import Cell, Column, Interval, Pair, Place, Section
 
 FOLDER = Path(__file__).parent
 WIDE, NARROW = 6, 2
@@ -22,20 +22,27 @@ WIDE, NARROW = 6, 2
 
 @dataclass(frozen=True)
 class Fact:
-    """A line below the verdict."""
+    """A named line at the top of the page."""
 
     name: str
     text: str
 
 
+def collect_findings(sections: dict[str, Section], originals: Mapping[str, str]) -> list[Fact]:
+    """Returns the headlines of stages in the order of `last_first`."""
+    findings = (Fact(name, sections[name].headline) for name in last_first(sections, originals))
+    return [finding for finding in findings if finding.text]
+
+
 def render(
     title: str,
+    findings: Sequence[Fact],
     facts: Sequence[Fact],
     stages: Sequence[StageSummary],
-    sections: dict[str, Section],
+    chapters: Sequence[PageChapter],
 ) -> str:
-    """Renders the page. The headline of the last section is the verdict; those of the others stand
-    below it, from the last to the first. The template escapes all text from models and data."""
+    """Renders the page. The first finding is its verdict, and the others are listed below it. The
+    template escapes all text from models and data."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -53,9 +60,6 @@ def render(
         shade=shade,
         truncate_text=truncate_text,
     )
-    headlines = [(name, s.headline) for name, s in sections.items() if s.headline]
-    *others, (_, verdict) = headlines or [("", "")]
-    chapters = arrange(sections)
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     return environment.get_template("template.html").render(
         title=title,
@@ -63,8 +67,7 @@ def render(
         policy=content_policy(script),
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
-        verdict=verdict,
-        others=others[::-1],
+        findings=findings,
         facts=facts,
         chapters=[chapter for chapter in chapters if chapter.place < Place.APPENDIX],
         appendix=[chapter for chapter in chapters if chapter.place == Place.APPENDIX],
@@ -95,8 +98,8 @@ def format_cell(value: Cell, column: Column) -> Markup:
 
 def cell_text(value: Cell, column: Column) -> str:
     """Formats a cell of a table without markup."""
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str | Pair):
+        return str(value)
     if isinstance(value, Interval):
         return " ".join(_interval_texts(value, column))
     if isinstance(value, tuple):

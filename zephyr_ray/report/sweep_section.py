@@ -22,7 +22,7 @@ from zephyr_ray.section import (
     Text,
     Trend,
 )
-from zephyr_ray.stage import Variant
+from zephyr_ray.stage import Variant, original_name
 
 Variants = dict[str, Variant]
 INTRO = (
@@ -86,7 +86,7 @@ def _outcomes(variants: Variants, sections: dict[str, Section]) -> list[Outcome]
     equal titles of other stages are told apart by the stage."""
     outcomes: dict[tuple[str, str], Outcome] = {}
     for stage, section in sections.items():
-        original = variants[stage].of if stage in variants else stage
+        original = original_name(stage, variants)
         for block in (block for chapter in section.chapters for block in chapter.blocks):
             for outcome, values in _measured(stage, block):
                 for name, value in values.items():
