@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from zephyr_ray.engines import http_client
-from zephyr_ray.engines.endpoint import NotSent
 from zephyr_ray.engines.http_client import HttpClient, HttpReply
 from zephyr_ray.engines.openai import OpenAIEngine, OpenAISettings
-from zephyr_ray.engines.replies import Unavailable
+from zephyr_ray.engines.replies import NotSent, Unavailable
 
 
 @pytest.fixture(autouse=True)

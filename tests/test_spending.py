@@ -309,7 +309,7 @@ def test_a_settlement_is_not_lost_if_its_row_is_cancelled(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("after", [None, 7.0])
 def test_a_rate_limit_is_settled_with_the_seconds_to_wait(after: float | None) -> None:
-    attempt = Attempt()
+    attempt = Attempt({})
     attempt.replied(429, "{}")
     settled = attempt.settlement(Unavailable("busy", after, rate_limited=True))
     assert settled == Settlement(Usage(), limited=True, after=after)

@@ -4,7 +4,7 @@ The type carries the policy: an answer is kept, a row fault drops the row, and a
 (server, network, engine, our own code) leaves the row to the next attempt.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from zephyr_ray.masking import masked
@@ -62,8 +62,8 @@ _BY_FIELDS = {frozenset(o.__dataclass_fields__): o for o in Outcome.__args__}
 
 def to_entry(outcome: Outcome) -> dict[str, Any]:
     """Returns the journal entry of an outcome; reasons, which may quote exceptions, are masked."""
-    entry = asdict(outcome)
-    return {k: v if k == "id" or not isinstance(v, str) else masked(v) for k, v in entry.items()}
+    fields = vars(outcome).items()  # `asdict` would copy the row
+    return {k: v if k == "id" or not isinstance(v, str) else masked(v) for k, v in fields}
 
 
 def from_entry(entry: dict[str, Any]) -> Outcome | None:

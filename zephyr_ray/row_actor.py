@@ -95,7 +95,8 @@ class RowActor:
             log.warning("the engine of '%s' did not start", first.name, exc_info=True)
             reason = f"{type(error).__name__}: {error}"
             self._stop(f"the engine of model '{first.name}' did not start: {reason}")
-        self._slots, self._alone = asyncio.Semaphore(first.settings.concurrency), asyncio.Lock()
+        self._concurrency = first.settings.concurrency
+        self._slots, self._alone = asyncio.Semaphore(self._concurrency), asyncio.Lock()
         self._in_flight: set[str] = set()
 
     def close(self) -> None:
@@ -114,7 +115,7 @@ class RowActor:
         deaths = Counter(row for o in outcomes if isinstance(o, EngineDied) for row in o.died)
         rows = [json.loads(text) for text in batch["row"]]
         pending = [row for row in rows if row["id"] not in finished]
-        await asyncio.gather(*(self._run(row) for row in pending if not deaths[row["id"]]))
+        await self._run_all([row for row in pending if not deaths[row["id"]]])
         # Rows in flight at a crash are retried one at a time, so that only the cause is left.
         for row in pending:
             if deaths[row["id"]] >= ROW_DEATHS:
@@ -122,42 +123,52 @@ class RowActor:
                 self._leave(row, reason)
             elif deaths[row["id"]]:
                 async with self._alone:
-                    await self._run(row)
+                    await self._run_all([row])
         # After its last block, the driver reads the outcomes of a pass, maybe on another machine.
         await asyncio.to_thread(self._journal.sync)
 
+    async def _run_all(self, rows: list[Row]) -> None:
+        """Runs the program on rows, at most `concurrency` of all blocks at once."""
+        waiting = iter(rows)
+
+        async def run_next() -> None:
+            async with self._slots:
+                # One task for many rows: starting the next row costs no turn of the event loop.
+                for row in waiting:
+                    if not self._stopped.is_set():
+                        await self._run(row)
+
+        await asyncio.gather(*(run_next() for _ in range(min(len(rows), self._concurrency))))
+
     async def _run(self, row: Row) -> None:
         """Runs the program on a row and writes its outcome; ends the process if the engine died."""
-        async with self._slots:
-            if self._stopped.is_set():
-                return
-            self._in_flight.add(row["id"])
-            STOPPING.set(self._stopped)
-            try:
-                result = await self._program(row, self._ask_for(row))
-                self._write(Answered(row["id"], result))
-                self._faults_since_answer = 0
-                if self._flaw(result):
-                    self._count_failed(row["id"])
-            except RowError as error:
-                self._write(RowFault(row["id"], str(error), error.cause))
+        self._in_flight.add(row["id"])
+        STOPPING.set(self._stopped)
+        try:
+            result = await self._program(row, self._ask_for(row))
+            self._write(Answered(row["id"], result))
+            self._faults_since_answer = 0
+            if self._flaw(result):
                 self._count_failed(row["id"])
-            except StopRun as error:
-                self._stop(str(error))
-            except Permanent as error:
-                self._stop(f"row '{row['id']}': {error}")
-            except EngineDead as error:
-                log.error("the engine died: %s", error)
-                self._write(EngineDied(sorted(self._in_flight)))
-                os._exit(1)  # Ray restarts the process and retries its blocks
-            except Temporary as error:
-                self._leave(row, str(error))
-            except Exception as error:
-                # Unexpected, so more likely our bug than the row's fault: the row must not be lost.
-                log.warning("row %s failed", row["id"], exc_info=True)
-                self._leave(row, f"{type(error).__name__}: {error}")
-            finally:
-                self._in_flight.discard(row["id"])
+        except RowError as error:
+            self._write(RowFault(row["id"], str(error), error.cause))
+            self._count_failed(row["id"])
+        except StopRun as error:
+            self._stop(str(error))
+        except Permanent as error:
+            self._stop(f"row '{row['id']}': {error}")
+        except EngineDead as error:
+            log.error("the engine died: %s", error)
+            self._write(EngineDied(sorted(self._in_flight)))
+            os._exit(1)  # Ray restarts the process and retries its blocks
+        except Temporary as error:
+            self._leave(row, str(error))
+        except Exception as error:
+            # Unexpected, so more likely our bug than the row's fault: the row must not be lost.
+            log.warning("row %s failed", row["id"], exc_info=True)
+            self._leave(row, f"{type(error).__name__}: {error}")
+        finally:
+            self._in_flight.discard(row["id"])
 
     def _write(self, outcome: Outcome) -> None:
         self._journal.append(to_entry(outcome))

@@ -106,10 +106,13 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
 def append_line(file: FileIO, entry: dict[str, Any]) -> None:
     """Appends an entry to an unbuffered file. Raises OSError unless all of it was written."""
     # The leading line break ends a line that a kill or a full disk may have cut short.
-    line = b"\n" + json.dumps(entry, ensure_ascii=False).encode(errors="replace") + b"\n"
+    line = b"\n" + _ENCODER.encode(entry).encode(errors="replace") + b"\n"
     if file.write(line) != len(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

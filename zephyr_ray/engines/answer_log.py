@@ -29,6 +29,7 @@ complete key."""
 _ENTRY = re.compile(rb'\{"key": "([0-9a-f]{%d})' % _INDEX_DIGITS)
 """Matches the start of an entry, so that the index needs no JSON parser."""
 _OFFSET_BITS = 40
+_ENCODER = json.JSONEncoder(sort_keys=True)
 
 
 class AnswerLog:
@@ -51,8 +52,7 @@ class AnswerLog:
         """Returns the key of a request. Settings of `Sampling` that are None are not part of it."""
         settings = {name: value for name, value in vars(sampling).items() if value is not None}
         request = [messages, settings, self._seed, sample]
-        text = json.dumps(request, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(_ENCODER.encode(request).encode()).hexdigest()
 
     def find(self, key: str) -> Reply | None:
         """Returns the answer to the request with this key; None if the log has none."""

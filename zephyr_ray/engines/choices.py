@@ -66,10 +66,22 @@ def _divide(total: int, weights: list[int]) -> list[int]:
 
 @dataclass
 class _Group:
-    """Rows that wait for one request."""
+    """Rows that wait for one request, which the first of them sends."""
 
-    keys: list[str] = field(default_factory=list)
-    rows: list[asyncio.Future[Outcome | None]] = field(default_factory=list)
+    keys: list[str]
+    others: list[asyncio.Future[Outcome | None]] = field(default_factory=list)
+    """The choices of all rows but the first."""
+
+    def share(self, outcomes: list[Outcome]) -> None:
+        """Gives the others the choices after the first, None where there is none."""
+        for number, other in enumerate(self.others, start=1):
+            if not other.done():  # else it was cancelled
+                other.set_result(outcomes[number] if number < len(outcomes) else None)
+
+    def fail(self, error: Exception) -> None:
+        for other in self.others:
+            if not other.done():
+                other.set_exception(error)
 
 
 class JoinedRequests:
@@ -84,7 +96,6 @@ class JoinedRequests:
         self._most = MOST_CHOICES
         self._groups: dict[str, _Group] = {}
         """Groups not sent yet, by request."""
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def answer(self, messages: list[Message], sampling: Sampling, key: str) -> Reply:
         """Returns one row's answer. Raises as `Ask` does."""
@@ -96,34 +107,36 @@ class JoinedRequests:
         return outcome
 
     async def _join(self, messages: list[Message], sampling: Sampling, key: str) -> Outcome | None:
-        """Returns a row's choice; None if the reply has too few."""
+        """Returns a row's choice; None if there is none for it."""
         # Models with different prices may share the engine.
         request = json.dumps([messages, vars(sampling), getattr(METER.get(), "model", None)])
         group = self._groups.get(request)
-        if group is None or len(group.rows) >= self._most:
-            group = self._groups[request] = _Group()
-            task = asyncio.create_task(self._send(request, group, messages, sampling))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if group is None or len(group.keys) >= self._most:
+            group = self._groups[request] = _Group([key])
+            return await self._send(request, group, messages, sampling)
         group.keys.append(key)
-        group.rows.append(row := asyncio.get_running_loop().create_future())
-        return await row
+        group.others.append(choice := asyncio.get_running_loop().create_future())
+        return await choice
 
     async def _send(
         self, request: str, group: _Group, messages: list[Message], sampling: Sampling
-    ) -> None:
-        await asyncio.sleep(JOIN_SECONDS)
-        if self._groups.get(request) is group:
-            del self._groups[request]
+    ) -> Outcome | None:
+        """Sends the request of a group in the task of its first row, because another task would
+        wait for more turns of the event loop; returns that row's choice."""
         try:
+            try:
+                await asyncio.sleep(JOIN_SECONDS)
+            finally:
+                if self._groups.get(request) is group:
+                    del self._groups[request]
             outcomes = await self._request(messages, sampling, group.keys)
+        except asyncio.CancelledError:
+            group.share([])
+            raise
         except Exception as error:
-            for row in group.rows:
-                if not row.done():  # else it was cancelled
-                    row.set_exception(error)
-            return
-        if len(outcomes) < len(group.rows):
+            group.fail(error)
+            raise
+        if len(outcomes) < len(group.keys):
             self._most = min(self._most, len(outcomes))
-        for number, row in enumerate(group.rows):
-            if not row.done():
-                row.set_result(outcomes[number] if number < len(outcomes) else None)
+        group.share(outcomes)
+        return outcomes[0] if outcomes else None

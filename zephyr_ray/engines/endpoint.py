@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import field_validator
 
 from zephyr_ray.engines.connection import check_reachable, describe, find_proxy, sync_client
-from zephyr_ray.engines.meter import Attempt, metered
-from zephyr_ray.engines.replies import Unavailable, read_object
+from zephyr_ray.engines.meter import Attempt
+from zephyr_ray.engines.replies import NotSent, Unavailable, read_object
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.masking import remember
@@ -117,10 +117,6 @@ class EndpointSettings(ModelSettings):
         return HttpClient(self.base_url, headers, proxy.url if proxy else None)
 
 
-class NotSent(Unavailable):
-    """A request that did not reach the endpoint."""
-
-
 class Endpoint:
     """Posts requests to an endpoint; retries and waits if that can help."""
 
@@ -135,11 +131,11 @@ class Endpoint:
         self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any], str], T]
     ) -> T:
         """Returns what `read(object, name)` makes of the JSON object in the reply. Raises as
-        `replies.read_object` and `metered` do."""
+        `replies.read_object` and `Attempt` do."""
         start, retries = 0.0, 0
         while True:
             try:
-                async with metered(body) as attempt:
+                async with Attempt(body) as attempt:
                     start = start or time.monotonic()
                     answer = read(await self._send(path, body, attempt), self.name)
                 self._last_answer = time.monotonic()
@@ -159,11 +155,7 @@ class Endpoint:
             retries += 1
 
     async def _send(self, path: str, body: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
-        try:
-            reply = await self.call("POST", path, json=body)
-        except NotSent:
-            attempt.not_sent()
-            raise
+        reply = await self.call("POST", path, json=body)
         attempt.replied(reply.status, reply.text)
         return read_object(reply.status, reply.headers, reply.text, self.name)
 

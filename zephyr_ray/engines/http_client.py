@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import aiohttp
@@ -56,7 +56,7 @@ class HttpClient:
             connector=aiohttp.TCPConnector(limit=0, ssl=httpx2.create_ssl_context()),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
-            json_serialize=partial(json.dumps, ensure_ascii=False, separators=(",", ":")),
+            json_serialize=json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode,
             max_field_size=HEADER_BYTES,
             max_line_size=HEADER_BYTES,
             timeout=aiohttp.ClientTimeout(

@@ -2,15 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from zephyr_ray.engines.governor import Refused, Settlement
 from zephyr_ray.engines.grouping import Grouped
-from zephyr_ray.engines.replies import Unavailable
+from zephyr_ray.engines.replies import NotSent, Unavailable
 from zephyr_ray.engines.tariff import Usage, read_usage
 from zephyr_ray.errors import Temporary
 from zephyr_ray.formatting import dollars
@@ -86,29 +84,38 @@ METER: ContextVar[Meter | None] = ContextVar("METER", default=None)
 
 
 class Attempt:
-    """One attempt at a request. Its cost counts as unknown unless the server's reply states it."""
+    """One attempt at a request: waits until it may be sent, and settles its cost at the end. Raises
+    as `Meter.reserve` and `most_tokens` do."""
 
-    def __init__(self) -> None:
+    def __init__(self, body: dict[str, Any]):
+        self._body, self._meter = body, METER.get()
+        self._ticket = ""
         self._reply: tuple[int, str] | None = None
-        self._was_sent = True
 
-    def not_sent(self) -> None:
-        self._was_sent = False
+    async def __aenter__(self) -> Self:
+        if self._meter:
+            self._ticket = await self._meter.reserve(most_tokens(self._body, self._meter.model))
+        return self
 
     def replied(self, status: int, text: str) -> None:
         self._reply = status, text
 
-    def settlement(self, error: Unavailable | None = None) -> Settlement:
+    async def __aexit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        if self._meter:
+            await self._meter.settle(self._ticket, self.settlement(error))
+
+    def settlement(self, error: BaseException | None) -> Settlement:
         """Returns the cost of the attempt, and whether `error`, which ended it, is a rate limit."""
-        if error is None or not error.rate_limited:
-            return Settlement(self._usage())
-        return Settlement(self._usage(), limited=True, after=error.after)
+        usage = FREE if isinstance(error, NotSent) else self._usage()
+        if isinstance(error, Unavailable) and error.rate_limited:
+            return Settlement(usage, limited=True, after=error.after)
+        return Settlement(usage)
 
     def _usage(self) -> Usage | None:
-        """Returns the tokens that the attempt cost, None if that is unknown; an error of the server
-        costs nothing."""
+        """Returns the tokens that a request cost which was sent, None if that is unknown; an error
+        of the server costs nothing."""
         if self._reply is None:
-            return None if self._was_sent else FREE
+            return None
         status, text = self._reply
         if status >= 300:
             return None if status in GATEWAY_TIMEOUTS else FREE
@@ -116,25 +123,6 @@ class Attempt:
             return read_usage(json.loads(text))
         except (ValueError, RecursionError):
             return None
-
-
-@asynccontextmanager
-async def metered(body: dict[str, Any]) -> AsyncIterator[Attempt]:
-    """Waits until the request may be sent, and settles it afterwards. Raises as `Meter.reserve` and
-    `most_tokens` do."""
-    attempt, meter = Attempt(), METER.get()
-    if meter is None:
-        yield attempt
-        return
-    ticket = await meter.reserve(most_tokens(body, meter.model))
-    failure: Unavailable | None = None
-    try:
-        yield attempt
-    except Unavailable as error:
-        failure = error
-        raise
-    finally:
-        await meter.settle(ticket, attempt.settlement(failure))
 
 
 def most_tokens(body: dict[str, Any], model: str) -> Usage:

@@ -96,6 +96,10 @@ class Unavailable(Temporary):
         self.rate_limited = rate_limited
 
 
+class NotSent(Unavailable):
+    """A request that did not reach the endpoint."""
+
+
 class Rejected(Temporary):
     """An error reply that no rule matches; an immediate retry does not help."""
 
