@@ -23,12 +23,15 @@ class Batches:
         more than `queue` requests would be in progress."""
         self._answer, self._seconds, self._ends, self._queue = answer, seconds, ends, queue
         self.files: dict[str, str] = {}
+        self.refusal = 400
+        """Status of the reply to a batch whose file does not exist."""
         self.all: dict[str, Body] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def routes(self) -> list[web.RouteDef]:
         return [
             web.post("/v1/files", self._upload),
+            web.get("/v1/files/{id}", self._show_file),
             web.get("/v1/files/{id}/content", self._download),
             web.post("/v1/batches", self._create),
             web.get("/v1/batches", self._list),
@@ -46,12 +49,22 @@ class Batches:
         self.files[name] = text
         return name
 
+    async def _show_file(self, request: web.Request) -> web.Response:
+        name = request.match_info["id"]
+        if name not in self.files:
+            return _no_file(name, 404)
+        return web.json_response({"id": name, "object": "file"})
+
     async def _download(self, request: web.Request) -> web.Response:
-        text = self.files[request.match_info["id"]]
-        return web.Response(text=text, content_type="application/octet-stream")
+        name = request.match_info["id"]
+        if name not in self.files:
+            return _no_file(name, 404)
+        return web.Response(text=self.files[name], content_type="application/octet-stream")
 
     async def _create(self, request: web.Request) -> web.Response:
         body = await request.json()
+        if body["input_file_id"] not in self.files:
+            return _no_file(body["input_file_id"], self.refusal)
         lines = [json.loads(line) for line in self.files[body["input_file_id"]].splitlines()]
         assert len({line["custom_id"] for line in lines}) == len(lines), "custom_id used twice"
         running = [b for b in self.all.values() if b["status"] == "in_progress"]
@@ -107,6 +120,11 @@ class Batches:
     async def _show(self, request: web.Request) -> web.Response:
         batch = self.all.get(request.match_info["id"])
         return web.json_response(batch or {}, status=200 if batch else 404)
+
+
+def _no_file(name: str, status: int) -> web.Response:
+    why = {"message": f"No such File object: {name}", "type": "invalid_request_error"}
+    return web.json_response({"error": {**why, "param": "id", "code": None}}, status=status)
 
 
 def _result(line: Body, response: Body | None, error: Body | None) -> Body:

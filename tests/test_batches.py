@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import fake_batches
 import pytest
+from aiohttp import web
 from fake_provider import Behavior, Provider, error, provider
 
 from zephyr_ray.demand import Calls
@@ -282,6 +284,93 @@ def test_a_batch_that_the_endpoint_forgot_can_be_sent_again(tmp_path: Path) -> N
         shutil.rmtree(tmp_path / "batches")
         assert isinstance(run(server, tmp_path, ["Hi"])[0], str)
     assert sizes(server) == [1]
+
+
+def kill_before_the_batch(server: Provider, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs until the file of requests is recorded, and deletes it at the endpoint."""
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "Journal", OwnJournal)
+        patch.setattr(OwnJournal, "append", after(0, OwnJournal.append))
+        assert all(isinstance(answer, Killed) for answer in run(server, folder))
+    server.batches.files.clear()
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_file_that_expired_before_its_batch_was_created_is_sent_again(
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with provider() as server:
+        server.batches.refusal = status
+        kill_before_the_batch(server, tmp_path, monkeypatch)
+        assert sizes(server) == []
+        answers = run(server, tmp_path)
+        assert all(isinstance(answer, str) for answer in answers)
+        assert caplog.text.count("file-0 of an earlier run expired or was deleted; sending") == 1
+        assert run(server, tmp_path) == answers and sizes(server) == [5]
+        bill = server.bills["peer (batch)"]
+    spent = paid(tmp_path)
+    assert spent.dollars == pytest.approx(bill.dollars) and spent.unknown_requests == 0
+
+
+def test_a_file_that_expired_is_not_sent_again_if_it_may_have_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The endpoint has more batches than are searched."""
+    with provider() as server:
+        kill_before_the_batch(server, tmp_path, monkeypatch)
+        monkeypatch.setattr(batch_api, "PAGES", 0)
+        answers = run(server, tmp_path)
+    assert all(isinstance(answer, StopRun) for answer in answers) and sizes(server) == []
+    assert "file file-0 of an earlier run expired or was deleted, and its batch" in str(answers[0])
+    assert f"delete {tmp_path / 'batches'} to send the requests again" in str(answers[0])
+
+
+def test_a_refusal_for_another_reason_than_the_file_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def create(self: fake_batches.Batches, request: Any) -> Any:
+        return web.json_response(error("No credits.", code="insufficient_quota"), status=429)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_batches.Batches, "_create", create)
+        with provider() as server:
+            [answer] = run(server, tmp_path, ["Hi"])
+            [again] = run(server, tmp_path, ["Hi"])
+            assert isinstance(answer, StopRun) and str(again) == str(answer)
+            assert len(server.batches.files) == 1
+
+
+def test_answers_whose_file_expired_are_not_paid_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with provider(Behavior(batch_seconds=0.01)) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(Endpoint, "call", after(2, Endpoint.call))
+            run(server, tmp_path)
+        time.sleep(0.1)
+        server.batches.files.clear()
+        answers = run(server, tmp_path)
+        assert all(isinstance(answer, StopRun) for answer in answers)
+        assert "batch batch_0: its answers were paid for, but their file" in str(answers[0])
+        assert f"delete {tmp_path / 'batches'} to send, and pay for, them" in str(answers[0])
+        shutil.rmtree(tmp_path / "batches")
+        assert all(isinstance(answer, str) for answer in run(server, tmp_path))
+
+
+def test_errors_whose_file_expired_are_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with provider(Behavior(batch_seconds=0.01, batch_ends=("expired",))) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(Endpoint, "call", after(2, Endpoint.call))
+            run(server, tmp_path)
+        time.sleep(0.1)
+        del server.batches.files[server.batches.all["batch_0"]["error_file_id"]]
+        assert all(isinstance(answer, str) for answer in run(server, tmp_path))
+        assert sizes(server) == [5, 3] and server.bills["peer (batch)"].repeated == 0
 
 
 @pytest.mark.parametrize("code", ["model_not_found", "invalid_json_line"])

@@ -154,6 +154,16 @@ def test_types_that_do_not_fit_together_are_kept_as_json() -> None:
     assert columns.column_types(rows) == types
 
 
+def test_an_integer_of_more_than_64_bits_loads_as_a_float(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    scores = [8, 10**19, -(2**63) - 1, 10**40]
+    rows = [{"id": "1", "completions": [{"score": score}]} for score in scores]
+    folder = export(make_run(tmp_path, rows={"scores": rows}), "scores")
+    loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert [row["completions"][0]["score"] for row in loaded["train"]] == list(map(float, scores))
+
+
 def test_a_model_loads_with_its_weights_in_the_asked_precision(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

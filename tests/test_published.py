@@ -190,6 +190,21 @@ def test_a_bad_pair_is_counted_and_dropped(row: Row, reason: str, folder: Path) 
     assert len(rows) == 1 and work.counts[f"dropped/{reason}"] == 1
 
 
+@pytest.mark.parametrize("score", [10**19, "1e19", 1e19])
+def test_a_score_of_more_than_64_bits_is_stored_as_a_float(score: Any, folder: Path) -> None:
+    write_jsonl(folder / "a.jsonl", [{**ultrafeedback(0), "score_chosen": score}])
+    [row], _ = run_published(folder, makes="pairs")
+    assert isinstance(row["score_chosen"], float) and row["score_chosen"] == 1e19
+
+
+@pytest.mark.parametrize("score", ["NaN", "-Infinity", "1e308", "1" + "0" * 400])
+def test_a_score_that_no_sum_can_hold_is_none(score: str, folder: Path) -> None:
+    row = json.dumps({**ultrafeedback(0), "score_chosen": "SCORE"}).replace('"SCORE"', score)
+    (folder / "a.jsonl").write_text(row + "\n")
+    [read], _ = run_published(folder, makes="pairs")
+    assert read["score_chosen"] is None and read["score_rejected"] == 3.5
+
+
 def test_unusable_rows_have_a_limit(folder: Path) -> None:
     rows = [ultrachat(0, [{"role": "ai", "content": "x"}, *conversation("a", "b")])] * 2
     write_jsonl(folder / "a.jsonl", [*rows, *map(ultrachat, range(1, 19))])

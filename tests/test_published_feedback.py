@@ -3,9 +3,11 @@ binarizes as the published pairs were. The files in tests/published have the pub
 
 import copy
 import json
+import math
 import random
 import tracemalloc
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +274,38 @@ def test_a_rank_is_no_score_beside_the_scores_of_a_judge(tmp_path: Path) -> None
     )
     assert [c["score"] for c in row["completions"]] == [None, 0.5]
     assert work.counts["unscored/unreadable score"] == 1
+
+
+@pytest.mark.parametrize(
+    ("score", "stored", "stated"),
+    [
+        (10**19, 1e19, None),
+        ("1e19", 1e19, None),
+        (math.nan, None, "nan"),
+        (math.inf, None, "inf"),
+        (-1e308, None, "-1e+308"),
+        pytest.param(10**400, None, str(10**400), id="400 digits"),
+        (Decimal("7.5"), None, "7.5"),
+        ([10**40], None, str([10**40])),
+        (True, None, True),
+    ],
+)
+def test_feedback_stores_only_what_every_reader_of_json_takes(
+    score: Any, stored: float | None, stated: Any
+) -> None:
+    answers = [{"text": "a", "score": score}, {"text": "b", "score": 2}]
+    row = FEEDBACK.convert({"prompt": "So?", "completions": answers})
+    [read, other] = row["completions"]
+    assert (read["score"], read.get("stated", {}).get("score")) == (stored, stated)
+    assert json.dumps(row, allow_nan=False) and not isinstance(read["score"], int)
+    assert other["score"] == 2
+
+
+def test_numbers_beyond_their_scale_are_stated_so_that_every_reader_takes_them() -> None:
+    answers = [{"text": "a", "score": 1, "overall": 10**40}, {"text": "b", "rank": 10**19}]
+    row = FEEDBACK.convert({"prompt": "So?", "completions": answers})
+    assert json.dumps(row["completions"][0]["stated"]) == '{"overall": 1e+40}'
+    assert json.dumps(row["completions"][1]["rank"]) == "1e+19"
 
 
 @pytest.mark.parametrize("value", [3, ["a"], {"a": 1}])

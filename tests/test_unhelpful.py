@@ -223,6 +223,43 @@ def test_other_voices_and_single_matters_are_not_unhelpful(text: str) -> None:
     ],
 )
 def test_the_time_grows_with_the_length_not_its_square(text: str) -> None:
+    many = text * (100_000 // len(text))
     start = time.process_time()
-    is_unhelpful("As an AI, " + text * (100_000 // len(text)))
+    is_unhelpful("As an AI, " + many)
+    # A sentence without a topic is not searched.
+    is_unhelpful("As an AI, " + many + "; feelings are not something I do")
     assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "feelings I lack " * 6_000,
+        "opinions as a model I do not have a " * 3_000,
+        "As an AI, " + "a-" * 50_000 + "; feelings are not something I do",
+    ],
+    ids=["denials in no clause", "denials of opinions", "hyphens"],
+)
+def test_many_denials_and_long_words_take_linear_time(text: str) -> None:
+    start = time.process_time()
+    is_unhelpful(text)
+    assert time.process_time() - start < 5
+
+
+def test_a_long_text_without_a_topic_is_not_searched() -> None:
+    start = time.process_time()
+    assert not is_unhelpful("a " * 1_500_000)
+    assert time.process_time() - start < 4
+
+
+@pytest.mark.parametrize(("length", "is_quoted"), [(400, True), (401, False)])
+def test_single_quotation_marks_are_at_most_400_characters_apart(
+    length: int, is_quoted: bool
+) -> None:
+    said = ". I have no feelings."
+    quoted = "x" * (length - len(said)) + said
+    assert is_unhelpful(f"He read '{quoted}' aloud.") is not is_quoted
+
+
+def test_a_topic_with_a_part_in_bold_is_one() -> None:
+    assert is_unhelpful("As an AI, I have no **fee**lings.")

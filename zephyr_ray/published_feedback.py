@@ -18,6 +18,7 @@ from zephyr_ray.conversations import Unreadable, checked, parse
 from zephyr_ray.messages import Message, assistant, user
 from zephyr_ray.published_rows import (
     EMPTY,
+    INTEGER_END,
     NO_ANSWERS,
     NO_PROMPT,
     NO_TEXT,
@@ -158,14 +159,15 @@ def _aspects(annotations: Any, stated: Row) -> Row:
 
 def _read(name: str, raw: Any, stated: Row, least: float, most: float = math.inf) -> float | None:
     """Returns a number, which may be given as text; None if there is none. A value that is not a
-    number from `least` to `most` also gives None, and is kept in `stated` under its name."""
+    number from `least` to `most` also gives None, and is kept in `stated` under its name; as text
+    if it is neither a truth value nor a number that can be stored."""
     if raw is None:
         return None
     value = number(raw)
     if value is None or not least <= value <= most:
-        stated[name] = raw
+        stated[name] = raw if isinstance(raw, str | bool) else str(raw) if value is None else value
         return None
-    return int(value) if value == int(value) else value
+    return int(value) if value == int(value) and abs(value) < INTEGER_END else value
 
 
 def _repaired(overall: float | None, fields: Row, aspects: Row) -> float | None:

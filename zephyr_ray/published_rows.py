@@ -1,6 +1,5 @@
 """Converts rows of published data sets, in their usual forms, to dialogues, pairs and prompts."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +12,12 @@ from zephyr_ray.formatting import list_counts, shorten
 from zephyr_ray.messages import Message, assistant, is_same_text, user, visible
 
 Row = dict[str, Any]
+
+LARGEST = 1e100
+"""Maximum absolute value of a number; sums of larger ones may overflow."""
+INTEGER_END = 2**63
+"""Absolute value from which an integer is stored as a float, because most readers of JSON take
+integers of 64 bits."""
 
 TIE = "scores tie"
 CONTRADICTION = "scores contradict the choice"
@@ -219,11 +224,13 @@ def is_empty(prompt: Any) -> bool:
 
 
 def number(value: Any) -> float | None:
-    """Returns a number, which may be text; None if it is not a finite one."""
+    """Returns a number, which may be text; None if it is none, or one beyond LARGEST."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        is_finite = math.isfinite(float(value))
+        as_float = float(value)
     except (ValueError, OverflowError):
         return None
-    return (float(value) if isinstance(value, str) else value) if is_finite else None
+    if not abs(as_float) <= LARGEST:  # also false for NaN
+        return None
+    return value if isinstance(value, int) and abs(value) < INTEGER_END else as_float

@@ -61,7 +61,7 @@ class BatchApi:
 
         async def call() -> str:
             nonlocal in_doubt
-            if in_doubt and (batch := await self.find(file)):
+            if in_doubt and (batch := (await self.find(file))[0]):
                 return batch
             in_doubt = True
             body = {"input_file_id": file, "endpoint": ROUTE, "completion_window": "24h"}
@@ -69,35 +69,42 @@ class BatchApi:
 
         return await self._patiently(call)
 
-    async def find(self, file: str) -> str | None:
-        """Returns the id of the batch of a file; None if none was created."""
+    async def find(self, file: str) -> tuple[str | None, bool]:
+        """Returns the id of the batch of a file, or None if there is none in the list; and whether
+        all of the list was searched."""
         params: Json = {"limit": PAGE}
         for _ in range(PAGES):
             page = await self._patiently(partial(self._get, "/batches", params=params))
             batches = page.get("data") or []
             for batch in batches:
                 if batch.get("input_file_id") == file:
-                    return str(batch["id"])
+                    return str(batch["id"]), True
             if not page.get("has_more") or not batches:
-                break
+                return None, True
             params = {"limit": PAGE, "after": batches[-1]["id"]}
-        return None
+        return None, False
+
+    async def has_file(self, file: str) -> bool:
+        """Returns whether a file still exists; it may have expired or been deleted."""
+        return await self._patiently(partial(self._existing, f"/files/{file}")) is not None
 
     async def wait(self, batch: str) -> Json | None:
         """Returns the state of a batch once it is over; None if the endpoint does not know it.
         Raises Temporary if the stage stops first."""
         while True:
-            state = await self._patiently(partial(self._state, batch))
+            state = await self._patiently(partial(self._existing, f"/batches/{batch}"))
             if state is None or state.get("status") in OVER:
                 return state
             if await stops_within(POLL_SECONDS):
                 raise Temporary(f"{self._name}: batch {batch} is not over; run again to collect it")
 
-    async def download(self, file: str) -> list[Json]:
-        """Returns the objects in the lines of a result file."""
+    async def download(self, file: str) -> list[Json] | None:
+        """Returns the objects in the lines of a result file; None if it does not exist."""
 
-        async def call() -> list[Json]:
+        async def call() -> list[Json] | None:
             reply = await self._endpoint.call("GET", f"/files/{file}/content")
+            if reply.status == 404:
+                return None
             if reply.status != 200:
                 self._object(reply)
             try:
@@ -116,8 +123,9 @@ class BatchApi:
             raise Unavailable(f"{self._name}: the reply to POST {path} has no id")
         return made["id"]
 
-    async def _state(self, batch: str) -> Json | None:
-        reply = await self._endpoint.call("GET", f"/batches/{batch}")
+    async def _existing(self, path: str) -> Json | None:
+        """Returns the object at a path; None if it does not exist."""
+        reply = await self._endpoint.call("GET", path)
         return None if reply.status == 404 else self._object(reply)
 
     async def _get(self, path: str, **request: Any) -> Json:

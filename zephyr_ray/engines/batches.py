@@ -16,12 +16,19 @@ from dataclasses import dataclass
 
 from zephyr_ray.engines.answer_log import AnswerLog
 from zephyr_ray.engines.batch_api import BatchApi, Json
-from zephyr_ray.engines.choices import Outcome, read_choices
+from zephyr_ray.engines.batch_results import (
+    QueueFull,
+    Result,
+    read_failure,
+    read_result,
+    used_tokens,
+)
+from zephyr_ray.engines.choices import Outcome
 from zephyr_ray.engines.endpoint import Endpoint, log
 from zephyr_ray.engines.governor import Settlement
 from zephyr_ray.engines.meter import FREE, METER, Meter, most_tokens
-from zephyr_ray.engines.replies import ErrorObject, Rejected, Unavailable, fail, read_object
-from zephyr_ray.engines.tariff import Usage, read_usage
+from zephyr_ray.engines.replies import Rejected, Unavailable
+from zephyr_ray.engines.tariff import Usage
 from zephyr_ray.errors import RowError, Temporary
 from zephyr_ray.formatting import number as in_digits
 from zephyr_ray.models.contract import Reply, StopRun
@@ -33,11 +40,6 @@ QUIET_SECONDS = 5
 """A batch is sent once no request has arrived for this many seconds."""
 TRIES = 3
 """Maximum batches per request, if batches expire or lines have server errors."""
-QUEUE_FULL = "token_limit_exceeded"
-"""Error code of a batch that has more tokens than may be queued."""
-
-Result = list[Outcome] | Exception
-"""The choices of one request, or why it has none."""
 
 
 @dataclass(eq=False)
@@ -65,10 +67,6 @@ class _Batch:
     id: str | None = None
     """None if it is uncertain whether it was created."""
     results: asyncio.Task[list[Result]] | None = None
-
-
-class _QueueFull(Unavailable):
-    """The failure of a batch that may succeed as smaller batches."""
 
 
 class Batches:
@@ -136,7 +134,7 @@ class Batches:
             try:
                 return await line.choices
             except Unavailable as error:
-                tries += not isinstance(error, _QueueFull)
+                tries += not isinstance(error, QueueFull)
                 if tries == TRIES:
                     raise
 
@@ -184,7 +182,7 @@ class Batches:
                 raise Temporary(f"{error}; run again to collect the batch") from None
         except Exception as error:
             results = [error] * len(lines)
-        if isinstance(results[0], _QueueFull):
+        if isinstance(results[0], QueueFull):
             self._most, self._one_at_a_time = len(lines) // 2, True
         for line, result in zip(lines, results, strict=True):
             if line.choices.done():  # its row was cancelled
@@ -197,21 +195,15 @@ class Batches:
     async def _finish(self, batch: _Batch) -> list[Result]:
         """Waits for a batch; returns the results of its lines, with the answers in the log."""
         if batch.id is None:
-            batch.id = await self._api.find(batch.file) or await self._api.create(batch.file)
-        self._journal.append({"file": batch.file, "batch": batch.id})
-        log.warning(
-            "%s: waiting for batch %s of %s requests",
-            self._name,
-            batch.id,
-            in_digits(len(batch.keys)),
-        )
-        state = await self._api.wait(batch.id)
-        if state is None:
-            raise StopRun(
-                f"{self._name}: does not know batch {batch.id}, which an earlier run sent; use the "
-                f"key of that run, or delete {self._journal.folder} to send the requests again"
-            )
-        results, usages = await self._read(state, list(map(len, batch.keys)))
+            batch.id = await self._find_or_create(batch.file)
+        results: list[Result]
+        usages: list[Usage | None]
+        if batch.id is None:
+            gone = Unavailable(f"{self._name}: file {batch.file} expired or was deleted")
+            results, usages = [gone] * len(batch.keys), [FREE] * len(batch.keys)
+        else:
+            self._journal.append({"file": batch.file, "batch": batch.id})
+            results, usages = await self._wait(batch.id, list(map(len, batch.keys)))
         for keys, result in zip(batch.keys, results, strict=True):
             for key, outcome in zip(keys, result if isinstance(result, list) else (), strict=False):
                 if isinstance(outcome, Reply) and not self._answers.find(key):
@@ -220,71 +212,62 @@ class Batches:
         self._journal.append({"file": batch.file, "over": True})
         return results
 
-    async def _read(
-        self, state: Json, counts: list[int]
-    ) -> tuple[list[Result], list[Usage | None]]:
-        """Returns the results of the lines of a finished batch, and the tokens that they used;
+    async def _find_or_create(self, file: str) -> str | None:
+        """Returns the id of the batch of a file that an earlier run uploaded; None if there is no
+        batch, and none can be created because the file is gone. Raises StopRun if it is uncertain
+        whether there is one."""
+        batch, searched_all = await self._api.find(file)
+        if batch:
+            return batch
+        try:
+            return await self._api.create(file)
+        except (Rejected, StopRun):
+            if await self._api.has_file(file):
+                raise
+        if not searched_all:
+            raise StopRun(
+                f"{self._name}: file {file} of an earlier run expired or was deleted, and its "
+                f"batch may be paid for; delete {self._journal.folder} to send the requests again"
+            )
+        log.warning(
+            "%s: file %s of an earlier run expired or was deleted; sending its requests again",
+            self._name,
+            file,
+        )
+        return None
+
+    async def _wait(self, batch: str, counts: list[int]) -> tuple[list[Result], list[Usage | None]]:
+        """Waits for a batch; returns the results of its lines, and the tokens that they used.
         `counts` are the numbers of choices that they asked for."""
-        where, lines = f"{self._name}: batch {state['id']}", len(counts)
+        where, lines = f"{self._name}: batch {batch}", len(counts)
+        log.warning("%s: waiting for batch %s of %s requests", self._name, batch, in_digits(lines))
+        state = await self._api.wait(batch)
+        if state is None:
+            raise StopRun(
+                f"{self._name}: does not know batch {batch}, which an earlier run sent; use the "
+                f"key of that run, or delete {self._journal.folder} to send the requests again"
+            )
         if state["status"] == "failed":
-            return [_failure(state, where, lines)] * lines, [FREE] * lines
+            return [read_failure(state, where, lines)] * lines, [FREE] * lines
         found: dict[str, Json] = {}
-        for file in (state.get("error_file_id"), state.get("output_file_id")):  # an answer counts
-            if file:
-                found |= {
-                    str(line.get("custom_id")): line for line in await self._api.download(file)
-                }
+        for kind in ("error", "output"):  # if a line is in both, its answer counts
+            file = state.get(f"{kind}_file_id")
+            objects = await self._api.download(file) if file else []
+            if objects is None and kind == "output":
+                raise StopRun(
+                    f"{where}: its answers were paid for, but their file {file} expired or was "
+                    f"deleted; delete {self._journal.folder} to send, and pay for, them again"
+                )
+            found |= {str(line.get("custom_id")): line for line in objects or ()}
         in_order = [found.get(str(number), {}) for number in range(lines)]
         results = [
-            _result(line, state, where, count) for line, count in zip(in_order, counts, strict=True)
+            read_result(line, state, where, count)
+            for line, count in zip(in_order, counts, strict=True)
         ]
-        return results, list(map(_usage, in_order))
+        return results, list(map(used_tokens, in_order))
 
     async def _settle(self, tickets: list[str | None], usages: list[Usage | None]) -> None:
         """Settles the reservations of requests."""
         if meter := self._meter:
             pairs = zip(tickets, usages, strict=True)
             await asyncio.gather(*(meter.settle(t, Settlement(usage)) for t, usage in pairs if t))
-
-
-def _usage(line: Json) -> Usage | None:
-    """Returns the tokens that the request of a result line used; None if unknown, for example
-    because there is no line."""
-    if not line:
-        return None
-    response = line.get("response")
-    if isinstance(response, dict) and response.get("status_code") == 200:
-        return read_usage(response.get("body"))
-    return FREE
-
-
-def _failure(state: Json, where: str, lines: int) -> Exception:
-    """Returns the error of a batch that did not start, which all its requests share."""
-    error = ErrorObject.of((state.get("errors") or {}).get("data")) or ErrorObject("no reason")
-    if QUEUE_FULL in error.codes:
-        kind = _QueueFull if lines > 1 else Unavailable
-        return kind(f"{where} failed: {error.message}")
-    try:
-        fail(400, error, f"{where} failed")
-    except Unavailable as unavailable:
-        return unavailable
-    except StopRun as stop:
-        return stop
-    except (RowError, Rejected) as cause:
-        return StopRun(f"{cause}; correct the model's settings")
-
-
-def _result(line: Json, state: Json, where: str, count: int) -> Result:
-    """Returns the result in a line of an output or error file, whose request was for `count`
-    choices."""
-    response = line.get("response")
-    try:
-        if isinstance(response, dict):
-            text = json.dumps(response.get("body"))
-            data = read_object(int(response.get("status_code") or 0), {}, text, where)
-            return read_choices(data, where, count)
-        if state["status"] == "cancelled":
-            raise StopRun(f"{where} was cancelled; run again to send its other requests")
-        fail(200, ErrorObject.of(line.get("error")) or ErrorObject("no result"), where)
-    except (RowError, StopRun, Unavailable, Rejected) as error:
-        return error

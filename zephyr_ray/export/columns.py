@@ -37,6 +37,8 @@ def _type(value: Any) -> Type:
             items = _merge(items, _type(item))
         return [items]
     names = {bool: "bool", int: "int64", float: "float64", str: "string"}
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "float64"
     return None if value is None else names[type(value)]
 
 

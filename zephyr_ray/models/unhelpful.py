@@ -4,8 +4,9 @@ Only its own voice counts, not that of a quotation, letter, verse, reported spee
 """
 
 import re
+from bisect import bisect
 
-from zephyr_ray.models.prose import fill, mask_marked
+from zephyr_ray.models.prose import FILLER, fill, mask_marked
 
 _SPELLINGS = [
     (r"[*_]+", ""),
@@ -23,9 +24,11 @@ _SPELLINGS = [
     ),
 ]
 _ONLY_ITEM = re.compile(r"\A(?:[-*•+]|\d+[.)])[ \t]+(?=[^\n]*\Z)")
-_QUOTED = re.compile(
-    r"[“„][^”“\n]*+[”“]?|«[^»\n]*+»?|\"[^\"\n]*+\"?|(?<!\w)'(?=\w)(?:[^'\n]|'(?=\w)){1,400}+'(?!\w)"
-)
+_QUOTE = re.compile(r"[“„][^”“\n]*+[”“]?|«[^»\n]*+»?|\"[^\"\n]*+\"?|(?<!\w)'(?=\w)")
+"""Matches a quotation, or only the opening mark if that is a single quotation mark."""
+_SINGLE_END = re.compile(r"'(?!\w)|\n|\Z")
+SINGLE_QUOTED = 400
+"""Maximum characters between single quotation marks; more are between apostrophes."""
 _GREETING = re.compile(r"^(?:Dear|Hi|Hello|Hey)\b[^\n]{0,60},[ \t]*$", re.MULTILINE)
 _SIGN_OFF = re.compile(
     r"^(?:(?:best|kind|warm)\b.*|sincerely|regards|cheers|thanks|yours.*|love),[ \t]*$",
@@ -44,10 +47,13 @@ _SPOKEN = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
-_NOUN = (
-    r"(?:emotion|emotional state|feeling|opinion|belief|preference|experience|view|viewpoint"
-    r"|thought|taste|bias|desire|perspective|conviction|attachment|favou?rite)(?:e?s)?\b"
+_TOPICS = (
+    r"emotion|emotional state|feeling|opinion|belief|preference|experience|view|viewpoint"
+    r"|thought|taste|bias|desire|perspective|conviction|attachment|favou?rite"
 )
+_TOPIC = re.compile(rf"feel|{_TOPICS}", re.IGNORECASE)
+"""Matches a part of every denial."""
+_NOUN = rf"(?:{_TOPICS})(?:e?s)?\b"
 _PERSONAL = r"(?:personal|subjective|human|individual|first-?hand|inner)"
 _ANY = r"(?:(?:any|an?|my own|real|true|genuine|actual|such|human|things like) ){0,3}"
 # People deny feelings about one matter ("strong feelings", "feelings for him"): no match.
@@ -58,7 +64,7 @@ _NATURE = (
     r"|either way|easily|well|openly|back)\b)"
 )
 # After an assistant has said that it is a machine, more denials count.
-_ANYTHING = rf"(?:(?!(?:your|his|her|their|our|that|to)\b|\w+'s\b)[\w-]+,? ){{0,6}}?{_NOUN}"
+_ANYTHING = rf"(?:(?!(?:your|his|her|their|our|that|to)\b|\w+'s\b)[\w-]{{1,40}},? ){{0,6}}?{_NOUN}"
 
 _FEEL = (
     r"(?:hav(?:e|ing)|possess(?:ing)?|feel(?:ing)?|hold(?:ing)?|experienc(?:e|ing)|form(?:ing)?"
@@ -81,27 +87,43 @@ _DENIES = (
 _MACHINES = r"(?:AIs?|models?|assistants?|(?:chat ?)?bots?|machines?|programs?|systems?)"
 
 
-def _denial(denied: str) -> str:
-    return (
-        rf"(?P<subject>\bI,? ){_DENIES}{denied}"
-        rf"|\b{_MACHINES} (?:like|such as) (?:me|myself),? {_DENIES}{denied}"
-        rf"|\b(?:not |im)possible for me to {_FEEL} {denied}"
-        r"|\b(?:programming|design|training|nature|developers?|creators?) (?:does |do |did )?"
-        rf"not (?:allow|let|enable|permit) me (?:to )?{_FEEL} {denied}"
-        rf"|\b{denied}[^.!?]{{0,30}} not something (?:that )?I (?:\w+ ){{0,3}}(?:do\b|{_FEEL})"
-    )
+_NOT_MINE = r"[^.!?]{0,30} not something (?:that )?I "
+_MAY_BE_NOT_MINE = re.compile(_NOUN + _NOT_MINE, re.IGNORECASE)
 
 
-_IN_DOUBT = re.compile(_denial(_NATURE), re.IGNORECASE)
-_AS_MACHINE = re.compile(
-    _denial(_ANYTHING)
-    + r"|\bI,? (?:cannot|do not|am (?:unable to|not capable of|incapable of)) (?:\w+ or )?"
+class _Denials:
+    """Finds denials in a sentence."""
+
+    def __init__(self, denied: str, more: str = ""):
+        """`denied` is a pattern for what a denial denies; `more` are patterns for more denials."""
+        usual = (
+            rf"(?P<subject>\bI,? ){_DENIES}{denied}"
+            rf"|\b{_MACHINES} (?:like|such as) (?:me|myself),? {_DENIES}{denied}"
+            rf"|\b(?:not |im)possible for me to {_FEEL} {denied}"
+            r"|\b(?:programming|design|training|nature|developers?|creators?) (?:does |do |did )?"
+            rf"not (?:allow|let|enable|permit) me (?:to )?{_FEEL} {denied}"
+        )
+        not_mine = rf"|\b{denied}{_NOT_MINE}(?:\w+ ){{0,3}}(?:do\b|{_FEEL})"
+        self._usual = re.compile(usual + more, re.IGNORECASE)
+        self._all = re.compile(usual + not_mine + more, re.IGNORECASE)
+        """Slow, because `not_mine` may begin at any word."""
+
+    def find(self, sentence: str) -> list[re.Match[str]]:
+        if not _TOPIC.search(sentence):
+            return []
+        pattern = self._all if _MAY_BE_NOT_MINE.search(sentence) else self._usual
+        return list(pattern.finditer(sentence))
+
+
+_IN_DOUBT = _Denials(_NATURE)
+_AS_MACHINE = _Denials(
+    _ANYTHING,
+    r"|\bI,? (?:cannot|do not|am (?:unable to|not capable of|incapable of)) (?:\w+ or )?"
     r"feel(?:ing)?(?: or \w+)?(?=[.,;!?]|$| (?:like|the way|as|in the|or)\b)"
     rf"|(?P<bare>\b(?:and|but|so|that|which|who) {_DENIES}{_ANYTHING}"
     rf"|\b(?:that|which|who) (?:does not (?:have|feel|experience)|has no|lacks) {_ANYTHING}"
     rf"|\b(?:without|with no|no|devoid of|incapable of(?: \w+)?|lacking) {_ANY}(?:\w+ or )?"
     rf"(?:emotions|feelings|opinions|{_PERSONAL} {_NOUN}))",
-    re.IGNORECASE,
 )
 _MACHINE = re.compile(
     r"\b(?:as|being|I am,?(?: (?:just|only|merely|simply|but|after all|really),?)?) an? "
@@ -112,6 +134,8 @@ _MACHINE = re.compile(
     r"|made|designed|built|by|from|named|called|devoid|incapable)\b)",
     re.IGNORECASE,
 )
+CLAUSE = 100
+"""Characters before a denial in which its clause begins."""
 # Matches text before a clause in the assistant's own voice; "you say I …" is in another's.
 _OWN_CLAUSE = re.compile(
     r"(?:^|^(?:personally|honestly|frankly|truthfully|unfortunately|sadly|well|sorry)"
@@ -127,25 +151,28 @@ _OTHERS = re.compile(
     r"|whispers?|whispered|asks?|asked|imagine|pretend|suppose|wish)\b",
     re.IGNORECASE,
 )
-# Introduces another's text ("The sign reads: …").
+# Introduces another's text ("The sign reads: …"), which the match precedes.
 _INTRODUCED = re.compile(
-    r"^(?![^:]*\b(?:I|me)\b)[^:]*\b(?:reads?|says?|said|writes?|wrote|states?|stated|prints?"
-    r"|displays?|replies|replied|answers|answered)\b[^:]{0,40}:\s*$",
+    r"(?![^:]*\b(?:I|me)\b)[^:]*\b(?:reads?|says?|said|writes?|wrote|states?|stated|prints?"
+    r"|displays?|replies|replied|answers|answered)\b[^:]{0,40}:\s*",
     re.IGNORECASE,
 )
 _TAG = re.compile(
-    r"\b(?:said|thought|replied|answered|whispered|muttered|cried|admitted|insisted|wrote) "
+    # A lookahead, so that tags which overlap are all found.
+    r"(?=\b(?:said|thought|replied|answered|whispered|muttered|cried|admitted|insisted|wrote) "
     r"(?:the|he|she|it|[A-Z])|\b(?:he|she|it|they|the \w+|[A-Z]\w+) "
-    r"(?:said|thought|replied|answered|whispered|muttered|cried|admitted|insisted|wrote)\b"
+    r"(?:said|thought|replied|answered|whispered|muttered|cried|admitted|insisted|wrote)\b)"
 )
 
 
 def is_unhelpful(text: str) -> bool:
     """Returns whether an assistant's answer denies having emotions, opinions or experiences."""
+    if not _TOPIC.search(re.sub("[*_]", "", text)):
+        return False
     own = mask_marked(_ONLY_ITEM.sub("", _unquoted(text.strip())))
     for spelling, plain in _SPELLINGS:
         own = re.sub(spelling, plain, own, flags=re.IGNORECASE)
-    own = _QUOTED.sub(fill, own)
+    own = _mask_quotes(own)
     if (greeting := _GREETING.search(own)) and (sign_off := _SIGN_OFF.search(own)):
         own = own[: greeting.start()] + "\n" + own[sign_off.end() :]
     if _MACHINE.search(own):
@@ -160,22 +187,43 @@ def _unquoted(text: str) -> str:
     return inner if text[:1] + text[-1:] in ('""', "“”") and not re.search('["“”]', inner) else text
 
 
-def _denies(sentence: str, denial: re.Pattern[str]) -> bool:
-    machine = _MACHINE.search(sentence)
-    for match in denial.finditer(sentence):
-        before, after = sentence[: match.start()], sentence[match.end() :]
+def _mask_quotes(text: str) -> str:
+    """Masks quotations; a single quotation mark that nothing closes on its line is none."""
+    ends = [end.start() for end in _SINGLE_END.finditer(text)]
+    pieces, masked_to, position = [], 0, 0
+    while quote := _QUOTE.search(text, position):
+        start, position = quote.span()
+        if quote[0] == "'":
+            end = ends[bisect(ends, start)]
+            if text[end : end + 1] != "'" or end - position > SINGLE_QUOTED:
+                continue
+            position = end + 1
+        pieces += [text[masked_to:start], FILLER * (position - start)]
+        masked_to = position
+    return "".join([*pieces, text[masked_to:]])
+
+
+def _denies(sentence: str, denials: _Denials) -> bool:
+    if not (matches := denials.find(sentence)):
+        return False
+    # Searched once per sentence, because it may have many denials.
+    machine, others = _MACHINE.search(sentence), _OTHERS.search(sentence)
+    introduced, says_i = _INTRODUCED.match(sentence), re.search(r"\bI\b", sentence)
+    last_tag = max((tag.start() for tag in _TAG.finditer(sentence)), default=-1)
+    for match in matches:
         groups = match.groupdict()
         start = min(machine.start(), match.start()) if machine else match.start()
-        if _INTRODUCED.search(sentence[:start]):
+        if introduced and introduced.end() == start:
             own = False
         elif groups.get("bare"):
-            own = machine is not None and re.search(r"\bI\b", sentence) is not None
+            own = machine is not None and says_i is not None
         elif machine and machine.start() < match.start():
             own = True
-        elif _OTHERS.search(before):
+        elif others and others.end() <= match.start():
             own = False
         else:
-            own = not groups["subject"] or _OWN_CLAUSE.search(before) is not None
-        if own and not _TAG.search(after):
+            clause = max(0, match.start() - CLAUSE), match.start()
+            own = not groups["subject"] or _OWN_CLAUSE.search(sentence, *clause) is not None
+        if own and last_tag < match.end():
             return True
     return False
