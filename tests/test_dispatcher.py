@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -109,6 +110,16 @@ def test_what_the_engine_refuses_is_refused_in_its_words_at_once(
         asyncio.run(dispatcher._first_chunk(method, {}, "dpo"))
     assert (caught.value.status, str(caught.value), method.attempts) == (400, "n must be 1.", 1)
     assert caught.value.body()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.usefixtures("transport")
+def test_a_long_value_in_a_refusal_does_not_take_long_to_read() -> None:
+    message = "n must be 1." + " (value=" * 50_000
+    method = Method([f'data: {{"error": {{"message": "{message}", "code": 400}}}}'])
+    start = time.process_time()
+    with pytest.raises(RequestError) as caught:
+        asyncio.run(dispatcher._first_chunk(method, {}, "dpo"))
+    assert message.startswith(str(caught.value)) and time.process_time() - start < 5
 
 
 @pytest.mark.usefixtures("transport")

@@ -242,6 +242,13 @@ def test_no_reply_takes_long_to_read(unit: str) -> None:
     assert time.process_time() - start < 5
 
 
+def test_a_long_rank_that_is_no_number_does_not_take_long_to_read() -> None:
+    start = time.process_time()
+    rank = "1" * 50_000 + "x"
+    assert read_ranking(f"[{{'model': 'model_1', 'rank': {rank}}}]") is None
+    assert time.process_time() - start < 5
+
+
 def compare(first: str, second: str, *answers: str) -> tuple[dict[str, Any], Scripted]:
     ask = Scripted(*answers)
     answers = [{"text": first}, {"text": second}]

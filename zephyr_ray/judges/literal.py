@@ -17,7 +17,7 @@ _TOKEN = re.compile(
 )
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
-_NUMBER = re.compile(r"\s*([+-]?[0-9]+\.?[0-9]*)\s*")
+_NUMBER = re.compile(r"\s*([+-]?[0-9]+(?:\.[0-9]*)?)\s*")
 
 
 @dataclass(frozen=True)

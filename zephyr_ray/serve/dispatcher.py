@@ -37,6 +37,7 @@ MAX_ATTEMPTS = 4
 """Maximum attempts per request."""
 DEFAULT_COMPLETION_TOKENS = 16
 """Maximum tokens of a plain completion if the client sets none, as in OpenAI's API."""
+_FIELD = re.compile(r" \((parameter|value)=")
 
 
 @dataclass
@@ -228,8 +229,10 @@ def _as_request_error(error: dict[str, Any]) -> RequestError:
     """Converts vLLM's error to a RequestError."""
     code = error.get("code")
     status = code if isinstance(code, int) and 400 <= code < 600 else 400
+    message = str(error.get("message"))
     # vLLM appends the field, which `param` already names, and the value that the client sent.
-    message = re.sub(r" \((parameter|value)=.*\)$", "", str(error.get("message")), flags=re.DOTALL)
+    if message.endswith(")") and (field := _FIELD.search(message)):
+        message = message[: field.start()]
     return RequestError(status, message, "invalid_value", error.get("param"))
 
 
