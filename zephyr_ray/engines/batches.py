@@ -250,10 +250,10 @@ class Batches:
         if state["status"] == "failed":
             return [read_failure(state, where, lines)] * lines, [FREE] * lines
         found: dict[str, Json] = {}
-        for kind in ("error", "output"):  # if a line is in both, its answer counts
-            file = state.get(f"{kind}_file_id")
+        for content in ("error", "output"):  # if a line is in both, its answer counts
+            file = state.get(f"{content}_file_id")
             objects = await self._api.download(file) if file else []
-            if objects is None and kind == "output":
+            if objects is None and content == "output":
                 raise StopRun(
                     f"{where}: its answers were paid for, but their file {file} expired or was "
                     f"deleted; delete {self._journal.folder} to send, and pay for, them again"
