@@ -218,6 +218,25 @@ def test_other_zero_stage_is_refused() -> None:
         refuse_other_engines(engine, 3)
 
 
+@pytest.mark.parametrize(
+    ("workers", "zero", "averages"), [(1, 0, False), (2, 0, True), (1, 1, True)]
+)
+def test_gradients_of_one_worker_are_not_averaged(
+    workers: int, zero: int, averages: bool, tmp_path: Path
+) -> None:
+    import deepspeed
+
+    from zephyr_ray.train.reporter import Reporter
+
+    engine = deepspeed.DeepSpeedEngine.__new__(deepspeed.DeepSpeedEngine)
+    engine.zero_optimization_stage = lambda: zero
+    engine.enable_backward_allreduce = True
+    trainer = SimpleNamespace(model_wrapped=engine)
+    reporter = Reporter(job(tmp_path, zero=zero), trainer, context=None, rank=0)
+    reporter.on_train_begin(SimpleNamespace(world_size=workers), None, None)
+    assert engine.enable_backward_allreduce == averages
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_training(loss: float, tmp_path: Path) -> None:
     from transformers import TrainerState

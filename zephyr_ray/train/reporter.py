@@ -37,7 +37,11 @@ class Reporter(TrainerCallback):
         self.journal = Journal(job.scratch / "steps", writer="rank0") if rank == 0 else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        refuse_other_engines(self.trainer.model_wrapped, self.job.settings.zero)
+        engine = self.trainer.model_wrapped
+        refuse_other_engines(engine, self.job.settings.zero)
+        if args.world_size == 1 and self.job.settings.zero == 0:
+            # It would copy all gradients twice, to average them over one worker.
+            engine.enable_backward_allreduce = False
         if self.validation and state.global_step == 0:
             self._write(0, self.validation.measure())
 
