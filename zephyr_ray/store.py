@@ -39,6 +39,7 @@ ROWS = "rows.jsonl"
 ONE_PER_LINE = "write one complete JSON object per line"
 MAX_PATH_BYTES = 400
 """Maximum bytes of the storage folder's path; SQLite opens paths of up to 512."""
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def content_key(parts: dict[str, Any]) -> str:
@@ -104,9 +105,6 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def append_line(file: FileIO, entry: dict[str, Any]) -> None:
