@@ -24,6 +24,7 @@ import numpy as np
 import psutil
 import yaml
 
+from zephyr_ray import blocks
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.vllm import VllmSettings
@@ -217,6 +218,7 @@ def with_ray(work: Work, cpus: int) -> Seconds:
     from zephyr_ray.ray_cluster import connect
 
     connect(cpus)
+    blocks.FEW_BLOCKS = 0  # Ray's processes run the few blocks of the warm-up too
     rows = work.inputs["sft_data"].folder / "rows.jsonl"
     warm = work.folder / "warm"
     warm.mkdir()

@@ -57,7 +57,7 @@ def test_rows_with_the_same_request_share_it_and_get_a_choice_each() -> None:
     assert all(abs(r.completion_tokens - count_tokens(r.text)) <= 1 for r in replies)
 
 
-def test_a_cancelled_row_leaves_the_others_of_its_request_their_choices() -> None:
+def test_the_others_of_a_cancelled_row_ask_for_themselves() -> None:
     async def main(url: str) -> list[Any]:
         engine = OpenAIEngine(OpenAISettings(model="peer", base_url=url))
         rows = [asyncio.create_task(engine.answer([user("Hi")], SAMPLING)) for _ in range(3)]
@@ -68,7 +68,7 @@ def test_a_cancelled_row_leaves_the_others_of_its_request_their_choices() -> Non
     with provider() as server:
         cancelled, *replies = asyncio.run(main(server.url))
     assert isinstance(cancelled, asyncio.CancelledError)
-    assert [type(reply) for reply in replies] == [Reply, Reply]
+    assert [type(reply) for reply in replies] == [Reply, Reply] and counts(server) == [1, 1]
 
 
 @pytest.mark.parametrize(

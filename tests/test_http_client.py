@@ -1,8 +1,10 @@
 """Tests the HTTP client of endpoints: replies, headers, proxies, errors, and its end."""
 
 import asyncio
+import base64
 import gc
 import gzip
+import re
 import socket
 import threading
 from typing import Any
@@ -85,10 +87,11 @@ def test_requests_have_the_headers_of_the_client_once(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
 def test_a_proxy_variable_is_used(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     peer = Peer(reply(b"through"))
-    monkeypatch.setenv(variable, peer.address.replace("://", "://me:word@"))
+    monkeypatch.setenv(variable, peer.address.replace("://", "://me:w%C3%B6rd@"))
     assert post("http://other.example/v1").text == "through"
     assert peer.received.startswith(b"POST http://other.example/v1/a ")
-    assert b"Proxy-Authorization: Basic bWU6d29yZA==" in peer.received
+    login = base64.b64encode("me:wörd".encode())
+    assert b"Proxy-Authorization: Basic " + login in peer.received
 
 
 @pytest.mark.parametrize("exempt", ["127.0.0.1", "*", "localhost,127.0.0.1", "127.0.0.1:PORT"])
@@ -136,6 +139,20 @@ def test_a_refused_connection_cost_nothing(through: str, monkeypatch: pytest.Mon
         address = "http://other.example"
     with pytest.raises(NotSent):
         post(address)
+
+
+@pytest.mark.parametrize("login", ["", "me:word@"])
+def test_a_proxy_that_refuses_an_https_endpoint_cost_nothing(
+    login: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = Peer(b"HTTP/1.1 407 Who?\r\nContent-Length: 0\r\n\r\n")
+    monkeypatch.setenv("HTTPS_PROXY", peer.address.replace("://", f"://{login}"))
+    with pytest.raises(NotSent, match="407") as raised:
+        post("https://other.example/v1")
+    assert "word" not in str(raised.value)
+    assert peer.received.startswith(b"CONNECT other.example:443 ")
+    sent = re.findall(b"authorization: (.*)\r", peer.received.lower())
+    assert sent == ([b"basic bwu6d29yza=="] if login else [])  # and not the endpoint's key
 
 
 def test_a_redirect_is_not_followed() -> None:

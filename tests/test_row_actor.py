@@ -65,6 +65,30 @@ def test_the_outcomes_of_a_block_are_on_the_storage_when_it_ends(
     assert [text.count('"row"') for text in flushed] == [2]
 
 
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_blocks_share_the_rows_in_flight(concurrency: int, tmp_path: Path) -> None:
+    running, most = set[str](), 0
+
+    async def program(row: dict[str, Any], ask: Any) -> dict[str, Any]:
+        nonlocal most
+        running.add(row["id"])
+        most = max(most, len(running))
+        await asyncio.sleep(0.001)
+        running.discard(row["id"])
+        return row
+
+    async def main() -> None:
+        model = Model("m", RulesSettings(concurrency=concurrency))
+        actor = RowActor(program, {"m": model}, 0, str(tmp_path), max_failed=0)
+        rows = [[json.dumps({"id": f"{block}{n}"}) for n in range(5)] for block in "ab"]
+        await asyncio.gather(*(actor({"row": block}) for block in rows))
+
+    asyncio.run(main())
+    answers = [from_entry(entry).id for entry in Journal(tmp_path).read_new()]
+    assert most == concurrency
+    assert sorted(answers) == [f"{block}{n}" for block in "ab" for n in range(5)]
+
+
 def answered(number: int) -> Answered:
     return Answered(str(number), {"id": str(number)})
 

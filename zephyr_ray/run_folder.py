@@ -11,9 +11,9 @@ from zephyr_ray.manifest import Manifest, read_manifest
 from zephyr_ray.settings import typed
 from zephyr_ray.store import STORE, Artifact, write_atomically
 
-STAGES = "stages.json"
-"""File with the stages of the recipe in order. No manifest has it, because several runs may share
-an artifact; times do not tell it, because a stage may be made again after those that follow it."""
+STAGES_FILE = "stages.json"
+"""File with the stages of the recipe in order. Manifests cannot hold the order, because runs share
+artifacts; their times do not give it, because a stage may be made again after later ones."""
 
 
 def models_of(run: Path) -> dict[str, str]:
@@ -95,13 +95,13 @@ def artifacts_of(run: Path) -> dict[str, Artifact]:
 
 def write_stages(run: Path, originals: dict[str, str]) -> None:
     """Stores the stages of the recipe in order, each with the name that it had before the sweep."""
-    write_atomically(run / STAGES, json.dumps(originals, indent=2) + "\n")
+    write_atomically(run / STAGES_FILE, json.dumps(originals, indent=2) + "\n")
 
 
 def read_stages(run: Path) -> dict[str, str]:
     """Returns the stages that `write_stages` stored; none if an earlier version made the run."""
     try:
-        stages: dict[str, str] = json.loads((run / STAGES).read_bytes())
+        stages: dict[str, str] = json.loads((run / STAGES_FILE).read_bytes())
     except FileNotFoundError:
         return {}
     return stages

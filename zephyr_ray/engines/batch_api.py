@@ -61,7 +61,7 @@ class BatchApi:
 
         async def call() -> str:
             nonlocal in_doubt
-            if in_doubt and (batch := (await self.find(file))[0]):
+            if in_doubt and (batch := await self.find(file)):
                 return batch
             in_doubt = True
             body = {"input_file_id": file, "endpoint": ROUTE, "completion_window": "24h"}
@@ -69,20 +69,19 @@ class BatchApi:
 
         return await self._patiently(call)
 
-    async def find(self, file: str) -> tuple[str | None, bool]:
-        """Returns the id of the batch of a file, or None if there is none in the list; and whether
-        all of the list was searched."""
+    async def find(self, file: str) -> str | None:
+        """Returns the id of the batch of a file; None if the list has none."""
         params: Json = {"limit": PAGE}
         for _ in range(PAGES):
             page = await self._patiently(partial(self._get, "/batches", params=params))
             batches = page.get("data") or []
             for batch in batches:
                 if batch.get("input_file_id") == file:
-                    return str(batch["id"]), True
+                    return str(batch["id"])
             if not page.get("has_more") or not batches:
-                return None, True
+                break
             params = {"limit": PAGE, "after": batches[-1]["id"]}
-        return None, False
+        return None
 
     async def has_file(self, file: str) -> bool:
         """Returns whether a file still exists; it may have expired or been deleted."""

@@ -22,6 +22,10 @@ class QueueFull(Unavailable):
     """The failure of a batch that may succeed as smaller batches."""
 
 
+class AnswersLost(StopRun):
+    """The answers of a batch were paid for, but the endpoint has them no more."""
+
+
 def used_tokens(line: Json) -> Usage | None:
     """Returns the tokens that the request of a result line used; None if unknown, for example
     because there is no line."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from zephyr_ray.engines.answer_log import AnswerLog
 from zephyr_ray.engines.batch_api import BatchApi, Json
 from zephyr_ray.engines.batch_results import (
+    AnswersLost,
     QueueFull,
     Result,
     read_failure,
@@ -106,7 +107,7 @@ class Batches:
 
     async def collect(self, key: str) -> Reply | None:
         """Returns the answer to a request that an earlier run sent; None if it must be sent again.
-        Raises RowError if the row is at fault."""
+        Raises RowError if the row is at fault, StopRun if the answer was lost."""
         if key not in self._earlier:
             return None
         self._meter = METER.get() or self._meter
@@ -116,7 +117,7 @@ class Batches:
         result = (await batch.results)[line]
         outcomes = dict(enumerate(result)) if isinstance(result, list) else {choice: result}
         outcome = outcomes.get(choice)
-        if isinstance(outcome, RowError):
+        if isinstance(outcome, RowError | AnswersLost):
             raise outcome
         return outcome if isinstance(outcome, Reply) else None
 
@@ -196,14 +197,8 @@ class Batches:
         """Waits for a batch; returns the results of its lines, with the answers in the log."""
         if batch.id is None:
             batch.id = await self._find_or_create(batch.file)
-        results: list[Result]
-        usages: list[Usage | None]
-        if batch.id is None:
-            gone = Unavailable(f"{self._name}: file {batch.file} expired or was deleted")
-            results, usages = [gone] * len(batch.keys), [FREE] * len(batch.keys)
-        else:
-            self._journal.append({"file": batch.file, "batch": batch.id})
-            results, usages = await self._wait(batch.id, list(map(len, batch.keys)))
+        self._journal.append({"file": batch.file, "batch": batch.id})
+        results, usages = await self._wait(batch.id, list(map(len, batch.keys)))
         for keys, result in zip(batch.keys, results, strict=True):
             for key, outcome in zip(keys, result if isinstance(result, list) else (), strict=False):
                 if isinstance(outcome, Reply) and not self._answers.find(key):
@@ -212,29 +207,24 @@ class Batches:
         self._journal.append({"file": batch.file, "over": True})
         return results
 
-    async def _find_or_create(self, file: str) -> str | None:
-        """Returns the id of the batch of a file that an earlier run uploaded; None if there is no
-        batch, and none can be created because the file is gone. Raises StopRun if it is uncertain
-        whether there is one."""
-        batch, searched_all = await self._api.find(file)
-        if batch:
+    async def _find_or_create(self, file: str) -> str:
+        """Returns the id of the batch of a file that an earlier run uploaded. Raises StopRun if the
+        endpoint has neither, because the batch may be under way in another project."""
+        if batch := await self._api.find(file):
             return batch
         try:
             return await self._api.create(file)
         except (Rejected, StopRun):
             if await self._api.has_file(file):
                 raise
-        if not searched_all:
-            raise StopRun(
-                f"{self._name}: file {file} of an earlier run expired or was deleted, and its "
-                f"batch may be paid for; delete {self._journal.folder} to send the requests again"
-            )
-        log.warning(
-            "%s: file %s of an earlier run expired or was deleted; sending its requests again",
-            self._name,
-            file,
+        raise self._unknown(f"file {file}")
+
+    def _unknown(self, what: str) -> StopRun:
+        return StopRun(
+            f"{self._name}: does not know {what}, which an earlier run sent; use the key of that "
+            f"run, or, if no batch of the model is under way, delete {self._journal.folder} to "
+            "send the requests again"
         )
-        return None
 
     async def _wait(self, batch: str, counts: list[int]) -> tuple[list[Result], list[Usage | None]]:
         """Waits for a batch; returns the results of its lines, and the tokens that they used.
@@ -243,10 +233,7 @@ class Batches:
         log.warning("%s: waiting for batch %s of %s requests", self._name, batch, in_digits(lines))
         state = await self._api.wait(batch)
         if state is None:
-            raise StopRun(
-                f"{self._name}: does not know batch {batch}, which an earlier run sent; use the "
-                f"key of that run, or delete {self._journal.folder} to send the requests again"
-            )
+            raise self._unknown(f"batch {batch}")
         if state["status"] == "failed":
             return [read_failure(state, where, lines)] * lines, [FREE] * lines
         found: dict[str, Json] = {}
@@ -254,10 +241,11 @@ class Batches:
             file = state.get(f"{content}_file_id")
             objects = await self._api.download(file) if file else []
             if objects is None and content == "output":
-                raise StopRun(
+                lost = AnswersLost(
                     f"{where}: its answers were paid for, but their file {file} expired or was "
-                    f"deleted; delete {self._journal.folder} to send, and pay for, them again"
+                    "deleted; run again to send, and pay for, its requests again"
                 )
+                return [lost] * lines, [None] * lines
             found |= {str(line.get("custom_id")): line for line in objects or ()}
         in_order = [found.get(str(number), {}) for number in range(lines)]
         results = [

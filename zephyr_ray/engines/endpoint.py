@@ -165,12 +165,12 @@ class Endpoint:
         from zephyr_ray.engines.http_client import NO_REPLY, NOT_SENT
 
         try:
-            async with asyncio.timeout(WAIT_SECONDS) as whole:
+            async with asyncio.timeout(WAIT_SECONDS) as deadline:
                 return await self._client.send(method, path, **request)
         except NOT_SENT as error:
             raise NotSent(self._no_reply(error)) from None
         except NO_REPLY as error:
-            if whole.expired():
+            if deadline.expired():
                 raise Unavailable(f"{self.name}: no complete reply in {WAIT_SECONDS} s") from None
             raise Unavailable(self._no_reply(error)) from None
 

@@ -17,7 +17,10 @@ TIMEOUT_SECONDS, CONNECT_SECONDS = 120, 15
 """Maximum seconds without a byte of the reply, and to connect."""
 HEADER_BYTES = 1 << 16
 """Maximum bytes per header of a reply."""
-NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+NOT_SENT = (
+    *(aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError),
+    aiohttp.ClientHttpProxyError,  # the proxy refused the connection to an https endpoint
+)
 """Errors of requests that did not reach the endpoint."""
 NO_REPLY = (aiohttp.ClientError, TimeoutError)
 """Errors of requests without a complete reply, including NOT_SENT."""
@@ -29,7 +32,7 @@ class HttpReply:
 
     status: int
     headers: Mapping[str, str]
-    """Finds names in upper and lower case."""
+    """Case-insensitive."""
     text: str
 
 
@@ -37,25 +40,32 @@ class HttpClient:
     """Sends requests with the same headers. For one event loop."""
 
     def __init__(self, base_url: str, headers: Mapping[str, str], proxy: str | None):
-        self._headers, self._proxy = headers, proxy
         # Parsing an address takes longer than the rest of building a request.
         self._url = cache(lambda path: URL(base_url.rstrip("/") + path))
+        self._options: dict[str, Any] = {"headers": headers, "allow_redirects": False}
+        if proxy:
+            address = URL(proxy)
+            self._options["proxy"] = address.with_user(None)
+            if address.user is not None:
+                # A proxy reads its login in a request for http, but before a connection for https.
+                part = "proxy_headers" if base_url.startswith("https:") else "headers"
+                login = aiohttp.encode_basic_auth(address.user, address.password or "")
+                own = self._options.get(part, {})
+                self._options[part] = {**own, "Proxy-Authorization": login}
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, method: str, path: str, **request: Any) -> HttpReply:
         """Returns the reply, whatever its status; `request` are aiohttp's `json`, `data` or
         `params`. Raises an error of NO_REPLY if there is no complete one."""
         session = self._session = self._session or self._open()
-        async with session.request(
-            method, self._url(path), proxy=self._proxy, allow_redirects=False, **request
-        ) as reply:
+        # The headers are not the session's, because that sends its own to the proxy, key and all.
+        async with session.request(method, self._url(path), **self._options, **request) as reply:
             return HttpReply(reply.status, reply.headers, await reply.text(errors="replace"))
 
     def _open(self) -> aiohttp.ClientSession:
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=httpx2.create_ssl_context()),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=self._headers,
             json_serialize=json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode,
             max_field_size=HEADER_BYTES,
             max_line_size=HEADER_BYTES,
