@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 RUN_SECONDS = 900
-CACHED_SECONDS = 20
+CACHED_SECONDS = 120
 
 RECIPE = """
 name: tiny
