@@ -2,15 +2,21 @@
 
 import asyncio
 import json
+import math
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_endpoint import Answer, completion, endpoint
 
 from zephyr_ray.engines.model import Model
+from zephyr_ray.engines.openai import OpenAISettings
 from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.errors import Permanent, RowError, Temporary
+from zephyr_ray.messages import user
 from zephyr_ray.models.contract import StopRun
 from zephyr_ray.outcomes import (
     Answered,
@@ -87,6 +93,60 @@ def test_blocks_share_the_rows_in_flight(concurrency: int, tmp_path: Path) -> No
     answers = [from_entry(entry).id for entry in Journal(tmp_path).read_new()]
     assert most == concurrency
     assert sorted(answers) == [f"{block}{n}" for block in "ab" for n in range(5)]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_concurrency_limits_the_requests_and_more_rows_wait(count: int, tmp_path: Path) -> None:
+    """Each row sends two requests at the same time."""
+    lock, at_once = threading.Lock(), [0]
+    started, most_rows, most_requests = set[str](), 0, 0
+
+    def reply(*_: Any) -> Answer:
+        nonlocal most_requests
+        with lock:
+            at_once[0] += 1
+            most_requests = max(most_requests, at_once[0])
+        time.sleep(0.05)
+        with lock:
+            at_once[0] -= 1
+        return Answer(200, completion())
+
+    async def program(row: dict[str, Any], ask: Any) -> dict[str, Any]:
+        nonlocal most_rows
+        started.add(row["id"])
+        most_rows = max(most_rows, len(started))
+        prompts = ([user(f"{row['id']} {number}")] for number in range(2))
+        await asyncio.gather(*(ask(prompt, max_tokens=8) for prompt in prompts))
+        started.discard(row["id"])
+        return row
+
+    with endpoint(reply) as server:
+        model = Model("m", OpenAISettings(model="p", base_url=server.url, concurrency=count))
+        actor = RowActor(program, {"m": model}, 0, str(tmp_path), max_failed=0)
+        asyncio.run(actor({"row": [json.dumps({"id": f"{n}"}) for n in range(10)]}))
+    assert len(server.bodies) == 20
+    assert (most_requests, most_rows) == (count, math.ceil(1.5 * count))
+
+
+def test_a_block_is_not_asked_again_whoever_answered_it(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def program(row: dict[str, Any], ask: Any) -> dict[str, Any]:
+        asked.append(row["id"])
+        return row
+
+    async def main() -> None:
+        actor = RowActor(program, {"m": Model("m", RulesSettings())}, 0, str(tmp_path), 0)
+        block = {"row": [json.dumps({"id": f"{n}"}) for n in range(3)]}
+        Journal(tmp_path, writer="dead").append(to_entry(answered(1)))
+        await actor(block)
+        await actor(block)
+        assert asked == ["0", "2"]
+        Journal(tmp_path, writer="dead").append(to_entry(answered(3)))
+        await actor({"row": [json.dumps({"id": "3"}), json.dumps({"id": "4"})]})
+
+    asyncio.run(main())
+    assert asked == ["0", "2", "4"]
 
 
 def answered(number: int) -> Answered:

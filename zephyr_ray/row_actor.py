@@ -15,7 +15,7 @@ from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.settings import Engine, ModelSettings
 from zephyr_ray.errors import Permanent, RowError, Temporary
 from zephyr_ray.formatting import duration
-from zephyr_ray.models.contract import STOPPING, Ask, EngineDead, StopRun
+from zephyr_ray.models.contract import REQUESTS, STOPPING, Ask, EngineDead, StopRun
 from zephyr_ray.outcomes import (
     Answered,
     EngineDied,
@@ -75,10 +75,9 @@ class RowActor:
         attempt. `start` returns an engine, new or running."""
         self._program, self._members, self._max_failed = program, members, max_failed
         self._flaw, self._useless = flaw, useless or {}
-        self._failed, self._since = set(failed), since
+        self._failed, self._finished, self._deaths = set(failed), set[str](), Counter[str]()
         self._faults_since_answer = 0
-        self._folder = Path(journal)
-        self._journal = Journal(self._folder, writer=uuid.uuid4().hex[:12])
+        self._journal = Journal(Path(journal), writer=uuid.uuid4().hex[:12], since=since)
         self._stopped = asyncio.Event()
         self._notices = _Notices(self._write)
         log.addHandler(self._notices)
@@ -95,8 +94,9 @@ class RowActor:
             log.warning("the engine of '%s' did not start", first.name, exc_info=True)
             reason = f"{type(error).__name__}: {error}"
             self._stop(f"the engine of model '{first.name}' did not start: {reason}")
-        self._concurrency = first.settings.concurrency
-        self._slots, self._alone = asyncio.Semaphore(self._concurrency), asyncio.Lock()
+        self._most = first.settings.rows_in_flight
+        self._slots, self._alone = asyncio.Semaphore(self._most), asyncio.Lock()
+        self._requests = asyncio.Semaphore(first.settings.concurrency)
         self._in_flight: set[str] = set()
 
     def close(self) -> None:
@@ -107,28 +107,25 @@ class RowActor:
         for model in self._members.values():
             if model.answers:
                 model.answers.refresh()
-        # In a retried block, rows may have been answered before the actor died.
-        entries = Journal(self._folder, since=self._since).read_new()
-        outcomes = [from_entry(entry) for entry in entries]
-        finished = {o.id for o in outcomes if isinstance(o, Answered | RowFault)}
-        self._failed |= {o.id for o in outcomes if isinstance(o, RowFault)}
-        deaths = Counter(row for o in outcomes if isinstance(o, EngineDied) for row in o.died)
+        # In a retried block, rows may have been answered before an actor died.
+        for entry in self._journal.read_new(of_others=True):
+            self._note(from_entry(entry))
         rows = [json.loads(text) for text in batch["row"]]
-        pending = [row for row in rows if row["id"] not in finished]
-        await self._run_all([row for row in pending if not deaths[row["id"]]])
+        pending = [row for row in rows if row["id"] not in self._finished]
+        await self._run_all([row for row in pending if not self._deaths[row["id"]]])
         # Rows in flight at a crash are retried one at a time, so that only the cause is left.
         for row in pending:
-            if deaths[row["id"]] >= ROW_DEATHS:
+            if self._deaths[row["id"]] >= ROW_DEATHS:
                 reason = f"the engine died {ROW_DEATHS} times at this row"
                 self._leave(row, reason)
-            elif deaths[row["id"]]:
+            elif self._deaths[row["id"]]:
                 async with self._alone:
                     await self._run_all([row])
         # After its last block, the driver reads the outcomes of a pass, maybe on another machine.
         await asyncio.to_thread(self._journal.sync)
 
     async def _run_all(self, rows: list[Row]) -> None:
-        """Runs the program on rows, at most `concurrency` of all blocks at once."""
+        """Runs the program on rows, at most `rows_in_flight` of all blocks at once."""
         waiting = iter(rows)
 
         async def run_next() -> None:
@@ -138,12 +135,13 @@ class RowActor:
                     if not self._stopped.is_set():
                         await self._run(row)
 
-        await asyncio.gather(*(run_next() for _ in range(min(len(rows), self._concurrency))))
+        await asyncio.gather(*(run_next() for _ in range(min(len(rows), self._most))))
 
     async def _run(self, row: Row) -> None:
         """Runs the program on a row and writes its outcome; ends the process if the engine died."""
         self._in_flight.add(row["id"])
         STOPPING.set(self._stopped)
+        REQUESTS.set(self._requests)
         try:
             result = await self._program(row, self._ask_for(row))
             self._write(Answered(row["id"], result))
@@ -172,6 +170,18 @@ class RowActor:
 
     def _write(self, outcome: Outcome) -> None:
         self._journal.append(to_entry(outcome))
+        self._note(outcome)
+
+    def _note(self, outcome: Outcome | None) -> None:
+        """Remembers which rows are finished or failed, and which were in flight at a crash."""
+        match outcome:
+            case Answered(row_id):
+                self._finished.add(row_id)
+            case RowFault(row_id):
+                self._finished.add(row_id)
+                self._failed.add(row_id)
+            case EngineDied(row_ids):
+                self._deaths.update(row_ids)
 
     def _count_failed(self, row_id: str) -> None:
         """Stops if too many rows failed, which `run_rows` reports."""

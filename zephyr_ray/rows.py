@@ -206,8 +206,8 @@ def _execute(
         since=outcomes.journal.position,
     )
     blocks = min(len(rows), actors * settings.blocks_per_actor)
-    # Enough blocks for `concurrency` rows per actor, and one more.
-    in_flight = min(blocks, actors * (1 + math.ceil(settings.concurrency * blocks / len(rows))))
+    # Enough blocks for the rows in flight of each actor, and one more.
+    in_flight = min(blocks, actors * (1 + math.ceil(settings.rows_in_flight * blocks / len(rows))))
     dataset = ray.data.from_items(
         [{"row": json.dumps(row)} for row in rows], override_num_blocks=blocks
     ).map_batches(

@@ -128,7 +128,8 @@ class Journal:
         """Reads only what follows `since`, the `position` of another journal of this folder."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / f"{writer}.jsonl").open("ab", buffering=0) if writer else None
+        self._own_path = folder / f"{writer}.jsonl" if writer else None
+        self._file = self._own_path.open("ab", buffering=0) if self._own_path else None
         self._read = dict(since or {})
 
     @property
@@ -145,9 +146,12 @@ class Journal:
         assert self._file is not None
         os.fsync(self._file.fileno())
 
-    def read_new(self) -> Iterator[dict[str, Any]]:
-        """Yields the entries of all writers that were appended since the last call."""
+    def read_new(self, of_others: bool = False) -> Iterator[dict[str, Any]]:
+        """Yields the entries of all writers, or of all others, that were appended since the last
+        call."""
         for path in sorted(self.folder.glob("*.jsonl")):
+            if of_others and path == self._own_path:
+                continue
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 for line in file:

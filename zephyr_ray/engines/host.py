@@ -73,6 +73,9 @@ class EngineHost:
                     raise
                 log.exception("the engine did not start in the place of another")
                 os._exit(1)  # Ray starts a new process, which may succeed
+            # All rows would wait while the collector visits the objects of imported libraries.
+            gc.collect()
+            gc.freeze()
         return self._engine
 
     async def processes(self) -> tuple[str, list[tuple[int, float]]]:

@@ -101,6 +101,10 @@ class OpenAISettings(EndpointSettings, LanguageSettings):
         # All blocks of a batched model are in flight at once, so that their requests share batches.
         return BLOCKS_IN_FLIGHT if self.batch else super().blocks_per_actor
 
+    @property
+    def rows_in_flight(self) -> int:
+        return self.concurrency if self.batch else super().rows_in_flight
+
     def preflight(self) -> None:
         if self.tariff():
             most_tokens({"max_tokens": 1, **self.parameters}, self.model)

@@ -79,7 +79,12 @@ class ModelSettings(Strict):
     actors: Annotated[int, OPERATIONAL] = Field(1, ge=1)
     """Number of processes, each with its own engine."""
     concurrency: Annotated[int, OPERATIONAL] = Field(64, ge=1)
-    """Maximum rows in flight per actor."""
+    """Maximum requests in flight per actor, or rows if the engine is local."""
+
+    @property
+    def rows_in_flight(self) -> int:
+        """Maximum rows in flight per actor."""
+        return self.concurrency
 
     @property
     def gpus_per_actor(self) -> float:
