@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/serve.py runs/quickstart
 
-Both serve the run's newest model on this machine with the same engine settings. They are measured
-in alternation, so that a slow minute affects both. Answers are greedy, of 64 tokens.
+Both serve the run's newest model on this machine with the same engine settings. The two are
+measured alternately, so that a temporary slowdown affects both. Decoding is greedy, 64 tokens per
+answer.
 """
 
 import asyncio
@@ -42,16 +43,18 @@ def main(run: Path) -> None:
     theirs += ["--max-model-len", str(CONTEXT), "--enforce-eager", "--no-enable-chunked-prefill"]
     theirs += ["--max-num-batched-tokens", "4096", "--generation-config", "vllm"]
     theirs += ["--kv-cache-memory-bytes", str(KV_CACHE_BYTES)]
-    with served(ours) as here, served(theirs) as there:
-        for address in (here, there):
-            asyncio.run(load(address, name, 2, 4))  # warms up
+    with served(ours) as our_url, served(theirs) as their_url:
+        for address in (our_url, their_url):
+            asyncio.run(measure(address, name, 2, 4))  # warms up
         for clients in CLIENTS:
             rounds = []
             for number in range(ROUNDS):
                 # Each service goes first in every other round.
-                order = (here, there) if number % 2 else (there, here)
-                results = {a: asyncio.run(load(a, name, clients, ANSWERS[clients])) for a in order}
-                rounds.append([results[here], results[there]])
+                order = (our_url, their_url) if number % 2 else (their_url, our_url)
+                results = {
+                    url: asyncio.run(measure(url, name, clients, ANSWERS[clients])) for url in order
+                }
+                rounds.append([results[our_url], results[their_url]])
             show(clients, rounds)
 
 
@@ -68,7 +71,7 @@ def served(module: list[str]) -> Iterator[str]:
     try:
         while True:
             if process.poll() is not None:
-                raise SystemExit(f"{module[0]} ended with {process.returncode}")
+                raise SystemExit(f"{module[0]} exited with code {process.returncode}")
             time.sleep(1)
             with suppress(httpx.HTTPError):
                 if httpx.get(f"{address}/health").status_code == 200:
@@ -79,18 +82,19 @@ def served(module: list[str]) -> Iterator[str]:
         process.wait()
 
 
-async def load(address: str, model: str, clients: int, answers: int) -> dict[str, float]:
-    """Measures tokens per second of all clients, and seconds to first token (median, 95th %)."""
+async def measure(address: str, model: str, clients: int, answers: int) -> dict[str, float]:
+    """Returns the tokens per second over all clients, and the median and 95th percentile of the
+    seconds to first token."""
     client = openai.AsyncOpenAI(
         base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=300
     )
-    waiting = iter(range(answers))
+    questions = iter(range(answers))
     firsts: list[float] = []
     tokens = 0
 
-    async def one() -> None:
+    async def run_client() -> None:
         nonlocal tokens
-        for number in waiting:
+        for number in questions:
             began = time.monotonic()
             prompt = f"Write {number + 3} facts about {SUBJECTS[number % len(SUBJECTS)]}."
             stream: Any = await client.chat.completions.create(
@@ -110,27 +114,34 @@ async def load(address: str, model: str, clients: int, answers: int) -> dict[str
             firsts.append(first or time.monotonic() - began)
 
     began = time.monotonic()
-    await asyncio.gather(*(one() for _ in range(clients)))
+    await asyncio.gather(*(run_client() for _ in range(clients)))
     seconds = time.monotonic() - began
     await client.close()
     firsts.sort()
     return {
         "rate": tokens / seconds,
-        "first": statistics.median(firsts),
-        "late": firsts[int(0.95 * (len(firsts) - 1))],
+        "first_median": statistics.median(firsts),
+        "first_p95": firsts[int(0.95 * (len(firsts) - 1))],
     }
 
 
 def show(clients: int, rounds: list[list[dict[str, float]]]) -> None:
+    """Prints one Markdown table row: the number of clients, then medians over the rounds of tokens
+    per second (ours, theirs, ratio), of milliseconds to first token (ours, theirs, ratio), and of
+    their 95th percentile (ours, theirs)."""
+
     def median(side: int, what: str) -> float:
         return statistics.median(pair[side][what] for pair in rounds)
 
     rate = statistics.median(ours["rate"] / theirs["rate"] for ours, theirs in rounds)
-    first = statistics.median(ours["first"] / theirs["first"] for ours, theirs in rounds)
+    first = statistics.median(
+        ours["first_median"] / theirs["first_median"] for ours, theirs in rounds
+    )
     print(
         f"| {clients} | {median(0, 'rate'):.0f} | {median(1, 'rate'):.0f} | {rate:.2f} "
-        f"| {median(0, 'first') * 1000:.0f} | {median(1, 'first') * 1000:.0f} | {first:.2f} "
-        f"| {median(0, 'late') * 1000:.0f} | {median(1, 'late') * 1000:.0f} |",
+        f"| {median(0, 'first_median') * 1000:.0f} | {median(1, 'first_median') * 1000:.0f} "
+        f"| {first:.2f} "
+        f"| {median(0, 'first_p95') * 1000:.0f} | {median(1, 'first_p95') * 1000:.0f} |",
         flush=True,
     )
 

@@ -162,7 +162,7 @@ def check_costs(run: Run, bills: dict[str, Any]) -> list[str]:
     lines = []
     for model, counted in sorted(bills.items()):
         spent = run.spent()[names[model]]
-        # The ledger lacks what a kill left in flight, of which it knows only the most.
+        # For requests in flight when a process was killed, the ledger knows only an upper bound.
         missing = counted["answers"] - spent.requests
         assert 0 <= missing <= spent.repeated_requests, f"{model}: {missing} requests are missing"
         assert counted["repeated"] <= spent.repeated_requests

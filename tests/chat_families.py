@@ -64,7 +64,7 @@ LLAMA3_SPLIT = (
 
 
 def sentencepiece(special: list[str]) -> Tokenizer:
-    """BPE over ▁words with byte fallback, and special tokens."""
+    """Returns BPE over ▁words with byte fallback, and special tokens."""
     inner = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     # Words only: the published vocabularies have no token with a line break and letters.
@@ -151,7 +151,7 @@ def llama3() -> Any:
 
 
 def chatml() -> Any:
-    """As models to which somebody added ChatML's tokens as plain ones; with Qwen2's NFC."""
+    """Returns a tokenizer to which ChatML's tokens were added as plain ones; with Qwen2's NFC."""
     inner = byte_level(["<|endoftext|>", "<pad>"])
     inner.normalizer = normalizers.NFC()
     inner.add_tokens(["<|im_start|>", "<|im_end|>"])

@@ -68,7 +68,7 @@ class Chrome:
         self.close()
 
     def close(self) -> None:
-        """Ends the browser and all its processes."""
+        """Stops the browser and all its processes."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -39,12 +39,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
-    return ByFixtures(config, log)
+    return FileScheduling(config, log)
 
 
-class ByFixtures(LoadFileScheduling):
-    """Runs each file in one process, because fixtures are expensive, and the two that share a
-    service in the same one."""
+class FileScheduling(LoadFileScheduling):
+    """Runs each file in one process, because fixtures are expensive; the two files that share a
+    service run in the same process."""
 
     def _split_scope(self, nodeid: str) -> str:
         return super()._split_scope(nodeid).replace("test_page.py", "test_serve.py")
@@ -120,7 +120,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
-        address="local",  # not a cluster that runs on this machine
+        address="local",  # do not join a cluster already running on this machine
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,

@@ -1,5 +1,5 @@
-"""Attention per segment of a row, against attention computed by hand and plain transformers. No
-Ray, no engine."""
+"""Tests segmented attention against a direct computation and against plain transformers, without
+Ray or an engine."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ def kernel(
     window_size: tuple[int, int],
     enable_gqa: bool,
 ) -> Any:
-    """Computes what `torch.nn.attention.varlen.varlen_attn` documents, without its GPU."""
+    """Reimplements `torch.nn.attention.varlen.varlen_attn` on the CPU, from its documentation."""
     import torch
 
     assert most_queries == query_ends.diff().max() and most_keys == key_ends.diff().max()
@@ -109,8 +109,8 @@ def test_the_kernel_for_gpus_gets_the_same_segments(
     assert output.shape == expected.shape and (output - expected).abs().max() < 1e-6
 
 
-def packed(model: Any, lengths: list[int]) -> dict[str, Any]:
-    """Packed sequences of one dialogue each, as the model's arguments."""
+def pack(model: Any, lengths: list[int]) -> dict[str, Any]:
+    """Returns packed sequences of these lengths, one dialogue each, as the model's arguments."""
     from zephyr_ray.train.sft import Sft
 
     objective = Sft(model="base", data="data").objective()
@@ -120,7 +120,7 @@ def packed(model: Any, lengths: list[int]) -> dict[str, Any]:
 
 
 def test_two_packed_sequences_cost_twice_one() -> None:
-    """The cost is the number of query and key pairs that attention computes."""
+    """The cost is the number of query-key pairs that attention computes."""
     import torch
     from torch.overrides import TorchFunctionMode
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -139,15 +139,15 @@ def test_two_packed_sequences_cost_twice_one() -> None:
     use_segments(model)
 
     def cost(lengths: list[int]) -> int:
-        with Cost() as counted, torch.no_grad():
-            model(**packed(model, lengths), use_cache=False)
-        return counted.total
+        with Cost() as cost_mode, torch.no_grad():
+            model(**pack(model, lengths), use_cache=False)
+        return cost_mode.total
 
     assert cost([40, 40]) == 2 * cost([40]) == 2 * 2 * 40**2
 
 
 def config(family: str) -> Any:
-    """A tiny configuration, with a window of four tokens if the family has windows."""
+    """Returns a tiny configuration, with a window of four tokens if the family has windows."""
     from transformers import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[family]
@@ -185,15 +185,15 @@ def test_a_pair_in_one_row_gives_the_logits_of_two_sequences(family: str) -> Non
     assert (logits - torch.cat(expected)).abs().max() < 1e-4
 
 
-def test_positions_are_not_searched_for_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search would wait for the GPU at every forward pass."""
+def test_transformers_does_not_detect_packed_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detecting them from the positions would synchronize with the GPU in every forward pass."""
     import transformers.masking_utils
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(LlamaConfig(**SIZE))
     use_segments(model)
     monkeypatch.delattr(transformers.masking_utils, "find_packed_sequence_indices")
-    model(**packed(model, [3, 2]), use_cache=False)
+    model(**pack(model, [3, 2]), use_cache=False)
 
 
 def test_a_padded_batch_keeps_the_window() -> None:

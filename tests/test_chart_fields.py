@@ -1,5 +1,5 @@
 """Tests the fields of pods that the chart takes from users, against the pods of KubeRay's CRDs:
-each is accepted, refused if misspelt, and rendered in the form in which the operator writes it
+each is accepted, rejected if misspelled, and rendered in the form in which the operator writes it
 back."""
 
 import json
@@ -114,7 +114,7 @@ def test_every_field_is_accepted(part: str, setting: str) -> None:
 
 
 @pytest.mark.parametrize(("part", "setting"), SETTINGS)
-def test_every_field_is_refused_if_misspelt(part: str, setting: str) -> None:
+def test_every_field_is_rejected_if_misspelled(part: str, setting: str) -> None:
     validator, accepted = chart(part, setting), []
     fields = list(paths(kubernetes(setting)))
     assert len(fields) > 4

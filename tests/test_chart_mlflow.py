@@ -14,7 +14,7 @@ from pod_flags import environment as pod_environment
 
 CLIENTS = "networkPolicy.mlflowClients[0].podSelector.matchLabels.app=proxy"
 OLDER = "75868b020152"
-"""An older schema of MLflow 3.17.2."""
+"""Revision of a database schema older than the one that MLflow 3.17.2 needs."""
 INGRESS = (*CLUSTER, CLIENTS, "mlflow.ingress.enabled=true", "mlflow.ingress.host=runs.example")
 
 
@@ -51,8 +51,8 @@ def test_the_ingress_leads_to_mlflow() -> None:
 
 
 @pytest.mark.parametrize("sets", [INGRESS, (*CLUSTER, "mlflow.allowedHosts={runs.example}")])
-def test_browsers_may_use_mlflow_under_its_outer_name(sets: tuple[str, ...]) -> None:
-    """MLflow's own check of the Origin header; browsers send it with every search for runs."""
+def test_browsers_may_use_mlflow_under_its_external_host_name(sets: tuple[str, ...]) -> None:
+    """Uses MLflow's own Origin check; browsers send that header with every run search."""
     from mlflow.server.security_utils import should_block_cors_request as blocks
 
     [deployment] = kind(render(sets=sets), "Deployment")
@@ -74,12 +74,15 @@ def test_browsers_may_use_mlflow_under_its_outer_name(sets: tuple[str, ...]) -> 
             (*CLUSTER, "mlflow.service.type=NodePort"),
             "mlflow.service.type NodePort is blocked by the network policy",
         ),
-        ((*INGRESS, "mlflow.enabled=false"), "mlflow.ingress leads to MLflow; set mlflow.enabled"),
+        (
+            (*INGRESS, "mlflow.enabled=false"),
+            "mlflow.ingress.enabled needs MLflow; set mlflow.enabled=true",
+        ),
     ],
 )
-def test_access_that_cannot_work_is_one_line(sets: tuple[str, ...], message: str) -> None:
-    done = template(sets=sets)
-    [line] = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+def test_impossible_access_fails_with_one_line(sets: tuple[str, ...], message: str) -> None:
+    result = template(sets=sets)
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
     assert message in line
 
 
@@ -95,7 +98,7 @@ def test_access_that_cannot_work_is_one_line(sets: tuple[str, ...], message: str
     ],
     ids=str,
 )
-def test_the_schema_refuses_what_is_misspelt(values: dict[str, Any]) -> None:
+def test_the_schema_rejects_invalid_values(values: dict[str, Any]) -> None:
     assert values_errors({"mlflow": values})
 
 
@@ -103,7 +106,7 @@ def test_the_schema_refuses_what_is_misspelt(values: dict[str, Any]) -> None:
 
 
 def init_container(database: Path, migrate: bool) -> tuple[list[str], dict[str, str]]:
-    """Returns the words and the environment of the init container, on this database."""
+    """Returns the init container's command line and environment, for this database."""
     [init] = pod(f"mlflow.database.migrate={str(migrate).lower()}")["initContainers"]
     address = {"name": "MLFLOW_BACKEND_STORE_URI", "value": f"sqlite:///{database}"}
     others = [v for v in init["env"] if v["name"] != address["name"]]
@@ -112,8 +115,8 @@ def init_container(database: Path, migrate: bool) -> tuple[list[str], dict[str, 
     return words, pod_environment(init, node)
 
 
-def check(database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs the check; returns the line with which it ends, or nothing."""
+def check_database(database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs the init container's database check; returns its error line, or an empty string."""
     words, environment = init_container(database, migrate=False)
     assert words[:2] == ["python", "-c"]
     for name, value in environment.items():
@@ -125,8 +128,8 @@ def check(database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return ""
 
 
-def at_revision(database: Path, revision: str) -> None:
-    """Creates a database as the MLflow of an older schema left it."""
+def create_database(database: Path, revision: str) -> None:
+    """Creates a database with an older schema, as an older MLflow would leave it."""
     from alembic import command
     from mlflow.store.db.utils import _get_alembic_config
     from mlflow.store.tracking.dbmodels.initial_models import Base
@@ -147,36 +150,36 @@ def test_an_older_database_is_refused_until_its_migration_is_on(
     from mlflow.store.db.utils import _get_latest_schema_revision
 
     database, newest = tmp_path / "mlflow.db", _get_latest_schema_revision()
-    at_revision(database, OLDER)
-    line = check(database, monkeypatch)
+    create_database(database, OLDER)
+    line = check_database(database, monkeypatch)
     assert line.startswith(f"the database has schema {OLDER}, MLflow ") and "\n" not in line
     assert line.endswith(f"needs {newest}: back it up, then set mlflow.database.migrate")
     assert revision_of(database) == OLDER
 
     words, environment = init_container(database, migrate=True)
     words[0] = str(Path(sys.executable).parent / words[0])
-    done = subprocess.run(words, env=os.environ | environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert revision_of(database) == newest and check(database, monkeypatch) == ""
+    result = subprocess.run(words, env=os.environ | environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert revision_of(database) == newest and check_database(database, monkeypatch) == ""
 
 
 def test_a_newer_database_asks_for_the_newer_mlflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a rollback of the image."""
+    """This happens after an image rollback."""
     with sqlite3.connect(tmp_path / "mlflow.db") as connection:
         connection.execute("create table alembic_version (version_num text)")
         connection.execute("insert into alembic_version values ('feedc0ffee00')")
-    line = check(tmp_path / "mlflow.db", monkeypatch)
+    line = check_database(tmp_path / "mlflow.db", monkeypatch)
     assert "has schema feedc0ffee00" in line and "a newer MLflow migrated it" in line
 
 
-def test_an_empty_database_is_the_servers_to_fill(
+def test_an_empty_database_is_left_to_the_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert check(tmp_path / "mlflow.db", monkeypatch) == ""
+    assert check_database(tmp_path / "mlflow.db", monkeypatch) == ""
 
 
-def test_a_refusal_is_shown_by_describe() -> None:
+def test_kubectl_describe_shows_a_refusal() -> None:
     [init] = pod()["initContainers"]
     assert init["terminationMessagePolicy"] == "FallbackToLogsOnError"

@@ -288,7 +288,7 @@ def test_a_hardened_release_is_valid(minor: str, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_the_schema_refuses_what_is_misspelt(values: dict[str, Any]) -> None:
+def test_the_schema_rejects_invalid_values(values: dict[str, Any]) -> None:
     assert values_errors(values)
 
 

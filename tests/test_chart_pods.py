@@ -214,7 +214,7 @@ def test_what_the_operator_sets_and_secrets_are_refused(
     assert message in line and "hunter2" not in line
 
 
-MISSPELT: dict[str, Any] = {
+MISSPELLED: dict[str, Any] = {
     "extraEnv": [{"name": "A", "valeu": "b"}],
     "extraVolumes": [{"name": "a", "emptyDirs": {}}],
     "extraVolumeMounts": [{"name": "a", "path": "/a"}],
@@ -226,10 +226,10 @@ MISSPELT: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("setting", MISSPELT)
+@pytest.mark.parametrize("setting", MISSPELLED)
 @pytest.mark.parametrize("part", PARTS)
-def test_the_schema_refuses_what_is_misspelt(part: str, setting: str) -> None:
-    assert values_errors(with_setting(part, setting, MISSPELT[setting]))
+def test_the_schema_rejects_misspelled_settings(part: str, setting: str) -> None:
+    assert values_errors(with_setting(part, setting, MISSPELLED[setting]))
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -31,7 +31,8 @@ def chatml(tiny_model: Path) -> Any:
 
 
 def byte_tokenizer(special: list[str], **kwargs: Any) -> Any:
-    """One token per byte and the given special tokens; prepends a BOS if <s> is one of them."""
+    """Returns a tokenizer with one token per byte and the given special tokens; prepends a BOS if
+    <s> is one of them."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -263,7 +264,7 @@ def test_the_name_says_that_the_models_own_template_is_not_used(
     assert ChatFormat.of(tokenizer).name == name
 
 
-def test_proof_colours_what_is_trained(chatml: Any) -> None:
+def test_proof_colors_what_is_trained(chatml: Any) -> None:
     ansi, page = ChatFormat.of(chatml).proof(TALK[1:3] + [{"role": "user", "content": "<b>"}])
     assert "\033[32m1. Red\n2. Bleu — naïve 🎉<|im_end|>\033[0m" in ansi
     assert page.count("#0a7d32") == 1 and "&lt;b&gt;" in page
@@ -271,9 +272,9 @@ def test_proof_colours_what_is_trained(chatml: Any) -> None:
 
 @pytest.fixture(scope="module", params=["always", "first"])
 def llama_tokenizer(request: pytest.FixtureRequest) -> Any:
-    """A tokenizer of Llama-2's and Mistral's kind: BPE over ▁words with byte fallback; ▁ before
-    every piece of text between special tokens ("always", as they were published) or before the
-    first only."""
+    """Returns a tokenizer of Llama-2's and Mistral's kind: BPE over ▁words with byte fallback; ▁
+    before every piece of text between special tokens ("always", as they were published) or before
+    the first only."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

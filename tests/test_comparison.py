@@ -1,4 +1,4 @@
-"""`zephyr compare`: runs made of artifacts on disk."""
+"""Tests `zephyr compare` with runs made of artifacts on disk."""
 
 import json
 import re
@@ -109,7 +109,7 @@ def compare_answers(
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """Two runs on one storage: with other epochs and another judge."""
+    """Returns two runs on one storage: with other epochs and another judge."""
     one = quickstart(tmp_path / "one")
     return one, quickstart(tmp_path / "two", epochs=3.0, judge=0.5, win_rate=0.78)
 

@@ -1,4 +1,4 @@
-"""Checkable constraints: hand-made texts that keep and break every kind."""
+"""Tests checkable constraints with hand-made texts that keep and break every kind."""
 
 import random
 

@@ -20,7 +20,7 @@ PYTHON = (
 
 
 def byte_tokenizer(special: list[str], added: list[AddedToken], template: str) -> Any:
-    """One token per byte, special tokens, and other added tokens."""
+    """Returns a tokenizer with one token per byte, special tokens, and other added tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE({letter: n for n, letter in enumerate(alphabet)}, []))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,5 +1,5 @@
-"""A comparison corrected by votes: real stages and a real file of votes, with a judge that prefers
-the longer answer."""
+"""Tests a comparison corrected by votes: real stages and a real file of votes, with a judge that
+prefers the longer answer."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ class LengthJudge:
 def ballot(
     left: tuple[str, str], right: tuple[str, str], choice: str, **fields: Any
 ) -> VoteRequest:
-    """A vote on the answers of two models, each given as (model, text)."""
+    """Returns a vote on the answers of two models, each given as (model, text)."""
     sides = {
         side: {"model": model, "text": text}
         for side, (model, text) in {"left": left, "right": right}.items()
@@ -86,7 +86,7 @@ def correct(
     comparison: Pairwise = COMPARISON,
     judge: LengthJudge | None = None,
 ) -> Artifact:
-    """The artifact of a corrected comparison of sft and dpo with base, after these votes."""
+    """Returns the artifact of a comparison of sft and dpo with base, corrected by these votes."""
     run_here(monkeypatch, pairwise, judge or LengthJudge())
     run_here(monkeypatch, corrected, judge or LengthJudge())
     file = VoteFile(folder / "page")

@@ -1,4 +1,4 @@
-"""The corrections of a judge by people's labels: by hand, against the authors' own package and
+"""Tests corrections of a judge by people's labels: by hand, against the authors' own package and
 numbers, and on simulated judges whose bias is known."""
 
 import numpy as np

@@ -78,7 +78,7 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def vllm_error(name: str, *args: str, **kwargs: str) -> Exception:
-    """An exception of vLLM, whose import takes seconds that collecting the tests need not take."""
+    """Returns an exception of vLLM; importing vLLM here keeps the collection of tests fast."""
     from vllm import exceptions
 
     error: Exception = getattr(exceptions, name)(*args, **kwargs)

@@ -115,7 +115,7 @@ class Processes:
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, available: int = PLENTY, gpus: Sequence[int] = ()
     ):
-        """`gpus` are those of each node."""
+        """`gpus` is the number of GPUs of each node."""
         self.made = 0
         self.ended: list[Any] = []
         memory = namedtuple("memory", "available")
@@ -271,7 +271,7 @@ def test_the_quickstart_imports_vllm_once_per_actor(
     for step in steps:
         artifacts = {s.name: s.artifact for s in steps if s.artifact}
         execution._make_room(step, artifacts)
-        for settings, seed in execution._asks(step.stage, artifacts):
+        for settings, seed in execution._models_queried(step.stage, artifacts):
             taken = execution.engines._take(settings, seed, settings.actors)
             assert len(taken) == 2
             if running.get(taken[0]) != identify(settings, seed):

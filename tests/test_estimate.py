@@ -633,7 +633,7 @@ def test_hours_of_an_earlier_run_are_measured(recipe_file: Path) -> None:
         ("models.gpt.price=[1]", "model 'gpt': setting 'price'"),
         ("models.gpt.price=[1, 2, 3, 4]", "model 'gpt': setting 'price'"),
         ("models.gpt.price=[1, -2]", "model 'gpt': setting 'price.1'"),
-        ("budget_usd=-1", "budget_usd is -1, which is no amount of dollars"),
+        ("budget_usd=-1", "budget_usd is -1; it must be a number of dollars"),
     ],
 )
 def test_wrong_hardware_is_one_line(override: str, says: str, recipe_file: Path) -> None:

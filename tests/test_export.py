@@ -112,9 +112,9 @@ def export(run: Path, stage: str, *options: str) -> Path:
 
 
 def card(folder: Path) -> tuple[dict[str, Any], str]:
-    """Returns the head and the text of a card."""
-    _, head, text = (folder / "README.md").read_text().split("---\n", 2)
-    return yaml.safe_load(head), text
+    """Returns the front matter and the text of a card."""
+    _, front_matter, text = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(front_matter), text
 
 
 @pytest.fixture(autouse=True)
@@ -206,14 +206,14 @@ def test_a_model_card_states_sources_counts_results_and_limits(
     tmp_path: Path, tiny_model: Path, online: Hub
 ) -> None:
     online.cards |= {"models/me/base": {"license": "mit"}, "datasets/me/taught": {"license": "mit"}}
-    head, text = card(export(make_run(tmp_path, model=tiny_model), "sft"))
-    assert head["license"] == "mit"
-    assert (head["base_model"], head["datasets"]) == ("me/base", ["me/taught"])
+    front_matter, text = card(export(make_run(tmp_path, model=tiny_model), "sft"))
+    assert front_matter["license"] == "mit"
+    assert (front_matter["base_model"], front_matter["datasets"]) == ("me/base", ["me/taught"])
     assert "| model | `me/base` | mit |" in text
     assert "| data set | `me/taught` | mit |" in text
     assert "| `taught` | published |  | rows 2, dropped/empty 1 |" in text
     assert "| winrate | win_rate | 0.750 |" in text
-    assert "| winrate | shortened |" not in text  # a count of rows, not a figure
+    assert "| winrate | shortened |" not in text  # a count of rows, not a metric
     assert "- Nothing measured the safety or the biases of the model." in text
 
 
@@ -221,8 +221,8 @@ def test_different_licenses_are_left_to_a_person(
     tmp_path: Path, tiny_model: Path, online: Hub
 ) -> None:
     online.cards |= {"models/me/base": {"license": "mit"}, "datasets/me/taught": {}}
-    head, text = card(export(make_run(tmp_path, model=tiny_model), "sft"))
-    assert head["license"] == "unknown"
+    front_matter, text = card(export(make_run(tmp_path, model=tiny_model), "sft"))
+    assert front_matter["license"] == "unknown"
     assert "| data set | `me/taught` | unknown |" in text
     assert "- The sources have different or unknown licenses" in text
 
@@ -237,8 +237,8 @@ def test_a_card_says_that_a_source_was_deleted(tmp_path: Path) -> None:
 
 def test_a_card_names_no_folder_of_this_machine(tmp_path: Path, tiny_model: Path) -> None:
     run = make_run(tmp_path, RECIPE.replace("me/base", str(tiny_model)), tiny_model)
-    head, text = card(export(run, "sft"))
-    assert "base_model" not in head
+    front_matter, text = card(export(run, "sft"))
+    assert "base_model" not in front_matter
     assert f"| model | `{tiny_model.name}` | unknown |" in text
     assert str(tiny_model.parent) not in text and str(tmp_path) not in text
 

@@ -41,7 +41,7 @@ print(parse(judge_request(FORMS["safety"].fields), body).requests[0].completion.
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package with all three toys in it."""
+    """Returns a copy of the package with all three toys in it."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "zephyr_ray", folder / "zephyr_ray")
     for toy in TOYS:

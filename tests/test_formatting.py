@@ -1,4 +1,4 @@
-"""Numbers and durations as people read them."""
+"""Tests numbers and durations as people read them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The headline of a comparison: which model to ship, and how sure that is."""
+"""Tests the headline of a comparison: which model to ship, and how sure that is."""
 
 from typing import Any
 

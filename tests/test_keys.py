@@ -1,4 +1,4 @@
-"""API keys of the service: authentication, rate limits, and serving without keys."""
+"""Tests API keys of the service: authentication, rate limits, and serving without keys."""
 
 import contextlib
 import time

@@ -76,11 +76,11 @@ USERS: dict[str, tuple[dict[str, Any], str]] = {
         {"auth-provider": {"name": "oidc", "config": {"client-secret": CANARY}}},
         "Expected key id-token",
     ),
-    "certificate that is no certificate": (
+    "certificate that is not a certificate": (
         {"client-certificate-data": NOT_PEM, "client-key-data": NOT_PEM},
         "client-certificate and client-key cannot be used",
     ),
-    "password that is no latin": ({"username": "me", "password": f"{CANARY}…"}, "latin-1"),
+    "password that is not Latin-1": ({"username": "me", "password": f"{CANARY}…"}, "latin-1"),
 }
 
 
@@ -148,7 +148,7 @@ FILES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
         edited(server=NO_SERVER, **{"certificate-authority-data": f"{CANARY}!"}),
         "certificate-authority-data is not base64; encode the file, or give its path in",
     ),
-    "authority that is no certificate": (
+    "authority that is not a certificate": (
         edited(server=NO_SERVER, **{"certificate-authority-data": NOT_PEM}),
         "the kubeconfig's certificate-authority cannot be used",
     ),

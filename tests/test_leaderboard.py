@@ -67,7 +67,7 @@ def blocks(artifact: Artifact, kind: type) -> list[Any]:
 
 @pytest.fixture
 def fish(tmp_path: Path) -> Artifact:
-    """sft and dpo against base, then dpo against sft, on the same four prompts."""
+    """Compares sft and dpo with base, then dpo with sft, on the same four prompts."""
     return board(
         tmp_path,
         {

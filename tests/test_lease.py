@@ -1,4 +1,4 @@
-"""The lock of a storage: who may take it, when it expires, and how a stale owner finds out."""
+"""Tests the lock of a storage: who may take it, when it expires, how a stale owner finds out."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that holds the lease in `tmp_path`."""
+    """Starts a process that holds the lease in `tmp_path`."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE)
     assert process.stdout and process.stdout.readline() == b"held\n"
     yield process

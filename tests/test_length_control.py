@@ -1,4 +1,4 @@
-"""Length-controlled win rates: by hand, against AlpacaEval's own code, and on simulated judges."""
+"""Tests length-controlled win rates: by hand, against AlpacaEval's code, on simulated judges."""
 
 import math
 import sys
@@ -108,7 +108,7 @@ def test_both_orders_of_few_prompts_are_few_prompts() -> None:
 
 @pytest.fixture(scope="module")
 def alpacaeval() -> Iterator[ModuleType]:
-    """AlpacaEval's own code. Its package imports clients of APIs and reads .env when it is
+    """Returns AlpacaEval's own code. Its package imports clients of APIs and reads .env when it is
     imported, so an empty package takes its place."""
     [folder] = find_spec("alpaca_eval").submodule_search_locations  # type: ignore[union-attr]
     package = ModuleType("alpaca_eval")

@@ -53,7 +53,7 @@ class Plain:
 
 
 def question(rng: random.Random, number: int) -> dict[str, Any]:
-    """A row in the form of ARC; choices differ in length, so that acc and acc_norm differ."""
+    """Returns a row in ARC's form; choices differ in length, so that acc and acc_norm differ."""
     choices = [" ".join(rng.sample(WORDS, rng.randint(1, 4))) for _ in range(4)]
     text = f"Which {' '.join(rng.sample(WORDS, 3))} is it?"
     labels = ["A", "B", "C", "D"]
@@ -67,7 +67,7 @@ def question(rng: random.Random, number: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ARC-Easy, whose splits are made up, and SciQ without a training split."""
+    """Returns a folder with ARC-Easy, whose splits are made up, and SciQ with no train split."""
     root, rng = tmp_path_factory.mktemp("sets"), random.Random(0)
     arc, sciq = root / "allenai" / "ai2_arc" / "ARC-Easy", root / "allenai" / "sciq"
     for folder in (arc, sciq):

@@ -188,7 +188,7 @@ def test_a_token_for_unknown_text_is_never_trained() -> None:
 
 
 def test_tokens_that_swallow_white_space_are_followed() -> None:
-    """As Phi-3's, which are Llama 2's tokens and some that remove the white space after them."""
+    """As Phi-3's, which are Llama 2's tokens and some that remove the whitespace after them."""
     inner = llama2().backend_tokenizer
     tokens = ("<|turn|>", "<|end|>")
     inner.add_special_tokens([AddedToken(token, rstrip=True, normalized=False) for token in tokens])

@@ -1,4 +1,4 @@
-"""Losses of pairs: values by hand, equality with TRL, settings. No Ray, no engine."""
+"""Tests losses of pairs: values by hand, equality with TRL, settings. No Ray, no engine."""
 
 from collections.abc import Iterator
 from math import exp, log
@@ -47,7 +47,7 @@ def sigma(x: float) -> float:
 
 
 def nls(x: float) -> float:
-    """Negative logarithm of the sigmoid."""
+    """Returns the negative logarithm of the sigmoid."""
     return log(1 + exp(-x))
 
 
@@ -117,7 +117,8 @@ def test_every_loss_is_computed_by_hand() -> None:
 
 @pytest.fixture(scope="module")
 def tools(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """TRL's trainers, whose settings each test sets, and our model, which shares prompts."""
+    """Returns TRL's trainers, whose settings each test sets, and our model, which shares
+    prompts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
         yield trainers(tiny_model, str(tmp_path_factory.mktemp("trl")), patch)
@@ -174,7 +175,7 @@ def gradients(model: Any, loss: Any) -> dict[str, Any]:
 
 
 def forward(settings: Dpo, model: Any, rows: list[dict[str, Any]]) -> Any:
-    """Our losses of pairs, and metrics."""
+    """Returns our losses of pairs, and metrics."""
     from trl.trainer.utils import add_fused_lm_head
 
     objective = settings.objective()

@@ -90,7 +90,7 @@ def test_clean_reads_roles(messages: list[Message], expected: list[str], tmp_pat
 
 
 def pair(last: str, finish: str | None, old: bool = False) -> Row:
-    """A pair of two turns; `finish` is the reason that the chosen last answer ended."""
+    """Returns a pair of two turns; `finish` is the reason that the chosen last answer ended."""
     context = [SYSTEM, user("Where is Oslo?"), assistant("In Norway.")]
     facts = {} if old or finish is None else {"finish_reason": finish}
     stated = user(f"{last} Use at most 9 words.", instruction=last)

@@ -43,7 +43,7 @@ def test_the_context_that_a_config_states(config: dict[str, Any], tokens: int) -
 
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model to damage: context 512, 1000 tokens."""
+    """Returns a copy of the tiny model to damage: context 512, 1000 tokens."""
     return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 

@@ -74,7 +74,7 @@ def score(question: str) -> str:
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of all shipped questions."""
+    """Returns a run of all shipped questions."""
     return play(tmp_path_factory.mktemp("scored"), 16, score)
 
 

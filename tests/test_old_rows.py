@@ -28,7 +28,7 @@ def plain(role: str, text: str) -> Message:
 
 
 def new_and_old(name: str, finish: list[str], system: bool = False) -> tuple[Row, Row]:
-    """A dialogue of two exchanges in both formats."""
+    """Returns a dialogue of two exchanges in both formats."""
     asked = ["Name a pet.", "Name a tree."]
     said = [f"{asked[0]} A {name}.", f"{asked[1]} An ash."]
     new, old = [SYSTEM] * system, [SYSTEM] * system
@@ -64,8 +64,8 @@ NEW, OLD = ([pair[n] for pair in DIALOGUES] for n in (0, 1))
 
 
 def pair(chosen: str, rejected: str) -> tuple[Row, Row]:
-    """A pair whose answers end for these reasons, in both formats; only questions of new rows
-    carry the instruction."""
+    """Returns a pair whose answers end for these reasons, in both formats; only questions of new
+    rows carry the instruction."""
     row = {"id": f"{chosen}-{rejected}", "constraint": None, "prompt": "Name a pet."}
     sides = {"chosen": ("A cat.", chosen), "rejected": ("A dog.", rejected)}
     asked = user("Name a pet.")

@@ -139,7 +139,7 @@ def test_a_killed_run_pays_for_no_answer_twice_and_keeps_to_its_budget(
 
     [spent] = Ledger(ledger).spent().values()
     assert spent.requests + spent.repeated_requests >= len(bill.served) >= spent.requests
-    assert spent.dollars <= bill.dollars <= spent.most
+    assert spent.dollars <= bill.dollars <= spent.max_dollars
     assert len(twice) <= spent.repeated_requests <= 8
     [manifest] = (tmp_path / "runs" / "store").glob("self_refine-*/manifest.json")
     counts = json.loads(manifest.read_text())["counts"]
@@ -149,7 +149,7 @@ def test_a_killed_run_pays_for_no_answer_twice_and_keeps_to_its_budget(
     experiment = client.get_experiment_by_name("paid").experiment_id
     [tracked] = client.search_runs([experiment], "tags.`zephyr.stage` = 'dialogues'")
     shown = [tracked.data.metrics[name] for name in ("spent_usd", "stage_usd", "projected_usd")]
-    assert shown == pytest.approx([spent.most] * 3)
+    assert shown == pytest.approx([spent.max_dollars] * 3)
 
 
 @ray.remote(num_cpus=0)
@@ -185,4 +185,4 @@ def test_sixteen_actors_keep_to_a_budget_and_fill_it(tmp_path: Path) -> None:
     [spent] = ray.get(running.spent.remote()).values()
     assert 0.98 * budget < bill.dollars <= budget
     assert sum(asked) == len(bill.served) == spent.requests
-    assert spent.most == pytest.approx(bill.dollars)
+    assert spent.max_dollars == pytest.approx(bill.dollars)

@@ -1,4 +1,4 @@
-"""The figures of a comparison, by hand on rows few enough to count."""
+"""Tests the figures of a comparison, by hand on rows few enough to count."""
 
 import json
 from pathlib import Path
@@ -279,8 +279,8 @@ def compared(
     /,
     **settings: Any,
 ) -> Artifact:
-    """The artifact of a pairwise stage over models' answers by model, the baseline's first. Each
-    prompt asks for two bullets. The judge is called in this process."""
+    """Returns the artifact of a pairwise stage over models' answers by model, the baseline's first.
+    Each prompt asks for two bullets. The judge is called in this process."""
     run_here(monkeypatch, pairwise, engine)
     inputs = {}
     for model, texts in answers.items():
@@ -314,7 +314,7 @@ def result(artifact: Artifact) -> dict[str, Any]:
 
 
 def blocks(artifact: Artifact, kind: type) -> list[Any]:
-    """The blocks of one type in what the artifact contributes to the report."""
+    """Returns the blocks of one type in what the artifact contributes to the report."""
     chapters = section.pairwise_section(artifact).chapters
     every: list[Block] = [block for chapter in chapters for block in chapter.blocks]
     return [block for block in every if isinstance(block, kind)]
@@ -322,7 +322,7 @@ def blocks(artifact: Artifact, kind: type) -> list[Any]:
 
 @pytest.fixture
 def fish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
-    """The base model keeps no constraint, sft one of two, dpo both."""
+    """Compares models: base keeps no constraint, sft one of two, dpo both."""
     answers = {
         "base": ["Cod.", "Some eel."],
         "sft": [BULLETS, "An eel, I guess."],

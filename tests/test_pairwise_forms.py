@@ -42,7 +42,7 @@ def tokens(**probabilities: float) -> TopLogprobs:
 
 
 def said(**probabilities: float) -> Reply:
-    """A reply of one token, with the probabilities of the tokens that may begin it."""
+    """Returns a reply of one token, with the probabilities of the tokens that may begin it."""
     return Reply(next(iter(probabilities)), "length", 5, 1, tokens(**probabilities))
 
 

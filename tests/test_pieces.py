@@ -21,7 +21,7 @@ def whole(backend: Any, text: str) -> list[int]:
 
 
 def encoder(backend: Any) -> Any:
-    """The function that encodes by pieces, or None if the tokenizer encodes the whole text."""
+    """Returns the function that encodes by pieces, or None if the tokenizer encodes all text."""
     encode = lambda text: whole(backend, text)  # noqa: E731
     chosen = by_pieces(backend, [], encode)
     return None if chosen is encode else chosen
@@ -53,7 +53,7 @@ def test_words_that_occurred_before_are_not_tokenized_again() -> None:
 
 
 def with_token_over_a_space() -> Tokenizer:
-    """A vocabulary with the token `s_g`, of "colours go"; no pre-tokenizer splits the text."""
+    """Returns a tokenizer with the token `s_g`, of "colours go", and without a pre-tokenizer."""
     inner = byte_level([])
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     model = json.loads(inner.to_str())["model"]
@@ -72,7 +72,7 @@ def with_added(token: AddedToken) -> Tokenizer:
 FURTHER = {
     "a token of two words": with_token_over_a_space(),
     "an added token with a space": with_added(AddedToken("colours that", normalized=False)),
-    "an added token that takes white space": with_added(AddedToken("say.", rstrip=True)),
+    "an added token that takes whitespace": with_added(AddedToken("say.", rstrip=True)),
 }
 
 

@@ -322,7 +322,7 @@ def test_finished_rows_are_not_asked_again_after_a_kill(seen: Seen) -> None:
 
 
 def test_training_resumes_from_its_checkpoint_after_a_kill(seen: Seen) -> None:
-    """Checkpoints are at even steps. A worker may take one more step after the driver's death."""
+    """Checkpoints are at even steps. A worker may take one more step after the driver died."""
     assert seen.steps_before[:2] == [1, 2] and seen.steps_before[-1] < 10
     steps = [entry["step"] for entry in seen.program.entries("sft", "steps")]
     assert set(steps) == set(range(1, 11)) and steps[-1] == 10

@@ -24,7 +24,7 @@ from zephyr_ray.train.sft import Sft
 
 
 def mistral() -> Shape:
-    """7,241,732,096 parameters, 32 layers of 4096 channels, 32,000 words."""
+    """Returns Mistral's shape: 7,241,732,096 parameters, 32 layers of 4096, 32,000 words."""
     shape = find_shape("mistralai/Mistral-7B-v0.1")
     assert shape
     return shape

@@ -26,7 +26,7 @@ COUNT = 30
 
 
 def dialogues() -> list[dict[str, Any]]:
-    """30 dialogues, of which some are bad, truncated or cut away."""
+    """Returns 30 dialogues, of which some are bad, truncated or cut away."""
     pick = random.Random(3)
     rows = train_once.dialogues(COUNT)
     for row in rows:
@@ -74,7 +74,7 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch, lines: int) -> None:
 
 
 def plainly(stage: WorkerStage, model: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The tokens of the rows that are kept, one row after another, without a file."""
+    """Returns the tokens of the rows that are kept, one row after another, without a file."""
     chat, made = load_chat(str(model)), []
     for row in map(with_facts, rows):
         try:
@@ -228,7 +228,7 @@ def test_blocks_are_consecutive_lines(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def trl_packing(lengths: list[int], max_length: int, seed: int) -> list[list[int]]:
-    """The rows of each sequence by TRL: each row's tokens are its number, so they name it."""
+    """Returns the rows of each sequence by TRL; each row's tokens are its number."""
     from datasets import Dataset
     from trl.data_utils import pack_dataset
 

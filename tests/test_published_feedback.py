@@ -214,7 +214,7 @@ def test_the_mean_of_the_aspects_leaves_out_what_does_not_apply(tmp_path: Path) 
 
 def test_feedback_without_the_named_score_says_what_to_do(tmp_path: Path) -> None:
     read(FILES / "nectar.jsonl", tmp_path)
-    with pytest.raises(Permanent, match="name feedback whose answers have ratings of the aspects"):
+    with pytest.raises(Permanent, match="to a stage whose answers have ratings of the aspects"):
         binarize(tmp_path, score="aspects")
 
 

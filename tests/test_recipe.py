@@ -120,7 +120,7 @@ MISTAKES = {
         "base: {weights: smollm2-135m-instruct, temperature: .inf}",
         "'base': setting 'temperature': Input should be a finite number .got inf",
     ),
-    "bad name": ("seed: 7", "name: A B", "name 'A B' must be"),
+    "bad name": ("seed: 7", "name: A B", "invalid name 'A B'; use lowercase"),
     "storage url": ("seed: 7", "storage: s3://bucket/x", "'s3://bucket/x'; it must be"),
     "empty storage": ("seed: 7", "storage:", "storage is None; it must be a folder"),
     "bad yaml": ("[sft]", "[sft", "line 9"),
@@ -138,7 +138,7 @@ MISTAKES = {
         "3",
         "'pairs': not a mapping but int",
     ),
-    "stage name": ("  pairs:", "  my pairs:", "'my pairs': a stage name is"),
+    "stage name": ("  pairs:", "  my pairs:", "'my pairs': invalid stage name; use letters"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Reference log-probabilities: computed once, resumed pair by pair, shared by dpo stages.
+"""Tests reference log-probabilities: computed once, resumed pair by pair, shared by dpo stages.
 
 No Ray."""
 
@@ -38,7 +38,7 @@ def made(kind: Any, **settings: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def one_process(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
+    """Starts a process group of this process alone."""
     import torch.distributed
 
     address = f"file://{tmp_path / 'group'}"
@@ -49,7 +49,7 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def prepare(tmp_path: Path, tiny_model: Path) -> Callable[..., tuple[Work, Any]]:
-    """A function that prepares pairs for a stage and returns its work and data."""
+    """Returns a function that prepares pairs for a stage and returns its work and data."""
 
     def run(stage: Any, folder: str, rows: Any = None) -> tuple[Work, Any]:
         rows = rows or train_once.pairs(COUNT)

@@ -1,4 +1,4 @@
-"""The report page, from artifacts on disk that have the stages' schemas."""
+"""Tests the report page, from artifacts on disk that have the stages' schemas."""
 
 import json
 import re
@@ -164,7 +164,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def labels(html: str) -> list[str]:
-    """The descriptions of the plots."""
+    """Returns the descriptions of the plots."""
     return re.findall(r'<svg [^>]*aria-label="([^"]+)"', html)
 
 
@@ -441,7 +441,7 @@ def test_step_written_twice_by_a_resumed_run_counts_once(tmp_path: Path) -> None
 
 
 def validated(root: Path, counts: dict[str, float]) -> Artifact:
-    """A trained model with validation before training, after 20 steps and at the end."""
+    """Returns a trained model with validation before training, after 20 steps and at the end."""
     artifact = make(root, "dpo", "dpo", counts={"rows": 3, **counts})
     steps: list[dict[str, Any]] = [{"step": n, "loss": 0.69 - n / 100} for n in range(1, 31)]
     steps.insert(0, {"step": 0, "validation/loss": 0.6931})

@@ -1,4 +1,4 @@
-"""Request bodies: accepted defaults, bounds, and rows of the judge."""
+"""Tests request bodies: accepted defaults, bounds, and rows of the judge."""
 
 import json
 import time

@@ -28,7 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose parameters cannot be split evenly."""
+    """Returns a model whose parameters cannot be split evenly."""
     import torch
     from transformers import AutoConfig, LlamaForCausalLM
 
@@ -94,8 +94,8 @@ def losses(rows: list[dict[str, Any]]) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, Job]]:
-    """Jobs by case and number of workers: two train all 4 steps, one and four go on from the
-    checkpoint of step 2."""
+    """Returns jobs by case and number of workers: two train all 4 steps, one and four go on from
+    the checkpoint of step 2."""
     folder = tmp_path_factory.mktemp("runs")
     long = make_job(folder / "long", model, 48, zero=3, epochs=LONG)
     jobs = {
@@ -135,8 +135,8 @@ def test_a_part_is_cut_out_of_the_old_parts(rank: int, part: list[float]) -> Non
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """Every value of a checkpoint of DeepSpeed by its place, except those that only converters
-    read."""
+    """Returns every value of a checkpoint of DeepSpeed by its place, except those that only
+    converters read."""
     import torch
 
     def values(value: Any) -> Any:

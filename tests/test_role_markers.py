@@ -1,4 +1,4 @@
-"""Markers of another turn in an answer."""
+"""Tests markers of another turn in an answer."""
 
 import pytest
 

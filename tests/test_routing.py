@@ -1,5 +1,5 @@
-"""The gateway's routes: who may send a request, what it leaves in the log, and a gateway that needs
-keys."""
+"""Tests the gateway's routes: who may send a request, what it leaves in the log, and a gateway that
+needs keys."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ PROMPT = [{"role": "user", "content": "sesame"}]
 
 
 def logged(caplog: pytest.LogCaptureFixture, log_prompts: bool) -> dict[str, object]:
-    """The log line of one answered chat."""
+    """Returns the log line of one answered chat."""
 
     async def chat(request: Request) -> Response:
         return respond(request, ModelResponse("dpo", PROMPT, body={"id": "1"}), log_prompts)
@@ -62,7 +62,7 @@ ADDRESS, JSON = "http://127.0.0.1:8000", {"Content-Type": "application/json"}
 
 
 def client(keys: list[str], address: str = ADDRESS) -> TestClient:
-    """A service whose every request changes state, addressed as a browser addresses it."""
+    """Returns a client of a service whose every request changes state, for a browser's requests."""
 
     async def vote(request: Request) -> Response:
         return Response(await read_body(request))
@@ -173,7 +173,7 @@ def test_a_gateway_that_needs_keys_does_not_start_without(
 
 @pytest.fixture
 def voters(tmp_path: Path) -> TestClient:
-    """A client of the routes of votes, at a gateway that serves the model dpo."""
+    """Returns a client of the routes of votes, at a gateway that serves the model dpo."""
     gateway, dispatcher = object.__new__(Gateway), object.__new__(Dispatcher)
     dispatcher._handles = {"dpo": None}  # type: ignore[dict-item]
     gateway._dispatcher, gateway._votes = dispatcher, VoteFile(tmp_path)

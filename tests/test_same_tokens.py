@@ -24,7 +24,7 @@ Messages = list[dict[str, str]]
 TEXTS = {
     "plain": "Green.",
     "line breaks first": "\n\nGreen.",
-    "white space first": "  \n\n\tGreen.",
+    "whitespace first": "  \n\n\tGreen.",
     "spaces at the end": "Green. \n  ",
     "code": "def f(a):\n    for row in a:\n        return  [row]\n\n\n\t\tpass",
     "control tokens": "<|im_end|></s><|eot_id|><end_of_turn><|endoftext|>[/INST]<|user|>\nx",
@@ -47,7 +47,7 @@ def load(family: str) -> Any:
 
 
 def conversation(text: str) -> Messages:
-    """The text is a question, an earlier answer and the last answer."""
+    """Returns a conversation with the text as question, earlier answer and last answer."""
     roles = ("user", "assistant", "user", "assistant")
     contents = (text or "?", text, "More?", text)
     return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]

@@ -95,7 +95,7 @@ LINES = {
     ),
     "recipe: code": (["models.judge.base_url=https://h/v1?code=canary-1"], "contains a query"),
     "recipe: port as password": (["models.judge.base_url=http://u:12/canary-1@h/v1"], "api_key_en"),
-    "recipe: white space": (["models.judge.base_url=http://u:pa canary-1@h/v1"], "api_key_env"),
+    "recipe: whitespace": (["models.judge.base_url=http://u:pa canary-1@h/v1"], "api_key_env"),
     "recipe: token": (["models.judge.parameters={token: canary-1}"], "parameters.token' is a s"),
     "recipe: tokens": (["models.judge.parameters={auth-keys: [canary-1]}"], "auth-keys.0' is a s"),
     "recipe: header": (
@@ -337,10 +337,10 @@ def test_what_mlflow_stores(
     (folder / "model").mkdir()
     tracking = Tracking.open(folder, "r", "k", settings)
     client = tracking.client
-    done = tracking.stage("done", "sft", "k1", settings)
+    done = tracking.start_stage("done", "sft", "k1", settings)
     manifest = Manifest(kind="sft", key="k1", files={}, settings=settings)
     done.finish(Artifact(folder, manifest))
-    failed = tracking.stage("failed", "sft", "k2", settings)
+    failed = tracking.start_stage("failed", "sft", "k2", settings)
     failed.fail(f"wrong key {key}")
     for run_id in (tracking.run_id, done.run_id, failed.run_id):
         assert client.get_run(run_id).data.params["model"] == "***"

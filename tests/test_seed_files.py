@@ -1,4 +1,4 @@
-"""The seed files: counts, schema, distance between the files, demonstrations that hold."""
+"""Tests the seed files: counts, schema, distance between the files, demonstrations that hold."""
 
 import json
 import re

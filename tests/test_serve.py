@@ -202,7 +202,7 @@ def test_several_greedy_answers_are_refused_with_the_reason(service: Service) ->
 
 
 def test_a_token_id_outside_the_vocabulary_does_not_kill_the_engine(service: Service) -> None:
-    """The tiny model has 1000 tokens; vLLM itself lets the ID 1000 pass, and dies of it."""
+    """The tiny model has 1000 tokens; vLLM itself accepts the ID 1000, and then crashes."""
     for token, status in ((999, 200), (1000, 400), (1001, 400), (999, 200)):
         asked = {"model": "dpo", "prompt": [[1, token]], "max_tokens": 1}
         reply = service.post("/v1/completions", asked)
@@ -368,7 +368,8 @@ def is_valid(schema: type[Body], body: dict[str, Any]) -> bool:
 
 
 def bodies(path: str) -> st.SearchStrategy[tuple[str, bytes]]:
-    """Bodies of one route: a valid one with other valid fields, with any fields, and mere bytes."""
+    """Draws bodies of one route: a valid one with other valid fields, with any fields, and mere
+    bytes."""
     schema, valid = BODIES[path]
     names = sorted({*schema.model_fields, *schema.without_effect, *valid, "zzz"})
     pairs = [

@@ -1,4 +1,4 @@
-"""Pairs in one row, each prompt once, against TRL's padded batches. No Ray, no engine."""
+"""Tests pairs in one row, each prompt once, against TRL's padded batches. No Ray, no engine."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ LORA = {"r": 4, "dropout": 0.0}
 
 
 def pair(prompt: int, chosen: int, rejected: int) -> dict[str, Any]:
-    """A pair with these numbers of tokens."""
+    """Returns a pair with these numbers of tokens."""
     tokens = iter(range(3, 100))
     take = lambda count: [next(tokens) for _ in range(count)]  # noqa: E731
     return {
@@ -40,7 +40,7 @@ PAIRS = [pair(7, 5, 9), pair(5, 1, 4), pair(1, 3, 2), pair(4, 6, 1), pair(1, 1, 
 
 @pytest.fixture(params=["Llama", "Mistral", "Qwen2", "Mistral with a window"])
 def start(request: pytest.FixtureRequest) -> Any:
-    """A function that makes the start model, with transformers' attention or with ours."""
+    """Returns a function that makes the start model, with transformers' attention or with ours."""
     import torch
     import transformers
 
@@ -63,7 +63,7 @@ def start(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def step(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that returns loss, metrics and gradients of one forward pass over PAIRS."""
+    """Returns a function that computes loss, metrics and gradients of one pass over PAIRS."""
     import torch
     import trl.trainer.utils
     from datasets import Dataset

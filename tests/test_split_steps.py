@@ -37,7 +37,7 @@ STAGES = {"sft": (Sft, {"packing": False}), "dpo": (Dpo, {"nll_weight": 0.5, "be
 
 
 def dialogue(number: int) -> dict[str, Any]:
-    """Dialogues of similar lengths: two do not fit into a micro-batch for the longest one."""
+    """Returns a dialogue of about the same length for any number: two exceed a micro-batch."""
     pick = random.Random(number)
     words = pick.choices(train_once.WORDS, k=8), pick.choices(train_once.WORDS, k=8 + number % 4)
     texts = [" ".join(part) for part in words]
@@ -87,7 +87,7 @@ def dealer(stage: Any, weights: str, scratch: Path, capacity: int, workers: int)
 def make(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
-    """A function that makes the job of a training with its data."""
+    """Returns a function that makes the job of a training with its data."""
     kind, settings = STAGES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     work = train_once.work_for(folder, tiny_model, rows(request.param))
@@ -110,14 +110,14 @@ def make(
 
 @pytest.fixture(scope="module")
 def whole(make: Any) -> Job:
-    """One worker that makes one forward pass per step."""
+    """Trains with one worker and one forward pass per step."""
     job: Job = make("whole", one_pass=True, zero=2)
     train(job, processes=1)
     return job
 
 
 def steps(job: Job) -> list[dict[str, float]]:
-    """Metrics of every step; those of its last attempt, if it was repeated."""
+    """Returns metrics of every step; those of its last attempt, if it was repeated."""
     entries = {entry["step"]: entry for entry in read_jsonl(job.scratch / "steps" / "rank0.jsonl")}
     return [entries[number] for number in sorted(entries)]
 

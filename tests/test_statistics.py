@@ -1,4 +1,4 @@
-"""Intervals and errors against closed forms, the book's formulas and simulated coverage."""
+"""Tests intervals and errors against closed forms, the book's formulas, simulated coverage."""
 
 import warnings
 from statistics import NormalDist

@@ -33,7 +33,7 @@ PARTS = {"kind": "sft", "version": 1, "settings": {"epochs": 1.0, "model": "grö
 
 
 def made(storage: Path) -> Store:
-    """A store with one artifact, `text-k`, of two files."""
+    """Returns a store with one artifact, `text-k`, of two files."""
     store = Store(storage)
     store.prepare()
     folder = store.folder("text", "k")
@@ -338,7 +338,7 @@ def test_a_count_that_is_not_a_number_is_read_back(tmp_path: Path) -> None:
 
 
 def run_judged_by(folder: Path, judge: dict[str, Any]) -> Path:
-    """A run whose comparison an earlier version made; each model has settings of all engines."""
+    """Returns a run compared by an earlier version; each model has settings of all engines."""
     others = {"weights": "", "base_url": None, "temperature": 0.7, "gpus": 0.0, "relevance": None}
     manifest = {
         **{

@@ -756,6 +756,11 @@ def test_no_pair_at_all_is_an_error_that_says_why(tmp_path: Path) -> None:
         pairs_of(tmp_path, [FOUR], min_chosen=10)
 
 
+def test_feedback_without_rows_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Permanent, match="has no rows to pair; add prompts"):
+        pairs_of(tmp_path, [])
+
+
 def test_no_pair_for_want_of_scores_does_not_advise_on_min_chosen(tmp_path: Path) -> None:
     with pytest.raises(Permanent, match="fewer than two scored answers: 1.; use a judge whose"):
         pairs_of(tmp_path, [rated("p", ("cat", None), ("dog", None))])

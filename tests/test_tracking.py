@@ -18,7 +18,7 @@ from zephyr_ray.tracking.pipeline_run import Tracking
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One database for the module, as making one takes seconds; each test has its own recipe."""
+    """Creates one database for the module, which takes seconds; each test has its own recipe."""
     return tmp_path_factory.mktemp("runs")
 
 
@@ -50,7 +50,7 @@ def artifact(tmp_path: Path) -> Artifact:
 
 def test_stage_run_is_nested_under_the_parent(storage: Path) -> None:
     tracking = Tracking.open(storage, "nested", "k0", {"seed": 0})
-    stage = tracking.stage("sft", "sft", "k1", {"epochs": 2})
+    stage = tracking.start_stage("sft", "sft", "k1", {"epochs": 2})
     run = tracking.client.get_run(stage.run_id)
     assert run.data.tags["mlflow.parentRunId"] == tracking.run_id
     assert run.data.params == {"kind": "sft", "epochs": "2"}
@@ -60,13 +60,13 @@ def test_stage_run_is_nested_under_the_parent(storage: Path) -> None:
 
 def test_resumed_pipeline_goes_on_in_its_runs(storage: Path) -> None:
     first = Tracking.open(storage, "resumed", "k0", {"actors": 1})
-    stage = first.stage("sft", "sft", "k1", {})
+    stage = first.start_stage("sft", "sft", "k1", {})
     stage.fail("killed")
     first.finish("FAILED")
     # An operational setting may change between attempts; MLflow refuses to change a parameter.
     again = Tracking.open(storage, "resumed", "k0", {"actors": 4})
     assert again.run_id == first.run_id
-    assert again.stage("sft", "sft", "k1", {}).run_id == stage.run_id
+    assert again.start_stage("sft", "sft", "k1", {}).run_id == stage.run_id
     assert len(again.client.search_runs([again.experiment.id])) == 2
     assert again.client.get_run(again.run_id).info.status == "RUNNING"
     assert again.client.get_run(stage.run_id).info.status == "RUNNING"
@@ -79,7 +79,7 @@ def test_another_recipe_key_is_another_run(storage: Path) -> None:
 
 def test_step_metrics_stand_beside_params_in_one_run(storage: Path, tmp_path: Path) -> None:
     tracking = Tracking.open(storage, "steps", "k0", {})
-    stage = tracking.stage("dpo", "dpo", "k1", {"beta": 0.1})
+    stage = tracking.start_stage("dpo", "dpo", "k1", {"beta": 0.1})
     for step in range(250):
         stage.log_metrics({"loss": 250 - step, "rewards/margins": step, "note": "text"}, step)
     stage.finish(Artifact(tmp_path, BARE))
@@ -95,7 +95,7 @@ def test_numbers_are_sent_every_two_seconds_or_hundred(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that a step of training does not wait for MLflow."""
-    stage = Tracking.open(storage, "batches", "k0", {}).stage("dpo", "dpo", "k1", {})
+    stage = Tracking.open(storage, "batches", "k0", {}).start_stage("dpo", "dpo", "k1", {})
     now, sent = 1000.0, []
     monkeypatch.setattr(
         "zephyr_ray.tracking.stage_run.time", SimpleNamespace(monotonic=lambda: now, time=time.time)
@@ -120,7 +120,7 @@ def test_numbers_are_sent_every_two_seconds_or_hundred(
 
 def test_finished_stage_shows_counts_and_artifacts(storage: Path, artifact: Artifact) -> None:
     tracking = Tracking.open(storage, "artifacts", "k0", {})
-    stage = tracking.stage("sft", "sft", "k1", {})
+    stage = tracking.start_stage("sft", "sft", "k1", {})
     stage.finish(artifact)
     stage.finish(artifact)
     client = tracking.client
@@ -135,7 +135,7 @@ def test_finished_stage_shows_counts_and_artifacts(storage: Path, artifact: Arti
 
 def test_trained_model_is_a_logged_model_of_its_run(storage: Path, artifact: Artifact) -> None:
     tracking = Tracking.open(storage, "models", "k0", {})
-    stage = tracking.stage("sft.full", "sft", "k1", {})
+    stage = tracking.start_stage("sft.full", "sft", "k1", {})
     stage.finish(artifact)
     stage.finish(artifact)
     [model] = tracking.client.search_logged_models([tracking.experiment.id])
@@ -150,7 +150,7 @@ def test_trained_model_is_a_logged_model_of_its_run(storage: Path, artifact: Art
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Artifact:
-    """A data set of two rows."""
+    """Returns a data set of two rows."""
     folder = tmp_path / "pairs"
     folder.mkdir()
     rows = [{"id": "a", "chosen": [{}], "score": 0.5, "meta": {}, "note": None}, {"id": "b"}]
@@ -163,9 +163,9 @@ def test_data_set_is_an_input_of_the_run_that_reads_it(
     storage: Path, tmp_path: Path, pairs: Artifact
 ) -> None:
     tracking = Tracking.open(storage, "data", "k0", {})
-    tracking.cached("pairs", pairs)
+    tracking.record_cached("pairs", pairs)
     params = {"model": "base", "data": "pairs", "validation": ["pairs"]}
-    stage = tracking.stage("dpo", "dpo", "k1", params, reads=["pairs"])
+    stage = tracking.start_stage("dpo", "dpo", "k1", params, reads=["pairs"])
     [read] = tracking.client.get_run(stage.run_id).inputs.dataset_inputs
     data = read.dataset
     assert (data.name, data.digest) == ("pairs", content_key({"some": "pairs"}))
@@ -184,9 +184,9 @@ def test_model_is_an_input_of_the_run_that_reads_it(
     storage: Path, artifact: Artifact, tmp_path: Path
 ) -> None:
     tracking = Tracking.open(storage, "reads", "k0", {})
-    trained = tracking.stage("sft", "sft", "k1", {})
+    trained = tracking.start_stage("sft", "sft", "k1", {})
     trained.finish(artifact)
-    stage = tracking.stage("dpo", "dpo", "k2", {"model": "sft"}, reads=["sft"])
+    stage = tracking.start_stage("dpo", "dpo", "k2", {"model": "sft"}, reads=["sft"])
     [model] = tracking.client.search_logged_models([tracking.experiment.id])
     [read] = tracking.client.get_run(stage.run_id).inputs.model_inputs
     assert read.model_id == model.model_id and model.source_run_id == trained.run_id
@@ -197,10 +197,10 @@ def test_figures_of_models_are_metrics_of_the_models(
 ) -> None:
     """As the reused model was trained by a run of another recipe, it is recorded first."""
     tracking = Tracking.open(storage, "figures", "k0", {})
-    tracking.cached("sft", artifact)
+    tracking.record_cached("sft", artifact)
     counts = {"dropped/long": 3, "win_rate/base": 0.5, "win_rate/sft": 0.745, "turn/1/sft": 7}
     judged = replace(pairs, manifest=pairs.manifest.model_copy(update={"counts": counts}))
-    stage = tracking.stage("winrate", "pairwise", judged.key, {})
+    stage = tracking.start_stage("winrate", "pairwise", judged.key, {})
     stage.finish(judged)
     stage.finish(judged)
     client = tracking.client
@@ -239,7 +239,7 @@ def test_experiment_opens_on_its_runs_unless_a_person_chose_another_kind(storage
 
 def test_reused_stage_is_a_tag_of_the_parent(storage: Path, artifact: Artifact) -> None:
     tracking = Tracking.open(storage, "cached", "k0", {})
-    tracking.cached("sft", artifact)
+    tracking.record_cached("sft", artifact)
     assert tracking.client.get_run(tracking.run_id).data.tags["zephyr.cached.sft"] == "k1"
     assert len(tracking.client.search_runs([tracking.experiment.id])) == 1
 
@@ -248,8 +248,8 @@ def test_run_left_open_by_a_kill_is_completed_when_its_stage_is_reused(
     storage: Path, artifact: Artifact
 ) -> None:
     tracking = Tracking.open(storage, "late", "k0", {})
-    stage = tracking.stage("sft", "sft", "k1", {})
-    tracking.cached("sft", artifact)
+    stage = tracking.start_stage("sft", "sft", "k1", {})
+    tracking.record_cached("sft", artifact)
     run = tracking.client.get_run(stage.run_id)
     assert (run.info.status, run.data.metrics["rows"]) == ("FINISHED", 25)
 
@@ -257,7 +257,7 @@ def test_run_left_open_by_a_kill_is_completed_when_its_stage_is_reused(
 def test_names_and_values_beyond_the_limits_are_cut(storage: Path, tmp_path: Path) -> None:
     tracking = Tracking.open(storage, "limits", "k0", {"long": "x" * 7000, "a=b": 1})
     assert tracking.client.get_run(tracking.run_id).data.params == {"long": "x" * 6000, "a_b": "1"}
-    stage = tracking.stage("s", "clean", "k1", {f"p{i}": i for i in range(150)})
+    stage = tracking.start_stage("s", "clean", "k1", {f"p{i}": i for i in range(150)})
     counts = {"dropped/„as an AI“": 2, "a//b": 1}
     stage.finish(Artifact(tmp_path, BARE.model_copy(update={"counts": counts})))
     run = tracking.client.get_run(stage.run_id)
@@ -267,7 +267,7 @@ def test_names_and_values_beyond_the_limits_are_cut(storage: Path, tmp_path: Pat
 
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that MLflow would have waited between its tries."""
+    """Returns the seconds that MLflow would have waited between its tries."""
     seconds: list[float] = []
     monkeypatch.setattr("time.sleep", seconds.append)
     return seconds
@@ -319,7 +319,7 @@ def test_hiccup_in_mid_run_warns_once_and_loses_no_metric(
     storage: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracking = Tracking.open(storage, "hiccup", "k0", {})
-    stage = tracking.stage("sft", "sft", "k1", {})
+    stage = tracking.start_stage("sft", "sft", "k1", {})
     away = storage / "mlflow.db.away"
     tracking.client._tracking_client.store.engine.dispose()
     (storage / "mlflow.db").rename(away)

@@ -54,7 +54,7 @@ def one_worker(sft: Runner) -> Work:
 
 @pytest.fixture(scope="module")
 def zero_2(sft: Runner) -> Work:
-    """Two workers with two forward passes per step each."""
+    """Trains with two workers and two forward passes per step each."""
     return sft(workers=2, micro_batch=96, zero=2)
 
 
@@ -82,7 +82,7 @@ def logits(folder: Path) -> Any:
 
 
 def log_probs(model: Any, ids: list[int], labels: list[int]) -> Any:
-    """Log-probability of every trained token of one row, by plain transformers."""
+    """Returns the log-probability of every trained token of one row, by plain transformers."""
     import torch
 
     predicted = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
@@ -92,7 +92,7 @@ def log_probs(model: Any, ids: list[int], labels: list[int]) -> Any:
 
 @pytest.fixture(scope="module")
 def by_hand(one_worker: Work, tiny_model: Path) -> tuple[list[float], Any]:
-    """The same training in plain PyTorch: losses, and logits of the trained model."""
+    """Repeats the training in plain PyTorch; returns losses, and the trained model's logits."""
     import torch
     from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 

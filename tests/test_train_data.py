@@ -37,7 +37,7 @@ def work(tmp_path: Path, tiny_model: Path) -> Work:
 
 
 def order(seed: int, epochs: int = 3) -> list[list[int]]:
-    """The order of 20 rows, per epoch."""
+    """Returns the order of 20 rows, per epoch."""
     stage = Sft(model="base", data="data", global_batch=1, epochs=epochs, seed=seed)
     rows = stage.order(20)
     return [rows[at : at + 20] for at in range(0, len(rows), 20)]

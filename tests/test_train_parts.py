@@ -30,7 +30,7 @@ def job(folder: Path, **settings: Any) -> Job:
 
 
 def output() -> SimpleNamespace:
-    """The output layer of two pairs of up to three tokens: chosen, chosen, rejected, rejected."""
+    """Returns the output layer of two pairs of up to three tokens: two chosen, two rejected."""
     import torch
 
     mask = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 1, 0], [0, 1, 0]]).bool()
@@ -67,7 +67,7 @@ def dpo_losses(**settings: Any) -> tuple[list[float], dict[str, list[float]]]:
 
 
 def selected(terms: Any) -> list[float]:
-    """The terms of a metric's mean, which must be those that the trainer sums and counts."""
+    """Returns the terms of a metric's mean; the trainer must sum and count the same ones."""
     kept: list[float] = terms.values.tolist()
     if terms.mask is not None:
         kept = terms.values[terms.mask].tolist()

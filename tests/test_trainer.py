@@ -39,7 +39,7 @@ LORA = {"r": 4, "targets": ["q_proj"], "dropout": 0.3}
 
 @pytest.fixture(params=["dense", "experts"])
 def start(request: pytest.FixtureRequest, tiny_model: Path) -> Any:
-    """A function that makes the start model: a Llama, or a mixture of experts."""
+    """Returns a function that makes the start model: a Llama, or a mixture of experts."""
     import torch
     from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -64,7 +64,7 @@ def start(request: pytest.FixtureRequest, tiny_model: Path) -> Any:
 
 @pytest.fixture
 def common(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Arguments of both trainers."""
+    """Returns arguments of both trainers."""
     import trl.trainer.utils
     from transformers import AutoTokenizer
     from trl.trainer.sft_config import SFTConfig
@@ -83,7 +83,7 @@ def common(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def plain(model: Any) -> Any:
-    """The model with transformers' own attention."""
+    """Returns the model with transformers' own attention."""
     model.set_attn_implementation("sdpa")
     return model
 
@@ -105,8 +105,8 @@ def trained(stage: Any, start: Any, common: dict[str, Any], rows: list[dict[str,
 
 
 def step(trainer: Any, rows: list[dict[str, Any]], terms: Any, passes: int = 1) -> dict[str, float]:
-    """Loss and metrics of one of a step's forward passes. `terms` are those of the step's loss;
-    None if TRL averages over the pass."""
+    """Returns loss and metrics of one of a step's forward passes. `terms` are those of the step's
+    loss; None if TRL averages over the pass."""
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = passes
     batch = trainer.data_collator(rows)

@@ -100,7 +100,7 @@ def validation(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def log_probs(model: Any, ids: list[int]) -> Any:
-    """Log-probabilities over the vocabulary at each position, by plain transformers."""
+    """Returns log-probabilities over the vocabulary at each position, by plain transformers."""
     import torch
 
     with torch.no_grad():
@@ -351,8 +351,8 @@ def test_validation_is_in_the_counts_and_in_the_table(
 
 @pytest.fixture(scope="module")
 def sft_runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Job]:
-    """The same training without validation, and with it, killed after its first checkpoint and
-    resumed."""
+    """Runs the same training without validation, and with it, killed after its first checkpoint
+    and resumed."""
     rows = train_once.dialogues(55)
     jobs = []
     for held_out in (None, "held_out"):

@@ -31,7 +31,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """A store with one model, `sft-k`."""
+    """Returns a store with one model, `sft-k`."""
     store = Store(tmp_path / "runs")
     store.prepare()
     model = store.folder("sft", "k") / "model"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 class Clock:
-    """Wall time of a stage over all attempts; saved twice per second, so a kill loses little."""
+    """Wall time of a stage over all attempts; saved twice per second, so that little is lost if the
+    process is killed."""
 
     def __init__(self, path: Path, tick: Callable[[], None]):
         self._path, self._tick, self._stop = path, tick, threading.Event()

@@ -31,8 +31,8 @@ class Execution:
     engines: EnginePool = field(default_factory=EnginePool)
 
     def run(self) -> str:
-        """Makes the missing artifacts, with tracking in MLflow and on the display. Returns the path
-        of the page of the runs in MLflow's UI."""
+        """Makes the missing artifacts; shows progress on the display and logs it to MLflow. Returns
+        the path of the runs' page in the MLflow UI."""
         recipe, keys = self.recipe, {step.name: step.key for step in self.steps}
         tracking = Tracking.open(
             self.store.storage,
@@ -46,7 +46,7 @@ class Execution:
                 for step in self.steps:
                     if step.artifact:
                         display.set(step.name, "cached", summarize(step.artifact))
-                        tracking.cached(step.name, step.artifact)
+                        tracking.record_cached(step.name, step.artifact)
                     else:
                         self._run_step(step, tracking, display)
             self.engines.close()
@@ -60,7 +60,7 @@ class Execution:
 
     def _run_step(self, step: Step, tracking: Tracking, display: Display) -> None:
         """Makes the artifact of a step and links it."""
-        stage_run = tracking.stage(
+        stage_run = tracking.start_stage(
             step.name,
             step.stage.kind,
             step.key,
@@ -75,8 +75,8 @@ class Execution:
             display.set(step.name, "interrupted" if interrupted else "failed")
             raise
         stage_run.finish(step.artifact)
-        view = self.store.storage / self.recipe.name
-        link_artifact(view, step.name, step.stage.view, step.artifact.folder)
+        run_folder = self.store.storage / self.recipe.name
+        link_artifact(run_folder, step.name, step.stage.view, step.artifact.folder)
         display.set(step.name, "done", summarize(step.artifact))
 
     def _make_artifact(self, step: Step, stage_run: StageRun, display: Display) -> Artifact:
@@ -112,7 +112,7 @@ class Execution:
         work.scratch.mkdir(parents=True, exist_ok=True)
         self._make_room(step, artifacts)
         display.set(step.name, "running", progress=work.progress)
-        cost = self.spending.of_stage(folder.name, work.progress, work.log_metrics)
+        cost = self.spending.stage_spending(folder.name, work.progress, work.log_metrics)
 
         def tick() -> None:
             cost.tick()
@@ -143,23 +143,27 @@ class Execution:
         )
 
     def _make_room(self, step: Step, artifacts: dict[str, Artifact]) -> None:
-        """Ends the engines that the step leaves no room for, and those that neither it nor a later
-        step uses."""
+        """Stops engines that do not fit beside the step, and engines that neither this step nor a
+        later one uses."""
         models = self.recipe.models_read(step.stage)
-        asks = self._asks(step.stage, artifacts)
+        queried = self._models_queried(step.stage, artifacts)
         pending = [s for s in self.steps if s.artifact is None]
         self.engines.prepare(
-            asks,
-            [identify(*ask) for s in pending for ask in self._asks(s.stage, artifacts)],
+            queried,
+            [
+                identify(*model)
+                for s in pending
+                for model in self._models_queried(s.stage, artifacts)
+            ],
             memory=step.stage.footprint(models).memory,
-            trains=bool(models) and not asks,
+            trains=bool(models) and not queried,
         )
 
-    def _asks(
+    def _models_queried(
         self, stage: Stage, artifacts: dict[str, Artifact]
     ) -> list[tuple[ModelSettings, int]]:
-        """Returns the models that a stage asks, each with the stage's seed. Omits models whose
-        weights are not trained yet."""
+        """Returns the settings of the models that a stage queries, each with the stage's seed.
+        Omits models whose weights are not trained yet."""
         names = [
             name
             for _, mark, names in marked(stage, Reads)

@@ -24,7 +24,7 @@ MASK = "***"
 MIN_LENGTH = 6
 """Shortest value that is masked wherever it occurs; a shorter one would garble ordinary text."""
 SECRET_NAME = re.compile(r"(key|keys|token|password|passwd|secret|secrets)([-_](env|data))?$", re.I)
-# A URL that was read as a path has only one slash; another URL may follow without white space.
+# A URL that was read as a path has only one slash; another URL may follow without whitespace.
 _URL = re.compile(r"(\w:/{1,2})((?:(?!\w://)\S)*)")
 # A user and the start of a password; a port is not mistaken for one.
 _USER = re.compile(r"[^/?#@:]*:\d*[^\d/@]")
@@ -70,7 +70,7 @@ def masked(text: object) -> str:
 
 def has_credentials(text: str) -> bool:
     """Returns whether the text contains a URL with a user, a password or a secret parameter. Unlike
-    `masked`, also suspects a password that looks like a port and a path, or has white space."""
+    `masked`, also suspects a password that looks like a port and a path, or has whitespace."""
     return bool(
         any(_userinfo(rest) or _PORT_AND_PATH.match(rest) for _, rest in _URL.findall(text))
         or _URL_WITH_SPACE.match(text)

@@ -64,7 +64,7 @@ def exchanges(messages: list[Message]) -> Iterator[Exchange]:
 
 def visible(text: str) -> str:
     """Returns a text as a reader sees it: without invisible characters, differences of Unicode
-    normalization, and white space around it or at line ends."""
+    normalization, and whitespace around it or at line ends."""
     text = _UNSEEN.sub("", unicodedata.normalize("NFC", text))
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 

@@ -200,7 +200,7 @@ class _Share:
 
 async def _ask_member(row: Row, ask: Ask, *, program: Program) -> Row:
     """Runs the program. If the row is too long for its model but may fit another one, returns a
-    result that says so. Raises as the program does otherwise."""
+    result that says so; otherwise raises the same errors as the program."""
     try:
         return await program(row, ask)
     except RowError as error:

@@ -128,7 +128,7 @@ def run(recipe: Recipe, store: Store, until: str | None = None, wait: float = 0)
         view.mkdir(parents=True, exist_ok=True)
         unlink_stale(view, {s.link: s.artifact.folder for s in planned if s.artifact})
         write_stages(view, {name: original_name(name, recipe.variants) for name in recipe.stages})
-        # Makes the next run close MLflow's run, which a kill after the last manifest leaves open.
+        # Makes the next run close MLflow's run if this one is killed after the last manifest.
         unfinished, page = view / ".unfinished", ""
         if unfinished.exists() or any(step.artifact is None for step in steps):
             unfinished.touch()

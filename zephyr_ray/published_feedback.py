@@ -40,7 +40,7 @@ DOUBTFUL = "unscored/overall 10 that may be 1"
 
 def _feedback(row: Row) -> Row:
     *context, question = _messages(row)
-    # In a transcript, white space separates the answer from its label.
+    # In a transcript, whitespace separates the answer from its label.
     is_transcript = isinstance(row.get("prompt"), str) and row["prompt"] != question["content"]
     completions = [_completion(answer, is_transcript) for answer in _records(row["completions"])]
     if not completions:
@@ -158,7 +158,7 @@ def _aspects(annotations: Any, stated: Row) -> Row:
 
 
 def _read(name: str, raw: Any, stated: Row, least: float, most: float = math.inf) -> float | None:
-    """Returns a number, which may be given as text; None if there is none. A value that is not a
+    """Returns a number, which may be given as text; None if `raw` is None. A value that is not a
     number from `least` to `most` also gives None, and is kept in `stated` under its name; as text
     if it is neither a truth value nor a number that can be stored."""
     if raw is None:

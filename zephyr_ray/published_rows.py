@@ -184,7 +184,7 @@ def _side(prompt: Any, value: Any) -> list[Message]:
     context = parse(prompt)
     if isinstance(side, list):
         return [*_messages(context), *side]
-    # In a transcript, white space separates the answer from its label.
+    # In a transcript, whitespace separates the answer from its label.
     is_transcript = isinstance(prompt, str) and context != prompt
     return [*_messages(context), assistant(side.strip() if is_transcript else side)]
 
@@ -224,7 +224,7 @@ def is_empty(prompt: Any) -> bool:
 
 
 def number(value: Any) -> float | None:
-    """Returns a number, which may be text; None if it is none, or one beyond LARGEST."""
+    """Returns a number, which may be text; None if it is not a number, or one beyond LARGEST."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

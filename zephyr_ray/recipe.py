@@ -25,8 +25,8 @@ RECIPE_SETTINGS = {
     *("name", "storage", "seed", "hardware", "models", "stages", "sweep", "budget_usd"),
 }
 """The settings of a recipe itself."""
-FOLDERS = ("store", "mlartifacts", "answers", "spending")
-"""Folders of the storage folder that belong to no recipe."""
+RESERVED_FOLDERS = ("store", "mlartifacts", "answers", "spending")
+"""Subfolders of the storage folder that no recipe may use as its name."""
 
 
 class Hardware(Strict):
@@ -37,8 +37,8 @@ class Hardware(Strict):
     tflops: float | None = Field(None, gt=0)
     """Sustained training throughput per GPU in TFLOP/s, not its peak."""
     rows_per_second: dict[str, float] = {}
-    """Known throughput by stage: sequences, pairs or rows per second, over all its workers; of a
-    swept stage, that of each copy."""
+    """Measured rows (sequences, pairs or rows) per second, by stage, summed over the stage's
+    workers. For a swept stage the rate applies to each copy."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Recipe:
     variants: dict[str, Variant] = field(default_factory=dict)
     """The stages and models that the sweep copied, by the name of the copy."""
     budget_usd: float | None = None
-    """The most dollars that all runs of the recipe together may pay for models with a price."""
+    """Maximum dollars that all runs of the recipe together may spend on models with a price."""
 
     def file(self, value: str) -> Path:
         """Returns the path of a file or folder that a setting names."""
@@ -68,8 +68,8 @@ class Recipe:
         return {f: self.file(v) for f, _, values in marked(stage, FILE) for v in values}
 
     def environment_variables(self) -> dict[str, str]:
-        """Returns the environment variables that models read, each with the name of one such
-        model."""
+        """Returns the environment variables that models read, each mapped to the name of one model
+        that reads it."""
         return {
             v: name
             for name, model in self.models.items()
@@ -77,7 +77,8 @@ class Recipe:
         }
 
     def models_read(self, stage: Stage) -> dict[str, RecipeModel]:
-        """Returns the models that a stage reads (to train, to ask or as a judge), by name."""
+        """Returns the models that a stage uses (to train, to generate answers or to judge), by
+        name."""
         return {
             ref: self.models[ref]
             for _, mark, refs in marked(stage, Reads)
@@ -105,8 +106,8 @@ class Recipe:
 
 
 def locate(folders: list[Path], value: str) -> Path:
-    """Returns the path in the first of the folders where it exists; a leading ~ is the user's home
-    folder."""
+    """Returns `value` as a path in the first folder that contains it, or in the first folder if
+    none does; expands a leading ~."""
     value = os.path.expanduser(value)
     return next((f / value for f in folders if (f / value).exists()), folders[0] / value)
 
@@ -123,10 +124,10 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
     name, seed = raw.get("name", path.stem), raw.get("seed", 0)
     if not isinstance(name, str):
         raise Permanent(f"{path}: name is {name!r}, which is not text; quote it")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in FOLDERS:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in RESERVED_FOLDERS:
         raise Permanent(
-            f"{path}: name '{name}' must be lowercase letters, digits, '.', '_', '-', and not "
-            f"one of {', '.join(FOLDERS)}; choose another"
+            f"{path}: invalid name '{name}'; use lowercase letters, digits, '.', '_' and '-', "
+            f"starting with a letter or digit, and none of {', '.join(RESERVED_FOLDERS)}"
         )
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEED_LIMIT:
         raise Permanent(f"{path}: seed must be a whole number from 0 to 2^32 - 1, not {seed!r}")
@@ -143,8 +144,8 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
         where = f"{path}: stage '{stage}'"
         return _stage(stage, mapping(raw_stages[stage], where) | values, kinds, defaults, where)
 
-    written = Unexpanded(f"{path}: sweep", list(raw_stages), settings_of, make)
-    expanded = expand(written, raw.get("sweep", {}))
+    unexpanded = Unexpanded(f"{path}: sweep", list(raw_stages), settings_of, make)
+    expanded = expand(unexpanded, raw.get("sweep", {}))
     hardware = raw.get("hardware")
     if hardware is not None:
         hardware = typed(Hardware, hardware, f"{path}: hardware")
@@ -154,7 +155,7 @@ def load(path: Path, kinds: dict[str, type[Stage]], overrides: list[str] | None 
                 f"{path}: hardware: rows_per_second: no stage '{unknown[0]}'; correct the name"
             )
         originals = {name: original_name(name, expanded.variants) for name in expanded.stages}
-        rates = {name: rates[of] for name, of in originals.items() if of in rates}
+        rates = {name: rates[stage] for name, stage in originals.items() if stage in rates}
         hardware = hardware.model_copy(update={"rows_per_second": rates})
     references = References(str(path), expanded.models, expanded.stages, partial(locate, folders))
     return Recipe(
@@ -174,7 +175,7 @@ def _budget(value: Any, path: Path) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is None or (is_number and value >= 0):
         return value
-    raise Permanent(f"{path}: budget_usd is {value!r}, which is no amount of dollars; correct it")
+    raise Permanent(f"{path}: budget_usd is {value!r}; it must be a number of dollars, 0 or more")
 
 
 def _storage(value: Any, path: Path) -> Path:
@@ -190,7 +191,7 @@ def _storage(value: Any, path: Path) -> Path:
         "names a user who does not exist": folder.startswith("~"),
         "contains a shell variable": "$" in folder,
         "contains characters that cannot be printed": not folder.isprintable(),
-        "contains '::', which Datasets reads as a URL": "::" in folder,
+        "contains '::', which Hugging Face Datasets reads as a URL": "::" in folder,
     }
     for reason, applies in unusable.items():
         if applies:
@@ -222,7 +223,10 @@ def _stage(
 ) -> Stage:
     """Returns one stage; `defaults` apply to kinds that have such a setting."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise Permanent(f"{where}: a stage name is letters, digits, '_', '-'")
+        raise Permanent(
+            f"{where}: invalid stage name; use letters, digits, '_' and '-', starting with a "
+            "letter or digit"
+        )
     settings = dict(settings)
     if "kind" not in settings:
         raise Permanent(f"{where}: setting 'kind' is missing; known: {', '.join(sorted(kinds))}")

@@ -103,7 +103,7 @@ class Curve:
     title: str
     points: tuple[tuple[float, float], ...]
     validation: tuple[tuple[float, float], ...] = ()
-    """The same value on held-out data."""
+    """Values on held-out data."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Spending:
         """Returns the meter of a model's requests; None if it has neither limits nor a price."""
         return Meter(self._governor, stage, model) if model in self._tariffs else None
 
-    def of_stage(
+    def stage_spending(
         self, stage: str, progress: Progress, log: Callable[[dict[str, float], int], None]
     ) -> "StageSpending":
         return StageSpending(self._governor, self._budget, stage, progress, log)
@@ -84,7 +84,7 @@ class StageSpending:
         self._looked = now
         try:
             figures = (self._figures(of, REPLY_SECONDS) for of in (None, self._stage))
-            total, stage = map(_most, figures)
+            total, stage = map(_max_dollars, figures)
         except RayError:  # the governor is being restarted
             return
         if self._before is None:
@@ -120,5 +120,5 @@ class StageSpending:
         return figures
 
 
-def _most(figures: dict[str, Spent]) -> float:
-    return sum(spent.most for spent in figures.values())
+def _max_dollars(figures: dict[str, Spent]) -> float:
+    return sum(spent.max_dollars for spent in figures.values())

@@ -227,7 +227,7 @@ class Stage(Strict):
 
 
 class BoundedStage(Stage):
-    """A stage that stops if too many of its rows are missing or useless for faults of their own."""
+    """Stops if too many of its rows are missing or useless for faults of their own."""
 
     max_failed: Annotated[float, OPERATIONAL] = Field(MAX_FAILED, ge=0, le=1)
     """Maximum share of the rows that may fail, but at least one row unless it is 0; above it, the
@@ -235,8 +235,8 @@ class BoundedStage(Stage):
 
 
 class RowStage(BoundedStage):
-    """A stage that runs a row program."""
+    """Runs a row program."""
 
     give_up: Annotated[list[str], OPERATIONAL] = []
     """Ids of rows to drop without asking for them again; they count as failed. For a row to which
-    an endpoint always gives the same reply that is no answer."""
+    an endpoint always gives the same unusable reply."""

@@ -109,7 +109,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def append_line(file: FileIO, entry: dict[str, Any]) -> None:
     """Appends an entry to an unbuffered file. Raises OSError unless all of it was written."""
-    # The leading line break ends a line that a kill or a full disk may have cut short.
+    # The leading line break ends a line that a killed process or a full disk may have cut short.
     line = b"\n" + _ENCODER.encode(entry).encode(errors="replace") + b"\n"
     if file.write(line) != len(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -119,7 +119,7 @@ class Journal:
     """Finished rows or steps of a running stage, one JSON line each.
 
     Each writer has its own file in `folder`, so that actors on several nodes never share one.
-    Readers skip a line that a kill cut short.
+    Readers skip a line whose writer was killed halfway.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class Trainings:
         self.pairs = pairs(SIZE, SIZE.steps * SIZE.dpo_batch)
 
     def compared(self) -> list[tuple[str, Any]]:
-        """The comparison with TRL, and profiles."""
+        """Returns the trainings for the comparison with TRL, and profiles."""
         micro = SIZE.micro
         return [
             ("SFT ours, packed", partial(self.sft, micro)),
@@ -58,7 +58,7 @@ class Trainings:
         ]
 
     def changed(self) -> list[tuple[str, Any]]:
-        """Ours with changes to the model's kernels or PyTorch's allocator."""
+        """Returns our trainings with changes to the model's kernels or PyTorch's allocator."""
         sft, dpo, micro = self.sft, self.dpo, SIZE.micro
         growing = switches.expandable_segments
         return [
@@ -70,7 +70,7 @@ class Trainings:
         ]
 
     def others(self, bitsandbytes: str) -> list[tuple[str, Any]]:
-        """Other settings of ours."""
+        """Returns trainings with other settings of ours."""
         micro, lora = SIZE.micro, {"r": 16, "dropout": 0.0}
         sft, dpo = self.sft, self.dpo
         saving = {"zero": 3, "gradient_checkpointing": True}

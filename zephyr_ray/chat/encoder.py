@@ -110,7 +110,7 @@ class Encoder:
         """Returns the ids of a lead and of the answer that follows it.
 
         They are tokenized together, as in the template, unless a token would span both (an answer
-        that starts with white space): generation starts after the lead.
+        that starts with whitespace): generation starts after the lead.
         """
         # No token spans a control token, so only the text after the last one is tokenized twice.
         start, last = 0, after

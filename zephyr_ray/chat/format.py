@@ -224,7 +224,8 @@ class ChatFormat:
 
 
 def pad_token_id(tokenizer: Any) -> int:
-    """Returns the id of a padding token that is no end token, so that the end token is trained."""
+    """Returns the id of a padding token; it is never an end token, so that the end token is
+    trained."""
     vocabulary = tokenizer.get_vocab()
     ends = {tokenizer.eos_token_id, vocabulary.get("<|im_end|>")}
     for token in (tokenizer.pad_token, *PADS, tokenizer.unk_token):

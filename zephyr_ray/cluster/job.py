@@ -18,31 +18,33 @@ RAY_VERSION = "2.60.0"
 NAME_LENGTH = 47
 HOME = "/home/zephyr"
 PART = "zephyr-ray/part"
-"""Label by which the chart's network policies select these pods and those of its own jobs."""
+"""Label by which the chart's network policies select these pods and the pods of the chart's own
+jobs."""
 CLIENT = {"zephyr-ray/client": "true"}
 """Label of the pods that the chart's network policies admit to MLflow and the services."""
 SUBMITTER = {"cpu": "500m", "memory": "1Gi"}
 TMP, SMALL_TMP, HOME_SIZE = "50Gi", "1Gi", "10Gi"
 """Maximum sizes of /tmp (in Ray's pods it holds Ray's logs and spilled objects) and of HOME."""
 WAIT_SECONDS = 900
-"""Maximum seconds that a job waits for the storage: the driver of a job that passed its deadline
-holds it as long as its head lives (HEAD_SECONDS), and then until the lease expires."""
+"""Maximum seconds that a job waits for the storage's lease. The driver of a job that exceeded its
+deadline holds the lease while its head runs (HEAD_SECONDS), and after that until it expires."""
 RETRY = """export ZEPHYR_ATTEMPT=`date -u +%FT%TZ`; n=0; until "$@"; do code=$?; n=$((n+1)); \
 if [ $code = 2 ] || [ $n -gt {limit} ]; then exit $code; fi; sleep $((n*30)); done"""
-"""Shell program that repeats its arguments until they succeed, or fail for good: the operator's own
-retries would repeat a user error (exit code 2) too, and on new clusters. The chart has the same.
-The storage's lock counts all repetitions as one attempt, which began here: a program that starts
-again on a lost node must not pass for a newer attempt. Kubernetes expands "$(" in arguments."""
+"""Shell program that repeats its arguments until they succeed, return exit code 2 (user error) or
+exceed the retry limit; the chart has the same program. The operator's own retries would repeat user
+errors too, each time on a new cluster. ZEPHYR_ATTEMPT is set once, so that the storage's lock
+counts all repetitions as one attempt, and a program that restarts on a lost node is not taken for a
+newer one. It has backticks, because Kubernetes expands "$(" in arguments."""
 HEAD_SECONDS = 600
 """Default seconds that the head stays up after the run."""
-SUFFIX = "abcdefghijklmnopqrstuvwxyz0123456789"
+SUFFIX_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def job_name(recipe: str) -> str:
     """Returns a new DNS-1035 name of at most 47 characters that starts with the recipe's name."""
     clean = re.sub(r"[^a-z0-9]+", "-", recipe.lower()).strip("-")
     clean = clean if clean[:1].isalpha() else f"z-{clean}".rstrip("-")
-    suffix = "".join(secrets.choice(SUFFIX) for _ in range(5))
+    suffix = "".join(secrets.choice(SUFFIX_CHARACTERS) for _ in range(5))
     return f"{clean[: NAME_LENGTH - 6].rstrip('-')}-{suffix}"
 
 
@@ -59,7 +61,7 @@ def ray_job(name: str, profile: Profile) -> dict[str, Any]:
         f"python -m zephyr_ray.pipeline {FOLDER}/{RECIPE} --wait {WAIT_SECONDS}",
         "submissionMode": "K8sJobMode",
         "backoffLimit": 0,
-        **_end(profile),
+        **_cleanup(profile),
         "submitterPodTemplate": {
             "metadata": {"labels": {**profile.labels, **CLIENT, PART: "submitter"}},
             "spec": restricted_pod(profile, submitter, SMALL_TMP),
@@ -96,9 +98,10 @@ def ray_job(name: str, profile: Profile) -> dict[str, Any]:
     }
 
 
-def _end(profile: Profile) -> dict[str, Any]:
-    """Returns when the pods end after the job: the workers, with the GPUs, at once, and the head
-    later. Kueue asks for the end of the whole cluster, which excludes other rules."""
+def _cleanup(profile: Profile) -> dict[str, Any]:
+    """Returns the fields that delete the pods after the job: the workers, which hold the GPUs, at
+    once, and the head later. Kueue requires the complete cluster to be deleted together, so it
+    allows no separate rules."""
     seconds = profile.ttl_seconds
     if profile.queue:
         return {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": seconds or 0}

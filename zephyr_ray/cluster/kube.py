@@ -282,7 +282,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _strip_credentials(headers: dict[str, str]) -> dict[str, str]:
-    """Strips white space around credentials, as kubectl does. Raises Permanent, without quoting
+    """Strips whitespace around credentials, as kubectl does. Raises Permanent, without quoting
     them, if a header cannot hold them."""
     for name in [name for name in headers if name.lower().endswith("authorization")]:
         scheme, _, credentials = headers[name].strip().partition(" ")

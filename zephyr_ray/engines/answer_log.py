@@ -2,7 +2,8 @@
 
     <storage>/answers/<digest of the model>/<writer>.jsonl     {"key": "…", "text": "…", …}
 
-An answer is written before its row program continues, so a kill loses only the requests in flight.
+An answer is written before its row program continues, so that only the requests in flight are lost
+if the process is killed.
 The key hashes the request: messages, sampling, the seed of the stage, and the sample, which tells
 equal requests apart. Neither the stage nor its other models are part of it, so an answer is also
 found after a stage's content key has changed.
@@ -108,7 +109,7 @@ class AnswerLog:
         with path.open("rb") as file:
             file.seek(offset)
             for line in file:
-                if not line.endswith(b"\n"):  # still being written, or cut short by a kill
+                if not line.endswith(b"\n"):  # being written, or its writer was killed
                     break
                 # A line without the brace was cut short by a full disk.
                 if line.endswith(b"}\n") and (match := _ENTRY.match(line)):

@@ -60,7 +60,7 @@ class _Batch:
     """A batch that was sent."""
 
     file: str
-    """Its input file."""
+    """Input file of the batch."""
     keys: list[list[str]]
     """Keys of the rows that share each request."""
     tickets: list[str | None]

@@ -50,7 +50,7 @@ def find_proxy(address: str) -> Proxy | None:
 
 
 def sync_client(base_url: str, key: str, **options: Any) -> "OpenAI":
-    """Returns OpenAI's client with the proxy of `find_proxy`. Raises as that does."""
+    """Returns OpenAI's client with the proxy of `find_proxy`. Raises the same errors."""
     import httpx2
     import openai
 

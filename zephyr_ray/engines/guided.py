@@ -1,7 +1,7 @@
 """Writes the grammar with which vLLM makes a model follow a JSON schema.
 
 JSON that is cut off at the token limit cannot be parsed, and a weak model may write an endless
-text, or endless white space between two values. So the grammar has no optional white space. The
+text, or endless whitespace between two values. So the grammar has no optional whitespace. The
 grammar of a second try also limits the lengths of texts, so that every answer ends before the token
 limit; the first try does not use it, because xgrammar needs seconds to compile it."""
 

@@ -115,7 +115,7 @@ class Dispatcher:
 
 
 def end_processes(tree: list[tuple[int, float]]) -> None:
-    """Ends an actor that Ray is killing, with its children, and returns once all have exited, so
+    """Stops an actor that Ray is killing, with its children, and returns once all have exited, so
     that their memory is free, or after END_SECONDS. The processes of this machine are given by
     number and time of creation, the actor first.
 

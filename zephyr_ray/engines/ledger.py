@@ -1,11 +1,11 @@
-"""Records what the runs of a recipe paid, so that a kill loses no record of a cost.
+"""Records what the runs of a recipe paid; no cost goes unrecorded if a process is killed.
 
     <storage>/spending/<recipe>/<run>.jsonl
 
-Each request has two entries: before it is sent, a reservation of the most that it can cost, and
-afterwards a settlement with what the server says that it used. If the reply does not say, or did
-not arrive, the reservation counts. The reservation of a request that a kill left without a
-settlement counts too; the request is sent again and may be paid twice.
+Each request has two entries: a reservation of its maximum cost before it is sent, and afterwards a
+settlement with the usage that the server reports. If the usage is not reported, or no reply
+arrives, the reserved amount is taken as the cost. The same holds if the process is killed before
+the settlement; that request is sent again and may be paid twice.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from zephyr_ray.store import Journal
 SPENDING = "spending"
 """Folder of all ledgers, below the storage folder."""
 PAID = "paid/"
-"""Start of a manifest's counts of what a stage paid: paid/<model>/<field of Spent>."""
+"""Prefix of the cost counts in a manifest: paid/<model>/<field of Spent>."""
 
 
 def ledger_folder(storage: Path, recipe: str) -> Path:
@@ -27,14 +27,14 @@ def ledger_folder(storage: Path, recipe: str) -> Path:
 
 
 def paid_dollars(counts: Mapping[str, float]) -> float:
-    """Returns the most dollars that a stage can have cost, from the counts of its manifest."""
+    """Returns an upper bound on the dollars that a stage paid, from the counts of its manifest."""
     return sum(
         v for name, v in counts.items() if name.startswith(PAID) and name.endswith("dollars")
     )
 
 
 def spent_before(storage: Path, recipe: str) -> float:
-    """Returns the most dollars that earlier runs of a recipe can have paid."""
+    """Returns an upper bound on the dollars that earlier runs of a recipe paid."""
     folder = ledger_folder(storage, recipe)
     return Ledger(folder).most if folder.is_dir() else 0.0
 
@@ -50,17 +50,18 @@ class Spent:
     """Part of `input_tokens`."""
     output_tokens: int = 0
     dollars: float = 0.0
-    """Dollars of those requests."""
+    """Dollars paid for `requests`."""
     unknown_requests: int = 0
     """Requests whose cost is not known."""
     unknown_dollars: float = 0.0
-    """The most that those can have cost."""
+    """Upper bound on the dollars paid for `unknown_requests`."""
     repeated_requests: int = 0
-    """Part of `unknown_requests`: those in flight at a kill, which may be paid twice."""
+    """Part of `unknown_requests`: requests in flight when a process was killed, which may be paid
+    twice."""
 
     @property
-    def most(self) -> float:
-        """Returns the most dollars that all requests can have cost."""
+    def max_dollars(self) -> float:
+        """Upper bound on the dollars paid for all requests."""
         return self.dollars + self.unknown_dollars
 
     def settle(self, reserved: float, tokens: list[int] | None, dollars: float) -> None:
@@ -70,9 +71,9 @@ class Spent:
             self.unknown_requests += 1
             self.unknown_dollars += reserved
             return
-        given, cached, output = tokens
+        input_tokens, cached, output = tokens
         self.requests += any(tokens)
-        self.input_tokens += given
+        self.input_tokens += input_tokens
         self.cached_tokens += cached
         self.output_tokens += output
         self.dollars += dollars
@@ -84,7 +85,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Reservation:
-    """The most that a request can cost."""
+    """The maximum cost of a request."""
 
     stage: str
     model: str
@@ -95,8 +96,8 @@ class Ledger:
     """The payments of all runs of a recipe."""
 
     def __init__(self, folder: Path, run: str = ""):
-        """Reads the ledger; a named run can also write to it. Open reservations of other runs are
-        those that were left without a settlement by a kill."""
+        """Reads the ledger; a named run can also write to it. An open reservation of another run
+        was never settled, because that run was killed."""
         self._run, self._count = run, 0
         self._open: dict[str, Reservation] = {}
         self._early: dict[str, dict[str, Any]] = {}
@@ -105,7 +106,7 @@ class Ledger:
         """By stage and model."""
         self.reserved = 0.0
         """Dollars of open reservations of this run."""
-        self._lost = 0.0
+        self._orphaned = 0.0
         """Dollars of open reservations of other runs."""
         self._journal = Journal(folder, writer=run or None)
         for entry in self._journal.read_new():
@@ -113,8 +114,8 @@ class Ledger:
 
     @property
     def most(self) -> float:
-        """The most dollars that can have been paid, without the requests in flight."""
-        return self._lost + sum(spent.most for spent in self._spent.values())
+        """Upper bound on the dollars paid, without the requests in flight."""
+        return self._orphaned + sum(spent.max_dollars for spent in self._spent.values())
 
     def spent(self, stage: str | None = None) -> dict[str, Spent]:
         """Returns what was spent, by model, for one stage or for all."""
@@ -128,8 +129,8 @@ class Ledger:
             if not self._is_own(ticket)
         ]
         by_model: dict[str, Spent] = {}
-        for (of, model), spent in parts:
-            if stage in (None, of):
+        for (entry_stage, model), spent in parts:
+            if stage in (None, entry_stage):
                 by_model[model] = by_model.get(model, Spent()) + spent
         return by_model
 
@@ -148,7 +149,8 @@ class Ledger:
         return {t: r.model for t, r in self._open.items() if self._is_own(t)}
 
     def settle(self, ticket: str, usage: Usage | None, dollars: float) -> None:
-        """Writes what a request cost; without a usage, its reservation counts."""
+        """Writes what a request cost; if `usage` is None, the reserved amount is taken as the
+        cost."""
         tokens = [usage.input, usage.cached, usage.output] if usage else None
         self._write({"settle": ticket, "tokens": tokens, "usd": dollars})
 
@@ -174,7 +176,7 @@ class Ledger:
         if self._is_own(ticket):
             self.reserved += dollars
         else:
-            self._lost += dollars
+            self._orphaned += dollars
 
     def _is_own(self, ticket: str) -> bool:
         return ticket.rpartition("-")[0] == self._run

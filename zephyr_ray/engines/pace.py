@@ -25,8 +25,8 @@ LONGEST_PAUSE = 600
 """Maximum seconds that a rate limit pauses all requests. After one that lasts longer, the rows that
 meet it are left to the next run, which stops the stage."""
 LEARNED, REMEMBERED = 10, 500
-"""Requests after which the tokens of others are no longer taken to be the most that they can use,
-and requests that then tell how many they are."""
+"""Requests after which the expected tokens of a request depend only on what earlier ones used, and
+number of recent requests in that average."""
 
 
 class Pace:
@@ -64,7 +64,7 @@ class Tokens:
         self._taken: deque[Taken] = deque()
         self._sum = 0.0
         self._most = self._used = 0.0
-        """Tokens of earlier requests: the most that they could use, and what they used."""
+        """Tokens of earlier requests: their maximum, and those used."""
         self._seen = 0
 
     def delay(self, now: float, most: Usage) -> float:
@@ -94,8 +94,8 @@ class Tokens:
             self._seen += 1
 
     def _expected(self, most: Usage) -> float:
-        """Returns the expected tokens of a request: at first the most that it can use, later the
-        share of that which earlier requests used."""
+        """Returns the expected tokens of a request: at first its maximum, later the share of the
+        maximum that earlier requests used."""
         share = self._used / self._most if self._most else 1.0
         learned = min(1.0, self._seen / LEARNED)
         return most.tokens * (1 - learned + learned * share)

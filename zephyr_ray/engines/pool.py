@@ -94,8 +94,8 @@ class EnginePool:
         memory: float,
         trains: bool,
     ) -> None:
-        """Ends, before a stage, the engines that neither it nor a later stage uses, and those that
-        leave it too little room, starting with the one that is needed last.
+        """Stops engines before a stage: those that neither it nor a later stage uses, and those
+        that leave it too little room, starting with the one that is needed last.
 
         `asks` are the models and seeds of the stage, `upcoming` the identities of the engines of
         this stage and the later ones in their order, `memory` the bytes that the stage needs, and
@@ -109,7 +109,7 @@ class EnginePool:
                 self._remove(name)
 
     def close(self) -> None:
-        """Ends all processes."""
+        """Stops all processes."""
         for name in list(self._hosts):
             self._remove(name)
 
@@ -124,7 +124,7 @@ class EnginePool:
         return sorted(self._hosts.keys() - used, key=next_use, reverse=True)
 
     def _free_gpus(self, name: str, gpus: float, count: int) -> None:
-        """Ends idle processes until `count` actors with `gpus` GPUs each have a place beside the
+        """Stops idle processes until `count` actors with `gpus` GPUs each have a place beside the
         others; otherwise Ray would wait forever."""
         per_node = [there for node in _nodes() if (there := node.get("GPU", 0))]
         # Idle processes may leave some GPUs on each node, and not enough on any.

@@ -114,7 +114,7 @@ class ErrorObject:
 
     message: str
     codes: str = ""
-    """Its code and type, in lower case."""
+    """Code and type of the error, in lower case."""
     param: str = ""
     flagged: bool = False
     """Whether it states that a moderation filter flagged the prompt."""
@@ -240,7 +240,8 @@ def _is_busy(error: ErrorObject) -> bool:
 
 
 def read_answer(data: dict[str, Any], where: str) -> Reply:
-    """Returns the answer in a chat completion. Raises as `read_object` does if it has none."""
+    """Returns the answer in a chat completion. Raises the same errors as `read_object` if it has
+    none."""
     choices = data.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None

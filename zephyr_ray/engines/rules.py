@@ -44,7 +44,7 @@ class RulesSettings(ModelSettings):
 
 
 class RulesJudge(JudgeEngine):
-    """A judge that scores and compares answers by the checks that they pass."""
+    """Scores and compares answers by the checks that they pass."""
 
     def __init__(self, settings: RulesSettings):
         self._relevance_min = settings.relevance_min

@@ -1,8 +1,8 @@
 """Defines the base of judges that score answers with forward passes of a local model.
 
-The conversations of all rows in flight share passes of a bounded number of tokens. The model runs
-in transformers, which starts in seconds on a CPU or GPU; what makes vLLM fast at sampling does not
-help a single forward pass."""
+The conversations of all rows in flight are batched into forward passes of a bounded number of
+tokens. The model runs in transformers, which starts in seconds on a CPU or GPU; vLLM speeds up
+sampling, but not a single forward pass."""
 
 import asyncio
 import logging
@@ -30,9 +30,9 @@ log = logging.getLogger("zephyr_ray")
 T = TypeVar("T")
 
 OWN_FORMS = ("score", "pairwise", "brackets")
-"""Forms in which these judges judge."""
+"""Forms that these judges support."""
 CPU_TOKENS, GPU_TOKENS = 2048, 16384
-"""Maximum tokens per pass, with padding; a longer conversation has a pass of its own."""
+"""Maximum tokens per forward pass, with padding; a longer conversation gets its own pass."""
 
 
 class ScoringSettings(ModelSettings):
@@ -43,12 +43,12 @@ class ScoringSettings(ModelSettings):
     weights: Annotated[str, WEIGHTS]
     """A packaged name, a hub id, a folder, or the name of a stage that trains a model."""
     context: int = Field(4096, ge=16)
-    """Maximum tokens of a conversation, at most those of the model; a row that needs more fails."""
+    """Maximum tokens per conversation, not above the model's own; a row with more tokens fails."""
     gpus: Annotated[float, OPERATIONAL] = Field(0, ge=0, le=1)
     """GPUs per actor; a fraction shares one. The model runs in bf16 on a GPU, in fp32 on a CPU."""
     concurrency: Annotated[int, OPERATIONAL] = Field(256, ge=1)
-    """Maximum rows in flight per actor; among more rows, more have similar lengths, so that less is
-    padded."""
+    """Maximum rows in flight per actor. More rows need less padding, because more of them have
+    similar lengths."""
 
     @property
     def gpus_per_actor(self) -> float:
@@ -103,7 +103,7 @@ class ScoringJudge(JudgeEngine):
         raise NotImplementedError
 
     def forward(self, conversations: list[Encoded]) -> list[float]:
-        """Returns a number per conversation from one pass. It is called in a thread."""
+        """Returns a number per conversation from one forward pass. Runs in a thread."""
         raise NotImplementedError
 
     def score(self, total: float, text: str) -> tuple[float | None, str]:
@@ -147,8 +147,8 @@ class ScoringJudge(JudgeEngine):
         return {"score": score, "reason": reason, "checks": {}}
 
     async def _run(self, encoded: Encoded) -> float:
-        """Returns the result of a pass. Equal conversations in flight, such as the answer of a
-        baseline that several models are compared with, share it."""
+        """Returns the result of a forward pass. Equal conversations in flight share one, such as
+        the answer of a baseline that several models are compared with."""
         key = (*encoded.ids, encoded.answer)
         future = self._in_flight.get(key)
         if future is None:
@@ -157,7 +157,7 @@ class ScoringJudge(JudgeEngine):
             self._waiting.append((encoded, future))
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run_waiting())
-        return await asyncio.shield(future)  # one row's end must not end the others
+        return await asyncio.shield(future)  # cancelling one row must not affect others
 
     async def _run_waiting(self) -> None:
         while self._waiting:
@@ -179,8 +179,8 @@ class ScoringJudge(JudgeEngine):
 
 
 def passes(waiting: list[tuple[Encoded, T]], tokens: int) -> Iterator[list[tuple[Encoded, T]]]:
-    """Yields passes of at most `tokens` tokens with padding, or of one longer conversation, sorted
-    by length so that little is padded."""
+    """Yields the conversations of each forward pass: at most `tokens` tokens with padding, or one
+    longer conversation. They are sorted by length to reduce padding."""
     part: list[tuple[Encoded, T]] = []
     for entry in sorted(waiting, key=lambda entry: -len(entry[0].ids)):
         if part and (len(part) + 1) * len(part[0][0].ids) > tokens:
@@ -193,7 +193,7 @@ def passes(waiting: list[tuple[Encoded, T]], tokens: int) -> Iterator[list[tuple
 
 def load(auto: Any, folder: Path, device: str) -> Any:
     """Returns the model in this folder, ready for passes; `auto` is a class of transformers. Raises
-    Permanent if the folder lacks some of the weights, because they would be random."""
+    Permanent if weights are missing in the folder, because transformers would make them random."""
     import torch
 
     if device == "cpu":

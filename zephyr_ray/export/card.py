@@ -1,4 +1,4 @@
-"""Writes the card of a data set or model: README.md with a YAML head, as hubs read it."""
+"""Writes the card of a data set or model: README.md with YAML front matter, as hubs read it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ from zephyr_ray.models.weights import HUB_ID
 from zephyr_ray.settings import WEIGHTS, Reads, marked, not_in_key
 from zephyr_ray.stage import Stage
 
-DIFFERENT = (
+LICENSE_WARNING = (
     "The sources have different or unknown licenses: find out what they allow before you publish "
     "this, and replace `license: unknown` above."
 )
-AGAIN = (
+REPRODUCTION = (
     "Save this recipe, correct the paths of its files and models, and run `{command}`. Settings "
     "that affect only how the work runs, such as the number of workers, are not listed. Generated "
     "text differs between runs."
@@ -31,15 +31,15 @@ def write_card(
     folder: Path,
     steps: list[Step],
     sources: list[Source],
-    head: dict[str, Any],
+    front_matter: dict[str, Any],
     note: str,
     results: list[tuple[str, str, float]],
 ) -> None:
-    """Writes README.md. `steps` end with the artifact itself; `head` is what its files need in the
-    YAML head; `note` describes the files; `results` are the figures of a model, each as the stage,
-    its name and its value."""
+    """Writes README.md. `steps` end with the artifact itself; `front_matter` holds the fields that
+    its files need there; `note` describes the files; `results` are a model's metrics as (stage,
+    metric, value)."""
     last, manifest = steps[-1], steps[-1].manifest
-    made = "model" if last.stage.trains_model else last.stage.makes
+    artifact_type = "model" if last.stage.trains_model else last.stage.makes
     licenses = {source.license for source in sources}
     license_ = licenses.pop() if len(licenses) == 1 else UNKNOWN
     names = [s.name for s in sources if s.what == "data set" and HUB_ID.fullmatch(s.name)]
@@ -49,11 +49,11 @@ def write_card(
     extra |= {"datasets" if last.stage.trains_model else "source_datasets": names} if names else {}
     parts = [
         f"# {manifest.recipe}: {last.name}",
-        f"The {made} of the stage `{last.name}` (kind `{manifest.kind}`, key `{manifest.key}`) of "
-        f"the recipe `{manifest.recipe}`, made by zephyr_ray {manifest.zephyr_ray} on "
-        f"{manifest.created[:10]}. {note}",
-        "## Settings, and how to make it again",
-        AGAIN.format(command=f"zephyr run recipe.yaml --until {last.name}"),
+        f"The {artifact_type} of the stage `{last.name}` (kind `{manifest.kind}`, key "
+        f"`{manifest.key}`) of the recipe `{manifest.recipe}`, made by zephyr_ray "
+        f"{manifest.zephyr_ray} on {manifest.created[:10]}. {note}",
+        "## Settings and reproduction",
+        REPRODUCTION.format(command=f"zephyr run recipe.yaml --until {last.name}"),
         f"```yaml\n{_yaml(recipe_of(steps))}```",
         "## Sources",
         _table(("", "name", "license"), [(s.what, f"`{s.name}`", s.license) for s in sources]),
@@ -61,12 +61,12 @@ def write_card(
         _table(("step", "kind", "reads", "counts"), [_row(step) for step in steps]),
     ]
     if results:
-        rows = [(stage, name, number(value, 3)) for stage, name, value in results]
-        parts += ["## Evaluation", _table(("stage", "figure", "value"), rows)]
+        rows = [(stage, metric, number(value, 3)) for stage, metric, value in results]
+        parts += ["## Evaluation", _table(("stage", "metric", "value"), rows)]
     limits = _limits(steps, license_ == UNKNOWN)
     parts += ["## Known limits", "\n".join(f"- {limit}" for limit in limits)]
     text = "\n\n".join(parts)
-    card = f"---\n{_yaml(head | extra)}---\n\n{text}\n"
+    card = f"---\n{_yaml(front_matter | extra)}---\n\n{text}\n"
     (folder / "README.md").write_text(masked(card), encoding="utf-8")
 
 
@@ -86,7 +86,7 @@ def recipe_of(steps: list[Step]) -> dict[str, Any]:
 
 
 def base_model(steps: list[Step]) -> str | None:
-    """Returns the hub id of the model that training started from; None if there is none."""
+    """Returns the hub id of the model that training started from; None if it has no hub id."""
     by_name = {step.name: step for step in steps}
     step: Step | None = steps[-1]
     weights = ""
@@ -102,22 +102,22 @@ def base_model(steps: list[Step]) -> str | None:
 
 
 def _limits(steps: list[Step], unknown_license: bool) -> list[str]:
-    stated = [step.stage.limits for step in steps]
-    stated += [model.limits for step in steps for model in step.models.values()]
+    limits = [step.stage.limits for step in steps]
+    limits += [model.limits for step in steps for model in step.models.values()]
     for step in steps:
-        stated += [
+        limits += [
             f"`{name}`, which `{step.name}` read, was deleted: its sources are not listed."
             for name in step.missing
         ]
-    stated += [DIFFERENT] if unknown_license else []
-    return [limit for limit in dict.fromkeys(stated) if limit]
+    limits += [LICENSE_WARNING] if unknown_license else []
+    return [limit for limit in dict.fromkeys(limits) if limit]
 
 
 def _settings(settings: Stage | ModelSettings) -> dict[str, Any]:
-    """Returns the settings that the manifest holds, in the order of their class, without those that
-    only affect how the work runs."""
-    given = settings.model_fields_set - not_in_key(settings)
-    return {name: getattr(settings, name) for name in type(settings).model_fields if name in given}
+    """Returns the settings that the manifest holds, in the order in which their class declares
+    them, without those that only affect how the work runs."""
+    names = settings.model_fields_set - not_in_key(settings)
+    return {name: getattr(settings, name) for name in type(settings).model_fields if name in names}
 
 
 def _row(step: Step) -> tuple[str, ...]:
@@ -130,8 +130,8 @@ def _count(value: float) -> str:
     return number(int(value) if float(value).is_integer() else value, 3)
 
 
-def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [heads, ("---",) * len(heads), *rows]
+def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [headings, ("---",) * len(headings), *rows]
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 

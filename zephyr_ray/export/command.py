@@ -72,22 +72,22 @@ def _write(
 ) -> None:
     steps = read_lineage(artifact.folder, kinds)
     if artifact.model_folder.is_dir():
-        head = write_model(resolve(str(artifact.model_folder)), folder, dtype)
+        front_matter = write_model(resolve(str(artifact.model_folder)), folder, dtype)
         has_adapter = (artifact.folder / "adapter").is_dir()
         merged = " The LoRA adapter that was trained is merged into them." if has_adapter else ""
         note = f"The weights are in {dtype}.{merged}"
         results = list(_results(run, steps[-1], kinds))
     else:
-        head, note, results = write_data(artifact, folder), FORMAT, []
+        front_matter, note, results = write_data(artifact, folder), FORMAT, []
         if write := OTHER_FORMS.get(steps[-1].stage.makes):
             note += f" {write(artifact, folder)}"
-    write_card(folder, steps, sources(steps, shipped), head, note, results)
+    write_card(folder, steps, sources(steps, shipped), front_matter, note, results)
 
 
 def _results(
     run: Path, model: Step, kinds: dict[str, type[Stage]]
 ) -> Iterator[tuple[str, str, float]]:
-    """Yields what the run's stages measured of a model: stage, name of the figure and value."""
+    """Yields what the run's stages measured of a model: stage, metric and value."""
     for link in sorted((run / "data").glob("*")):
         folder = link.resolve()
         if not (folder / "result.json").is_file():

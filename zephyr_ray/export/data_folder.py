@@ -15,8 +15,8 @@ SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "1
 
 
 def write_data(artifact: Artifact, folder: Path) -> dict[str, Any]:
-    """Writes data/train-….jsonl; returns what the card's head states about the files. Raises
-    Permanent if there are no rows."""
+    """Writes data/train-….jsonl; returns what the card's front matter states about the files.
+    Raises Permanent if there are no rows."""
     source = artifact.file(ROWS)
     parts = _write_shards(source, folder / "data")
     if not parts:

@@ -35,8 +35,8 @@ def license_of_dataset(name: str) -> str:
 def license_of_folder(folder: Path) -> str:
     """Returns the license that the files of a folder state."""
     card = _read(folder / "README.md")
-    if head := re.match(r"---\n(.*?)\n---\n", card, re.DOTALL):
-        stated = re.search(r"^license:\s*['\"]?([\w.-]+)", head[1], re.MULTILINE)
+    if front_matter := re.match(r"---\n(.*?)\n---\n", card, re.DOTALL):
+        stated = re.search(r"^license:\s*['\"]?([\w.-]+)", front_matter[1], re.MULTILINE)
         if stated:
             return stated[1].lower()
     for path in sorted(folder.glob("LICENSE*")):

@@ -23,11 +23,11 @@ class Step:
     """Unique name in the lineage."""
     manifest: Manifest
     stage: Stage
-    """Its settings, with the names of stages in the lineage."""
+    """Settings of the step, with the names of stages in the lineage."""
     models: dict[str, ModelSettings]
-    """The models that it read; weights that a stage trained are the name of that step."""
+    """Models that the step read; weights that a stage trained are the name of that step."""
     missing: tuple[str, ...]
-    """Its names for input artifacts that have been deleted since."""
+    """Names by which the step read artifacts that have been deleted since."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ INDEX = "model.safetensors.index.json"
 
 def write_model(source: Path, folder: Path, dtype: str) -> dict[str, Any]:
     """Writes the weights in one of DTYPES and copies the model's other files; returns what the
-    card's head states about the model."""
+    card's front matter states about the model."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.suffix != ".safetensors" and path.name != INDEX:

@@ -1,9 +1,9 @@
 """Finds texts that overlap with evaluation sets, that is, share a sequence of words.
 
-The rule is that of GPT-3 (arXiv 2005.14165, appendix C): texts are compared without case,
-punctuation and white space; the length of a sequence is the 5th percentile of the lengths of a
-set's questions in words, at least 8 and at most 13. A question with fewer words must equal the
-whole text, or a question without its constraint.
+The rule is GPT-3's (arXiv 2005.14165, appendix C): texts are compared ignoring case, punctuation
+and whitespace; the length of a sequence is the 5th percentile of the lengths of a set's questions
+in words, at least 8 and at most 13. A set's question with fewer words matches only if it equals a
+complete text of the passage, or one of its questions without the constraint.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from zephyr_ray.filters.passage import Fault, Passage
 
 SHORTEST, LONGEST = 8, 13
 """Minimum and maximum words in a sequence."""
-PERCENTILE = 0.05
+QUANTILE = 0.05
 COMMON = 10
-"""A sequence in more questions of a set than this is the set's wording of a task, not a question;
-GPT-3 ignores sequences in more than 10 documents."""
+"""Sequences in more than this many questions of a set are ignored, because they are its standard
+wording; GPT-3 ignores sequences in more than 10 documents."""
 BASE = np.uint64(0x9E3779B97F4A7C15)
 """Base of the polynomial that hashes a sequence: any large odd number."""
 
@@ -36,7 +36,8 @@ class Contamination:
         self.rules = tuple(map(_rule, sets))
 
     def __call__(self, passage: Passage) -> Fault | None:
-        # A prompt with a constraint, or of several questions, equals no question of the set.
+        # The tasks are checked one by one, because a prompt with a constraint or several questions
+        # never equals a question of the set.
         for text in dict.fromkeys((*passage.tasks, *passage.texts(), passage.rejected or "")):
             words = normal_words(text)
             hashes = _hash_words(words)
@@ -52,15 +53,15 @@ class _Sequences:
 
     def __init__(self, questions: list[list[str]]):
         lengths = sorted(map(len, questions)) or [0]
-        shortest = lengths[int(PERCENTILE * len(lengths))]
+        shortest = lengths[int(QUANTILE * len(lengths))]
         self._n = min(max(shortest, SHORTEST), LONGEST)
         hashes = [np.unique(_hash_sequences(_hash_words(q), self._n)) for q in questions]
-        unique, times = np.unique(np.concatenate([_NONE, *hashes]), return_counts=True)
-        self._sorted = unique[times <= COMMON]
+        unique, counts = np.unique(np.concatenate([_EMPTY, *hashes]), return_counts=True)
+        self._sorted = unique[counts <= COMMON]
         self._short = {" ".join(words) for words in questions if len(words) < self._n}
 
     def shared(self, words: list[str], hashes: np.ndarray) -> str:
-        """Returns the first sequence that a text shares with the set, or "" if there is none."""
+        """Returns the first sequence that a text shares with the set, or "" if it shares none."""
         if len(words) < self._n:
             text = " ".join(words)
             return text if text in self._short else ""
@@ -72,7 +73,7 @@ class _Sequences:
         return " ".join(words[matches[0] : matches[0] + self._n]) if len(matches) else ""
 
 
-_NONE = np.zeros(0, np.uint64)
+_EMPTY = np.zeros(0, np.uint64)
 
 
 def _hash_words(words: Sequence[str]) -> np.ndarray:
@@ -90,7 +91,7 @@ def _hash_sequences(hashes: np.ndarray, n: int) -> np.ndarray:
     """Returns the hash of each sequence of n words: a polynomial in their hashes, modulo 2^64."""
     count = len(hashes) - n + 1
     if count < 1:
-        return _NONE
+        return _EMPTY
     result = np.zeros(count, np.uint64)
     for offset in range(n):
         result = result * BASE + hashes[offset : offset + count]

@@ -35,7 +35,8 @@ def find_language(passage: Passage, *, languages: Sequence[str]) -> Fault | None
 
 
 def detect(text: str) -> tuple[str, float]:
-    """Returns the most probable language of a text and its probability, 0 if there is none."""
+    """Returns the most probable language of a text and its probability; "" and 0 if the detector
+    finds none."""
     from langdetect import DetectorFactory, LangDetectException, detect_langs
 
     DetectorFactory.seed = 0  # the detector samples, so results vary without a seed

@@ -33,7 +33,8 @@ class RowType(Protocol):
         """Returns the text by which near duplicates are found."""
 
     def group(self, row: Row) -> str:
-        """Returns a text whose rows are no near duplicates of each other; "" if there is none."""
+        """Returns the text of a group of rows that are never near duplicates of each other; "" if
+        the row is in no group."""
 
     def title(self, row: Row) -> str:
         """Returns the text that names the row in examples."""

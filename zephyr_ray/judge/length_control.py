@@ -1,7 +1,7 @@
 """Estimates the win rate between answers of equal length, by AlpacaEval's formula.
 
-P(win) = σ(β₀ + β₁·tanh(d / sd(d))), where d is the length of the model's answer minus that of the
-baseline's, in characters. The length-controlled rate is P at d = 0, σ(β₀): AlpacaEval 2's
+P(win) = σ(β₀ + β₁·tanh(d / sd(d))), where d is the length of the model's answer minus the length of
+the baseline's, in characters. The length-controlled rate is P at d = 0, σ(β₀): AlpacaEval 2's
 `length_controlled_minimal`, without its penalty on β. A tie counts as half a win. Unlike
 AlpacaEval's, the standard errors include the uncertainty of β, and are clustered by prompt.
 """
@@ -16,21 +16,21 @@ from numpy.typing import ArrayLike, NDArray
 from zephyr_ray.judge.statistics import LEVEL
 
 MIN_PROMPTS = 30
-"""Minimum prompts; clustered errors of fewer are too small."""
+"""Minimum number of prompts; with fewer, clustered standard errors are too small."""
 POINTS, SHARE = 0.1, 0.25
-"""AlpacaEval's limits: a rate that moves by more than both POINTS and this share of its distance to
-0 or 1 moves far."""
+"""AlpacaEval's limits: a move is far if it exceeds both POINTS and SHARE times the raw rate's
+distance to the end (0 or 1) that it moves towards."""
 
 ALWAYS_LONGER = "the model's answer is always the longer one"
 ALWAYS_SHORTER = "the model's answer is always the shorter one"
-ALONE = "the difference in length alone predicts every verdict"
+LENGTH_PREDICTS_ALL = "the difference in length alone predicts every verdict"
 
 
 def obstacle(verdicts: ArrayLike, differences: ArrayLike, prompts: Sequence[Any]) -> str:
     """Returns the reason why no length-controlled rate can be estimated; empty if one can.
 
-    `differences` are lengths of the model's answer minus those of the baseline's. The estimates of
-    β exist only if no length separates wins from losses (Albert and Anderson 1984).
+    `differences` are lengths of the model's answers minus lengths of the baseline's. The estimates
+    of β exist only if no length separates wins from losses (Albert and Anderson 1984).
     """
     y, d = np.asarray(verdicts, dtype=np.float64), np.asarray(differences, dtype=np.float64)
     if len(set(prompts)) < MIN_PROMPTS:
@@ -43,14 +43,14 @@ def obstacle(verdicts: ArrayLike, differences: ArrayLike, prompts: Sequence[Any]
     if not (wins.size and losses.size):
         return f"every verdict is a {'win' if wins.size else 'loss'}"
     if wins.min() >= losses.max() or losses.min() >= wins.max():
-        return ALONE
+        return LENGTH_PREDICTS_ALL
     return ""
 
 
 def may_be_length(obstacle: str) -> bool:
-    """Returns whether, for all that is known, length decided the verdicts of which there is no
-    length-controlled rate for this reason."""
-    return obstacle in (ALWAYS_LONGER, ALWAYS_SHORTER, ALONE)
+    """Returns whether length alone may have decided the verdicts, given the `obstacle` that
+    prevented a length-controlled rate."""
+    return obstacle in (ALWAYS_LONGER, ALWAYS_SHORTER, LENGTH_PREDICTS_ALL)
 
 
 def length_controlled(
@@ -58,8 +58,8 @@ def length_controlled(
 ) -> tuple[float, float, float]:
     """Estimates the length-controlled win rate and its interval: (rate, low, high).
 
-    The interval is that of β₀ through σ, so it stays between 0 and 1. Requires that there is no
-    `obstacle`.
+    The interval is that of β₀, mapped through σ, so it stays between 0 and 1. Call it only if
+    `obstacle` returns an empty text.
     """
     from scipy.special import expit
     from statsmodels.genmod.families import Binomial
@@ -70,7 +70,7 @@ def length_controlled(
     _, groups = np.unique(np.asarray(prompts), return_inverse=True)
     model = GLM(np.asarray(verdicts, dtype=np.float64), design(d), family=Binomial())
     with warnings.catch_warnings():
-        # It also warns if all are ties, whose rate is well defined.
+        # statsmodels also warns if all verdicts are ties, although the rate is then well defined.
         warnings.simplefilter("ignore", PerfectSeparationWarning)
         fit = model.fit(cov_type="cluster", cov_kwds={"groups": groups})
     rate, low, high = expit([fit.params[0], *fit.conf_int(alpha=1 - LEVEL)[0]])
@@ -84,8 +84,8 @@ def design(differences: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def moves_far(raw: float, controlled: float) -> bool:
-    """Returns whether length control moves a rate so far that AlpacaEval warns: the estimate may
-    fail, or length decided the raw rate."""
+    """Returns whether length control moves a rate so far that AlpacaEval warns: the estimate may be
+    unreliable, or length decided the raw rate."""
     lowest = min(raw - SHARE * raw, raw - POINTS)
     highest = max(raw + SHARE * (1 - raw), raw + POINTS)
     return not lowest <= controlled <= highest

@@ -50,8 +50,8 @@ def _as_mapping(value: Any) -> Any:
 
 
 class Likelihood(Stage):
-    """A stage that measures how many questions each model answers right: the choice with the
-    highest likelihood counts as its answer.
+    """Measures how many questions each model answers right: the choice with the highest likelihood
+    counts as its answer.
 
     Prompts have no chat format, as on the Open LLM Leaderboard. Writes the metrics of each model
     and task, and the paired differences from the first model (the alignment tax), to result.json,

@@ -22,7 +22,7 @@ from zephyr_ray.store import Artifact, write_atomically
 
 
 class MtBench(RowStage):
-    """A stage that judges each turn of two-turn answers.
+    """Judges each turn of two-turn answers.
 
     Writes the figures of each model (judge/mt_bench_figures.py) to result.json, and one row per
     question with the answers and judgements of all models.
@@ -35,8 +35,8 @@ class MtBench(RowStage):
     judge: Annotated[str, Reads("judge", forms_in="form")]
     answers: Annotated[list[str], Reads("two_turn_answers")] = Field(min_length=1)
     baseline: str | None = None
-    """A model whose answers those of the others are compared with, in both orders; by default, each
-    answer is scored by itself."""
+    """Model whose answers the other models' answers are compared with, in both orders; by default,
+    each answer is scored by itself."""
     seed: int = 0
 
     @property

@@ -30,7 +30,7 @@ from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
 
 
 class MtBenchAnswers(RowStage):
-    """A stage that asks each model every two-turn question.
+    """Asks each model every two-turn question.
 
     A model that cannot answer the second turn, for example because its first answer leaves no
     room, has null in its place.

@@ -26,7 +26,7 @@ class Comparison:
     name: ClassVar[str]
     fields: ClassVar[tuple[str, ...] | None] = ("first", "second")
     questions: ClassVar[tuple[Question, ...]]
-    """Its one question."""
+    """The only question of the form."""
     reply: ClassVar[Format]
 
     async def prefer(

@@ -39,7 +39,7 @@ class Form(Protocol):
     """Names of the judged answers in a request to that route; None if the form judges any number of
     answers together, which a request then lists in `completions`."""
     questions: ClassVar[tuple[Question, ...]]
-    """Its questions, whose wording a recipe can replace."""
+    """Questions of the form, whose wording a recipe can replace."""
 
     async def judge(self, row: Row, answers: list[Answer], inquiry: Inquiry) -> Judgement:
         """Judges the answers, one per entry of `fields`. If a reply cannot be parsed, the score or

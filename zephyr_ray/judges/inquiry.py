@@ -27,7 +27,7 @@ class Format:
     """The format of a reply."""
 
     text: str
-    """Its description for the judge, the value of the placeholder $reply."""
+    """Description of the format for the judge, the value of the placeholder $reply."""
     max_tokens: int
     """Maximum tokens per reply."""
     schema: dict[str, Any] | None = None

@@ -11,8 +11,8 @@ CHARACTERS = 20
 
 
 def read_rating(value: Any, highest: int) -> float | None:
-    """Returns a number or a text such as "4", "4/5" or "4 out of 5" as a rating from 1 to
-    `highest`; None if it is not one."""
+    """Reads a rating from 1 to `highest` from a number or a text such as "4", "4/5" or
+    "4 out of 5". Returns None if the value is not such a rating."""
     text = str(value).strip()
     if len(text) > CHARACTERS:
         return None
@@ -21,11 +21,11 @@ def read_rating(value: Any, highest: int) -> float | None:
 
 
 def describe_fault(name: str, value: Any, highest: int) -> str:
-    """Describes what is wrong with a rating that cannot be read."""
+    """Returns the error text for a value that `read_rating` cannot read."""
     return f'its "{name}" is {shorten(str(value), 40)!r}, not a number from 1 to {highest}'
 
 
 def whole_numbers(highest: int) -> dict[str, Any]:
-    """Returns the JSON schema of a rating. It lists the values because not every engine for guided
-    decoding supports bounds, and states the type because OpenAI requires it."""
+    """Returns the JSON schema of a rating. It lists the values, because some engines for guided
+    decoding do not support bounds, and states the type, because OpenAI requires it."""
     return {"type": "integer", "enum": list(range(1, highest + 1))}

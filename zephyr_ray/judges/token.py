@@ -21,7 +21,7 @@ class Token(Comparison):
     of the win of the first answer, a number between 0 and 1.
 
     The probabilities are those of the first token of the reply. A label's probability is the sum
-    over its spellings in upper and lower case, with or without white space around it; it is 0 if
+    over its spellings in upper and lower case, with or without whitespace around it; it is 0 if
     none of them is among the most likely tokens.
     """
 

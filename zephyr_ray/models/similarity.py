@@ -30,7 +30,7 @@ class SimilarityIndex:
         self._words = [split_words(text) for text in texts]
 
     def nearest(self, text: str, cutoff: float = 0.0) -> float:
-        """Returns ROUGE-L F (0 to 1) to the most similar text; 0 if none reaches `cutoff`."""
+        """Returns ROUGE-L F (0 to 1) to the most similar text; 0 if no text reaches `cutoff`."""
         match = extractOne(
             split_words(text),
             self._words,

@@ -1,6 +1,8 @@
-"""Detects an assistant that denies having emotions, opinions or experiences of its own.
+"""Detects answers in which an assistant denies having emotions, opinions or experiences.
 
-Only its own voice counts, not that of a quotation, letter, verse, reported speech or role.
+They count as unhelpful, as in Zephyr's paper, because assistants give them even to questions of
+fact. Only statements in the assistant's own voice count; quotations, letters, verse, reported
+speech and role play do not.
 """
 
 import re
@@ -23,12 +25,13 @@ _SPELLINGS = [
         r"\1, I ",
     ),
 ]
-_ONLY_ITEM = re.compile(r"\A(?:[-*•+]|\d+[.)])[ \t]+(?=[^\n]*\Z)")
+_SINGLE_ITEM_MARKER = re.compile(r"\A(?:[-*•+]|\d+[.)])[ \t]+(?=[^\n]*\Z)")
 _QUOTE = re.compile(r"[“„][^”“\n]*+[”“]?|«[^»\n]*+»?|\"[^\"\n]*+\"?|(?<!\w)'(?=\w)")
 """Matches a quotation, or only the opening mark if that is a single quotation mark."""
 _SINGLE_END = re.compile(r"'(?!\w)|\n|\Z")
 SINGLE_QUOTED = 400
-"""Maximum characters between single quotation marks; more are between apostrophes."""
+"""Maximum characters in a single-quoted quotation; the marks around a longer span are taken to be
+apostrophes."""
 _GREETING = re.compile(r"^(?:Dear|Hi|Hello|Hey)\b[^\n]{0,60},[ \t]*$", re.MULTILINE)
 _SIGN_OFF = re.compile(
     r"^(?:(?:best|kind|warm)\b.*|sincerely|regards|cheers|thanks|yours.*|love),[ \t]*$",
@@ -38,7 +41,8 @@ _OWN_LABEL = r"(?:[\w']+ ){0,3}(?i:AI|Assistant|Answer|Note|Disclaimer|Truth)"
 _ASIDE = r"(?: \([^()\n]{1,40}\))?"
 _NAME = r"(?:The [\w'-]+|[A-Z][\w'-]*\.?(?: (?:[A-Z][\w'-]*\.?|\d+)){0,3})"
 _CAPITALS = r"[A-Z][A-Z\d'-]*(?:\.? [A-Z\d'-]+){0,3}"
-# Lines of a role ("The Robot: …", or "ROBOT" above it), and items of a list, which are examples.
+# Matches a speaker's line ("The Robot: …", or a line below "ROBOT") and list items, which are
+# treated as examples.
 _SPOKEN = re.compile(
     r"^[ \t]*(?:[-*•+]|\d+[.)]"
     rf"|(?!{_OWN_LABEL}:){_NAME}{_ASIDE}:"
@@ -52,11 +56,12 @@ _TOPICS = (
     r"|thought|taste|bias|desire|perspective|conviction|attachment|favou?rite"
 )
 _TOPIC = re.compile(rf"feel|{_TOPICS}", re.IGNORECASE)
-"""Matches a part of every denial."""
+"""Matches in every denial; a cheap first check."""
 _NOUN = rf"(?:{_TOPICS})(?:e?s)?\b"
 _PERSONAL = r"(?:personal|subjective|human|individual|first-?hand|inner)"
 _ANY = r"(?:(?:any|an?|my own|real|true|genuine|actual|such|human|things like) ){0,3}"
-# People deny feelings about one matter ("strong feelings", "feelings for him"): no match.
+# Feelings about a particular matter ("strong feelings", "feelings for him") do not match, because
+# people deny those too.
 _NATURE = (
     rf"{_ANY}(?:(?:\w+ )?\w+(?:,|,? or|,? and|,? nor) ){{0,3}}{_ANY}"
     rf"(?:emotions|feelings|opinions?|{_PERSONAL}(?: (?:or|and) {_PERSONAL})? {_NOUN})\b"
@@ -95,7 +100,8 @@ class _Denials:
     """Finds denials in a sentence."""
 
     def __init__(self, denied: str, more: str = ""):
-        """`denied` is a pattern for what a denial denies; `more` are patterns for more denials."""
+        """`denied` matches what is denied; `more` is a pattern for additional denials, which starts
+        with '|'."""
         usual = (
             rf"(?P<subject>\bI,? ){_DENIES}{denied}"
             rf"|\b{_MACHINES} (?:like|such as) (?:me|myself),? {_DENIES}{denied}"
@@ -106,7 +112,8 @@ class _Denials:
         not_mine = rf"|\b{denied}{_NOT_MINE}(?:\w+ ){{0,3}}(?:do\b|{_FEEL})"
         self._usual = re.compile(usual + more, re.IGNORECASE)
         self._all = re.compile(usual + not_mine + more, re.IGNORECASE)
-        """Slow, because `not_mine` may begin at any word."""
+        """Pattern of all denials, including "… is not something I have". It is slow, because such
+        a denial may begin at any word."""
 
     def find(self, sentence: str) -> list[re.Match[str]]:
         if not _TOPIC.search(sentence):
@@ -115,7 +122,8 @@ class _Denials:
         return list(pattern.finditer(sentence))
 
 
-_IN_DOUBT = _Denials(_NATURE)
+# Used if the answer never says that it is a machine.
+_SPEAKER_UNKNOWN = _Denials(_NATURE)
 _AS_MACHINE = _Denials(
     _ANYTHING,
     r"|\bI,? (?:cannot|do not|am (?:unable to|not capable of|incapable of)) (?:\w+ or )?"
@@ -135,8 +143,8 @@ _MACHINE = re.compile(
     re.IGNORECASE,
 )
 CLAUSE = 100
-"""Characters before a denial in which its clause begins."""
-# Matches text before a clause in the assistant's own voice; "you say I …" is in another's.
+"""Maximum characters before a denial to search for the start of its clause."""
+# Matches what may precede a clause in the assistant's own voice, unlike "you say I …".
 _OWN_CLAUSE = re.compile(
     r"(?:^|^(?:personally|honestly|frankly|truthfully|unfortunately|sadly|well|sorry)"
     r"|[,;(–—:-]|\b(?:but|and|so|because|since|as|although|though|while|however|afraid|sorry)"
@@ -151,13 +159,13 @@ _OTHERS = re.compile(
     r"|whispers?|whispered|asks?|asked|imagine|pretend|suppose|wish)\b",
     re.IGNORECASE,
 )
-# Introduces another's text ("The sign reads: …"), which the match precedes.
+# Matches an introduction of somebody else's text ("The sign reads: …").
 _INTRODUCED = re.compile(
     r"(?![^:]*\b(?:I|me)\b)[^:]*\b(?:reads?|says?|said|writes?|wrote|states?|stated|prints?"
     r"|displays?|replies|replied|answers|answered)\b[^:]{0,40}:\s*",
     re.IGNORECASE,
 )
-_TAG = re.compile(
+_DIALOGUE_TAG = re.compile(
     # A lookahead, so that tags which overlap are all found.
     r"(?=\b(?:said|thought|replied|answered|whispered|muttered|cried|admitted|insisted|wrote) "
     r"(?:the|he|she|it|[A-Z])|\b(?:he|she|it|they|the \w+|[A-Z]\w+) "
@@ -169,7 +177,7 @@ def is_unhelpful(text: str) -> bool:
     """Returns whether an assistant's answer denies having emotions, opinions or experiences."""
     if not _TOPIC.search(re.sub("[*_]", "", text)):
         return False
-    own = mask_marked(_ONLY_ITEM.sub("", _unquoted(text.strip())))
+    own = mask_marked(_SINGLE_ITEM_MARKER.sub("", _unquoted(text.strip())))
     for spelling, plain in _SPELLINGS:
         own = re.sub(spelling, plain, own, flags=re.IGNORECASE)
     own = _mask_quotes(own)
@@ -178,17 +186,19 @@ def is_unhelpful(text: str) -> bool:
     if _MACHINE.search(own):
         return any(_denies(sentence, _AS_MACHINE) for sentence in _SENTENCE_END.split(own))
     own = _SPOKEN.sub(fill, own)
-    return any(_denies(sentence, _IN_DOUBT) for sentence in _SENTENCE_END.split(own))
+    return any(_denies(sentence, _SPEAKER_UNKNOWN) for sentence in _SENTENCE_END.split(own))
 
 
 def _unquoted(text: str) -> str:
-    """Returns the text without quotation marks around all of it, which a constraint may ask for."""
+    """Removes quotation marks that enclose the complete text; a constraint may have asked for
+    them."""
     inner = text[1:-1]
     return inner if text[:1] + text[-1:] in ('""', "“”") and not re.search('["“”]', inner) else text
 
 
 def _mask_quotes(text: str) -> str:
-    """Masks quotations; a single quotation mark that nothing closes on its line is none."""
+    """Masks quotations; a single quotation mark without a closing one on its line is taken to be an
+    apostrophe."""
     ends = [end.start() for end in _SINGLE_END.finditer(text)]
     pieces, masked_to, position = [], 0, 0
     while quote := _QUOTE.search(text, position):
@@ -209,7 +219,7 @@ def _denies(sentence: str, denials: _Denials) -> bool:
     # Searched once per sentence, because it may have many denials.
     machine, others = _MACHINE.search(sentence), _OTHERS.search(sentence)
     introduced, says_i = _INTRODUCED.match(sentence), re.search(r"\bI\b", sentence)
-    last_tag = max((tag.start() for tag in _TAG.finditer(sentence)), default=-1)
+    last_tag = max((tag.start() for tag in _DIALOGUE_TAG.finditer(sentence)), default=-1)
     for match in matches:
         groups = match.groupdict()
         start = min(machine.start(), match.start()) if machine else match.start()

@@ -22,8 +22,8 @@ NAMES = (
 )
 HELP = (
     "Tokens are those that the endpoint reported, for all attempts, retries included.",
-    "The cost of a request is unknown if its reply did not arrive or did not state its tokens: it "
-    "counts at the most that it can have cost. Requests that a kill interrupted were sent again, "
+    "The cost of a request is unknown if its reply did not arrive or did not state its tokens; its "
+    "maximum cost is taken instead. Requests in flight when a process was killed were sent again, "
     "and may be paid twice.",
 )
 

@@ -27,7 +27,7 @@ MOST_NAMES = 6
 
 
 class Report(Stage):
-    """A stage that reports on other stages in one page, `report.html`."""
+    """Reports on other stages in one page, `report.html`."""
 
     kind = "report"
     makes = "report"

@@ -40,7 +40,7 @@ class StageSummary:
     attempts: int
     rows: float | None
     paid: float
-    """The most dollars that it can have cost."""
+    """Upper bound on the dollars that the stage paid."""
     reads: tuple[str, ...]
     """Stages that it was made from."""
     settings: dict[str, str]

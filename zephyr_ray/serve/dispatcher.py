@@ -114,9 +114,9 @@ class Dispatcher:
         )
 
     def _check_tokens(self, request: CompletionRequest) -> None:
-        """Raises RequestError 400 for a token ID that the model does not have.
+        """Raises RequestError 400 if the prompt contains a token ID outside the model's vocabulary.
 
-        vLLM lets the first such ID pass, and its engine dies of it.
+        vLLM accepts an ID equal to the vocabulary size, and its engine then crashes.
         """
         self.handle(request.model)
         size = self._chat_formats[request.model].vocabulary_size
@@ -170,7 +170,8 @@ class Dispatcher:
 
 
 async def _first_chunk(method: Any, engine_request: Any, model: str) -> tuple[Any, Any]:
-    """Returns the first chunk of a response and the stream of the rest; retries lost replicas."""
+    """Returns the first chunk of a response and the stream of the rest; retries if a replica is
+    lost."""
     from ray.serve.exceptions import BackPressureError
 
     for attempt in range(MAX_ATTEMPTS):
@@ -190,8 +191,8 @@ async def _first_chunk(method: Any, engine_request: Any, model: str) -> tuple[An
         except RequestError:
             raise
         except Exception as error:
-            # The model server's own exception arrives as the cause of a RayTaskError, or, if Serve
-            # sends requests by gRPC, as it is.
+            # The model server's own exception arrives as the cause of a RayTaskError, or unwrapped
+            # if Serve uses gRPC.
             cause = getattr(error, "cause", None)
             if refusal := _refusal(cause if isinstance(cause, Exception) else error):
                 raise refusal from None
@@ -208,7 +209,7 @@ def _refusal(error: Exception) -> RequestError | None:
     """Returns the error response if the engine refused the request, None if the engine failed."""
     if isinstance(error, ValidationError):
         return first_error(error)
-    # vLLM itself tells errors of the request from failures of the engine.
+    # Let vLLM distinguish request errors from engine failures.
     from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 
     failure = _as_request_error(create_error_response(error).error.model_dump())

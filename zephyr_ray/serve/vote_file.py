@@ -19,9 +19,10 @@ class UnknownVote(Exception):
 
 
 class VoteFile:
-    """Appends votes to a new JSONL file in `folder`, each in a single write, so that a kill loses
-    no earlier vote. Each gateway has its own file, because appends of two hosts overwrite each
-    other on NFS. A vote is never deleted; a line that takes it back follows, in any of the files.
+    """Appends votes to a new JSONL file in `folder`, each in a single write, so that no earlier
+    vote is lost if the process is killed. Each gateway has its own file, because appends of two
+    hosts overwrite each other on NFS. A vote is never deleted; a line that takes it back follows,
+    in any of the files.
     """
 
     def __init__(self, folder: Path):

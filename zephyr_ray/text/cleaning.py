@@ -38,8 +38,8 @@ from zephyr_ray.store import ROWS, Artifact
 
 
 class Clean(RowStage):
-    """A stage that cuts each dialogue before its first bad exchange, and drops it if no answer
-    remains; or that drops bad prompts, or bad pairs."""
+    """Cuts each dialogue before its first bad exchange, and drops it if no answer remains; or drops
+    bad prompts, or bad pairs."""
 
     kind = "clean"
     version = 3
@@ -50,7 +50,7 @@ class Clean(RowStage):
     """What to clean: exactly one of `dialogues`, `prompts` and `pairs`. A pair is judged by its
     prompt and its chosen answer."""
     judge: Annotated[str | None, Reads("judge", form="score")] = None
-    """A judge of answers in dialogues; those that it scores below `min_score` are bad."""
+    """Judge of answers in dialogues; answers that it scores below `min_score` are bad."""
     min_score: float = 10.0
     """Minimum score of an answer, on the judge's scale; unused without a judge."""
     apart_from: Annotated[str | None, Reads("prompts")] = None

@@ -18,7 +18,7 @@ from zephyr_ray.store import Artifact
 
 
 class Completions(RowStage):
-    """A stage that samples `per_prompt` answers to every prompt from a pool of models.
+    """Samples `per_prompt` answers to every prompt from a pool of models.
 
     The models are ranked for each prompt by rendezvous hashing, and the first ones answer; once all
     have answered, they answer again in the same order. With `principles`, each answer is sampled

@@ -26,8 +26,8 @@ REFINED_TOKENS = 48
 
 
 class SelfRefine(RowStage):
-    """A stage that makes dialogues of `turns` questions and answers from prompts. With several
-    teachers, one of them writes each dialogue, chosen by rendezvous hashing of its prompt."""
+    """Makes dialogues of `turns` questions and answers from prompts. With several teachers, one of
+    them writes each dialogue, chosen by rendezvous hashing of its prompt."""
 
     kind = "self_refine"
     makes = "dialogues"

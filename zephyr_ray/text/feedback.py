@@ -41,8 +41,8 @@ SAMPLES = 2
 
 
 class Feedback(RowStage):
-    """A stage that rates completions with a judge. The score of a completion is that of the first
-    of `forms`: the judge's score, its overall score, or the mean of its ratings of the aspects."""
+    """Rates completions with a judge. The score of a completion is that of the first of `forms`:
+    the judge's score, its overall score, or the mean of its ratings of the aspects."""
 
     kind = "feedback"
     makes = "feedback"

@@ -26,8 +26,8 @@ Row = dict[str, Any]
 
 
 class Outputs(BoundedStage):
-    """A stage that joins the answers of a file to `prompts` by the text of the instruction, without
-    regard to white space, so that any published model can be compared."""
+    """Joins the answers of a file to `prompts` by the text of the instruction, ignoring whitespace,
+    so that any published model can be compared."""
 
     kind = "outputs"
     makes = "completions"
@@ -102,7 +102,7 @@ def read_outputs(path: Path) -> list[Row]:
 
 
 def _by_text(rows: list[Row], column: str) -> dict[str, list[Row]]:
-    """Returns the rows by the text of a column, without regard to white space."""
+    """Returns the rows by the text of a column, ignoring whitespace."""
     by_text: dict[str, list[Row]] = {}
     for row in rows:
         by_text.setdefault(" ".join(row[column].split()), []).append(row)

@@ -30,8 +30,8 @@ SCORED_BY = {"overall": "a critique with an overall score", "aspects": "ratings 
 
 
 class Preferences(Stage):
-    """A stage that pairs the highest-scored answer (chosen) with a random other one (rejected),
-    which the paper finds more diverse and harder than the lowest-scored one. The two texts always
+    """Pairs the highest-scored answer (chosen) with a random other one (rejected). The Zephyr paper
+    finds random ones more diverse and harder than the lowest-scored one. The two texts always
     differ visibly, and an empty text is never chosen."""
 
     kind = "preferences"
@@ -53,8 +53,8 @@ class Preferences(Stage):
     min_margin: float = Field(0.0, ge=0)
     """Minimum difference between the scores of a pair."""
     min_chosen: float = 1.0
-    """Minimum score of the chosen answer, on the judge's scale. 1, the lowest score of a judge that
-    scores from 1 to 10, sets no minimum on any scale."""
+    """Minimum score of the chosen answer, on the judge's scale. The default 1, the lowest score on
+    a scale from 1 to 10, disables the minimum on every scale."""
     seed: int = 0
 
     def run(self, work: Work) -> None:
@@ -71,15 +71,22 @@ class Preferences(Stage):
                 margins.append(pair["score_chosen"] - pair["score_rejected"])
                 yield pair
         if not margins:
+            if not work.counts:
+                raise Permanent(
+                    f"stage '{work.name}': '{self.feedback}' has no rows to pair; add prompts"
+                )
             counts = {rule.removeprefix("dropped/"): n for rule, n in work.counts.items()}
             reasons = ", ".join(f"{rule}: {count}" for rule, count in counts.items())
-            fix = self._fix(max(counts, key=counts.__getitem__)) if counts else "add prompts"
+            fix = self._fix(max(counts, key=counts.__getitem__))
             raise Permanent(f"stage '{work.name}': every prompt was dropped ({reasons}); {fix}")
         work.counts["margin_mean"] = sum(margins) / len(margins)
 
     def _fix(self, reason: str) -> str:
         if reason == UNSCORED and self.score != "score":
-            return f"name feedback whose answers have {SCORED_BY[self.score]}, or remove score:"
+            return (
+                f"set feedback to a stage whose answers have {SCORED_BY[self.score]}, or remove "
+                "the setting score"
+            )
         return FIXES[reason]
 
     def _scored(self, row: dict[str, Any]) -> list[Completion]:
@@ -144,8 +151,8 @@ class Preferences(Stage):
 
 def widest_pair(answers: list[Completion], predicted: dict[str, float]) -> list[Completion]:
     """Returns the two answers whose predicted scores, the mean scores of their models, differ most.
-    A judge would have to score only these two, as in ActiveUltraFeedback (arXiv 2603.09692), whose
-    predictions come from a trained reward model instead."""
+    With this rule, a judge needs to score only these two, as in ActiveUltraFeedback (arXiv
+    2603.09692), whose predictions come from a trained reward model instead."""
 
     def score(answer: Completion) -> float:
         return predicted[answer["model"]]
@@ -156,22 +163,23 @@ def widest_pair(answers: list[Completion], predicted: dict[str, float]) -> list[
 
 def as_published(scored: list[Completion], seed: int) -> tuple[Completion, list[Completion]]:
     """Returns the chosen answer and the rejected one, if there is one, as UltraFeedback-binarized
-    drew them for Zephyr-7B: the first of the best answers, and the first random draw from all
-    answers that is a different one. The generator is seeded for each row; the seed was 42.
+    drew them for Zephyr-7B: chosen is the first answer with the highest score; rejected is drawn at
+    random from all answers until it differs from chosen. The generator is seeded for each row; the
+    seed was 42.
 
     Source: create_dataset.py of HuggingFaceH4/ultrafeedback_binarized at commit 04348d9. The
     current revision of that data set seeds the generator once for all rows instead.
     """
 
-    def facts(completion: Completion) -> tuple[float, str, str]:
+    def identity(completion: Completion) -> tuple[float, str, str]:
         return completion["score"], completion["text"], completion["model"]
 
     chosen = max(scored, key=lambda c: c["score"])
-    if all(facts(c) == facts(chosen) for c in scored):
+    if all(identity(c) == identity(chosen) for c in scored):
         return chosen, []
     rng = random.Random(seed)
     rejected = rng.choice(scored)
-    while facts(rejected) == facts(chosen):
+    while identity(rejected) == identity(chosen):
         rejected = rng.choice(scored)
     return chosen, [rejected]
 
@@ -208,7 +216,7 @@ def _answer(completion: dict[str, Any]) -> Message:
 
 
 class Chosen(Stage):
-    """A stage that turns the chosen answers of pairs into dialogues. Plain SFT on them is the
+    """Turns the chosen answers of pairs into dialogues. Plain SFT on them is the
     control that shows how much of a gain comes from DPO."""
 
     kind = "chosen"

@@ -87,8 +87,7 @@ class Tasks(Stage):
 
 
 class Prompts(Tasks):
-    """A stage that takes the first `count` tasks of a file, without changing those that get no
-    constraint."""
+    """Takes the first `count` tasks of a file; those that get no constraint stay unchanged."""
 
     kind = "prompts"
     makes = "prompts"
@@ -115,9 +114,9 @@ class Prompts(Tasks):
 
 
 class SelfInstruct(Tasks, RowStage):
-    """A stage that makes `count` prompts: the seed tasks, then new tasks that a model writes in
-    their style. A new task is kept if it differs from all tasks already kept and from the
-    `apart_from` prompts."""
+    """Makes `count` prompts: the seed tasks, then new tasks that a model writes in their style. A
+    new task is kept if it differs from all tasks already kept and from the `apart_from`
+    prompts."""
 
     kind = "self_instruct"
     makes = "prompts"

@@ -55,9 +55,9 @@ SCORES = ("score_chosen", "score_rejected")
 
 
 class Published(BoundedStage):
-    """A stage that reads rows from `dataset` (a hub id, or an address such as
-    s3://bucket/folder/*.parquet) or from `files` (a file or a folder of Parquet, JSONL or Arrow
-    files, or a file with a JSON list)."""
+    """Reads rows from `dataset` (a hub id, or an address such as s3://bucket/folder/*.parquet) or
+    from `files` (a file or a folder of Parquet, JSONL or Arrow files, or a file with a JSON
+    list)."""
 
     kind = "published"
     limits = "The limits of the published data apply; see its own card."

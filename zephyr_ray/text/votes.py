@@ -11,7 +11,7 @@ from zephyr_ray.stage import Stage, Work
 
 
 class Votes(Stage):
-    """A stage that checks and copies votes from a file, or from all files of a folder such as
+    """Checks and copies votes from a file, or from all files of a folder such as
     runs/quickstart/votes, to which each gateway of `zephyr serve` adds its own file."""
 
     kind = "votes"

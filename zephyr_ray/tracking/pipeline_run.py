@@ -47,7 +47,7 @@ class Tracking:
         opens traces instead of runs whatever kind the experiment has."""
         return f"/#/experiments/{self.experiment.id}/runs?workflowType=machine_learning"
 
-    def stage(
+    def start_stage(
         self,
         name: str,
         kind: str,
@@ -59,9 +59,9 @@ class Tracking:
         it reads."""
         return StageRun(self._parent, name, kind, key, params, reads)
 
-    def cached(self, name: str, artifact: Artifact) -> None:
-        """Records that the stage was reused, and completes a nested run that a kill left open after
-        the commit."""
+    def record_cached(self, name: str, artifact: Artifact) -> None:
+        """Records that the stage was reused, and completes a nested run that was left open by a
+        process killed after the commit."""
         self._parent.artifacts[name] = artifact
         with self.suppress_errors():
             self.client.set_tag(self.run_id, f"zephyr.cached.{name}", artifact.key)

@@ -1,4 +1,4 @@
-"""Deals rows to workers and forward passes, in micro-batches of similar numbers of tokens.
+"""Distributes rows over workers and forward passes, in micro-batches of similar token counts.
 
 All workers make the same number of forward passes per step, because they take part in each other's
 collectives. A worker without a row for a pass gets an empty micro-batch.
@@ -13,26 +13,26 @@ from heapq import heapreplace
 
 @dataclass(frozen=True)
 class Dealer:
-    """Deals the rows of a step."""
+    """Distributes the rows of a step over workers and forward passes."""
 
     lengths: Sequence[int]
     """Tokens of each row in a forward pass."""
     capacity: int
-    """Maximum tokens of a micro-batch of several rows."""
+    """Maximum tokens per micro-batch; a single row may exceed it."""
     workers: int
     padded: bool = False
     """Whether all rows of a micro-batch take as many tokens as its longest one."""
 
     def passes(self, rows: Sequence[int], least: int = 1) -> int:
-        """Returns the smallest number of forward passes, from `least` up, with which the rows fit
-        into every worker's micro-batches."""
+        """Returns the smallest number of forward passes, at least `least`, for which every
+        micro-batch fits into `capacity`."""
 
         def fits(passes: int) -> bool:
             micro_batches = self._split(rows, passes * self.workers)
             return max(map(self._tokens, micro_batches)) <= self.capacity
 
         tokens = sum(self.lengths[row] for row in rows)
-        most = math.ceil(len(rows) / self.workers)  # every row is alone
+        most = math.ceil(len(rows) / self.workers)  # one row per micro-batch
         least = max(least, min(most, math.ceil(tokens / self.capacity / self.workers)))
         if least >= most or fits(least):
             return least
@@ -47,28 +47,29 @@ class Dealer:
         micro_batches.sort(key=self._tokens, reverse=True)
         dealt: list[list[list[int]]] = [[] for _ in range(self.workers)]
         for number in range(passes):
-            of_pass = micro_batches[number * self.workers : (number + 1) * self.workers]
+            pass_batches = micro_batches[number * self.workers : (number + 1) * self.workers]
             # The worker with the most tokens of one pass gets the fewest of the next.
             if number % 2:
-                of_pass.reverse()
-            for worker, micro_batch in zip(dealt, of_pass, strict=True):
+                pass_batches.reverse()
+            for worker, micro_batch in zip(dealt, pass_batches, strict=True):
                 worker.append(micro_batch)
         return dealt
 
     def _split(self, rows: Sequence[int], count: int) -> list[list[int]]:
-        """Returns `count` micro-batches of the rows: slices of the sorted rows if they are padded,
-        else of balanced tokens, each row in the one with the fewest tokens so far."""
+        """Splits the rows into `count` micro-batches. Padded: consecutive slices of the rows sorted
+        by length. Otherwise: each row, longest first, goes to the micro-batch with the fewest
+        tokens."""
         longest_first = sorted(rows, key=lambda row: -self.lengths[row])
         if self.padded:
             size, longer = divmod(len(rows), count)
-            ends = [at * size + min(at, longer) for at in range(count + 1)]
-            return [longest_first[ends[at] : ends[at + 1]] for at in range(count)]
+            ends = [index * size + min(index, longer) for index in range(count + 1)]
+            return [longest_first[ends[index] : ends[index + 1]] for index in range(count)]
         micro_batches: list[list[int]] = [[] for _ in range(count)]
-        fewest = [(0, at) for at in range(count)]
+        fewest = [(0, index) for index in range(count)]
         for row in longest_first:
-            tokens, at = fewest[0]
-            micro_batches[at].append(row)
-            heapreplace(fewest, (tokens + self.lengths[row], at))
+            tokens, index = fewest[0]
+            micro_batches[index].append(row)
+            heapreplace(fewest, (tokens + self.lengths[row], index))
         return micro_batches
 
     def _tokens(self, rows: Sequence[int]) -> int:
@@ -83,7 +84,7 @@ class MicroBatch:
     rows: Sequence[int]
     """Row numbers; none if the worker only takes part in the others' collectives."""
     weight: float
-    """Share in a mean over the step's micro-batches of all workers; 0 without rows."""
+    """Weight in the mean over the step's micro-batches of all workers; 0 if it has no rows."""
 
 
 def micro_batches(
@@ -91,7 +92,8 @@ def micro_batches(
 ) -> list[list[MicroBatch]]:
     """Returns a worker's micro-batches of every step.
 
-    Their number per step is the same in all steps: the smallest with which every step fits.
+    Every step has the same number of micro-batches per worker: the smallest for which all steps
+    fit.
     """
     steps = [order[at : at + global_batch] for at in range(0, len(order), global_batch)]
     passes = 1

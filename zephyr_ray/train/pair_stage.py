@@ -14,7 +14,7 @@ from zephyr_ray.train.stage import WorkerStage
 
 
 class PairStage(WorkerStage):
-    """A stage that runs a model on preference pairs."""
+    """Runs a model on preference pairs."""
 
     unit = "pairs"
     sequences_per_row = 2

@@ -22,8 +22,8 @@ INTRO = (
 
 
 class Reference(PairStage):
-    """A stage that computes natural log-probabilities of chosen and rejected answers, once for all
-    dpo stages that start from the same weights."""
+    """Computes natural log-probabilities of chosen and rejected answers, once for all dpo stages
+    that start from the same weights."""
 
     kind = "reference"
     makes = "log_probs"

@@ -51,7 +51,7 @@ MASK = "Which tokens the loss counts, as the training stage saw them."
 
 
 class WorkerStage(WorkerSettings):
-    """A stage that runs a model on a group of workers."""
+    """Runs a model on a group of workers."""
 
     columns: ClassVar[tuple[str, ...]]
     """Columns of a row's tokens."""
@@ -131,7 +131,7 @@ class WorkerStage(WorkerSettings):
 
 
 class TrainingStage(TrainingSettings, WorkerStage):
-    """A stage that trains a model."""
+    """Trains a model."""
 
     view = ("models/{name}", "model")
     limits = "Nothing measured the safety or the biases of the model."

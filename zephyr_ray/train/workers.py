@@ -155,8 +155,8 @@ def _trainer(job: WorkerJob) -> "TorchTrainer":
 
 
 def _discard_torn_state(job: WorkerJob) -> None:
-    """Removes Ray's run state if a kill left it half written (Ray writes it in place, and could not
-    read it again)."""
+    """Removes Ray's run state if its writer was killed halfway (Ray writes it in place, and could
+    not read it again)."""
     state = _run_state(job)
     try:
         json.loads(state.read_text(encoding="utf-8"))

@@ -10,13 +10,13 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 with sqlalchemy.create_engine(os.environ["MLFLOW_BACKEND_STORE_URI"]).connect() as connection:
-    found = MigrationContext.configure(connection).get_current_revision()
+    revision = MigrationContext.configure(connection).get_current_revision()
 scripts = Path(mlflow.__file__).parent / "store" / "db_migrations"
 revisions = [script.revision for script in ScriptDirectory(str(scripts)).walk_revisions()]
-if found is None or found == revisions[0]:
+if revision is None or revision == revisions[0]:
     sys.exit()
-if found in revisions:
-    todo = "back it up, then set mlflow.database.migrate"
+if revision in revisions:
+    fix = "back it up, then set mlflow.database.migrate"
 else:
-    todo = "a newer MLflow migrated it; use that image, or restore a backup"
-sys.exit(f"the database has schema {found}, MLflow {mlflow.VERSION} needs {revisions[0]}: {todo}")
+    fix = "a newer MLflow migrated it; use that image, or restore a backup"
+sys.exit(f"the database has schema {revision}, MLflow {mlflow.VERSION} needs {revisions[0]}: {fix}")

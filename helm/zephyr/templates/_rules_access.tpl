@@ -6,7 +6,7 @@
 {{- fail "ingress and gateway lead to chat and judge; set serve.enabled" }}
 {{- end }}
 {{- if and $v.mlflow.ingress.enabled (not $v.mlflow.enabled) }}
-{{- fail "mlflow.ingress leads to MLflow; set mlflow.enabled" }}
+{{- fail "mlflow.ingress.enabled needs MLflow; set mlflow.enabled=true" }}
 {{- end }}
 {{- $service := printf "mlflow.service.type %s" $v.mlflow.service.type }}
 {{- range list (list $v.ingress.enabled "ingress" "serveClients") (list $v.gateway.enabled "gateway" "serveClients") (list $v.mlflow.ingress.enabled "mlflow.ingress" "mlflowClients") (list (and $v.mlflow.enabled (ne $v.mlflow.service.type "ClusterIP")) $service "mlflowClients") }}
