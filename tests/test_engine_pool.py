@@ -1,5 +1,6 @@
 """Tests which engines stay up between stages, which are ended, and that those are gone."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -290,6 +291,14 @@ def test_the_quickstart_imports_vllm_once_per_actor(
 class Fails(RulesSettings):
     def start(self, seed: int) -> Any:
         raise Permanent("no") if self.relevance_min else RuntimeError("out of memory")
+
+
+def test_the_collector_does_not_visit_imported_libraries_while_rows_run() -> None:
+    gc.unfreeze()
+    EngineHost()._start(JUDGE, 0)
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()
+    assert frozen > 10_000
 
 
 def test_an_engine_that_does_not_start_in_the_place_of_another_gets_a_new_process(

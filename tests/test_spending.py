@@ -49,7 +49,7 @@ def test_costs_are_those_of_the_tokens_used(tmp_path: Path) -> None:
     for ledger in (running._ledger, Ledger(tmp_path)):
         assert ledger.spent("s") == {"m": m} and ledger.spent("t") == {"n": n}
         assert ledger.spent() == {"m": m, "n": n}
-        assert ledger.most == pytest.approx(13.4)
+        assert ledger.max_dollars == pytest.approx(13.4)
 
 
 def test_a_request_of_unknown_cost_counts_at_its_reservation(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_request_in_flight_at_a_kill_may_be_paid_twice(tmp_path: Path) -> None
     killed = governor(tmp_path, "killed")
     tickets = [reserve(killed, Usage(100, 50)) for _ in range(3)]
     settle(killed, tickets[0], Usage(1, 0))
-    assert killed._ledger.reserved == 210 and killed._ledger.most == 1
+    assert killed._ledger.reserved == 210 and killed._ledger.max_dollars == 1
     again = governor(tmp_path, "a run whose file is read first")
     lost = Spent(
         requests=1,
@@ -72,11 +72,11 @@ def test_a_request_in_flight_at_a_kill_may_be_paid_twice(tmp_path: Path) -> None
         unknown_dollars=210.0,
         repeated_requests=2,
     )
-    assert again._ledger.spent("s") == {"m": lost} and again._ledger.most == 211
+    assert again._ledger.spent("s") == {"m": lost} and again._ledger.max_dollars == 211
     # A later run learns what one of them cost, from a batch for example.
     settle(again, tickets[2], Usage(3, 0))
     for ledger in (again._ledger, Ledger(tmp_path, "next")):
-        assert ledger.most == 109 and ledger.spent()["m"].repeated_requests == 1
+        assert ledger.max_dollars == 109 and ledger.spent()["m"].repeated_requests == 1
 
 
 def test_a_governor_that_is_started_anew_knows_the_requests_in_flight(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_governor_that_is_started_anew_knows_the_requests_in_flight(tmp_path: 
     assert anew._ledger.reserved == 10
     other = reserve(anew, Usage(10, 0))
     settle(anew, ticket, Usage(4, 0))
-    assert other != ticket and (anew._ledger.most, anew._ledger.reserved) == (4, 10)
+    assert other != ticket and (anew._ledger.max_dollars, anew._ledger.reserved) == (4, 10)
 
 
 def test_a_request_waits_for_those_in_flight_before_it_is_refused(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_request_waits_for_those_in_flight_before_it_is_refused(tmp_path: Path
         await asyncio.wait({second, third}, return_when=asyncio.FIRST_COMPLETED)
         done, waiting = (second, third) if second.done() else (third, second)
         await settle_one(running, str(await done), Settlement(Usage(20, 0)))
-        return await asyncio.wait_for(waiting, 5), running._ledger.most
+        return await asyncio.wait_for(waiting, 5), running._ledger.max_dollars
 
     assert asyncio.run(main()) == (Refused(50.0, 60.0), 50.0)
 
@@ -258,7 +258,7 @@ def test_a_request_that_waits_when_the_stage_stops_is_not_sent(tmp_path: Path) -
             await waiting
         await settle_one(running, str(first), Settlement(Usage(30, 0)))
         await asyncio.sleep(0.2)
-        return running._ledger.most + running._ledger.reserved
+        return running._ledger.max_dollars + running._ledger.reserved
 
     assert asyncio.run(main()) == 30
 
@@ -302,7 +302,7 @@ def test_a_settlement_is_not_lost_if_its_row_is_cancelled(tmp_path: Path) -> Non
         await asyncio.wait(ends)
         await asyncio.sleep(0.2)
         assert ends[1].cancelled()
-        return running._ledger.most, running._ledger.reserved
+        return running._ledger.max_dollars, running._ledger.reserved
 
     assert asyncio.run(main()) == (60, 0)
 

@@ -79,7 +79,7 @@ class Governor:
         tariff = self._tariffs[model]
         account = self._accounts[tariff.account]
         dollars = tariff.price.most(most) if tariff.price else 0.0
-        spent = self._ledger.most
+        spent = self._ledger.max_dollars
         if self._budget is not None and spent + dollars > self._budget:
             return Refused(spent, dollars)
         if delay := account.delay(_now(), most):

@@ -36,7 +36,7 @@ def paid_dollars(counts: Mapping[str, float]) -> float:
 def spent_before(storage: Path, recipe: str) -> float:
     """Returns an upper bound on the dollars that earlier runs of a recipe paid."""
     folder = ledger_folder(storage, recipe)
-    return Ledger(folder).most if folder.is_dir() else 0.0
+    return Ledger(folder).max_dollars if folder.is_dir() else 0.0
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Ledger:
             self._apply(entry)
 
     @property
-    def most(self) -> float:
+    def max_dollars(self) -> float:
         """Upper bound on the dollars paid, without the requests in flight."""
         return self._orphaned + sum(spent.max_dollars for spent in self._spent.values())
 
