@@ -10,6 +10,7 @@ Two steps each, of which the second is measured. Takes about half an hour on two
 import argparse
 import os
 import socket
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -62,22 +63,27 @@ def main(out: Path) -> None:
 
 def compare_workers(report: Report, isolated: Isolated, model: Path) -> None:
     """Measures SFT on one core and on two workers with one core each, and the share of perfect
-    scaling."""
-    seconds = {}
-    for workers in (1, 2):
+    scaling; also two trainings of one worker at the same time, which share nothing but the machine:
+    what they lose, no communication costs."""
+
+    def train(*worlds: tuple[int, int]) -> float:
+        """Returns the seconds per step of trainings by (rank, number of workers) in parallel."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
         ranks = [
             partial(train_as, {**address, "RANK": f"{rank}", "WORLD_SIZE": f"{workers}"}, model)
-            for rank in range(workers)
+            for rank, workers in worlds
         ]
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(len(ranks)) as pool:
             results = list(pool.map(partial(isolated.run, timeout=LIMIT), ranks))
-        seconds[workers] = results[0].seconds
-    scaling = seconds[1] / seconds[2] / 2
+        return statistics.mean(result.seconds for result in results)
+
+    one, two, apart = train((0, 1)), train((0, 2), (1, 2)), train((0, 1), (0, 1))
     report.line(
-        "one worker, two workers", **{f"s{n}": s for n, s in seconds.items()}, share=scaling
+        "SFT on one core per worker",
+        **{"one worker, s": one, "two workers, s": two, "share of perfect scaling": one / two / 2},
+        **{"two trainings apart, s": apart, "share that the machine allows": one / apart},
     )
 
 

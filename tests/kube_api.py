@@ -67,6 +67,8 @@ class Api:
         self.changed = threading.Condition()
         self.cold, self.starts = False, 0
         """While cold, every request is refused, as by a server that has not yet read its roles."""
+        self.refused_cold: list[str] = []
+        """Paths of the requests that were refused while cold."""
         self._version = 100
         self.closing = False
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"api": self}))
@@ -260,12 +262,15 @@ class _Handler(BaseHTTPRequestHandler):
         path, query = split.path, dict(parse_qsl(split.query))
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
+        # A test may restart the server as soon as it sees the request, which must then break.
+        self.starts = api.starts
         api.requests.append(Request(self.command, path, query, body))
         if not (self.headers.get("Authorization") or "").removeprefix("Bearer").strip():
             return self._refuse(403, f'{path} is forbidden: User "system:anonymous" cannot do that')
         if self.headers.get("Authorization") != f"Bearer {api.token}":
             return self._refuse(401, "Unauthorized")
         if api.cold:
+            api.refused_cold.append(path)
             kind = path.split("/")[-1]
             reason = 'RBAC: clusterrole.rbac.authorization.k8s.io "edit" not found'
             return self._refuse(403, f'{kind} is forbidden: User "me" cannot do that: {reason}')
@@ -358,9 +363,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _watch(self, path: str, query: dict[str, str]) -> None:
         self._start_stream()
-        end, starts = time.monotonic() + float(query["timeoutSeconds"]), self.api.starts
+        end = time.monotonic() + float(query["timeoutSeconds"])
         for event in self.api.changes(path, query):
-            if self.api.starts != starts:
+            if self.api.starts != self.starts:
                 return self.connection.shutdown(socket.SHUT_RDWR)
             if event:
                 self._chunk(json.dumps(event) + "\n")
@@ -375,7 +380,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in api.objects:
             return self._refuse(404, f'pods "{pod}" not found')
         self._start_stream()
-        sent, starts = 0, api.starts
+        sent = 0
         while not api.closing:
             ended = api.objects.get(path, {}).get("status", {}).get("phase") != "Running"
             with api.changed:
@@ -386,7 +391,7 @@ class _Handler(BaseHTTPRequestHandler):
                 sent += 1
                 if when >= query.get("sinceTime", "").removesuffix("Z"):
                     self._chunk((f"{when} " if query.get("timestamps") else "") + text + "\n")
-            if api.starts != starts or api.fault("CUT", f"{pod}/log"):
+            if api.starts != self.starts or api.fault("CUT", f"{pod}/log"):
                 return self.connection.shutdown(socket.SHUT_RDWR)
             if not lines and (ended or not query.get("follow")):
                 break

@@ -124,7 +124,7 @@ def test_a_killed_run_pays_for_no_answer_twice_and_keeps_to_its_budget(
         killed = len(bill.served)
         ledger = tmp_path / "runs" / "spending" / "paid"
 
-        budget = Ledger(ledger).most + 0.003
+        budget = Ledger(ledger).max_dollars + 0.003
         assert run(tmp_path, budget_usd=budget) == 2
         assert "raise budget_usd, then run again" in capsys.readouterr().err
         assert bill.dollars <= budget

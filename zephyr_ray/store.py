@@ -17,7 +17,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from itertools import islice
@@ -128,8 +128,7 @@ class Journal:
         """Reads only what follows `since`, the `position` of another journal of this folder."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._own_path = folder / f"{writer}.jsonl" if writer else None
-        self._file = self._own_path.open("ab", buffering=0) if self._own_path else None
+        self._file = (folder / f"{writer}.jsonl").open("ab", buffering=0) if writer else None
         self._read = dict(since or {})
 
     @property
@@ -147,10 +146,9 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def read_new(self, of_others: bool = False) -> Iterator[dict[str, Any]]:
-        """Yields the entries of all writers, or of all others, that were appended since the last
-        call."""
+        """Yields the entries since the last call, of all writers or of all others."""
         for path in sorted(self.folder.glob("*.jsonl")):
-            if of_others and path == self._own_path:
+            if of_others and self._file and self._file.name == str(path):
                 continue
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
@@ -158,11 +156,8 @@ class Journal:
                     if not line.endswith(b"\n"):
                         break
                     self._read[path] = self._read.get(path, 0) + len(line)
-                    try:
-                        entry = json.loads(line)
-                    except ValueError:
-                        continue
-                    yield entry
+                    with suppress(ValueError):
+                        yield json.loads(line)
 
 
 @dataclass(frozen=True)
