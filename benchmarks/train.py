@@ -66,20 +66,22 @@ def compare_workers(report: Report, isolated: Isolated, model: Path) -> None:
     scaling; also two trainings of one worker at the same time, which share nothing but the machine:
     what they lose, no communication costs."""
 
-    def train(*worlds: tuple[int, int]) -> float:
-        """Returns the seconds per step of trainings by (rank, number of workers) in parallel."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-        ranks = [
-            partial(train_as, {**address, "RANK": f"{rank}", "WORLD_SIZE": f"{workers}"}, model)
-            for rank, workers in worlds
-        ]
+    def train(*trainings: int) -> float:
+        """Returns the mean seconds per step of trainings at the same time, given their workers."""
+        ranks = []
+        for workers in trainings:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{probe.getsockname()[1]}"}
+            world["WORLD_SIZE"] = f"{workers}"
+            ranks += [
+                partial(train_as, {**world, "RANK": f"{rank}"}, model) for rank in range(workers)
+            ]
         with ThreadPoolExecutor(len(ranks)) as pool:
             results = list(pool.map(partial(isolated.run, timeout=LIMIT), ranks))
         return statistics.mean(result.seconds for result in results)
 
-    one, two, apart = train((0, 1)), train((0, 2), (1, 2)), train((0, 1), (0, 1))
+    one, two, apart = train(1), train(2), train(1, 1)
     report.line(
         "SFT on one core per worker",
         **{"one worker, s": one, "two workers, s": two, "share of perfect scaling": one / two / 2},
