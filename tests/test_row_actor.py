@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 import os
 import threading
 import time
@@ -91,7 +90,7 @@ def test_blocks_share_the_rows_in_flight(concurrency: int, tmp_path: Path) -> No
 
     asyncio.run(main())
     answers = [from_entry(entry).id for entry in Journal(tmp_path).read_new()]
-    assert most == concurrency
+    assert most == int(1.5 * concurrency)
     assert sorted(answers) == [f"{block}{n}" for block in "ab" for n in range(5)]
 
 
@@ -125,7 +124,7 @@ def test_concurrency_limits_the_requests_and_more_rows_wait(count: int, tmp_path
         actor = RowActor(program, {"m": model}, 0, str(tmp_path), max_failed=0)
         asyncio.run(actor({"row": [json.dumps({"id": f"{n}"}) for n in range(10)]}))
     assert len(server.bodies) == 20
-    assert (most_requests, most_rows) == (count, math.ceil(1.5 * count))
+    assert (most_requests, most_rows) == (count, int(1.5 * count))
 
 
 def test_a_block_is_not_asked_again_whoever_answered_it(tmp_path: Path) -> None:
@@ -181,7 +180,7 @@ def test_an_error_of_every_row_stops_at_once(error: Exception, tmp_path: Path) -
 
 
 def test_rows_in_flight_at_a_stop_are_kept(tmp_path: Path) -> None:
-    outcomes = run(tmp_path, StopRun("no credits"), GOOD, GOOD, GOOD, concurrency=3)
+    outcomes = run(tmp_path, StopRun("no credits"), GOOD, GOOD, GOOD, concurrency=2)
     assert outcomes == [Stopped("no credits"), answered(1), answered(2)]
 
 

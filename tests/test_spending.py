@@ -18,7 +18,7 @@ from zephyr_ray.engines.replies import Unavailable
 from zephyr_ray.engines.tariff import Price, Tariff, Usage
 from zephyr_ray.errors import RowError, Temporary
 from zephyr_ray.messages import user
-from zephyr_ray.models.contract import STOPPING, Sampling, StopRun
+from zephyr_ray.models.contract import REQUESTS, STOPPING, Sampling, StopRun
 
 TARIFFS = {"m": Tariff("a", price=Price(1e6, 1e5, 5e5)), "n": Tariff("b", price=Price(1e6, 1e6, 0))}
 """Prices in dollars per token: 1 for input, 0.1 for output, 0.5 for cached input."""
@@ -305,6 +305,59 @@ def test_a_settlement_is_not_lost_if_its_row_is_cancelled(tmp_path: Path) -> Non
         return running._ledger.max_dollars, running._ledger.reserved
 
     assert asyncio.run(main()) == (60, 0)
+
+
+BODY = {"max_tokens": 1, "messages": []}
+
+
+def test_a_request_is_reserved_once_it_has_a_slot(tmp_path: Path) -> None:
+    """Otherwise it would be sent later than the limits per minute assume. The slot is free as soon
+    as the reply is here, before the cost is settled."""
+
+    async def main() -> None:
+        running = governor(tmp_path)
+        METER.set(Meter(running, "s", "m"))
+        REQUESTS.set(asyncio.Semaphore(1))
+        async with Attempt(BODY) as first:
+            one, other = running._ledger.reserved, Attempt(BODY)
+            second = asyncio.ensure_future(other.__aenter__())
+            await asyncio.sleep(0.1)
+            assert not second.done() and running._ledger.reserved == one
+            first.replied(200, "{}")
+            await asyncio.wait_for(second, 5)
+            assert running._ledger.reserved == 2 * one
+        await other.__aexit__(None, None, None)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "cause", ["over budget", "stage stops", "cancelled", "no reply", "replied"]
+)
+def test_a_slot_is_free_after_every_end_of_an_attempt(cause: str, tmp_path: Path) -> None:
+    async def attempt() -> None:
+        async with Attempt(BODY) as running:
+            if cause == "replied":
+                running.replied(200, "{}")
+            raise Unavailable("no reply")
+
+    async def main() -> bool:
+        METER.set(Meter(governor(tmp_path, budget=0 if cause == "over budget" else None), "s", "m"))
+        REQUESTS.set(slots := asyncio.Semaphore(1))
+        STOPPING.set(stopping := asyncio.Event())
+        if cause == "stage stops":
+            stopping.set()
+        task = asyncio.ensure_future(attempt())
+        if cause == "cancelled":
+            await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.wait({task})
+        ends = {"over budget": StopRun, "stage stops": Temporary, "cancelled": None}
+        assert task.cancelled() or isinstance(task.exception(), ends.get(cause) or Unavailable)
+        assert task.cancelled() == (cause == "cancelled")
+        return slots._value == 1
+
+    assert asyncio.run(main())
 
 
 @pytest.mark.parametrize("after", [None, 7.0])

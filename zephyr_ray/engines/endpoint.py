@@ -8,7 +8,7 @@ import random
 import re
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import field_validator
@@ -19,7 +19,7 @@ from zephyr_ray.engines.replies import NotSent, Unavailable, read_object
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.masking import remember
-from zephyr_ray.models.contract import REQUESTS, STOPPING, StopRun
+from zephyr_ray.models.contract import STOPPING, StopRun
 from zephyr_ray.settings import OPERATIONAL
 
 if TYPE_CHECKING:
@@ -38,9 +38,6 @@ LONGEST_WORD = 15
 """Maximum characters of a word in api_key_env; a longer one in capitals may be the key itself."""
 NOTICE_SECONDS = 60
 """Minimum seconds between two lines about retries."""
-WAITING_ROWS = 0.5
-"""Rows that prepare a request or read a reply, per request in flight. Without them, the endpoint
-would idle meanwhile."""
 TURNS = 2
 """Turns of the event loop until a waiting request, which got a free slot, is sent."""
 PREFLIGHT_SECONDS = 5
@@ -57,10 +54,6 @@ class EndpointSettings(ModelSettings):
     another model."""
     api_key_env: Annotated[str | None, OPERATIONAL] = None
     """Name of the environment variable that holds the key, in capitals; never the key itself."""
-
-    @property
-    def rows_in_flight(self) -> int:
-        return math.ceil(self.concurrency * (1 + WAITING_ROWS))
 
     @field_validator("base_url")
     @classmethod
@@ -139,8 +132,8 @@ class Endpoint:
     async def post(
         self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any], str], T]
     ) -> T:
-        """Returns what `read(object, name)` makes of the JSON object in the reply. Raises as
-        `replies.read_object` and `Attempt` do."""
+        """Returns what `read(object, name)` makes of the JSON object in the reply. Raises
+        the errors of `replies.read_object` and `Attempt`."""
         start, retries = 0.0, 0
         while True:
             try:
@@ -164,10 +157,7 @@ class Endpoint:
             retries += 1
 
     async def _send(self, path: str, body: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
-        async with REQUESTS.get() or nullcontext():
-            if (stopping := STOPPING.get()) and stopping.is_set():
-                raise NotSent(f"{self.name}: the stage stopped before the request was sent")
-            reply = await self.call("POST", path, json=body)
+        reply = await self.call("POST", path, json=body)
         attempt.replied(reply.status, reply.text)
         for _ in range(TURNS):  # so that the requests that waited are sent first
             await asyncio.sleep(0)

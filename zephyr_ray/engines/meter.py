@@ -12,11 +12,12 @@ from zephyr_ray.engines.replies import NotSent, Unavailable
 from zephyr_ray.engines.tariff import Usage, read_usage
 from zephyr_ray.errors import Temporary
 from zephyr_ray.formatting import dollars
-from zephyr_ray.models.contract import STOPPING, StopRun
+from zephyr_ray.models.contract import REQUESTS, STOPPING, StopRun
 
 TEMPLATE_TOKENS = 256
 """Tokens that a server's chat template may add to a request, such as a default system prompt."""
 FREE = Usage()
+STOPPED = "the stage stopped before the request was sent"
 LIMITS = ("max_tokens", "max_completion_tokens")
 """Parameters that state the maximum tokens per answer."""
 
@@ -55,7 +56,7 @@ class Meter:
         finally:
             stopping.cancel()
         if call.cancel():
-            raise Temporary("the stage stopped before the request was sent")
+            raise Temporary(STOPPED)
         ticket = call.result()
         if isinstance(ticket, Refused):
             raise StopRun(
@@ -85,24 +86,43 @@ METER: ContextVar[Meter | None] = ContextVar("METER", default=None)
 
 class Attempt:
     """One attempt at a request: waits until it may be sent, and settles its cost at the end. Raises
-    as `Meter.reserve` and `most_tokens` do."""
+    Temporary if the stage stops meanwhile, and the errors of `Meter.reserve` and `most_tokens`."""
 
     def __init__(self, body: dict[str, Any]):
         self._body, self._meter = body, METER.get()
+        self._slots = REQUESTS.get()
         self._ticket = ""
         self._reply: tuple[int, str] | None = None
 
     async def __aenter__(self) -> Self:
-        if self._meter:
-            self._ticket = await self._meter.reserve(most_tokens(self._body, self._meter.model))
+        # The slot comes first: a request that waited for one after its reservation would be sent
+        # later than the limits per minute assume.
+        if self._slots:
+            await self._slots.acquire()
+        try:
+            if (stopping := STOPPING.get()) and stopping.is_set():
+                raise Temporary(STOPPED)
+            if self._meter:
+                self._ticket = await self._meter.reserve(most_tokens(self._body, self._meter.model))
+        except BaseException:
+            self._free_slot()
+            raise
         return self
 
     def replied(self, status: int, text: str) -> None:
+        """Gives the slot to another request."""
         self._reply = status, text
+        self._free_slot()
 
     async def __aexit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        self._free_slot()
         if self._meter:
             await self._meter.settle(self._ticket, self.settlement(error))
+
+    def _free_slot(self) -> None:
+        if self._slots:
+            self._slots.release()
+            self._slots = None
 
     def settlement(self, error: BaseException | None) -> Settlement:
         """Returns the cost of the attempt, and whether `error`, which ended it, is a rate limit."""

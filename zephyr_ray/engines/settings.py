@@ -32,6 +32,10 @@ PER_ANSWER = {
     *("price", "requests_per_minute", "tokens_per_minute"),
 }
 """Settings that may differ between models that share one running engine."""
+ROWS_PER_REQUEST = 1.5
+"""Rows in flight per request in flight: the others prepare a request or wait for a slot. Without
+them, slots would be free while rows are prepared and stored, and at the end of a pass over rows
+with several requests."""
 BLOCKS_IN_FLIGHT = 2
 """Minimum blocks of rows in flight per actor, so that none idles between two."""
 
@@ -79,12 +83,12 @@ class ModelSettings(Strict):
     actors: Annotated[int, OPERATIONAL] = Field(1, ge=1)
     """Number of processes, each with its own engine."""
     concurrency: Annotated[int, OPERATIONAL] = Field(64, ge=1)
-    """Maximum requests in flight per actor, or rows if the engine is local."""
+    """Maximum requests in flight per actor."""
 
     @property
     def rows_in_flight(self) -> int:
         """Maximum rows in flight per actor."""
-        return self.concurrency
+        return int(ROWS_PER_REQUEST * self.concurrency)
 
     @property
     def gpus_per_actor(self) -> float:

@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -21,7 +22,7 @@ from zephyr_ray.errors import Permanent, RowError
 from zephyr_ray.formatting import gib
 from zephyr_ray.messages import Message
 from zephyr_ray.models.checks import check_answers, load_chat_format
-from zephyr_ray.models.contract import EngineDead, Reply, Sampling, TopLogprobs
+from zephyr_ray.models.contract import REQUESTS, EngineDead, Reply, Sampling, TopLogprobs
 from zephyr_ray.models.shapes import Shape, context_of
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.settings import OPERATIONAL, WEIGHTS
@@ -217,6 +218,12 @@ class VllmEngine(LanguageEngine):
         listener: Callable[[str], None] | None = None,
     ) -> Any:
         """Returns vLLM's output of one request."""
+        async with REQUESTS.get() or nullcontext():
+            return await self._request(prompt, parameters, listener)
+
+    async def _request(
+        self, prompt: list[int], parameters: Any, listener: Callable[[str], None] | None
+    ) -> Any:
         number = str(next(self._numbers))
         future = asyncio.get_running_loop().create_future()
         self._waiting[number] = future

@@ -12,7 +12,7 @@ from zephyr_ray.messages import Message
 STOPPING: ContextVar[asyncio.Event | None] = ContextVar("STOPPING", default=None)
 """Set once the stage of the row in this context stops: then no request is sent or retried."""
 REQUESTS: ContextVar[asyncio.Semaphore | None] = ContextVar("REQUESTS", default=None)
-"""Limits the requests to endpoints in flight of the pass in this context."""
+"""Limits the requests in flight of the pass in this context."""
 
 
 class StopRun(Permanent):
