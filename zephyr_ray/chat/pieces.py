@@ -10,7 +10,8 @@ from typing import Any
 _LEFT = string.ascii_letters + string.digits + ".,:;!?'\")"
 _BREAKS = re.compile(f" (?<=[{_LEFT}] )(?=[A-Za-z])")
 """Matches what stands between two pieces: a single space between a character that ends a word and a
-letter. Control tokens end otherwise, because some tokenizers write another space after them."""
+letter. The last characters of control tokens are not in _LEFT, because some tokenizers insert
+another space after such tokens."""
 _SPANNING = re.compile(f"[{_LEFT}][Ġ▁]")
 """Matches in a token that spans two pieces. Vocabularies write a space as one of these letters."""
 _MOST_PIECES, _LONGEST_PIECE = 2**18, 40

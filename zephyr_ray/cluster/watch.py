@@ -17,8 +17,8 @@ between watches."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before the first retry, doubled per retry up to the maximum."""
 REFUSED_SECONDS = 120.0
-"""Seconds during which a followed job outlasts refusals: an API server refuses valid credentials
-just after its start, and a token may expire before its file is rewritten."""
+"""Seconds for which refusals are tolerated while a job is followed: an API server refuses valid
+credentials just after its start, and a token may expire before its file is rewritten."""
 OF_NODES = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox")
 """Reasons of events with which a node reports why a pod does not start; its status says only
 ContainerCreating."""
@@ -97,7 +97,7 @@ class State:
 
 
 def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]:
-    """Yields the states of a job that exists until it ends. Yields the state again after each
+    """Yields the states of an existing job until the job ends. Yields the state again after each
     watch, even if unchanged.
 
     Retries after every Temporary error, and after refusals. Raises Permanent if the server has

@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 class Grouped(Generic[Item, Result]):
-    """Calls a function of a list for single items, in one event loop.
+    """Collects single items into lists and calls a function with each list, in one event loop.
 
     The function returns the results of the list, or of its first items; the others are then part of
     the next call. Its error is the error of every item of the call.
@@ -58,7 +58,7 @@ class Grouped(Generic[Item, Result]):
 
     def _drop_cancelled(self) -> bool:
         """Drops the first items if nothing waits for them any more; returns whether one is left.
-        Once a stage has stopped, no item is part of a call."""
+        So, once a stage has stopped and all its items are cancelled, no call is made."""
         while self._waiting and self._waiting[0][1].done():
             self._waiting.popleft()
         return bool(self._waiting)

@@ -25,7 +25,7 @@ class Step:
     stage: Stage
     """Settings of the step, with the names of stages in the lineage."""
     models: dict[str, ModelSettings]
-    """Models that the step read; weights that a stage trained are the name of that step."""
+    """Models that the step read. If a stage trained a model, `weights` is the name of its step."""
     missing: tuple[str, ...]
     """Names by which the step read artifacts that have been deleted since."""
 
@@ -103,7 +103,7 @@ def _sources(step: Step, names: set[str], shipped: Path) -> Iterator[Source]:
 
 
 def public(value: Any) -> Any:
-    """Returns a setting for a card. Of an absolute path, which is private, only the name stays."""
+    """Returns a setting for a card, in which an absolute path, which is private, is its name."""
     if isinstance(value, dict):
         return {name: public(part) for name, part in value.items()}
     if isinstance(value, list):

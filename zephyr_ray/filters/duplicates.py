@@ -10,14 +10,16 @@ from zephyr_ray.filters.grams import grams, normal_words
 HASHES, SEED = 128, 0
 """Values per sketch, which give an estimate a standard deviation of at most 0.045; their seed."""
 BANDS = 32
-"""Bands of four values, one of which texts with a similarity of 0.5 share with probability 0.87,
-those with 0.7 nearly always. The library's own 8 bands for 0.8 miss half of the texts with 0.85."""
+"""Number of bands, of four values each. Two texts with similarity 0.5 share a band with probability
+0.87; with 0.7, nearly always. The library's default for a threshold of 0.8 is 8 bands, which miss
+half of the pairs with similarity 0.85."""
 SHINGLE = 3
 """Words per shingle; few, because prompts are short."""
 
 
 def sketch(text: str) -> RMinHash:
-    """Returns the MinHash sketch of a text's shingles; a shorter text is one shingle."""
+    """Returns the MinHash sketch of a text's shingles; a text with fewer words
+    than a shingle is one."""
     words = normal_words(text)
     minhash = RMinHash(HASHES, SEED)
     minhash.update(list(grams(words, min(SHINGLE, max(1, len(words))))))
@@ -49,14 +51,14 @@ class NearDuplicates:
         )
 
     def add(self, number: int, minhash: RMinHash, group: str = "") -> int | None:
-        """Adds a text unless it is a near duplicate, of which it returns the number. Texts of one
-        group, if they have one, are no duplicates of each other."""
+        """Adds a text and returns None; if it is a near duplicate, returns the number of the first
+        text that it duplicates. Texts of one group are not duplicates of each other."""
         own = _digest(group).hex() if group else ""
         near = (key.partition(" ") for key in self._index.get_duplicates(minhash))
         others = [int(earlier) for earlier, _, its in near if not own or its != own]
         if others:
             return min(others)  # the index has no order
-        # The index leaves out a text near one of its group, which stands for both.
+        # The index does not store a text near an earlier one of its group, which represents both.
         self._index.add(f"{number} {own}", minhash)
         return None
 

@@ -52,8 +52,8 @@ class Question:
         return f"{self.task.task_name}/{self.number}"
 
     def choices(self) -> list[str]:
-        """Returns what tells the requests apart: their continuations, or the ends of their contexts
-        if the choices are there."""
+        """Returns the texts that distinguish the requests: their continuations or, if the contexts
+        differ, the ends of these."""
         contexts, continuations = zip(*(r.args for r in self.requests), strict=True)
         if len(set(contexts)) == 1:
             return [c.strip() for c in continuations]
@@ -79,7 +79,7 @@ class Asked:
     shots_from: str | None
     """The split that worked examples are from; None without any."""
     stored: int
-    """Number of questions without a limit."""
+    """Number of questions before the limit is applied."""
 
     @property
     def metrics(self) -> list[str]:
@@ -151,8 +151,8 @@ def load(
     own_limit: int | None,
     read: Reader,
 ) -> list[Asked]:
-    """Returns the questions of lm-eval's tasks, each with its shots and its limit of questions per
-    task file, and of the user's own sets."""
+    """Returns the questions of lm-eval's tasks and of the user's own sets. `tasks` maps a task to
+    its number of shots and its maximum questions per task file."""
     asked = []
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars
         for name, (shots, limit) in tasks.items():

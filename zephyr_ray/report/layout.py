@@ -1,7 +1,8 @@
 """Lays out a graph in rows, from the top down: boxes, and lines from each box to its readers.
 
-Each box is one row above the first of its readers, or higher if that row is full. Lines pass the
-rows between through lanes, which are narrow places in a row; all lines of a box share its lanes.
+Each box is one row above the first of its readers, or higher if that row is full. Lines cross
+the rows in between through lanes, which are narrow places in a row; all lines of a box share its
+lanes.
 """
 
 from collections import Counter
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 SWEEPS = 9
-"""Passes over the rows to order their items, and to place them; the last goes down."""
+"""Passes over the rows to order their items, and again to place them; odd, so that the last one
+runs from the top down."""
 PULLS = (1, 0.01, 0.1)
-"""Weights of a line by how many of its ends are lanes: boxes are below each other before lanes are
-straight, and lines bend between the two."""
+"""Weights of a line with 0, 1 and 2 ends that are lanes. Aligned boxes matter more than straight
+lanes, and lines bend where a box meets a lane."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Item:
 Line = tuple[Item, Item]
 """An item and one in the next row."""
 Near = dict[Item, list[Item]]
-"""Items in the rows above and below that lines connect an item with."""
+"""Per item, the items in the rows above and below to which lines connect it."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,8 @@ def _lines(reads: Mapping[str, Sequence[str]], row_of: dict[str, int]) -> Iterab
 
 
 def _order(rows: list[list[Item]], near: Near) -> None:
-    """Orders each row by the mean place of what its items are connected with in the row above, then
-    below, in turn, so that few lines cross."""
+    """Sorts the items of each row by the mean place of the items they are connected to, so that few
+    lines cross. Passes alternate between the row above and the row below."""
     for sweep in range(SWEEPS):
         step = -1 if sweep % 2 else 1
         for row in rows[::step]:
@@ -114,8 +116,8 @@ def _order(rows: list[list[Item]], near: Near) -> None:
 
 
 def _place(rows: list[list[Item]], near: Near, half: Callable[[Item], float]) -> dict[Item, float]:
-    """Places each item below what it is connected with in the row above, then above what is below,
-    in turn."""
+    """Places each item under the items it is connected to in the row above, then over those in the
+    row below, in alternating passes."""
     middles = {item: 0.0 for row in rows for item in row}
     for sweep in range(SWEEPS):
         step = -1 if sweep % 2 else 1

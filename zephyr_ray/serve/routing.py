@@ -64,7 +64,7 @@ def check_origin(request: Request) -> None:
 async def read_body(request: Request) -> bytes:
     """Reads a JSON body.
 
-    Raises RequestError 415 for another content type, which a browser would send for any page
+    Raises RequestError 415 for any other content type, because browsers send those for any page
     without a preflight; 413 before more than MAX_BODY_BYTES are in memory.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -19,14 +19,14 @@ class Validation:
     """The held-out rows of one training run."""
 
     def __init__(self, trainer: Trainer, data: Data, batches: Sequence[Sequence[int]]):
-        """`batches`: row numbers of each forward pass of this worker, as many passes as of every
-        other worker."""
+        """`batches`: row numbers per forward pass of this worker; all workers must have the same
+        number of passes."""
         self._trainer, self._data, self._batches = trainer, data, batches
 
     def measure(self) -> dict[str, float]:
         """Returns the mean loss over all trained tokens, or over all pairs, and the means of the
-        metrics, however rows are batched. All workers must take part. Draws no random number, so
-        training goes on as without it.
+        metrics; the result does not depend on how rows are batched. All workers must take part.
+        Draws no random numbers, so it does not change training.
 
         A mixture of experts is measured without its load balancing loss, which depends on the
         batches.
@@ -47,7 +47,7 @@ class Validation:
 
     def _pass(self, rows: Sequence[int]) -> tuple[list[str], Tensor]:
         """Returns the names of loss and metrics, and the sum and count of each. An empty batch
-        contributes nothing: with ZeRO-3, its worker must take part in the pass."""
+        contributes nothing, but runs a pass, because with ZeRO-3 all workers must take part."""
         trainer, objective = self._trainer, self._trainer.objective
         batch = trainer.data_collator([self._data[row] for row in rows or [0]])
         batch = send_to_device(batch, trainer.args.device)
