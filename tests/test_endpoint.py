@@ -13,13 +13,14 @@ from fake_endpoint import GOOD, HTML, NO_CREDITS, Answer, Endpoint, completion, 
 
 from zephyr_ray.engines import endpoint as endpoints
 from zephyr_ray.engines.endpoint import RETRIES
+from zephyr_ray.engines.http_client import HttpReply
 from zephyr_ray.engines.openai import OpenAIEngine, OpenAISettings
 from zephyr_ray.engines.replies import Rejected
 from zephyr_ray.engines.service import ServedJudge, ServiceSettings
 from zephyr_ray.errors import Permanent, RowError, Temporary
 from zephyr_ray.judges import FORMS
 from zephyr_ray.messages import user
-from zephyr_ray.models.contract import STOPPING, Reply, Sampling, StopRun
+from zephyr_ray.models.contract import REQUESTS, STOPPING, Reply, Sampling, StopRun
 from zephyr_ray.serve.requests import judge_request, parse
 from zephyr_ray.settings import typed
 
@@ -113,6 +114,27 @@ def test_no_request_is_sent_or_retried_once_the_stage_stops() -> None:
     with endpoint(in_turn(Answer(429, "", {"Retry-After": "60"}))) as server:
         asyncio.run(main(server))
     assert time.monotonic() - start < 30 and len(server.bodies) == 1
+
+
+def test_a_waiting_request_is_sent_before_a_reply_is_read() -> None:
+    events: list[str] = []
+
+    class Client:
+        async def send(self, method: str, path: str, json: Any) -> HttpReply:
+            events.append(f"sent {json['number']}")
+            await asyncio.sleep(0.01)
+            return HttpReply(200, {}, '{"read": true}')
+
+    async def main() -> None:
+        REQUESTS.set(asyncio.Semaphore(1))
+        target = endpoints.Endpoint(OpenAISettings(model="p", base_url="http://127.0.0.1:1"), "m")
+        target._client = Client()  # type: ignore[assignment]
+        await asyncio.gather(
+            *(target.post("/", {"number": n}, lambda *_: events.append("read")) for n in range(2))
+        )
+
+    asyncio.run(main())
+    assert events == ["sent 0", "sent 1", "read", "read"]
 
 
 def test_retries_are_announced_once_in_a_while(

@@ -206,6 +206,15 @@ def test_journal_tells_what_is_new_since_the_last_call(tmp_path: Path) -> None:
     assert list(reader.read_new()) == [{"id": 2}, {"id": 3}]
 
 
+def test_a_writer_reads_the_entries_of_others(tmp_path: Path) -> None:
+    own, other = Journal(tmp_path, "own"), Journal(tmp_path, "other")
+    own.append({"id": 1})
+    other.append({"id": 2})
+    assert list(own.read_new(of_others=True)) == [{"id": 2}]
+    other.append({"id": 3})
+    assert list(own.read_new(of_others=True)) == [{"id": 3}]
+
+
 def test_journal_has_several_writers(tmp_path: Path) -> None:
     reader = Journal(tmp_path)
     for name in "ba":

@@ -1,10 +1,15 @@
 """Tests how answers of vLLM's steps reach the rows that wait for them, with steps played here."""
 
 import asyncio
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from zephyr_ray.engines.vllm import VllmEngine
+from zephyr_ray.errors import Temporary
+from zephyr_ray.models.contract import REQUESTS, STOPPING
 
 
 class Steps:
@@ -22,7 +27,7 @@ class Steps:
 
     def step(self) -> list[Any]:
         number = self.requests.pop(0)
-        if number == "0":
+        if number == "1" and self.rows:
             self.rows[0].cancel()
         answer = SimpleNamespace(
             text=f"answer {number}", finish_reason="stop", token_ids=[1], logprobs=None
@@ -33,14 +38,60 @@ class Steps:
         pass
 
 
+class Batches(Steps):
+    """Finishes all requests at each step, and records how many there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def step(self) -> list[Any]:
+        self.sizes.append(len(self.requests))
+        return [Steps.step(self)[0] for _ in range(self.sizes[-1])]
+
+
+def engine_of(steps: Steps) -> VllmEngine:
+    """Returns an engine that takes these steps."""
+    engine = object.__new__(VllmEngine)
+    engine.__dict__.update(_engine=steps, _waiting={}, _listeners={}, _pump=None)
+    engine._numbers = itertools.count(1)
+    return engine
+
+
+def test_slots_limit_the_requests_and_are_full_at_every_step() -> None:
+    async def main() -> list[int]:
+        engine = engine_of(steps := Batches())
+        REQUESTS.set(asyncio.Semaphore(3))
+
+        async def row() -> None:
+            for _ in range(2):
+                await engine._sample([1], None, None)
+
+        await asyncio.gather(*(row() for _ in range(6)))
+        return steps.sizes
+
+    assert asyncio.run(main()) == [3, 3, 3, 3]
+
+
+def test_no_request_enters_the_engine_once_the_stage_stops() -> None:
+    async def main() -> list[str]:
+        engine = engine_of(steps := Batches())
+        STOPPING.set(stopping := asyncio.Event())
+        stopping.set()
+        with pytest.raises(Temporary, match="the stage stopped before the request was sent"):
+            await engine._sample([1], None, None)
+        return steps.requests
+
+    assert asyncio.run(main()) == []
+
+
 def test_a_row_that_is_cancelled_as_its_answer_ends_does_not_end_the_engine() -> None:
     async def main() -> list[Any]:
-        engine, steps = object.__new__(VllmEngine), Steps()
-        engine.__dict__.update(_engine=steps, _waiting={}, _listeners={}, _pump=None)
-        engine._numbers = iter(range(2))
+        steps = Steps()
+        engine = engine_of(steps)
         steps.rows = [asyncio.create_task(engine._sample([1], None, None)) for _ in range(2)]
         return await asyncio.gather(*steps.rows, return_exceptions=True)
 
     cancelled, reply = asyncio.run(main())
     assert isinstance(cancelled, asyncio.CancelledError)
-    assert reply.text == "answer 1"
+    assert reply.text == "answer 2"

@@ -102,6 +102,7 @@ class RowActor:
     def close(self) -> None:
         """Sends no more warnings to this pass."""
         log.removeHandler(self._notices)
+        del self._notices  # refers to this object, which the collector would not find once frozen
 
     async def __call__(self, batch: dict[str, Any]) -> None:
         for model in self._members.values():
@@ -112,13 +113,15 @@ class RowActor:
             self._note(from_entry(entry))
         rows = [json.loads(text) for text in batch["row"]]
         pending = [row for row in rows if row["id"] not in self._finished]
-        await self._run_all([row for row in pending if not self._deaths[row["id"]]])
+        # Other blocks may read about more crashes while this one runs.
+        deaths = {row["id"]: self._deaths[row["id"]] for row in pending}
+        await self._run_all([row for row in pending if not deaths[row["id"]]])
         # Rows in flight at a crash are retried one at a time, so that only the cause is left.
         for row in pending:
-            if self._deaths[row["id"]] >= ROW_DEATHS:
+            if deaths[row["id"]] >= ROW_DEATHS:
                 reason = f"the engine died {ROW_DEATHS} times at this row"
                 self._leave(row, reason)
-            elif self._deaths[row["id"]]:
+            elif deaths[row["id"]]:
                 async with self._alone:
                     await self._run_all([row])
         # After its last block, the driver reads the outcomes of a pass, maybe on another machine.

@@ -49,6 +49,8 @@ T = TypeVar("T")
 class EndpointSettings(ModelSettings):
     """Settings of an engine that calls an HTTP endpoint."""
 
+    has_slots = True
+
     base_url: str
     """Endpoint URL; part of the content key, because the same model name at another URL may be
     another model."""

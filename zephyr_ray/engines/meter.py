@@ -12,12 +12,11 @@ from zephyr_ray.engines.replies import NotSent, Unavailable
 from zephyr_ray.engines.tariff import Usage, read_usage
 from zephyr_ray.errors import Temporary
 from zephyr_ray.formatting import dollars
-from zephyr_ray.models.contract import REQUESTS, STOPPING, StopRun
+from zephyr_ray.models.contract import REQUESTS, STOPPED, STOPPING, StopRun, check_stopping
 
 TEMPLATE_TOKENS = 256
 """Tokens that a server's chat template may add to a request, such as a default system prompt."""
 FREE = Usage()
-STOPPED = "the stage stopped before the request was sent"
 LIMITS = ("max_tokens", "max_completion_tokens")
 """Parameters that state the maximum tokens per answer."""
 
@@ -100,8 +99,7 @@ class Attempt:
         if self._slots:
             await self._slots.acquire()
         try:
-            if (stopping := STOPPING.get()) and stopping.is_set():
-                raise Temporary(STOPPED)
+            check_stopping()
             if self._meter:
                 self._ticket = await self._meter.reserve(most_tokens(self._body, self._meter.model))
         except BaseException:

@@ -72,6 +72,8 @@ class ModelSettings(Strict):
     """Whether the plan counts calls; False for an engine that runs no model."""
     metered: ClassVar[bool] = False
     """Whether calls cost money."""
+    has_slots: ClassVar[bool] = False
+    """Whether requests wait for a slot of `contract.REQUESTS`."""
     served: ClassVar[bool] = True
     """Whether `zephyr serve` may host it as the judge."""
     limits: ClassVar[str] = ""
@@ -83,12 +85,12 @@ class ModelSettings(Strict):
     actors: Annotated[int, OPERATIONAL] = Field(1, ge=1)
     """Number of processes, each with its own engine."""
     concurrency: Annotated[int, OPERATIONAL] = Field(64, ge=1)
-    """Maximum requests in flight per actor."""
+    """Maximum requests in flight per actor; maximum rows if the engine has no slots."""
 
     @property
     def rows_in_flight(self) -> int:
         """Maximum rows in flight per actor."""
-        return int(ROWS_PER_REQUEST * self.concurrency)
+        return int((ROWS_PER_REQUEST if self.has_slots else 1) * self.concurrency)
 
     @property
     def gpus_per_actor(self) -> float:

@@ -22,7 +22,14 @@ from zephyr_ray.errors import Permanent, RowError
 from zephyr_ray.formatting import gib
 from zephyr_ray.messages import Message
 from zephyr_ray.models.checks import check_answers, load_chat_format
-from zephyr_ray.models.contract import REQUESTS, EngineDead, Reply, Sampling, TopLogprobs
+from zephyr_ray.models.contract import (
+    REQUESTS,
+    EngineDead,
+    Reply,
+    Sampling,
+    TopLogprobs,
+    check_stopping,
+)
 from zephyr_ray.models.shapes import Shape, context_of
 from zephyr_ray.models.weights import resolve
 from zephyr_ray.settings import OPERATIONAL, WEIGHTS
@@ -45,6 +52,7 @@ class VllmSettings(LanguageSettings):
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights", "model", "judge"})
     gives_logprobs = True
+    has_slots = True
 
     engine: Literal["vllm"] = "vllm"
     weights: Annotated[str, WEIGHTS]
@@ -219,6 +227,7 @@ class VllmEngine(LanguageEngine):
     ) -> Any:
         """Returns vLLM's output of one request."""
         async with REQUESTS.get() or nullcontext():
+            check_stopping()
             return await self._request(prompt, parameters, listener)
 
     async def _request(
@@ -250,8 +259,10 @@ class VllmEngine(LanguageEngine):
                     row = self._waiting.pop(output.request_id, None) if output.finished else None
                     if row and not row.done():  # else it was cancelled just now
                         row.set_result(output)
-                # Rows that got an answer send their next turn here, before the next step.
-                await asyncio.sleep(0)
+                # Before the next step, rows that got an answer free their slots in the first turn
+                # of the event loop, and requests that waited for one begin in the second.
+                for _ in range(2):
+                    await asyncio.sleep(0)
         except Exception as error:
             for row in self._waiting.values():
                 if not row.done():

@@ -6,13 +6,22 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.messages import Message
 
 STOPPING: ContextVar[asyncio.Event | None] = ContextVar("STOPPING", default=None)
 """Set once the stage of the row in this context stops: then no request is sent or retried."""
 REQUESTS: ContextVar[asyncio.Semaphore | None] = ContextVar("REQUESTS", default=None)
 """Limits the requests in flight of the pass in this context."""
+
+
+STOPPED = "the stage stopped before the request was sent"
+
+
+def check_stopping() -> None:
+    """Raises Temporary if the stage of the row in this context stops."""
+    if (stopping := STOPPING.get()) and stopping.is_set():
+        raise Temporary(STOPPED)
 
 
 class StopRun(Permanent):
