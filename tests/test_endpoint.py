@@ -116,25 +116,29 @@ def test_no_request_is_sent_or_retried_once_the_stage_stops() -> None:
     assert time.monotonic() - start < 30 and len(server.bodies) == 1
 
 
-def test_a_waiting_request_is_sent_before_a_reply_is_read() -> None:
+def test_waiting_requests_are_sent_before_replies_are_read() -> None:
+    """Both slots get free at the same time."""
     events: list[str] = []
 
     class Client:
         async def send(self, method: str, path: str, json: Any) -> HttpReply:
-            events.append(f"sent {json['number']}")
-            await asyncio.sleep(0.01)
+            events.append("sent")
+            if len(events) == 2:
+                replied.set()
+            await replied.wait()
             return HttpReply(200, {}, '{"read": true}')
 
     async def main() -> None:
-        REQUESTS.set(asyncio.Semaphore(1))
+        REQUESTS.set(asyncio.Semaphore(2))
         target = endpoints.Endpoint(OpenAISettings(model="p", base_url="http://127.0.0.1:1"), "m")
         target._client = Client()  # type: ignore[assignment]
         await asyncio.gather(
-            *(target.post("/", {"number": n}, lambda *_: events.append("read")) for n in range(2))
+            *(target.post("/", {}, lambda *_: events.append("read")) for _ in range(4))
         )
 
+    replied = asyncio.Event()
     asyncio.run(main())
-    assert events == ["sent 0", "sent 1", "read", "read"]
+    assert events == ["sent"] * 4 + ["read"] * 4
 
 
 def test_retries_are_announced_once_in_a_while(

@@ -163,7 +163,7 @@ def test_a_crash_that_another_block_reads_about_repeats_no_row(tmp_path: Path) -
         actor = RowActor(program, {"m": model}, 0, str(tmp_path), 0)
         first = asyncio.ensure_future(actor({"row": ['{"id": "0"}', '{"id": "1"}']}))
         await asyncio.sleep(0)
-        die(tmp_path, "0")
+        Journal(tmp_path, writer="dead").append(to_entry(EngineDied(["0"])))
         await actor({"row": ['{"id": "2"}']})
         await first
 
