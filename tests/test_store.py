@@ -6,11 +6,13 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from zephyr_ray.clock import Clock
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.engines.vllm import VllmSettings
@@ -215,6 +217,26 @@ def test_a_writer_reads_the_entries_of_others(tmp_path: Path) -> None:
     assert list(own.read_new(of_others=True)) == [{"id": 3}]
 
 
+def test_a_kill_while_the_clock_is_saved_loses_no_attempt(tmp_path: Path) -> None:
+    """Each save is a new file, so that there is always a complete one."""
+    path, saves = tmp_path / "clock.json", list[str]()
+    for attempt in (1, 2):
+        with Clock(path, lambda: saves.append(path.read_text())) as clock:
+            first = wait_for_inode(path, 0)
+            wait_for_inode(path, first)
+        assert clock.attempts == attempt
+        assert json.loads(saves[-1])["attempts"] == attempt
+
+
+def wait_for_inode(path: Path, other: int) -> int:
+    """Waits until the path is another file; returns its number."""
+    deadline = time.monotonic() + 30
+    while not path.exists() or path.stat().st_ino == other:
+        assert time.monotonic() < deadline, "the file was written in place"
+        time.sleep(0.02)
+    return path.stat().st_ino
+
+
 def test_journal_has_several_writers(tmp_path: Path) -> None:
     reader = Journal(tmp_path)
     for name in "ba":
@@ -226,6 +248,7 @@ def test_journal_has_several_writers(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
+import time
 from pathlib import Path
 from zephyr_ray.store import Store
 with Store(Path(sys.argv[1])).exclusive():

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from zephyr_ray.store import write_atomically
+
 
 class Clock:
     """Wall time of a stage over all attempts; saved twice per second, so that little is lost if the
@@ -27,7 +29,8 @@ class Clock:
 
     def _follow(self) -> None:
         while not self._stop.wait(0.5):
-            self._path.write_text(json.dumps({"seconds": self.seconds, "attempts": self.attempts}))
+            saved = {"seconds": self.seconds, "attempts": self.attempts}
+            write_atomically(self._path, json.dumps(saved))
             self._tick()
 
     def __enter__(self) -> "Clock":
