@@ -116,8 +116,8 @@ def test_no_request_is_sent_or_retried_once_the_stage_stops() -> None:
     assert time.monotonic() - start < 30 and len(server.bodies) == 1
 
 
-def test_waiting_requests_are_sent_before_replies_are_read() -> None:
-    """Both slots get free at the same time."""
+def test_waiting_requests_are_sent_before_rows_with_a_reply_continue() -> None:
+    """Both slots get free at the same time. Replies are read, and so kept, before that."""
     events: list[str] = []
 
     class Client:
@@ -132,13 +132,17 @@ def test_waiting_requests_are_sent_before_replies_are_read() -> None:
         REQUESTS.set(asyncio.Semaphore(2))
         target = endpoints.Endpoint(OpenAISettings(model="p", base_url="http://127.0.0.1:1"), "m")
         target._client = Client()  # type: ignore[assignment]
-        await asyncio.gather(
-            *(target.post("/", {}, lambda *_: events.append("read")) for _ in range(4))
-        )
+
+        async def row() -> None:
+            await target.post("/", {}, lambda *_: events.append("read"))
+            events.append("continued")
+
+        await asyncio.gather(*(row() for _ in range(4)))
 
     replied = asyncio.Event()
     asyncio.run(main())
-    assert events == ["sent"] * 4 + ["read"] * 4
+    assert events[:4] == ["sent", "sent", "read", "read"]
+    assert events.index("continued") == 8 and events.count("sent") == events.count("read") == 4
 
 
 def test_retries_are_announced_once_in_a_while(

@@ -10,7 +10,6 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"kind", "engine", "makes"}
 OWNERS = {
     "zephyr_ray/references.py",  # checks that a stage makes what another one reads
-    "zephyr_ray/recipe.py",  # looks names up in the lists of kinds and engines
     "zephyr_ray/plan.py",  # reports that a stage had another kind
 }
 OTHER_MEANINGS = {

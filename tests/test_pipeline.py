@@ -222,6 +222,7 @@ class Seen:
     writes_of_again: int
     """Nanoseconds by which the last change of MLflow's database is later; 0 without one."""
     unfinished: Ended
+    writes_of_unfinished: int
     left_running: list[str]
     plan: Ended
     changed: Ended
@@ -257,7 +258,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Seen:
     [parent] = {run["parent"] for run in runs if run["name"] == "report"}
     with sqlite3.connect(program.storage / "mlflow.db") as database:
         database.execute("update runs set status = 'RUNNING' where run_uuid = ?", [parent])
+    written = (program.storage / "mlflow.db").stat().st_mtime_ns
     unfinished = program.run()
+    writes_of_unfinished = (program.storage / "mlflow.db").stat().st_mtime_ns - written
     left_running = [run["name"] for run in program.runs() if run["status"] == "RUNNING"]
     change = ("--set", "winrate.seed=7")
     plan = program.run(*change, "--plan")
@@ -277,6 +280,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Seen:
         again,
         writes_of_again,
         unfinished,
+        writes_of_unfinished,
         left_running,
         plan,
         changed,
@@ -444,6 +448,7 @@ def test_a_second_run_reuses_everything(seen: Seen) -> None:
 def test_runs_left_open_by_a_late_kill_are_closed(seen: Seen) -> None:
     assert seen.unfinished.code == 0, seen.unfinished.err
     assert seen.left_running == []
+    assert seen.writes_of_unfinished > 0, "MLflow was not opened"
 
 
 def test_a_plan_shows_what_must_run_and_why(seen: Seen) -> None:

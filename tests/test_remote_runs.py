@@ -75,8 +75,8 @@ def test_after_spent_credits_exactly_the_missing_rows_are_asked(
         assert code == 2 and runs.manifest() is None
         assert "status 402: Insufficient credits; add credits, then run again" in runs.error
         assert "(5 finished rows are kept)" in runs.error
-        # Those of the 6 rows in progress at the first refusal, and no others.
-        assert len(server.bodies) <= 5 + 6
+        # Those in flight at the first refusal, and no others.
+        assert len(server.bodies) <= 5 + 4
         paid = set(prompts(server)[:5])
         assert runs.run(server, good) == 0
         assert len(server.bodies) == 7 and paid.isdisjoint(prompts(server))

@@ -208,10 +208,10 @@ def _model_settings(raw: Any, where: str) -> ModelSettings:
                 f"{where}: engine {DEFAULT}, the default, has no setting '{min(foreign)}'; set "
                 f"engine: {' or '.join(engines)}"
             )
-    engine = raw.get("engine", DEFAULT)
-    if not isinstance(engine, str) or engine not in ENGINES:
-        raise Permanent(f"{where}: setting 'engine': unknown{suggest(str(engine), ENGINES)}")
-    return typed(ENGINES[engine], raw, where)
+    name = str(raw.get("engine", DEFAULT))
+    if (settings := ENGINES.get(name)) is None:
+        raise Permanent(f"{where}: setting 'engine': unknown{suggest(name, ENGINES)}")
+    return typed(settings, raw, where)
 
 
 def _stage(
@@ -231,12 +231,12 @@ def _stage(
     if "kind" not in settings:
         raise Permanent(f"{where}: setting 'kind' is missing; known: {', '.join(sorted(kinds))}")
     kind = str(settings.pop("kind"))
-    if kind not in kinds:
+    if (stage_type := kinds.get(kind)) is None:
         raise Permanent(f"{where}: unknown kind '{kind}'{suggest(kind, kinds)}")
     for setting, value in defaults.items():
-        if setting in kinds[kind].model_fields:
+        if setting in stage_type.model_fields:
             settings.setdefault(setting, value)
-    stage = typed(kinds[kind], settings, where)
+    stage = typed(stage_type, settings, where)
     if not 0 <= getattr(stage, "seed", 0) < SEED_LIMIT:
         raise Permanent(f"{where}: setting 'seed' must be a whole number from 0 to 2^32 - 1")
     return stage

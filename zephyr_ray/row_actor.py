@@ -94,8 +94,8 @@ class RowActor:
             log.warning("the engine of '%s' did not start", first.name, exc_info=True)
             reason = f"{type(error).__name__}: {error}"
             self._stop(f"the engine of model '{first.name}' did not start: {reason}")
-        self._most = first.settings.rows_in_flight
-        self._slots, self._alone = asyncio.Semaphore(self._most), asyncio.Lock()
+        self._max_rows = first.settings.rows_in_flight
+        self._row_slots, self._alone = asyncio.Semaphore(self._max_rows), asyncio.Lock()
         self._requests = asyncio.Semaphore(first.settings.concurrency)
         self._in_flight: set[str] = set()
 
@@ -132,13 +132,13 @@ class RowActor:
         waiting = iter(rows)
 
         async def run_next() -> None:
-            async with self._slots:
+            async with self._row_slots:
                 # One task for many rows: starting the next row costs no turn of the event loop.
                 for row in waiting:
                     if not self._stopped.is_set():
                         await self._run(row)
 
-        await asyncio.gather(*(run_next() for _ in range(min(len(rows), self._most))))
+        await asyncio.gather(*(run_next() for _ in range(min(len(rows), self._max_rows))))
 
     async def _run(self, row: Row) -> None:
         """Runs the program on a row and writes its outcome; ends the process if the engine died."""

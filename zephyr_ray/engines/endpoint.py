@@ -19,7 +19,7 @@ from zephyr_ray.engines.replies import NotSent, Unavailable, read_object
 from zephyr_ray.engines.settings import ModelSettings
 from zephyr_ray.errors import Permanent
 from zephyr_ray.masking import remember
-from zephyr_ray.models.contract import STOPPING, StopRun
+from zephyr_ray.models.contract import STOPPING, StopRun, begin_waiting_requests
 from zephyr_ray.settings import OPERATIONAL
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ LONGEST_WORD = 15
 """Maximum characters of a word in api_key_env; a longer one in capitals may be the key itself."""
 NOTICE_SECONDS = 60
 """Minimum seconds between two lines about retries."""
-TURNS = 2
-"""Turns of the event loop until a waiting request, which got a free slot, is sent."""
 PREFLIGHT_SECONDS = 5
 """Maximum seconds without a byte when a connection is checked before a run."""
 
@@ -141,7 +139,9 @@ class Endpoint:
             try:
                 async with Attempt(body) as attempt:
                     start = start or time.monotonic()
+                    # The answer is kept at once; only then does its row wait for others.
                     answer = read(await self._send(path, body, attempt), self.name)
+                    await begin_waiting_requests()
                 self._last_answer = time.monotonic()
                 return answer
             except Unavailable as error:
@@ -161,8 +161,6 @@ class Endpoint:
     async def _send(self, path: str, body: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
         reply = await self.call("POST", path, json=body)
         attempt.replied(reply.status, reply.text)
-        for _ in range(TURNS):  # so that the requests that waited are sent first
-            await asyncio.sleep(0)
         return read_object(reply.status, reply.headers, reply.text, self.name)
 
     async def call(self, method: str, path: str, **request: Any) -> "HttpReply":

@@ -28,6 +28,7 @@ from zephyr_ray.models.contract import (
     Reply,
     Sampling,
     TopLogprobs,
+    begin_waiting_requests,
     check_stopping,
 )
 from zephyr_ray.models.shapes import Shape, context_of
@@ -259,10 +260,7 @@ class VllmEngine(LanguageEngine):
                     row = self._waiting.pop(output.request_id, None) if output.finished else None
                     if row and not row.done():  # else it was cancelled just now
                         row.set_result(output)
-                # Before the next step, rows that got an answer free their slots in the first turn
-                # of the event loop, and requests that waited for one begin in the second.
-                for _ in range(2):
-                    await asyncio.sleep(0)
+                await begin_waiting_requests()  # so that the next step includes them
         except Exception as error:
             for row in self._waiting.values():
                 if not row.done():

@@ -13,8 +13,6 @@ STOPPING: ContextVar[asyncio.Event | None] = ContextVar("STOPPING", default=None
 """Set once the stage of the row in this context stops: then no request is sent or retried."""
 REQUESTS: ContextVar[asyncio.Semaphore | None] = ContextVar("REQUESTS", default=None)
 """Limits the requests in flight of the pass in this context."""
-
-
 STOPPED = "the stage stopped before the request was sent"
 
 
@@ -22,6 +20,13 @@ def check_stopping() -> None:
     """Raises Temporary if the stage of the row in this context stops."""
     if (stopping := STOPPING.get()) and stopping.is_set():
         raise Temporary(STOPPED)
+
+
+async def begin_waiting_requests() -> None:
+    """Waits until requests that waited for a slot have begun. In the first turn of the event loop,
+    rows that got a reply free their slots; in the second, waiting requests take them."""
+    for _ in range(2):
+        await asyncio.sleep(0)
 
 
 class StopRun(Permanent):
