@@ -1,4 +1,5 @@
-"""Asks the governor of a run before each request to a model that has limits or a price."""
+"""Holds back a request until it has a slot and, if its model has limits or a price, until the
+governor of the run agrees."""
 
 import asyncio
 import json
