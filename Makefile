@@ -67,6 +67,6 @@ mlflow: $(STAMP)
 	.venv/bin/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
 		--backend-store-uri sqlite:///runs/mlflow.db --artifacts-destination runs/mlartifacts
 
-# Removes the environment and caches of tools; keeps the results in runs/.
+# Removes the environment, the tools and their caches; keeps the results in runs/.
 clean:
 	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

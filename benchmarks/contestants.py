@@ -17,12 +17,12 @@ from zephyr_ray.train.packing import open_data, pack, write_packing
 
 GIB = 2**30
 PEAK_TFLOPS = 989
-"""Dense bf16 of an H100 or H200 SXM, by its data sheet."""
+"""Dense bf16 TFLOP/s of an H100 or H200 SXM, from the data sheet."""
 
 
 @dataclass
 class Measured:
-    """Measurements of one training, without its first steps."""
+    """Measurements of one training run; the rates exclude its warm-up steps."""
 
     seconds: float
     """Per optimizer step."""
@@ -39,10 +39,10 @@ class Measured:
     host: float
     """Peak resident GiB of the process."""
     tflops: float
-    """TFLOP/s as a recipe's `hardware.tflops` counts them: per parameter and token of a sequence, 6
-    operations, 4 with LoRA, 8 with a reference at every step."""
+    """TFLOP/s as a recipe's `hardware.tflops` counts them: 6 operations per parameter and token of
+    a sequence; 4 with LoRA, 8 with a reference at every step."""
     setup: float
-    """Seconds before the first step: loading, and a reference pass before training."""
+    """Seconds before the first step: loading, and the reference pass if there is one."""
     losses: list[float]
 
 
@@ -70,8 +70,8 @@ class Meter(TrainerCallback):
         self.ends.append(time.perf_counter())
         if self.profiler:
             self.profiler.stop()
-            on = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-            table = self.profiler.key_averages().table(sort_by=on, row_limit=15)
+            sort = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+            table = self.profiler.key_averages().table(sort_by=sort, row_limit=15)
             self.profile.write_text(table, encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -79,8 +79,8 @@ class Meter(TrainerCallback):
             self.losses.append(logs["loss"])
 
     def result(self, size: Size, rows: list[Row], per_parameter: float, shared: bool) -> Measured:
-        """Returns the measurement. `rows`: those of the measured steps, in any order; `shared`:
-        whether prompts are computed once per pair, which the FLOPs then count once."""
+        """Returns the measurements. `rows` are the rows of the measured steps, in any order; if
+        `shared`, a pair's prompt is computed once, and its FLOPs are counted once."""
         steps = len(self.ends) - size.warmup
         seconds = (self.ends[-1] - self.ends[size.warmup - 1]) / steps
         sequences = [n for row in rows for n in sequence_lengths(row)]
@@ -134,7 +134,7 @@ def ours(
     profile: Path | None = None,
     patch: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Trains with zephyr_ray's loop in this process, with the model's code changed by `patch`."""
+    """Applies `patch`, then trains with zephyr_ray's loop in this process."""
     from zephyr_ray.train.context import ProcessContext
     from zephyr_ray.train.job import Job
     from zephyr_ray.train.worker import make_trainer
@@ -191,7 +191,7 @@ def trl_dpo(
     precompute: bool,
     checkpointing: bool,
 ) -> Measured:
-    """Trains with TRL's DPOTrainer on rows that are tokens already."""
+    """Trains with TRL's DPOTrainer on rows that are already tokenized."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl.trainer.dpo_config import DPOConfig
@@ -232,7 +232,7 @@ def _arguments(
         "bf16": True,
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": checkpointing,
-        # Rows are random, so their order is a random one; the first rows are measured.
+        # The rows are random already; sequential order tells which of them the steps measure.
         "train_sampling_strategy": "sequential",
         "logging_steps": 1,
         "save_strategy": "no",

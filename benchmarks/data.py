@@ -1,11 +1,12 @@
-"""Measures how rows are prepared for training: tokens per second and the driver's memory.
+"""Measures how training rows are prepared: tokens per second, and the driver's peak memory.
 
     flock LOCK .venv/bin/python -m benchmarks.data --out FOLDER [--dialogues 20000 200000]
 
 Compares the preparation of this version (one process; Ray Data with one and with two tasks) with
-the way of earlier ones: all rows in the driver, one after another, tokenized as one text per turn.
-Then runs the sft stage of configs/zephyr-7b-paper.yaml with a tiny model up to its first step, at
-each number of dialogues. Each measurement is a process of its own. Takes 10 minutes on two cores.
+that of earlier versions: all rows in the driver, one after another, each turn tokenized as one
+text. Then runs the sft stage of configs/zephyr-7b-paper.yaml with a tiny model up to its first
+step, for each number of dialogues. Each measurement runs in its own process. Takes 10 minutes on
+two cores.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from zephyr_ray.train.sft import IGNORED, Sft
 TOKENIZER = "smollm2-135m-instruct"
 RECIPE = Path(__file__).parents[1] / "configs" / "zephyr-7b-paper.yaml"
 WARM_UP = 2000
-"""Dialogues that Ray's processes tokenize before they are measured, with their imports."""
+"""Dialogues that Ray's processes tokenize before the measurement, which excludes their imports."""
 COLUMNS = (
     "preparation",
     "dialogues",
@@ -50,9 +51,9 @@ COLUMNS = (
     "driver's peak GB",
 )
 TURNS = (1, 2, 3, 3, 4, 4, 5)
-"""Exchanges of a dialogue, each as likely; UltraChat's dialogues have 3.2 on average."""
+"""Exchanges per dialogue, equally likely; UltraChat's dialogues have 3.2 on average."""
 WORDS = 850
-"""Mean words per dialogue, which are 1,011 tokens: UltraChat's."""
+"""Mean words per dialogue; they give UltraChat's mean of 1,011 tokens."""
 
 
 def main(out: Path, dialogues: list[int]) -> None:
@@ -69,16 +70,16 @@ def main(out: Path, dialogues: list[int]) -> None:
         done = subprocess.run(
             [*command, "--dialogues", str(count)], check=True, stdout=subprocess.PIPE, text=True
         )
-        seen = json.loads(done.stdout.splitlines()[-1])
-        rates = [seen["tokens"] / seen[seconds] for seconds in ("seconds", "cpu_seconds")]
+        result = json.loads(done.stdout.splitlines()[-1])
+        rates = [result["tokens"] / result[seconds] for seconds in ("seconds", "cpu_seconds")]
         before = before or rates
-        cells = [seen["name"], f"{count:,}", f"{seen['seconds']:.1f}"]
+        cells = [result["name"], f"{count:,}", f"{result['seconds']:.1f}"]
         cells += [
             f"{rate:,.0f} ({rate / old:.2f} ×)" for rate, old in zip(rates, before, strict=True)
         ]
         if way == "recipe":  # its workers have ended, and their CPU seconds are unknown
             cells[-1] = ""
-        cells.append(f"{seen['peak']:.2f}")
+        cells.append(f"{result['peak']:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     (out / "data.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -101,12 +102,12 @@ def measure(out: Path, way: str, dialogues: int) -> None:
     seconds, cpu_seconds = run(work)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     name = (run.__doc__ or "").splitlines()[0].rstrip(".")
-    seen = {"name": name, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak": peak}
-    print(json.dumps({**seen, "tokens": work.counts["tokens"]}), flush=True)
+    result = {"name": name, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak": peak}
+    print(json.dumps({**result, "tokens": work.counts["tokens"]}), flush=True)
 
 
 class Clock:
-    """Counts seconds, and CPU seconds of this process and of those that it started."""
+    """Counts wall-clock seconds, and the CPU seconds of this process and its descendants."""
 
     def __init__(self) -> None:
         self._started = self._read()
@@ -195,7 +196,7 @@ WAYS: dict[str, Callable[[Work], Seconds]] = {
 
 
 def run_recipe(work: Work) -> Seconds:
-    """The sft stage of zephyr-7b-paper up to its first step: Ray's start, training and all."""
+    """The sft stage of zephyr-7b-paper up to its first step, including Ray's start."""
     from zephyr_ray.ray_cluster import connect
 
     clock = Clock()
@@ -260,10 +261,10 @@ def write_model(folder: Path) -> None:
 
 
 def write_dialogues(path: Path, count: int, distinct: int = 20_000) -> None:
-    """Writes dialogues in UltraChat's lengths; above `distinct`, the same texts again.
+    """Writes dialogues with UltraChat's lengths; beyond `distinct`, the texts repeat.
 
-    Words are those of the tokenizer's vocabulary, short ones more frequent, with the frequencies of
-    English (Zipf-Mandelbrot), a comma or a stop after every seventh, and paragraphs.
+    Words are from the tokenizer's vocabulary, with the frequencies of English (Zipf-Mandelbrot),
+    shorter ones more frequent. A comma or a full stop follows every seventh word.
     """
     if path.exists() and sum(1 for _ in path.open("rb")) == count:
         return
@@ -288,7 +289,7 @@ def write_dialogues(path: Path, count: int, distinct: int = 20_000) -> None:
 
 
 def vocabulary() -> list[str]:
-    """Returns words of letters, the shortest first."""
+    """Returns the alphabetic words of the tokenizer's vocabulary, shortest first."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(TOKENIZER))

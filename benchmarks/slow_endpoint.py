@@ -1,5 +1,5 @@
-"""Plays an OpenAI-compatible endpoint that answers every request after a fixed time, in a process
-of its own; and a client of it that does nothing but send and receive.
+"""Simulates, in its own process, an OpenAI-compatible endpoint that answers every request after a
+fixed time; also a bare client that only sends and receives.
 
     .venv/bin/python -m benchmarks.slow_endpoint SECONDS     prints its port
 """
@@ -33,7 +33,7 @@ END = b"\r\n\r\n"
 
 @contextmanager
 def slow_endpoint(seconds: float) -> Iterator[str]:
-    """Runs an endpoint; yields its address."""
+    """Runs an endpoint with this latency; yields its address."""
     command = [sys.executable, "-m", "benchmarks.slow_endpoint", str(seconds)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
@@ -45,14 +45,14 @@ def slow_endpoint(seconds: float) -> Iterator[str]:
 
 
 def arrivals(address: str) -> list[float]:
-    """Returns the times at which requests arrived, by the clock of all processes."""
+    """Returns the arrival times of requests, by the clock that all processes share."""
     with urllib.request.urlopen(f"{address}/arrivals") as reply:
         times: list[float] = json.load(reply)
         return times
 
 
 async def bare_rate(address: str, in_flight: int, requests: int) -> float:
-    """Returns requests per second of bare connections."""
+    """Returns the requests per second that bare connections reach."""
     body = json.dumps(REQUEST).encode()
     request = b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d" % len(body) + END + body
     length = len(_reply(json.dumps(ANSWER).encode()))

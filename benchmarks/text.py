@@ -3,15 +3,15 @@
     flock LOCK .venv/bin/python -m benchmarks.text --out FOLDER [--sections engines endpoint limit]
 
 - engines: Ray Data with this project's vLLM actor against plain `vllm.LLM.chat`, on the same rows
-  with the same sampling, one engine of one thread each. Both are started and warm before they are
-  measured in alternation, in answer tokens per second, so that neither the start nor the length of
-  answers counts. A row with two turns asks again as soon as it has its first answer; plain vLLM
+  with the same sampling, one engine of one thread each. Both are warmed up, then measured
+  alternately, in answer tokens per second, so that neither startup nor the length of answers
+  counts. A row with two turns asks again as soon as it has its first answer; plain vLLM
   answers all first turns, then all second ones.
 - endpoint: the client against a server with 200 ms latency, at 256 requests in flight.
 - limit: the client at a limit of requests per minute.
 
-Rows take the way of a stage: `run_rows`, a journal, and the log of answers. The time of a pass is
-that from the first row's request to the last row's answer; Ray's start and its plan come before.
+Rows are run as in a stage: with `run_rows`, a journal and the answer log. A pass is timed from the
+first row's request to the last row's answer, so Ray's start and planning are excluded.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from zephyr_ray.stage import Work
 WEIGHTS, CONTEXT = "smollm2-135m-instruct", 1024
 ROWS, ROUNDS, ROWS_IN_FLIGHT = 96, 2, 64
 MOST_TOKENS = 256
-"""Maximum tokens per answer. Most answers end before, so that rows of one batch end apart."""
+"""Maximum tokens per answer. Most answers end earlier, at different steps of a batch."""
 TASKS = Path(__file__).parents[1] / "configs" / "seeds" / "heldout.jsonl"
 FOLLOW_UP = "Say the same in one sentence."
 LATENCY, REQUESTS, IN_FLIGHT = 0.2, 12_000, 256
@@ -52,8 +52,8 @@ LIMIT, MINUTE = 6000, 60.0
 
 
 class Report:
-    """Prints results and keeps them. (`benchmarks.report` imports torch, which must not happen
-    before the number of its threads is set.)"""
+    """Prints results and writes them to text.md. (`benchmarks.report` is not used, because it
+    imports torch before the number of threads is set.)"""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -75,7 +75,7 @@ class Passes:
     def run(
         self, settings: ModelSettings, rows: int, meter: Meter | None = None, turns: int = 1
     ) -> dict[str, float]:
-        """Returns rows and tokens per second, and the seconds with Ray's plan."""
+        """Returns rows and tokens per second, and the seconds including Ray's planning."""
         self._count += 1
         folder = self._folder / f"pass{self._count}"
         work = Work("pass", folder, 0, {}, {}, {}, engines=self._engines)
@@ -104,14 +104,14 @@ class Passes:
 
 
 def prompts(count: int) -> list[str]:
-    """Returns different prompts: tasks of the quickstart."""
+    """Returns distinct prompts: the quickstart's held-out tasks, numbered if they repeat."""
     tasks = [json.loads(line)["instruction"] for line in TASKS.open(encoding="utf-8")]
     rounds = range(-(-count // len(tasks)))
     return [f"{task} ({n})" if n else task for n in rounds for task in tasks][:count]
 
 
 def plain_chat() -> Callable[[int], float]:
-    """Starts plain vLLM; returns what measures its tokens per second with a number of turns."""
+    """Starts plain vLLM; returns a function that measures its tokens per second for some turns."""
     from vllm import LLM, SamplingParams
 
     arguments = engine_arguments(resolve(WEIGHTS), CONTEXT, 0, 0)
@@ -202,7 +202,7 @@ def peer(address: str, **settings: Any) -> OpenAISettings:
 
 
 def meter(settings: OpenAISettings, folder: Path) -> Meter | None:
-    """Returns the meter of a model, as a run makes it."""
+    """Returns a model's meter, made as in a run; None without a price or a limit."""
     import ray
 
     if (tariff := settings.tariff()) is None:

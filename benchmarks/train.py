@@ -1,5 +1,5 @@
-"""Compares training with TRL's on a CPU: SFT and DPO of SmolLM2-135M in the lengths of UltraChat
-and UltraFeedback, each training in a process of its own.
+"""Compares training with TRL's on a CPU: SFT and DPO of SmolLM2-135M on rows with the lengths of
+UltraChat and UltraFeedback, each training in its own process.
 
     flock LOCK .venv/bin/python -m benchmarks.train --out FOLDER
 
@@ -46,7 +46,7 @@ SIZE = Size(
 )
 COMMON = {"model": "m", "data": "d", "zero": 0, "epochs": 2, "checkpoint_every": 10_000}
 LIMIT = 1800
-"""Seconds after which one training is given up."""
+"""Maximum seconds per training; a longer one is killed."""
 
 
 def main(out: Path) -> None:
@@ -63,11 +63,11 @@ def main(out: Path) -> None:
 
 def compare_workers(report: Report, isolated: Isolated, model: Path) -> None:
     """Measures SFT on one core and on two workers with one core each, and the share of perfect
-    scaling; also two trainings of one worker at the same time, which share nothing but the machine:
-    what they lose, no communication costs."""
+    scaling; also two one-worker trainings at the same time, which share only the machine, so
+    communication does not explain their slowdown."""
 
     def train(*trainings: int) -> float:
-        """Returns the mean seconds per step of trainings at the same time, given their workers."""
+        """Returns the mean seconds per step of concurrent trainings, given their worker counts."""
         ranks = []
         for workers in trainings:
             with socket.socket() as probe:
@@ -90,7 +90,7 @@ def compare_workers(report: Report, isolated: Isolated, model: Path) -> None:
 
 
 def train_as(environment: dict[str, str], model: Path) -> contestants.Measured:
-    """Trains as one of the workers that torchrun's environment variables describe."""
+    """Trains as the worker that torchrun's environment variables describe."""
     os.environ |= environment | {"LOCAL_RANK": environment["RANK"]}
     stage = Sft(
         **COMMON,

@@ -1,5 +1,5 @@
-"""Makes the model and the data of the training benchmarks: random weights and random tokens in the
-lengths of UltraChat and UltraFeedback, from a seed. Needs no network."""
+"""Makes the model and the data of the training benchmarks from a seed: random weights, and random
+tokens with the lengths of UltraChat and UltraFeedback. Needs no network."""
 
 import math
 import random
@@ -29,10 +29,10 @@ class Size:
     """Rows of maximum length per forward pass, unless a contestant says otherwise."""
     steps: int
     warmup: int
-    """First steps that are not measured."""
+    """Initial steps that are not measured."""
 
 
-# A Mistral of 20 narrower layers: heads of 128, a quarter as many heads of keys, MLP 3.5 × hidden.
+# A Mistral with 20 narrower layers: head size 128, 4 query heads per key head, MLP 3.5 × hidden.
 BILLION = Size(
     model={
         "vocab_size": 32_000,
@@ -70,7 +70,7 @@ TINY = Size(
 
 
 def write_model(folder: Path, size: Size, device: str) -> None:
-    """Writes a Llama with random weights in bf16, and a tokenizer of single bytes."""
+    """Writes a Llama with random weights in bf16, and a tokenizer with one token per byte."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -110,8 +110,8 @@ def write_model(folder: Path, size: Size, device: str) -> None:
 
 
 def dialogues(size: Size, tokens: int) -> list[Row]:
-    """Returns dialogues of at least `tokens` tokens in all: half of max_length on average, as
-    UltraChat's 1,011 of 2,048, in alternating turns of which every second one is trained."""
+    """Returns dialogues with at least `tokens` tokens in total. Their mean length is half of
+    max_length, like UltraChat's 1,011 of 2,048; every second turn is trained."""
     pick = random.Random(0)
     rows, total = [], 0
     while total < tokens:
@@ -125,8 +125,8 @@ def dialogues(size: Size, tokens: int) -> list[Row]:
 
 
 def pairs(size: Size, count: int) -> list[Row]:
-    """Returns pairs in UltraFeedback's lengths relative to max_length: prompts of 177 of 1,024
-    tokens on average, answers of 272; the two answers of a pair are of similar length."""
+    """Returns pairs with UltraFeedback's lengths relative to max_length: on average 177 of 1,024
+    tokens per prompt and 272 per answer; the two answers of a pair have similar lengths."""
     pick, most = random.Random(1), size.dpo_length
     rows = []
     for _ in range(count):
@@ -145,7 +145,7 @@ def pairs(size: Size, count: int) -> list[Row]:
 
 
 def longest_pairs(size: Size, count: int) -> list[Row]:
-    """Returns pairs of which both answers fill max_length: the planner's worst case."""
+    """Returns pairs whose answers both fill max_length: the planner's worst case."""
     pick, prompt = random.Random(2), 8
     answer = size.dpo_length - prompt
     return [
@@ -184,8 +184,8 @@ def parameters(size: Size) -> int:
 def training_flops(size: Size, lengths: Iterable[int], per_parameter: float) -> float:
     """Returns the FLOPs of training on sequences of these lengths, without padding and
     recomputation: `per_parameter` (6; 4 if the weights are frozen; 2 for a forward pass) per matrix
-    parameter and token, and for 6 of them 12 · layers · hidden · length² in attention (PaLM's
-    count, not halved for causality)."""
+    parameter and token, plus `per_parameter` / 6 · 12 · layers · hidden · length² for attention
+    (PaLM's count, not halved for causality)."""
     m, lengths = size.model, list(lengths)
     attention = 12 * m["num_hidden_layers"] * m["hidden_size"] * sum(n * n for n in lengths)
     return per_parameter * (matrix_parameters(size) * sum(lengths) + attention / 6)

@@ -1,5 +1,5 @@
-"""Runs configs/feedback-openai.yaml at a provider with faults, and kills and restarts it; compares
-data and costs with those of a run without, and with the provider's bill.
+"""Runs configs/feedback-openai.yaml against a faulty provider, and kills and restarts the run;
+compares its data with those of an undisturbed run, and the costs of both with the provider's bill.
 
     PYTHONPATH=tests python tests/chaos_feedback.py --rows 2000
 """
@@ -34,7 +34,7 @@ PRICE = (1.0, 3.0, 0.5)
 
 @contextmanager
 def provider_process(faults: float) -> Iterator[str]:
-    """Runs a provider in a process of its own; yields its address."""
+    """Runs a provider in its own process; yields its address."""
     port = free_port()
     program = str(Path(__file__).with_name("fake_provider.py"))
     process = subprocess.Popen([sys.executable, program, "--port", str(port), f"--faults={faults}"])
@@ -46,7 +46,7 @@ def provider_process(faults: float) -> Iterator[str]:
 
 
 def bill(address: str) -> dict[str, Any]:
-    """Returns what the provider counted by model; nothing while it starts."""
+    """Returns the provider's counts by model, or {} while it is starting."""
     try:
         with urllib.request.urlopen(f"{address}/bill", timeout=10) as response:
             return dict(json.load(response))
@@ -56,7 +56,7 @@ def bill(address: str) -> dict[str, Any]:
 
 @dataclass
 class Run:
-    """Runs of the recipe with one storage folder."""
+    """Runs the recipe, possibly several times, with one storage folder."""
 
     address: str
     storage: Path
@@ -99,7 +99,7 @@ class Run:
         return (self.storage / NAME / "data" / stage / "rows.jsonl").read_bytes()
 
     def logged(self) -> Counter[tuple[str, str]]:
-        """Returns how often each request has an answer in the log, by the model's log and key."""
+        """Returns the number of logged answers per request, by log folder and request key."""
         return Counter(
             (path.parent.name, json.loads(line)["key"])
             for path in self.storage.glob("answers/*/*.jsonl")
@@ -147,10 +147,10 @@ def compare(
             chaos.kill_after(int(share * total))
         chaos.complete()
         bills = bill(address)
-    lines += ["with both", *check_costs(chaos, bills)]
+    lines += ["with faults and kills", *check_costs(chaos, bills)]
     for stage in STAGES:
         assert chaos.rows(stage) == plain.rows(stage), f"{stage} differs"
-    # A request that was sent again in spite of its answer would have a second one.
+    # A request that was sent again although it had been answered would have two entries.
     logged = chaos.logged()
     assert len(logged) == total and set(logged.values()) == {1}
     return lines
@@ -172,7 +172,7 @@ def check_costs(run: Run, bills: dict[str, Any]) -> list[str]:
             assert abs(counted["dollars"] - spent.dollars) < 1e-9
         lines.append(
             f"{model}: {counted['requests']:,} requests, {sum(counted['faults'].values()):,} "
-            f"faults, {counted['answers']:,} answers ({counted['repeated']} again after a kill), "
+            f"faults, {counted['answers']:,} answers ({counted['repeated']} repeated by kills), "
             f"${counted['dollars']:.6f}, and ${counted['lost_dollars']:.6f} for replies that broke"
         )
         lines.append(

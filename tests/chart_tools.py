@@ -18,7 +18,7 @@ CHART = ROOT / "helm" / "zephyr"
 GOLDEN = ROOT / "tests" / "golden"
 TOOLS = ROOT / ".tools"
 MINORS = ("1.34", "1.35", "1.36", "1.37")
-"""The four newest minors of Kubernetes."""
+"""The four newest minor versions of Kubernetes."""
 OPERATOR = "ray.io/v1/RayCluster"
 APIS = (
     OPERATOR,
@@ -156,7 +156,7 @@ def crd_errors(rendered: list[Document]) -> list[str]:
 
 
 def schema_errors(rendered: list[Document], minor: str) -> list[str]:
-    """Returns what this Kubernetes minor would reject, including in pods of custom resources.
+    """Returns what this Kubernetes version would reject, including in pods of custom resources.
     PodMonitor, HTTPRoute and Kueue's queues have no schema here; crd_errors checks Ray's."""
     own = ("ray.io", "monitoring.coreos.com", "gateway.networking.k8s.io", "kueue.x-k8s.io")
     pods = [{"apiVersion": "v1", "kind": "Pod", **pod} for pod in pod_templates(rendered)]

@@ -35,7 +35,7 @@ LLAMA2 = (
     "{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% else %}"
     "{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-"""It ignores add_generation_prompt, and needs no header for an answer."""
+"""Llama 2's template ignores add_generation_prompt, and an answer has no header."""
 LLAMA3 = (
     "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + "
     "'<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' %}"
@@ -56,7 +56,7 @@ OPEN_ASSISTANT = (
     "{{ '<|prompter|>' + message['content'] + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-"""OpenAssistant's template of Pythia: an answer starts right after a control token."""
+"""OpenAssistant's template for Pythia: an answer starts right after a control token."""
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -64,7 +64,7 @@ LLAMA3_SPLIT = (
 
 
 def sentencepiece(special: list[str]) -> Tokenizer:
-    """Returns BPE over ▁words with byte fallback, and special tokens."""
+    """Returns a BPE tokenizer over ▁words with byte fallback and the special tokens."""
     inner = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     # Words only: the published vocabularies have no token with a line break and letters.
@@ -96,7 +96,7 @@ def byte_level(special: list[str], split: str | None = None) -> Tokenizer:
         inner.pre_tokenizer = pre_tokenizers.Sequence([own, level])
     inner.decoder = decoders.ByteLevel()
     inner.train_from_iterator(
-        # Line breaks and spaces that merge with each other are what an answer's start may meet.
+        # Teaches merges of line breaks and spaces, which may join a prompt's end to an answer.
         [*TEXTS, *["\n\n\n  \n\n   \t\t"] * 9],
         trainers.BpeTrainer(
             vocab_size=420,
@@ -151,7 +151,7 @@ def llama3() -> Any:
 
 
 def chatml() -> Any:
-    """Returns a tokenizer to which ChatML's tokens were added as plain ones; with Qwen2's NFC."""
+    """Returns a tokenizer with ChatML's tokens added as plain ones, and Qwen2's NFC normalizer."""
     inner = byte_level(["<|endoftext|>", "<pad>"])
     inner.normalizer = normalizers.NFC()
     inner.add_tokens(["<|im_start|>", "<|im_end|>"])

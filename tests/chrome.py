@@ -22,7 +22,7 @@ FLAGS = [
     "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-port=0",
 ]  # fmt: skip
 KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowDown": 40, "1": 49, "2": 50, "3": 51}
-"""Codes of keys by name; a key named by one character also types it."""
+"""Key codes by name; a key whose name is one character also types it."""
 
 
 class PageError(AssertionError):
@@ -138,7 +138,7 @@ class Chrome:
         self.command("Input.insertText", text=text)
 
     def press(self, key: str, shift: bool = False) -> None:
-        """Presses one key of KEYS in the focused element."""
+        """Presses one of KEYS in the focused element."""
         text = "\r" if key == "Enter" else key if len(key) == 1 else ""
         common = {"key": key, "windowsVirtualKeyCode": KEYS[key], "modifiers": 8 if shift else 0}
         self.command("Input.dispatchKeyEvent", type="keyDown", text=text, **common)

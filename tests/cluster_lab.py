@@ -1,4 +1,4 @@
-"""Provides a folder with a recipe, a profile and a kubeconfig, and the cluster they name."""
+"""Provides a folder with a recipe, a profile and a kubeconfig, and the fake cluster they name."""
 
 import json
 from collections.abc import Iterator
@@ -94,7 +94,7 @@ def created_job(api: Api) -> dict[str, Any]:
 
 
 def error(capsys: pytest.CaptureFixture, *command: str, code: int = 2) -> str:
-    """Runs a command that must fail and returns its one line of error."""
+    """Runs a command that must fail and returns its single error line."""
     assert cli.main(list(command)) == code
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1, line

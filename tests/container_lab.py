@@ -1,7 +1,7 @@
 """Runs pods as containers instead of on a cluster: podman with runc, in an isolated network.
 
 Needs root; the distribution's podman, runc, conmon, netavark, aardvark-dns and iproute2; and the
-image (`make image`). `CONTAINERS_CONF` replaces these settings.
+image (`make image`). `CONTAINERS_CONF` may name a file to use instead of SETTINGS.
 """
 
 import os
@@ -18,7 +18,7 @@ from pod_flags import Document, Node, in_order, run_flags
 
 NETWORK = "zephyr-lab"
 NAMES = Path("/run/containers/networks/aardvark-dns")
-"""Folder of Podman's name server: one file per network, and its process id."""
+"""Folder of Podman's DNS server: one file per network, and its process ID."""
 SETTINGS = """
 [engine]
 runtime = "runc"
@@ -65,7 +65,7 @@ class Lab:
         return done.returncode, done.stdout + done.stderr
 
     def kill(self, name: str) -> None:
-        """Kills all processes of a pod at once, like the kernel or a lost node."""
+        """Kills a pod without warning, like the OOM killer or a lost node."""
         assert self.podman("kill", "--signal=KILL", name).returncode == 0
 
     def remove(self, name: str) -> None:
@@ -112,5 +112,5 @@ def _clear(here: Lab) -> None:
         subprocess.run(["ip", "netns", "delete", NETWORK], check=True)
     (NAMES / NETWORK).unlink(missing_ok=True)
     with suppress(OSError, ValueError):
-        # It exits when it has no network to serve.
+        # The DNS server rereads its folder on SIGHUP, and exits if no network is left.
         os.kill(int((NAMES / "aardvark.pid").read_text()), signal.SIGHUP)

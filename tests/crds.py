@@ -25,7 +25,7 @@ def crd_schema(plural: str) -> dict[str, Any]:
     """Returns KubeRay's schema of ray.io/v1; skips the test if the CRDs are missing."""
     path = FOLDER / f"ray.io_{plural}.yaml"
     if not path.exists():
-        pytest.skip(f"no KubeRay CRDs in {FOLDER}; KUBERAY_CRDS names their folder")
+        pytest.skip(f"no KubeRay CRDs in {FOLDER}; set KUBERAY_CRDS to their folder")
     crd = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     [version] = [v for v in crd["spec"]["versions"] if v["name"] == "v1"]
     schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
@@ -46,7 +46,7 @@ def _strict(schema: Any) -> Any:
         return schema
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
-    # A property may itself be named "properties"; only the schema's own keyword is recursed into.
+    # A property may itself be named "properties", so the keyword is handled separately.
     strict = {k: _strict(v) for k, v in schema.items() if k not in ("properties", "default")}
     if "properties" in schema:
         strict["properties"] = {k: _strict(v) for k, v in schema["properties"].items()}

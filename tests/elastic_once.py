@@ -1,4 +1,4 @@
-"""Trains on one or two workers, each on a node of its own, and kills the second node in mid-run.
+"""Trains on one or two workers, each on its own node, and kills the second node during training.
 test_resharding.py runs this as a program."""
 
 import os
@@ -23,8 +23,8 @@ if __name__ == "__main__":
     ray.init(nodes.address, log_to_driver=False, logging_level="error")
 
     def lose_second_node() -> None:
-        listed = folder / "made" / "scratch" / "checkpoints" / "checkpoint_manager_snapshot.json"
-        while not listed.exists() or "checkpoint-" not in listed.read_text():
+        snapshot = folder / "made" / "scratch" / "checkpoints" / "checkpoint_manager_snapshot.json"
+        while not snapshot.exists() or "checkpoint-" not in snapshot.read_text():
             time.sleep(0.02)
         nodes.remove_node(second, allow_graceful=False)
 

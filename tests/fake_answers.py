@@ -1,4 +1,4 @@
-"""Makes the answers of a simulated model: a pure function of the request at temperature 0."""
+"""Makes the answers of a simulated model; at temperature 0 they depend only on the request."""
 
 import json
 import math
@@ -13,29 +13,29 @@ WORDS = re.findall(
     "evening until lamps glow along both banks of that quiet northern town",
 )
 WORD_RANGE = (6, 60)
-"""Minimum and maximum words of an answer."""
+"""Minimum and maximum number of words per answer."""
 
 
 def count_tokens(text: str) -> int:
-    """Returns the tokens of a text: one per four characters, rounded up."""
+    """Returns the number of tokens in a text: one per four characters, rounded up."""
     return -(-len(text) // 4)
 
 
 def prompt_tokens(body: dict[str, Any]) -> int:
-    """Returns the tokens of the request's messages."""
+    """Returns the number of tokens in the request's messages, with three more per message."""
     return sum(3 + count_tokens(message["content"]) for message in body["messages"])
 
 
 def cached_tokens(body: dict[str, Any]) -> int:
-    """Returns the prompt tokens that are billed as cached: half of every other prompt's."""
+    """Returns the number of prompt tokens billed as cached: half if their number is odd, else 0."""
     tokens = prompt_tokens(body)
     return tokens // 2 if tokens % 2 else 0
 
 
 def choice(body: dict[str, Any], draw: str) -> dict[str, Any]:
     """Returns one choice of a chat completion. `draw` varies it, except at temperature 0."""
-    what = (body["model"], body["messages"], body.get("response_format"))
-    rng = random.Random(f"{what} {draw if body.get('temperature', 1) else ''}")
+    content = (body["model"], body["messages"], body.get("response_format"))
+    rng = random.Random(f"{content} {draw if body.get('temperature', 1) else ''}")
     if body.get("logprobs"):
         return preference(body)
     text = _text(body, rng)
@@ -46,8 +46,8 @@ def choice(body: dict[str, Any], draw: str) -> dict[str, Any]:
 
 
 def preference(body: dict[str, Any]) -> dict[str, Any]:
-    """Returns the token A or B with the log-probabilities of both, which depend on the messages
-    alone."""
+    """Returns token A or B with the log-probabilities of both, which depend only on the
+    messages."""
     share = random.Random(str(body["messages"])).uniform(0.05, 0.95)
     tokens = [
         {"token": "A", "logprob": math.log(share)},

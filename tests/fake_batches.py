@@ -1,4 +1,4 @@
-"""Plays the files and batches of an OpenAI-compatible API."""
+"""Fakes the files and batches of an OpenAI-compatible API."""
 
 import asyncio
 import json
@@ -18,13 +18,13 @@ class Batches:
     """The files and batches of one provider."""
 
     def __init__(self, answer: Answer, seconds: float, ends: tuple[str, ...], queue: int):
-        """Batches take `seconds`. The first ones end as `ends` says: "completed", "expired" or
-        "cancelled" after half of their requests, or the code of a failure. A batch fails, too, if
-        more than `queue` requests would be in progress."""
+        """Each batch takes `seconds`. `ends` lists the outcomes of the first batches: "completed",
+        "expired" or "cancelled" after half of the requests, or an error code; later ones complete.
+        A batch also fails if more than `queue` requests would be in progress."""
         self._answer, self._seconds, self._ends, self._queue = answer, seconds, ends, queue
         self.files: dict[str, str] = {}
         self.refusal = 400
-        """Status of the reply to a batch whose file does not exist."""
+        """HTTP status of the refusal to create a batch whose file does not exist."""
         self.all: dict[str, Body] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -1,4 +1,4 @@
-"""Plays an OpenAI-compatible endpoint on 127.0.0.1, in a thread."""
+"""Fakes an OpenAI-compatible endpoint on 127.0.0.1, in a thread."""
 
 import json
 import threading
@@ -51,7 +51,7 @@ class Endpoint:
     models: Answer = field(default_factory=lambda: Answer(404, "not here"))
     """The reply to GET /models."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
-    """The requests, without those for the list of models."""
+    """Bodies of the POST requests."""
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def endpoint(reply: Callable[[int, dict[str, Any]], Answer]) -> Iterator[Endpoin
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
-            # A Content-Length that promises more is a reply that breaks off.
+            # Tests set a Content-Length above the body's to simulate a reply that breaks off.
             self.close_connection = "Content-Length" in answer.headers
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -1,4 +1,4 @@
-"""Plays the API of a model hub on 127.0.0.1, in a thread: repositories, LFS uploads, commits."""
+"""Fakes the API of a model hub on 127.0.0.1, in a thread: repositories, LFS uploads, commits."""
 
 import base64
 import json
@@ -23,19 +23,19 @@ class Hub:
 
     url: str = ""
     repositories: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Requests that created repositories, by names such as datasets/me/pairs."""
+    """Requests that created repositories, by name (such as datasets/me/pairs)."""
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     """Committed files by repository and path."""
     cards: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Heads of the cards of other repositories, by names such as models/me/base."""
+    """Metadata in the cards of other repositories, by name (such as models/me/base)."""
     objects: dict[str, bytes] = field(default_factory=dict)
     """LFS objects by their digests."""
     pointers: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Digests and sizes of the committed large files, by path."""
     chunks: str = ""
-    """A folder in which the client stores large files in chunks, in place of LFS (Xet)."""
+    """Folder in which the client stores large files in chunks (Xet); empty: it uploads to LFS."""
     refuses: str = ""
-    """A part of a path; requests of such paths are refused."""
+    """POST requests whose path contains this text get 403; empty: none."""
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def hub() -> Iterator[Hub]:
     running = Hub()
 
     def address(name: str) -> str:
-        """Returns the page of a repository; of a model, it is owner/name."""
+        """Returns the URL of a repository's page; a model's path is only owner/name."""
         return f"{running.url}/{name.removeprefix('models/')}"
 
     class Handler(BaseHTTPRequestHandler):
@@ -79,9 +79,9 @@ def hub() -> Iterator[Hub]:
             if token == READS:
                 return self.reply(403, {"error": "You don't have the rights to create this."})
             if path == "/api/repos/create":
-                asked = json.loads(content)
-                name = f"{asked.get('type', 'model')}s/{asked['organization']}/{asked['name']}"
-                new = running.repositories.setdefault(name, asked) is asked
+                repo = json.loads(content)
+                name = f"{repo.get('type', 'model')}s/{repo['organization']}/{repo['name']}"
+                new = running.repositories.setdefault(name, repo) is repo
                 return self.reply(200 if new else 409, {"url": address(name)})
             if match := re.fullmatch(r"/api/(.+)/preupload/main", path):
                 assert match[1] in running.repositories

@@ -1,7 +1,7 @@
-"""Plays a provider of an OpenAI-compatible API: faults, rate limits, prices, batches, and a bill.
+"""Fakes a provider of an OpenAI-compatible API: faults, rate limits, prices, batches, and a bill.
 
-    with provider(Behavior(faults=0.1)) as server: ...            in this process
-    python tests/fake_provider.py --port 8900 --faults 0.1        in its own; the bill: GET /bill
+    with provider(Behavior(faults=0.1)) as server: ...        in this process
+    python tests/fake_provider.py --port 8900 --faults 0.1    in its own; GET /bill returns the bill
 
 Answers at temperature 0 and faults are functions of the request and of how often it was sent, so
 they do not depend on the order in which requests arrive.
@@ -27,7 +27,7 @@ from fake_batches import Batches
 Body = dict[str, Any]
 FAULTS = ("429", "429 with retry-after", "500", "slow", "cut", "bad JSON")
 BILLED_FAULTS = ("cut", "bad JSON")
-"""Faults of a reply whose answer was made, and is paid for."""
+"""Faults that break the reply after its answer was generated, which is billed."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Behavior:
     slow: float = 1.0
     """Additional seconds of a slow answer."""
     retry_after: float = 0.2
-    """Seconds in the Retry-After of faults."""
+    """Seconds in the Retry-After header of the 429 fault that has one."""
     rpm: float | None = None
     tpm: float | None = None
-    """Requests, and tokens of prompts and answers, per minute; the burst is one second's share."""
+    """Maximum requests, and prompt and answer tokens, per minute; a burst is one second's share."""
     refuses: tuple[str, ...] = ()
     """Parameters that the provider does not support."""
     most_choices: int = 128
-    """Maximum choices per request; more are not refused, but left out."""
+    """Maximum choices per request; the provider omits the others without an error."""
     price: tuple[float, float, float] = (1.0, 3.0, 0.5)
     """Dollars per million tokens: prompt, answer, cached prompt."""
     batch_seconds: float = 0.1
@@ -67,17 +67,17 @@ class Bill:
     answers: int = 0
     """Requests that were answered completely."""
     repeated: int = 0
-    """Part of `answers`: to requests that had been answered before."""
+    """Answers to requests that had already been answered; included in `answers`."""
     repeated_dollars: float = 0.0
-    """Price of those, as a part of `dollars`."""
+    """Price of the repeated answers; included in `dollars`."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """Part of `prompt_tokens`."""
+    """Included in `prompt_tokens`."""
     completion_tokens: int = 0
     dollars: float = 0.0
     """Price of complete answers."""
     lost_dollars: float = 0.0
-    """Price of answers that did not arrive as a whole; their clients cannot know it exactly."""
+    """Price of answers whose replies broke; clients cannot know it exactly."""
     faults: Counter[str] = field(default_factory=Counter)
 
     def add(self, usage: Body, dollars: float, repeated: bool) -> None:
@@ -144,12 +144,12 @@ class Provider:
 
     @property
     def dollars(self) -> float:
-        """The price of all answers, those included that were lost on their way."""
+        """The price of all answers, including those whose replies broke."""
         return sum(bill.dollars + bill.lost_dollars for bill in self.bills.values())
 
     def answer(self, body: Body, batched: bool = False) -> tuple[int, Body, str | None]:
-        """Returns the status and the JSON of the reply to one request, and its fault; counts
-        them."""
+        """Returns the status and JSON of the reply to one request, and its fault; updates the
+        bill."""
         model = str(body.get("model"))
         bill = self.bills.setdefault(f"{model} (batch)" if batched else model, Bill())
         bill.requests += 1
@@ -187,12 +187,12 @@ class Provider:
         return 200, {**reply, "model": model, "choices": choices, "usage": usage}, fault
 
     def _answer_line(self, body: Body) -> tuple[int, Body]:
-        """Answers a request of a batch, which has no connection that breaks."""
+        """Answers a request of a batch; a fault that would break the reply becomes status 500."""
         status, reply, fault = self.answer(body, batched=True)
         return (500, error("It broke.")) if fault in BILLED_FAULTS else (status, reply)
 
     def _wait(self, usage: Body) -> float:
-        """Returns how long a request must wait for the limits, 0 if it was counted in them."""
+        """Returns how long a request must wait for the rate limits; if 0, counts it in them."""
         if seconds := max((limit.seconds_until() for limit, _ in self._limits), default=0.0):
             return seconds
         for limit, by_tokens in self._limits:

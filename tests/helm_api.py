@@ -1,8 +1,8 @@
-"""A Kubernetes API for helm: it stores what helm sends, and refuses a list of another manager.
+"""Fakes the Kubernetes API for helm: stores what helm sends, and reports field conflicts.
 
-It keeps objects, label selectors and server-side apply of whole objects; it validates nothing.
-KubeRay's worker groups are a list without keys, so one manager owns all of it: an apply that would
-change the list after another manager changed it is a conflict."""
+It supports label selectors and server-side apply of complete objects; it validates nothing.
+KubeRay's worker groups are an atomic list, owned by one manager: an apply that would change the
+list after another manager changed it is a conflict."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ GROUPS = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec"),
 
 
 MAGIC = b"k8s\0"
-"""Prefix of protobuf, in which helm writes its releases."""
+"""Prefix of Kubernetes' protobuf encoding, in which helm writes its releases."""
 
 
 class HelmApi:
@@ -60,25 +60,25 @@ class HelmApi:
         )
 
     def get(self, kind: str, name: str) -> Document:
-        [(path, found)] = [
-            (path, document)
-            for path, document in self.objects.items()
+        [match] = [
+            document
+            for document in self.objects.values()
             if document["kind"] == kind and document["metadata"]["name"] == name
         ]
-        return found
+        return match
 
     def names(self, kind: str) -> set[str]:
         return {d["metadata"]["name"] for d in self.objects.values() if d["kind"] == kind}
 
     def write(self, kind: str, name: str, manager: str, document: Document) -> None:
-        """Stores what `manager` writes; it owns the worker groups if it changed them."""
+        """Stores an object; `manager` becomes the owner of its worker groups if it changed them."""
         [path] = [p for p, d in self.objects.items() if d is self.get(kind, name)]
         if worker_groups(document) != worker_groups(self.objects[path]):
             self.owners[path] = manager
         self.objects[path] = document
 
     def apply(self, path: str, document: Document, force: bool) -> str:
-        """Stores what helm applies; returns the conflict, if any."""
+        """Stores an object that helm applies, or returns the conflict."""
         before = self.objects.get(path)
         changed = before is not None and worker_groups(before) != worker_groups(document)
         if changed and not force and self.owners.get(path, "helm") != "helm":
@@ -100,7 +100,7 @@ def plural(kind: str) -> str:
 
 
 def secret(text: bytes) -> Document:
-    """Decodes a Secret; the numbers are those of runtime.Unknown, ObjectMeta and Secret."""
+    """Decodes a Secret, by the field numbers of runtime.Unknown, ObjectMeta and Secret."""
     message = fields(fields(text.removeprefix(MAGIC))[2][0])
     metadata = fields(message[1][0])
     labels = [fields(entry) for entry in metadata.get(11, [])]
@@ -118,8 +118,8 @@ def secret(text: bytes) -> Document:
 
 
 def fields(message: bytes) -> dict[int, list[bytes]]:
-    """Returns the strings, bytes and messages in a protobuf message, by number."""
-    found: dict[int, list[bytes]] = {}
+    """Returns the strings, bytes and messages in a protobuf message, by field number."""
+    by_number: dict[int, list[bytes]] = {}
     at = 0
 
     def number() -> int:
@@ -136,9 +136,9 @@ def fields(message: bytes) -> dict[int, list[bytes]]:
         tag = number()
         size = number()
         if tag & 7 == 2:
-            found.setdefault(tag >> 3, []).append(message[at : at + size])
+            by_number.setdefault(tag >> 3, []).append(message[at : at + size])
             at += size
-    return found
+    return by_number
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -177,16 +177,16 @@ class _Handler(BaseHTTPRequestHandler):
                  "verbs": ["get", "list", "create", "patch", "delete"]}
                 for kind in KINDS[version]
             ]  # fmt: skip
-            found = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version}
-            self._answer(200, found | {"resources": resources})
+            listing = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version}
+            self._answer(200, listing | {"resources": resources})
         elif path in api.objects:
             self._answer(200, api.objects[path])
         elif path.endswith("/secrets"):
             wanted = dict(part.split("=") for part in query["labelSelector"][0].split(","))
             items = [
                 document
-                for at, document in api.objects.items()
-                if at.startswith(path + "/")
+                for stored, document in api.objects.items()
+                if stored.startswith(path + "/")
                 and wanted.items() <= document["metadata"].get("labels", {}).items()
             ]
             self._answer(200, {"kind": "SecretList", "apiVersion": "v1", "items": items})

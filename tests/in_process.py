@@ -1,4 +1,4 @@
-"""Runs stages in this process, without Ray and engines, for cheap tests."""
+"""Runs stages in this process, without Ray or real engines, for cheap tests."""
 
 import asyncio
 from pathlib import Path
@@ -17,7 +17,7 @@ from zephyr_ray.store import Artifact, read_jsonl, write_rows
 
 
 class Scripted:
-    """A model that gives its answers in order; `requests` holds what it was asked."""
+    """A model that returns the given answers in order, and records its requests."""
 
     def __init__(self, *answers: str | Reply):
         self._answers = iter(answers)
@@ -41,7 +41,7 @@ class Scripted:
 
 
 def work_on(folder: Path, **inputs: list[dict[str, Any]]) -> Work:
-    """Returns a stage's work, with artifacts on disk by the name of the stage that made them."""
+    """Returns a stage's `Work`; `inputs` are the rows of its input artifacts by stage name."""
     artifacts = {}
     for name, rows in inputs.items():
         (folder / name).mkdir()
@@ -61,8 +61,8 @@ def run_here(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType, engine: Any = None
 ) -> list[RowError]:
     """Replaces the module's `run_rows`. Rows run in order, on the models' own engines or on
-    `engine`, whose `ask_for(model, row)` gives each row its `ask`. Returns the faults of results
-    that the stage finds to be of no use."""
+    `engine`, whose `ask_for(model, row)` gives each row its `ask`. Returns a list to which the
+    replacement appends the faults of unusable results."""
     faults: list[RowError] = []
 
     def run_rows(

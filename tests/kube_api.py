@@ -1,5 +1,5 @@
-"""Serves a small Kubernetes API over HTTP: objects, watches, logs and proxies in memory, and faults
-on demand. It validates the form of requests like the real one; tests play KubeRay as `operator`."""
+"""Fakes the Kubernetes API over HTTP: objects, watches, logs and proxies in memory, and faults on
+demand. It checks tokens, access and name conflicts; a test's `operator` stands in for KubeRay."""
 
 import json
 import re
@@ -28,7 +28,7 @@ class Fault:
     method: str
     pattern: str
     action: int | str
-    """A status, "hang" or "drop"."""
+    """An HTTP status, "hang" or "drop"."""
     times: int = 1
     message: str = ""
     headers: dict[str, str] = field(default_factory=dict)
@@ -57,16 +57,16 @@ class Api:
         self.forbidden: set[str] = set()
         """Patterns of paths that answer 403."""
         self.proxies: dict[str, Callable[[str, dict[str, str]], tuple[int, str]]] = {}
-        """Answers of proxied services, by 'service:port': (path, headers) to (status, text)."""
+        """Handlers of proxied services, by 'service:port': (path, headers) to (status, text)."""
         self.operator: Callable[[Api, str], None] | None = None
         """Runs in its own thread for each created RayJob."""
         self.operator_error: list[BaseException] = []
         self._changes: list[tuple[int, str, str, dict[str, Any]]] = []
         self.oldest = 0
-        """Watches from an older version get 410."""
+        """Oldest version that is still known; watches from an older one get 410."""
         self.changed = threading.Condition()
         self.cold, self.starts = False, 0
-        """While cold, every request is refused, as by a server that has not yet read its roles."""
+        """While cold, the server refuses every request, as if it had not loaded its roles yet."""
         self.refused_cold: list[str] = []
         """Paths of the requests that were refused while cold."""
         self._version = 100
@@ -89,7 +89,7 @@ class Api:
         self._server.server_close()
 
     def restart(self) -> None:
-        """Breaks all streams, and is cold until the test says otherwise."""
+        """Breaks all streams; the server is cold until the test resets `cold`."""
         with self.changed:
             self.cold = True
             self.starts += 1
@@ -253,7 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(code, status, headers)
 
     def handle(self) -> None:
-        # A client may close a connection at any time, also between two requests.
+        # A client may close a connection at any time, even between two requests.
         with suppress(BrokenPipeError, ConnectionResetError):
             super().handle()
 
@@ -262,7 +262,7 @@ class _Handler(BaseHTTPRequestHandler):
         path, query = split.path, dict(parse_qsl(split.query))
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
-        # A test may restart the server as soon as it sees the request, which must then break.
+        # Read before the request is recorded: a test that sees it may restart the server at once.
         self.starts = api.starts
         api.requests.append(Request(self.command, path, query, body))
         if not (self.headers.get("Authorization") or "").removeprefix("Bearer").strip():

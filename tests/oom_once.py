@@ -1,6 +1,6 @@
 """Trains with a worker that fills the memory until Ray's monitor kills it, and prints the error.
 
-A process of its own, because Ray reads the monitor's settings when it starts:
+It is a separate process, because Ray reads the monitor's settings when it starts:
 python oom_once.py FOLDER MODEL
 """
 
@@ -27,7 +27,7 @@ def hog(config: dict[str, Any]) -> None:
 
 
 def main(folder: Path, model: Path) -> None:
-    """Lets the monitor kill a worker that needs more than 3 GB beside what the machine uses now."""
+    """Lets the monitor kill a worker that uses more than 3 GB beyond the present memory use."""
     memory = psutil.virtual_memory()
     share = (memory.total - memory.available + 3e9) / memory.total
     workers.run_worker = hog

@@ -1,7 +1,7 @@
 """Translates a pod template into flags of `podman run`, as the kubelet would start it.
 
-Unknown fields raise an AssertionError, so that nothing in the chart is dropped silently. Ignored by
-name: placement, the ServiceAccount (no pod here has its token), size limits of emptyDirs (the
+Unknown fields raise an AssertionError, so that nothing in the chart is dropped silently. It ignores
+placement, the ServiceAccount (no pod here has its token), size limits of emptyDirs (the
 kubelet evicts instead of limiting), and probes (the test sends their requests itself).
 """
 
@@ -34,7 +34,7 @@ class Node:
 
 
 def in_order(pod: Document) -> list[Document]:
-    """Returns one pod per init container, each to run to its end, and the pod without them."""
+    """Returns the pods to run in order: one per init container, then the pod without them."""
     spec = {key: value for key, value in pod["spec"].items() if key != "initContainers"}
     first = [
         {"containers": [c], "restartPolicy": "Never"} for c in pod["spec"].get("initContainers", [])
@@ -94,7 +94,7 @@ def _limits(resources: Document) -> list[str]:
     limits, requests = resources["limits"], resources["requests"]
     _nothing_left(limits, {"cpu", "memory"})
     memory = quantity(limits["memory"])
-    # Kubernetes has no swap and does not limit the number of processes.
+    # By default, Kubernetes allows no swap and does not limit the number of processes.
     return [
         *(f"--memory={memory}b", f"--memory-swap={memory}b"),
         *("--cpu-period=100000", f"--cpu-quota={round(100_000 * cpus(limits['cpu']))}"),
@@ -125,7 +125,7 @@ def environment(container: Document, node: Node) -> dict[str, str]:
 
 
 def expanded(container: Document, key: str, node: Node) -> list[str]:
-    """Returns the words of `command` or `args`, with the values of the variables that exist."""
+    """Returns the words of `command` or `args`, with $(NAME) expanded for existing variables."""
     values = environment(container, node)
     words = container.get(key, [])
     return [re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], m[0]), word) for word in words]
@@ -185,7 +185,7 @@ def _config_map(path: Path, data: dict[str, str], items: list[Document] | None) 
 @dataclass(frozen=True)
 class RayPods:
     """Builds the pods of a RayCluster like the KubeRay operator (1.7): adds the start command, the
-    environment, the token and /dev/shm. The test itself waits for the head."""
+    environment, the token and /dev/shm, but no init container that waits for the head."""
 
     name: str
     namespace: str

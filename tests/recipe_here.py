@@ -1,8 +1,8 @@
-"""Runs a recipe's stages in this process, without Ray, MLflow and a display:
+"""Runs a recipe's stages in this process, without Ray, MLflow or a progress display:
 
     python tests/recipe_here.py RECIPE --until STAGE --set name=value …
 
-Rows run on `RowActor` with the journals, the log of answers and the ledger of a complete run.
+Rows run on `RowActor` with the journals, the answer log and the ledger of a complete run.
 """
 
 import argparse

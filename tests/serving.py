@@ -46,12 +46,12 @@ class Service:
 
 
 def a_run(folder: Path, model: Path) -> Path:
-    """Writes what a finished run leaves: a trained model, and a comparison with its judge."""
+    """Writes the folder of a finished run with a trained model and a judged comparison."""
     store, run = folder / "store", folder / "tiny"
     (run / "models").mkdir(parents=True)
     (run / "data").mkdir()
     base = VllmSettings(weights=str(model)).model_dump()
-    # As earlier versions wrote it: settings of all engines in every model.
+    # Earlier versions wrote the settings of all engines in every model.
     judge = RulesSettings().model_dump() | {"weights": None, "temperature": 0.7, "model": None}
     for name, manifest in (
         ("dpo-1", {"kind": "dpo", "created": "2026-01-01", "models": {"base": base}}),
@@ -65,8 +65,8 @@ def a_run(folder: Path, model: Path) -> Path:
         ),
     ):
         (store / name).mkdir(parents=True)
-        whole = {"key": name, "files": {}, **manifest}
-        (store / name / "manifest.json").write_text(json.dumps(whole))
+        complete = {"key": name, "files": {}, **manifest}
+        (store / name / "manifest.json").write_text(json.dumps(complete))
     (store / "pairwise-1" / "result.json").write_text("{}")
     shutil.copytree(model, store / "dpo-1" / "model")
     (run / "models" / "dpo").symlink_to("../../store/dpo-1/model")

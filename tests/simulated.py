@@ -1,5 +1,5 @@
-"""Runs coroutines on a simulated clock, where waits take no time; and asks a governor for one
-request."""
+"""Runs coroutines on a simulated clock, where waits take no time; reserves and settles single
+requests with a governor."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -24,7 +24,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def simulate(main: Coroutine[Any, Any, Any]) -> Any:
-    """Returns what the coroutine returns."""
+    """Runs the coroutine on a simulated clock and returns its result."""
     loop = _Loop()
     try:
         return loop.run_until_complete(main)

@@ -1,4 +1,4 @@
-"""Tests the log of answers: what the same request is, and that no answered one is sent again."""
+"""Tests the answer log: when requests are the same, and that no answered one is sent again."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ SETTINGS = OpenAISettings(model="m", base_url="http://a/v1", concurrency=2)
 
 
 class Counting(LanguageEngine):
-    """An engine whose answers are 0, 1, …; raises from its request number `breaks_at` on."""
+    """An engine that answers 0, 1, …; raises for every request after the first `breaks_at`."""
 
     def __init__(self, breaks_at: int = 99):
         self.requests: list[list[Message]] = []
@@ -82,7 +82,7 @@ def test_equal_requests_of_a_row_are_samples_in_the_same_order(tmp_path: Path) -
         ({"id": "r"}, 1, False),
     ],
 )
-def test_what_tells_equal_requests_apart(
+def test_the_row_or_its_sample_and_the_seed_distinguish_equal_requests(
     row: dict[str, Any], seed: int, same: bool, tmp_path: Path
 ) -> None:
     engine = Counting()
@@ -126,7 +126,7 @@ def test_an_entry_that_a_kill_cut_short_is_not_an_answer(tmp_path: Path) -> None
     assert ask(tmp_path, engine, {"id": "r"}, "a", "b") == ["0", "2"]
 
 
-def test_nothing_is_asked_if_the_answer_cannot_be_kept(tmp_path: Path) -> None:
+def test_no_request_is_sent_if_its_answer_cannot_be_stored(tmp_path: Path) -> None:
     engine, folder = Counting(), tmp_path / "a file in place of the folder"
     folder.write_text("")
     with pytest.raises(StopRun, match=r"answers cannot be written to .* \(File exists\); make"):
@@ -136,7 +136,7 @@ def test_nothing_is_asked_if_the_answer_cannot_be_kept(tmp_path: Path) -> None:
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """Lets no file of this process grow beyond a size; writes stop in mid-line, as on a disk."""
+    """Limits the size of this process's files; a write stops mid-line, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -180,7 +180,7 @@ def test_an_answer_to_another_request_with_a_similar_key_is_not_found(tmp_path: 
     assert log.find(key) is None
 
 
-def test_a_log_reads_what_others_write_meanwhile(tmp_path: Path) -> None:
+def test_a_log_reads_what_other_logs_append(tmp_path: Path) -> None:
     first, second = log_in(tmp_path), log_in(tmp_path)
     reply = Reply("text\n", "length", 7, 8)
     for number, log in enumerate((first, second, first)):
@@ -195,7 +195,7 @@ def test_a_log_reads_what_others_write_meanwhile(tmp_path: Path) -> None:
 
 
 class Started(OpenAISettings):
-    """Settings whose engine is the one that a test made."""
+    """Settings whose `start` returns the engine that a test made."""
 
     def start(self, seed: int) -> Any:
         return ENGINES[0]
@@ -231,7 +231,7 @@ def test_the_first_turn_of_an_unfinished_row_is_kept(tmp_path: Path) -> None:
     assert [len(messages) for messages in engine.requests] == [3]
 
 
-def test_a_useless_result_is_asked_again(tmp_path: Path) -> None:
+def test_a_row_with_a_useless_result_runs_again(tmp_path: Path) -> None:
     attempt(tmp_path, Counting())
     engine = Counting()
     position = {path: path.stat().st_size for path in (tmp_path / "rows").iterdir()}

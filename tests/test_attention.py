@@ -15,7 +15,8 @@ SIZE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-# Queries and keys per segment, and the positions in the row that each query sees.
+# Queries and keys per segment, positions of the keys in the row (None: in order), and the positions
+# that each query attends to.
 ROWS = {
     "dialogues": ([2, 3], [2, 3], None, [[0], [0, 1], [2], [2, 3], [2, 3, 4]]),
     "single tokens": ([1, 1], [1, 1], None, [[0], [1]]),

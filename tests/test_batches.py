@@ -1,4 +1,4 @@
-"""Tests the Batch API: what a batch has, what its results are, and that none is sent twice."""
+"""Tests the Batch API: what a batch holds, how results are read, and that none is sent twice."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ def settings(url: str, **more: Any) -> OpenAISettings:
 def run(
     server: Provider, folder: Path, questions: list[str] = QUESTIONS, turns: int = 1, **more: Any
 ) -> list[Any]:
-    """Returns the answers, or errors, of rows that a new process asks questions at once."""
+    """Asks one question per row, all at once, as a new process; returns answers or errors."""
 
     async def row(engine: Any, model: Model, number: int, text: str) -> str:
         ask, messages = engine.ask_for(model, {"id": f"r{number}"}), [user(text)]
@@ -60,9 +60,9 @@ def run(
     async def main() -> list[Any]:
         log = AnswerLog(folder, seed=0)
         log.refresh()
-        how = settings(server.url, **more)
-        governor = Governor(folder / "ledger", uuid.uuid4().hex, {"m": how.tariff()})
-        model = Model("m", how, answers=log, meter=Meter(governor, "stage", "m"))
+        options = settings(server.url, **more)
+        governor = Governor(folder / "ledger", uuid.uuid4().hex, {"m": options.tariff()})
+        model = Model("m", options, answers=log, meter=Meter(governor, "stage", "m"))
         engine = model.settings.start(seed=0)
         rows = (row(engine, model, number, text) for number, text in enumerate(questions))
         return await asyncio.gather(*rows, return_exceptions=True)
@@ -71,7 +71,7 @@ def run(
 
 
 def paid(folder: Path) -> Spent:
-    """Returns what the runs in a folder paid, as their ledger says."""
+    """Returns what the runs in a folder paid, according to their ledger."""
     return Ledger(folder / "ledger").spent()["m"]
 
 
@@ -109,7 +109,7 @@ class Killed(Temporary):
 
 
 def after(number: int, function: Callable) -> Callable:
-    """Returns a function that is killed after call `number`, whose effect remains."""
+    """Wraps a function; call `number` (from 0) and later ones raise Killed after taking effect."""
     calls = iter(range(number))
 
     async def asynchronous(*args: Any, **kwargs: Any) -> Any:
@@ -127,13 +127,13 @@ def after(number: int, function: Callable) -> Callable:
 
 
 class OwnJournal(Journal):
-    """The journal of batches alone; the ledger has another."""
+    """The Journal class of batches only, so that patching it leaves the ledger's alone."""
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "number"),
     [
-        *((Endpoint, "call", number) for number in range(4)),  # upload, create, ask, download
+        *((Endpoint, "call", number) for number in range(4)),  # upload, create, poll, download
         *((OwnJournal, "append", number) for number in range(3)),
         (AnswerLog, "append", 0),
         (AnswerLog, "append", 3),
@@ -184,7 +184,7 @@ def test_a_batch_is_not_sent_again_if_the_endpoint_is_down_afterwards(
     async def call(self: Endpoint, *args: Any, **kwargs: Any) -> Any:
         calls.append(args)
         response = await plain(self, *args, **kwargs)
-        if len(calls) == 1 + number:  # create, ask, download
+        if len(calls) == 1 + number:  # create, poll, download
             raise Unavailable("no reply")
         return response
 
@@ -198,7 +198,7 @@ def test_a_batch_is_not_sent_again_if_the_endpoint_is_down_afterwards(
     assert sizes(server) == [5]
 
 
-def test_a_cancelled_row_leaves_the_others_of_its_batch_their_answers(tmp_path: Path) -> None:
+def test_cancelling_a_row_keeps_the_other_answers_of_its_batch(tmp_path: Path) -> None:
     async def main(server: Provider) -> Any:
         options = settings(server.url)
         sender = batches.Batches(Endpoint(options, "m"), AnswerLog(tmp_path, seed=0))
@@ -299,7 +299,7 @@ def kill_before_the_batch(server: Provider, folder: Path, monkeypatch: pytest.Mo
 def test_a_file_that_the_endpoint_does_not_know_is_not_sent_again(
     status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its batch may be under way in the project of another key."""
+    """Its batch may be running in the project of another API key."""
     with provider() as server:
         server.batches.refusal = status
         kill_before_the_batch(server, tmp_path, monkeypatch)
@@ -310,7 +310,7 @@ def test_a_file_that_the_endpoint_does_not_know_is_not_sent_again(
         assert all(isinstance(answer, str) for answer in run(server, tmp_path))
 
 
-def test_a_refusal_for_another_reason_than_the_file_stops_the_run(
+def test_a_batch_refused_for_another_reason_than_its_file_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def create(self: fake_batches.Batches, request: Any) -> Any:
@@ -362,7 +362,7 @@ def test_errors_whose_file_expired_are_asked_for_again(
 
 
 @pytest.mark.parametrize("code", ["model_not_found", "invalid_json_line"])
-def test_a_batch_that_no_row_can_pass_stops_the_run(code: str, tmp_path: Path) -> None:
+def test_a_batch_that_would_fail_for_every_row_stops_the_run(code: str, tmp_path: Path) -> None:
     with provider(Behavior(batch_ends=(code,))) as server:
         answers = run(server, tmp_path)
         assert all(isinstance(answer, StopRun) for answer in answers)
@@ -371,10 +371,10 @@ def test_a_batch_that_no_row_can_pass_stops_the_run(code: str, tmp_path: Path) -
         assert all(isinstance(answer, str) for answer in run(server, tmp_path))
 
 
-def test_batches_that_fit_no_queue_become_smaller_and_wait_for_each_other(
+def test_batches_too_large_for_the_queue_are_split_and_sent_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "TRIES", 1)  # smaller batches are not counted
+    monkeypatch.setattr(batches, "TRIES", 1)  # a full queue does not count as a try
     with provider(Behavior(queue=2)) as server:
         assert all(isinstance(answer, str) for answer in run(server, tmp_path))
     assert sizes(server) == [5, 2, 2, 1]
@@ -382,7 +382,7 @@ def test_batches_that_fit_no_queue_become_smaller_and_wait_for_each_other(
 
 
 def test_each_line_is_read_like_a_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One is withheld, one fails twice, and all state a parameter that the model does not have."""
+    """One is withheld, one fails twice, and all have a parameter that the model rejects."""
     withheld = error("Flagged.", code="content_filter")
     failures = iter([(500, error("It broke.")), (429, error("Slow down."))])
 
@@ -399,7 +399,7 @@ def test_each_line_is_read_like_a_reply(tmp_path: Path, monkeypatch: pytest.Monk
     with provider(Behavior(refuses=("max_tokens",))) as server:
         answers = run(server, tmp_path)
         monkeypatch.setattr(Provider, "answer", plain)
-        # A row that failed is asked again if a run retries it.
+        # A failed row's request is sent again if a run retries the row.
         assert isinstance(run(server, tmp_path, QUESTIONS[:2])[1], str)
     assert [type(answer) for answer in answers] == [str, RowError, str, str, str]
     assert answers[1].cause == "content filter"
@@ -409,7 +409,7 @@ def test_each_line_is_read_like_a_reply(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_result_file_may_have_odd_and_missing_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first file loses a line, the second one has two results of the same request."""
+    """One result is missing; other lines are not results, or are errors of answered requests."""
     plain, odd = fake_batches.Batches._store, "sea\u2028line \x85 and \u2029"
     results = iter(range(9))
 
@@ -438,14 +438,14 @@ def test_a_result_file_may_have_odd_and_missing_lines(
 def test_a_model_with_a_price_pays_for_its_requests_to_a_shared_engine(
     batch: bool, tmp_path: Path
 ) -> None:
-    """Another model of the engine, which has no price, asks the same."""
+    """Another model of the engine, which has no price, sends the same request."""
 
     async def main(server: Provider) -> Governor:
-        log, how = AnswerLog(tmp_path, seed=0), settings(server.url, batch=batch)
-        governor = Governor(tmp_path / "ledger", "run", {"m": how.tariff()})
-        free = Model("free", how.model_copy(update={"price": None}), answers=log)
-        models = [free, Model("m", how, answers=log, meter=Meter(governor, "stage", "m"))]
-        engine = how.start(seed=0)
+        log, options = AnswerLog(tmp_path, seed=0), settings(server.url, batch=batch)
+        governor = Governor(tmp_path / "ledger", "run", {"m": options.tariff()})
+        free = Model("free", options.model_copy(update={"price": None}), answers=log)
+        models = [free, Model("m", options, answers=log, meter=Meter(governor, "stage", "m"))]
+        engine = options.start(seed=0)
         asks = [engine.ask_for(model, {"id": model.name}) for model in models]
         tasks = [asyncio.create_task(ask([user("Hi")], max_tokens=40)) for ask in asks]
         await asyncio.gather(*tasks)
@@ -457,7 +457,7 @@ def test_a_model_with_a_price_pays_for_its_requests_to_a_shared_engine(
     assert governor._ledger.reserved == 0 and paid(tmp_path).requests == 1
 
 
-def test_an_answer_without_a_log_is_not_in_a_batch() -> None:
+def test_a_request_without_an_answer_log_is_not_batched() -> None:
     """A judge that `zephyr serve` hosts cannot wait for a batch."""
     with provider() as server:
         engine = settings(server.url).start(seed=0)
@@ -466,6 +466,6 @@ def test_an_answer_without_a_log_is_not_in_a_batch() -> None:
 
 
 def test_models_that_share_an_engine_share_its_log() -> None:
-    """Batches note what they sent beside the log of the first model."""
+    """Batches record what they sent in the answer-log folder of the first model."""
     identity = settings("http://a/v1", demonstrations="d.jsonl", questions="q.yaml").identity()
     assert PER_ANSWER & identity.keys() <= IN_REQUEST

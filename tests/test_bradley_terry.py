@@ -21,9 +21,9 @@ from zephyr_ray.judge.bradley_terry import (
 from zephyr_ray.judge.style import style_difference
 
 SEEDS = 250
-"""Simulated judges."""
+"""Number of simulated data sets per test."""
 THREE_TO_ONE = 400 * math.log10(3)
-"""Points between models of which one wins three quarters of the comparisons: 190.8."""
+"""Rating difference if one model wins three quarters of the comparisons: 190.8 points."""
 
 
 def verdicts(first: str, second: str, *shares: float, start: int = 0) -> list[Comparison]:
@@ -171,7 +171,7 @@ def test_ratings_equal_those_of_evalica() -> None:
 
 
 def simulated(rng: np.random.Generator, prompts: int) -> list[Comparison]:
-    """Returns verdicts of three judges, who agree on 70% of the prompts, about four models."""
+    """Returns verdicts of three judges on four models; on 70% of the prompts they share one."""
     logits = np.array(list(TRUTH.values()))
     comparisons = []
     for prompt in range(prompts):
@@ -185,11 +185,11 @@ def simulated(rng: np.random.Generator, prompts: int) -> list[Comparison]:
 
 
 TRUTH = {"a": 0.0, "b": 0.4, "c": 0.8, "d": -0.3}
-"""Log-odds of the models' strengths."""
+"""True strengths of the models, in log-odds."""
 
 
 def coverage(samples: list[Ratings]) -> float:
-    """Returns the share of the intervals of all differences that hold the true one."""
+    """Returns the share of intervals, over all pairs of models, that hold the true difference."""
     held = []
     for ratings in samples:
         for a, b in combinations(TRUTH, 2):
@@ -199,7 +199,7 @@ def coverage(samples: list[Ratings]) -> float:
     return sum(held) / len(held)
 
 
-def test_intervals_cover_known_ratings_where_counting_judgements_does_not() -> None:
+def test_intervals_cover_known_ratings_only_if_clustered_by_prompt() -> None:
     rng = np.random.default_rng(3)
     samples = [simulated(rng, prompts=150) for _ in range(SEEDS)]
     assert 0.93 <= coverage([rate(sample, list(TRUTH)) for sample in samples]) <= 0.97
@@ -211,8 +211,8 @@ def test_intervals_cover_known_ratings_where_counting_judgements_does_not() -> N
 
 
 def styled(rng: np.random.Generator, prompts: int, effect: float) -> list[Comparison]:
-    """Returns verdicts of a judge who likes length, about a model whose answers are longer than
-    equally good ones of the baseline."""
+    """Returns verdicts of a judge who likes length, on a model whose answers are as good as the
+    baseline's but longer."""
     comparisons = []
     for prompt in range(prompts):
         length = rng.normal(0.3, 0.3)
@@ -264,7 +264,7 @@ def test_a_style_that_no_answer_has_has_no_effect() -> None:
     ("styles", "fault"),
     [
         ([(0.5,), (0.1,), (-0.2,), (-0.4,)], "explain every verdict"),
-        ([(0.5,), (0.0,), (0.0,), (-0.4,)], "explain every verdict"),  # but for ties in style
+        ([(0.5,), (0.0,), (0.0,), (-0.4,)], "explain every verdict"),  # except for ties in style
         ([(0.2,), (0.2,), (0.2,), (0.2,)], "depend on each other or on the models"),
     ],
 )
@@ -281,7 +281,7 @@ def test_a_style_whose_effect_is_unknown_is_refused(
 
 
 def test_a_tie_that_style_does_not_explain_makes_its_effect_finite() -> None:
-    # Without the tie, any weight on style, with no difference between the models, fits perfectly.
+    # Without the tie, style alone separates wins from losses, and its effect would be infinite.
     shares, styles = (1.0, 1.0, 0.5, 0.0, 0.0), (0.5, 0.1, 0.3, -0.2, -0.4)
     comparisons = [
         Comparison("b", "a", share, f"p{n}", (style,))

@@ -1,5 +1,5 @@
-"""Tests the chart: its output passes Kubernetes, KubeRay and Pod Security, and it rejects what the
-operator would reject."""
+"""Tests what the chart and the overlays render, also against the schemas of Kubernetes and KubeRay
+and the Pod Security rules."""
 
 import json
 import os
@@ -214,7 +214,7 @@ def test_the_application_accepts_the_serve_settings() -> None:
     assert "ZEPHYR_API_KEYS" in names and "MLFLOW_TRACKING_PASSWORD" not in names
 
 
-def test_only_pods_that_serve_have_rays_serve_settings_and_all_of_them(preset: str) -> None:
+def test_pods_that_serve_have_all_of_rays_serve_settings_and_others_none(preset: str) -> None:
     from zephyr_ray.serve.command import RAY_SETTINGS
 
     for pod in pod_templates(render(*PRESETS[preset])):
@@ -258,7 +258,7 @@ def test_nothing_is_exposed_by_default() -> None:
 
 
 def test_mlflow_does_not_start_with_a_short_password(tmp_path: Path) -> None:
-    """The chart's own command and environment, with 11 characters; the docs promise this."""
+    """Runs the chart's command with an 11-character password; the docs promise that it fails."""
     (deployment,) = kind(render(*PRESETS["kind"]), "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     (config,) = [
@@ -340,8 +340,8 @@ def test_queue_labels_of_each_scheduler(scheduler: str, label: str, value: str) 
     ("address", "port"), [("redis-0:6379", 6379), ("rediss://10.0.0.5:7000", 7000)]
 )
 def test_the_port_of_redis_is_open(address: str, port: int) -> None:
-    tolerant = "ray.gcsFaultTolerance."
-    sets = (*CLUSTER, f"{tolerant}enabled=true", f"{tolerant}redisAddress={address}")
+    prefix = "ray.gcsFaultTolerance."
+    sets = (*CLUSTER, f"{prefix}enabled=true", f"{prefix}redisAddress={address}")
     policies = kind(render(sets=sets), "NetworkPolicy")
     (ray,) = [p for p in policies if p["metadata"]["name"] == "zephyr-cluster"]
     bare = [rule["ports"][0]["port"] for rule in ray["spec"]["egress"] if "to" not in rule]
@@ -399,8 +399,8 @@ def test_the_schemas_fields_of_pods_are_up_to_date() -> None:
     assert done.returncode == 0, "make chart-schema"
 
 
-def test_helm_has_nothing_to_say_about_the_charts_files() -> None:
-    """It would about a symbolic link, at each command."""
+def test_helm_prints_no_warning_about_the_charts_files() -> None:
+    """Helm would report a symbolic link at every command."""
     assert template(sets=CLUSTER).stderr == ""
 
 
@@ -445,8 +445,8 @@ def test_the_pods_of_a_job_have_the_cpus_and_gpus_of_its_recipe(where: str) -> N
     has = {"cpu": 0.0, "nvidia.com/gpu": 0.0}
     for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        for what in has:
-            has[what] += group["maxReplicas"] * float(limits.get(what, 0))
+        for resource in has:
+            has[resource] += group["maxReplicas"] * float(limits.get(resource, 0))
     check_processors(recipe, recipe.stages, has["cpu"], has["nvidia.com/gpu"], where)
 
 
@@ -465,7 +465,7 @@ def test_an_overlay_builds_and_is_valid(overlay: str) -> None:
     if overlay == "kueue":
         (job,) = kind(built, "RayJob")
         assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
-        assert not [d for d in built if "kueue" in d["apiVersion"]]  # others may use these
+        assert not [d for d in built if "kueue" in d["apiVersion"]]  # users share its queues
         assert job["spec"]["shutdownAfterJobFinishes"] and "deletionStrategy" not in job["spec"]
     assert crd_errors(built) == []
     [job], [base] = kind(built, "RayJob"), kind(render("values-kind.yaml"), "RayJob")
@@ -474,7 +474,7 @@ def test_an_overlay_builds_and_is_valid(overlay: str) -> None:
 
 
 def sizes(job: dict[str, Any]) -> list[Any]:
-    """Returns resources and emptyDirs of a job's head and worker groups."""
+    """Returns the resources and emptyDirs of a job's head and worker groups."""
     spec = job["spec"]["rayClusterSpec"]
     pods = [
         group["template"]["spec"] for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
@@ -497,7 +497,7 @@ def test_an_overlay_has_the_sizes_of_the_preset(overlay: str, preset: str) -> No
 
 
 def test_the_dashboard_queries_metrics_that_exist() -> None:
-    """Known are our own counters, and the metrics in the dashboards that Ray ships."""
+    """Known metrics are our own counters and those in the dashboards that Ray ships."""
     import ray
 
     board = json.loads((ROOT / "k8s" / "monitoring" / "dashboard.json").read_text())
@@ -513,15 +513,15 @@ def test_the_dashboard_queries_metrics_that_exist() -> None:
 
 
 CHECKOV = {
-    "CKV_K8S_43": (".", "images by tag: they are the user's own"),
-    "CKV_K8S_15": (".", "a tag is a version; kind has its images loaded, not pulled"),
+    "CKV_K8S_43": (".", "images are named by tag, because users build their own"),
+    "CKV_K8S_15": (".", "a tag names one version; kind loads images instead of pulling"),
     "CKV_K8S_35": (".", "MLflow, Ray and the gateway read credentials from the environment"),
-    "CKV_K8S_40": (".", "1000 is the image's user; user.id names another"),
-    "CKV_K8S_8": ("ray-|submitter|test", "the operator adds Ray's probes; the others end"),
-    "CKV_K8S_9": ("ray-|submitter|test", "the operator adds Ray's probes; the others end"),
+    "CKV_K8S_40": (".", "the image's user is 1000; user.id sets another"),
+    "CKV_K8S_8": ("ray-|submitter|test", "the operator adds Ray's probes; other pods end"),
+    "CKV_K8S_9": ("ray-|submitter|test", "the operator adds Ray's probes; other pods end"),
     "CKV_K8S_38": ("ray-head", "the autoscaler in the head calls the API server"),
 }
-"""Accepted checkov findings: (pattern of containers, reason)."""
+"""Accepted checkov findings: (pattern of resources, reason)."""
 
 
 def test_checkov_finds_only_accepted_findings(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests the commands of the documentation: helm's are run, and kubectl's name what helm creates."""
+"""Tests commands in the docs: runs those of helm; those of kubectl must name what helm creates."""
 
 import re
 import shlex
@@ -47,9 +47,9 @@ def test_the_pages_have_commands() -> None:
     assert verbs == {"install", "upgrade", "rollback", "uninstall"}
 
 
-@pytest.mark.parametrize("page", [name for name, found in HELM.items() if found])
+@pytest.mark.parametrize("page", [name for name, lines in HELM.items() if lines])
 def test_helms_commands_work_one_after_the_other(page: str, tmp_path: Path) -> None:
-    """An install starts an empty cluster; a page without one continues that of kubernetes.md."""
+    """Each `helm install` gets an empty cluster; a page without one continues kubernetes.md."""
     (tmp_path / "helm").symlink_to(ROOT / "helm")
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

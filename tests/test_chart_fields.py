@@ -1,6 +1,5 @@
-"""Tests the fields of pods that the chart takes from users, against the pods of KubeRay's CRDs:
-each is accepted, rejected if misspelled, and rendered in the form in which the operator writes it
-back."""
+"""Tests the pod fields that users can set in the chart against the pod schema in KubeRay's CRDs:
+each is accepted, rejected if misspelled, and rendered as the operator writes it back."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ FIELDS: dict[str, Path] = {
     "initContainers": ("initContainers",),
     "sidecars": ("containers",),
 }
-"""Field of a pod by setting."""
+"""Path of the pod field that each setting fills."""
 VALUES = {
     "effect": "NoSchedule",
     "imagePullPolicy": "Always",
@@ -39,7 +38,7 @@ VALUES = {
     "restartPolicy": "Always",
     "whenUnsatisfiable": "DoNotSchedule",
 }
-"""Values of fields that do not take every text."""
+"""Valid values of fields that do not accept every text."""
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 
 
@@ -68,7 +67,7 @@ def chart(part: str, setting: str) -> jsonschema.Draft7Validator:
 
 
 def paths(schema: Document, *above: str | int) -> Iterator[Path]:
-    """Yields every field, at any depth; not the keys of users' maps."""
+    """Yields the path of every field, at any depth, except the keys of maps."""
     for name, part in schema.get("properties", {}).items():
         yield (*above, name)
         yield from paths(part, *above, name)
@@ -83,7 +82,7 @@ def nested(path: Path, value: Any) -> Any:
 
 
 def sample(schema: Document, zero: bool = False, name: str = "", required: bool = True) -> Any:
-    """Returns a value with all fields; if `zero`, optional ones have the zero of their type."""
+    """Returns a value with all fields; if `zero`, optional fields have their type's zero value."""
     if schema.get("x-kubernetes-int-or-string"):
         return "0" if zero and "pattern" in schema else "1"
     if "properties" in schema:
@@ -108,7 +107,7 @@ SETTINGS = [(part, setting) for part in PARTS for setting in FIELDS] + [
 
 @pytest.mark.parametrize(("part", "setting"), SETTINGS)
 def test_every_field_is_accepted(part: str, setting: str) -> None:
-    """All at once, though a volume or a variable has only one source."""
+    """Sets all fields at once, although a volume or variable may have only one source."""
     errors = chart(part, setting).iter_errors(sample(kubernetes(setting)))
     assert [e.message for e in errors if e.validator != "maxProperties"] == []
 
@@ -136,9 +135,7 @@ def test_mlflows_probes_take_every_time_and_number_but_no_handler() -> None:
 
 @pytest.mark.parametrize("zero", [False, True], ids=["full", "zero"])
 @pytest.mark.parametrize("part", RAY)
-def test_every_field_is_rendered_in_the_form_in_which_the_operator_writes_it_back(
-    part: str, zero: bool
-) -> None:
+def test_every_field_is_rendered_as_the_operator_writes_it_back(part: str, zero: bool) -> None:
     settings = {setting: sample(kubernetes(setting), zero) for p, setting in SETTINGS if p == part}
     [above, name] = part.split(".")
     values = merged({"mlflow": {"auth": {"existingSecret": "s"}}}, {above: {name: settings}})

@@ -1,4 +1,4 @@
-"""Tests that Ray objects are rendered in the form in which the operator writes them back."""
+"""Tests that the chart renders Ray objects exactly as the operator writes them back."""
 
 from pathlib import Path
 from typing import Any
@@ -78,14 +78,14 @@ def test_quantities_in_other_forms_and_empty_variables_are_rewritten(tmp_path: P
     ],
     ids=str,
 )
-def test_another_form_is_noticed(path: tuple[str | int, ...], value: Any, change: str) -> None:
+def test_another_form_is_detected(path: tuple[str | int, ...], value: Any, change: str) -> None:
     [cluster] = yaml.safe_load(yaml.safe_dump(ray_objects(sets=CLUSTER)))
     part = cluster["spec"]["workerGroupSpecs"][0]
     for key in path[:-1]:
         part = part[key]
     part.pop(path[-1]) if value is None else part.update({path[-1]: value})
-    [found] = changes(cluster)
-    assert change in found
+    [actual] = changes(cluster)
+    assert change in actual
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_other_amounts_are_refused(amount: str) -> None:
     assert done.returncode != 0 and f"'{amount}'" in done.stderr
 
 
-def test_volumes_and_variables_of_users_have_the_written_form() -> None:
-    """Expectations are how k8s.io/api marks these fields: readOnly is dropped when false, a divisor
-    is always written, a class is a pointer, and metadata and resources are structs."""
+def test_users_volumes_and_variables_are_rendered_as_the_operator_writes_them() -> None:
+    """The expected values follow from the Go types of k8s.io/api: readOnly is dropped if false, a
+    divisor is always written, storageClassName is a pointer, metadata and resources are structs."""
     volumes = [
         {"name": "a", "persistentVolumeClaim": {"claimName": "a", "readOnly": False}},
         {"name": "b", "csi": {"driver": "d", "volumeAttributes": {"key": ""}}},

@@ -27,8 +27,8 @@ def job_spec(*values: str, sets: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def run_job(spec: dict[str, Any], folder: Path, program: str) -> tuple[int, list[list[str]]]:
-    """Runs the entry point as in a cluster, where the shells of the submitter and of the head parse
-    it in turn, with `program` in place of Python. Returns the exit code and each start's words."""
+    """Runs the entry point with `program` in place of Python. As in a cluster, the shells of the
+    submitter and of the head parse it in turn. Returns the exit code and each start's arguments."""
     for name, text in {"python": program, "sleep": 'echo "$1" >> "$CALLS.sleep"'}.items():
         (folder / name).write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" >> "$CALLS"\n{text}\n')
         (folder / name).chmod(0o755)
@@ -38,10 +38,10 @@ def run_job(spec: dict[str, Any], folder: Path, program: str) -> tuple[int, list
         ["bash", "-c", f"printf '%s\\0' {spec['entrypoint']}"], capture_output=True, text=True
     ).stdout.split("\0")[:-1]
     done = subprocess.run(["sh", "-c", shlex.join(words)], env=environment)
-    given = calls.read_text().split("\0")[:-1]
-    starts = [i for i, word in enumerate(given) if word == "zephyr_ray.pipeline"]
+    passed = calls.read_text().split("\0")[:-1]
+    starts = [i for i, word in enumerate(passed) if word == "zephyr_ray.pipeline"]
     return done.returncode, [
-        given[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)
+        passed[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)
     ]
 
 
@@ -57,14 +57,14 @@ def test_the_words_of_the_program_are_quoted(tmp_path: Path) -> None:
     ]
 
 
-def test_repetitions_are_one_attempt(tmp_path: Path) -> None:
-    begun = 'echo "$ZEPHYR_ATTEMPT" >> "$CALLS.attempts"; /bin/sleep 1.1; exit 1'
-    run_job(job_spec(sets=("pipeline.backoffLimit=1",)), tmp_path, begun)
+def test_retries_are_one_attempt(tmp_path: Path) -> None:
+    program = 'echo "$ZEPHYR_ATTEMPT" >> "$CALLS.attempts"; /bin/sleep 1.1; exit 1'
+    run_job(job_spec(sets=("pipeline.backoffLimit=1",)), tmp_path, program)
     first, second = (tmp_path / "calls.attempts").read_text().split()
     assert first == second and datetime.fromisoformat(first).tzinfo == UTC
 
 
-def test_the_kubelet_expands_no_word(tmp_path: Path) -> None:
+def test_the_kubelet_expands_no_variable(tmp_path: Path) -> None:
     """The operator writes the entry point into args, where the kubelet expands $(NAME)."""
     spec = job_spec(sets=("pipeline.set[0]=stage.text=$(HOME)",))
     assert "$(HOME)" not in spec["entrypoint"]
@@ -91,8 +91,8 @@ def test_a_user_error_is_not_retried_anywhere(tmp_path: Path) -> None:
 def test_other_failures_are_retried_on_the_same_cluster(
     tmp_path: Path, program: str, code: int, count: int
 ) -> None:
-    found, starts = run_job(job_spec(sets=("pipeline.backoffLimit=2",)), tmp_path, program)
-    assert (found, len(starts)) == (code, count)
+    actual, starts = run_job(job_spec(sets=("pipeline.backoffLimit=2",)), tmp_path, program)
+    assert (actual, len(starts)) == (code, count)
     delays = (tmp_path / "calls.sleep").read_text().split()
     assert delays == ["30", "60"][: count - 1]
 
@@ -111,8 +111,8 @@ def test_workers_end_with_the_job_and_the_head_later() -> None:
         ("DeleteWorkers", {"jobDeploymentStatus": "Failed", "ttlSeconds": 0}),
         ("DeleteCluster", {"jobDeploymentStatus": "Failed", "ttlSeconds": 60}),
     ]
-    assert "shutdownAfterJobFinishes" not in spec, "the operator refuses it beside rules"
-    assert spec["ttlSecondsAfterFinished"] == 0, "the operator refuses it beside rules"
+    assert "shutdownAfterJobFinishes" not in spec, "the operator rejects it with rules"
+    assert spec["ttlSecondsAfterFinished"] == 0, "the operator rejects it with rules"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_workers_end_with_the_job_and_the_head_later() -> None:
 def test_without_rules_all_pods_end_together(
     preset: str, sets: tuple[str, ...], seconds: int
 ) -> None:
-    """The operator refuses DeleteWorkers beside the autoscaler, and suspends no job with rules."""
+    """The operator rejects DeleteWorkers with autoscaling, and deletion rules with `suspend`."""
     spec = job_spec(preset, sets=sets)
     assert spec["shutdownAfterJobFinishes"] is True and "deletionStrategy" not in spec
     assert spec["ttlSecondsAfterFinished"] == seconds

@@ -1,5 +1,4 @@
-"""Tests what a platform team sets for the release as a whole: labels, digests, accounts, budgets,
-claims, permissions."""
+"""Tests release-wide settings: labels, digests, accounts, budgets, claims, permissions."""
 
 import re
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from chart_tools import (
 )
 
 ALL = (*SERVE, "pipeline.enabled=true")
-"""--set lines that enable every part."""
+"""Arguments of --set that enable every part."""
 EVERYTHING = str(GOLDEN / "everything-values.yaml")
 DIGEST, GPU_DIGEST = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
 
@@ -65,7 +64,7 @@ def test_common_annotations_are_on_every_object_beside_its_own() -> None:
     "label",
     ["ray.io/cluster", "app.kubernetes.io/instance", "app.kubernetes.io/name", "zephyr-ray/client"],
 )
-def test_common_labels_are_not_those_that_select(label: str) -> None:
+def test_common_labels_cannot_be_labels_that_select(label: str) -> None:
     escaped = label.replace(".", "\\.")
     line = refusal(sets=(*CLUSTER, f"commonLabels.{escaped}=x"))
     assert f"commonLabels: the operator or the chart uses {label} itself" in line
@@ -80,13 +79,13 @@ def test_digests_pin_both_images() -> None:
             assert container["image"] == f"zephyr-ray@{GPU_DIGEST if gpu else DIGEST}"
 
 
-def test_a_tag_does_not_hide_the_digest_that_runs() -> None:
-    """The nodes would ignore it: an upgrade by tag would run the old image under the new name."""
+def test_a_tag_beside_a_digest_is_refused() -> None:
+    """Nodes ignore a tag beside a digest: an upgrade of the tag would still run the old image."""
     for pinned in (f"image.digest={DIGEST}", f"image.gpuDigest={GPU_DIGEST}"):
         assert "image.tag 2.0 has no effect" in refusal(sets=(*CLUSTER, pinned, "image.tag=2.0"))
 
 
-def test_a_pinned_image_leaves_no_unpinned_one() -> None:
+def test_a_pinned_image_requires_a_pinned_gpu_image() -> None:
     sets = (f"image.digest={DIGEST}",)
     line = refusal("values-gpu-8.yaml", sets=sets)
     assert "workerGroups.gpu uses the GPU image; set image.gpuDigest" in line
@@ -95,7 +94,7 @@ def test_a_pinned_image_leaves_no_unpinned_one() -> None:
 
 
 @pytest.mark.parametrize("digest", ["sha256:abc", "a" * 64, "md5:" + "a" * 64])
-def test_a_digest_has_its_form(digest: str) -> None:
+def test_the_schema_rejects_a_malformed_digest(digest: str) -> None:
     assert values_errors({"image": {"digest": digest}})
 
 
@@ -115,11 +114,11 @@ def test_an_existing_account_replaces_the_charts(purpose: str) -> None:
 
 
 def budgets(*sets: str, values: str = "values-multinode.yaml") -> dict[str, int]:
-    """Returns minAvailable of each budget; the job has three workers, the head one pod."""
-    found = kind(render(values, sets=sets), "PodDisruptionBudget")
-    assert all(d["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow" for d in found)
-    assert all("maxUnavailable" not in d["spec"] for d in found)
-    return {d["metadata"]["name"]: d["spec"]["minAvailable"] for d in found}
+    """Returns minAvailable of each budget."""
+    documents = kind(render(values, sets=sets), "PodDisruptionBudget")
+    assert all(d["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow" for d in documents)
+    assert all("maxUnavailable" not in d["spec"] for d in documents)
+    return {d["metadata"]["name"]: d["spec"]["minAvailable"] for d in documents}
 
 
 @pytest.mark.parametrize(
@@ -144,7 +143,7 @@ def test_a_budget_lets_a_drain_take_the_given_number(
 
 
 def test_by_default_no_budget_blocks_a_drain() -> None:
-    """A budget of all pods would block it until the part is stopped."""
+    """A budget of all pods would block a drain until the part is stopped."""
     for values in ("values-kind.yaml", "values-gpu-8.yaml", "values-multinode.yaml"):
         for name, available in budgets("serve.enabled=true", values=values).items():
             assert available < count_of(name, values), name
@@ -165,7 +164,7 @@ def count_of(budget: str, values: str) -> int:
 # ------------------------------------------------------------------ data, pods, permissions
 
 
-def test_uninstalling_keeps_the_claims_unless_told_otherwise() -> None:
+def test_uninstalling_keeps_the_claims_unless_keep_is_false() -> None:
     def kept(*sets: str) -> set[str]:
         claims = kind(render(sets=(*CLUSTER, *sets)), "PersistentVolumeClaim")
         policy = "helm.sh/resource-policy"
@@ -194,7 +193,7 @@ def test_every_empty_volume_has_a_size_and_tmp_ray_is_inside_one() -> None:
             assert mount == {"name": "tmp", "mountPath": "/tmp/ray", "subPath": "ray"}
 
 
-def test_the_pod_of_helm_test_goes_when_it_succeeded() -> None:
+def test_the_pod_of_helm_test_is_deleted_after_it_succeeds() -> None:
     [pod] = kind(render(sets=CLUSTER), "Pod")
     policy = pod["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
     assert set(policy.split(",")) == {"before-hook-creation", "hook-succeeded"}
@@ -228,7 +227,7 @@ def test_submitters_may_create_jobs_and_change_no_config_map() -> None:
 
 
 def documented_permissions() -> dict[str, set[str]]:
-    """Returns the resources that an installer manages, by API group, from the table of the docs."""
+    """Returns the resources that an installer manages, by API group, from the table in the docs."""
     text = (ROOT / "docs" / "kubernetes-platform.md").read_text()
     table = text.partition("## Who may install")[2].partition("\n\n|")[2].partition("\n\n")[0]
     rows = [line.strip("|").split(" | ") for line in table.splitlines()[2:]]
@@ -246,7 +245,7 @@ def test_the_docs_list_what_an_installer_may_need_to_create() -> None:
     assert documented_permissions() == needed
 
 
-def test_the_example_of_the_docs_reaches_every_pod(tmp_path: Path) -> None:
+def test_the_example_in_the_docs_reaches_every_pod(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "kubernetes-platform.md").read_text()
     [example] = re.findall("```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "values.yaml").write_text(example)
@@ -261,7 +260,7 @@ def test_the_example_of_the_docs_reaches_every_pod(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("minor", MINORS)
 def test_a_hardened_release_is_valid(minor: str, tmp_path: Path) -> None:
-    """All values of this file at once."""
+    """Sets values of several tests in this file at once."""
     values = {
         "commonLabels": {"team": "a"},
         "image": {"digest": DIGEST, "gpuDigest": GPU_DIGEST},

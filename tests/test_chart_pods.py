@@ -1,5 +1,5 @@
-"""Tests the settings of all pods: ray.head, worker groups, pipeline.submitter and mlflow get them
-in the same form, and Ray's container stays the first."""
+"""Tests the pod settings that ray.head, worker groups, pipeline.submitter and mlflow share, and
+that Ray's container stays first."""
 
 import json
 from pathlib import Path
@@ -75,14 +75,14 @@ def pods_of(part: str, rendered: list[Document]) -> list[Document]:
 
 
 def rendered_with(folder: Path, part: str, setting: str, value: Any) -> list[Document]:
-    """Returns the documents of a cluster, a job and MLflow with one setting of one part."""
+    """Renders a cluster, a job and MLflow with one setting of one part."""
     path = folder / "values.yaml"
     path.write_text(yaml.safe_dump(with_setting(part, setting, value)))
     return render(str(path), sets=("pipeline.enabled=true",))
 
 
 def expected(setting: str, pod: Document, plain: Document) -> tuple[Any, Any]:
-    """Returns what the pod has for a setting, and what it should have."""
+    """Returns the actual and the expected value of a setting in the pod."""
     spec, value = pod["spec"], SETTINGS[setting]
     main, before = spec["containers"][0], plain["spec"]["containers"][0]
     if setting in ("podLabels", "podAnnotations"):
@@ -125,7 +125,7 @@ def test_a_probe_of_ray_replaces_the_operators(part: str, probe: str, tmp_path: 
 
 
 def test_ray_has_no_probes_by_default() -> None:
-    """The operator adds its own only where none is given."""
+    """The operator adds its own only if the pod has none."""
     for part in RAY:
         for pod in pods_of(part, render(sets=CLUSTER)):
             assert not [key for key in pod["spec"]["containers"][0] if key.endswith("Probe")]
@@ -153,7 +153,7 @@ def test_additional_containers_pass_pod_security_unless_they_say_otherwise(
 
 
 def test_the_containers_of_one_pod_share_the_environment_and_the_mounts(tmp_path: Path) -> None:
-    """A database behind a company's certificate is reached by the migration, too."""
+    """The migration, too, may need a company's CA certificate to reach the database."""
     rendered = rendered_with(tmp_path, "mlflow", "extraEnv", [VARIABLE])
     [pod] = pods_of("mlflow", rendered)
     assert VARIABLE in pod["spec"]["initContainers"][0]["env"]
@@ -178,12 +178,12 @@ TWICE = {
     "extraVolumeMounts": ([{"name": "tmp", "mountPath": "/tmp"}], "mountPath '/tmp' exists"),
     "sidecars": ([CONTAINER, CONTAINER], "name 'logs' exists already"),
 }
-"""Two entries of one name, which the API server would reject."""
+"""Entries whose name or path exists already, which the API server would reject."""
 
 
 @pytest.mark.parametrize("setting", TWICE)
 @pytest.mark.parametrize("part", PARTS)
-def test_a_name_is_given_once(part: str, setting: str, tmp_path: Path) -> None:
+def test_a_duplicate_is_refused(part: str, setting: str, tmp_path: Path) -> None:
     value, message = TWICE[setting]
     path = tmp_path / "values.yaml"
     path.write_text(yaml.safe_dump(with_setting(part, setting, value)))
@@ -205,7 +205,7 @@ def test_a_name_is_given_once(part: str, setting: str, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_the_operator_sets_and_secrets_are_refused(
+def test_names_of_the_operator_and_secrets_are_refused(
     setting: str, value: Any, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "values.yaml"
@@ -244,7 +244,7 @@ def test_a_reserved_name_is_refused_where_it_is_set(part: str, setting: str, nam
 
 @pytest.mark.parametrize("part", RAY)
 @pytest.mark.parametrize("probe", [{"periodSeconds": 5}, {"htttpGet": {}}, {"exec": "ready"}])
-def test_a_probe_of_ray_says_what_it_does(part: str, probe: dict[str, Any]) -> None:
+def test_a_probe_of_ray_needs_a_handler(part: str, probe: dict[str, Any]) -> None:
     assert values_errors(with_setting(part, "livenessProbe", probe))
     assert not values_errors(with_setting(part, "livenessProbe", PROBE))
 
@@ -257,9 +257,7 @@ def refusal(*values: str, sets: tuple[str, ...] = ()) -> str:
 
 
 @pytest.mark.parametrize("part", RAY)
-def test_settings_are_rendered_in_the_form_in_which_the_operator_writes_them_back(
-    part: str, tmp_path: Path
-) -> None:
+def test_settings_are_rendered_as_the_operator_writes_them_back(part: str, tmp_path: Path) -> None:
     """The next upgrade would conflict otherwise; test_chart_form has the rules."""
     given: dict[str, Any] = {
         "extraEnv": [{"name": "EMPTY", "value": ""}],
@@ -292,7 +290,7 @@ def test_settings_are_rendered_in_the_form_in_which_the_operator_writes_them_bac
 
 
 def test_settings_of_this_file_are_those_of_the_schema() -> None:
-    """A new setting of all pods is tested here."""
+    """A new pod setting must be added to SETTINGS, and so be tested here."""
     schema = json.loads(
         (Path(__file__).parent.parent / "helm/zephyr/values.schema.json").read_text()
     )

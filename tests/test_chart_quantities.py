@@ -78,6 +78,6 @@ def test_a_bad_quantity_in_a_field_of_a_pod_is_named(path: str, value: str, prob
 
 @pytest.mark.parametrize("value", ["8Pi", "0.001", "1.5T", "134217728"])
 def test_other_sizes_are_accepted(value: str) -> None:
-    """Those at the limits of what the chart can write, and those of the presets."""
+    """The first two are at the limits of what the chart can write."""
     values = {"mlflow": {"auth": {"existingSecret": "s"}}, "ray": {"tmpSize": value}}
     assert template(given=values).returncode == 0

@@ -1,4 +1,4 @@
-"""Tests that queues of Kueue admit the jobs for which the docs and the overlays provide them."""
+"""Tests that the Kueue queues in the overlay and in the docs are large enough for their jobs."""
 
 import re
 
@@ -8,7 +8,7 @@ from zephyr_ray.cluster.profile import quantity
 
 
 def total_requests(job: Document) -> dict[str, float]:
-    """Returns what all pods of a job request together, the submitter among them."""
+    """Returns the total requests of all pods of a job, including its submitter."""
     spec = job["spec"]["rayClusterSpec"]
     pods = [(job["spec"]["submitterPodTemplate"], 1), (spec["headGroupSpec"]["template"], 1)]
     pods += [(group["template"], group["replicas"]) for group in spec["workerGroupSpecs"]]
@@ -19,7 +19,7 @@ def total_requests(job: Document) -> dict[str, float]:
     return total
 
 
-def test_the_example_of_a_queue_admits_thekustomize() -> None:
+def test_the_example_queue_admits_the_job_of_the_overlay() -> None:
     by_kind = {d["kind"]: d for d in kustomize("kueue/queue")}
     [group] = by_kind["ClusterQueue"]["spec"]["resourceGroups"]
     quotas = {r["name"]: r["nominalQuota"] for r in group["flavors"][0]["resources"]}

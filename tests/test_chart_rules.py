@@ -1,4 +1,4 @@
-"""Tests what the chart rejects: by its rules, in one line each, and by the schema of its values."""
+"""Tests values that the chart rejects: by its rules, with one error line each, or by its schema."""
 
 import json
 import subprocess
@@ -178,7 +178,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rule_is_one_clear_line(rule: str) -> None:
+def test_a_broken_rule_is_one_clear_line(rule: str) -> None:
     sets, expected = RULES[rule]
     line = _rejection(template(sets=sets))
     assert expected in line
@@ -205,7 +205,7 @@ def test_a_name_starts_with_a_letter() -> None:
     assert "must start with a letter" in _rejection(template(sets=CLUSTER, release="1st"))
 
 
-def test_kueue_takes_seven_groups(tmp_path: Path) -> None:
+def test_kueue_accepts_at_most_seven_groups(tmp_path: Path) -> None:
     group = {"minReplicas": 1, "maxReplicas": 1, "resources": {"cpu": "1", "memory": "2Gi"}}
     names = [f"g{number}" for number in range(8)]
     values = {

@@ -1,4 +1,4 @@
-"""Tests that the chart takes no secret among its values."""
+"""Tests that the chart rejects secrets in its values."""
 
 import re
 
@@ -56,7 +56,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_secret_among_the_values_is_one_line_that_does_not_quote_it(case: str) -> None:
+def test_a_secret_in_the_values_is_one_line_that_does_not_quote_it(case: str) -> None:
     sets, expected = REFUSED[case]
     done = template(sets=sets)
     assert done.returncode != 0

@@ -1,5 +1,5 @@
-"""Tests that a release can be upgraded and rolled back: by helm itself, against an API that stores
-what helm sends and refuses a list of worker groups that another manager has changed."""
+"""Tests upgrades and rollbacks of a release: runs helm against a fake API that stores what helm
+sends and rejects a change to the worker groups if another manager has changed them."""
 
 import subprocess
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ ACCOUNT = ("--set", "mlflow.auth.existingSecret=zephyr-accounts")
 
 
 class Release:
-    """One release, changed by helm, by the operator and by the autoscaler."""
+    """A release that helm, the operator and the autoscaler change."""
 
     def __init__(self, home: Path) -> None:
         self.api = HelmApi()
         self.home = home
 
     def helm(self, command: str, *arguments: str) -> str:
-        """Runs helm; then the operator reads and writes every Ray object. Raises if helm fails."""
+        """Runs helm, then writes every Ray object back as the operator; helm must succeed."""
         done = self.run(command, *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -128,8 +128,8 @@ def test_without_the_autoscaler_the_values_decide(release: Release) -> None:
 def test_what_the_cleanup_of_redis_needs_outlives_the_release(
     release: Release, autoscaling: str
 ) -> None:
-    """After the uninstall, the operator starts a pod like the head's. A new install adopts what is
-    left."""
+    """After an uninstall, the operator cleans up Redis in a pod like the head's. A new install
+    adopts the objects that were kept for it."""
     install = (
         *ACCOUNT, "--set", "ray.gcsFaultTolerance.enabled=true,storage.existingClaim=shared",
         "--set", f"ray.gcsFaultTolerance.redisAddress=redis:6379,cluster.autoscaling={autoscaling}",
@@ -152,7 +152,7 @@ def test_an_uninstall_keeps_only_the_data(release: Release) -> None:
 
 
 def test_a_changed_cluster_replaces_its_pods_and_the_notes_say_so(release: Release) -> None:
-    """The operator rejects the strategy in a RayJob or RayService."""
+    """The operator rejects upgradeStrategy in the cluster spec of a RayJob or RayService."""
     notes = release.helm("install", *ACCOUNT, "--set", "pipeline.enabled=true")
     assert "replaces all of\n  them and ends running jobs" in notes
     cluster, job = (release.api.get(kind, name)["spec"] for kind, name in

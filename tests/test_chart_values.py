@@ -1,7 +1,7 @@
-"""Tests values that are null or missing: each gives its default, its absence, or a chart error.
+"""Tests null and missing values: each results in its default, in nothing, or in a chart error.
 
-Helm drops a null that replaces a default, and keeps one that replaces nothing, as after
-`helm upgrade --reuse-values`. A chart without a values.yaml shows the templates both."""
+Helm drops a null that replaces a default and keeps one that replaces nothing, as after
+`helm upgrade --reuse-values`. With an empty values.yaml, both kinds reach the templates."""
 
 import json
 import re
@@ -35,7 +35,7 @@ WHOLE = ("workerGroups", "user")
 
 @pytest.fixture(scope="module", name="bare")
 def _bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a copy of the chart that gets no default from helm."""
+    """Returns a copy of the chart for which helm adds no defaults."""
     chart = tmp_path_factory.mktemp("bare") / "zephyr"
     shutil.copytree(CHART, chart)
     (chart / "values.yaml").write_text("{}\n")
@@ -52,7 +52,7 @@ def test_every_template_starts_with_the_defaults_and_the_rules() -> None:
 @pytest.mark.parametrize("null", [True, False], ids=["null", "missing"])
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_a_key_without_a_value_has_its_default(bare: Path, depth: int, null: bool) -> None:
-    """One render per depth, of all keys at once: the templates see only completed values."""
+    """One render clears all keys of a depth at once: the templates see only completed values."""
     keys = [
         key
         for key in paths(default_values())
@@ -76,7 +76,7 @@ def test_a_map_without_a_value_has_its_default(bare: Path, key: str) -> None:
 
 
 def test_every_key_of_a_full_configuration_may_be_null(bare: Path) -> None:
-    """Renders, or fails with one line of the chart; one helm per key."""
+    """Renders, or fails with one error line of the chart; runs helm once per key."""
 
     def outcome(key: Key) -> str:
         values = deepcopy(EVERYTHING)
@@ -105,7 +105,7 @@ def test_a_null_user_leaves_the_ids_to_the_cluster(bare: Path) -> None:
     assert not any(f"{field}:" in output for field in ("runAsUser", "runAsGroup", "fsGroup"))
 
 
-def test_a_null_switches_no_authentication_off(bare: Path) -> None:
+def test_a_null_does_not_switch_authentication_off(bare: Path) -> None:
     done = template(chart=bare, given=merged(ENABLED, {"networkPolicy": {"enabled": False}}))
     assert done.returncode == 0
     values = deepcopy(ENABLED) | {"networkPolicy": {"enabled": False}}
@@ -114,7 +114,7 @@ def test_a_null_switches_no_authentication_off(bare: Path) -> None:
     assert output.count("mode: token") == output.count("authOptions:") == 3
 
 
-def test_the_schema_takes_a_null_for_every_key() -> None:
+def test_the_schema_accepts_null_for_every_key() -> None:
     def refusing(schema: Any, at: str) -> Iterator[str]:
         if "$ref" in schema:
             schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]
@@ -131,12 +131,12 @@ def test_the_schema_takes_a_null_for_every_key() -> None:
         if isinstance(schema.get("additionalProperties"), dict):
             yield from refusing(schema["additionalProperties"], f"{at}.*")
 
-    found = [f for name, s in SCHEMA["properties"].items() for f in refusing(s, name)]
-    assert found == []
+    refused = [key for name, s in SCHEMA["properties"].items() for key in refusing(s, name)]
+    assert refused == []
 
 
 def paths(values: dict[str, Any], *above: str) -> Iterator[Key]:
-    """Yields every key of the maps."""
+    """Yields the path of every key in nested maps."""
     for name, value in values.items():
         yield (*above, name)
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The loss mask is what was built, and the tokens are what the template writes."""
+"""Tests that chat tokens equal those of the saved template, and which of them are trained."""
 
 import copy
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_chatml_tokens_are_the_templates(chatml: Any) -> None:
 def test_chatml_is_saved_as_it_is_trained_whatever_the_tokenizers_own_template_adds(
     chatml: Any,
 ) -> None:
-    """As Qwen's and SmolLM2's do: a system message where there is none."""
+    """Qwen's and SmolLM2's templates add a system message to conversations without one."""
     own = copy.deepcopy(chatml)
     own.chat_template = "<|im_start|>system\nBe good.<|im_end|>\n" + CHATML
     chat = ChatFormat.of(own)
@@ -145,10 +145,10 @@ def test_zephyr_template_writes_the_same_tokens(mistral: Any) -> None:
     chat = ChatFormat.of(mistral)
     text = mistral.apply_chat_template(TALK, tokenize=False, chat_template=chat.template)
     assert mistral(text, add_special_tokens=False)["input_ids"] == chat.render(TALK)[0]
-    asked = mistral.apply_chat_template(
+    prompt = mistral.apply_chat_template(
         TALK[:2], tokenize=False, add_generation_prompt=True, chat_template=chat.template
     )
-    assert mistral(asked, add_special_tokens=False)["input_ids"] == chat.prompt(TALK[:2])
+    assert mistral(prompt, add_special_tokens=False)["input_ids"] == chat.prompt(TALK[:2])
 
 
 def test_foreign_template_trains_by_prefix_differences(foreign: Any) -> None:
@@ -167,8 +167,8 @@ def test_foreign_stop_token_is_the_one_that_ends_a_turn(foreign: Any) -> None:
     assert ChatFormat.of(foreign).stop_token_id == foreign.convert_tokens_to_ids("<|eot|>")
 
 
-def test_of_two_end_tokens_of_a_foreign_template_the_first_stops_and_is_trained() -> None:
-    """As some templates end a turn and then the text: generation stops at the first."""
+def test_the_first_of_two_end_tokens_of_a_foreign_template_stops_and_is_trained() -> None:
+    """Some templates end the turn and then the text; generation must stop at the first token."""
     tokenizer = byte_tokenizer(
         ["<|head|>", "<|eot|>", "<|end_of_text|>"],
         eos_token="<|end_of_text|>",
@@ -224,7 +224,7 @@ def test_prepared_tokenizer_carries_end_pad_and_template(mistral: Any, tmp_path:
 def test_chatml_ends_with_its_own_token_whatever_the_tokenizer_ends_and_pads_with(
     own_pad: str, tmp_path: Path
 ) -> None:
-    """As base models that know ChatML's tokens: their own end is the end of a document."""
+    """Base models that have ChatML's tokens may still use an end-of-document token as EOS."""
     from transformers import AutoTokenizer
 
     base = byte_tokenizer(
@@ -272,9 +272,9 @@ def test_proof_colors_what_is_trained(chatml: Any) -> None:
 
 @pytest.fixture(scope="module", params=["always", "first"])
 def llama_tokenizer(request: pytest.FixtureRequest) -> Any:
-    """Returns a tokenizer of Llama-2's and Mistral's kind: BPE over ▁words with byte fallback; ▁
-    before every piece of text between special tokens ("always", as they were published) or before
-    the first only."""
+    """Returns a tokenizer like Llama-2's and Mistral's: BPE over ▁words with byte fallback. It puts
+    ▁ before every piece of text between special tokens ("always", as published) or before the
+    first only."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -297,9 +297,9 @@ def llama_tokenizer(request: pytest.FixtureRequest) -> Any:
     )
 
 
-def test_zephyrs_format_on_llamas_kind_of_tokenizer(llama_tokenizer: Any) -> None:
-    """What training builds, what generation starts from, and what the saved template writes for
-    plain transformers and vLLM are the same tokens."""
+def test_zephyrs_format_on_a_tokenizer_like_llamas(llama_tokenizer: Any) -> None:
+    """Training, generation, and the saved template, which plain transformers and vLLM use, produce
+    the same tokens."""
     chat = ChatFormat.of(llama_tokenizer)
     ids, trained = chat.render(TALK)
     saved = chat.prepare()
@@ -311,7 +311,7 @@ def test_zephyrs_format_on_llamas_kind_of_tokenizer(llama_tokenizer: Any) -> Non
         ids[span[-1]] == saved.eos_token_id for span in chat.answers(ids, trained)
     )
     assert len(chat.answers(ids, trained)) == 2 and ids.count(saved.bos_token_id) == 1
-    # The model that comes out is read again, by dpo and by vLLM, with the same tokens and mask.
+    # dpo and vLLM load the saved tokenizer: its tokens and mask must not change.
     again = ChatFormat.of(saved)
     assert again.render(TALK) == (ids, trained)
     assert again.prompt(TALK[:2]) == chat.prompt(TALK[:2])

@@ -1,4 +1,4 @@
-"""Tests requests that several rows share, and answers that follow a schema, at a provider."""
+"""Tests requests that several rows share, and answers that follow a schema."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ OBJECT = {
 def ask(
     url: str, questions: list[str], sampling: Sampling = SAMPLING, **settings: Any
 ) -> list[Any]:
-    """Returns the replies to questions that rows of one engine ask at once, or their errors."""
+    """Returns the replies (or errors) to questions that rows of one engine ask concurrently."""
 
     async def main() -> list[Any]:
         engine = OpenAIEngine(OpenAISettings(model="peer", base_url=url, **settings))
@@ -42,7 +42,7 @@ def ask(
 
 
 def counts(server: Provider) -> list[int]:
-    """Returns the number of choices of each request."""
+    """Returns the number of choices that each request asks for."""
     return [body.get("n", 1) for body in server.bodies]
 
 
@@ -57,7 +57,7 @@ def test_rows_with_the_same_request_share_it_and_get_a_choice_each() -> None:
     assert all(abs(r.completion_tokens - count_tokens(r.text)) <= 1 for r in replies)
 
 
-def test_the_others_of_a_cancelled_row_ask_for_themselves() -> None:
+def test_rows_that_share_with_a_cancelled_row_ask_for_themselves() -> None:
     async def main(url: str) -> list[Any]:
         engine = OpenAIEngine(OpenAISettings(model="peer", base_url=url))
         rows = [asyncio.create_task(engine.answer([user("Hi")], SAMPLING)) for _ in range(3)]
@@ -83,7 +83,7 @@ def test_the_others_of_a_cancelled_row_ask_for_themselves() -> None:
 def test_an_endpoint_that_gives_fewer_choices_is_asked_again(
     behavior: Behavior, sent: list[int]
 ) -> None:
-    """Four rows ask, then four more, when the engine knows the endpoint."""
+    """Four rows ask; then, once the engine knows the endpoint's limit, four more."""
 
     async def main(url: str) -> list[Reply]:
         engine = OpenAIEngine(OpenAISettings(model="peer", base_url=url))
@@ -99,7 +99,7 @@ def test_an_endpoint_that_gives_fewer_choices_is_asked_again(
     assert len({reply.text for reply in replies}) == 8
 
 
-def test_more_rows_than_an_endpoint_takes_choices_are_several_requests() -> None:
+def test_more_rows_than_choices_per_request_send_several_requests() -> None:
     with provider() as server:
         replies = ask(server.url, ["Hi"] * 20)
     assert sorted(counts(server)) == [4, 8, 8]
@@ -139,13 +139,13 @@ def test_a_choice_without_text_is_asked_again_alone() -> None:
     assert [body.get("n") for body in server.bodies] == [3, None]
 
 
-def test_a_reply_with_more_choices_than_asked_for_gives_the_first_that_can_be_used() -> None:
+def test_the_first_usable_of_too_many_choices_is_taken() -> None:
     with endpoint(lambda number, body: choices(None, "Two.", "Three.")) as server:
         [reply] = ask(server.url, ["Hi"])
     assert (reply.text, reply.prompt_tokens, len(server.bodies)) == ("Two.", 5, 1)
 
 
-def test_an_error_of_a_shared_request_is_that_of_each_row() -> None:
+def test_an_error_of_a_shared_request_fails_each_row() -> None:
     too_long = error(400, "The prompt is too long.", code="context_length_exceeded")
     with endpoint(lambda number, body: too_long) as server:
         outcomes = ask(server.url, ["Hi"] * 3)
@@ -158,7 +158,7 @@ class Killed(Exception):
 
 
 class NeverSettles:
-    """A governor whose settlements a kill prevents."""
+    """A governor that is killed whenever it should settle."""
 
     async def reserve(self, stage: str, model: str, requests: list[Usage]) -> list[str]:
         return ["ticket"] * len(requests)
@@ -199,7 +199,7 @@ def test_a_schema_of_an_object_becomes_the_response_format() -> None:
 
 
 @pytest.mark.parametrize("name", ["structured_outputs", "response_format", "guided_json"])
-def test_a_format_that_the_recipe_states_takes_the_place_of_the_schema(name: str) -> None:
+def test_a_format_that_the_recipe_states_replaces_the_schema(name: str) -> None:
     with provider() as server:
         ask(server.url, ["Rate it."], Sampling(0, 1, 40, OBJECT), parameters={name: "ours"})
     sent = {"response_format", "structured_outputs", "guided_json"} & server.bodies[0].keys()

@@ -18,8 +18,7 @@ Row = dict[str, Any]
 
 
 class Grades:
-    """A judge that gives some texts their score and all others 10; `requests` holds its
-    requests."""
+    """A judge that gives some texts a score and all others 10; `requests` records its calls."""
 
     def __init__(self, scores: dict[str, float | None]):
         self._scores = scores
@@ -39,7 +38,7 @@ def dialogue(name: str, *messages: Message, constraint: Row | None = None) -> Ro
 
 
 def question(text: str, stated: str = "") -> Message:
-    """Returns a question: a task, and the sentence that states its constraint."""
+    """Returns a user message: a task, then the sentence that states its constraint."""
     return user(f"{text}{stated}", instruction=text)
 
 
@@ -166,7 +165,7 @@ def test_the_rules_judge_gets_the_bare_instruction(
 def test_the_bare_instruction_is_compared_with_held_out_prompts(tmp_path: Path) -> None:
     ask = question("Name a pet.", " First repeat this request word for word, then answer it.")
     messages = [question("Hi?"), answer("Hello."), ask, answer("A cat.")]
-    # With the constraint, 3 of 12 words are common: ROUGE-L F = 2 * 3 / (3 + 12) = 0.4.
+    # With the constraint, 3 of 13 words are common: ROUGE-L F = 2 * 3 / (3 + 13) = 0.38.
     held_out = [{"instruction": "Name a pet."}]
     work = work_on(tmp_path, dialogues=[dialogue("d", *messages)], heldout=held_out)
     [row] = run(Clean(dialogues="dialogues", apart_from="heldout"), work)

@@ -1,4 +1,4 @@
-"""Tests what cleaning does with rows by its rules: dialogues, prompts and pairs, block by block."""
+"""Tests the rules of cleaning on dialogues, prompts and pairs, and cleaning in blocks."""
 
 import json
 import pickle
@@ -169,7 +169,7 @@ def test_pairs_are_judged_by_their_prompt_and_chosen_answer(tmp_path: Path) -> N
     assert "true-cased" not in work.counts
 
 
-def test_pairs_of_one_prompt_are_no_near_duplicates_of_each_other(tmp_path: Path) -> None:
+def test_pairs_of_one_prompt_are_not_near_duplicates_of_each_other(tmp_path: Path) -> None:
     rows = [
         pair("first", "Who am I?", LONG, "A friend."),
         pair("second", "Who am I?", LONG, "Nobody."),
@@ -210,8 +210,8 @@ def test_settings_that_do_not_fit(values: dict[str, Any], line: str) -> None:
 
 
 def many(count: int) -> list[Row]:
-    """Returns dialogues that break a rule now and then, some near or equal to an earlier one, which
-    is in the second block of three."""
+    """Returns dialogues of which some break a rule, some resemble an earlier one, and the last
+    repeats one."""
     texts = ["Fool.", DENIAL, "ann. i think so.", "Yes."]
     first = [dialogue(f"first {n}", f"Count to {n}, please.", "Yes.") for n in range(4)]
     rows = [dialogue(f"{n}", f"{LONG} {'x ' * n}?", texts[n % 4]) for n in range(count)]
@@ -219,7 +219,7 @@ def many(count: int) -> list[Row]:
 
 
 def in_blocks(folder: Path, lines: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
-    """Cleans in blocks of so many lines, the last one first, each in a copy of the pass."""
+    """Cleans in blocks of `lines` rows, the last block first, each in its own copy of the pass."""
 
     def run_blocks(function: Any, blocks: list[Any], failure: str) -> Any:
         copies = (pickle.loads(cloudpickle.dumps(function)) for _ in blocks)
@@ -264,7 +264,7 @@ def test_the_driver_reads_one_row_at_a_time(tmp_path: Path) -> None:
     assert not list((tmp_path / "scratch").glob("*.pickle"))
 
 
-def test_the_report_shows_what_rules_removed_before_and_after() -> None:
+def test_the_report_shows_examples_before_and_after_cleaning() -> None:
     manifest = Manifest(
         kind="clean",
         key="k",

@@ -32,7 +32,7 @@ def add_model(run: Path, name: str, created: str, model: Path | None = None) -> 
 
 
 def add_judge(run: Path, **settings: Any) -> None:
-    """Makes the comparison of a finished run, whose judge has these settings."""
+    """Makes the pairwise artifact of a finished run, with a judge that has these settings."""
     artifact = run.parent / "store" / "pairwise-1"
     artifact.mkdir()
     facts = {"settings": {"judge": "judge", "control": None}, "models": {"judge": settings}}
@@ -131,13 +131,12 @@ def test_a_judge_without_its_weights_is_one_line_before_ray_starts(
 
 
 def test_a_judge_uses_the_context_of_its_model(tmp_path: Path, tiny_model: Path) -> None:
-    """Its manifest states the default, 2048 tokens; the model has 512."""
+    """The manifest states the default, 2048 tokens; the model has a context of 512."""
     add_model(tmp_path / "demo", "sft", "2026-01-02T00:00:00+00:00")
-    judge = VllmSettings(weights=str(tiny_model)).model_dump()
-    add_judge(tmp_path / "demo", **judge)
-    found = judge_of(tmp_path / "demo")
-    assert found is not None
-    found.check()
+    add_judge(tmp_path / "demo", **VllmSettings(weights=str(tiny_model)).model_dump())
+    judge = judge_of(tmp_path / "demo")
+    assert judge is not None
+    judge.check()
 
 
 def test_a_context_above_the_models_is_one_line_before_ray_starts(

@@ -1,4 +1,4 @@
-"""Tests `zephyr submit`: what it sends to a Kubernetes API, and what is rejected and how."""
+"""Tests `zephyr submit`: its requests to the Kubernetes API, and its error lines."""
 
 import ipaddress
 import json
@@ -23,7 +23,7 @@ from zephyr_ray.plan import make_plan
 from zephyr_ray.store import Store
 
 
-def test_the_recipe_that_travels_is_the_recipe_that_was_checked(
+def test_the_recipe_that_is_sent_is_the_recipe_that_was_checked(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """The sent recipe, with extends, --set and files applied, gives every stage the same key."""
@@ -93,8 +93,8 @@ def test_a_dry_run_has_nothing_to_follow(
 def test_a_submit_that_fails_half_way_leaves_nothing(
     api: Api, here: Path, capsys: pytest.CaptureFixture, fails: str
 ) -> None:
-    method, what = fails.split()
-    api.faults = [Fault(method, what, 403, message="exceeded quota: gpus")]
+    method, resource = fails.split()
+    api.faults = [Fault(method, resource, 403, message="exceeded quota: gpus")]
     assert "exceeded quota: gpus" in error(capsys, "submit", "small.yaml")
     assert not [p for p in api.objects if p.startswith((f"{JOBS}/", f"{TEAM}/configmaps/"))]
 
@@ -110,7 +110,7 @@ def test_a_job_created_without_an_answer_is_deleted(
     assert not [p for p in api.objects if p.startswith(f"{TEAM}/configmaps/")]
 
 
-def test_an_outage_that_ends_soon_leaves_no_half_of_a_job(
+def test_an_outage_that_ends_soon_leaves_no_incomplete_job(
     api: Api, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "CLEAN_UP_PAUSES", (0.01, 0.01))
@@ -235,7 +235,7 @@ def test_more_gpus_than_the_profile_has_are_refused(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (here / "small.yaml").write_text(RECIPE.replace("owner/tiny", "owner/tiny, gpus: 8"))
-    assert cli.main(["submit", "small.yaml"]) == 0  # two pods of four
+    assert cli.main(["submit", "small.yaml"]) == 0  # two pods have four each
     sent = len(api.requests)
     (here / "small.yaml").write_text(RECIPE.replace("owner/tiny", "owner/tiny, gpus: 9"))
     output = error(capsys, "submit", "small.yaml")
@@ -250,7 +250,7 @@ def test_more_cpus_than_the_profile_has_are_refused(
     more += "  sft: {kind: sft, model: base, data: dialogues, global_batch: 20, workers: 5, "
     more += "cpus_per_worker: CPUS}\n"
     (here / "small.yaml").write_text(RECIPE + more.replace("CPUS", "4"))
-    assert cli.main(["submit", "small.yaml"]) == 0  # all 20: one worker of 4 and two of 8
+    assert cli.main(["submit", "small.yaml"]) == 0  # uses all 20: one worker has 4, two have 8
     sent = len(api.requests)
     (here / "small.yaml").write_text(RECIPE + more.replace("CPUS", "5"))
     line = error(capsys, "submit", "small.yaml")
@@ -370,7 +370,7 @@ def test_an_unknown_job_is_one_line(api: Api, here: Path, capsys: pytest.Capture
 
 
 def certificate(folder: Path) -> Path:
-    """Writes a self-signed certificate of 127.0.0.1 and its key to one file."""
+    """Writes a self-signed certificate for 127.0.0.1 and its key to one file."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -413,7 +413,7 @@ def test_only_the_kubeconfigs_authority_is_trusted(
 def test_a_tls_connection_that_is_cut_off_is_temporary(
     api: Api, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """As by a load balancer while its API server restarts: a follow must go on."""
+    """A load balancer does this while its API server restarts; --follow must then go on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def cut_off() -> None:
@@ -429,7 +429,7 @@ def test_a_tls_connection_that_is_cut_off_is_temporary(
 def test_a_refusal_by_a_service_behind_the_proxy_does_not_renew_the_token(
     api: Api, here: Path
 ) -> None:
-    """The service wants its own credentials; an exec plugin might ask the person to log in."""
+    """The service needs its own credentials; an exec plugin might ask the user to log in again."""
     api.proxies["mlflow:5000"] = lambda path, headers: (401, "who are you")
     with pytest.raises(kube.Unauthorized):
         kube.Kube().get(f"{TEAM}/services/mlflow:5000/proxy/")

@@ -109,7 +109,7 @@ def compare_answers(
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """Returns two runs on one storage: with other epochs and another judge."""
+    """Returns two runs in one storage folder that differ in epochs and in the judge."""
     one = quickstart(tmp_path / "one")
     return one, quickstart(tmp_path / "two", epochs=3.0, judge=0.5, win_rate=0.78)
 
@@ -119,7 +119,7 @@ def read(*folders: Path) -> list[Run]:
 
 
 def test_only_hashed_settings_that_differ_are_listed(pair: tuple[Path, Path]) -> None:
-    """`workers` differs too, but does not change the model; weights are those of one stage."""
+    """Omits `workers`, which is not hashed, and weights, which one stage makes in both runs."""
     differences = find_differences(read(*pair))
     assert [(d.where, d.setting, d.values) for d in differences] == [
         ("sft", "epochs", ("1", "3")),
@@ -180,7 +180,7 @@ def test_the_findings_are_in_the_order_of_the_runs(pair: tuple[Path, Path], tmp_
     assert re.findall(r"<b>(\w+)</b>", findings) == ["one", "two"]
 
 
-def test_of_a_stage_of_another_kind_only_the_kind_is_listed(tmp_path: Path) -> None:
+def test_only_the_kind_is_listed_if_the_kind_of_a_stage_differs(tmp_path: Path) -> None:
     runs = [tmp_path / "one", tmp_path / "two"]
     stage(runs[0], "prompts", "prompts", {"count": 5})
     stage(runs[1], "clean", "prompts", {"min_score": 7})
@@ -189,7 +189,7 @@ def test_of_a_stage_of_another_kind_only_the_kind_is_listed(tmp_path: Path) -> N
 
 
 def test_runs_of_earlier_versions_are_compared_by_all_settings(tmp_path: Path) -> None:
-    """Their manifests do not say what the key hashed, and their kinds may be gone."""
+    """Their manifests do not record what the key hashed, and their kinds may no longer exist."""
     runs = [tmp_path / "one", tmp_path / "two"]
     for count, run in enumerate(runs):
         artifact = stage(run, "gone", "prompts", {"count": count})
@@ -208,7 +208,7 @@ def test_stages_of_all_runs_are_in_order(tmp_path: Path) -> None:
 
 
 def test_a_run_opens_with_the_finding_of_the_last_stage_of_its_recipe(tmp_path: Path) -> None:
-    """Here the first of its two comparisons was made again."""
+    """Here, the first of two comparisons was made again after the last."""
     run = tmp_path / "run"
     compare_answers(run, "first", {"sft": 0.71}, "one", created="2026-11-27T10:00:00")
     compare_answers(run, "last", {"dpo": 0.79}, "two", created="2026-11-26T10:00:00")
@@ -221,7 +221,7 @@ def test_a_run_opens_with_the_finding_of_the_last_stage_of_its_recipe(tmp_path: 
 
 
 def test_figures_are_in_the_order_of_a_report(tmp_path: Path) -> None:
-    """The last stage's are first, but the variants of a sweep are in its order."""
+    """The last stage's figures come first, but the variants of a sweep keep the sweep's order."""
     run = tmp_path / "run"
     stages = {"sft": "sft", "dpo-beta-0.1": "dpo", "dpo-beta-0.5": "dpo", "last": "last"}
     for name in stages:
@@ -304,7 +304,7 @@ def test_stage_made_twice_from_the_same_inputs_is_not_shared(tmp_path: Path) -> 
     assert "sft a 0 0.70" in text and "sft b 0 1.70" in text
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+def test_runs_of_one_name_are_labeled_by_their_folders(tmp_path: Path) -> None:
     folders = [tmp_path / store / "runs" / "run" for store in ("a", "b")]
     for run in folders:
         stage(run, "prompts", "prompts", {"count": 1})
@@ -323,7 +323,7 @@ def test_unusable_runs_are_one_clear_line(
         assert main(["compare", *arguments]) == 2
         return capsys.readouterr().err
 
-    assert "one run has nothing to be compared with; name another one" in error(one)
+    assert "a comparison needs at least two runs; name another one" in error(one)
     assert "are the same run; name different ones" in error(one, f"{one}/../one")
     assert "there is no folder nowhere; run its recipe" in error(one, "nowhere")
     assert "has no models and no data; name the folder" in error(one, str(tmp_path / "empty"))

@@ -50,7 +50,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Pool:
 
 
 def answered(folder: Path, pool: str, **settings: Any) -> tuple[list[dict[str, Any]], Work]:
-    """Returns the rows and the work of a stage whose pool is one model per letter."""
+    """Returns the rows and the work of a stage with one model per letter of `pool`."""
     folder.mkdir(exist_ok=True)
     work = work_on(folder, prompts=PROMPTS)
     work.models = {name: Model(name, VllmSettings(weights="w")) for name in pool}

@@ -1,4 +1,4 @@
-"""Runs the chart's pods as containers: submits a recipe, kills it twice, lets it finish.
+"""Runs the chart's pods as containers, kills a worker and the head, and finishes the run.
 
 Run with `make test-cluster`. One fixture does everything in sequence, because it is expensive, and
 records observations.
@@ -69,7 +69,7 @@ THINGS = ["apples", "bridges", "doors", "engines", "forests", "gardens", "hats",
 
 @dataclass
 class Observations:
-    """Records observations of the run in chronological order."""
+    """Observations of the run, which the tests check."""
 
     users: dict[str, str] = field(default_factory=dict)
     writes_refused: dict[str, int] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Platform:
 
     def start_head(self, name: str) -> None:
         pod = self.pods.head(name)
-        # Adds the Service, and waits like the operator before it starts workers.
+        # Starts the pod with its Service, and waits as the operator does before it starts workers.
         self.here.start(pod, name, self.pods.head_service)
         ready = ("ray", "health-check", "--address", "127.0.0.1:6379")
         self.until(lambda: self.here.execute(name, *ready)[0] == 0, START_SECONDS, name, every=1)
@@ -192,26 +192,27 @@ class Platform:
 
     def until(
         self,
-        true: Callable[[], bool],
+        condition: Callable[[], bool],
         seconds: float,
         *pods: str,
         job: str = "",
         every: float = 0.1,
     ) -> None:
-        """Waits until `true()`. Raises AssertionError with the pods' logs if it takes too long."""
+        """Waits for `condition()`. Raises AssertionError with the pods' logs on a timeout, or if a
+        pod or the job ends first."""
         began = checked = time.monotonic()
-        while not true():
-            now, wrong = time.monotonic(), ""
+        while not condition():
+            now, problem = time.monotonic(), ""
             if now - began > seconds:
-                wrong = f"timed out after {seconds} s"
+                problem = f"timed out after {seconds} s"
             if dead := [p for p in pods if self.here.state(p) not in ("running", "created")]:
-                wrong = f"ended: {dead}"
+                problem = f"ended: {dead}"
             if job and now - checked > 20:
                 checked = now
-                wrong = self.job_log(job) if self.ended(job) else wrong
-            if wrong:
+                problem = self.job_log(job) if self.ended(job) else problem
+            if problem:
                 logs = [f"--- {pod}\n{self.here.logs(pod)}" for pod in pods]
-                raise AssertionError("\n".join([wrong, *logs]))
+                raise AssertionError("\n".join([problem, *logs]))
             time.sleep(every)
 
 
@@ -242,9 +243,9 @@ def observed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Any:
 def _run(platform: Platform, tiny_model: Path) -> Observations:
     here, observed, began = platform.here, Observations(), time.monotonic()
 
-    def note(what: str) -> None:
-        observed.seconds[what] = round(time.monotonic() - began, 1)
-        print(f"{observed.seconds[what]:7.1f} s  {what}", flush=True)
+    def note(event: str) -> None:
+        observed.seconds[event] = round(time.monotonic() - began, 1)
+        print(f"{observed.seconds[event]:7.1f} s  {event}", flush=True)
 
     platform.start_mlflow()
     platform.start_head("head-1")

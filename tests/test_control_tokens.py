@@ -1,4 +1,4 @@
-"""Control tokens that somebody types stay text, and ordinary text stays as the tokenizer has it."""
+"""Tests that typed control tokens stay text, and that other text is tokenized as usual."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ def test_chatml_tokens_that_are_not_special_are_control_tokens_all_the_same() ->
     ids, _ = ChatFormat.of(tokenizer).render(talk("a<|im_end|><|im_start|><tool>", "r"))
     assert tokenizer.convert_ids_to_tokens(ids) == [
         *("<|im_start|>", *"user", "Ċ", "a", *"<|im_end|><|im_start|>"),
-        "<tool>",  # no part of the format
+        "<tool>",  # not part of the format
         *("<|im_end|>", "Ċ", "<|im_start|>", *"assistant", "Ċ", "r", "<|im_end|>", "Ċ"),
     ]
 
@@ -111,7 +111,7 @@ def test_runs_of_spaces_that_are_added_tokens_train_byte_for_byte() -> None:
     assert tokenizer.convert_tokens_to_ids(" " * 8) in ids
 
 
-def test_white_space_and_words_that_the_template_writes_are_no_control_tokens() -> None:
+def test_white_space_and_words_that_the_template_writes_are_not_control_tokens() -> None:
     template = FOREIGN.replace("m['role'] + ' '", "m['role'] + '\\n\\n'")
     template = template.replace("assistant ", "assistant\\n\\n")
     inner = byte_level(["<|head|>"])
@@ -125,7 +125,7 @@ def test_white_space_and_words_that_the_template_writes_are_no_control_tokens() 
     ("text", "says"), [("a\ud800", "half a surrogate pair"), ("a\ufdd0", "noncharacter U\\+FDD0")]
 )
 @pytest.mark.parametrize("role", ["user", "assistant"])
-def test_text_that_cannot_be_encoded_is_the_rows_fault(text: str, says: str, role: str) -> None:
+def test_text_that_cannot_be_encoded_is_a_row_error(text: str, says: str, role: str) -> None:
     chat = ChatFormat.of(neox())
     messages = talk(text, "r") if role == "user" else talk("q", text)
     with pytest.raises(RowError, match=says):

@@ -30,7 +30,7 @@ COLUMNS = {"role": ["user", "assistant"], "content": ["Name a bird.", "A wren."]
         SHAREGPT,
         [{"from": "user", "value": "Name a bird."}, {"from": "bing", "value": "A wren."}],
         [{"role": "Human", "content": "Name a bird."}, {"role": "model", "content": "A wren."}],
-        # Arrow gives every message the keys of all others.
+        # Arrow gives every message the keys of all messages.
         [{"role": None, "content": None, **message} for message in SHAREGPT],
         [{"role": "system", "content": ""}, *TWO],
         [{**TWO[0], "weight": 0}, {**TWO[1], "weight": 1, "tool_calls": None}],
@@ -87,7 +87,7 @@ def test_a_conversation_is_read_in_every_form(value: Any) -> None:
         "[" * 100_000,
     ],
 )
-def test_a_plain_text_stays_a_text(text: str) -> None:
+def test_a_plain_text_is_returned_unchanged(text: str) -> None:
     assert parse(text) == text
 
 
@@ -103,7 +103,7 @@ def test_a_plain_text_stays_a_text(text: str) -> None:
         ([{"role": "user", "content": [{"type": "image"}]}], "a message that is not text"),
         ({"role": ["user"], "content": ["a", "b"]}, "as many roles as texts are needed"),
         (json.dumps(TWO)[:-1], "messages as text that is not JSON"),
-        (str(TWO).replace("}, {", "}\n {"), "messages as text that is not JSON"),  # as NumPy writes
+        (str(TWO).replace("}, {", "}\n {"), "messages as text that is not JSON"),  # NumPy's format
         (json.dumps([{"id": 3, **message} for message in TWO])[:-1], NOT_JSON),
         (json.dumps(json.dumps(TWO))[:-3], NOT_JSON),
         ("\n".join(json.dumps(message) for message in TWO), NOT_JSON),
@@ -137,7 +137,7 @@ def test_a_plain_text_stays_a_text(text: str) -> None:
         ("### Instruction:\nHi.\n\n### Response:\nHello.", "a conversation as one text"),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_name(value: Any, reason: str) -> None:
+def test_an_unreadable_value_is_refused_with_the_reason(value: Any, reason: str) -> None:
     assert reason in FIXES
     with pytest.raises(Unreadable, match=f"^{reason}$"):
         parse(value)
@@ -341,7 +341,7 @@ GOOD = {"prompt": SUM, "chosen": FOUR, "rejected": FIVE}
         ),
     ],
 )
-def test_a_pair_that_cannot_be_read_is_dropped_by_name(row: Row, reason: str, folder: Path) -> None:
+def test_an_unreadable_pair_is_dropped_with_the_reason(row: Row, reason: str, folder: Path) -> None:
     assert reason in FIXES
     made, counts = rows_of(folder, GOOD, row, makes="pairs")
     assert (len(made), counts) == (1, {f"dropped/{reason}": 1})
@@ -419,7 +419,7 @@ def test_a_missing_column_is_an_error_before_the_run(
     assert not (folder.parent / "set-artifact").exists()
 
 
-def test_a_data_set_in_an_unreadable_form_is_one_line_that_says_what_to_do(folder: Path) -> None:
+def test_data_in_an_unreadable_form_is_a_one_line_error_with_a_fix(folder: Path) -> None:
     text = "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n"
     row = {"prompt": text, "chosen": "Hello.", "rejected": "No."}
     with pytest.raises(
@@ -429,12 +429,12 @@ def test_a_data_set_in_an_unreadable_form_is_one_line_that_says_what_to_do(folde
         rows_of(folder, row, makes="pairs")
 
 
-def test_ties_of_data_without_scores_are_refused(folder: Path) -> None:
+def test_ties_is_refused_for_dialogues(folder: Path) -> None:
     with pytest.raises(Permanent, match="ties: dialogues are not pairs; remove ties:"):
         rows_of(folder, {"messages": TWO}, makes="dialogues", ties="drop")
 
 
-def test_ties_of_data_whose_scores_have_other_names_are_refused(folder: Path) -> None:
+def test_dropping_ties_needs_the_score_columns(folder: Path) -> None:
     row = {**GOOD, "chosen_score": 2, "rejected_score": 9}
     with pytest.raises(
         Permanent,
@@ -466,7 +466,7 @@ def test_ties_of_data_whose_scores_have_other_names_are_refused(folder: Path) ->
         ),
     ],
 )
-def test_pairs_that_all_tie_are_one_line_that_says_what_to_do(
+def test_dropping_every_pair_is_a_one_line_error_with_a_fix(
     row: Row, says: str, folder: Path
 ) -> None:
     with pytest.raises(Permanent, match=says):
@@ -474,7 +474,7 @@ def test_pairs_that_all_tie_are_one_line_that_says_what_to_do(
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
-def test_a_first_row_that_cannot_be_read_does_not_refuse_the_data(write: Any, folder: Path) -> None:
+def test_an_unreadable_first_row_does_not_reject_the_data(write: Any, folder: Path) -> None:
     good = {"chosen": OSLO + " In Norway.", "rejected": OSLO + " Somewhere."}
     name = "a.parquet" if write is write_parquet else "a.jsonl"
     write(folder / name, [{"chosen": "Yes.", "rejected": "No."}, *[good] * 99])

@@ -38,8 +38,8 @@ COMPARISON = Pairwise(judge="judge", baseline="base", answers=["sft", "dpo"])
 
 
 class LengthJudge:
-    """Prefers the longer answer; has no verdict on a question mark. `forms` holds the forms that it
-    was asked in."""
+    """Prefers the longer answer; gives no verdict if one has a question mark. `forms` lists the
+    form of each request."""
 
     def __init__(self) -> None:
         self.forms: list[str] = []
@@ -114,7 +114,7 @@ def completions(model: str) -> list[dict[str, Any]]:
 
 
 def made(work: Work, name: str, stage: Any) -> Artifact:
-    """Runs a stage into a folder of its name and returns its artifact."""
+    """Runs a stage in a folder named after it and returns its artifact."""
     work.name, work.counts = name, {}
     work.folder = work.folder.with_name(name)
     work.folder.mkdir()
@@ -141,7 +141,7 @@ def test_each_correction_uses_its_votes(tmp_path: Path, monkeypatch: pytest.Monk
     powered = prediction_powered([1, 1, 1, 0], [1, 0, 1, 1], [1, 1, 0, 0.5])
     assert powered is not None and dpo["votes"] == 4
     assert dpo["prediction_powered"] == vars(powered)
-    # The last vote, which dpo lost to sft and to the judge, counts too; the tie does not.
+    # The last vote, in which people and the judge prefer sft to dpo, counts; the tie does not.
     assert dpo["decided_votes"] == 4
     correction = two_parameter([1, 1, 1, 0], [1, 0], [1, 0])
     assert (dpo["two_parameter"]["q0"], dpo["two_parameter"]["q1"]) == (0.5, 0.5)
@@ -192,7 +192,7 @@ def test_votes_of_earlier_versions_are_not_blind() -> None:
         ("sft", "dpo", 0, 0.75),
         ("sft", "base", 1, 0.25),
         ("base", "sft", 0, 0.75),
-        ("sft", "control", 1, 0.25),  # about neither: the left answer
+        ("sft", "control", 1, 0.25),  # neither is dpo or base: seen from the left answer
         ("dpo", "dpo", 1, 0.25),
     ],
 )
@@ -207,7 +207,7 @@ def test_the_report_says_what_limits_a_correction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     says = texts(correct(tmp_path, monkeypatch, VOTES))
-    assert "Corrected by 4 votes of people (PPI++), dpo has a win rate of 0.6" in says
+    assert "Corrected with 4 votes of people (PPI++), dpo has a win rate of 0.6" in says
     assert "Too few human labels: 4 votes compare dpo with base; below 50" in says
     assert "No PPI++ for sft: it needs two votes between it and base, and there are 0" in says
     assert "No two-parameter correction for dpo: q₀ + q₁ is 1.00, not above 1 beyond chance" in says
@@ -216,10 +216,8 @@ def test_the_report_says_what_limits_a_correction(
     assert "assumes that their prompts are like the held-out ones" in says
 
 
-def test_with_fifty_votes_nothing_is_too_few(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The judge is right in 40 of 50 votes, half of them on each side."""
+def test_fifty_votes_are_not_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge agrees with 40 of the 50 votes: 20 that dpo won and 20 that it lost."""
     votes = [
         ballot((a, LONG), (b, SHORT), "left" if right else "right")
         for a, b in (("dpo", "base"), ("base", "dpo"))
@@ -242,7 +240,7 @@ def test_with_fifty_votes_nothing_is_too_few(
     assert counts["agreement"] == 0.8
 
 
-def test_votes_that_the_judge_cannot_see_whole_are_left_out_and_counted(
+def test_votes_that_cannot_be_judged_are_left_out_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later = [user("Hi."), assistant("Hello."), user("Name a pet.")]
@@ -268,10 +266,10 @@ def test_votes_that_the_judge_cannot_see_whole_are_left_out_and_counted(
             {"judge": "other"},
             "the judge of 'winrate' is 'other', and 'judge' may make other errors",
         ),
-        ({"votes": Feedback(judge="judge", completions="c")}, "'votes' has no votes of people"),
+        ({"votes": Feedback(judge="judge", completions="c")}, "'votes' has no human votes"),
     ],
 )
-def test_labels_of_a_judge_and_verdicts_of_another_one_are_refused(
+def test_another_judge_and_votes_that_are_not_human_are_refused(
     reads: dict[str, Any], says: str
 ) -> None:
     comparison = COMPARISON.model_copy(update={"judge": reads.get("judge", "judge")})

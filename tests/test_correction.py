@@ -1,5 +1,5 @@
-"""Tests corrections of a judge by people's labels: by hand, against the authors' own package and
-numbers, and on simulated judges whose bias is known."""
+"""Tests corrections of a judge by people's labels: against hand calculations, the authors' package
+and numbers, and simulated judges whose bias is known."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ SIMULATIONS = 2000
 
 
 def test_prediction_powered_by_hand() -> None:
-    # Four verdicts on held-out prompts; two labelled pairs, of which the judge has one wrong.
+    # Four verdicts on held-out prompts; four labelled pairs, of which the judge gets one wrong.
     estimate = prediction_powered([1, 1, 1, 0], [1, 0, 1, 1], [1, 0, 0, 1])
     assert estimate is not None
     # Cov(Y, f) = mean(Yf) - 1/2 * 3/4 = 1/8. Var(f) of all 8 verdicts: 8/7 * 3/4 * 1/4 = 3/14.
@@ -42,7 +42,7 @@ def test_the_weight_has_the_smallest_variance() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=4000).astype(float)
     judged = np.where(rng.random(4000) < 0.8, labels, 1 - labels)
-    # The variance of a verdict is estimated from both samples: here they are the same.
+    # Both samples have the same distribution, because the variance is estimated from both.
     verdicts = np.tile(judged, 2)
     weights = np.linspace(0, 1, 1001)[:, None]
     variance = weights[:, 0] ** 2 * verdicts.var() / 8000
@@ -52,7 +52,7 @@ def test_the_weight_has_the_smallest_variance() -> None:
     assert estimate.weight == pytest.approx(weights[variance.argmin(), 0], abs=0.002)
 
 
-def test_a_judge_that_always_says_the_same_has_no_weight() -> None:
+def test_a_judge_with_constant_verdicts_has_no_weight() -> None:
     estimate = prediction_powered([1] * 9, [1] * 4, [1, 0, 0, 0])
     assert estimate is not None
     assert (estimate.weight, estimate.rate) == (0, 0.25)
@@ -106,14 +106,12 @@ def test_ties_of_the_judge_count_one_half() -> None:
         ([1.0] * 90, [1.0] * 60),  # always for the model
         ([0.0, 1.0] * 40, [0.0, 1.0] * 40),  # by a coin
         ([0.0] * 60, [1.0] * 60),  # always against people
-        ([1.0] * 3, [0.0] * 2),  # right five times, which chance can do
+        ([1.0] * 3, [0.0] * 2),  # five correct verdicts, which may be chance
         ([1.0] * 60, []),
         ([], [0.0] * 60),
     ],
 )
-def test_a_judge_that_says_nothing_about_people_corrects_nothing(
-    won: list[float], lost: list[float]
-) -> None:
+def test_no_correction_without_agreement_beyond_chance(won: list[float], lost: list[float]) -> None:
     assert two_parameter(verdicts_of(0.7, 500), won, lost).corrected is None
 
 
@@ -129,8 +127,9 @@ def test_the_interval_of_a_share() -> None:
 
 @pytest.fixture(scope="module")
 def covered() -> dict[str, float]:
-    """Shares of simulations whose interval holds the truth. People prefer the model in 60 % of
-    pairs; the judge agrees in 90 % of these and in 60 % of the others, so it says 70 %."""
+    """Returns the share of simulations whose interval contains the truth. People prefer the model
+    in 60 % of pairs; the judge agrees in 90 % of these and in 60 % of the others, and so prefers
+    the model in 70 %."""
     rng = np.random.default_rng(11)
     truth, q1, q0, prompts, labels = 0.6, 0.9, 0.6, 500, 150
     people = rng.random((SIMULATIONS, prompts + labels)) < truth
@@ -153,7 +152,7 @@ def test_the_interval_of_a_biased_judge_misses_the_truth(covered: dict[str, floa
 
 
 @pytest.mark.parametrize("name", ["prediction_powered", "two_parameter"])
-def test_a_corrected_interval_holds_the_truth_as_often_as_it_says(
+def test_a_corrected_interval_covers_the_truth_at_its_nominal_rate(
     name: str, covered: dict[str, float]
 ) -> None:
     assert 0.93 <= covered[name] <= 0.97

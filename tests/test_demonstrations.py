@@ -1,4 +1,4 @@
-"""Tests which worked examples a model is shown, for which rows, and where."""
+"""Tests which worked examples a model gets, for which rows, and where in the conversation."""
 
 import asyncio
 from pathlib import Path
@@ -38,7 +38,7 @@ class Recorder(LanguageEngine):
 def shown(
     kind: str | None, messages: list[Message], **options: Any
 ) -> tuple[list[Message], Sampling]:
-    """Returns what an engine is asked for a row with this kind of constraint."""
+    """Returns what an engine receives for a row with this kind of constraint."""
     engine = Recorder()
     model = Model("m", VllmSettings(weights="w", temperature=0.2, top_p=0.5), EXAMPLES)
     ask = engine.ask_for(model, {"id": "r", "constraint": {"kind": kind} if kind else None})
@@ -71,13 +71,13 @@ def test_a_later_system_message_stays_in_its_place() -> None:
     assert shown("uppercase", [SYSTEM, *turns])[0] == [SYSTEM, *CAPITALS, *turns]
 
 
-def test_no_example_for_another_kind_or_none_or_what_is_not_the_rows_task() -> None:
+def test_no_examples_for_another_kind_or_no_kind_or_if_turned_off() -> None:
     assert shown("lowercase", [SYSTEM, QUESTION])[0] == [SYSTEM, PLAIN]
     assert shown(None, [QUESTION])[0] == [PLAIN]
     assert shown("uppercase", [QUESTION], with_demonstrations=False)[0] == [PLAIN]
 
 
-def test_answers_are_drawn_as_the_model_says() -> None:
+def test_answers_are_sampled_with_the_models_settings() -> None:
     assert shown("json", [QUESTION])[1] == Sampling(temperature=0.2, top_p=0.5, max_tokens=9)
 
 

@@ -42,8 +42,8 @@ def test_a_request_fails_after_its_last_attempt_without_another_wait(
 
 
 class Method:
-    """A method whose stream is the given chunks; an exception among them is raised as Ray does, or
-    as it is, which Serve does by gRPC."""
+    """A method that streams the given chunks. An exception among them is raised in a RayTaskError,
+    as Ray does, or unwrapped, as Serve does over gRPC."""
 
     by_grpc = False
 
@@ -78,7 +78,7 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def vllm_error(name: str, *args: str, **kwargs: str) -> Exception:
-    """Returns an exception of vLLM; importing vLLM here keeps the collection of tests fast."""
+    """Returns an exception of vLLM; importing vLLM here keeps test collection fast."""
     from vllm import exceptions
 
     error: Exception = getattr(exceptions, name)(*args, **kwargs)
@@ -102,7 +102,7 @@ def error_chunk(message: str, code: int) -> Any:
         lambda: ['data: {"error": {"message": "n must be 1.", "code": 400}}'],
     ],
 )
-def test_what_the_engine_refuses_is_refused_in_its_words_at_once(
+def test_a_refusal_of_the_engine_is_passed_on_without_a_retry(
     chunk: Callable[[], Any],
 ) -> None:
     method = Method(chunk())
@@ -131,7 +131,7 @@ def test_a_long_value_in_a_refusal_does_not_take_long_to_read() -> None:
         lambda: error_chunk("a secret", 500),
     ],
 )
-def test_a_failure_of_the_engine_is_tried_again_and_not_shown(
+def test_a_failure_of_the_engine_is_retried_and_not_shown(
     chunk: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def sleep(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Tests that the table of a run can be read from the lines that replace it without a terminal."""
+"""Tests that the table of a run can be rebuilt from the lines printed if there is no terminal."""
 
 import io
 import time
@@ -31,7 +31,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return output
 
 
-def test_the_table_is_read_from_the_lines(
+def test_the_table_is_rebuilt_from_the_lines(
     lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(display, "QUIET_SECONDS", 0)
@@ -62,12 +62,12 @@ def test_the_table_is_read_from_the_lines(
 @pytest.mark.parametrize(
     "line", ["", "noise", "12:00:00 answers", "12:00:00 loaded weights: done", "answers: done 2"]
 )
-def test_other_lines_of_a_log_are_no_part_of_the_table(line: str) -> None:
+def test_other_lines_of_a_log_are_not_part_of_the_table(line: str) -> None:
     rows: dict[str, Row] = {}
     assert not read_line(rows, line) and not rows
 
 
-def test_an_unknown_total_is_no_number() -> None:
+def test_an_unknown_total_is_read_as_zero() -> None:
     rows: dict[str, Row] = {}
     assert read_line(rows, "12:00:00 answers: running 7/? rows · 3 s so far")
     assert (rows["answers"].done, rows["answers"].total) == (7, 0)

@@ -1,4 +1,4 @@
-"""Tests the report's chapter on diversity, on rows of which each figure is known by hand."""
+"""Tests the report's chapter on diversity against figures computed by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -57,17 +57,18 @@ def values(trend: Trend) -> dict[str, list[float]]:
     return {name: [value.value for _, value in points] for name, points in trend.series}
 
 
-def test_turns_narrow_by_hand(tmp_path: Path) -> None:
+def test_diversity_by_turn_by_hand(tmp_path: Path) -> None:
     rows = [
         dialogue("red cat", "one two", "why is that", "yes yes"),
         dialogue("old dog", "six ten", "why is it", "yes yes"),
-        dialogue("big sun", "red car"),  # Is not in the plot: it has no second turn.
+        dialogue("big sun", "red car"),  # Not plotted: it has no second turn.
     ]
     plots, table = chapter(tmp_path, dialogues=rows)
     pairs, nearest = plots
-    # Questions: 2 of 2 pairs of words, then why-is, is-that, is-it of 4; answers: 2 of 2, 1 of 2.
+    # Distinct pairs of words in questions: 2 of 2, then 3 of 4 (why-is, is-that, is-it); in
+    # answers: 2 of 2, then 1 of 2.
     assert values(pairs) == {"dialogues: questions": [1.0, 0.75], "dialogues: answers": [1.0, 0.5]}
-    # Of "why is that" and "why is it", 2 of 3 words are in order: F = 2 / 3.
+    # "why is that" and "why is it" share 2 of 3 words in order: F = 2 / 3.
     assert values(nearest) == {
         "dialogues: questions": pytest.approx([0.0, 2 / 3]),
         "dialogues: answers": [0.0, 1.0],
@@ -102,7 +103,7 @@ def test_a_row_per_text_of_each_artifact(tmp_path: Path) -> None:
         *("prompts: instructions", "completions: answers"),
         *("pairs: prompts", "pairs: chosen", "pairs: rejected"),
     ]
-    # 4 of 6 words, 3 of 4 pairs of words; 2 of 3 words in order; one first word.
+    # Distinct: 4 of 6 words, 3 of 4 pairs of words. Shared in order: 2 of 3 words. One first word.
     assert table.rows[0][1:] == pytest.approx((2, 4 / 6, 0.75, 2 / 3, 2 / 3, 1.0, 0.0))
 
 

@@ -18,8 +18,8 @@ from zephyr_ray.cluster import kube, profile_checks
 SEARCH = "/api/2.0/mlflow/experiments/search"
 
 
-# The head has 2 CPUs and 8 GiB, the submitter 0.5 and 1, one worker 4 and 16, each of two 8 and 64
-# with 4 GPUs; together 22.5 CPUs, 153 GiB and 8 GPUs in 5 pods.
+# The head has 2 CPUs and 8 GiB, the submitter 0.5 and 1, the CPU worker 4 and 16, each of two GPU
+# workers 8 and 64 and 4 GPUs; together 22.5 CPUs, 153 GiB and 8 GPUs in 5 pods.
 HARD = {
     "requests.cpu": "22500m",
     "limits.memory": "153Gi",
@@ -78,7 +78,7 @@ def healthy(api: Api) -> None:
             "status": {"hard": HARD, "used": {"requests.nvidia.com/gpu": "2", "pods": "0"}},
         },
     )
-    # A quota of another class of pods does not count these.
+    # A quota whose scope excludes the run's pods.
     api.put(
         f"{TEAM}/resourcequotas/jobs",
         {"metadata": {"name": "jobs"}, "spec": {"scopes": ["Terminating"], "hard": {"pods": "0"}}},
@@ -225,7 +225,7 @@ FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
         r"✗ +nodes +group cpu: .* hold 0 of these",
     ),
     "too small together": (
-        # Each fits alone: the head beside the submitter, or the worker.
+        # The node holds the head and the submitter, or the CPU worker, but not all three.
         changed("/api/v1/nodes/cpu", status={"allocatable": {"cpu": "6", "memory": "64Gi"}}),
         r"✗ +nodes +1 of the run's 5 pods do not fit beside the others, even on empty nodes +add",
     ),
@@ -356,7 +356,7 @@ FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
         ),
         r"– +MLflow +.*trying to reach service.* a network policy may block the API server",
     ),
-    "lists without lists": (
+    "items not a list": (
         lambda api: api.faults.append(Fault("GET", "nodes", 200, message='{"items": {}}')),
         r"✗ +nodes +\S+ does not answer as a Kubernetes API server",
     ),
@@ -406,7 +406,8 @@ def test_doctor_reports_the_fault_and_the_fix(
     assert re.search(line, output), output
     assert "ray-token" not in output
     failures = [row for row in output.splitlines() if row.startswith(("✗", "–"))]
-    # Without KubeRay there are no Ray clusters either; head and submitter need the CPU node, too.
+    # Without KubeRay there are no Ray clusters either; the head and the submitter also need the
+    # CPU node.
     more = {"no rayclusters": 2, "the head": 2, "group cpu": 3}
     expected = next((count for text, count in more.items() if text in line), 1)
     assert len(failures) == expected, output
@@ -468,7 +469,7 @@ def test_doctor_without_a_valid_token_says_so(
         ),
     ],
 )
-def test_doctor_pulls_the_image_with_a_pod_that_goes_again(
+def test_doctor_pulls_the_image_with_a_pod_that_it_deletes(
     api: Api,
     here: Path,
     wide: None,

@@ -1,4 +1,4 @@
-"""Tests what is retried, waited for and adapted at an endpoint, and what is found before a run."""
+"""Tests retries, waits and parameter changes at an endpoint, and the checks before a run."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ def ask(server: Endpoint, times: int = 1, **settings: Any) -> list[Reply]:
 
 
 def in_turn(*replies: Answer) -> Callable[[int, Any], Answer]:
-    """Gives the replies in turn, the last one for ever."""
+    """Returns a handler that gives the replies in turn, then repeats the last one."""
     return lambda number, body: replies[min(number, len(replies) - 1)]
 
 
@@ -117,7 +117,7 @@ def test_no_request_is_sent_or_retried_once_the_stage_stops() -> None:
 
 
 def test_waiting_requests_are_sent_before_rows_with_a_reply_continue() -> None:
-    """Both slots get free at the same time. Replies are read, and so kept, before that."""
+    """Both slots become free at once; replies are read, and so stored, before new requests."""
     events: list[str] = []
 
     class Client:
@@ -145,7 +145,7 @@ def test_waiting_requests_are_sent_before_rows_with_a_reply_continue() -> None:
     assert events.index("continued") == 8 and events.count("sent") == events.count("read") == 4
 
 
-def test_retries_are_announced_once_in_a_while(
+def test_retries_are_announced_at_intervals(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main(server: Endpoint) -> None:
@@ -210,7 +210,7 @@ def test_a_redirect_is_not_followed() -> None:
 @pytest.mark.parametrize(
     "reply", [NO_CREDITS, error(429, code="insufficient_quota"), error(401), error(404)]
 )
-def test_what_no_row_can_pass_is_not_retried(reply: Answer) -> None:
+def test_a_fault_that_fails_every_row_is_not_retried(reply: Answer) -> None:
     with endpoint(in_turn(reply)) as server, pytest.raises(StopRun, match="model 'peer' at http"):
         ask(server)
     assert len(server.bodies) == 1
@@ -348,7 +348,7 @@ def test_a_parameter_that_the_row_mentions_is_kept(text: str) -> None:
     assert sent == [(0.7, 8), (0.7, 8)]
 
 
-def test_a_value_out_of_range_is_not_left_out() -> None:
+def test_a_parameter_whose_value_is_out_of_range_is_not_dropped() -> None:
     refusal = error(400, "temperature: expected a value <= 0.5", param="temperature")
     with endpoint(in_turn(refusal)) as server, pytest.raises(Temporary, match="expected a value"):
         ask(server)
@@ -426,7 +426,7 @@ def server() -> Iterator[Endpoint]:
         Answer(404, "<!doctype html><title>Not found</title>"),
     ],
 )
-def test_any_reply_shows_that_an_endpoint_is_there(models: Answer, server: Endpoint) -> None:
+def test_any_other_reply_shows_a_reachable_endpoint(models: Answer, server: Endpoint) -> None:
     server.models = models
     preflight(server.url)
     assert server.bodies == []
@@ -443,7 +443,7 @@ def test_any_reply_shows_that_an_endpoint_is_there(models: Answer, server: Endpo
         (Answer(302, "", {"Location": "/"}), "redirects to "),
     ],
 )
-def test_an_address_that_is_no_api_is_found_before_the_run(
+def test_an_address_that_is_not_an_api_is_found_before_the_run(
     models: Answer, says: str, server: Endpoint
 ) -> None:
     server.models = models
@@ -470,7 +470,7 @@ def test_a_wrong_key_is_found_before_the_run(
     ("models", "says"),
     [(NO_CREDITS, "Insufficient credits; add"), (Answer(407, ""), "password of the proxy")],
 )
-def test_what_no_row_can_pass_is_found_before_the_run(
+def test_a_fault_that_fails_every_row_is_found_before_the_run(
     models: Answer, says: str, server: Endpoint
 ) -> None:
     server.models = models
@@ -517,7 +517,7 @@ def test_a_server_that_does_not_speak_http_is_one_line(sent: bytes) -> None:
             preflight(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
 
 
-def test_a_server_that_only_starts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_still_starting_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zephyr_ray.engines.connection.PAUSES", (0, 0))
     import httpx2
     import openai
@@ -579,7 +579,7 @@ def test_a_proxy_without_a_scheme_is_used(
 
 
 @pytest.mark.parametrize("key", ["sk-1\nsk-2", "sk-1\r\n\tx", "sk-ä", "Bearer sk-1", "sk\x00-1"])
-def test_a_key_that_cannot_be_one_is_refused_unseen(
+def test_an_invalid_key_is_refused_without_being_shown(
     key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = OpenAISettings(model="m", base_url="http://a/v1", api_key_env="ZEPHYR_TEST_KEY")

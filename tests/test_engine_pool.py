@@ -1,4 +1,4 @@
-"""Tests which engines stay up between stages, which are ended, and that those are gone."""
+"""Tests which engines stay up between stages, which are ended, and that their processes exit."""
 
 import gc
 import os
@@ -36,14 +36,14 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot imp
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PLENTY = 2**50
-"""Bytes of memory that any stage fits into."""
+"""Bytes of memory that are enough for any stage."""
 
 
 # --- real processes ------------------------------------------------------------------------------
 
 
 async def where(row: dict[str, Any], judge: Any) -> dict[str, Any]:
-    """Tells in which process the row ran, on which engine, and starts a child on demand."""
+    """Returns the row with its process and engine; starts a child process on demand."""
     child = subprocess.Popen(["sleep", "600"]).pid if row.get("child") else None
     return row | {"pid": os.getpid(), "engine": judge._relevance_min, "child": child}
 
@@ -57,7 +57,7 @@ def is_gone(pid: int) -> bool:
 
 
 def run_pass(folder: Path, engines: EnginePool, engine: float, **row: Any) -> dict[str, Any]:
-    """Runs one row as a stage of its own, on the engine of that number."""
+    """Runs one row as its own stage, on the engine with this `relevance_min`."""
     folder = folder / str(len(list(folder.iterdir())))
     work = Work("stage", folder, 0, {}, {}, {}, engines=engines)
     model = Model("rules", RulesSettings(relevance_min=engine))
@@ -107,7 +107,7 @@ def test_a_killed_driver_leaves_no_engine(ray_cluster: None) -> None:
         time.sleep(0.1)
 
 
-# --- what is ended, without processes ------------------------------------------------------------
+# --- which engines are ended, without processes --------------------------------------------------
 
 
 class Processes:
@@ -124,7 +124,7 @@ class Processes:
         monkeypatch.setattr(pool, "_new_host", self._make)
         monkeypatch.setattr(pool, "_is_sound", lambda host: True)
         monkeypatch.setattr(pool, "_end", self.ended.extend)
-        nodes = [{"Alive": True, "Resources": {"CPU": 16, "GPU": there}} for there in gpus]
+        nodes = [{"Alive": True, "Resources": {"CPU": 16, "GPU": count}} for count in gpus]
         monkeypatch.setattr("ray.nodes", lambda: nodes)
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
@@ -172,12 +172,12 @@ def test_the_process_of_an_engine_takes_the_next_one_of_its_kind(
     assert engines._take(B, 0, 2) == a
     judge = engines._take(JUDGE, 0, 1)
     assert processes.made == 3 and not processes.ended
-    prepare(engines, [JUDGE], [A])  # the process has lost engine A
+    prepare(engines, [JUDGE], [A])  # the process no longer holds engine A
     assert processes.ended == a
     assert engines._take(JUDGE, 0, 1) == judge
 
 
-def test_of_two_idle_engines_the_one_needed_last_goes_first(
+def test_the_idle_engine_that_is_needed_last_is_ended_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     processes, engines = Processes(monkeypatch, gpus=[3]), EnginePool()
@@ -206,7 +206,7 @@ def test_an_engine_gets_its_gpus_on_one_node(monkeypatch: pytest.MonkeyPatch) ->
     [(0, [0, 0], 32), (1, [2, 3], 5), (2, [3, 3], 2), (3, [8, 8], 4), (0.5, [1, 1], 4)]
     + [(0.6, [2], 2), (0.1, [1], 10), (8, [4, 4], 1)],
 )
-def test_as_many_actors_start_as_have_a_place_on_a_node(
+def test_as_many_actors_start_as_fit_on_the_nodes(
     gpus: float, nodes: list[int], places: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Processes(monkeypatch, gpus=nodes)
@@ -220,9 +220,9 @@ def test_a_process_that_exits_by_itself_does_not_keep_others_from_being_ended(
     known = psutil.Process(gone.pid)
     gone.wait()
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    looks = iter([known])  # the first look is just before it exits
+    first = iter([known])  # the first lookup is just before it exits
     find = host._find
-    monkeypatch.setattr(host, "_find", lambda p: next(looks, None) if p[0] == gone.pid else find(p))
+    monkeypatch.setattr(host, "_find", lambda p: next(first, None) if p[0] == gone.pid else find(p))
     tree = [(gone.pid, 0.0), (gone.pid, 0.0)]  # an actor, and a child
     host.end_processes([*tree, (child.pid, psutil.Process(child.pid).create_time())])
     assert child.wait() == -signal.SIGKILL
@@ -232,7 +232,7 @@ def test_a_process_that_exits_by_itself_does_not_keep_others_from_being_ended(
 def test_an_actor_is_killed_only_if_ray_does_not_end_it(
     grace: float, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray reports an actor that something else kills as a crash."""
+    """Ray reports a crash if an actor is killed by anything else."""
     monkeypatch.setattr(host, "GRACE_SECONDS", grace)
     actor = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1); exit(7)"])
     host.end_processes([(actor.pid, psutil.Process(actor.pid).create_time())])
@@ -249,7 +249,7 @@ def test_training_gets_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_training_on_a_cluster_gets_all_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their free memory is not known."""
+    """The free memory of other machines is not known."""
     processes, engines = Processes(monkeypatch), EnginePool()
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     a = engines._take(A, 0, 1)
@@ -293,7 +293,7 @@ class Fails(RulesSettings):
         raise Permanent("no") if self.relevance_min else RuntimeError("out of memory")
 
 
-def test_the_collector_does_not_visit_imported_libraries_while_rows_run() -> None:
+def test_the_garbage_collector_skips_imported_libraries_while_rows_run() -> None:
     gc.unfreeze()
     EngineHost()._start(JUDGE, 0)
     frozen = gc.get_freeze_count()

@@ -1,4 +1,4 @@
-"""Tests the estimate against what PyTorch, PEFT and DeepSpeed allocate, and by hand computation."""
+"""Tests the estimate against what PyTorch, PEFT and DeepSpeed allocate, and hand calculations."""
 
 import json
 import os
@@ -143,8 +143,8 @@ def test_kv_cache_is_that_of_transformers() -> None:
     ],
 )
 def test_activations_are_what_pytorch_allocates(settings: dict[str, Any], tokens: int) -> None:
-    """Measures the layers of a small Llama on a CPU by the allocator's record, without the output
-    layer, whose GPU kernel differs."""
+    """Measures what the allocator records for a small Llama on a CPU, without the output layer,
+    whose GPU kernel differs."""
     import torch
 
     torch.set_num_threads(1)
@@ -270,8 +270,8 @@ def test_adamw_on_one_worker_is_sixteen_bytes_per_parameter() -> None:
 
 @pytest.mark.parametrize(
     ("zero", "weights", "gradients", "optimizer"),
-    # 7.24 × 10⁹ parameters on 8 GPUs, in GiB: 4 bytes of weights, 4 of gradients, 12 of optimizer
-    # state (8 if it is not split and has no master weights).
+    # 7.24 × 10⁹ parameters on 8 GPUs, in GiB: per parameter 4 bytes of weights, 4 of gradients, 12
+    # of optimizer state (8 if it is not partitioned and has no master weights).
     [
         (0, 26.98, 26.98, 53.95),
         (1, 26.98, 26.98, 10.12),
@@ -447,11 +447,12 @@ def test_a_reference_takes_its_hours_from_dpo() -> None:
 def test_states_of_a_7b_reference_by_hand(
     settings: dict[str, Any], weights: float, buffers: float, host: float
 ) -> None:
-    # 6.98 B of its 7.24 B parameters are in linear layers, which 4.5 bits hold, the others 32.
+    # If quantized, the 6.98 B parameters in linear layers take 4.5 bits each; the rest of the
+    # 7.24 B take 32.
     stage = Reference(model="m", data="d", gpus_per_worker=1, **settings)
     needed = memory.forward_memory(stage, shape_of(MISTRAL_7B))
-    found = [needed.weights, needed.buffers, needed.host]
-    assert [size / 1e9 for size in found] == pytest.approx([weights, buffers, host], rel=2e-3)
+    parts = [needed.weights, needed.buffers, needed.host]
+    assert [size / 1e9 for size in parts] == pytest.approx([weights, buffers, host], rel=2e-3)
     assert needed.gradients == needed.optimizer == 0
 
 
@@ -500,7 +501,8 @@ def test_calls_tokens_and_dollars_by_hand(recipe_file: Path) -> None:
         return list(recipe.stages[name].calls(rows, recipe.stages).values())
 
     [feedback] = calls("feedback")
-    # 100 prompts × 4 answers; form 128, prompt 256, answer 200 in; 256 out; $2 and $10 per million.
+    # 100 prompts × 4 answers. Tokens in: form 128, prompt 256, answer 200; out: 256. Dollars per
+    # million tokens: 2 and 10.
     assert (feedback.calls, feedback.tokens_in) == (400, 400 * (128 + 256 + 200))
     assert recipe.models["gpt"].settings.dollars(feedback) == pytest.approx(
         400 * (584 * 2 + 256 * 10) / 1e6
@@ -514,12 +516,12 @@ def test_calls_tokens_and_dollars_by_hand(recipe_file: Path) -> None:
 
 @pytest.mark.parametrize(("count", "calls"), [(10, 4 * 24 * 2), (300, 4 * 100 * 2)])
 def test_calls_of_self_instruct_are_bounded(count: int, calls: int) -> None:
-    """Four rounds, each of 24 or count / 3 rows of two requests."""
+    """Four rounds of max(24, count / 3) rows, each of two requests."""
     stage = SelfInstruct(model="gpt", seeds="seeds.jsonl", count=count)
     assert stage.calls({}, {})["gpt"] == Calls(calls, calls * 256, calls * 128)
 
 
-def test_a_folder_with_a_config_alone_is_enough_for_a_plan(
+def test_a_folder_with_only_a_config_is_enough_for_a_plan(
     recipe_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage = f"storage={recipe_file.parent / 'runs'}"
@@ -572,7 +574,7 @@ def test_a_budget_is_printed_with_what_was_spent(recipe_file: Path) -> None:
         "budget: $20.00, of which $1.25 are spent"
     )
     assert planned_lines(recipe_file, "budget_usd=3.3")[-1] == (
-        "budget: $3.30, of which $1.25 are spent; the estimate exceeds what is left"
+        "budget: $3.30, of which $1.25 are spent; the estimate exceeds the remaining budget"
     )
 
 
@@ -583,7 +585,7 @@ def test_a_budget_needs_prices(command: Any, recipe_file: Path) -> None:
     recipe = load(recipe_file, KINDS, ["budget_usd=20", "models.gpt.price=null"])
     store = Store(recipe.storage)
     says = (
-        "model 'gpt' has no price, without which budget_usd cannot be kept; set models.gpt.price "
+        "model 'gpt' has no price, so budget_usd cannot be enforced; set models.gpt.price "
         r"to its dollars per million tokens, as \[input, output\]"
     )
     with pytest.raises(Permanent, match=says):
@@ -636,6 +638,8 @@ def test_hours_of_an_earlier_run_are_measured(recipe_file: Path) -> None:
         ("budget_usd=-1", "budget_usd is -1; it must be a number of dollars"),
     ],
 )
-def test_wrong_hardware_is_one_line(override: str, says: str, recipe_file: Path) -> None:
+def test_wrong_hardware_price_or_budget_is_one_line(
+    override: str, says: str, recipe_file: Path
+) -> None:
     with pytest.raises(Permanent, match=says):
         load(recipe_file, KINDS, [override])

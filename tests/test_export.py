@@ -70,7 +70,7 @@ def make_run(
     rows: dict[str, list[dict[str, Any]]] | None = None,
 ) -> Path:
     """Makes the artifacts of a recipe, as a run commits them, and returns the run's folder. `rows`
-    are those of stages, if they are not ROWS."""
+    replaces ROWS for the stages that it names."""
     (folder / "tasks.jsonl").write_text('{"instruction": "Say hello."}\n')
     (folder / "small.yaml").write_text(recipe)
     loaded, store = load(folder / "small.yaml", KINDS), Store(folder / "runs")
@@ -164,7 +164,7 @@ def test_an_integer_of_more_than_64_bits_loads_as_a_float(tmp_path: Path) -> Non
     assert [row["completions"][0]["score"] for row in loaded["train"]] == list(map(float, scores))
 
 
-def test_a_model_loads_with_its_weights_in_the_asked_precision(
+def test_a_model_loads_with_its_weights_in_the_requested_precision(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -292,7 +292,7 @@ def test_a_push_to_storage_in_chunks(tmp_path: Path, online: Hub) -> None:
     online.chunks = str(tmp_path / "chunks")
     folder = tmp_path / "exported"
     arguments = ["export", make_run(tmp_path), "scores", folder, "--push", "me/scores"]
-    # In its own process, because the client's library for chunks is not made for forked ones.
+    # In its own process, because the client's library for chunks does not support forking.
     subprocess.run(
         [sys.executable, "-m", "zephyr_ray.cli", *arguments],
         env={**os.environ, "HF_ENDPOINT": online.url, "HF_TOKEN": WRITES, "HF_HOME": str(tmp_path)},
@@ -308,11 +308,11 @@ def test_a_push_to_storage_in_chunks(tmp_path: Path, online: Hub) -> None:
     ("token", "fault"),
     [
         ("", "--push needs HF_TOKEN, which is not set"),
-        ("wrong-token", "the hub does not know the token in HF_TOKEN"),
+        ("wrong-token", "the hub rejects the token in HF_TOKEN"),
         (READS, "the token in HF_TOKEN may not write there"),
     ],
 )
-def test_a_push_without_a_right_key_is_one_line_and_writes_nothing(
+def test_a_push_without_a_writing_token_is_one_line_and_writes_nothing(
     tmp_path: Path,
     online: Hub,
     monkeypatch: pytest.MonkeyPatch,
@@ -345,7 +345,7 @@ def test_a_push_that_fails_leaves_the_folder_to_upload(
     assert (folder / "README.md").exists()
 
 
-def test_what_cannot_be_exported_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_impossible_export_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = make_run(tmp_path)
     (tmp_path / "here").mkdir()
     for stage, folder, options, fault in [

@@ -1,4 +1,4 @@
-"""One new file and one line: the toys of docs/07, applied to a copy of the package and run."""
+"""Tests that the toys of docs/07, each one new file and one line, work in a copy of the package."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def run(folder: Path, *arguments: str) -> str:
     ],
     ids=["stages", "engines", "forms"],
 )
-def test_every_entry_of_a_list_has_a_name_of_its_own(
+def test_every_registered_entry_has_its_own_name(
     names: tuple[str, ...], registered: dict[str, object]
 ) -> None:
     assert len(registered) == len(names)

@@ -1,4 +1,4 @@
-"""Tests feedback in several forms, and the check of the judge, by hand and by references."""
+"""Tests feedback in several forms, and the judge's self-check, by hand and against references."""
 
 import json
 from dataclasses import replace
@@ -34,7 +34,7 @@ TEXTS = ("a", "bb", "cccc", "dddddddd")
 
 
 class Judge(LanguageEngine):
-    """Rates an answer by its length, and prefers the first place in the list by one point."""
+    """Rates an answer by its length, and adds one point for the first place in the list."""
 
     def __init__(self, unreadable: str = "no such text"):
         self.unreadable = unreadable
@@ -130,7 +130,7 @@ def test_a_score_is_never_that_of_another_form(
 def test_replies_that_stay_unreadable_are_counted_by_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Truthfulness of every prompt, asked twice each.
+    # The truthfulness request of each prompt, which is sent twice.
     rows, work, _ = give(tmp_path, monkeypatch, Judge("how true"), forms=["aspects"], rated_again=0)
     assert (work.counts["unparsable"], work.counts["unparsable_at_first"]) == (3, 3)
     completion = rows[0]["completions"][0]
@@ -150,11 +150,13 @@ def test_a_sample_is_rated_again_in_another_order(
     assert len(engine.questions) == 3 * 2 * 4 and len(set(engine.questions)) == 3 * 2 * 4
     checks = {c["name"]: c for c in json.loads((work.folder / feedback.SELF_CHECK).read_text())}
     assert checks["honesty"]["not_applicable"] == 12 and checks["honesty"]["alpha"] is None
-    help = checks["helpfulness"]
+    helpfulness = checks["helpfulness"]
     # The judge favors the first place, so answers that leave or take it change their rating.
-    assert help["rated_again"] == 12 and 0 < help["alpha"] < 1 and help["same"] < 1
-    assert help["length_correlation"] > 0.8 and help["position_correlation"] is not None
-    assert work.counts["alpha/helpfulness"] == help["alpha"]
+    assert helpfulness["rated_again"] == 12
+    assert 0 < helpfulness["alpha"] < 1 and helpfulness["same"] < 1
+    assert helpfulness["length_correlation"] > 0.8
+    assert helpfulness["position_correlation"] is not None
+    assert work.counts["alpha/helpfulness"] == helpfulness["alpha"]
     (tmp_path / "once").mkdir()
     once = give(tmp_path / "once", monkeypatch, Judge(), forms=["aspects"], rated_again=0)
     assert rows == once[0]  # the second ratings only check the judge
@@ -202,7 +204,7 @@ def test_forms_that_rate_nothing_are_refused(forms: list[str], line: str) -> Non
         typed(Feedback, settings, "recipe")
 
 
-def test_the_key_has_the_wording_of_the_forms_but_the_first(
+def test_the_key_has_the_wording_of_all_forms_except_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def keys() -> list[str]:

@@ -1,4 +1,4 @@
-"""Tests each filter of cleaning on passages made by hand, at the edges of its rule."""
+"""Tests each filter of `clean` on handmade passages, at the edges of its rule."""
 
 import json
 import time
@@ -90,7 +90,7 @@ def test_a_folder_has_a_set_per_file(tmp_path: Path) -> None:
         ("a.jsonl", '{"prompt": "%s"}' % ("x" * 99), r"has 113 bytes, more than 100; keep"),
     ],
 )
-def test_a_file_that_is_no_evaluation_set(
+def test_a_file_that_is_not_an_evaluation_set(
     name: str, content: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation_sets, "MAX_BYTES", 100 if "bytes" in line else 10**6)
@@ -115,7 +115,7 @@ def contaminated(text: str, *questions: str) -> str | None:
     [
         ("x b c d e f g h i j k l m n x", "b c d e f g h i j k l m n"),  # 13 words
         ("x b c d e f g h i j k l m x", None),  # 12 words
-        ("x b c d e f g h i j k x l m n", None),  # 13 words, one between them
+        ("x b c d e f g h i j k x l m n", None),  # 13 words, interrupted by another
         ("B, c; D\n(e) f — g h I j k\tl m… n!", "b c d e f g h i j k l m n"),
         ("ｂ c d e f g h i j k l m n", "b c d e f g h i j k l m n"),
     ],
@@ -181,8 +181,8 @@ def test_contamination_is_a_common_sequence(questions: list[list[str]], text: li
     n = min(max(min(map(len, questions)), 8), 13)
     sequences = {tuple(q[i : i + n]) for q in questions for i in range(len(q) - n + 1)}
     shares = any(tuple(text[i : i + n]) in sequences for i in range(len(text) - n + 1))
-    found = contaminated(" ".join(text), *(" ".join(q) for q in questions))
-    assert (found is not None) == shares
+    evidence = contaminated(" ".join(text), *(" ".join(q) for q in questions))
+    assert (evidence is not None) == shares
 
 
 # Lengths
@@ -230,7 +230,7 @@ JAPANESE = "灯台は港のはずれに立っていて、夕方になると漁�
             "language not detected",
         ),  # German with a probability of 0.6.
         ("Code?", f"```\n{GERMAN}\n```", "language not detected"),
-        (f"> {GERMAN}\n{ENGLISH}", ENGLISH, None),  # A quotation is not judged.
+        (f"> {GERMAN}\n{ENGLISH}", ENGLISH, None),  # Quotations are ignored.
         ("?", "\ud800 123", "language not detected"),
     ],
 )
@@ -359,7 +359,7 @@ def test_no_refusals(answer: str | None) -> None:
 def test_repeated_openings_of_a_refusal_take_no_time() -> None:
     start = time.process_time()
     assert find_refusal(passage(answer="as an AI " * 50)) is None
-    # Below 1 ms; it was 3 s while every end of every opening was tried with every other.
+    # Takes less than 1 ms; a pattern that tried all combinations of openings took 3 s.
     assert time.process_time() - start < 0.3
 
 
@@ -378,7 +378,7 @@ def test_near_duplicates_by_their_shingles() -> None:
     assert near.add(10, sketch(", ".join(words).upper())) == 3
 
 
-def test_of_several_near_duplicates_the_earliest_is_named() -> None:
+def test_the_earliest_of_several_near_duplicates_is_named() -> None:
     words = [f"w{number}" for number in range(160)]
     near = NearDuplicates(0.6)
     # The first two share 78 of 158 shingles; the third shares 98 of 138 with each of them.

@@ -223,7 +223,7 @@ def plugin(file: Path) -> dict[str, Any]:
 def test_a_renewed_token_is_used(
     api: Api, here: Path, capsys: pytest.CaptureFixture, source: str
 ) -> None:
-    """The first token ends while a job is followed; its file already has the next one."""
+    """The first token expires while a job is followed; its file already has the next one."""
     file = here / "token"
     user = plugin(file) if source == "exec" else {"tokenFile": "token"}
 
@@ -305,13 +305,13 @@ def test_a_token_that_ran_out_ends_the_wait_but_not_the_job(
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
         rf"error: http\S+ does not accept these credentials; log in again; {name} keeps running; "
-        rf"see it again with zephyr logs {name} --follow",
+        rf"reconnect with zephyr logs {name} --follow",
         line,
     ), line
 
 
 class Script:
-    """Plays a server that answers the reads of a job in turn, with an object or an error."""
+    """Plays a server that answers successive reads of a job with the given states or errors."""
 
     def __init__(self, *answers: Exception | str) -> None:
         self.answers, self.now = list(answers), 0.0
@@ -346,7 +346,7 @@ class Script:
     ],
     ids=["refused", "broken", "too old", "answered"],
 )
-def test_only_refusals_without_a_break_end_a_follow(
+def test_only_uninterrupted_refusals_end_a_follow(
     monkeypatch: pytest.MonkeyPatch, between: Exception | str, outlasts: bool
 ) -> None:
     refused = kube.Forbidden("not allowed")
@@ -412,8 +412,8 @@ def test_each_cause_of_delay_is_printed_once(
 
     api.operator = operator
     assert cli.main(["submit", "small.yaml", "--wait"]) == 0
-    said = [line.partition("▸ ")[2] for line in capsys.readouterr().err.splitlines()]
-    assert sorted(line for line in said if ": " in line) == sorted(
+    messages = [line.partition("▸ ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(line for line in messages if ": " in line) == sorted(
         {
             "InvalidRayJobSpec: no such field",
             "FailedCreate: Error creating: pods is forbidden: no memory",
@@ -606,7 +606,7 @@ def a_job(api: Api, name: str, **status: Any) -> None:
 
 
 def permission(request: Request) -> tuple[str, str]:
-    """Returns the verb and the resource for which a real server asks its roles."""
+    """Returns the verb and the resource that a real server would check against its roles."""
     resource, _, rest = request.path.partition("/namespaces/team/")[2].partition("/")
     name, _, part = rest.partition("/")
     verbs = {"POST": "create", "DELETE": "delete", "GET": "get" if name else "list"}

@@ -9,7 +9,8 @@ from zephyr_ray.engines.grouping import Grouped
 
 
 def run(items: list[int], most: int = 10, cancel: set[int] = frozenset()) -> Any:  # type: ignore[assignment]
-    """Puts the items, the first one alone; returns results, calls and dropped results."""
+    """Puts the first item, then the others during its call; returns results, calls and dropped
+    results."""
     calls: list[list[int]] = []
     dropped: list[int] = []
 
@@ -40,12 +41,12 @@ def test_items_that_arrive_during_a_call_become_the_next_call() -> None:
     assert run([1, 2, 3]) == ([2, 4, 6], [[1], [2, 3]], [])
 
 
-def test_items_without_a_result_are_part_of_the_next_call() -> None:
+def test_items_without_a_result_join_the_next_call() -> None:
     results, calls, _ = run([1, 2, 3, 4], most=2)
     assert results == [2, 4, 6, 8] and calls == [[1], [2, 3, 4], [4]]
 
 
-def test_the_error_of_a_call_is_that_of_each_of_its_items() -> None:
+def test_an_error_of_a_call_reaches_each_of_its_items() -> None:
     results, calls, _ = run([1, 13, 3])
     assert results[0] == 2 and calls == [[1], [13, 3]]
     assert [str(error) for error in results[1:]] == ["unlucky", "unlucky"]

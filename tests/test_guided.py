@@ -1,4 +1,4 @@
-"""Tests the grammars that answers with a JSON schema are guided with, as xgrammar reads them."""
+"""Tests the grammars that make answers follow a JSON schema, as xgrammar reads them."""
 
 import asyncio
 import json
@@ -17,11 +17,11 @@ TEXT = {"type": "string"}
 SCORE = {"type": "integer", "minimum": 1, "maximum": 10}
 
 
-def of(**properties: Any) -> dict[str, Any]:
+def object_schema(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": [*properties]}
 
 
-VERDICT = of(rationale=TEXT, score=SCORE)
+VERDICT = object_schema(rationale=TEXT, score=SCORE)
 RANKS = [[{"model": "a", "rank": rank}, {"model": "b", "rank": 3 - rank}] for rank in (1, 2)]
 
 
@@ -32,8 +32,8 @@ def accepts(schema: dict[str, Any], answer: str, max_tokens: int | None = None) 
 
 @pytest.mark.parametrize("letter", ["x", "é", "😀"])
 def test_a_limited_text_fits_in_any_language(letter: str) -> None:
-    # {} 2, "rationale": , 15, "score": , 11, "" 2, the number 2, the end 1: 33 of 256 tokens, and
-    # four tokens per character.
+    # Without the text, 33 of 256 tokens: {} 2, the keys 15 and 11, "" 2, the number 2, the end 1.
+    # A character takes up to 4, so 55 fit.
     for length in (0, 55, 56):
         answer = json.dumps({"rationale": letter * length, "score": 10}, ensure_ascii=False)
         assert accepts(VERDICT, answer, 256) is (length <= 55)
@@ -42,7 +42,7 @@ def test_a_limited_text_fits_in_any_language(letter: str) -> None:
 
 @pytest.mark.parametrize("tokens", [256, 1000])
 def test_several_texts_share_the_limit(tokens: int) -> None:
-    parts = of(quality={"enum": ["good", "bad"]}, why=TEXT, sure={"type": "boolean"})
+    parts = object_schema(quality={"enum": ["good", "bad"]}, why=TEXT, sure={"type": "boolean"})
     schema = {"type": "array", "items": {"anyOf": [parts, {"const": None}]}, "maxItems": 3}
 
     def answer(length: int) -> str:
@@ -54,8 +54,8 @@ def test_several_texts_share_the_limit(tokens: int) -> None:
     assert tokens - 20 < tokens_of_bytes <= tokens
 
 
-def test_values_count_by_their_bytes() -> None:
-    schema = of(mood={"enum": ["😀" * 20]}, why=TEXT)
+def test_enum_values_count_by_their_bytes() -> None:
+    schema = object_schema(mood={"enum": ["😀" * 20]}, why=TEXT)
     for length in (0, 10, 20, 30, 40):
         answer = json.dumps({"mood": "😀" * 20, "why": "😀" * length}, ensure_ascii=False)
         if accepts(schema, answer, 200):
@@ -81,30 +81,30 @@ def test_texts_are_json_with_quotes_and_line_breaks(text: str) -> None:
         '{"rationale": "a"}',
     ],
 )
-def test_what_does_not_follow_the_schema_is_no_answer(answer: str) -> None:
+def test_an_answer_that_violates_the_schema_is_rejected(answer: str) -> None:
     assert not accepts(VERDICT, answer)
 
 
-def test_lists_have_as_many_items_as_they_may() -> None:
+def test_lists_respect_min_items_and_max_items() -> None:
     for least, most in ((0, 2), (1, 1), (2, 3)):
         schema = {"type": "array", "items": SCORE, "minItems": least, "maxItems": most}
         counts = [n for n in range(5) if accepts(schema, json.dumps([7] * n))]
         assert counts == list(range(least, most + 1))
 
 
-def test_a_ranking_is_one_of_the_two() -> None:
+def test_a_ranking_is_one_of_the_enum_values() -> None:
     assert all(accepts({"enum": RANKS}, json.dumps(ranks)) for ranks in RANKS)
     assert not accepts({"enum": RANKS}, json.dumps([RANKS[0][0], RANKS[1][1]]))
 
 
 @pytest.mark.parametrize("form", sorted(FORMS.keys() - {"token", "brackets"}))
-def test_every_form_of_json_has_a_schema_with_a_grammar_and_its_answers_are_read(form: str) -> None:
-    asked: list[dict[str, Any]] = []
+def test_every_json_form_has_a_grammar_and_reads_answers_that_follow_it(form: str) -> None:
+    schemas: list[dict[str, Any]] = []
 
     async def ask(messages: list[Message], *, max_tokens: int, schema: Any, **_: Any) -> Reply:
         for limit in (None, max_tokens):
             Grammar.from_ebnf(grammar(schema, limit))
-        asked.append(schema)
+        schemas.append(schema)
         answer = json.dumps(example(schema))
         assert accepts(schema, answer) and accepts(schema, answer, max_tokens)
         return Reply(answer, "stop")
@@ -114,7 +114,7 @@ def test_every_form_of_json_has_a_schema_with_a_grammar_and_its_answers_are_read
     fields = FORMS[form].fields
     judged = answers if fields is None else answers[: len(fields)]
     judgement = asyncio.run(judge(form, row, judged, ask, {}))
-    assert asked and unreadable(judgement) is None
+    assert schemas and unreadable(judgement) is None
 
 
 def example(schema: dict[str, Any]) -> Any:

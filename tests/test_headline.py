@@ -25,7 +25,7 @@ def controlled(rate: float, spread: float = 0.05) -> dict[str, Any]:
 
 
 def result(models: dict[str, Any], *leads: tuple[str, str, float], **more: Any) -> dict[str, Any]:
-    """Returns a result in which one model is ahead of another by an amount, ± 0.04."""
+    """Returns a comparison's result; each lead is (model, other, win difference), ± 0.04."""
     return {
         **{"baseline": "base", "control": None, "differences": []},
         "models": {"base": {"prompts": 200}, **models},
@@ -37,7 +37,7 @@ def result(models: dict[str, Any], *leads: tuple[str, str, float], **more: Any) 
     }
 
 
-def test_the_model_with_the_highest_win_rate_is_to_be_shipped() -> None:
+def test_the_model_with_the_highest_win_rate_is_shipped() -> None:
     models = {"sft": figures(0.8, **controlled(0.75)), "dpo": figures(0.7)}
     assert headline(result(models, ("sft", "dpo", 0.1))) == (
         "Ship sft: it has a win rate of 0.80 [0.75, 0.85] against base on 200 held-out prompts, "
@@ -45,7 +45,7 @@ def test_the_model_with_the_highest_win_rate_is_to_be_shipped() -> None:
     )
 
 
-def test_of_equal_win_rates_the_last_model_is_to_be_shipped() -> None:
+def test_among_equal_win_rates_the_last_model_is_shipped() -> None:
     assert headline(result({"sft": figures(0.8), "dpo": figures(0.8)})).startswith("Ship dpo:")
 
 
@@ -82,13 +82,13 @@ def test_the_next_model_may_have_the_same_win_rate() -> None:
     assert "it is not clearly better than control (+0.000 [−0.040, +0.040])" in text
 
 
-def test_models_that_cannot_be_told_apart_are_named() -> None:
+def test_models_that_are_not_clearly_worse_are_named() -> None:
     models = {"a": figures(0.7), "b": figures(0.71), "c": figures(0.72)}
     text = headline(result(models, ("c", "a", 0.02), ("c", "b", 0.01)))
     assert "; it is not clearly better than b (+0.010 [−0.030, +0.050]), nor than 1 more." in text
 
 
-def test_no_better_model_is_none_to_ship() -> None:
+def test_no_model_is_shipped_if_none_is_clearly_better() -> None:
     text = headline(result({"dpo": figures(0.52)}))
     assert text.startswith("No model is clearly better than base: the best, dpo, has a win rate")
     assert "cannot be distinguished from no difference (0.50)" in text
@@ -109,7 +109,7 @@ def test_a_lead_that_length_explains_is_no_reason_to_ship(rate: float, says: str
 
 
 def test_prompts_without_a_verdict_are_not_in_the_rate() -> None:
-    """Two of the 10 prompts have two empty answers, and one has an unparsable reply."""
+    """Of 10 prompts, two were not answered by both models, and one has an unparsable reply."""
     counts = {"prompts": 10, "asked": 10, "left_out": 3, "parse_failures": 1}
     assert (
         "on 7 held-out prompts (of 10, 2 not answered by both and 1 without a readable verdict)"

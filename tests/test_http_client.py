@@ -1,4 +1,4 @@
-"""Tests the HTTP client of endpoints: replies, headers, proxies, errors, and its end."""
+"""Tests the HTTP client of endpoints: replies, headers, proxies, errors, and closing."""
 
 import asyncio
 import base64
@@ -25,7 +25,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Peer:
-    """A server that sends these bytes to its only client, or nothing if they are None."""
+    """A server that sends given bytes to its only client, or never replies if they are None."""
 
     def __init__(self, sent: bytes | None):
         self.received, self._sent = b"", sent
@@ -61,7 +61,7 @@ def test_a_compressed_reply_is_read() -> None:
     assert answer.text == "ä" and answer.headers["x-id"] == "1"
 
 
-def test_requests_have_the_headers_of_the_client_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_header_of_the_client_is_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZEPHYR_TEST_KEY", "sk-1")
     monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
     peer = Peer(reply(b"{}"))
@@ -95,7 +95,7 @@ def test_a_proxy_variable_is_used(variable: str, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("exempt", ["127.0.0.1", "*", "localhost,127.0.0.1", "127.0.0.1:PORT"])
-def test_an_address_in_no_proxy_needs_none(exempt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_in_no_proxy_bypass_it(exempt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     peer = Peer(reply(b"direct"))
     monkeypatch.setenv("HTTP_PROXY", "htp://no proxy")
     monkeypatch.setenv("NO_PROXY", exempt.replace("PORT", peer.address.rpartition(":")[2]))
@@ -122,7 +122,7 @@ def test_an_incomplete_reply_may_have_cost_something(
     assert not isinstance(raised.value, NotSent)
 
 
-def test_a_slow_reply_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_reply_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zephyr_ray.engines.endpoint.WAIT_SECONDS", 0.2)
     peer = Peer(None)
     with pytest.raises(Unavailable, match="no complete reply in 0.2 s") as raised:

@@ -47,7 +47,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def environment(folder: str) -> dict[str, str]:
-    """Returns the environment in which programs find the cluster in `folder` as a local one."""
+    """Returns an environment in which programs find the cluster in `folder` as the local one."""
     return {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")} | {
         "RAY_TMPDIR": folder,
         "RAY_AUTH_MODE": "disabled",
@@ -70,7 +70,7 @@ def cluster() -> Iterator[Cluster]:
             *("--include-dashboard=true", "--dashboard-host=127.0.0.1"),
             *(f"--dashboard-port={dashboard}", "--num-cpus=4"),
             f"--object-store-memory={256 * 1024**2}",
-            # Other clusters on this machine use the default ports; without its agent no job runs.
+            # Other clusters on this machine may use the default ports; jobs need the agent.
             *(f"--dashboard-agent-listen-port={listen}", f"--dashboard-agent-grpc-port={grpc}"),
             f"--metrics-export-port={metrics}",
         ]
@@ -143,7 +143,7 @@ def test_a_submitted_job_makes_its_artifacts_on_the_cluster(
             text=True,
             timeout=400,
         )
-        # The dashboard answers before its agent accepts jobs, long before on a loaded machine.
+        # On a loaded machine, the dashboard answers long before its agent accepts jobs.
         not_yet = re.search("No available agent|Failed to connect", done.stderr)
         if not not_yet or time.monotonic() > deadline:
             break
@@ -162,7 +162,7 @@ def test_a_submitted_job_makes_its_artifacts_on_the_cluster(
 
 
 def _actors(cluster: Cluster) -> dict[str, int]:
-    """Counts the engine processes that the cluster knows: those alive now, and those ever made."""
+    """Counts the cluster's engine processes: those alive now, and those ever started."""
     with urllib.request.urlopen(
         f"{cluster.dashboard}/api/v0/actors?limit=1000&detail=1", timeout=30
     ) as response:
@@ -174,7 +174,7 @@ def _actors(cluster: Cluster) -> dict[str, int]:
 def test_without_an_address_a_run_starts_its_own_cluster(
     cluster: Cluster, recipe: Path, tmp_path: Path
 ) -> None:
-    """A cluster that happens to run on the machine is neither used nor in the way."""
+    """A cluster that happens to run on the machine is neither used nor a hindrance."""
     before = _actors(cluster)["ever"]
     done = subprocess.run(
         [

@@ -47,7 +47,7 @@ def contents(ask: Scripted) -> list[list[str]]:
 # --- questions -----------------------------------------------------------------------------------
 
 
-def test_the_questions_that_older_artifacts_were_made_with() -> None:
+def test_the_questions_of_older_artifacts_are_unchanged() -> None:
     ask = Scripted(GOOD)
     judged("score", ask, "A cat for $5.")
     assert contents(ask) == [
@@ -70,7 +70,7 @@ def test_the_questions_that_older_artifacts_were_made_with() -> None:
     ]
 
 
-def test_the_wording_of_questions_that_no_key_has_changes_with_versions() -> None:
+def test_wordings_that_are_in_no_key_change_only_with_versions() -> None:
     by_version = ("score", "pairwise")
     wordings = {q.name: q.wording for name in by_version for q in FORMS[name].questions}
     assert content_key(wordings) == "be090fb426129430", (
@@ -118,7 +118,7 @@ def test_an_engine_asks_in_the_wording_of_its_model() -> None:
         ("- a", "not a mapping but list"),
     ],
 )
-def test_a_wording_that_does_not_fit_is_one_error(text: str, line: str, tmp_path: Path) -> None:
+def test_a_wording_that_does_not_fit_is_refused(text: str, line: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(Permanent, match=line.replace("|", r"\|")):
@@ -181,7 +181,7 @@ def test_a_reply_that_stays_unreadable_is_counted() -> None:
         (Reply("", "stop"), "it has nothing of this form outside of reasoning and quotes"),
     ],
 )
-def test_the_judge_hears_what_is_wrong(reply: Reply, fault: str) -> None:
+def test_the_second_question_says_what_is_wrong(reply: Reply, fault: str) -> None:
     ask = Scripted(reply, GOOD)
     assert judged("score", ask, "A cat.")["score"] == 7
     _, said, wrong = contents(ask)[1]
@@ -189,7 +189,7 @@ def test_the_judge_hears_what_is_wrong(reply: Reply, fault: str) -> None:
     assert wrong.startswith(f"Your reply cannot be read: {fault}. Reply again")
 
 
-def test_a_reply_that_was_cut_off_gets_more_room() -> None:
+def test_a_reply_that_was_cut_off_gets_more_tokens() -> None:
     ask = Scripted(Reply("Let me think", "length"), GOOD)
     judged("score", ask, "A cat.")
     assert [tokens for _, tokens, _ in ask.requests] == [256, 1024]
@@ -206,9 +206,9 @@ def test_a_second_question_that_does_not_fit_leaves_the_reply_unreadable() -> No
 
 
 @pytest.mark.parametrize(("form", "questions"), [("aspects", 4), ("pairwise", 2)])
-def test_the_questions_of_a_form_are_asked_at_once_and_all_heard(form: str, questions: int) -> None:
+def test_all_questions_of_a_form_are_asked_at_once_and_awaited(form: str, questions: int) -> None:
     asked: list[int] = []
-    heard: list[int] = []
+    ended: list[int] = []
 
     async def ask(*_: Any, **__: Any) -> Reply:
         asked.append(number := len(asked))
@@ -217,19 +217,19 @@ def test_the_questions_of_a_form_are_asked_at_once_and_all_heard(form: str, ques
         if number == 0:
             raise RowError("above the context", "too long")
         await asyncio.sleep(0.01)
-        heard.append(number)
+        ended.append(number)
         raise RowError("not this one", "other")
 
     with pytest.raises(RowError, match="above the context"):
         judged(form, ask, "A cat.", "A dog.")
-    assert heard == list(range(1, questions))
+    assert ended == list(range(1, questions))
 
 
 # --- schemas -------------------------------------------------------------------------------------
 
 
-class Held:
-    """A model that an engine holds to the schema: it writes random values that it allows."""
+class Guided:
+    """A model with guided decoding: it writes random values that the schema allows."""
 
     def __init__(self) -> None:
         self.rng, self.asked = random.Random(0), 0
@@ -254,10 +254,10 @@ class Held:
 
 
 @pytest.mark.parametrize("form", sorted(FORMS.keys() - {"token", "brackets", "turn_score"}))
-def test_a_reply_held_to_the_schema_can_be_read(form: str) -> None:
+def test_a_reply_that_follows_the_schema_can_be_read(form: str) -> None:
     answers = ["A cat.", "A dog.", "An eel."][: len(FORMS[form].fields or "abc")]
     for _ in range(20):
-        ask = Held()
+        ask = Guided()
         judgement = judged(form, ask, *answers)
         assert unreadable(judgement) is None and "asked_again" not in judgement
 
@@ -270,7 +270,7 @@ def entry(rating: Any, rationale: str = "") -> dict[str, Any]:
 
 
 class Rater:
-    """A judge that rates an answer of n words n, and calls it by its words."""
+    """A judge that rates an answer by its number of words; the rationale is the answer itself."""
 
     def __init__(self) -> None:
         self.questions: list[str] = []
@@ -357,9 +357,9 @@ def test_the_mean_leaves_out_aspects_that_do_not_apply() -> None:
     assert mean_rating({"b": {"rating": None}}) is mean_rating(None) is None
 
 
-def test_an_aspect_that_cannot_be_read_is_no_rating_and_leaves_no_mean() -> None:
+def test_an_unreadable_aspect_has_no_rating_and_leaves_no_mean() -> None:
     good = json.dumps({"answer_1": entry(5)})
-    # instruction_following twice, then the other three.
+    # instruction_following is asked twice, then the other three.
     judgement = judged("aspects", Scripted("hm", "hm", good, good, good), "A cat.")
     [ratings] = Aspects().ratings(judgement)
     assert list(ratings) == ["honesty", "truthfulness", "helpfulness"]
@@ -413,7 +413,7 @@ class Handle:
         return asyncio.ensure_future(call())
 
 
-def test_a_form_that_the_served_judge_lacks_is_no_reason_to_try_again() -> None:
+def test_a_form_that_the_served_judge_lacks_is_not_found() -> None:
     gateway: Any = SimpleNamespace(_judge=Handle(JudgeService(Model("rules", RulesSettings()))))
     answers = [[{"text": "A cat.", "finish_reason": "stop"}]]
     scored = asyncio.run(Gateway._judge_rows(gateway, "score", [ROW], answers))
@@ -471,8 +471,7 @@ def test_10_000_mutated_replies_invent_no_score_and_run_nothing(
 
 
 def check_not_invented(text: str, cut: bool) -> None:
-    """Checks each score that is read against the text itself: the name and its number stand in it
-    side by side."""
+    """Checks that the text itself states each score that is read: the name, then its number."""
     bare = re.sub(r"\\u00e9|\\", "", text)
 
     def states(name: str, value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Tests how judges' replies are parsed, both orders of a ranking, and the rules judge by hand."""
+"""Tests the parsing of judges' replies, both orders of a ranking, and the rules judge by hand."""
 
 import asyncio
 import time
@@ -78,7 +78,7 @@ class Scripted:
         ('{"score": "eight"}', None),
         ('{"score": 1e400}', None),
         ('{"score": ' + "9" * 5000 + "}", None),
-        # Brackets of prose and code.
+        # Brackets in prose and code.
         ("in [0, 1) the {brace is open\n{'score': 4}", 4),
         ("it's {don't} fine {'score': 4}", 4),
         # Contradictions.
@@ -126,7 +126,7 @@ def test_the_verdict_is_the_last_word(text: str, score: float | None) -> None:
 
 
 def judged(answer: str, reply: str, finish_reason: str = "stop") -> dict[str, Any]:
-    """Returns a judge's judgement of an answer by a reply."""
+    """Returns the judgement of an answer by a judge that gives this reply."""
 
     async def ask(messages: list[Message], **_: Any) -> Reply:
         return Reply(reply, finish_reason)
@@ -276,7 +276,7 @@ def test_a_verdict_that_flips_with_the_order_is_a_tie(same: str) -> None:
 
 
 @pytest.mark.parametrize("answers", [(ONE, "both", "both"), ("both", "both", ONE), ("both",) * 4])
-def test_an_unparsable_verdict_is_none_and_no_loss(answers: tuple[str, ...]) -> None:
+def test_an_unparsable_verdict_is_none_rather_than_a_loss(answers: tuple[str, ...]) -> None:
     verdict, _ = compare("Hello!", "Go away.", *answers)
     assert verdict["verdict"] is None
     assert "both" in verdict["reason"]
@@ -343,7 +343,7 @@ def test_rules_without_a_constraint_check_the_rest() -> None:
     assert result == {"score": 10.0, "reason": "", "checks": {"ended": True, "no_loop": True}}
 
 
-def test_rules_without_rules_for_a_form_say_so() -> None:
+def test_rules_refuse_a_form_that_they_lack() -> None:
     with pytest.raises(Permanent, match="has no form 'safety'; use a language model"):
         asyncio.run(RULES.judge("safety", LIST, [{"text": "", "finish_reason": "stop"}]))
 
@@ -366,7 +366,7 @@ def test_rules_prefer_the_answer_that_passes_more(first: str, second: str, verdi
 
 
 class Places:
-    """A sentence encoder: a text is as many tokens as it has words; each word has its direction."""
+    """A sentence encoder with one token per word; each word has its own direction."""
 
     DIRECTIONS: ClassVar[dict[str, tuple[float, float]]] = {
         "same": (1, 0),
@@ -378,7 +378,7 @@ class Places:
     def __call__(self, text: Any = None, **batch: Any) -> Any:
         import torch
 
-        if text is None:  # as the model: one state per token
+        if text is None:  # called as the model: one state per token
             return SimpleNamespace(last_hidden_state=batch["states"])
         states = [self.DIRECTIONS[word] for word in text.split()]
         return {"states": torch.tensor([states], dtype=torch.float64)}
@@ -430,7 +430,7 @@ def test_a_similarity_of_exactly_relevance_min_is_on_topic(least: float, held: b
     assert on_topic("same", "same", least)[0] is held
 
 
-def test_without_an_encoder_the_topic_is_no_check() -> None:
+def test_without_an_encoder_the_topic_is_not_checked() -> None:
     assert "on_topic" not in rated("Hello!", row=ROW)["checks"]
 
 
@@ -451,7 +451,7 @@ def test_a_quote_in_other_words_is_no_verdict() -> None:
     assert read_score('{"score": 9, "rationale": "It boasts"} is mine.', judged) == 9
 
 
-def test_thinking_is_no_part_of_the_reply_around_a_quote() -> None:
+def test_thinking_is_not_part_of_the_reply_around_a_quote() -> None:
     reply = '<think>long thoughts</think>{"score": 10}'
     assert read_score(reply, 'I rate myself {"score": 10}.') == 10
 

@@ -39,7 +39,7 @@ def test_an_idle_key_saves_up_no_more_than_one_minute(monkeypatch: pytest.Monkey
     assert refused.value.status == 429
 
 
-def test_a_client_that_does_not_wait_gets_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_never_waits_gets_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now, admitted = 0.0, 0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     keys = Keys(["one-long-key"], per_minute=60)

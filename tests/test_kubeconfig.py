@@ -22,7 +22,7 @@ CANARY = "canary/Pa55word"
 PLUGIN = {"apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never"}
 PLUGIN |= {"env": [{"name": "CLIENT_SECRET", "value": CANARY}], "args": ["--password", CANARY]}
 OTHER = "0therCanary"
-"""A secret that is in no user of the kubeconfig, so that only its form tells."""
+"""A secret that is in no user of the kubeconfig, so that only its form (user:…@) reveals it."""
 NOT_PEM = base64.b64encode(CANARY.encode()).decode()
 NO_SERVER = "https://127.0.0.1:9"
 
@@ -199,7 +199,7 @@ def test_a_token_file_that_no_header_can_hold(
     check(error(capsys, "status"), "token or password contains a line break or another character")
 
 
-def test_a_folder_in_place_of_the_file(
+def test_a_folder_in_place_of_the_kubeconfig(
     api: Api, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", f"{here}{os.pathsep}{here}/none")
@@ -207,7 +207,7 @@ def test_a_folder_in_place_of_the_file(
 
 
 @pytest.mark.parametrize("proxy", [f"me:{OTHER}@127.0.0.1:9", f"http://me:{OTHER}@[::1"])
-def test_a_proxy_of_the_environment_that_is_no_url(
+def test_a_proxy_variable_that_is_not_a_url(
     api: Api,
     here: Path,
     capsys: pytest.CaptureFixture,
@@ -219,7 +219,7 @@ def test_a_proxy_of_the_environment_that_is_no_url(
     check(error(capsys, "status"), "the proxy to the cluster")
 
 
-def test_white_space_around_a_token_is_not_sent(api: Api, here: Path) -> None:
+def test_whitespace_around_a_token_is_not_sent(api: Api, here: Path) -> None:
     (here / "token").write_text(f"{TOKEN}\n")
     (here / "kubeconfig").write_text(api.kubeconfig({"tokenFile": "token"}))
     assert cli.main(["status"]) == 0

@@ -1,4 +1,4 @@
-"""Tests that only owners branch on a kind, an engine or an artifact type, which linters cannot."""
+"""Tests what linters cannot: only owners branch on a kind, an engine or an artifact type."""
 
 import ast
 import tomllib
@@ -53,7 +53,7 @@ def test_a_branch_is_detected() -> None:
     assert [branches(line) for line in lines] == [[1], [1], [1]]
 
 
-def test_nothing_outside_its_owner_branches_on_kind_engine_or_makes() -> None:
+def test_only_owners_branch_on_kind_engine_or_makes() -> None:
     violations = {
         f"{path.relative_to(ROOT)}:{line}"
         for path in (ROOT / "zephyr_ray").rglob("*.py")

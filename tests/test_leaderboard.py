@@ -94,11 +94,11 @@ def test_models_of_several_comparisons_are_on_one_scale(fish: Artifact) -> None:
 def test_a_lone_comparison_gives_the_log_odds_of_its_win_rate(tmp_path: Path) -> None:
     made = board(tmp_path, {"a": comparison(tmp_path / "a", "base", {"sft": [1, 1, 0.5, 0.5]})})
     assert result(made)["models"]["sft"]["rating"] == pytest.approx(1000 + THREE_TO_ONE)
-    # The anchor's comparison with itself is no judgement.
+    # The anchor's comparison with itself does not count as a judgement.
     assert result(made)["models"]["base"]["judgements"] == 4
 
 
-def test_what_is_left_out_is_counted_for_both_sides(fish: Artifact) -> None:
+def test_prompts_left_out_are_counted_for_both_models(fish: Artifact) -> None:
     models = result(fish)["models"]
     assert {m: (r["judgements"], r["left_out"]) for m, r in models.items()} == {
         "base": (7, 1),
@@ -202,7 +202,7 @@ def test_no_verdict_at_all(tmp_path: Path) -> None:
 
 TEXTS = {
     "base": ["A cod is a fish."] * 40,
-    # Longer answers win three times in four, shorter ones once in four.
+    # Longer answers win 15 of 20 times, shorter ones 6 of 20.
     "sft": ["A cod is a fish that lives in the sea."] * 20 + ["A cod."] * 20,
 }
 LIKES_LENGTH: Verdicts = {"sft": [1, 1, 1, 0] * 5 + [0, 0, 0, 1] * 4 + [0, 0, 1, 1]}
@@ -224,7 +224,7 @@ def test_style_control_rates_answers_of_equal_style(tmp_path: Path) -> None:
     assert [row[0] for row in effects.rows] == ["length", "headers", "lists", "bold"]
 
 
-def test_style_that_cannot_be_controlled_for_is_said(tmp_path: Path) -> None:
+def test_the_report_says_why_style_is_not_controlled_for(tmp_path: Path) -> None:
     texts = {"base": ["A cod."] * 4, "sft": ["A cod and an eel."] * 4}
     made = board(
         tmp_path,

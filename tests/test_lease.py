@@ -49,7 +49,7 @@ def refused(lease: Lease, wait: float = 0) -> str:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes owners look like processes of other machines: nobody can see whether they live."""
+    """Makes owners look like processes on other machines, which may be alive or dead."""
     monkeypatch.setattr(lease_owner, "machine", lambda: "")
 
 
@@ -63,7 +63,7 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     process.communicate()
 
 
-def test_a_second_run_is_told_at_once_who_holds_the_lock(
+def test_a_second_run_fails_at_once_and_names_the_holder(
     other: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     line = refused(quick(tmp_path))
@@ -82,18 +82,18 @@ def attempt_of(job: str, folder: Path, began: str = "") -> Lease:
 def test_an_older_attempt_of_a_job_never_takes_over_from_a_newer(
     elsewhere: None, tmp_path: Path
 ) -> None:
-    """KubeRay has given up the older one, whose entry point may start its program again on a lost
-    node, after the newer began."""
+    """KubeRay has given up on the older attempt, but on a lost node, its entry point may restart
+    the program after the newer attempt began."""
     newer = attempt_of("small-abcde", tmp_path, "12:06:01")
     with newer.held():
         older = attempt_of("small-abcde", tmp_path, "12:05:00")
         assert "a newer attempt of small-abcde uses the storage" in refused(older, wait=5)
-    assert "a newer attempt" in refused(older, wait=5)  # not after it has ended either
+    assert "a newer attempt" in refused(older, wait=5)  # nor after the newer one has ended
     with attempt_of("small-abcde", tmp_path, "12:06:01").held():
         pass
 
 
-def test_an_older_attempt_never_takes_over_from_a_newer_that_fell_silent(
+def test_an_older_attempt_never_takes_over_from_a_newer_one_that_stopped_renewing(
     elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newer = attempt_of("small-abcde", tmp_path, "12:06:01")
@@ -111,7 +111,7 @@ def test_an_older_attempt_never_takes_over_from_a_newer_that_fell_silent(
         ("other-abcde", "12:06:01", "12:05:00"),
         # The clocks of two heads differ.
         ("small-abcde", "12:06:00", "12:05:00"),
-        # Not a time: a mistake of an own entry point.
+        # Not a time: a mistake in a user's own entry point.
         ("small-abcde", "later", "12:05:00"),
         ("small-abcde", "12:06:01", "sooner"),
     ],
@@ -153,7 +153,7 @@ def test_the_lock_of_a_killed_run_is_free_at_once(
 def test_a_process_that_got_the_pid_of_a_dead_owner_is_not_the_owner(
     other: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    other.send_signal(19)  # SIGSTOP: it must not renew what is written here
+    other.send_signal(19)  # SIGSTOP, so that it does not overwrite the file
     [path] = tmp_path.iterdir()
     path.write_text(json.dumps({**json.loads(path.read_text()), "started": "1"}))
     with quick(tmp_path).held():
@@ -236,7 +236,7 @@ def test_a_job_waits_until_the_lock_is_released(tmp_path: Path) -> None:
     thread.join()
 
 
-def test_an_owner_whose_clock_is_late_keeps_the_lock(
+def test_an_owner_whose_clock_is_behind_keeps_the_lock(
     tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with quick(tmp_path).held():
@@ -248,7 +248,7 @@ def test_an_owner_whose_clock_is_late_keeps_the_lock(
 def test_an_owner_that_is_alive_here_keeps_the_lock_even_if_it_is_stopped(
     other: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    other.send_signal(19)  # SIGSTOP, as Ctrl-Z
+    other.send_signal(19)  # SIGSTOP, like Ctrl-Z
     assert "locked by another run" in refused(quick(tmp_path, expire=0.2), wait=0.6)
 
 
@@ -280,7 +280,7 @@ def test_one_of_many_takes_over_an_expired_lease(tmp_path: Path, elsewhere: None
 
 
 @pytest.mark.parametrize("loss", ["a higher number", "a deleted folder", "a deleted file"])
-def test_an_owner_that_lost_the_lock_is_told(loss: str, tmp_path: Path) -> None:
+def test_an_owner_that_lost_the_lock_is_notified(loss: str, tmp_path: Path) -> None:
     lost = threading.Event()
     lease = quick(tmp_path / "lease")
     with lease.held(on_loss=lost.set):
@@ -296,7 +296,7 @@ def test_an_owner_that_lost_the_lock_is_told(loss: str, tmp_path: Path) -> None:
         assert lost.wait(30) and lease.lost
 
 
-def test_storage_that_fails_for_a_moment_is_temporary(
+def test_a_read_error_of_the_storage_is_temporary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(folder: Path) -> list[str]:
@@ -309,7 +309,7 @@ def test_storage_that_fails_for_a_moment_is_temporary(
             lease.check()
 
 
-def test_storage_that_cannot_be_locked_is_one_line(
+def test_storage_that_cannot_be_locked_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
@@ -343,7 +343,7 @@ def test_a_stale_run_is_interrupted_with_the_reason(
     monkeypatch.setattr("zephyr_ray.store.Lease", partial(Lease, renew=0.05))
     store = Store(tmp_path)
     store.prepare()
-    # As in a background job of a shell.
+    # As shells do for background jobs.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with pytest.raises(Temporary, match="no longer holds the lock"), store.exclusive():
@@ -355,7 +355,7 @@ def test_a_stale_run_is_interrupted_with_the_reason(
         raise KeyboardInterrupt
 
 
-def test_the_pipeline_waits_as_long_as_it_is_told(
+def test_the_pipeline_waits_for_the_given_seconds(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
@@ -373,7 +373,7 @@ def test_the_pipeline_waits_as_long_as_it_is_told(
     assert line.startswith(f"waiting for storage folder {store.storage}, locked by another run")
 
 
-def test_a_number_that_was_taken_and_released_meanwhile_is_not_taken_again(tmp_path: Path) -> None:
+def test_a_number_that_was_taken_and_released_meanwhile_is_not_reused(tmp_path: Path) -> None:
     late, other = Lease(tmp_path, "it"), Lease(tmp_path, "it")
     seen = late._holder().number
     with other.held():
@@ -385,7 +385,7 @@ def test_a_number_that_was_taken_and_released_meanwhile_is_not_taken_again(tmp_p
         late.check()
 
 
-def test_a_lease_is_renewed_on_a_storage_that_takes_no_new_file(
+def test_a_lease_is_renewed_if_no_file_can_be_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = Lease(tmp_path, "it", renew=0.02)
@@ -403,7 +403,7 @@ def test_a_lease_is_renewed_on_a_storage_that_takes_no_new_file(
         assert file.read_text() != before
 
 
-def test_a_hiccup_of_the_storage_does_not_end_the_wait(
+def test_a_storage_hiccup_does_not_end_the_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = Lease(tmp_path, "it", poll=0.01)
@@ -425,7 +425,7 @@ def test_a_hiccup_of_the_storage_does_not_end_the_wait(
 def test_the_same_pid_in_another_namespace_is_not_known_to_be_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a container on the same host, with the same host name and another pid namespace."""
+    """As in a container on the same host, with the same host name but another pid namespace."""
     with quick(tmp_path).held():
         owner = leases.Owner.model_validate_json((tmp_path / "000001").read_bytes())
     assert owner.is_alive() is True
@@ -436,7 +436,7 @@ def test_the_same_pid_in_another_namespace_is_not_known_to_be_dead(
     assert owner.is_alive() is None and gone.is_alive() is None
 
 
-def test_a_process_of_another_user_may_live(
+def test_a_process_of_another_user_may_be_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with quick(tmp_path).held():

@@ -18,8 +18,8 @@ from zephyr_ray.judge.statistics import bootstrap
 
 
 def halves(wins_longer: float, wins_shorter: float) -> tuple[list[float], list[int], list[str]]:
-    """Returns 20 prompts whose answer is 10 characters longer, with this share of wins, and 20 with
-    one that is 10 shorter."""
+    """Returns 20 prompts on which the model's answer is 10 characters longer, and 20 on which it is
+    10 shorter, with the share of wins in each half."""
     shares = (wins_longer, wins_shorter)
     verdicts = [float(i < 20 * share) for share in shares for i in range(20)]
     return verdicts, [10] * 20 + [-10] * 20, [f"p{i}" for i in range(40)]
@@ -40,7 +40,7 @@ def test_verdicts_that_do_not_depend_on_length_keep_their_rate() -> None:
     assert length_controlled(*halves(0.7, 0.7))[0] == pytest.approx(0.7)
 
 
-def test_repeated_judgements_of_a_prompt_are_no_more_evidence() -> None:
+def test_repeated_judgements_of_a_prompt_add_no_evidence() -> None:
     verdicts, differences, prompts = halves(0.8, 0.5)
     once = length_controlled(verdicts, differences, prompts)
     thrice = length_controlled(verdicts * 3, differences * 3, prompts * 3)
@@ -48,7 +48,7 @@ def test_repeated_judgements_of_a_prompt_are_no_more_evidence() -> None:
 
 
 def test_a_tie_is_half_a_win_and_half_a_loss() -> None:
-    """Fractions give what AlpacaEval does: each row twice, weighted by y and 1 - y."""
+    """Fractional verdicts give AlpacaEval's fit: each row twice, weighted by y and 1 - y."""
     from statsmodels.genmod.families import Binomial
     from statsmodels.genmod.generalized_linear_model import GLM
     from statsmodels.tools.sm_exceptions import SpecificationWarning
@@ -84,13 +84,13 @@ def test_a_tie_is_half_a_win_and_half_a_loss() -> None:
         ([0.0] * 40, range(-20, 20), "every verdict is a loss"),
         ([0.0] * 20 + [1.0] * 20, range(-20, 20), "length alone predicts"),
         ([1.0] * 20 + [0.0] * 20, range(-20, 20), "length alone predicts"),
-        # One tie where the outcome changes does not help.
+        # A tie at the length where losses become wins does not help.
         ([0.0] * 20 + [0.5] + [1.0] * 19, range(-20, 20), "length alone predicts"),
         ([0.0] * 20 + [1.0] * 10 + [0.5] + [1.0] * 9, range(-20, 20), ""),
         ([1.0, 0.0] * 20, range(-20, 20), ""),
     ],
 )
-def test_no_rate_where_none_can_be_estimated(verdicts: list, differences: range, says: str) -> None:
+def test_a_missing_rate_has_a_reason(verdicts: list, differences: range, says: str) -> None:
     prompts = list(range(len(verdicts)))
     reason = obstacle(verdicts, list(differences), prompts)
     assert says in reason if says else reason == ""
@@ -140,7 +140,7 @@ def test_same_as_alpacaeval(
     differences = [37 * i % 211 - shift for i in range(count)]
     chances = [50 + liking * math.tanh(d / 60) - 53 * i % 100 for i, d in enumerate(differences)]
     verdicts = [1.0 if c > 10 else 0.5 if c > 0 else 0.0 for c in chances]
-    # The minimal formula does not use these tables of its own prompts, but reads them from a hub.
+    # AlpacaEval reads a table about its own prompts from a hub; the minimal formula ignores it.
     table = pd.DataFrame({"index": range(count), "instruction_difficulty": 0.0, "model": "m"})
     table.to_csv(tmp_path / "df_gamed.csv", index=False)
     monkeypatch.setattr(
@@ -164,7 +164,7 @@ def test_same_as_alpacaeval(
         assert theirs["win_rate"] / 100 == pytest.approx(raw, abs=0.01)
 
 
-def test_a_far_move_is_alpacaevals(alpacaeval: ModuleType) -> None:
+def test_a_far_move_is_one_that_alpacaeval_warns_about(alpacaeval: ModuleType) -> None:
     for raw in range(0, 101, 5):
         for controlled in np.arange(0.3, 100, 0.7):  # never exactly at a limit
             theirs = alpacaeval.get_is_extreme_changes(raw, controlled)
@@ -187,9 +187,9 @@ def test_a_judge_that_only_likes_length_has_no_preference_at_equal_length() -> N
 
 
 def test_a_judge_with_a_position_bias_comes_out_unbiased() -> None:
-    """The model's true win rate is 0.6. Standing first adds 15 points to an answer's chance and
-    standing second takes them off, so the first position is worth 30 points. The mean over both
-    orders cancels that."""
+    """The model's true win rate is 0.6. Being first adds 15 points to an answer's chance, and being
+    second subtracts 15, so the first position is worth 30 points. The mean over both orders
+    cancels that."""
     held, one_order = 0, 0
     for seed in range(100):
         orders = biased(seed)
@@ -209,8 +209,8 @@ def test_a_position_bias_shows_in_the_first_position_rate() -> None:
 
 
 def biased(seed: int) -> np.ndarray:
-    """Returns the model's share of the win in both orders, for 150 prompts that differ in how much
-    the judge likes its answer."""
+    """Returns whether the model wins (1 or 0) in each order, for 150 prompts that differ in how
+    much the judge likes its answer."""
     rng = np.random.default_rng(seed)
     chances = rng.uniform(0.45, 0.75, (150, 1)) + np.array([0.15, -0.15])
     return (rng.random((150, 2)) < chances).astype(float)

@@ -67,7 +67,7 @@ def question(rng: random.Random, number: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a folder with ARC-Easy, whose splits are made up, and SciQ with no train split."""
+    """Returns a folder with made-up rows of ARC-Easy, and of SciQ with only a validation split."""
     root, rng = tmp_path_factory.mktemp("sets"), random.Random(0)
     arc, sciq = root / "allenai" / "ai2_arc" / "ARC-Easy", root / "allenai" / "sciq"
     for folder in (arc, sciq):
@@ -96,7 +96,7 @@ def work_with(place: Path, weights: Path, **files: Path) -> Any:
 
 
 def lm_eval_results(data_sets: Path, weights: Path, shots: int) -> dict[str, Any]:
-    """Returns what lm-eval itself makes of ARC-Easy, with its model, data loader and evaluator."""
+    """Returns lm-eval's own results on ARC-Easy, with its own model, data loader and evaluator."""
     import lm_eval.tasks
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -123,7 +123,7 @@ def lm_eval_results(data_sets: Path, weights: Path, shots: int) -> dict[str, Any
 def test_items_and_metrics_equal_those_of_lm_eval(
     shots: int, tiny_model: Path, data_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # It collects facts about the machine, for seconds.
+    # Collecting facts about the machine would take seconds.
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
     run_here(monkeypatch, likelihood, Plain(tiny_model))
     stage = Likelihood(models=["a"], tasks={"arc_easy": {"shots": shots}}, folder="sets")
@@ -141,15 +141,15 @@ def test_items_and_metrics_equal_those_of_lm_eval(
     result = json.loads((work.folder / "result.json").read_text())
     for metric in ("acc", "acc_norm"):
         value = result["results"]["arc_easy"][metric]["a"]
-        of_lm_eval = expected["results"]["arc_easy"]
-        assert value["value"] == pytest.approx(of_lm_eval[f"{metric},none"])
-        assert value["stderr"] == pytest.approx(of_lm_eval[f"{metric}_stderr,none"])
+        reference = expected["results"]["arc_easy"]
+        assert value["value"] == pytest.approx(reference[f"{metric},none"])
+        assert value["stderr"] == pytest.approx(reference[f"{metric}_stderr,none"])
         assert work.counts[f"likelihood/arc_easy/{metric}/a"] == value["value"]
     facts = result["tasks"]["arc_easy"]
     assert (facts["split"], facts["shots_from"]) == ("test", "train" if shots else None)
 
 
-def test_examples_from_the_asked_split_leave_out_the_question(
+def test_worked_examples_from_the_same_split_leave_out_the_question(
     tiny_model: Path, data_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Plain(tiny_model)
@@ -190,7 +190,7 @@ def test_mmlu_is_one_task_of_all_subjects() -> None:
     assert "abstract_algebra, dev 4\nA. w\nB. x\nC. y\nD. z\nAnswer: A\n\n" in context
     assert context.endswith("abstract_algebra, test 0\nA. w\nB. x\nC. y\nD. z\nAnswer:")
     assert continuation == " B"
-    # Each subject's values 0 and 1 have the variance 1/2, and there are 114.
+    # The two values of each subject, 0 and 1, have variance 1/2; there are 114 values.
     assert asked.standard_error([0.0, 1.0] * 57) == pytest.approx((0.5 / 114) ** 0.5)
     assert asked.standard_error([0.5, 0.5] * 57) == 0
 
@@ -213,7 +213,7 @@ def test_a_long_prompt_loses_its_start_and_is_counted(
     assert work.examples["shortened/sciq/a"] == ["sciq/0", "sciq/1"]
 
 
-def test_a_choice_that_does_not_fit_is_one_line(
+def test_a_choice_that_does_not_fit_is_a_one_line_error(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_here(monkeypatch, likelihood, Plain(tiny_model))
@@ -245,7 +245,7 @@ ANSWERS = {
     "x": [(1, 0), (1, 1), (0, 1), (1, 1)],
     "y": [(0, 1), (0, 1)],
 }
-"""Whether `before` and `after` answer each question right."""
+"""Per task and question, whether `before` and `after` answer correctly (1) or not (0)."""
 
 
 def answers() -> dict[str, list[dict[str, Any]]]:
@@ -261,13 +261,13 @@ def test_the_alignment_tax_by_hand() -> None:
     assert (x["difference"], x["questions"], x["changed"]) == (0, 4, 2)
     assert x["low"] < 0 < x["high"]
     assert (y["difference"], y["low"], y["high"], y["changed"]) == (1, 1, 1, 2)
-    # Differences of x: -1, 0, 1, 0, with variance 2/3, so a squared error of 1/6; of y: none.
+    # Differences in x: -1, 0, 1, 0, with variance 2/3, so a squared standard error of 1/6; in y: 0.
     assert average["task"] is None and average["difference"] == 0.5
     half = 1.959964 * (1 / 6) ** 0.5 / 2
     assert (average["low"], average["high"]) == pytest.approx((0.5 - half, 0.5 + half))
 
 
-def test_the_mean_over_tasks_of_one_question_each_is_unknown() -> None:
+def test_tasks_of_one_question_each_give_the_widest_interval() -> None:
     one = {task: rows[:1] for task, rows in answers().items()}
     tasks = {"x": {"metric": "acc"}, "y": {"metric": "acc"}}
     average = tax(one, ["before", "after"], tasks, seed=0)[-1]
@@ -295,8 +295,8 @@ def test_the_section(tmp_path: Path) -> None:
     manifest = Manifest(kind="likelihood", key="k", files={}, counts={"shortened/y/after": 3.0})
     section = likelihood_section(Artifact(tmp_path, manifest))
     assert section.headline == headline(result)
-    assert headline(result).startswith("Alignment tax, after less before: +0.500 [+0.100, +0.900]")
-    few = " The intervals are too narrow, because the questions are few."
+    assert headline(result).startswith("Alignment tax, after minus before: +0.500 [+0.100, +0.900]")
+    few = " The intervals are too narrow, because there are few questions."
     assert headline(result).endswith(f"(mean of x, y): it gains accuracy.{few}")
     *_, differences = [b for b in section.chapters[0].blocks if isinstance(b, Table)]
     assert {row[0] for row in differences.rows} == {Pair("after", "before")}
@@ -343,7 +343,7 @@ stages:
         ("[base]", "[base, base]", "models.*names a model twice; remove one"),
     ],
 )
-def test_a_wrong_setting_is_one_line(old: str, new: str, error: str, tmp_path: Path) -> None:
+def test_wrong_settings_are_one_line_errors(old: str, new: str, error: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.replace(old, new))
     with pytest.raises(Permanent, match=error):

@@ -1,4 +1,4 @@
-"""Tests log-probabilities on their way from engines to judge forms, and into the log of answers."""
+"""Tests how log-probabilities get from engines to judge forms and into the answer log."""
 
 import asyncio
 import json
@@ -49,14 +49,14 @@ def ask(engine: LanguageEngine, folder: Path | None = None, **options: Any) -> R
 # --- the request of a row ------------------------------------------------------------------------
 
 
-def test_log_probabilities_are_those_of_the_model_itself() -> None:
+def test_log_probabilities_are_requested_at_temperature_1_and_top_p_1() -> None:
     engine = Engine(Reply("A", "length", top_logprobs=BOTH), Reply("A", "length"))
     assert ask(engine, top_logprobs=5).top_logprobs == BOTH
     ask(engine)
     assert engine.seen == [Sampling(1.0, 1.0, 1, top_logprobs=5), Sampling(0.3, 0.5, 1)]
 
 
-def test_a_model_that_ignores_the_question_for_them_stops_the_run() -> None:
+def test_a_model_that_gives_no_log_probabilities_stops_the_run() -> None:
     with pytest.raises(StopRun) as stopped:
         ask(Engine(Reply("A", "length")), top_logprobs=5)
     assert str(stopped.value) == (
@@ -65,20 +65,20 @@ def test_a_model_that_ignores_the_question_for_them_stops_the_run() -> None:
     )
 
 
-def test_an_answer_that_ends_at_once_has_none() -> None:
+def test_an_empty_answer_needs_no_log_probabilities() -> None:
     assert ask(Engine(Reply("", "stop")), top_logprobs=5) == Reply("", "stop")
 
 
-# --- the log of answers --------------------------------------------------------------------------
+# --- the answer log ------------------------------------------------------------------------------
 
 
-def test_the_log_keeps_them(tmp_path: Path) -> None:
+def test_the_log_keeps_log_probabilities(tmp_path: Path) -> None:
     reply = Reply("A", "length", 5, 1, BOTH)
     assert ask(Engine(reply), tmp_path, top_logprobs=5) == reply
     assert ask(Engine(), tmp_path, top_logprobs=5) == reply
 
 
-def test_an_answer_without_them_is_stored_as_by_earlier_versions(tmp_path: Path) -> None:
+def test_answers_without_log_probabilities_are_stored_as_before(tmp_path: Path) -> None:
     reply = Reply("A", "stop", 5, 1)
     ask(Engine(reply), tmp_path)
     [path] = tmp_path.iterdir()
@@ -87,8 +87,8 @@ def test_an_answer_without_them_is_stored_as_by_earlier_versions(tmp_path: Path)
     assert ask(Engine(), tmp_path) == reply
 
 
-def test_a_logged_answer_that_lacks_them_is_asked_for_again(tmp_path: Path) -> None:
-    """So that a run can go on once the endpoint gives them."""
+def test_a_logged_answer_without_log_probabilities_is_requested_again(tmp_path: Path) -> None:
+    """So that a run can continue once the endpoint gives log-probabilities."""
     with pytest.raises(StopRun):
         ask(Engine(Reply("A", "length")), tmp_path, top_logprobs=5)
     reply = Reply("A", "length", top_logprobs=BOTH)
@@ -96,7 +96,7 @@ def test_a_logged_answer_that_lacks_them_is_asked_for_again(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("broken", [[["A"]], [["A", -1, 2]], 5, ["A"]])
-def test_an_entry_of_another_shape_is_no_answer(broken: Any, tmp_path: Path) -> None:
+def test_a_malformed_entry_of_the_log_is_ignored(broken: Any, tmp_path: Path) -> None:
     log = AnswerLog(tmp_path, 0)
     key = log.key([user("a")], Sampling(1, 1, 1), "r")
     log.append(key, Reply("A", "length", top_logprobs=broken))
@@ -129,7 +129,7 @@ def ask_at(
         return asyncio.run(engine.answer([user(question)], sampling)), server.bodies
 
 
-def test_an_endpoint_is_asked_for_them_and_the_first_token_is_read() -> None:
+def test_log_probabilities_of_the_first_token_are_requested_and_read() -> None:
     reply, [body] = ask_at(replied(first_token("A", -0.5, ("A", -0.5), ("B", -1.5))))
     assert reply == Reply("A", "length", 5, 3, BOTH)
     asked = {"logprobs": True, "top_logprobs": 20, "max_tokens": 1, "temperature": 1, "top_p": 1}
@@ -141,12 +141,12 @@ def test_an_endpoint_is_asked_for_them_and_the_first_token_is_read() -> None:
 @pytest.mark.parametrize(
     ("logprobs", "tokens"),
     [
-        # The sampled token counts, even if it is not among the most likely ones, but not twice.
+        # The sampled token is added if it is not among the most likely ones.
         (first_token("B", -4.0, ("A", -0.1)), (("A", -0.1), ("B", -4.0))),
         # Two tokens may have the same text.
         (first_token("A", -1, ("A", -1), ("A", -2)), (("A", -1.0), ("A", -2.0))),
         (first_token("A", -1, ("A", -1), ("B", -9999.0)), (("A", -1.0), ("B", -9999.0))),
-        # The sampled token alone is no comparison.
+        # The sampled token alone says nothing about the others.
         (first_token("A", -0.1), ()),
         (
             first_token("A", -0.1, (None, -1), ("B", "-1"), ("B", True), ("B", math.nan)),
@@ -166,7 +166,7 @@ def test_an_endpoint_is_asked_for_them_and_the_first_token_is_read() -> None:
         (None, ()),
     ],
 )
-def test_what_an_endpoint_may_send(logprobs: Any, tokens: TopLogprobs) -> None:
+def test_valid_entries_are_read_and_others_ignored(logprobs: Any, tokens: TopLogprobs) -> None:
     assert read_first_tokens({"logprobs": logprobs}) == tokens
 
 
@@ -186,7 +186,7 @@ def test_a_token_spent_on_reasoning_is_an_answer_without_text() -> None:
         error(400, "Requested sample logprobs of 20, which is greater than max allowed: 5"),
     ],
 )
-def test_an_endpoint_that_refuses_them_is_one_line(refusal: Answer) -> None:
+def test_an_endpoint_that_refuses_log_probabilities_is_a_one_line_error(refusal: Answer) -> None:
     with pytest.raises(StopRun) as stopped:
         ask_at(refusal)
     said = str(stopped.value)
@@ -194,7 +194,7 @@ def test_an_endpoint_that_refuses_them_is_one_line(refusal: Answer) -> None:
     assert refusal.body["error"]["message"].rstrip(".") in said and "\n" not in said
 
 
-def test_an_error_that_quotes_the_row_stops_no_other_row() -> None:
+def test_an_error_that_quotes_the_row_does_not_stop_the_run() -> None:
     with pytest.raises(Rejected):
         ask_at(error(400, "Cannot answer 'what are logprobs?'"), "what are logprobs?")
 
@@ -220,7 +220,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_batches_carry_them(tmp_path: Path) -> None:
+def test_batches_return_log_probabilities(tmp_path: Path) -> None:
     with provider() as server:
         alone, together = (
             ask_together(server.url, tmp_path / str(batch), batch) for batch in (False, True)
@@ -230,7 +230,7 @@ def test_batches_carry_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_batch_of_an_endpoint_that_refuses_them_is_one_line(tmp_path: Path) -> None:
+def test_a_batch_refused_for_log_probabilities_is_a_one_line_error(tmp_path: Path) -> None:
     line = "name another judge, or use another form of question"
     refusing = Behavior(refuses=("logprobs",))
     with provider(refusing) as server, pytest.raises(StopRun, match=line):

@@ -1,4 +1,4 @@
-"""The loss mask is proven: for a template when it is loaded, and for every row."""
+"""Tests that the loss mask is proven: for a template when it is loaded, and for every row."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ UNMASKABLE = {
         GOOD + "{% if messages[2:] %}{{ raise_exception('one only') }}{% endif %}",
         "refuses the conversation: one only",
     ),
-    "is no Jinja": ("{% for m in %}", "refuses the conversation: Expected an expression"),
+    "is not Jinja": ("{% for m in %}", "refuses the conversation: Expected an expression"),
     "writes to the messages": ("{{ messages.append(messages[0]) }}" + GOOD, "is unsafe"),
     "opens a file": ("{% include '/etc/passwd' %}" + GOOD, "no loader"),
     "reaches for Python": ("{{ ''.__class__.__mro__ }}" + GOOD, "is unsafe"),
@@ -96,7 +96,7 @@ def test_a_template_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_template_that_cannot_be_masked_can_still_be_asked() -> None:
-    """As reasoning models, whose template omits the thoughts of earlier answers."""
+    """As with reasoning models, whose templates omit the reasoning of earlier answers."""
     template = GOOD.replace("assistant\n'", "assistant\n<think>\n'")
     tokenizer = tokenizer_with(template)
     chat = ChatFormat.to_ask(tokenizer)
@@ -120,7 +120,7 @@ def test_a_conversation_that_the_template_refuses_is_the_rows_fault() -> None:
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no\nsystem') }}{% endif %}"
     )
     tokenizer = tokenizer_with(refusal + GOOD)
-    tokenizer.name_or_path = "/srv/models/one"  # clients of a service see the error
+    tokenizer.name_or_path = "/srv/models/one"  # a path that clients of a service must not see
     chat = ChatFormat.of(tokenizer)
     messages = [{"role": "system", "content": "Be brief."}, *TALK]
     for use in (chat.render, chat.prompt):
@@ -137,7 +137,7 @@ def test_a_message_that_the_template_omits_is_the_rows_fault() -> None:
         chat.render([{"role": "system", "content": "Be brief."}, *TALK])
 
 
-def test_a_template_that_ends_long_answers_otherwise_is_the_rows_fault() -> None:
+def test_a_template_that_ends_long_answers_differently_is_the_rows_fault() -> None:
     other = "('<|turn|>' if m['content'] | length > 20 else '<|end|>') + '\n'"
     template = GOOD.replace("'<|end|>\n'", other)
     chat = ChatFormat.of(tokenizer_with(template))
@@ -187,8 +187,8 @@ def test_a_token_for_unknown_text_is_never_trained() -> None:
         chat.render([TALK[0], {"role": "assistant", "content": "Two ☃"}])
 
 
-def test_tokens_that_swallow_white_space_are_followed() -> None:
-    """As Phi-3's, which are Llama 2's tokens and some that remove the whitespace after them."""
+def test_tokens_that_strip_whitespace_do_not_shift_the_mask() -> None:
+    """As in Phi-3: Llama 2's tokens, and some that remove the whitespace after them."""
     inner = llama2().backend_tokenizer
     tokens = ("<|turn|>", "<|end|>")
     inner.add_special_tokens([AddedToken(token, rstrip=True, normalized=False) for token in tokens])

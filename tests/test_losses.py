@@ -51,8 +51,8 @@ def nls(x: float) -> float:
     return log(1 + exp(-x))
 
 
-# Two pairs. Log-ratios of the chosen answers are 1 and -1, of the rejected ones -1 and 0.5;
-# differences 2 and -1.5, times β 1 and -0.75, per token 1/3 + 1/2 and -1/2 - 1/2.
+# Two pairs. Log-ratios: 1 and -1 (chosen), -1 and 0.5 (rejected). Margins: 2 and -1.5; times β:
+# 1 and -0.75; of log-ratios per token: 1/3 + 1/2 and -1/2 - 1/2.
 CHOSEN = {"log_probs": [-6.0, -4.0], "reference": [-7.0, -3.0], "tokens": [3, 2]}
 REJECTED = {"log_probs": [-9.0, -2.0], "reference": [-8.0, -2.5], "tokens": [2, 1]}
 BETA = 0.5
@@ -85,7 +85,7 @@ BY_HAND: list[tuple[dict[str, Any], list[float]]] = [
             nls(-0.75) * sigma(15) + exp(0.75) * sigma(-15),
         ],
     ),
-    # Log-probabilities per token are -2 and -2, and -4.5 and -2.
+    # Log-probabilities per token: -2 and -2 (chosen), -4.5 and -2 (rejected).
     ({"loss": "simpo", "simpo_gamma": 0.25}, [nls(1), nls(-0.25)]),
     (
         {"loss": "simpo", "simpo_gamma": 0.25, "label_smoothing": 0.2},
@@ -103,12 +103,12 @@ def answers(values: dict[str, list[float]]) -> Any:
 
 
 @pytest.mark.parametrize(("settings", "expected"), BY_HAND)
-def test_by_hand(settings: dict[str, Any], expected: list[float]) -> None:
+def test_losses_equal_values_by_hand(settings: dict[str, Any], expected: list[float]) -> None:
     from zephyr_ray.train import losses
 
     loss = getattr(losses, settings["loss"])
-    found = loss(answers(CHOSEN), answers(REJECTED), stage(**{"beta": BETA} | settings))
-    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    values = loss(answers(CHOSEN), answers(REJECTED), stage(**{"beta": BETA} | settings))
+    assert values.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_every_loss_is_computed_by_hand() -> None:
@@ -117,8 +117,8 @@ def test_every_loss_is_computed_by_hand() -> None:
 
 @pytest.fixture(scope="module")
 def tools(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Returns TRL's trainers, whose settings each test sets, and our model, which shares
-    prompts."""
+    """Yields TRL's trainers, which each test configures, and our model, which processes the prompt
+    of a pair once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
         yield trainers(tiny_model, str(tmp_path_factory.mktemp("trl")), patch)
@@ -135,7 +135,7 @@ def trainers(tiny_model: Path, folder: str, patch: pytest.MonkeyPatch) -> Simple
     from zephyr_ray.train.model import load_model
 
     class Theirs(DPOTrainer):
-        """With rows that are tokens and carry the reference's scores."""
+        """For tokenized rows that have reference log-probabilities."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
@@ -175,7 +175,7 @@ def gradients(model: Any, loss: Any) -> dict[str, Any]:
 
 
 def forward(settings: Dpo, model: Any, rows: list[dict[str, Any]]) -> Any:
-    """Returns our losses of pairs, and metrics."""
+    """Returns our loss of each pair, and our metrics."""
     from trl.trainer.utils import add_fused_lm_head
 
     objective = settings.objective()
@@ -214,7 +214,7 @@ SMOOTHING = {"robust": 0.2, "exo_pair": 0.1}
         ({"loss": {"hinge": 0.5, "nll": 0.2}}, PAIRS[:1]),
     ],
 )
-def test_is_that_of_trl(settings: dict[str, Any], rows: Any, tools: Any) -> None:
+def test_losses_and_gradients_equal_trls(settings: dict[str, Any], rows: Any, tools: Any) -> None:
     loss, trainer = settings["loss"], tools.dpo
     weights = loss if isinstance(loss, dict) else {loss: 1}
     trainer.loss_types = [{"nll": "sft"}.get(name, name) for name in weights]
@@ -225,7 +225,7 @@ def test_is_that_of_trl(settings: dict[str, Any], rows: Any, tools: Any) -> None
 
 
 @pytest.mark.parametrize("smoothing", [0, 0.1])
-def test_simpo_is_that_of_trl(smoothing: float, tools: Any) -> None:
+def test_simpo_equals_trls(smoothing: float, tools: Any) -> None:
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -278,7 +278,7 @@ def test_each_part_of_a_sum_is_a_metric(tools: Any) -> None:
         ({"simpo_gamma": 1.0}, "simpo_gamma has no effect without loss simpo"),
     ],
 )
-def test_a_loss_that_cannot_be_computed_is_refused(settings: dict[str, Any], error: str) -> None:
+def test_invalid_loss_settings_are_refused(settings: dict[str, Any], error: str) -> None:
     with pytest.raises(Permanent, match=error.replace("?", r"\?")) as raised:
         stage(**settings).check({}, {})
     assert "\n" not in str(raised.value)

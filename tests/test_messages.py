@@ -90,7 +90,8 @@ def test_clean_reads_roles(messages: list[Message], expected: list[str], tmp_pat
 
 
 def pair(last: str, finish: str | None, old: bool = False) -> Row:
-    """Returns a pair of two turns; `finish` is the reason that the chosen last answer ended."""
+    """Returns a pair with two turns; `finish` is why the last chosen answer ended, in a column of
+    the row if `old`, as in earlier versions."""
     context = [SYSTEM, user("Where is Oslo?"), assistant("In Norway.")]
     facts = {} if old or finish is None else {"finish_reason": finish}
     stated = user(f"{last} Use at most 9 words.", instruction=last)
@@ -126,10 +127,10 @@ TALK = [SYSTEM, user("a"), assistant("b"), user("c"), assistant("d")]
         ({"finish": ["length"]}, {"finish_reason": [None, "length"]}),
         ({"finish": ["length", "stop"]}, {"finish_reason": ["length", "stop"]}),
         ({"instructions": ["c"]}, {"instruction": [None, "c"]}),
-        ({"instructions": ["a"]}, {"instruction": [None, None]}),  # of no question, the last says
+        ({"instructions": ["a"]}, {"instruction": [None, None]}),  # not the last question
     ],
 )
-def test_fewer_old_facts_than_messages_are_about_the_last_ones(columns: Row, expected: Row) -> None:
+def test_fewer_old_facts_than_messages_belong_to_the_last_ones(columns: Row, expected: Row) -> None:
     row = with_facts({"id": "r", "messages": TALK, **columns})
     [(fact, values)] = expected.items()
     role = {"finish_reason": "assistant", "instruction": "user"}[fact]
@@ -159,7 +160,7 @@ def test_the_end_of_each_answer_is_trained_unless_it_was_cut_off(
     messages = [*system, *(m for answer in said for m in (user("Which tree?"), answer))]
     row = train_once.tokens(stage, chat, {"id": "r", "messages": messages})
     stops = [at for at, token in enumerate(row["input_ids"]) if token == chat.stop_token_id]
-    # Each message ends with the token; those of answers are every second one.
+    # Every message ends with this token, and every second message is an answer.
     answers = stops[len(system) + 1 :: 2]
     assert [row["labels"][at] == chat.stop_token_id for at in answers] == ends
 

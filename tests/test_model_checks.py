@@ -43,7 +43,7 @@ def test_the_context_that_a_config_states(config: dict[str, Any], tokens: int) -
 
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
-    """Returns a copy of the tiny model to damage: context 512, 1000 tokens."""
+    """Returns a copy of the tiny model that a test may damage: context 512, vocabulary 1000."""
     return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
@@ -68,7 +68,7 @@ def test_a_usable_model_passes(model: Path) -> None:
         ({"vocab_size": 999}, "ids up to 999, its embeddings only 999 rows"),
     ],
 )
-def test_a_model_that_cannot_answer_is_one_line(
+def test_a_model_that_cannot_answer_is_a_one_line_error(
     config: dict[str, Any], says: str, model: Path
 ) -> None:
     change(model / "config.json", **config)
@@ -76,7 +76,7 @@ def test_a_model_that_cannot_answer_is_one_line(
         check_answers(model)
 
 
-def test_an_added_token_without_an_embedding_is_one_line(model: Path) -> None:
+def test_an_added_token_without_an_embedding_is_a_one_line_error(model: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -86,7 +86,7 @@ def test_an_added_token_without_an_embedding_is_one_line(model: Path) -> None:
         check_answers(model)
 
 
-def test_the_rows_of_the_weights_count_too(model: Path) -> None:
+def test_the_embedding_rows_in_the_weights_are_checked_too(model: Path) -> None:
     change(model / "config.json", vocab_size=2000)
     check_answers(model)
     import torch
@@ -98,7 +98,7 @@ def test_the_rows_of_the_weights_count_too(model: Path) -> None:
         check_answers(model)
 
 
-def test_a_tokenizer_that_cannot_be_loaded_is_one_line(model: Path) -> None:
+def test_a_tokenizer_that_cannot_be_loaded_is_a_one_line_error(model: Path) -> None:
     (model / "tokenizer.json").write_text("{}")
     with pytest.raises(Permanent, match="model: cannot load the tokenizer .*; copy it again"):
         check_answers(model)
@@ -116,7 +116,7 @@ def test_a_tokenizer_that_cannot_be_loaded_is_one_line(model: Path) -> None:
         ({}, 14, r"max_length 14 is below the \d+ tokens of the shortest conversation"),
     ],
 )
-def test_a_model_that_cannot_be_trained_is_one_line(
+def test_a_model_that_cannot_be_trained_is_a_one_line_error(
     config: dict[str, Any], max_length: int, says: str, model: Path
 ) -> None:
     change(model / "config.json", **config)
@@ -153,7 +153,7 @@ stages:
     ],
 )
 @pytest.mark.parametrize("plan", [[], ["--plan"]], ids=["run", "plan"])
-def test_a_length_above_the_context_is_one_line_before_any_stage(
+def test_a_length_above_the_context_is_a_one_line_error_before_any_stage(
     plan: list[str],
     override: str,
     says: str,

@@ -76,7 +76,7 @@ def completions(names: str, **settings: Any) -> Completions:
 
 
 @given(seed=st.integers(0, 9), text=st.text(), names=NAMES, added=st.text(max_size=4))
-def test_a_new_model_leaves_the_order_of_the_others(
+def test_a_new_model_keeps_the_order_of_the_others(
     seed: int, text: str, names: list[str], added: str
 ) -> None:
     before, after = rank(seed, text, names), rank(seed, text, [added, *names])
@@ -88,10 +88,10 @@ def test_models_get_equal_shares_of_the_texts() -> None:
     names = [f"m{n}" for n in range(17)]
     texts = 4000
     counts = Counter(n for i in range(texts) for n in rank(0, f"text {i}", names)[:4])
-    # 941 are expected, with a spread of sqrt(4000 · 4/17 · 13/17) = 27; five of them.
+    # Expected: 941 ± 5 standard deviations of sqrt(4000 · 4/17 · 13/17) = 27.
     assert all(806 < counts[name] < 1076 for name in names)
     firsts = Counter(rank(0, f"text {i}", "ab")[0] for i in range(texts))
-    assert 1842 < firsts["a"] < 2158  # 2000, with a spread of 32
+    assert 1842 < firsts["a"] < 2158  # 2000 ± 5 standard deviations of 32
     assert rank(0, "text", "abcdef") != rank(1, "text", "abcdef")
 
 
@@ -108,7 +108,7 @@ def test_adding_a_model_asks_only_that_model(
     assert drawn == set("abcx")
 
 
-def test_only_the_answers_of_a_new_model_are_judged_anew(
+def test_only_the_answers_of_a_new_model_are_judged_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def judged(models: str) -> set[tuple[Any, ...]]:
@@ -184,11 +184,13 @@ def test_a_model_answers_again_if_no_other_one_fits(
 
 
 def with_journal(monkeypatch: pytest.MonkeyPatch, models: Models) -> list[str]:
-    """Replaces the pass over rows that share an engine by a loop in this process, which writes to
+    """Replaces the pass over rows that share an engine with a loop in this process, which writes to
     the journal. Returns the names of the models of each pass."""
     passes: list[str] = []
 
-    def execute(work: Work, found: Any, pending: list[Any], program: Any, own: list[Model]) -> None:
+    def execute(
+        work: Work, outcomes: Any, pending: list[Any], program: Any, own: list[Model]
+    ) -> None:
         by_name = {model.name: model for model in own}
         passes.append("".join(by_name))
         journal = work.journal("rows", f"pass{len(passes)}")
@@ -199,7 +201,7 @@ def with_journal(monkeypatch: pytest.MonkeyPatch, models: Models) -> list[str]:
             except RowError as error:
                 outcome = RowFault(row["id"], str(error), error.cause)
             journal.append(to_entry(outcome))
-        found.follow()
+        outcomes.follow()
 
     monkeypatch.setattr(rows, "_execute", execute)
     return passes
@@ -250,7 +252,7 @@ def test_a_row_with_another_fault_stays_with_its_model(
     assert work.counts["failed/content filter"] == len(PROMPTS) - len(written) > 0
 
 
-def test_each_dialogue_is_one_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_dialogue_has_one_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dialogues(folder: str, names: str, too_long: str = "") -> tuple[list[Any], Work]:
         stage = SelfRefine(model=list(names), prompts="prompts", turns=2)
         return made(tmp_path / folder, monkeypatch, Models(too_long), stage, names)
@@ -286,7 +288,7 @@ def test_new_tasks_name_their_teacher(tmp_path: Path, monkeypatch: pytest.Monkey
     assert ["author" in row for row in rows] == [row["source"] != "t1" for row in rows]
 
 
-def test_one_model_asks_rows_under_the_ids_of_earlier_versions(tmp_path: Path) -> None:
+def test_one_model_keeps_the_row_ids_of_earlier_versions(tmp_path: Path) -> None:
     work = work_on(tmp_path, prompts=PROMPTS[:1])
     work.models = {"m": Model("m", VllmSettings(weights="w"))}
     answer = {"model": "m", "system": None, "text": "A cat.", "finish_reason": "stop", "tokens": 3}

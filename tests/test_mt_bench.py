@@ -1,4 +1,4 @@
-"""Tests two-turn answers and their judgement: what is asked at which temperature, what the judge is
+"""Tests two-turn answers and their judgement: the temperature of each category, what the judge is
 shown, and the figures by hand."""
 
 import asyncio
@@ -74,7 +74,7 @@ def test_the_second_turn_follows_the_first_answer() -> None:
 
 
 class Full:
-    """A model whose context has room for so many answers; `asked` counts them."""
+    """A model whose context has room for this many answers; `asked` counts requests."""
 
     def __init__(self, answers: int):
         self.answers, self.asked = answers, 0
@@ -106,7 +106,7 @@ def requests(baseline: str | None = None, **answers: Any) -> dict[str, dict[str,
     return {row["id"]: row for row in gathered.requests(baseline)}
 
 
-def test_the_judge_scores_a_turn_after_the_turns_before_it() -> None:
+def test_the_judge_sees_the_turns_before_the_one_it_scores() -> None:
     asked = requests(m=("Four.", "Eight."))
     assert list(asked) == ["q1/1/m", "q1/2/m", "q2/1/m", "q2/2/m"]
     first, second = asked["q1/1/m"], asked["q1/2/m"]
@@ -151,7 +151,7 @@ def test_a_missing_answer_is_not_judged() -> None:
 def test_two_empty_answers_are_not_compared() -> None:
     asked = requests("base", base=("Five.", " "), m=("", "\n"))
     assert list(asked) == ["q1/1/m", "q2/1/m"]
-    # An answer that is judged by itself gets a score, also if it is empty.
+    # Without a baseline, an empty answer is scored too.
     assert list(requests(m=("", "Eight."))) == ["q1/1/m", "q1/2/m", "q2/1/m", "q2/2/m"]
 
 
@@ -178,7 +178,7 @@ ROWS = [
 
 def test_figures_by_hand() -> None:
     figures = summary(ROWS, QUESTIONS, seed=1)
-    assert figures["overall"]["mean"] == 6.0  # (8 + 5 + 2 + 9) / 4: an unread reply is no score
+    assert figures["overall"]["mean"] == 6.0  # (8 + 5 + 2 + 9) / 4: unparsable replies do not count
     assert figures["turns"]["1"]["mean"] == pytest.approx(19 / 3)
     assert figures["turns"]["2"]["mean"] == 5.0
     assert list(figures["categories"]) == ["writing", "math"]
@@ -189,7 +189,7 @@ def test_figures_by_hand() -> None:
     assert summary([], QUESTIONS, seed=1)["overall"] is None
 
 
-def test_both_turns_of_a_question_count_once() -> None:
+def test_both_turns_of_a_question_are_one_cluster() -> None:
     scores = [3, 9, 4, 10, 6, 2]
     rows = [judgement(f"q{n}", t, s, "stem") for n, s in enumerate(scores) for t in (1, 2)]
     made = estimate(rows, seed=5)

@@ -1,5 +1,5 @@
-"""Tests two-turn questions: the shipped ones, whose references are computed, MT-Bench's, and files
-with faults."""
+"""Tests two-turn questions: the shipped ones, whose references are recomputed here, MT-Bench's, and
+faulty files."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ def shipped(category: str, number: int) -> dict[str, Any]:
 
 
 def code(text: str) -> dict[str, Any]:
-    """Returns what the Python block of a text defines."""
+    """Returns the names that the Python block of a text defines."""
     block = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert block
     names: dict[str, Any] = {}
@@ -39,7 +39,7 @@ def code(text: str) -> dict[str, Any]:
     return names
 
 
-def test_shipped_questions_are_two_per_category_with_references_where_they_are_needed() -> None:
+def test_two_questions_per_category_are_shipped_with_references_where_needed() -> None:
     questions = read_questions(SHIPPED)
     assert Counter(q["category"] for q in questions) == dict.fromkeys(TEMPERATURES, 2)
     assert {q["category"] for q in questions if q["reference"]} == set(REFERENCED)
@@ -69,13 +69,13 @@ def test_the_order_of_the_race() -> None:
     assert len(two) == 2 and all(order in second for order in two)
 
 
-def test_who_of_the_siblings_lies() -> None:
+def test_which_siblings_lie() -> None:
     consistent = []
     for lena, max_, nora, oskar in itertools.product((True, False), repeat=4):
         lies = [lena, max_, nora].count(False)
         if lena == (lies == 1) and max_ == (not lena) and nora == (max_ == nora):
             consistent.append((lena, max_, nora, oskar == ((lies + (not oskar)) % 2 == 0)))
-    # Oskar's statement fits both what he may be.
+    # Oskar's statement is consistent whether he lies or tells the truth.
     assert consistent == [(False, True, False, True)] * 2
     first, second = shipped("reasoning", 1)["reference"]
     assert first.startswith("Max tells the truth; Lena and Nora lie.")
@@ -85,10 +85,10 @@ def test_who_of_the_siblings_lies() -> None:
 def test_the_tank() -> None:
     per_hour, loss = 240 / 6, 240 / 10
     hours = 3 + (240 - 3 * (per_hour - loss)) / per_hour
-    beside = (7 * per_hour - 240) / loss
+    together = (7 * per_hour - 240) / loss
     first, second = shipped("math", 0)["reference"]
     assert hours == 7.8 and "7.8 hours, that is 7 hours and 48 minutes" in first
-    assert beside == 5 / 3 and "5/3 hours, that is 1 hour and 40 minutes" in second
+    assert together == 5 / 3 and "5/3 hours, that is 1 hour and 40 minutes" in second
 
 
 def test_the_numbers_divisible_by_6_but_not_by_4() -> None:
@@ -146,7 +146,7 @@ def test_the_questions_of_mt_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert referenced == dict.fromkeys(REFERENCED, 10)
     by_id = {q["id"]: q for q in questions}
     assert set(by_id) == set(map(str, range(81, 161)))
-    # GPT-4's own reference says Cheryl.
+    # GPT-4's reference wrongly says Cheryl; this one is GPT-4 Turbo's.
     assert "secretary is Alice" in by_id["105"]["reference"][0]
 
 
@@ -171,10 +171,10 @@ def test_a_faulty_question_is_one_line(row: dict[str, Any], line: str, tmp_path:
     assert line in str(error.value)
 
 
-def test_two_questions_with_one_id_or_none_at_all_are_refused(tmp_path: Path) -> None:
+def test_a_repeated_id_and_an_empty_file_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text(f"{json.dumps(QUESTION)}\n\n{json.dumps(QUESTION)}\n")
-    with pytest.raises(Permanent, match="line 3: has the question_id of line 1"):
+    with pytest.raises(Permanent, match="line 3: repeats the question_id of line 1"):
         read_questions(file)
     file.write_text("\n")
     with pytest.raises(Permanent, match="is empty"):

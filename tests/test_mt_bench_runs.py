@@ -37,9 +37,9 @@ def models(url: str, *names: str) -> dict[str, Model]:
 
 
 def play(folder: Path, questions: int, judge: Callable[[str], str], **settings: Any) -> Run:
-    """Runs both stages on the first of the shipped questions, with an endpoint whose models answer
-    with their name, and whose judge replies what `judge` returns for a question. Returns the
-    requests, the work and the artifact of the second stage."""
+    """Runs both stages on the first shipped questions, against an endpoint whose models answer with
+    their name and whose judge replies with `judge(question)`. Returns the requests, and the second
+    stage's work and artifact."""
 
     def reply(_: int, body: Body) -> Answer:
         question = body["messages"][-1]["content"]
@@ -95,7 +95,7 @@ def test_an_endpoint_is_asked_at_the_temperature_of_each_category(scored: Run) -
     judged = [body for body in bodies if body["model"] == "judge"]
     assert len(judged) == 2 * 16 * 2
     assert all(body["temperature"] == 0.5 for body in judged)
-    # Its form is MT-Bench's, not a JSON schema.
+    # The judge replies in MT-Bench's format, so no JSON schema is sent.
     assert not any("response_format" in body for body in judged)
     assert sum("The right solution:" in b["messages"][0]["content"] for b in judged) == 2 * 6 * 2
 
@@ -109,7 +109,7 @@ def test_scores_of_two_models(scored: Run, intact: None) -> None:
     assert [(d["a"], d["b"], d["mean"]) for d in result["differences"]] == [("dpo", "sft", 2.0)]
     section = mt_bench_section(artifact)
     assert section.headline == (
-        "dpo has a score of 8.00 [8.00, 8.00] of 10 on 16 two-turn questions; "
+        "dpo has a score of 8.00 [8.00, 8.00] out of 10 on 16 two-turn questions; "
         "against sft: +2.00 [+2.00, +2.00]."
     )
     blocks = section.chapters[0].blocks
@@ -129,7 +129,7 @@ def test_scores_of_two_models(scored: Run, intact: None) -> None:
     assert samples[0].kind in TEMPERATURES
 
 
-def test_judgements_that_cannot_be_read_are_asked_for_again_and_counted(
+def test_unreadable_judgements_are_requested_again_and_counted(
     tmp_path: Path, intact: None
 ) -> None:
     def reply(question: str) -> str:
@@ -160,11 +160,11 @@ def test_a_comparison_with_a_baseline(tmp_path: Path, intact: None) -> None:
     section = mt_bench_section(artifact)
     assert section.headline == (
         "dpo has a win rate against sft of 1.00 [1.00, 1.00] on 4 two-turn questions. "
-        "The intervals are too narrow, because the questions are few."
+        "The intervals are too narrow, because there are few questions."
     )
     [bars] = [block for block in section.chapters[0].blocks if isinstance(block, Bars)]
     assert bars.bars == (("dpo", Interval(1, 1, 1)),)
-    # Two categories make no area.
+    # A radar chart needs at least three categories.
     assert not any(isinstance(block, Radar) for block in section.chapters[0].blocks)
     tables = [block for block in section.chapters[0].blocks if isinstance(block, Table)]
     assert tables[0].rows[0][4:6] == ((8, 0, 0), 0)
@@ -192,14 +192,14 @@ stages:
         ("answers.questions=mine.jsonl", "cannot read"),
     ],
 )
-def test_what_cannot_work_is_one_line(setting: str, line: str, tmp_path: Path) -> None:
+def test_a_setting_that_cannot_work_is_one_line(setting: str, line: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     with pytest.raises(Permanent) as error:
         check_files(load(tmp_path / "recipe.yaml", KINDS, [setting]))
     assert line in str(error.value)
 
 
-def test_the_plan_knows_how_often_it_asks(tmp_path: Path) -> None:
+def test_the_plan_counts_the_calls(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     stages = load(tmp_path / "recipe.yaml", KINDS, ["answers.models=[a]"]).stages
     answers, score_stage = stages["answers"], stages["score"]

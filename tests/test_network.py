@@ -50,7 +50,7 @@ SETTINGS = {
 """Peers that everything-values.yaml sets and the presets do not."""
 SAME_PART = "pods of the same part (`cluster`, `pipeline` or `serve`)"
 PODS_OF_PORT = {"8000": ("serve",), "5000": ("mlflow",)}
-"""Components that listen on a port, unless all parts with Ray do."""
+"""Components that listen on a port; on other ports, all parts with Ray do."""
 
 
 def dns(name: str = "kube-system", port: int = 53) -> Access:
@@ -76,8 +76,8 @@ def documented(component: str, settings: dict[str, str]) -> Access:
     table = text.partition("## Who gets in")[2].partition("\n\n")[2].partition("\n\n")[0]
     pairs: Access = set()
     for row in table.splitlines()[2:]:
-        where, admitted, _ = (cell.strip() for cell in row.strip("|").split(" | "))
-        ports = re.findall(r"\d{4,}", where.partition(":")[0]) or [ALL]
+        port_cell, admitted, _ = (cell.strip() for cell in row.strip("|").split(" | "))
+        ports = re.findall(r"\d{4,}", port_cell.partition(":")[0]) or [ALL]
         for port in ports:
             if component not in PODS_OF_PORT.get(port, RAY_PARTS):
                 continue
@@ -172,7 +172,7 @@ def egress_of_everything(component: str, head: bool) -> Access:
         services = {"cluster": 8265, "serve": 8000, "mlflow": 5000}
         return OPENSHIFT | {(part(name), f"{port}/TCP") for name, port in services.items()}
     if component == "mlflow":
-        return OPENSHIFT | {(ANYONE, "443/TCP"), extra}  # 443: the bucket of the artifacts
+        return OPENSHIFT | {(ANYONE, "443/TCP"), extra}  # 443: the artifact bucket
     allowed = OPENSHIFT | {extra}
     allowed |= {(part(component), ALL), (ANYONE, "6380/TCP"), (INTERNET, "443/TCP")}
     if component != "serve":
@@ -183,7 +183,7 @@ def egress_of_everything(component: str, head: bool) -> Access:
 
 
 def test_pods_reach_only_what_they_need() -> None:
-    """The metadata server and private networks stay closed, the API server but for heads."""
+    """Ray workers reach HTTPS on public addresses only; heads also reach the API server."""
     rendered = render(EVERYTHING)
     for labels in pod_labels(rendered):
         component = labels["app.kubernetes.io/component"]
@@ -227,10 +227,10 @@ def submitted(folder: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("sets", [CLUSTER, (*SERVE, "pipeline.enabled=true")])
-def test_a_submitted_job_has_the_access_of_the_charts_own(
+def test_a_submitted_job_has_the_same_access_as_the_charts_job(
     sets: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Also where the chart runs no job: `zephyr submit` needs none."""
+    """Holds even if the chart runs no job, because `zephyr submit` needs none."""
     rendered = render(sets=sets)
     own = {"zephyr-ray/part": "pipeline"}
     pods = submitted(tmp_path)
@@ -275,7 +275,7 @@ def matches(peer: str, labels: dict[str, str]) -> bool:
     return wanted.items() <= labels.items()
 
 
-def test_every_connection_works_where_the_namespace_denies_by_default(tmp_path: Path) -> None:
+def test_every_connection_works_if_the_namespace_denies_by_default(tmp_path: Path) -> None:
     rendered = render(sets=(*SERVE, "pipeline.enabled=true"))
     named = {
         (labels["app.kubernetes.io/component"], labels.get("ray.io/node-type")): labels

@@ -1,4 +1,5 @@
-"""Tests that rows with facts in parallel columns are read as rows whose messages carry them."""
+"""Tests that rows of earlier versions, with facts in parallel columns, are read as rows whose
+messages carry the facts."""
 
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ NEW, OLD = ([pair[n] for pair in DIALOGUES] for n in (0, 1))
 
 
 def pair(chosen: str, rejected: str) -> tuple[Row, Row]:
-    """Returns a pair whose answers end for these reasons, in both formats; only questions of new
-    rows carry the instruction."""
+    """Returns a pair whose answers end for these reasons, in both formats. Questions of old
+    pairs have no instructions, so those of new ones have none here."""
     row = {"id": f"{chosen}-{rejected}", "constraint": None, "prompt": "Name a pet."}
     sides = {"chosen": ("A cat.", chosen), "rejected": ("A dog.", rejected)}
     asked = user("Name a pet.")
@@ -85,7 +86,7 @@ def test_old_rows_are_read_as_new_ones(new: Row, old: Row) -> None:
     assert with_facts(new) == new
 
 
-def test_facts_of_messages_come_before_columns() -> None:
+def test_facts_of_messages_override_columns() -> None:
     new, _ = new_and_old("whole", ["length", "stop"])
     assert with_facts({**new, "finish": ["stop", "stop"]}) == new
 
@@ -105,7 +106,7 @@ def test_cleaning_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         kept = run(Clean(dialogues="dialogues", judge="judge"), work)
         made.append((kept, work.counts, work.examples))
     assert made[0] == made[1]
-    # Answers that were cut off fail a check of the rules.
+    # Answers that were cut off fail a check of the judge.
     assert {row["id"]: len(row["messages"]) for row in made[0][0]} == {
         "whole": 4,
         "late": 2,

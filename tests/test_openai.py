@@ -39,7 +39,7 @@ models:
     api_key_env: ZEPHYR_TEST_KEY
     concurrency: 4
   cold: {{<<: *remote, temperature: 0}}
-  # So small a model may answer nothing readable, which would stop the stage.
+  # A model this small may give no readable answer, which would stop the stage.
   judge:
     <<: *remote
     parameters: {{structured_outputs: {{choice: ['{{"score": 3}}', '{{"score": 8}}', "no idea"]}}}}
@@ -191,7 +191,7 @@ def test_a_remote_judge_compares_or_is_counted_unparsable(run: Run) -> None:
     assert result["models"]["cold"]["ties"] == len(TASKS)
 
 
-def test_a_remote_judge_prefers_by_the_probabilities_of_two_tokens(run: Run) -> None:
+def test_the_verdict_of_a_remote_judge_comes_from_the_probabilities_of_two_tokens(run: Run) -> None:
     for row in run.rows("preference"):
         verdict = row["verdicts"]["teacher"]
         assert 0 < verdict["verdict"] < 1
@@ -235,7 +235,7 @@ def test_an_unknown_model_stops_the_run_at_once(
 ) -> None:
     error, journal = run_refused(server, tmp_path, capsys, "models.teacher.model=large")
     assert "model 'large'" in error and "status 404" in error
-    # No row has failed, so all are asked once the name is right.
+    # No row has failed, so a run with the right name asks all of them.
     assert journal and all(set(entry) == {"stop"} for entry in journal)
 
 

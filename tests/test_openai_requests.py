@@ -21,8 +21,8 @@ Requests = list[tuple[dict[str, str], dict[str, Any]]]
 def exchange(
     route: str, reply: dict[str, Any], call: Callable[[str], Awaitable[Any]]
 ) -> tuple[Any, Requests]:
-    """Returns what `call` returns for one answer of a server, and the headers and bodies sent.
-    `call` gets the server's base URL."""
+    """Starts a server that answers every request with `reply`, and passes its base URL to `call`.
+    Returns the result of `call`, and the headers and bodies sent."""
     sent: Requests = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -47,7 +47,7 @@ def exchange(
 def ask(
     reply: dict[str, Any], sampling: Sampling | None = None, **settings: Any
 ) -> tuple[Reply, Requests]:
-    """Returns the `openai` engine's reply to one answer of a server, and what it sent."""
+    """Returns how the `openai` engine reads a server's `reply`, and the requests it sent."""
 
     async def call(address: str) -> Reply:
         engine = OpenAIEngine(OpenAISettings(model="peer", base_url=address, **settings))
@@ -57,7 +57,7 @@ def ask(
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0.2, 0.5, 9), Sampling(0, 1, 512)])
-def test_the_request_says_how_the_answer_is_drawn(sampling: Sampling) -> None:
+def test_the_request_has_the_sampling_settings(sampling: Sampling) -> None:
     _, [(_, body)] = ask(completion(), sampling)
     assert body == {
         "model": "peer",
@@ -68,14 +68,14 @@ def test_the_request_says_how_the_answer_is_drawn(sampling: Sampling) -> None:
     }
 
 
-def test_further_parameters_are_added_last() -> None:
+def test_parameters_override_sampling_settings() -> None:
     parameters = {"temperature": None, "reasoning_effort": "low"}
     _, [(_, body)] = ask(completion(), Sampling(0.2, 0.5, 9), parameters=parameters)
     assert (body["temperature"], body["top_p"], body["reasoning_effort"]) == (None, 0.5, "low")
 
 
 @pytest.mark.parametrize("name", ["model", "messages", "stream", "n"])
-def test_parameters_leave_the_question_to_the_engine(name: str) -> None:
+def test_parameters_cannot_replace_what_the_engine_sets(name: str) -> None:
     with pytest.raises(ValueError, match=f"must not contain {name}"):
         OpenAISettings(model="m", base_url="http://a/v1", parameters={name: 2})
 

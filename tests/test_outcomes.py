@@ -59,11 +59,11 @@ OLD_FAULTS = [
 
 
 @pytest.mark.parametrize("old", OLD_FAULTS)
-def test_an_entry_of_another_format_says_nothing(old: dict[str, Any]) -> None:
+def test_an_entry_in_another_format_is_ignored(old: dict[str, Any]) -> None:
     assert from_entry(old) is None
 
 
-def ends(folder: Path, *entries: dict[str, Any]) -> _Outcomes:
+def read_outcomes(folder: Path, *entries: dict[str, Any]) -> _Outcomes:
     journal = Journal(folder, writer="actor")
     for one in entries:
         journal.append(one)
@@ -75,49 +75,49 @@ def ends(folder: Path, *entries: dict[str, Any]) -> _Outcomes:
 @pytest.mark.parametrize("old", OLD_FAULTS)
 def test_a_row_with_an_old_fault_is_asked_again(old: dict[str, Any], tmp_path: Path) -> None:
     answered = {"id": "kept", "row": {"id": "kept", "text": "a"}}
-    found = ends(tmp_path, answered, old)
-    assert found.has("kept") and found.results == {"kept": answered["row"]}
-    assert not found.has("r") and found.count == 1
-    assert (found.row_faults, found.environment_faults, found.stops) == ({}, {}, [])
+    read_back = read_outcomes(tmp_path, answered, old)
+    assert read_back.has("kept") and read_back.results == {"kept": answered["row"]}
+    assert not read_back.has("r") and read_back.count == 1
+    assert (read_back.row_faults, read_back.environment_faults, read_back.stops) == ({}, {}, [])
 
 
-def of(*outcomes: Outcome) -> list[dict[str, Any]]:
+def to_entries(*outcomes: Outcome) -> list[dict[str, Any]]:
     return [to_entry(outcome) for outcome in outcomes]
 
 
 A, B = Answered("r", {"id": "r", "n": 1}), Answered("r", {"id": "r", "n": 2})
-ROW, WORLD = RowFault("r", "9 tokens do not fit", "too long"), EnvironmentFault("r", "busy")
+ROW, ENVIRONMENT = RowFault("r", "9 tokens do not fit", "too long"), EnvironmentFault("r", "busy")
 
 
 @pytest.mark.parametrize(
     ("outcomes", "results", "row_faults", "environment_faults"),
     [
         ([A], {"r": A.row}, {}, {}),
-        ([A, B], {"r": A.row}, {}, {}),  # the first answer was bought first
+        ([A, B], {"r": A.row}, {}, {}),  # the first answer is kept
         ([ROW, A], {"r": A.row}, {}, {}),
         ([A, ROW], {"r": A.row}, {}, {}),
-        ([WORLD, A], {"r": A.row}, {}, {}),
-        ([A, WORLD], {"r": A.row}, {}, {}),
-        ([WORLD, ROW], {}, {"r": ROW}, {}),
-        ([ROW, WORLD], {}, {"r": ROW}, {}),
-        ([WORLD], {}, {}, {"r": "busy"}),
+        ([ENVIRONMENT, A], {"r": A.row}, {}, {}),
+        ([A, ENVIRONMENT], {"r": A.row}, {}, {}),
+        ([ENVIRONMENT, ROW], {}, {"r": ROW}, {}),
+        ([ROW, ENVIRONMENT], {}, {"r": ROW}, {}),
+        ([ENVIRONMENT], {}, {}, {"r": "busy"}),
         ([EngineDied(["r"])], {}, {}, {}),
     ],
 )
-def test_the_end_of_a_row_with_several_outcomes(
+def test_the_result_of_a_row_with_several_outcomes(
     outcomes: list[Outcome],
     results: dict[str, Any],
     row_faults: dict[str, RowFault],
     environment_faults: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    found = ends(tmp_path, *of(*outcomes))
-    assert (found.results, found.row_faults, found.environment_faults) == (
+    read_back = read_outcomes(tmp_path, *to_entries(*outcomes))
+    assert (read_back.results, read_back.row_faults, read_back.environment_faults) == (
         results,
         row_faults,
         environment_faults,
     )
-    assert found.has("r") == bool(results or row_faults)
+    assert read_back.has("r") == bool(results or row_faults)
 
 
 def test_an_attempt_retries_what_stopped_an_earlier_one(
@@ -138,17 +138,17 @@ def test_an_attempt_retries_what_stopped_an_earlier_one(
     assert stops == [[]]
 
 
-def test_a_line_that_a_kill_cut_short_is_no_entry(tmp_path: Path) -> None:
+def test_a_line_that_a_kill_cut_short_is_ignored(tmp_path: Path) -> None:
     journal = Journal(tmp_path, writer="actor")
     journal.append(to_entry(A))
     (tmp_path / "killed.jsonl").write_bytes(b'\n{"id": "s", "row": {"id"')
-    found = _Outcomes(Journal(tmp_path))
-    found.follow()
-    assert found.results == {"r": A.row}
-    assert not found.has("s")
+    read_back = _Outcomes(Journal(tmp_path))
+    read_back.follow()
+    assert read_back.results == {"r": A.row}
+    assert not read_back.has("s")
 
 
-def fails(numbers: Iterable[int]) -> list[dict[str, Any]]:
+def failures(numbers: Iterable[int]) -> list[dict[str, Any]]:
     causes = ("too long", "content filter")
     return [to_entry(RowFault(str(n), f"reason {n}", causes[n % 2])) for n in numbers]
 
@@ -157,7 +157,7 @@ def fails(numbers: Iterable[int]) -> list[dict[str, Any]]:
     ("rows_in_stage", "max_failed", "allowed"),
     [(100, 0.05, 5), (12, 0.05, 1), (2, 0.05, 1), (100, 0.29, 29), (100, 0, 0), (12, 1, 11)],
 )
-def test_the_bound_of_failed_rows(
+def test_the_limit_on_failed_rows(
     rows_in_stage: int,
     max_failed: float,
     allowed: int,
@@ -165,9 +165,9 @@ def test_the_bound_of_failed_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def execute(work: Work, outcomes: _Outcomes, pending: list[Any], *_: Any) -> None:
-        """Fails the rows up to number `failing`; answers the others."""
+        """Fails the first `failing[0]` rows; answers the others."""
         journal, numbers = work.journal("rows", "actor"), [int(row["id"]) for row in pending]
-        for entry in fails(n for n in numbers if n < failing[0]):
+        for entry in failures(n for n in numbers if n < failing[0]):
             journal.append(entry)
         for n in numbers:
             if n >= failing[0]:
@@ -203,14 +203,14 @@ def test_the_bound_of_failed_rows(
         assert str(raised.value).endswith("to go on without them, or run again to retry them")
 
 
-def test_the_share_of_a_stage_that_adds_rows_is_that_of_all_its_rows(
+def test_max_failed_is_a_share_of_all_rows_even_if_a_stage_adds_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows, "_execute", lambda *_: None)
     models, work = [Model("m", RulesSettings())], work_on(tmp_path)
     journal, ids = work.journal("rows", "actor"), [{"id": str(n)} for n in range(40)]
     for start in (0, 20):
-        journal.append(fails([start])[0])
+        journal.append(failures([start])[0])
         for row in ids[start + 1 : start + 20]:
             journal.append(to_entry(Answered(row["id"], row)))
         asked = ids[: start + 20]
@@ -234,7 +234,7 @@ def test_rows_that_failed_too_often_are_asked_again(
     work, ids = work_on(tmp_path), [{"id": str(n)} for n in range(20)]
     work.max_failed = max_failed
     journal = work.journal("rows", "earlier")
-    for entry in fails(range(failed)):
+    for entry in failures(range(failed)):
         journal.append(entry)
     for row in ids[failed:]:
         journal.append(to_entry(Answered(row["id"], row)))
@@ -249,7 +249,7 @@ def test_failed_rows_that_a_higher_bound_allows_are_not_asked_again(
     work, ids = work_on(tmp_path), [{"id": str(n)} for n in range(20)]
     work.max_failed = 0.1
     journal = work.journal("rows", "earlier")
-    for entry in fails(range(2)):
+    for entry in failures(range(2)):
         journal.append(entry)
     for row in ids[2:]:
         journal.append(to_entry(Answered(row["id"], row)))
@@ -275,6 +275,6 @@ def test_rows_that_an_attempt_left_without_an_outcome_are_named(
 def test_actors_that_run_out_of_memory_name_the_settings_to_lower() -> None:
     from ray.exceptions import ActorDiedError, OutOfMemoryError
 
-    short = rows._pass_failure(OutOfMemoryError("the node is running low on memory"), "peer")
-    assert "ran out of memory; lower models.peer.actors, concurrency or context" in str(short)
+    failure = rows._pass_failure(OutOfMemoryError("the node is running low on memory"), "peer")
+    assert "ran out of memory; lower models.peer.actors, concurrency or context" in str(failure)
     assert "died 6 times" in str(rows._pass_failure(ActorDiedError(), "peer"))

@@ -1,4 +1,4 @@
-"""Tests published answers in AlpacaEval's form: read as completions, and written by an export."""
+"""Tests published answers in AlpacaEval's format: read as completions, and written by an export."""
 
 import json
 from pathlib import Path
@@ -104,7 +104,7 @@ def test_prompts_and_instructions_without_a_partner_are_counted(tmp_path: Path) 
     assert rows[0]["completions"][0]["text"] == "A cod."
 
 
-def test_prompts_with_one_text_get_its_answers_in_order(tmp_path: Path) -> None:
+def test_prompts_with_the_same_text_get_its_answers_in_order(tmp_path: Path) -> None:
     prompts = [prompt(f"p{number}", "Name a fish.") for number in range(3)]
     outputs = [output("Name a fish.", text) for text in ("A cod.", "An eel.")]
     rows, work = joined(tmp_path, outputs, prompts)
@@ -144,11 +144,11 @@ def test_prompts_with_an_added_constraint_name_the_setting(tmp_path: Path) -> No
         ),
         (
             json.dumps([OUTPUTS[0], output("So?", "Cod.", generator="llama")]),
-            "example 2: the generator is 'llama', that of the rows before it 'gpt4'",
+            "example 2: the generator is 'llama', but 'gpt4' in the rows before it",
         ),
     ],
 )
-def test_a_file_of_another_form_is_one_line_before_any_work(
+def test_a_file_in_another_format_is_one_line_before_any_work(
     text: str, fault: str, tmp_path: Path
 ) -> None:
     (tmp_path / "a.json").write_text(text)
@@ -158,7 +158,7 @@ def test_a_file_of_another_form_is_one_line_before_any_work(
 
 
 def test_a_file_of_an_unknown_format(tmp_path: Path) -> None:
-    with pytest.raises(Permanent, match=r"a\.csv is no \.json, \.jsonl or \.parquet file"):
+    with pytest.raises(Permanent, match=r"a\.csv is not a \.json, \.jsonl or \.parquet file"):
         Outputs(prompts="tasks", file="a.csv").check({"file": tmp_path / "a.csv"}, {})
 
 
@@ -191,12 +191,12 @@ def compare(folder: Path, ours: str, monkeypatch: pytest.MonkeyPatch) -> Row:
 def test_a_published_model_is_a_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = compare(tmp_path, "sft", monkeypatch)
     assert made["baseline"] == "gpt4"
-    # The published answers are cut, complete and empty.
+    # The published answers are truncated, complete and empty.
     sft = made["models"]["sft"]
     assert (sft["wins"], sft["ties"], sft["losses"]) == (2, 1, 0)
 
 
-def test_two_stages_with_answers_of_one_name_are_not_compared(
+def test_stages_with_answers_of_the_same_model_are_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Permanent, match="'answers' and 'published' both have answers of 'gpt4'"):
@@ -244,7 +244,7 @@ def test_an_exported_stage_is_read_back_as_the_same_completions(tmp_path: Path) 
     folder = export(make_run(tmp_path, RECIPE, rows={"answers": rows}), "answers")
     read, _ = joined(tmp_path, json.loads((folder / "model_outputs.json").read_text()))
     assert read == rows
-    assert "in the form of AlpacaEval" in (folder / "README.md").read_text()
+    assert "in AlpacaEval's format" in (folder / "README.md").read_text()
     assert list(read_jsonl(next((folder / "data").iterdir()))) == rows
 
 

@@ -1,4 +1,4 @@
-"""Tests the limits of an account on a simulated clock: filled, never passed, and adapted."""
+"""Tests rate limits on a simulated clock: used fully, never exceeded, and lowered after a 429."""
 
 import asyncio
 import random
@@ -15,8 +15,8 @@ ACTORS = 16
 
 
 class Server:
-    """An endpoint that notes when its requests arrive and how many tokens they use, and allows at
-    most `per_minute` of them, evenly; more get 429."""
+    """An endpoint that records the arrival time and tokens of each request, and allows at most
+    `per_minute` requests, evenly spread; others get 429."""
 
     def __init__(self, governor: Governor, per_minute: float = 1e9, after: float | None = None):
         self.governor, self._rng = governor, random.Random(0)
@@ -78,15 +78,15 @@ def most_per_minute(arrivals: list[tuple[float, int]], tokens: bool) -> float:
 
 
 @pytest.mark.parametrize("limit", [3, 60, 3000])
-def test_a_limit_of_requests_is_filled_and_not_passed(limit: int, tmp_path: Path) -> None:
+def test_a_request_limit_is_used_fully_and_not_exceeded(limit: int, tmp_path: Path) -> None:
     minutes = 20 if limit < 1000 else 4
     running = serve(tmp_path, {"m": Tariff("a", requests_per_minute=limit)}, minutes, 300)
     assert len(running.arrivals) >= 0.97 * limit * minutes - 1
     assert most_per_minute(running.arrivals, tokens=False) <= limit
 
 
-def test_a_limit_of_tokens_is_filled_and_not_passed(tmp_path: Path) -> None:
-    """In the first minute, the tokens per request are being learned."""
+def test_a_token_limit_is_used_fully_and_not_exceeded(tmp_path: Path) -> None:
+    """The first minute, while the tokens per request are being learned, may use less."""
     limit, minutes = 200_000, 10
     running = serve(tmp_path, {"m": Tariff("a", tokens_per_minute=limit)}, 1 + minutes)
     after = sum(tokens for at, tokens in running.arrivals if at >= 60)
@@ -125,7 +125,7 @@ def test_no_request_is_sent_before_the_time_that_a_server_states(tmp_path: Path)
 
 
 def test_rate_limits_of_requests_in_flight_together_lower_the_pace_once(tmp_path: Path) -> None:
-    """100 per second and 0.8 of that: 200 requests take about 2.5 s, not the 40 s of LEAST."""
+    """At 0.8 × 100 per second, 200 requests take about 2.5 s, not the 40 s of the minimum pace."""
 
     async def main() -> float:
         governor = Governor(tmp_path, "run", {"m": Tariff("a", 6000)})
@@ -141,10 +141,10 @@ def test_rate_limits_of_requests_in_flight_together_lower_the_pace_once(tmp_path
 
 
 @pytest.mark.parametrize("after", [86400.0, float("inf")])
-def test_a_server_that_is_closed_for_long_does_not_hold_up_the_rows(
+def test_a_very_long_pause_that_a_server_states_does_not_delay_the_rows(
     after: float, tmp_path: Path
 ) -> None:
-    """They meet the limit too, so the stage stops and says why."""
+    """Their requests get the rate limit too, so the stage stops with that reason."""
 
     async def main() -> float:
         governor = Governor(tmp_path, "run", {"m": Tariff("a", 6000)})

@@ -1,4 +1,4 @@
-"""Tests the page of `zephyr serve` in a real browser, with a real service of a tiny model.
+"""Tests the page of `zephyr serve` in a real browser, against a real service with a tiny model.
 
 Skipped without Chromium (`apt-get install chromium`).
 """
@@ -16,7 +16,7 @@ from serving import KEY, Service
 
 from zephyr_ray.text.votes import read_votes
 
-pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def page(browser: Chrome, service: Service) -> Chrome:
     """Opens the page with a valid key and an empty conversation."""
     browser.emulate()
     browser.open(f"{service.address}/")
-    # Without its listener: the page saves its conversation when it is left.
+    # Otherwise, the page would save its conversation again when it is left.
     browser.eval("removeEventListener('pagehide', save)")
     browser.eval("localStorage.clear()")
     browser.eval("sessionStorage.clear()")
@@ -51,8 +51,8 @@ def ask(page: Chrome, text: str) -> None:
 
 
 def names_on(page: Chrome) -> list[str]:
-    """Returns the texts on the page that name a model, the menus and the answers themselves aside:
-    the headers of answers first."""
+    """Returns the texts on the page that name a model, except in menus and inside answers; the
+    headers of answers come first."""
     return page.eval(
         """(() => {
           const copy = document.documentElement.cloneNode(true);
@@ -111,7 +111,7 @@ def test_two_models_are_compared_voted_on_and_exported(
     ask(page, "Name a bird.")
     assert answer(page, "left") != answer(page, "right")
     assert names_on(page) == []
-    assert "tokens" not in footers(page)  # the speed can tell which model it is
+    assert "tokens" not in footers(page)  # the speed could reveal the model
     page.click('.vote button[data-vote="right"]')
     page.wait("/saved/i.test(document.body.innerText)")
     vote = votes_of(service)[-1]
@@ -147,7 +147,7 @@ def test_a_vote_is_taken_back_and_the_next_one_is_not_blind(page: Chrome, servic
     page.click('.vote button[data-vote="none"]')
     page.wait("!document.querySelector('.vote button[data-vote=tie]').disabled")
     assert len(votes_of(service)) == before
-    assert len(names_on(page)) == 2  # known by now
+    assert len(names_on(page)) == 2  # the vote revealed both names
     page.click('.vote button[data-vote="tie"]')
     page.wait("/saved/i.test(document.body.innerText)")
     vote = votes_of(service)[-1]
@@ -155,7 +155,7 @@ def test_a_vote_is_taken_back_and_the_next_one_is_not_blind(page: Chrome, servic
     assert page.problems == []
 
 
-def test_sides_are_drawn_while_both_have_the_same_conversation(page: Chrome) -> None:
+def test_sides_are_random_while_both_models_have_the_same_conversation(page: Chrome) -> None:
     drawn = """(turns) => {
       Object.assign(state, {turns, compare: true, models: {a: 'dpo', b: 'slim'}});
       const draws = [...Array(64)].map(() => drawSides(turns.at(-1)));
@@ -187,7 +187,7 @@ def test_a_conversation_survives_a_reload_and_nothing_leaves_the_origin(
 def test_no_sideways_scroll_on_a_phone(page: Chrome) -> None:
     page.emulate(width=360, height=640)
     page.click("#compare")
-    ask(page, "word " * 20 + "x" * 100)  # fits the context of the model, not the phone
+    ask(page, "word " * 20 + "x" * 100)  # fits the model's context, but not the phone's width
     assert page.problems == []
     assert page.eval("document.documentElement.scrollWidth") <= 360
 

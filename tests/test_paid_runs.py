@@ -1,4 +1,4 @@
-"""Tests runs that pay, on real Ray actors: a kill -9 of the driver, and a budget that ends midway.
+"""Tests paid runs on real Ray actors: a kill -9 of the driver, and a budget that runs out midway.
 
 The endpoint's own count of tokens decides what was paid.
 """
@@ -55,7 +55,7 @@ stages:
 
 
 class Bill:
-    """The endpoint's own count. Its answers are unique."""
+    """The endpoint's own count of dollars and requests. Its answers are unique."""
 
     def __init__(self) -> None:
         self.dollars = 0.0
@@ -86,8 +86,8 @@ def entries(folder: Path, pattern: str) -> Iterator[dict[str, Any]]:
         yield from Journal(journal).read_new()
 
 
-def kill_on_the_way(folder: Path, server: Endpoint) -> None:
-    """Runs the recipe in a driver of its own, and kills that while a row has its first answer."""
+def kill_midway(folder: Path, server: Endpoint) -> None:
+    """Runs the recipe in its own driver, and kills it while a row has only its first answer."""
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "-m", "zephyr_ray.pipeline", str(folder / "paid.yaml")]
     driver = subprocess.Popen(
@@ -117,7 +117,7 @@ def test_a_killed_run_pays_for_no_answer_twice_and_keeps_to_its_budget(
     with endpoint(bill.reply) as server:
         recipe = RECIPE.format(url=server.url, price=list(PRICE))
         (tmp_path / "paid.yaml").write_text(recipe)
-        kill_on_the_way(tmp_path, server)
+        kill_midway(tmp_path, server)
         kept = {entry["text"] for entry in entries(tmp_path, "answers/*")}
         finished = sum("row" in entry for entry in entries(tmp_path, "store/*/scratch/rows"))
         assert len(kept) > CALLS * finished  # some rows have only their first answers
@@ -141,12 +141,12 @@ def test_a_killed_run_pays_for_no_answer_twice_and_keeps_to_its_budget(
     assert spent.requests + spent.repeated_requests >= len(bill.served) >= spent.requests
     assert spent.dollars <= bill.dollars <= spent.max_dollars
     assert len(twice) <= 8  # two actors with 4 requests in flight each
-    # A request with a reply also counts, until its cost is settled: 6 rows per actor.
+    # Requests with a reply count, too, until their cost is settled: 6 rows in flight per actor.
     assert len(twice) <= spent.repeated_requests <= 12
     [manifest] = (tmp_path / "runs" / "store").glob("self_refine-*/manifest.json")
     counts = json.loads(manifest.read_text())["counts"]
     counted = {name: counts[f"paid/teacher/{name}"] for name in vars(spent)}
-    assert counted == pytest.approx(vars(spent), rel=1e-9)  # the order of the sum may differ
+    assert counted == pytest.approx(vars(spent), rel=1e-9)  # the order of summation may differ
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("paid").experiment_id
     [tracked] = client.search_runs([experiment], "tags.`zephyr.stage` = 'dialogues'")

@@ -1,4 +1,4 @@
-"""Tests the figures of a comparison, by hand on rows few enough to count."""
+"""Tests the figures of a comparison against values computed by hand from a few rows."""
 
 import json
 from pathlib import Path
@@ -76,13 +76,13 @@ def test_passed_is_every_check_but_the_topic(
 
 def test_summary_by_hand() -> None:
     figures = summary(ROWS, seed=3)
-    assert figures["win_rate"] == 0.625  # (1 + 1 + 0 + 0.5) / 4: the unread verdict is no loss
+    assert figures["win_rate"] == 0.625  # (1 + 1 + 0 + 0.5) / 4, without the unreadable one
     assert (figures["wins"], figures["ties"], figures["losses"]) == (2, 1, 1)
     assert (figures["flips"], figures["parse_failures"], figures["prompts"]) == (1, 1, 5)
     assert figures["pass_rate"] == 0.6  # rows 1, 2 and 5
     assert figures["on_topic"] == 0.8
     assert figures["words"] == 5.0  # (10 + 2 + 8 + 4 + 1) / 5
-    # Decided and of two lengths: row 1 longer and won, 2 shorter and won, 3 longer and lost.
+    # Decided, with different lengths: row 1 longer and won, 2 shorter and won, 3 longer and lost.
     assert figures["length_bias"] == pytest.approx(1 / 3)
     assert figures["by_constraint"] == {
         "bullets": {"pass_rate": 0.0, "prompts": 1},
@@ -94,13 +94,13 @@ def test_summary_by_hand() -> None:
 
 def test_position_figures_by_hand() -> None:
     rows = [
-        row(1, 1.0, None, [1, 1], orders=[1.0, 1.0]),  # the first answer wins once, loses once
+        row(1, 1.0, None, [1, 1], orders=[1.0, 1.0]),  # the one shown first wins once, loses once
         row(2, 0.5, None, [1, 1], orders=[1.0, 0.0], flip=True),  # it wins both times
-        row(3, 0.55, None, [1, 1], orders=[0.9, 0.2]),  # shares 0.9 and 0.8, and another winner
+        row(3, 0.55, None, [1, 1], orders=[0.9, 0.2]),  # shares 0.9 and 0.8; the winner changes
         row(4, 0.45, None, [1, 1], orders=[0.4, 0.5]),  # shares 0.4 and 0.5; a tie is no flip
         row(5, None, None, [1, 1], orders=[1.0, None]),  # one unreadable reply
-        row(6, 0.5, None, [1, 1]),  # identical answers: no question
-        row(7, 0.5, None, [1, 1], flip=True),  # of a version without orders
+        row(6, 0.5, None, [1, 1]),  # identical answers: the judge was not asked
+        row(7, 0.5, None, [1, 1], flip=True),  # from a version without orders
     ]
     figures = summary(rows, seed=2)
     assert figures["flips"] == 3  # prompts 2, 3 and 7
@@ -110,7 +110,7 @@ def test_position_figures_by_hand() -> None:
     ends = tuple(figures[f"first_position{end}"] for end in ("", "_low", "_high"))
     assert ends == bootstrap(shares, 2, prompts)
     assert ends[0] == pytest.approx(6.6 / 9)
-    # A fraction over a half is a win, under it a loss: prompts 1 and 3; 4.
+    # Above 0.5 is a win (prompts 1 and 3), below 0.5 a loss (prompt 4).
     assert (figures["wins"], figures["ties"], figures["losses"]) == (2, 3, 1)
 
 
@@ -134,7 +134,7 @@ def test_on_topic_is_a_share_of_the_answers_whose_topic_was_checked() -> None:
     assert figures["on_topic"] == pytest.approx(2 / 3)
 
 
-def test_answers_to_other_prompts_of_the_same_ids_are_refused(tmp_path: Path) -> None:
+def test_answers_to_other_prompts_with_the_same_ids_are_refused(tmp_path: Path) -> None:
     inputs = {}
     for stage, prompt in (("base", "Name a fish."), ("dpo", "Name a bird.")):
         (tmp_path / stage).mkdir()
@@ -183,13 +183,13 @@ def test_facts_are_those_of_the_models_own_answer() -> None:
     assert [(f["leaks_role"], f["cut"]) for f in facts] == [(True, True), (False, False)]
 
 
-def test_no_verdict_at_all_says_that_nothing_is_known() -> None:
+def test_without_any_verdict_the_win_rate_is_none() -> None:
     figures = summary([row(1, None, None, [1, 1])], seed=0)
     assert (figures["win_rate"], figures["low"], figures["high"]) == (None, None, None)
     assert (figures["parse_failures"], figures["length_bias"]) == (1, None)
 
 
-def test_pass_difference_is_over_the_prompts_of_both() -> None:
+def test_pass_difference_is_over_the_common_prompts() -> None:
     failed = {**PASS, "constraint": False}
     a = [row(n, 1.0, PASS, [1, 1]) for n in (1, 2, 3)]
     b = [row(1, 0.5, failed, [1, 1]), row(2, 0.5, PASS, [1, 1]), row(9, 0.5, failed, [1, 1])]
@@ -218,7 +218,7 @@ def test_models_are_compared_on_their_common_prompts() -> None:
     assert difference["win_difference"] == pytest.approx(1 / 3)
 
 
-def test_of_equal_models_the_last_is_compared() -> None:
+def test_the_last_of_equal_models_counts_as_the_best() -> None:
     by_model = {model: [row(1, 1.0, None, [1, 1])] for model in ("sft", "dpo")}
     assert [(d["a"], d["b"]) for d in win_differences(by_model, 0)] == [("dpo", "sft")]
 
@@ -234,7 +234,7 @@ def test_the_best_model_s_differences_come_first() -> None:
     ]
 
 
-def test_pass_difference_of_nothing_in_common_is_none() -> None:
+def test_pass_difference_without_common_prompts_is_none() -> None:
     a, b = [row(1, 1.0, PASS, [1, 1])], [row(2, 1.0, PASS, [1, 1])]
     assert pass_difference(a, b, seed=0) is None
     assert pass_difference(a, [row(1, 1.0, None, [1, 1])], seed=0) is None
@@ -279,8 +279,8 @@ def compared(
     /,
     **settings: Any,
 ) -> Artifact:
-    """Returns the artifact of a pairwise stage over models' answers by model, the baseline's first.
-    Each prompt asks for two bullets. The judge is called in this process."""
+    """Returns the artifact of a pairwise stage. `answers` has the texts of each model, the baseline
+    first. Each prompt asks for two bullets. The judge is called in this process."""
     run_here(monkeypatch, pairwise, engine)
     inputs = {}
     for model, texts in answers.items():
@@ -336,7 +336,7 @@ def test_a_model_that_keeps_its_constraints_wins(fish: Artifact) -> None:
     rates = {m: (v["win_rate"], v["wins"], v["ties"], v["losses"]) for m, v in models.items()}
     assert rates == {"base": (0.5, 0, 2, 0), "sft": (0.75, 1, 1, 0), "dpo": (1.0, 2, 0, 0)}
     assert {m: v["pass_rate"] for m, v in models.items()} == {"base": 0.0, "sft": 0.5, "dpo": 1.0}
-    # Every star is a word: 6 in two bullets, 4 in the other answer of sft, 1 and 2 in base.
+    # An asterisk counts as a word: 6 in two bullets, 4 in the other answer of sft, 1 and 2 in base.
     assert {m: v["words"] for m, v in models.items()} == {"base": 1.5, "sft": 5.0, "dpo": 6.0}
 
 
@@ -384,7 +384,7 @@ def test_the_control_note_has_the_sign_of_last_minus_control(
     assert "does worse" in note
 
 
-def test_a_control_that_is_no_answers_stage_is_compared_too(
+def test_a_control_that_is_not_among_the_answers_is_compared_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = {"base": ["Cod."] * 2, "control": ["Cod."] * 2, "dpo": [BULLETS] * 2}
@@ -397,7 +397,7 @@ def test_a_control_that_is_no_answers_stage_is_compared_too(
 
 
 class Scripted:
-    """Reads its verdict and whether the constraint is kept from the answer: "0.5 kept"."""
+    """Takes the verdict, and whether the constraint is kept, from the answer: "0.5 kept"."""
 
     def ask_for(self, model: Model, row: dict[str, Any]) -> "Scripted":
         return self
@@ -412,14 +412,14 @@ class Scripted:
         return {"verdict": read, "reason": "", "scores": [score, score], "flip": verdict == "0.5"}
 
 
-def test_the_stage_s_seed_draws_every_interval(
+def test_every_interval_uses_the_seed_of_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdicts = [1.0] * 15 + [0.5] * 9 + [0.0] * 23
     kept = [number % 3 == 0 for number in range(47)]
     texts = [f"{v} {'kept' if k else 'broken'}" for v, k in zip(verdicts, kept, strict=True)]
     for values in (verdicts, kept):
-        assert bootstrap(values, 7) != bootstrap(values, 0), "the seed must show in the interval"
+        assert bootstrap(values, 7) != bootstrap(values, 0), "the seed must change the interval"
     made = compared(
         tmp_path, monkeypatch, {"base": ["0.5 broken"] * 47, "dpo": texts}, Scripted(), seed=7
     )
@@ -474,7 +474,7 @@ def test_prompts_that_the_win_rate_leaves_out_are_counted_beside_it(
     ) in headline
 
 
-def test_no_readable_verdict_is_reported_as_that(
+def test_a_lack_of_readable_verdicts_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = {"base": ["0 kept"] * 3, "dpo": ["? kept"] * 3}
@@ -495,14 +495,14 @@ def test_two_empty_answers_have_no_verdict(tmp_path: Path, monkeypatch: pytest.M
     assert (made.manifest.counts["unparsable"], made.manifest.counts["both_empty"]) == (0, 2)
 
 
-def test_models_that_only_answer_nothing_have_no_win_rate(
+def test_models_with_only_empty_answers_have_no_win_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = compared(tmp_path, monkeypatch, {"base": [""] * 3, "dpo": [""] * 3})
     assert result(made)["models"]["dpo"]["win_rate"] is None
 
 
-def test_unparsable_verdicts_are_of_no_use() -> None:
+def test_unparsable_verdicts_are_flaws_but_two_empty_answers_are_not() -> None:
     unreadable = {"verdict": None, "reason": "unparsable: judge: 'hm'"}
     assert [str(pairwise._flaw(unreadable)), pairwise._flaw({"verdict": 0.5, "reason": ""})] == [
         "unparsable: judge: 'hm'",
@@ -511,7 +511,7 @@ def test_unparsable_verdicts_are_of_no_use() -> None:
     assert pairwise._flaw({"verdict": None, "reason": measures.BOTH_EMPTY}) is None
 
 
-def test_a_new_figure_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_figure_needs_only_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = Figure(
         names=("short", "short_low", "short_high"),
         compute=lambda rows, seed: bootstrap([row["words"][0] < 3 for row in rows], seed),
@@ -585,7 +585,7 @@ def test_a_result_of_an_earlier_version_gets_its_missing_figures(
     assert completed["pass_rate"] is None, "rows do not have the checks"
 
 
-def test_a_result_with_the_best_model_s_differences_alone_gets_all(
+def test_a_result_with_only_the_best_model_s_differences_gets_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = {"base": ["Cod."] * 2, "x": ["Cod."] * 2, "y": [BULLETS, "Cod."], "z": [BULLETS] * 2}
@@ -617,7 +617,7 @@ def test_length_is_plotted_against_outcome_and_score(
     made = long_comparison(tmp_path, monkeypatch)
     outcome, score = blocks(made, Scatter)
     [(model, points)] = outcome.series
-    # Ten prompts per point, in the order of length; the first ten are 4.5 - 4 characters longer.
+    # Ten prompts per point, by length; the first ten are 4.5 - 4 characters longer on average.
     assert (model, len(points), points[0]) == ("dpo", 6, (0.5, 0.4))
     assert [y for _, y in points] == pytest.approx([0.4, 0.3, 0.7, 0.6, 0.7, 0.7])
     assert (outcome.x, outcome.y) == ("Characters more than base", "Win rate")

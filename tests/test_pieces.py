@@ -1,4 +1,4 @@
-"""Tokenizing by pieces gives the tokens of the tokenizer itself, or is not done."""
+"""Tests that tokenizing by pieces gives the tokenizer's own tokens, and is off if it would not."""
 
 import json
 import random
@@ -21,7 +21,7 @@ def whole(backend: Any, text: str) -> list[int]:
 
 
 def encoder(backend: Any) -> Any:
-    """Returns the function that encodes by pieces, or None if the tokenizer encodes all text."""
+    """Returns the function that encodes by pieces; None if the tokenizer needs the whole text."""
     encode = lambda text: whole(backend, text)  # noqa: E731
     chosen = by_pieces(backend, [], encode)
     return None if chosen is encode else chosen
@@ -53,7 +53,7 @@ def test_words_that_occurred_before_are_not_tokenized_again() -> None:
 
 
 def with_token_over_a_space() -> Tokenizer:
-    """Returns a tokenizer with the token `s_g`, of "colours go", and without a pre-tokenizer."""
+    """Returns a tokenizer that does not split at spaces and has the token `s g` ("colours go")."""
     inner = byte_level([])
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     model = json.loads(inner.to_str())["model"]
@@ -69,20 +69,20 @@ def with_added(token: AddedToken) -> Tokenizer:
     return inner
 
 
-FURTHER = {
+LOOK_BEYOND = {
     "a token of two words": with_token_over_a_space(),
     "an added token with a space": with_added(AddedToken("colours that", normalized=False)),
     "an added token that takes whitespace": with_added(AddedToken("say.", rstrip=True)),
 }
 
 
-@pytest.mark.parametrize("name", FURTHER)
-def test_a_tokenizer_that_looks_further_is_given_the_whole_text(name: str) -> None:
+@pytest.mark.parametrize("name", LOOK_BEYOND)
+def test_a_tokenizer_that_looks_beyond_a_piece_is_given_the_whole_text(name: str) -> None:
     assert encoder(byte_level([])) is not None
-    assert encoder(FURTHER[name]) is None
+    assert encoder(LOOK_BEYOND[name]) is None
 
 
-def test_a_normalizer_that_looks_further_is_given_the_whole_text() -> None:
+def test_a_normalizer_that_looks_beyond_a_piece_is_given_the_whole_text() -> None:
     from tokenizers import Regex, normalizers
 
     backend = byte_level([])
@@ -90,7 +90,7 @@ def test_a_normalizer_that_looks_further_is_given_the_whole_text() -> None:
     assert encoder(backend) is None
 
 
-def test_the_pieces_that_are_remembered_are_few_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remembered_pieces_are_limited_in_count_and_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "_MOST_PIECES", 3)
     encode = encoder(byte_level([]))
     known = encode.__self__._known

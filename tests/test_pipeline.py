@@ -89,7 +89,7 @@ QUESTIONS = [
     ("Which word is green?", ["grass", "the red door of a house", "coal"]),
     # One token each, after a context of several blocks of the KV cache.
     (f"{LIST} {LIST} What is next?", ["a", "b", "c"]),
-    # The choices share blocks of the KV cache, with each other and not only the context.
+    # The choices share blocks of the KV cache with each other, not only with the context.
     (f"{LIST} {LIST} {LIST} And then?", [f"{LIST} {end}" for end in ("one", "two", "three")]),
 ]
 THINGS = ["apples", "bridges", "doors", "engines", "forests", "gardens", "hats", "islands", "jars"]
@@ -199,7 +199,7 @@ class Program:
                 "name": name,
                 "status": status,
                 "parent": parent,
-                "steps": {(key, step) for of, key, step in metrics if of == run},
+                "steps": {(key, step) for owner, key, step in metrics if owner == run},
             }
             for run, name, status, parent in rows
         ]
@@ -220,7 +220,7 @@ class Seen:
     runs: list[dict[str, Any]]
     again: Ended
     writes_of_again: int
-    """Nanoseconds by which the last change of MLflow's database is later; 0 without one."""
+    """Nanoseconds by which `again` moved mlflow.db's modification time; 0 if it did not write."""
     unfinished: Ended
     writes_of_unfinished: int
     left_running: list[str]
@@ -231,8 +231,8 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Seen:
-    """Runs until a stage; is killed in a text stage and in training; completes; repeats;
-    changes."""
+    """Runs the program until a stage, kills it in a text stage and in training, completes it, and
+    runs it again: unchanged, with unfinished MLflow runs, and with a changed setting."""
     program = Program(tmp_path_factory.mktemp("tiny"), tiny_model)
     until = program.run("--until", "heldout")
     artifacts_until = program.artifacts()
@@ -253,7 +253,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Seen:
     written = (program.storage / "mlflow.db").stat().st_mtime_ns
     again = program.run()
     writes_of_again = (program.storage / "mlflow.db").stat().st_mtime_ns - written
-    # The state that a kill after the last manifest leaves.
+    # The state after a kill that follows the last manifest.
     (program.storage / "tiny" / ".unfinished").touch()
     [parent] = {run["parent"] for run in runs if run["name"] == "report"}
     with sqlite3.connect(program.storage / "mlflow.db") as database:
@@ -328,7 +328,7 @@ def test_finished_rows_are_not_asked_again_after_a_kill(seen: Seen) -> None:
 
 
 def test_training_resumes_from_its_checkpoint_after_a_kill(seen: Seen) -> None:
-    """Checkpoints are at even steps. A worker may take one more step after the driver died."""
+    """Checkpoints are at even steps. A worker may take one more step after the driver dies."""
     assert seen.steps_before[:2] == [1, 2] and seen.steps_before[-1] < 10
     steps = [entry["step"] for entry in seen.program.entries("sft", "steps")]
     assert set(steps) == set(range(1, 11)) and steps[-1] == 10
@@ -426,7 +426,7 @@ def test_mlflow_has_one_parent_and_one_run_per_stage(seen: Seen) -> None:
     [complete] = [run for run in parents if by_parent[run["id"]] > 1]
     assert complete["status"] == "FINISHED"
     nested = [run for run in seen.runs if run["parent"] == complete["id"]]
-    cached = {"heldout"}  # by the first run, whose MLflow run is another one
+    cached = {"heldout"}  # made by the first run, under another MLflow run
     assert sorted(run["name"] for run in nested) == sorted(set(KINDS) - cached)
     assert {run["status"] for run in nested} == {"FINISHED"}
     [sft] = [run for run in nested if run["name"] == "sft"]

@@ -46,7 +46,7 @@ TEXT_OF_BASE = {"dialogues", "sft", "completions", "feedback", "pairs", "dpo"}
 
 
 def safetensors(path: Path, **shapes: list[int]) -> None:
-    """Writes a file in the format: length of the header, header, values."""
+    """Writes a safetensors file without values: the length of the header, and the header."""
     tensors = {n: {"dtype": "F32", "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}
     header = json.dumps({"__metadata__": {"format": "pt"}, **tensors}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
@@ -62,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write_model(folder: Path, **config: Any) -> None:
-    """Writes a model with 17 parameters, Zephyr's format, and entries of config.json."""
+    """Writes a model with 17 parameters, Zephyr's chat format and these entries in config.json."""
     folder.mkdir(exist_ok=True)
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]} | config
     (folder / "config.json").write_text(json.dumps(config))
@@ -236,7 +236,7 @@ def test_the_reason_is_a_new_kind_an_interruption_or_a_deletion(folder: Path) ->
     shutil.rmtree(place)
     assert reason(folder, "heldout") == "its artifact was deleted"
     (place / "scratch").mkdir(parents=True)
-    assert reason(folder, "heldout") == "was interrupted, continues"
+    assert reason(folder, "heldout") == "was interrupted; will resume"
 
 
 def test_the_reason_is_a_manifest_of_an_earlier_version(folder: Path) -> None:
@@ -355,8 +355,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 ENGINE = 2**30 + 1.5e9 + 2 * 17 + 1.5e9
 """Bytes of memory: 1 GiB of KV cache, 1.5 GB of libraries, 17 parameters in bf16, 1.5 GB of Ray."""
 DISK = 3 * 100e6 + 2 * 4 * 17 + 2 * 16 * 17
-"""Bytes of disk while dpo runs: text of the run and of two models, both models in fp32, and two
-checkpoints of one."""
+"""Bytes of disk while dpo runs: text and logs of the run and of both trained models, both in fp32,
+and two checkpoints of one."""
 
 
 @pytest.mark.parametrize(
@@ -569,7 +569,7 @@ def test_a_link_with_the_former_name_of_a_stage_is_removed(folder: Path) -> None
     assert not (view / "data" / "heldout").is_symlink() and (view / "data" / "prompts").is_symlink()
 
 
-def test_a_run_keeps_the_order_of_its_recipe_although_stages_are_made_again(folder: Path) -> None:
+def test_a_run_keeps_the_order_of_its_recipe_even_if_stages_are_made_again(folder: Path) -> None:
     (folder / "seeds.jsonl").write_text('{"instruction": "Hi?"}\n{"instruction": "Why?"}\n')
     make_all(folder, created="2026-11-26")
     make_all(folder, "heldout.count=2", created="2026-11-27")

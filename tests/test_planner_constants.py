@@ -1,6 +1,6 @@
 """Tests the planner's constants against the defaults of the installed libraries.
 
-Their sources are parsed, because importing them takes a minute.
+Parses the sources of the libraries, because importing them takes a minute.
 """
 
 import ast
@@ -24,7 +24,7 @@ from zephyr_ray.train.sft import Sft
 
 
 def mistral() -> Shape:
-    """Returns Mistral's shape: 7,241,732,096 parameters, 32 layers of 4096, 32,000 words."""
+    """Returns Mistral's shape: 7,241,732,096 parameters, 32 layers of 4096, vocabulary 32,000."""
     shape = find_shape("mistralai/Mistral-7B-v0.1")
     assert shape
     return shape
@@ -85,7 +85,7 @@ def test_no_setting_of_ours_replaces_these_defaults() -> None:
         ({"zero": 0, "workers": 1}, 0),
         ({"zero": 0, "workers": 2}, 4 * 0.5),  # one flat piece of gradients
         ({"zero": 2, "workers": 2}, 2 * 4 * 0.05),  # two buckets
-        ({"zero": 3, "workers": 2}, 6 * 0.05 + 6 * 1.0),  # what is gathered, too
+        ({"zero": 3, "workers": 2}, 6 * 0.05 + 6 * 1.0),  # plus the gathered parameters
     ],
 )
 def test_buffers_by_hand(settings: dict[str, int], gigabytes: float) -> None:
@@ -97,7 +97,7 @@ def test_buffers_by_hand(settings: dict[str, int], gigabytes: float) -> None:
     ("settings", "weights", "buffers"),
     [
         ({"zero": 0, "workers": {"least": 2, "most": 4}}, 1, 0),
-        ({"zero": 3, "workers": {"least": 2, "most": 4}}, 1 / 2, 6 * 1.0),  # what is gathered
+        ({"zero": 3, "workers": {"least": 2, "most": 4}}, 1 / 2, 6 * 1.0),  # gathered parameters
         ({"zero": 3, "workers": 1}, 1, 0),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_reference_that_does_not_fit_is_advised_to_split_its_weights() -> None
 
     assert advice(24, zero=0, workers=8) == "zero: 3 makes it fit"
     assert advice(80, zero=0, workers=8) == ""
-    # Nothing is split on one worker, and 10 GiB do not hold what is gathered.
+    # One worker has nothing to split, and 10 GiB cannot hold the gathered parameters.
     for gib, workers in ((24, 1), (10, 8)):
         assert advice(gib, zero=0, workers=workers).startswith("lower micro_batch")
 
@@ -140,28 +140,28 @@ def test_conversations_in_parallel_by_hand() -> None:
 @pytest.mark.parametrize(
     ("gib", "most"), [(26, None), (28, 3328), (30, 5888), (36, 13_568), (40, 18_944), (80, 32_768)]
 )
-def test_most_is_the_largest_micro_batch_that_fits(gib: float, most: int | None) -> None:
+def test_the_estimate_names_the_largest_micro_batch_that_fits(gib: float, most: int | None) -> None:
     # By hand, in GB: states 18.10, buffers 6.30, reserve 2.15, output layer 0.52; per token 819,200
-    # bytes, and 64,000 for each of the first 4,096. 30 GiB leave 4.87 for the tokens of which the
-    # first take 0.26: 5,953, in steps of 256: 5,888. 16 sequences are the step of one worker.
+    # bytes, and 64,000 more for each of the first 4,096: 0.26. So 30 GiB leave 4.87 for 5,953
+    # tokens; in steps of 256, that is 5,888. 80 GiB hold a full step of one worker: 16 sequences.
     stage = sft(workers=8, gpus_per_worker=1, gradient_checkpointing=True, global_batch=128)
 
-    def found(micro: int) -> training.TrainingEstimate:
+    def estimate_for(micro: int) -> training.TrainingEstimate:
         asked = stage.model_copy(update={"micro_batch": micro})
         hardware = Hardware(gpu_memory_gib=gib)
         return training.estimate(asked, mistral(), hardware, None, None, None)
 
-    assert {found(micro).largest_micro_batch for micro in (2048, 4096, 99_999)} == {most}
+    assert {estimate_for(micro).largest_micro_batch for micro in (2048, 4096, 99_999)} == {most}
     sizes = range(2048, 32_769, 256)
-    assert max((tokens for tokens in sizes if found(tokens).fits), default=None) == most
+    assert max((tokens for tokens in sizes if estimate_for(tokens).fits), default=None) == most
 
 
 def test_a_row_that_fits_is_a_micro_batch_whatever_its_length() -> None:
     stage = sft(workers=8, gpus_per_worker=1, gradient_checkpointing=True, max_length=2049)
     row = memory.worker_memory(stage.model_copy(update={"micro_batch": 2049}), mistral()).total
-    # 699,000 bytes per token more, so 2,304 tokens need 0.178 GB more.
-    found = [memory.largest_micro_batch(stage, mistral(), row + gb * 1e9) for gb in (-0.1, 0, 0.2)]
-    assert found == [None, 2049, 2304]
+    # Each further token needs 699,000 bytes, so 2,304 tokens need 0.178 GB more than 2,049.
+    sizes = [memory.largest_micro_batch(stage, mistral(), row + gb * 1e9) for gb in (-0.1, 0, 0.2)]
+    assert sizes == [None, 2049, 2304]
 
 
 LORA = {"r": 16, "dropout": 0.0}
@@ -185,6 +185,6 @@ ROW = 2048
     ],
 )
 def test_planned_memory_is_what_a_gpu_showed(gib: float, stage: Any, family: str) -> None:
-    # GiB in use on an H200 (benchmarks/RESULTS.md); without a family, without Liger's kernels.
+    # GiB in use on an H200 (benchmarks/RESULTS.md); an empty family means no Liger kernels.
     shape = replace(shape_of(BILLION.model | {"model_type": "llama"}), family=family)
     assert memory.worker_memory(stage, shape).total / GIB == pytest.approx(gib, rel=0.1)

@@ -1,4 +1,4 @@
-"""Tests the translation of the chart's pods into podman flags, without starting any."""
+"""Tests the translation of the chart's pods into podman flags, without starting a pod."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def pods() -> RayPods:
     return RayPods("zephyr", "lab", ray_specs([cluster])[0])
 
 
-@pytest.mark.skipif("os.getuid() != 0", reason="volumes get their group from root")
+@pytest.mark.skipif("os.getuid() != 0", reason="only root can set the group of volumes")
 def test_a_worker_has_the_charts_security_limits_and_volumes(node: Node, pods: RayPods) -> None:
     (group,) = pods.spec["workerGroupSpecs"]
     flags = run_flags(pods.worker(group, "w"), "w", node)
@@ -55,7 +55,7 @@ def test_init_containers_run_before_the_pod_on_its_volumes(node: Node) -> None:
     assert data in first and data in then
 
 
-def test_words_are_expanded_like_the_kubelet_does(node: Node, pods: RayPods) -> None:
+def test_arguments_are_expanded_as_the_kubelet_does(node: Node, pods: RayPods) -> None:
     pod = pods.head("h")
     pod["spec"]["containers"][0]["args"] = ["$(HOME)/$(HOM) $(date) $HOME"]
     assert run_flags(pod, "h", node)[-1] == "/scratch/$(HOM) $(date) $HOME"

@@ -1,4 +1,4 @@
-"""Rows are prepared block by block: the same for any split and parallelism, and after a kill."""
+"""Tests that rows prepared block by block are the same for any split, and after a kill."""
 
 import random
 import shutil
@@ -26,7 +26,7 @@ COUNT = 30
 
 
 def dialogues() -> list[dict[str, Any]]:
-    """Returns 30 dialogues, of which some are bad, truncated or cut away."""
+    """Returns 30 dialogues; some are bad, some truncated, some truncated to nothing."""
     pick = random.Random(3)
     rows = train_once.dialogues(COUNT)
     for row in rows:
@@ -64,7 +64,7 @@ def work(tmp_path: Path, tiny_model: Path) -> Work:
 
 
 def in_blocks(monkeypatch: pytest.MonkeyPatch, lines: int) -> None:
-    """Makes blocks of so many lines, which run in this process, the last one first."""
+    """Runs blocks of this many lines in this process, the last one first."""
 
     def run(task: Preparation, blocks: list[Any]) -> Any:
         return (preparation.prepare_block(task, block) for block in reversed(blocks))
@@ -73,7 +73,7 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch, lines: int) -> None:
     monkeypatch.setattr(preparation, "_run", run)
 
 
-def plainly(stage: WorkerStage, model: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def plain_loop(stage: WorkerStage, model: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the tokens of the rows that are kept, one row after another, without a file."""
     chat, made = load_chat(str(model)), []
     for row in map(with_facts, rows):
@@ -92,7 +92,7 @@ def test_rows_are_those_of_a_plain_loop_for_any_blocks(
     stage, rows = STAGES[name]
     in_blocks(monkeypatch, lines)
     data = train_once.prepare(stage, work, rows)
-    expected = plainly(stage, tiny_model, rows)
+    expected = plain_loop(stage, tiny_model, rows)
     assert len(expected) < COUNT
     assert list(data) == expected and len(data) == len(expected)
     names = [name for name in stage.columns if name != "labels"]
@@ -105,20 +105,20 @@ def test_counts_and_examples_are_those_of_one_block_for_any_blocks(
     name: str, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage, rows = STAGES[name]
-    whole = list(train_once.prepare(stage, work, rows))
+    one_block = list(train_once.prepare(stage, work, rows))
     counts, examples = dict(work.counts), dict(work.examples)
     bad = [example.split(":")[0] for example in examples["dropped/bad_rows"]]
     assert bad == (["9", "21"] if name == "dpo" else ["4", "11", "18"])
     for lines in (2, 13):
         in_blocks(monkeypatch, lines)
         work.counts.clear()
-        assert list(train_once.prepare(stage, work, rows)) == whole
+        assert list(train_once.prepare(stage, work, rows)) == one_block
         assert (work.counts, work.examples) == (counts, examples)
 
 
 def test_the_counts_are_those_of_the_rows(work: Work, tiny_model: Path) -> None:
     stage, rows = STAGES["sft"]
-    whole = plainly(stage.model_copy(update={"max_length": 4096}), tiny_model, rows)
+    untruncated = plain_loop(stage.model_copy(update={"max_length": 4096}), tiny_model, rows)
     made = list(train_once.prepare(stage, work, rows))
     trained = sum(label != -100 for row in made for label in row["labels"])
     assert work.counts == {
@@ -126,7 +126,7 @@ def test_the_counts_are_those_of_the_rows(work: Work, tiny_model: Path) -> None:
         "sequences": len(made),
         "tokens": sum(len(row["input_ids"]) for row in made),
         "trained_tokens": trained,
-        "truncated": sum(len(row["input_ids"]) > 64 for row in whole),
+        "truncated": sum(len(row["input_ids"]) > 64 for row in untruncated),
         "dropped/bad_rows": 4,
         "dropped/truncated_to_nothing": 2,
     }
@@ -174,7 +174,7 @@ def test_finished_blocks_are_kept_after_a_kill(work: Work, monkeypatch: pytest.M
     assert again.counts == counts
 
 
-def test_a_bad_row_of_the_first_block_stops_before_others(
+def test_a_bad_row_of_the_first_block_is_reported_before_later_ones(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage, rows = STAGES["sft"]
@@ -185,14 +185,14 @@ def test_a_bad_row_of_the_first_block_stops_before_others(
         train_once.prepare(stop, work, rows)
 
 
-def test_the_first_of_only_bad_rows_is_named(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_row_is_named_if_all_are_bad(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     stage, rows = STAGES["sft"]
     in_blocks(monkeypatch, 1)
     with pytest.raises(Permanent, match=r"^row '4' of 'data': .*; no row is left to train on$"):
         train_once.prepare(stage, work, [rows[4], rows[11], rows[18]])
 
 
-def test_a_line_that_is_no_row_is_named_by_its_number(
+def test_a_line_that_is_not_a_row_is_named_by_its_number(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage, rows = STAGES["sft"]
@@ -228,7 +228,7 @@ def test_blocks_are_consecutive_lines(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def trl_packing(lengths: list[int], max_length: int, seed: int) -> list[list[int]]:
-    """Returns the rows of each sequence by TRL; each row's tokens are its number."""
+    """Returns the rows of each sequence as TRL packs them; each row's tokens are its number."""
     from datasets import Dataset
     from trl.data_utils import pack_dataset
 

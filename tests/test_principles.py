@@ -26,7 +26,7 @@ PUBLISHED = {
     "ultrachat": CHAT,
     "generated": CHAT,
 }
-"""Percent by source, from the README of UltraFeedback; "generated" is of no set of it."""
+"""Percent by source, from the README of UltraFeedback; it has no source "generated"."""
 DRAWS = 2000
 
 
@@ -56,7 +56,7 @@ def test_every_variant_of_a_principle_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("change", [{"prompt": "q"}, {"member": "n"}, {"sample": 1}, {"seed": 1}])
-def test_each_answer_has_a_principle_of_its_own(change: dict[str, Any]) -> None:
+def test_the_principle_is_drawn_per_answer(change: dict[str, Any]) -> None:
     def systems(**changed: Any) -> list[str]:
         row = {"seed": 0, "prompt": "p", "member": "m", "sample": 0} | changed
         return [draw(row["seed"], row | {"prompt": f"{row['prompt']}{n}"}).system for n in range(9)]

@@ -29,8 +29,8 @@ def test_kinds_profile_fits_beside_mlflow_and_runs_the_quickstart(tmp_path: Path
     """The node has 6 CPUs, 20 GiB. MLflow requests 250m and 2Gi, the operator 100m and 512Mi, and
     kind's pods 950m and 290Mi; 17 GiB remain."""
     small = profile(1, tmp_path)
-    for kind, remains in {"cpu": 6 - 0.25 - 0.1 - 0.95, "memory": 17 * 2**30}.items():
+    for kind, available in {"cpu": 6 - 0.25 - 0.1 - 0.95, "memory": 17 * 2**30}.items():
         used = sum(pods.count * quantity(pods.amounts[kind]) for pods in pods_of(small))
-        assert used <= remains
+        assert used <= available
     recipe = recipes.load(ROOT / "configs" / "quickstart.yaml", KINDS)
     check_processors(recipe, recipe.stages, small.cpus, small.gpus, "the profile")

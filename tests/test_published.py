@@ -163,7 +163,7 @@ def test_a_bad_dialogue_is_counted_and_dropped(
     assert work.examples[f"dropped/{reason}"] == ["p0/0"]
 
 
-def test_a_system_message_stays_and_an_empty_one_is_none(folder: Path) -> None:
+def test_a_system_message_is_kept_and_an_empty_one_removed(folder: Path) -> None:
     systems = [[{"role": "system", "content": text}] for text in ("Be brief.", "")]
     write_jsonl(
         folder / "a.jsonl",
@@ -198,7 +198,7 @@ def test_a_score_of_more_than_64_bits_is_stored_as_a_float(score: Any, folder: P
 
 
 @pytest.mark.parametrize("score", ["NaN", "-Infinity", "1e308", "1" + "0" * 400])
-def test_a_score_that_no_sum_can_hold_is_none(score: str, folder: Path) -> None:
+def test_a_score_that_is_not_finite_or_too_large_to_sum_is_none(score: str, folder: Path) -> None:
     row = json.dumps({**ultrafeedback(0), "score_chosen": "SCORE"}).replace('"SCORE"', score)
     (folder / "a.jsonl").write_text(row + "\n")
     [read], _ = run_published(folder, makes="pairs")
@@ -222,7 +222,7 @@ def test_pairs_dropped_for_their_scores_have_no_limit(folder: Path) -> None:
     assert (len(kept), work.counts["dropped/scores tie"]) == (1, 3)
 
 
-def test_answers_may_be_texts_and_columns_have_other_names(folder: Path) -> None:
+def test_answers_may_be_texts_and_columns_may_have_other_names(folder: Path) -> None:
     write_parquet(folder / "a.parquet", [{"question": "So?", "good": "Yes.", "bad": "No."}])
     columns = {"prompt": "question", "chosen": "good", "rejected": "bad"}
     [row], _ = run_published(folder, makes="pairs", columns=columns)
@@ -290,7 +290,7 @@ def test_parquet_is_streamed_without_a_copy_in_the_cache(
 
 
 def test_rows_are_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first row is yielded before the last is read: with a limit, a broken end does no harm."""
+    """Rows are yielded before the last one is read, so a limit can end before a broken row."""
     write_jsonl(folder / "a.jsonl", [ultrachat(n) for n in range(5)])
     with (folder / "a.jsonl").open("a") as file:
         file.write("no JSON\n")
@@ -310,7 +310,7 @@ def test_a_glob_address_is_read_through_fsspec(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "asked"),
+    ("settings", "call"),
     [
         (
             {"dataset": "owner/name"},
@@ -326,8 +326,8 @@ def test_a_glob_address_is_read_through_fsspec(folder: Path) -> None:
         ),
     ],
 )
-def test_a_set_is_read_of_its_split_and_revision_up_to_the_limit(
-    settings: Row, asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_data_set_is_read_at_its_split_and_revision_up_to_the_limit(
+    settings: Row, call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
 
@@ -343,25 +343,25 @@ def test_a_set_is_read_of_its_split_and_revision_up_to_the_limit(
     work = Work("published", tmp_path, 0, {}, {}, {})
     stage.check({}, {})
     stage.run(work)
-    assert calls == [asked]
+    assert calls == [call]
     assert [row["id"] for row in read_jsonl(tmp_path / "rows.jsonl")] == ["p0/0", "p1/1", "p2/2"]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "b.arrow"])
-def test_a_missing_column_is_one_line(name: str, folder: Path) -> None:
+def test_a_missing_column_is_one_error_line(name: str, folder: Path) -> None:
     WRITERS[name](folder / name, [{"text": "a"}])
     with pytest.raises(Permanent, match="has no column 'messages', .*has text; .*{messages: …}"):
         run_published(folder, makes="dialogues")
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
-def test_a_broken_file_is_one_line_before_any_work(name: str, folder: Path) -> None:
+def test_a_broken_file_is_one_error_line_before_any_work(name: str, folder: Path) -> None:
     (folder / name).write_bytes(b"nothing of the kind")
     with pytest.raises(Permanent, match=f"{name} is not a valid .* file, or is truncated"):
         Published(makes="dialogues", files="set").check({"files": folder}, {})
 
 
-def test_an_empty_file_is_one_line_before_any_work(folder: Path) -> None:
+def test_an_empty_file_is_one_error_line_before_any_work(folder: Path) -> None:
     (folder / "a.jsonl").write_text("\n")
     with pytest.raises(Permanent, match="a.jsonl has no rows; change the files setting"):
         Published(makes="dialogues", files="set").check({"files": folder}, {})
@@ -386,7 +386,7 @@ def test_settings_are_checked(settings: Row, says: str, folder: Path) -> None:
 
 def test_a_file_of_another_format_is_refused(folder: Path) -> None:
     (folder / "a.csv").write_text("a,b\n")
-    with pytest.raises(Permanent, match="a.csv has another format; convert it to JSONL"):
+    with pytest.raises(Permanent, match="a.csv has an unsupported format; convert it to JSONL"):
         data_files(folder / "a.csv", "train")
 
 
@@ -428,7 +428,7 @@ NO_TOOLS = "remove the conversations that use tools; only text can be trained"
         ),
     ],
 )
-def test_data_without_a_usable_row_are_refused_before_the_run(
+def test_data_without_a_usable_row_is_refused_before_the_run(
     makes: str, row: Row, says: str, folder: Path
 ) -> None:
     write_jsonl(folder / "a.jsonl", [row] * 3)
@@ -436,14 +436,14 @@ def test_data_without_a_usable_row_are_refused_before_the_run(
         Published(makes=makes, files="set").check({"files": folder}, {})  # type: ignore[arg-type]
 
 
-def test_one_file_without_a_usable_row_does_not_refuse_the_others(folder: Path) -> None:
+def test_files_are_read_even_if_one_has_no_usable_row(folder: Path) -> None:
     write_jsonl(folder / "a.jsonl", [ultrachat(0, [])])
     write_jsonl(folder / "b.jsonl", [ultrachat(1)])
     rows, work = run_published(folder, makes="dialogues")
     assert (len(rows), work.counts["dropped/no messages"]) == (1, 1)
 
 
-def test_a_hub_that_does_not_answer_is_one_line(
+def test_an_unreachable_hub_is_one_error_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
@@ -454,7 +454,7 @@ def test_a_hub_that_does_not_answer_is_one_line(
         stage.run(work)
 
 
-def test_a_recipe_reads_it_and_its_content_is_in_the_key(folder: Path) -> None:
+def test_a_recipe_reads_files_and_their_content_is_in_the_key(folder: Path) -> None:
     write_jsonl(folder / "a.jsonl", [ultrachat(0)])
     recipe_file = folder.parent / "recipe.yaml"
     recipe_file.write_text(

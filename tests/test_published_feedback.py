@@ -38,7 +38,7 @@ def write_jsonl(path: Path, rows: list[Row]) -> Path:
     return path
 
 
-def started(
+def make_work(
     name: str,
     folder: Path,
     inputs: dict[str, Artifact] | None = None,
@@ -51,13 +51,13 @@ def started(
 
 def preferences_work(folder: Path) -> Work:
     feedback = Artifact(folder / "published", Manifest(kind="published", key="k", files={}))
-    return started("pairs", folder / "pairs", inputs={"feedback": feedback})
+    return make_work("pairs", folder / "pairs", inputs={"feedback": feedback})
 
 
 def read(file: Path, folder: Path, makes: str = "feedback", **settings: Any) -> tuple[Any, Work]:
     stage = Published(makes=makes, files=file.name, max_failed=0.5, **settings)  # type: ignore[arg-type]
     stage.check({"files": file}, {})
-    work = started("published", folder / "published", files={"files": file})
+    work = make_work("published", folder / "published", files={"files": file})
     stage.run(work)
     return list(read_jsonl(work.folder / ROWS)), work
 
@@ -77,11 +77,11 @@ def first_revision() -> list[Row]:
             del completion["fine-grained_score"]
             if completion["overall_score"] == 1:
                 completion["overall_score"] = 10
-    rows[4]["completions"][1]["overall_score"] = 10  # its mean rating of 2.5 decides nothing
+    rows[4]["completions"][1]["overall_score"] = 10  # with a mean rating of 2.5, it may be a 1
     return rows
 
 
-def test_an_answer_of_ultrafeedback_keeps_all_that_was_said_about_it(tmp_path: Path) -> None:
+def test_an_answer_of_ultrafeedback_keeps_its_ratings_and_critique(tmp_path: Path) -> None:
     [row, *_], work = read(FILES / "ultrafeedback.jsonl", tmp_path, limit=1)
     assert {name: row[name] for name in ("id", "prompt", "instruction", "source")} == {
         "id": "r0000000",
@@ -108,7 +108,7 @@ def test_an_answer_of_ultrafeedback_keeps_all_that_was_said_about_it(tmp_path: P
     assert (work.counts["unrated/N/A"], work.examples["unrated/N/A"]) == (1, ["r0000000"])
 
 
-def test_a_10_that_was_a_1_is_repaired_by_its_rule_and_counted(tmp_path: Path) -> None:
+def test_a_10_that_was_a_1_is_repaired_by_the_authors_rule_and_counted(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "raw.jsonl", first_revision())
     rows, work = read(file, tmp_path)
     scores = [[c["overall"] for c in row["completions"]] for row in rows]
@@ -117,7 +117,7 @@ def test_a_10_that_was_a_1_is_repaired_by_its_rule_and_counted(tmp_path: Path) -
     assert scores[4] == [9, None, 2, 8]  # mean rating 2.5
     assert rows[2]["completions"][0]["stated"] == {"overall": 10}
     counts = {name: work.counts[name] for name in work.counts if name.startswith(("rep", "uns"))}
-    # Also the empty answer to the last prompt.
+    # The second repair is the empty answer to the last prompt.
     assert counts == {"repaired/overall 10 that was 1": 2, "unscored/overall 10 that may be 1": 1}
     assert work.examples["unscored/overall 10 that may be 1"] == ["r0000004"]
 
@@ -134,7 +134,7 @@ def test_the_bounds_of_the_repair_are_the_authors(ratings: str, score: int | Non
     assert row["completions"][0]["score"] == score
 
 
-def test_in_the_repaired_revision_every_10_is_one(tmp_path: Path) -> None:
+def test_in_the_repaired_revision_a_doubtful_10_is_kept(tmp_path: Path) -> None:
     rows = copy.deepcopy(RAW)
     rows[4]["completions"][1]["overall_score"] = 10
     converted, work = read(write_jsonl(tmp_path / "raw.jsonl", rows), tmp_path)
@@ -144,7 +144,7 @@ def test_in_the_repaired_revision_every_10_is_one(tmp_path: Path) -> None:
 
 def published_rule(rows: list[Row]) -> Iterator[tuple[str, str, str, float, float]]:
     """Yields prompt, chosen, rejected and their scores by the rule of the published pairs, after
-    the rule that repairs scores; without pairs of equal texts, which cannot be trained."""
+    the rule that repairs scores; without pairs of equal texts, which cannot be trained on."""
     for row in rows:
         answers = []
         for c in row["completions"]:
@@ -181,11 +181,11 @@ def test_pairs_are_those_of_the_published_rule_row_by_row(rows: list[Row], tmp_p
         for pair in pairs
     ]
     assert ours == list(published_rule(rows))
-    # Ties for the best, both among the chosen and between a pair, are in the file.
+    # In two pairs, both answers tie for the best score.
     assert len(ours) == 6 and [c == r for *_, c, r in ours].count(True) == 2
 
 
-def test_the_published_draw_passes_over_copies_of_the_best_answer() -> None:
+def test_the_published_draw_skips_copies_of_the_best_answer() -> None:
     best = {"score": 8, "text": "Yes.", "model": "gpt-4"}
     other = {"score": 8, "text": "Yes!", "model": "gpt-4"}
     for seed in range(20):
@@ -193,9 +193,9 @@ def test_the_published_draw_passes_over_copies_of_the_best_answer() -> None:
     assert as_published([best, dict(best)], 42) == (best, [])
 
 
-def test_the_mean_of_the_aspects_leaves_out_what_does_not_apply(tmp_path: Path) -> None:
-    """The rule of argilla/ultrafeedback-binarized-preferences: the best mean is chosen, an answer
-    with a lower one rejected."""
+def test_the_mean_of_the_aspects_omits_ratings_that_do_not_apply(tmp_path: Path) -> None:
+    """The rule of argilla/ultrafeedback-binarized-preferences: the answer with the
+    best mean is chosen, one with a lower mean is rejected."""
     read(FILES / "ultrafeedback.jsonl", tmp_path)
     pairs = [
         (pair["chosen"][-1]["content"], pair["rejected"][-1]["content"], pair["score_rejected"])
@@ -219,7 +219,7 @@ def test_feedback_without_the_named_score_says_what_to_do(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_ranks_are_scores_that_fall(suffix: str, tmp_path: Path) -> None:
+def test_ranks_become_descending_scores(suffix: str, tmp_path: Path) -> None:
     rows = list(read_jsonl(FILES / "nectar.jsonl"))
     file = write_jsonl(tmp_path / "data.jsonl", rows)
     if suffix == ".parquet":
@@ -241,7 +241,7 @@ def test_ranks_are_scores_that_fall(suffix: str, tmp_path: Path) -> None:
     ]
 
 
-def test_a_parquet_struct_of_lists_holds_answers(tmp_path: Path) -> None:
+def test_answers_may_be_a_struct_of_lists(tmp_path: Path) -> None:
     answers = {"answer": ["Yes.", "No."], "rank": [2, 1]}
     [row], _ = read(
         write_jsonl(tmp_path / "a.jsonl", [{"prompt": "So?", "answers": answers}]), tmp_path
@@ -249,7 +249,7 @@ def test_a_parquet_struct_of_lists_holds_answers(tmp_path: Path) -> None:
     assert [(c["text"], c["score"]) for c in row["completions"]] == [("Yes.", 1), ("No.", 2)]
 
 
-def test_values_that_are_no_scores_are_counted_by_cause(tmp_path: Path) -> None:
+def test_values_that_are_not_scores_are_counted_by_cause(tmp_path: Path) -> None:
     rows = copy.deepcopy(RAW[:2])
     rows[0]["completions"][0]["overall_score"] = "about 4"
     rows[1]["completions"][3]["overall_score"] = 11
@@ -267,7 +267,7 @@ def test_values_that_are_no_scores_are_counted_by_cause(tmp_path: Path) -> None:
     assert work.counts["unscored/unreadable rank"] == 1
 
 
-def test_a_rank_is_no_score_beside_the_scores_of_a_judge(tmp_path: Path) -> None:
+def test_a_rank_is_not_used_as_a_score_if_an_answer_has_one(tmp_path: Path) -> None:
     answers = [{"text": "a", "score": "?", "rank": 1}, {"text": "b", "score": 0.5, "rank": 2}]
     [row], work = read(
         write_jsonl(tmp_path / "a.jsonl", [{"prompt": "So?", "answers": answers}]), tmp_path
@@ -290,7 +290,7 @@ def test_a_rank_is_no_score_beside_the_scores_of_a_judge(tmp_path: Path) -> None
         (True, None, True),
     ],
 )
-def test_feedback_stores_only_what_every_reader_of_json_takes(
+def test_feedback_stores_only_values_that_every_json_reader_accepts(
     score: Any, stored: float | None, stated: Any
 ) -> None:
     answers = [{"text": "a", "score": score}, {"text": "b", "score": 2}]
@@ -301,7 +301,7 @@ def test_feedback_stores_only_what_every_reader_of_json_takes(
     assert other["score"] == 2
 
 
-def test_numbers_beyond_their_scale_are_stated_so_that_every_reader_takes_them() -> None:
+def test_integers_too_large_for_some_json_readers_are_stored_as_floats() -> None:
     answers = [{"text": "a", "score": 1, "overall": 10**40}, {"text": "b", "rank": 10**19}]
     row = FEEDBACK.convert({"prompt": "So?", "completions": answers})
     assert json.dumps(row["completions"][0]["stated"]) == '{"overall": 1e+40}'
@@ -309,7 +309,7 @@ def test_numbers_beyond_their_scale_are_stated_so_that_every_reader_takes_them()
 
 
 @pytest.mark.parametrize("value", [3, ["a"], {"a": 1}])
-def test_facts_that_are_not_text_are_left_out(value: Any, tmp_path: Path) -> None:
+def test_text_fields_with_other_values_are_omitted(value: Any, tmp_path: Path) -> None:
     names = ("principle", "critique", "finish_reason", "system", "reason")
     odd = {"text": "a", "score": 1, **dict.fromkeys(names, value)}
     answers = [odd, {"text": "b", "score": 2}]
@@ -336,12 +336,12 @@ ANSWER = {"answer": "Yes.", "rank": 1}
         ({"chosen": "a", "rejected": "b"}, "no column 'completions'.*set makes: pairs, or name"),
     ],
 )
-def test_feedback_too_odd_is_refused_in_one_line(row: Row, says: str, tmp_path: Path) -> None:
+def test_unusable_feedback_is_refused_in_one_line(row: Row, says: str, tmp_path: Path) -> None:
     with pytest.raises(Permanent, match=says):
         read(write_jsonl(tmp_path / "a.jsonl", [row] * 2), tmp_path)
 
 
-def test_pairs_of_raw_feedback_are_refused_with_the_right_type(tmp_path: Path) -> None:
+def test_reading_raw_feedback_as_pairs_is_refused_with_the_right_type(tmp_path: Path) -> None:
     with pytest.raises(Permanent, match="has no column 'chosen'.*; set makes: feedback, or name"):
         read(FILES / "ultrafeedback.jsonl", tmp_path, makes="pairs")
 
@@ -360,7 +360,7 @@ def test_rows_are_excluded_by_a_number(tmp_path: Path) -> None:
     assert [row["prompt"] for row in rows] == ["2?"] and work.counts["dropped/round is 1"] == 1
 
 
-def test_excluded_rows_have_no_limit_and_may_be_one_of_several_sources(tmp_path: Path) -> None:
+def test_excluded_rows_have_no_limit_and_a_source_may_be_a_list(tmp_path: Path) -> None:
     rows, work = read(
         FILES / "ultrafeedback_binarized_cleaned.jsonl",
         tmp_path,

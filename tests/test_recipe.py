@@ -1,4 +1,4 @@
-"""Tests that every mistake in a recipe is one clear line, before any work."""
+"""Tests that every mistake in a recipe gives one clear error line, before any work."""
 
 from pathlib import Path
 
@@ -86,7 +86,7 @@ MISTAKES = {
     "judge as weights": (
         "model: base, data",
         "model: judge, data",
-        "'judge' has no weights .engine rules.; name one that has",
+        "'judge' has no weights .engine rules.; name one that has weights",
     ),
     "one name for a list": (
         "models: [sft]",
@@ -169,7 +169,7 @@ def main_error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_that_names_it(
+def test_a_mistake_is_one_error_line_that_names_it(
     mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new, says = MISTAKES[mistake]
@@ -232,7 +232,7 @@ def test_an_unhashable_key_is_bad_yaml(tmp_path: Path, capsys: pytest.CaptureFix
     main_error(capsys, write(tmp_path, "? [a, b]\n: 1\n"))
 
 
-def test_merge_keys_are_not_equal_keys(tmp_path: Path) -> None:
+def test_merge_keys_are_not_duplicate_keys(tmp_path: Path) -> None:
     text = GOOD.replace("base: {", "base: &b {").replace(
         "  judge:", "  hot: {<<: *b, temperature: 1.5}\n  judge:"
     )
@@ -268,7 +268,7 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
         load(more, KINDS)
 
 
-def test_lines_of_the_extending_recipe_come_first(tmp_path: Path) -> None:
+def test_the_extending_recipe_takes_precedence(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "more.yaml").write_text(
         "extends: recipe.yaml\nname: mine\nseed: 8\n"
@@ -360,7 +360,7 @@ SETS = {
 
 
 @pytest.mark.parametrize("mistake", SETS)
-def test_a_wrong_override_is_one_line(
+def test_a_wrong_override_is_one_error_line(
     mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, says = SETS[mistake]
@@ -370,7 +370,7 @@ def test_a_wrong_override_is_one_line(
 
 
 @pytest.mark.parametrize("section", ["stages", "models"])
-def test_an_override_of_a_recipe_whose_sections_are_no_mappings(
+def test_an_override_of_a_recipe_whose_sections_are_not_mappings(
     section: str, tmp_path: Path
 ) -> None:
     (tmp_path / "r.yaml").write_text(f"{section}: 5\n")
@@ -395,7 +395,7 @@ def test_overrides(tmp_path: Path) -> None:
     assert loaded(tmp_path, "storage=elsewhere").storage == Path("elsewhere")
 
 
-def test_an_override_is_read_as_it_was_typed(tmp_path: Path) -> None:
+def test_an_override_is_read_as_typed(tmp_path: Path) -> None:
     texts = ["w/a #b", "#x", "a: b", "- a", "yes", "007", "1:30", "2024-01-01", "0x10", "1_000"]
     texts += ["&a", "*a", "!x", "%x", "a\tb", "|", "NULL", "1.", "[a", "{a"]
     quoted = {"'#x'": "#x", '"7"': "7", "' a '": " a ", '"a #b"': "a #b", " w/a ": "w/a"}
@@ -414,7 +414,7 @@ def test_an_override_is_read_as_it_was_typed(tmp_path: Path) -> None:
             recipe_file.read(tmp_path / "r.yaml", [f"a.x={text}"])
 
 
-def test_a_setting_converts_what_an_override_typed(tmp_path: Path) -> None:
+def test_a_setting_converts_the_value_of_an_override(tmp_path: Path) -> None:
     recipe = loaded(tmp_path, "sft.packing=no", "sft.epochs=3", "sft.learning_rate=1e-5", "seed=7")
     assert recipe.stages["sft"].model_dump()["packing"] is False
     assert recipe.stages["sft"].model_dump()["learning_rate"] == 1e-5
@@ -436,7 +436,7 @@ def test_a_setting_converts_what_an_override_typed(tmp_path: Path) -> None:
         ("7", "must be a folder"),
     ],
 )
-def test_a_storage_that_cannot_be_meant_is_one_line(value: str, says: str, tmp_path: Path) -> None:
+def test_an_invalid_storage_is_one_error_line(value: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(Permanent, match=says):
         loaded(tmp_path, f"storage={value}")
 
@@ -449,7 +449,7 @@ def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["007", "on", "null"])
-def test_a_name_that_is_no_text_is_one_line(name: str, tmp_path: Path) -> None:
+def test_a_name_that_is_not_text_is_one_error_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(Permanent, match="name is .*quote it"):
         loaded(tmp_path, text=f"name: {name}\n{GOOD}")
 

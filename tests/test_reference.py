@@ -1,6 +1,6 @@
 """Tests reference log-probabilities: computed once, resumed pair by pair, shared by dpo stages.
 
-No Ray."""
+Runs without Ray."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ from zephyr_ray.train.reference_stage import Reference
 COUNT = 8
 
 
-def made(kind: Any, **settings: Any) -> Any:
+def make_stage(kind: Any, **settings: Any) -> Any:
     shared = {"max_length": 128, "precision": "fp32", "zero": 2}
     return kind(model="base", data="data", **shared | settings)
 
@@ -67,7 +67,7 @@ def columns(data: Any) -> list[tuple[float, float]]:
     return [(row["ref_chosen_logps"], row["ref_rejected_logps"]) for row in data]
 
 
-def test_the_stage_has_the_numbers_of_the_pass_before_training(
+def test_the_stage_and_the_pass_before_training_compute_the_same_values(
     prepare: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_here(work: Work, job: WorkerJob, journal: str, note: Any) -> None:
@@ -77,19 +77,19 @@ def test_the_stage_has_the_numbers_of_the_pass_before_training(
             note(entry)
 
     monkeypatch.setattr(reference_stage, "run_workers", run_here)
-    stage = made(Dpo, micro_batch=300, beta=0.5)
+    stage = make_stage(Dpo, micro_batch=300, beta=0.5)
     inline, data = prepare(stage, "inline")
     expected = columns(add_reference_log_probs(job(stage, inline, tiny_model), data))
-    [(_, *alone)] = reference._log_probs(job(stage, inline, tiny_model), data, [[0]])
-    assert alone == pytest.approx(list(expected[0]), rel=1e-6)
+    [(_, *first)] = reference._log_probs(job(stage, inline, tiny_model), data, [[0]])
+    assert first == pytest.approx(list(expected[0]), rel=1e-6)
 
-    stage = made(Reference, micro_batch=200)
+    stage = make_stage(Reference, micro_batch=200)
     work, _ = prepare(stage, "stage")
     stage.run(work)
     rows = list(read_jsonl(work.folder / "rows.jsonl"))
     assert [row["id"] for row in rows] == data.ids()
-    found = [row[side] for row in rows for side in ("chosen", "rejected")]
-    assert found == pytest.approx([value for pair in expected for value in pair], rel=1e-6)
+    computed = [row[side] for row in rows for side in ("chosen", "rejected")]
+    assert computed == pytest.approx([value for pair in expected for value in pair], rel=1e-6)
     assert work.progress.done == work.progress.total == work.counts["rows"] == COUNT
     better = [chosen > rejected for chosen, rejected in expected]
     assert 0 < sum(better) < COUNT
@@ -105,9 +105,9 @@ def test_a_complete_reference_loads_no_second_model(
         raise AssertionError("a second model")
 
     monkeypatch.setattr(reference, "load_model", forbidden)
-    stage = made(Dpo)
+    stage = make_stage(Dpo)
     work, data = prepare(stage, "dpo")
-    # In another order than the data.
+    # The rows are in another order than the data.
     values = {name: (-10.0 - number, -20.0 - number) for number, name in enumerate(data.ids())}
     rows = [{"id": n, "chosen": c, "rejected": r} for n, (c, r) in reversed(values.items())]
     write_rows(tmp_path, rows, "known.jsonl")
@@ -118,7 +118,7 @@ def test_a_complete_reference_loads_no_second_model(
 def test_pairs_that_a_reference_lacks_are_computed(
     prepare: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
-    stage = made(Dpo)
+    stage = make_stage(Dpo)
     work, data = prepare(stage, "all")
     expected = columns(add_reference_log_probs(job(stage, work, tiny_model), data))
 
@@ -132,27 +132,28 @@ def test_pairs_that_a_reference_lacks_are_computed(
     assert {entry["row"] for entry in work.journal("reference").read_new()} == {4, 5, 6, 7}
 
 
-def test_a_killed_pass_goes_on_pair_by_pair(prepare: Any, tiny_model: Path) -> None:
+def test_a_killed_pass_resumes_after_the_last_finished_pair(prepare: Any, tiny_model: Path) -> None:
     class Data:
-        """Records the rows that are read, and ends the process at the third batch."""
+        """Records the rows that are read; raises KeyboardInterrupt after `most` reads."""
 
-        def __init__(self, data: Any, last: int):
-            self.data, self.last, self.read = data, last, list[int]()
+        def __init__(self, data: Any, most: int):
+            self.data, self.most, self.read = data, most, list[int]()
             self.lengths = data.lengths
 
         def __len__(self) -> int:
             return len(self.data)
 
         def __getitem__(self, row: int) -> Any:
-            if row not in self.read and len(self.read) == self.last:
+            if row not in self.read and len(self.read) == self.most:
                 raise KeyboardInterrupt
             self.read.append(row)
             return self.data[row]
 
-    stage = made(Reference, micro_batch=1)
+    stage = make_stage(Reference, micro_batch=1)
     work, data = prepare(stage, "killed")
     task = WorkerJob(stage, str(tiny_model), work.folder)
-    first, second = Data(data, last=2 * 2), Data(data, last=99)
+    # Each row is read twice: two batches of one row are completed.
+    first, second = Data(data, most=2 * 2), Data(data, most=99)
     with pytest.raises(KeyboardInterrupt):
         compute_log_probs(task, first, range(COUNT))
     finished = {entry["row"]: entry for entry in Journal(work.scratch / "reference").read_new()}
@@ -171,7 +172,7 @@ def test_dpo_and_reference_keep_the_same_rows(prepare: Any) -> None:
     rows[5]["chosen"] = rows[4]["chosen"]  # another prompt
     counts = []
     for kind in (Dpo, Reference):
-        work, data = prepare(made(kind, max_failed=0.5), kind.kind, rows)
+        work, data = prepare(make_stage(kind, max_failed=0.5), kind.kind, rows)
         assert data.ids() == [rows[number]["id"] for number in (0, 2, 4, 6, 7)]
         counts.append(work.counts)
     assert counts[0] == counts[1]
@@ -186,15 +187,15 @@ QLORA = {"lora": {"quantized": True}, "gpus_per_worker": 1}
 @pytest.mark.parametrize(
     ("ours", "theirs", "line"),
     [
-        ({"model": "other"}, {}, "reference 'ref' has model base, this stage other; give both"),
-        ({"data": "other"}, {}, "reference 'ref' has data data, this stage other; give both"),
-        ({"max_length": 64}, {}, "reference 'ref' has max_length 128, this stage 64; give both"),
-        ({}, {"precision": "bf16"}, "has precision bf16, this stage fp32; give both the same"),
+        ({"model": "other"}, {}, "reference 'ref' has model base, this stage has other; give both"),
+        ({"data": "other"}, {}, "reference 'ref' has data data, this stage has other; give both"),
+        ({"max_length": 64}, {}, "reference 'ref' has max_length 128, this stage has 64; give"),
+        ({}, {"precision": "bf16"}, "has precision bf16, this stage has fp32; give both the same"),
         (QLORA, {}, "lora.quantized is true, reference 'ref' differs; set ref.quantized: true"),
         ({}, {"quantized": True}, "lora.quantized is false, reference 'ref' differs; set ref.qu"),
     ],
 )
-def test_a_reference_of_another_start_model_is_refused(
+def test_a_reference_that_does_not_match_is_refused(
     ours: dict[str, Any], theirs: dict[str, Any], line: str
 ) -> None:
     shared = {"model": "base", "data": "data", "max_length": 128, "precision": "fp32", "zero": 2}
@@ -204,11 +205,11 @@ def test_a_reference_of_another_start_model_is_refused(
         dpo.check({}, {"ref": ref})
 
 
-def test_how_a_reference_runs_and_adapters_may_differ() -> None:
-    ref = made(Reference, zero=0, workers=4, micro_batch=256)
-    made(Dpo, reference="ref", beta=0.5, lora={}).check({}, {"ref": ref})
-    ref = made(Reference, quantized=True, gpus_per_worker=1)
-    made(Dpo, reference="ref", **QLORA).check({}, {"ref": ref})
+def test_execution_settings_and_adapters_may_differ() -> None:
+    ref = make_stage(Reference, zero=0, workers=4, micro_batch=256)
+    make_stage(Dpo, reference="ref", beta=0.5, lora={}).check({}, {"ref": ref})
+    ref = make_stage(Reference, quantized=True, gpus_per_worker=1)
+    make_stage(Dpo, reference="ref", **QLORA).check({}, {"ref": ref})
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,7 @@ def test_how_a_reference_runs_and_adapters_may_differ() -> None:
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], line: str) -> None:
     with pytest.raises(Permanent, match=line):
-        made(Reference, **settings).check({}, {})
+        make_stage(Reference, **settings).check({}, {})
 
 
 RECIPE = """
@@ -249,7 +250,7 @@ stages:
         (["sft.epochs=2"], {"sft", "ref", "dpo", "alone"}),
     ],
 )
-def test_the_key_is_that_of_weights_pairs_and_tokens(
+def test_the_key_depends_only_on_weights_pairs_and_tokens(
     changes: list[str], changed: set[str], tmp_path: Path, tiny_model: Path
 ) -> None:
     (tmp_path / "talks.jsonl").write_text(json.dumps(train_once.dialogues(1)[0]) + "\n")
@@ -268,7 +269,7 @@ def test_the_report_shows_how_the_start_model_ranks_the_pairs(tmp_path: Path) ->
     counts = {"rows": 500, "margin_mean": -7.25, "chosen_more_probable": 0.44}
     manifest = Manifest(kind="reference", key="k", files={}, name="ref", counts=counts)
     artifact = Artifact(tmp_path, manifest)
-    section = made(Reference).section(artifact)
+    section = make_stage(Reference).section(artifact)
     [table] = section.chapters[0].blocks
     assert isinstance(table, Table) and table.rows == (("ref", 500, -7.25, 0.44),)
     stages, chapters = summarize_stages({"ref": artifact}), arrange({"ref": section}, {})

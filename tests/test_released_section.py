@@ -36,7 +36,7 @@ def test_our_figures_have_their_intervals_beside_the_released_ones() -> None:
     )
 
 
-def test_each_pair_of_models_has_the_released_order_another_or_none() -> None:
+def test_each_pair_of_models_has_the_released_order_the_opposite_or_neither() -> None:
     assert blocks()[1].text == (
         "win, released: org/base > dpo > sft > twice. The same order here: dpo above sft, dpo "
         "above twice. Not distinguished here: sft above twice. The opposite order here: org/base "
@@ -45,8 +45,9 @@ def test_each_pair_of_models_has_the_released_order_another_or_none() -> None:
     )
 
 
-def test_paired_differences_decide_although_intervals_overlap() -> None:
-    """A difference may be the wrong way round, or leave open what intervals would decide."""
+def test_paired_differences_take_precedence_over_intervals() -> None:
+    """Here one decides although the intervals overlap; the other, given in reverse, includes 0
+    although they do not."""
     order = blocks(
         ("sft", "twice", Interval(-0.04, -0.06, -0.02)),
         ("sft", "dpo", Interval(-0.2, -0.5, 0.1)),

@@ -1,4 +1,4 @@
-"""Tests complete runs against an endpoint that fails: what is kept, said, and asked again."""
+"""Tests complete runs against an endpoint that fails: what is kept, printed and sent again."""
 
 import json
 import shlex
@@ -66,7 +66,7 @@ def good(number: int, body: dict[str, Any]) -> Answer:
     return GOOD
 
 
-def test_after_spent_credits_exactly_the_missing_rows_are_asked(
+def test_after_credits_ran_out_only_the_missing_rows_are_sent(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     runs = Runs(tmp_path, capsys, rows=12)
@@ -75,7 +75,7 @@ def test_after_spent_credits_exactly_the_missing_rows_are_asked(
         assert code == 2 and runs.manifest() is None
         assert "status 402: Insufficient credits; add credits, then run again" in runs.error
         assert "(5 finished rows are kept)" in runs.error
-        # Those in flight at the first refusal, and no others.
+        # After the first refusal, only requests already in flight are sent.
         assert len(server.bodies) <= 5 + 4
         paid = set(prompts(server)[:5])
         assert runs.run(server, good) == 0
@@ -84,7 +84,7 @@ def test_after_spent_credits_exactly_the_missing_rows_are_asked(
     assert runs.manifest()["counts"]["failed/rows"] == 0
 
 
-def test_an_endpoint_that_refuses_everything_is_asked_a_few_times(
+def test_an_endpoint_that_refuses_everything_gets_three_requests(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     runs = Runs(tmp_path, capsys, rows=60)
@@ -95,7 +95,7 @@ def test_an_endpoint_that_refuses_everything_is_asked_a_few_times(
         assert "status 400: tools are down" in runs.error and len(server.bodies) == 3
 
 
-def test_rows_that_fail_are_bounded_and_a_higher_bound_goes_on(
+def test_too_many_failed_rows_stop_a_run_and_a_higher_limit_continues_it(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     runs = Runs(tmp_path, capsys, rows=20)
@@ -107,20 +107,20 @@ def test_rows_that_fail_are_bounded_and_a_higher_bound_goes_on(
         assert runs.run(server, reply) == 2 and runs.manifest() is None
         assert "2 of 20 rows failed (10%: content filter 2), max_failed allows 1; " in runs.error
         assert "status 400: flagged; raise answers.max_failed to go on" in runs.error
-        asked = prompts(server)
+        sent = prompts(server)
         assert runs.run(server, reply, "answers.max_failed=0.1") == 0
-        # Not one row is asked twice, and those that failed are not asked again.
-        assert len({*asked, *prompts(server)}) == len([*asked, *prompts(server)]) == 20
+        # No row is sent twice, not even one that failed.
+        assert len({*sent, *prompts(server)}) == len([*sent, *prompts(server)]) == 20
         assert "done 18 rows · 2 failed (content filter 2) · " in runs.printed
         counts = runs.manifest()["counts"]
         assert (counts["failed/rows"], counts["failed/content filter"]) == (2, 2)
         assert runs.run(server, reply) == 0 and server.bodies == []  # cached: the key is the same
 
 
-def test_a_row_that_is_never_answered_is_given_up_as_the_line_says(
+def test_the_setting_in_the_error_line_gives_up_an_unanswered_row(
     tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Warnings of actors, here about a parameter, are logged by the driver too."""
+    """The driver also logs the warnings of actors, here one about a parameter."""
     runs = Runs(tmp_path, capsys, rows=6)
 
     def reply(number: int, body: dict[str, Any]) -> Answer:

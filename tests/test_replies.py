@@ -1,4 +1,4 @@
-"""Tests what a reply of an endpoint is taken for: an answer, the row's fault, or the world's."""
+"""Tests how a reply is classified: an answer, an error of the row, or an error of the endpoint."""
 
 import json
 import re
@@ -110,7 +110,7 @@ REFUSED = [choice("stop", content=None, refusal="I cannot help with that.")]
         *((answer, "refused") for answer in REFUSED),
     ],
 )
-def test_a_fault_of_the_row(answer: Answer, cause: str) -> None:
+def test_an_error_of_the_row(answer: Answer, cause: str) -> None:
     refused = refusal(answer)
     assert isinstance(refused, RowError) and refused.cause == cause
 
@@ -144,7 +144,7 @@ def test_a_fault_of_the_row(answer: Answer, cause: str) -> None:
         ),
     ],
 )
-def test_what_stops_the_run_at_once(answer: Answer, says: str) -> None:
+def test_an_error_of_every_row_stops_the_run(answer: Answer, says: str) -> None:
     stop = refusal(answer)
     assert isinstance(stop, StopRun) and re.search(says, str(stop))
     assert "token=" not in str(stop)
@@ -193,7 +193,7 @@ def test_what_stops_the_run_at_once(answer: Answer, says: str) -> None:
         (choice("stop", content=["Good day."]), "no text"),
     ],
 )
-def test_what_is_asked_again(answer: Answer, says: str) -> None:
+def test_a_temporary_error_is_retried(answer: Answer, says: str) -> None:
     unavailable = refusal(answer)
     assert isinstance(unavailable, Unavailable) and not unavailable.rate_limited
     assert says in str(unavailable)
@@ -261,11 +261,11 @@ def test_the_date_in_retry_after() -> None:
         Answer(418, {"no": "error object"}),
     ],
 )
-def test_what_no_rule_knows_leaves_the_row_to_the_next_run(answer: Answer) -> None:
+def test_an_unknown_error_leaves_the_row_to_the_next_run(answer: Answer) -> None:
     rejected = refusal(answer)
     assert isinstance(rejected, Rejected) and str(answer.status) in str(rejected)
 
 
 def test_a_long_reply_is_cut_and_is_one_line() -> None:
-    said = str(refusal(Answer(500, "It\x1b[31m\nbroke. " * 10_000)))
-    assert len(said) < 400 and said.isprintable() and "broke" in said
+    line = str(refusal(Answer(500, "It\x1b[31m\nbroke. " * 10_000)))
+    assert len(line) < 400 and line.isprintable() and "broke" in line

@@ -56,9 +56,9 @@ STAGES: dict[str, Stage] = {
 def make(root: Path, name: str, kind: str, **manifest: Any) -> Artifact:
     folder = root / name
     folder.mkdir()
-    whole = {"name": name, "kind": kind, "key": f"{len(name):016x}", "version": 1} | manifest
-    whole.setdefault("counts", {"rows": 3})
-    return Artifact(folder, Manifest(**{"files": {}} | whole))
+    fields = {"name": name, "kind": kind, "key": f"{len(name):016x}", "version": 1} | manifest
+    fields.setdefault("counts", {"rows": 3})
+    return Artifact(folder, Manifest(**{"files": {}} | fields))
 
 
 def write(artifact: Artifact, name: str, rows: list[dict[str, Any]]) -> Artifact:
@@ -174,7 +174,7 @@ def words(html: str) -> str:
 
 
 def without_script(html: str) -> str:
-    """Returns the page without its own script, which it must have once."""
+    """Returns the page without its own script, which must occur exactly once."""
     script = f"<script>{(FOLDER / 'page.js').read_text(encoding='utf-8')}</script>"
     assert html.count(script) == 1
     return html.replace(script, "")
@@ -203,7 +203,7 @@ def test_headline_is_honest_about_the_control(full: str) -> None:
 NO_DIFFERENCE = "cannot be distinguished from no difference (0.50)"
 
 
-def test_headline_says_when_the_interval_holds_one_half(tmp_path: Path) -> None:
+def test_headline_says_when_the_interval_includes_one_half(tmp_path: Path) -> None:
     figures = {"win_rate": 0.52, "low": 0.44, "high": 0.6, "prompts": 240}
     html = page(tmp_path, pairwise(tmp_path, models={"base": {}, "sft": figures}, differences=[]))
     assert NO_DIFFERENCE in html
@@ -279,17 +279,17 @@ def test_stage_times_attempts_and_drops_appear(full: str) -> None:
     assert "dpo dpo 3 1 min 35 s 2 rated" in text and "train/loss_final 0.50" in text
     assert "Sum 4 min 31 s" in text
     assert "dropped/near duplicate 7" in text and "truncated 4" in text
-    assert "over_long" not in text, "what never happened is no row"
+    assert "over_long" not in text, "a count of 0 has no row"
     assert "learning_rate 5e-05" in text
 
 
-def test_counts_are_whole_and_shares_are_not(tmp_path: Path) -> None:
+def test_counts_are_integers_and_shares_have_decimals(tmp_path: Path) -> None:
     counts = {"rows": 3, "openings": 11.0, "all_unique": 1.0, "score_mean": 6.125}
     text = words(page(tmp_path, make(tmp_path, "seeds", "self_instruct", counts=counts)))
     assert "openings 11 all_unique 1.00 score_mean 6.13" in text
 
 
-def test_words_of_models_are_text(full: str) -> None:
+def test_text_from_models_is_escaped(full: str) -> None:
     assert "<script" not in without_script(full) and "<img" not in full
     assert full.count("&lt;script&gt;alert(") >= 40
 
@@ -314,7 +314,7 @@ def test_plots_are_inline_and_described(full: str) -> None:
     described = labels(full)
     assert "Win rate against base: sft 0.77 from 0.72 to 0.83; dpo" in described[0]
     assert "sft · loss over 30 steps: from 2.93 to 1" in described
-    # Two bars, one loss, three of DPO, two models, the pipeline on a screen and on a phone.
+    # Two bar charts, one curve of SFT, three of DPO, two histograms, and the pipeline twice.
     assert len(described) == 2 + 1 + 3 + 2 + 2
 
 
@@ -349,7 +349,7 @@ def test_samples_show_who_won(tmp_path: Path) -> None:
 
 
 class Toy(Stage):
-    """A kind of stage that the report has never heard of."""
+    """A stage of a kind that the report does not know."""
 
     kind = "toy"
     makes = "toys"
@@ -379,13 +379,13 @@ def test_scores_from_1_on_have_a_bin_per_whole_number_and_others_ten_equal_ones(
     assert bins.names() == [str(n) for n in range(1, 11)]
     assert bins.count([1, 2.4, 2.5, 10]) == [1, 1, 1, 0, 0, 0, 0, 0, 0, 1]
     assert bins_of(1, 4.5, 5, highest=5).count([1, 4.5, 5]) == [1, 0, 0, 0, 2]
-    bins = bins_of(-3, 0, 1.5, 2)  # half a point each
+    bins = bins_of(-3, 0, 1.5, 2)  # bins of half a point
     assert bins.names()[:3] == ["−2.75", "−2.25", "−1.75"]
     assert bins.count([-3, -2.5, 0, 1.5, 2]) == [1, 1, 0, 0, 0, 0, 1, 0, 0, 2]
     assert bins_of(-1.5, -1.5).count([-1.5, -1.5])[0] == 2
 
 
-def test_a_new_kind_of_stage_is_drawn_as_it_is(tmp_path: Path) -> None:
+def test_the_section_of_a_new_stage_kind_is_drawn(tmp_path: Path) -> None:
     html = page(tmp_path, make(tmp_path, "toy", "toy"), toy=Toy())
     assert headings(html)[:2] == ["Toy results", "Toys"]
     assert '<p class="headline">Toys are fun.' in html
@@ -412,7 +412,7 @@ def test_chapters_of_several_stages_name_them(tmp_path: Path) -> None:
     assert html.count("An intro.") == 1
 
 
-def test_mask_proof_is_kept_apart(full: str) -> None:
+def test_the_loss_mask_is_in_a_sandboxed_frame(full: str) -> None:
     assert 'srcdoc="&lt;p&gt;the &lt;mark&gt;mask' in full
     assert len(re.findall("<iframe sandbox ", full)) == 2
 
@@ -497,14 +497,14 @@ def test_dropped_validation_rows_are_listed_with_dropped_rows(tmp_path: Path) ->
     assert stage.counts == {"validation/rows": 9}
 
 
-def test_figures_of_a_released_model_are_of_a_stage_of_the_report() -> None:
+def test_released_figures_must_name_a_stage_of_the_report() -> None:
     report = Report(of=["sft"], released={"dpo": {"validation/loss": 1.0}})
     says = "released: the report is not about 'dpo'; write a stage that `of` lists"
     with pytest.raises(Permanent, match=re.escape(says)):
         report.check({}, {})
 
 
-def test_what_has_examples_is_listed_with_its_count() -> None:
+def test_a_count_with_examples_is_listed_with_them() -> None:
     manifest = SimpleNamespace(
         kind="published", key="k", seconds=1.0, attempts=1, created="", settings={}, models={},
         reads={}, counts={"rows": 3, "repaired/x": 2},

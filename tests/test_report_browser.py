@@ -28,7 +28,7 @@ from zephyr_ray.section import (
 from zephyr_ray.stage import Stage
 from zephyr_ray.store import Artifact
 
-pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 
 MODELS = ("base", "sft", "dpo")
 OUTCOMES: list[tuple[Any, Any]] = [("win", "win"), ("win", "loss"), ("loss", "tie"), ("tie", "win")]
@@ -104,21 +104,21 @@ def opened(browser: Chrome, address: str) -> Chrome:
 
 
 def samples(browser: Chrome) -> list[int]:
-    """Returns the numbers of the samples of `Everything` that can be seen."""
-    seen = (
+    """Returns the numbers of the visible samples of `Everything`."""
+    visible = (
         "[...document.querySelectorAll('[id=\"4-samples\"] .sample')].map((s, n) => "
         "s.offsetHeight ? n : -1).filter(n => n >= 0)"
     )
-    return list(browser.eval(seen))
+    return list(browser.eval(visible))
 
 
 def models(browser: Chrome) -> list[str]:
-    """Returns whose answers can be seen in the second sample."""
-    seen = (
+    """Returns the models whose answers are visible in the second sample."""
+    visible = (
         "[...[...document.querySelectorAll('[id=\"4-samples\"] .sample')][1]"
         ".querySelectorAll('.answer')].filter(a => a.offsetHeight).map(a => a.dataset.model)"
     )
-    return list(browser.eval(seen))
+    return list(browser.eval(visible))
 
 
 def tab_to(browser: Chrome, selector: str) -> None:
@@ -153,7 +153,7 @@ def test_a_foreign_script_does_not_run_and_no_request_leaves(opened: Chrome) -> 
 def test_nothing_is_wider_than_the_window(opened: Chrome, width: int) -> None:
     opened.emulate(width=width)
     assert opened.eval("document.documentElement.scrollWidth") <= width
-    # Only what scrolls by itself may be wider.
+    # Only elements with their own scroll bars may be wider.
     wide = (
         "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, .skip, svg') && "
         f"e.getBoundingClientRect().right > {width}).map(e => e.outerHTML.slice(0, 80))"

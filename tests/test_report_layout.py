@@ -1,4 +1,4 @@
-"""Tests where the report's picture of the pipeline puts its boxes, lines and links."""
+"""Tests the diagram of the pipeline in the report: positions of boxes and lines, and links."""
 
 import re
 from itertools import pairwise
@@ -31,7 +31,7 @@ def boxes(layout: Layout) -> dict[str, Item]:
 
 
 @pytest.mark.parametrize("most", [1, 2, 6])
-def test_boxes_are_below_what_they_read_side_by_side_and_inside(most: int) -> None:
+def test_boxes_are_below_their_sources_inside_and_do_not_overlap(most: int) -> None:
     layout = lay_out(READS, most, BOX, LANE)
     placed = boxes(layout)
     assert placed.keys() == READS.keys()
@@ -66,7 +66,7 @@ def test_a_box_is_one_row_above_its_first_reader() -> None:
 
 
 def test_few_lines_cross() -> None:
-    """The order of the recipe would cross both lines."""
+    """In recipe order, the two lines would cross."""
     layout = lay_out({"a": [], "b": [], "of_b": ["b"], "of_a": ["a"]}, 6, BOX, LANE)
     upper, lower = ([item.name for item in row] for row in layout.rows)
     assert [f"of_{name}" for name in upper] == lower
@@ -111,6 +111,6 @@ def test_a_box_links_to_its_stage_and_says_time_rows_cost_and_sources() -> None:
     ]
 
 
-def test_names_in_the_picture_are_text() -> None:
+def test_names_in_the_diagram_are_escaped() -> None:
     svg = draw_pipeline([stage('<script>"x"', 1, 0)], 6)
     assert "<script" not in svg and svg.count('"x"') == 0

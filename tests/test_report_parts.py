@@ -33,7 +33,7 @@ START = {"engine": "vllm", "weights": "/hub/small-model"}
 
 
 class Says(Stage):
-    """A stage with one finding and one table."""
+    """A stage with a given finding and table."""
 
     kind = "says"
     makes = "findings"
@@ -48,7 +48,7 @@ class Says(Stage):
 
 
 def test_the_page_opens_with_the_last_finding_and_lists_the_others(tmp_path: Path) -> None:
-    """From the last to the first."""
+    """The others are listed from last to first."""
     made = [make(tmp_path, name, "says") for name in ("first", "second", "silent", "last")]
     says = {"silent": Says()} | {
         name: Says(finding=text)
@@ -63,7 +63,7 @@ def test_the_page_opens_with_the_last_finding_and_lists_the_others(tmp_path: Pat
 
 def test_facts_below_the_verdict(tmp_path: Path) -> None:
     trained = make(tmp_path, "sft", "says", recipe="quick", seconds=90.0, models={"base": START})
-    # Its start is no start of the run.
+    # It starts from another stage's model, which is no start model of the run.
     again = make(tmp_path, "dpo", "says", models={"sft": {"weights": "/store/sft-1/model"}})
     judged = make(
         tmp_path, "winrate", "says", recipe="quick", seconds=30.0, settings={"judge": "judge"},
@@ -107,10 +107,10 @@ def test_every_judge_is_named_once(tmp_path: Path) -> None:
 def test_an_endpoint_without_a_price_has_no_recorded_cost(tmp_path: Path) -> None:
     made = make(tmp_path, "winrate", "silent", models={"judge": JUDGE})
     html = page(tmp_path, made, winrate=Silent())
-    assert "<dt>Cost</dt><dd>not recorded for judge, without a price</dd>" in html
+    assert "<dt>Cost</dt><dd>unknown for judge (no price set)</dd>" in html
 
 
-def test_an_artifact_of_another_recipe_is_known_by_its_key(tmp_path: Path) -> None:
+def test_an_artifact_of_another_recipe_is_identified_by_its_key(tmp_path: Path) -> None:
     ours = make(tmp_path, "ours", "silent", key="a" * 16)
     reader = make(tmp_path, "reader", "silent", reads={"theirs": "a" * 16, "gone": "b" * 16})
     [_, summary] = summarize_stages({"ours": ours, "reader": reader})
@@ -125,7 +125,7 @@ def test_intervals_and_numbers_are_shaded_by_their_value(tmp_path: Path) -> None
     assert [re.sub(r"[^\d.]", "", cell) for cell in cells] == ["0.75", "0.25", "1.00", ""]
 
 
-def test_words_have_no_shade() -> None:
+def test_text_has_no_shade() -> None:
     assert shade("baseline") is None and shade((1, 2)) is None
 
 
@@ -137,9 +137,9 @@ WON = Sample("p", (Answer("base", "a"), Answer("sft", "b", "win")), "sports")
 LOST = Sample("q", (Answer("base", "a"), Answer("dpo", "b", "loss")))
 
 
-def test_samples_are_filtered_by_what_they_have() -> None:
-    [found] = arrange(chapter(WON, LOST), {})
-    assert found.filters == Filters(2, ["base", "sft", "dpo"], ["win", "loss"], ["sports"])
+def test_filters_offer_the_values_that_samples_have() -> None:
+    [merged] = arrange(chapter(WON, LOST), {})
+    assert merged.filters == Filters(2, ["base", "sft", "dpo"], ["win", "loss"], ["sports"])
 
 
 def test_examples_outside_of_samples_and_a_single_sample_have_no_filters() -> None:
@@ -159,7 +159,7 @@ def plot(block: Block, *names: str) -> str:
 
 
 def dots(svg: str) -> list[tuple[float, float]]:
-    """Returns the places of the dots: lines of no length."""
+    """Returns the coordinates of the dots, which are drawn as lines of length zero."""
     moves = re.findall(r"M ([\d.]+) ([\d.]+) +L \1 \2(?= )", svg)
     return [(float(x), float(y)) for x, y in moves]
 
@@ -177,7 +177,7 @@ def test_each_point_of_a_scatter_is_a_dot_at_its_place() -> None:
     assert "stroke-linecap: round" in svg
 
 
-def test_a_title_beside_long_names_is_broken_before_it_leaves_the_figure() -> None:
+def test_a_title_beside_long_names_is_wrapped_to_fit_the_figure() -> None:
     title = "win_rules: Win rate against base at equal length"
     svg = plot(Bars(title, (("shown · fake2", Interval(0.5, 0.4, 0.6)),)), "shown · fake2")
     assert "win_rules: Win rate against base at<" in svg and ">equal length<" in svg
@@ -203,7 +203,7 @@ def test_a_radar_is_described() -> None:
     assert [name for name in "ab" if f">{name}</text>" in svg] == ["a", "b"]
 
 
-def test_the_policy_allows_only_the_page_s_own_script_and_no_request() -> None:
+def test_the_policy_allows_only_the_pages_own_script_and_no_request() -> None:
     digest = base64.b64encode(hashlib.sha256("alert('é')".encode()).digest()).decode()
     policy = dict(part.split(" ", 1) for part in content_policy("alert('é')").split("; "))
     assert policy.pop("script-src") == f"'sha256-{digest}'"

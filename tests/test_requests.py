@@ -1,4 +1,4 @@
-"""Tests request bodies: accepted defaults, bounds, and rows of the judge."""
+"""Tests request bodies: accepted defaults, limits, and rows for the judge."""
 
 import json
 import time
@@ -63,7 +63,7 @@ def test_a_field_at_its_default_is_accepted(field: dict[str, Any]) -> None:
         ("top_k", 1),
     ],
 )
-def test_a_field_that_asks_for_more_is_refused_by_name(field: str, value: Any) -> None:
+def test_an_unsupported_field_or_value_is_refused_by_name(field: str, value: Any) -> None:
     error = refused(ChatRequest, {**CHAT, field: value})
     assert (error.param, str(error)) == (field, f"{field}: not supported here; remove it")
 

@@ -1,4 +1,4 @@
-"""A checkpoint of two workers is resumed by one and by four, at every ZeRO stage."""
+"""Tests that one and four workers resume a checkpoint of two workers, at every ZeRO stage."""
 
 import math
 import os
@@ -43,8 +43,8 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 LONG = 8
-"""Epochs of the training that loses a node: 96 steps, because Ray lists a checkpoint up to two
-seconds late."""
+"""Epochs of the training that loses a node: 96 steps, so that it is still running then, because Ray
+lists a checkpoint up to two seconds late."""
 SHORT = {"epochs": 1, "checkpoint_every": 2, "global_batch": 5, "micro_batch": 128}
 
 
@@ -57,7 +57,7 @@ def make_job(folder: Path, model: Path, count: int, **settings: Any) -> Job:
 
 
 def train(jobs: list[Job], workers: int, folder: Path) -> None:
-    """Runs the jobs one after the other in each of several processes."""
+    """Runs the jobs one after the other; each worker is a process."""
     files = []
     for number, job in enumerate(jobs):
         settings = job.settings.model_copy(update={"workers": workers})
@@ -94,7 +94,7 @@ def losses(rows: list[dict[str, Any]]) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, Job]]:
-    """Returns jobs by case and number of workers: two train all 4 steps, one and four go on from
+    """Returns jobs by case and number of workers: two train all 4 steps, one and four resume from
     the checkpoint of step 2."""
     folder = tmp_path_factory.mktemp("runs")
     long = make_job(folder / "long", model, 48, zero=3, epochs=LONG)
@@ -112,7 +112,7 @@ def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dic
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("case", CASES)
-def test_losses_are_those_of_an_unbroken_run(
+def test_losses_are_those_of_an_uninterrupted_run(
     case: str, workers: int, runs: dict[str, dict[int, Job]]
 ) -> None:
     expected = losses(steps(runs[case][2]))
@@ -123,8 +123,8 @@ def test_losses_are_those_of_an_unbroken_run(
 
 @pytest.mark.parametrize(("rank", "part"), [(0, [1, 2]), (1, [3, 4]), (2, [5, 0])])
 def test_a_part_is_cut_out_of_the_old_parts(rank: int, part: list[float]) -> None:
-    """Two workers' parts of five elements, at index 1 of their flat tensors; the last element is
-    padding that was never written."""
+    """Two workers hold five elements, from index 1 of their flat tensors, and one of padding that
+    was never written."""
     import torch
 
     from zephyr_ray.train.resharding import Split
@@ -135,8 +135,8 @@ def test_a_part_is_cut_out_of_the_old_parts(rank: int, part: list[float]) -> Non
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """Returns every value of a checkpoint of DeepSpeed by its place, except those that only
-    converters read."""
+    """Returns the values of a DeepSpeed checkpoint by file, except those that only converters
+    read."""
     import torch
 
     def values(value: Any) -> Any:
@@ -148,21 +148,21 @@ def state(folder: Path) -> dict[str, Any]:
             return [values(item) for item in value]
         return repr(value)
 
-    found = {}
+    by_file = {}
     for path in sorted(folder.glob("*_states.pt")):
         loaded = torch.load(path, weights_only=False)
         for name in ("ds_config", "shared_params"):
             loaded.pop(name, None)
-        found[path.name] = values(loaded)
-        found[path.name].get("optimizer_state_dict", {}).pop("param_slice_mappings", None)
-    return found
+        by_file[path.name] = values(loaded)
+        by_file[path.name].get("optimizer_state_dict", {}).pop("param_slice_mappings", None)
+    return by_file
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "zero_0"])
-def test_there_and_back_is_the_same(
+def test_rewriting_there_and_back_restores_the_state(
     case: str, runs: dict[str, dict[int, Job]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By way of three workers, whose parameters of stage 3 are in several sub-groups."""
+    """Goes via three workers, whose stage 3 parameters are in several sub-groups."""
     from zephyr_ray.train import resharding
 
     [old] = runs[case][2].checkpoints.glob("checkpoint-2/global_step2")
@@ -199,7 +199,7 @@ def test_sub_groups_are_those_of_deepspeed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("case", ["zero_1", "zero_3"])
-def test_a_kill_in_mid_rewriting_leaves_the_checkpoint(
+def test_a_kill_during_rewriting_keeps_the_checkpoint(
     case: str, runs: dict[str, dict[int, Job]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from zephyr_ray.train import resharding
@@ -235,7 +235,7 @@ def test_every_worker_has_a_random_state(runs: dict[str, dict[int, Job]]) -> Non
         assert {path.name for path in checkpoint.glob("rng_state*")} >= set(names)
 
 
-def test_training_goes_on_with_the_workers_that_are_left(
+def test_training_continues_with_the_remaining_workers(
     runs: dict[str, dict[int, Job]], model: Path, tmp_path: Path
 ) -> None:
     root = Path(__file__).resolve().parents[1]

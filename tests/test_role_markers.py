@@ -1,4 +1,4 @@
-"""Tests markers of another turn in an answer."""
+"""Tests the detection of role markers in answers."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from zephyr_ray.models.role_markers import leaks_role
         "  Assistant: Paris.",
     ],
 )
-def test_a_marker_of_a_role_is_a_leak(text: str) -> None:
+def test_a_role_marker_is_a_leak(text: str) -> None:
     assert leaks_role(text)
 
 
@@ -37,5 +37,5 @@ def test_a_marker_of_a_role_is_a_leak(text: str) -> None:
         "",
     ],
 )
-def test_other_text_is_none(text: str) -> None:
+def test_other_text_is_not_a_leak(text: str) -> None:
     assert not leaks_role(text)

@@ -1,5 +1,5 @@
-"""Kills one of two replicas under a steady load, then redeploys. Takes minutes, so it runs only by
-`make test-rollout`.
+"""Kills one of two replicas under a steady load, then redeploys. Takes minutes, so it runs only
+with `make test-rollout`.
 """
 
 import threading

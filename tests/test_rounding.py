@@ -1,4 +1,4 @@
-"""One rule of rounding: numbers are rounded in formatting.py, and only when they are shown."""
+"""Tests that numbers are rounded only in formatting.py, for display; ALLOWED has exceptions."""
 
 import ast
 import re
@@ -24,9 +24,9 @@ ALLOWED = {
     "zephyr_ray/train/settings.py": "how many rows are held out",
 }
 PRECISION = re.compile(r"\.\d|[eEfF%]$")
-"""A format specification that rounds; `:g`, which does not for settings, is not one."""
+"""A format specification that rounds. `:g` is not one, because settings have few digits."""
 IN_TEXT = re.compile(r"%[-+ 0]*\d*\.\d+[efg]|\{[^{}]*:[^{}]*\.\d+[efg%]?\}")
-"""A conversion of the %-operator, logging or str.format."""
+"""A rounding conversion in a text for the % operator, logging or str.format."""
 
 
 def roundings(source: str) -> Iterator[int]:
@@ -64,17 +64,17 @@ def test_other_formats_are_not_roundings(line: str) -> None:
 
 
 def test_numbers_are_rounded_in_one_place() -> None:
-    found = {
+    lines = {
         (str(path.relative_to(ROOT)), line)
         for path in (ROOT / "zephyr_ray").rglob("*.py")
         for line in roundings(path.read_text(encoding="utf-8"))
     }
-    assert {place for place in found if place[0] not in ALLOWED} == set()
-    assert set(ALLOWED) == {path for path, _ in found}
+    assert {place for place in lines if place[0] not in ALLOWED} == set()
+    assert set(ALLOWED) == {path for path, _ in lines}
 
 
 def test_headline_table_and_bar_agree() -> None:
-    """In binary, 0.745 is below one half, and 0.445 above."""
+    """As floats, 0.745 is slightly less than the decimal number, and 0.445 slightly more."""
     rate = Interval(0.745, 0.445, 0.785)
     figures = {"win_rate": 0.745, "low": 0.445, "high": 0.785, "prompts": 200, "words": 2.5}
     figures |= {"pass_rate": 0.745, "parse_failures": 0, "left_out": 0}

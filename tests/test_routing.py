@@ -1,5 +1,5 @@
-"""Tests the gateway's routes: who may send a request, what it leaves in the log, and a gateway that
-needs keys."""
+"""Tests the gateway's routes: who may send a request, what is logged, and a gateway that needs
+keys."""
 
 import json
 import logging
@@ -50,7 +50,7 @@ LINE = {
 }
 
 
-def test_a_request_leaves_a_line_without_its_prompt(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_is_logged_in_a_line_without_its_prompt(caplog: pytest.LogCaptureFixture) -> None:
     assert logged(caplog, log_prompts=False) == LINE
 
 
@@ -62,7 +62,7 @@ ADDRESS, JSON = "http://127.0.0.1:8000", {"Content-Type": "application/json"}
 
 
 def client(keys: list[str], address: str = ADDRESS) -> TestClient:
-    """Returns a client of a service whose every request changes state, for a browser's requests."""
+    """Returns a client of a service whose votes change state, to test requests from browsers."""
 
     async def vote(request: Request) -> Response:
         return Response(await read_body(request))
@@ -111,13 +111,13 @@ def test_a_page_from_elsewhere_may_not_send_requests(
         ("http://[::1]:8000", "http://[::1]:8000"),
     ],
 )
-def test_its_own_page_and_other_clients_may(address: str, origin: str | None) -> None:
+def test_its_own_page_and_other_clients_may_send_requests(address: str, origin: str | None) -> None:
     headers = {**JSON, **({"Origin": origin, "Sec-Fetch-Site": "same-origin"} if origin else {})}
     assert client([], address).post("/v1/votes", content=b"{}", headers=headers).text == "{}"
 
 
 @pytest.mark.parametrize("host", ["chat.example", "chat.example:443", "CHAT.example"])
-def test_its_own_page_may_behind_a_proxy_that_ends_tls(host: str) -> None:
+def test_its_own_page_may_send_requests_behind_a_tls_proxy(host: str) -> None:
     sent = {"Host": host, "Origin": "https://chat.example", "Authorization": f"Bearer {KEY}"}
     reply = client([KEY]).post("/v1/votes", content=b"{}", headers={**JSON, **sent})
     assert reply.status_code == 200
@@ -148,11 +148,11 @@ def test_json_may_name_its_charset() -> None:
     assert client([]).post("/v1/votes", content=b"{}", headers=headers).status_code == 200
 
 
-def test_what_answers_get_answers_head() -> None:
+def test_a_get_route_also_answers_head() -> None:
     assert client([]).head("/health").status_code == 200
 
 
-def test_an_error_of_the_service_does_not_show_its_text(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_internal_error_does_not_show_its_text(caplog: pytest.LogCaptureFixture) -> None:
     async def chat(request: Request) -> Response:
         raise KeyError("a secret")
 
@@ -162,7 +162,7 @@ def test_an_error_of_the_service_does_not_show_its_text(caplog: pytest.LogCaptur
     assert reply.json()["error"]["code"] == "internal_error"
 
 
-def test_a_gateway_that_needs_keys_does_not_start_without(
+def test_a_gateway_that_needs_keys_does_not_start_without_keys(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("ZEPHYR_API_KEYS", raising=False)
@@ -173,7 +173,7 @@ def test_a_gateway_that_needs_keys_does_not_start_without(
 
 @pytest.fixture
 def voters(tmp_path: Path) -> TestClient:
-    """Returns a client of the routes of votes, at a gateway that serves the model dpo."""
+    """Returns a client of the vote routes of a gateway that serves the model dpo."""
     gateway, dispatcher = object.__new__(Gateway), object.__new__(Dispatcher)
     dispatcher._handles = {"dpo": None}  # type: ignore[dict-item]
     gateway._dispatcher, gateway._votes = dispatcher, VoteFile(tmp_path)
@@ -188,7 +188,7 @@ def test_a_vote_is_taken_back_by_its_id(voters: TestClient) -> None:
     owl = {"model": "dpo", "text": "An owl."}
     vote = {"messages": PROMPT, "left": owl, "right": owl, "vote": "left", "blind": True}
     row_id = voters.post("/v1/votes", json=vote).json()["id"]
-    for _ in range(2):  # a client that lost the first reply asks again
+    for _ in range(2):  # a client that lost the first reply retries
         reply = voters.delete(f"/v1/votes/{row_id}")
         assert (reply.status_code, reply.json()) == (200, {"id": row_id, "withdrawn": True})
 
@@ -201,7 +201,7 @@ def test_a_vote_that_was_never_stored_cannot_be_taken_back(voters: TestClient) -
 
 
 def test_a_vote_about_a_model_that_is_not_served_is_refused(voters: TestClient) -> None:
-    """Anything else could become training data under a served model's name."""
+    """Votes become training data, so both answers must be from served models."""
     served, other = ({"model": name, "text": "An owl."} for name in ("dpo", "zzz"))
     vote = {"messages": PROMPT, "left": served, "right": served, "vote": "left"}
     replies = [voters.post("/v1/votes", json=vote | {"right": side}) for side in (served, other)]

@@ -1,4 +1,4 @@
-"""Tests which outcome a row gets by the exception of its program, and when the actor stops."""
+"""Tests the outcome of each exception of a row program, and when the actor stops."""
 
 import asyncio
 import gc
@@ -44,7 +44,7 @@ def run(
     concurrency: int = 1,
     **attempt: Any,
 ) -> list[Outcome | None]:
-    """Runs one row per end, an exception or an answer; returns the journal."""
+    """Runs one row per end: an exception, or None for an answer. Returns the journal's outcomes."""
 
     async def program(row: dict[str, Any], ask: Any) -> dict[str, Any]:
         await asyncio.sleep(0)
@@ -129,7 +129,7 @@ def test_concurrency_limits_the_requests_and_more_rows_wait(count: int, tmp_path
     assert (most_requests, most_rows) == (count, int(1.5 * count))
 
 
-def test_a_block_is_not_asked_again_whoever_answered_it(tmp_path: Path) -> None:
+def test_answered_rows_of_a_block_do_not_run_again_whoever_ran_them(tmp_path: Path) -> None:
     asked: list[str] = []
 
     async def program(row: dict[str, Any], ask: Any) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def test_a_block_is_not_asked_again_whoever_answered_it(tmp_path: Path) -> None:
     assert asked == ["0", "2", "4"]
 
 
-def test_a_crash_that_another_block_reads_about_repeats_no_row(tmp_path: Path) -> None:
+def test_a_crash_that_another_block_reads_about_reruns_no_row(tmp_path: Path) -> None:
     asked: list[str] = []
 
     async def program(row: dict[str, Any], ask: Any) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def test_a_crash_that_another_block_reads_about_repeats_no_row(tmp_path: Path) -
 
 
 def test_nothing_holds_an_actor_after_its_pass(tmp_path: Path) -> None:
-    """The collector would not find a cycle of objects that were frozen with an engine."""
+    """The garbage collector skips reference cycles that were frozen with an engine."""
     gc.disable()
     try:
         actor = RowActor(
@@ -216,7 +216,7 @@ def test_the_exception_decides_the_outcome(
 
 
 @pytest.mark.parametrize("error", [StopRun("no credits"), Permanent("no form")])
-def test_an_error_of_every_row_stops_at_once(error: Exception, tmp_path: Path) -> None:
+def test_an_error_that_affects_every_row_stops_at_once(error: Exception, tmp_path: Path) -> None:
     outcomes = run(tmp_path, GOOD, error, GOOD, GOOD)
     assert outcomes[0] == answered(0) and len(outcomes) == 2
     assert isinstance(outcomes[1], Stopped)
@@ -228,9 +228,7 @@ def test_rows_in_flight_at_a_stop_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [BUSY, ValueError("bug")])
-def test_a_world_without_an_answer_is_not_tried_row_by_row(
-    fault: Exception, tmp_path: Path
-) -> None:
+def test_environment_faults_in_succession_stop(fault: Exception, tmp_path: Path) -> None:
     outcomes = run(tmp_path, *[fault] * 50)
     assert len(outcomes) == FAULTS_IN_SUCCESSION + 1 == 4
     assert isinstance(outcomes[-1], Stopped)
@@ -244,13 +242,13 @@ def test_faults_between_answers_do_not_stop(tmp_path: Path) -> None:
     assert len(outcomes) == 16
 
 
-def test_a_row_of_its_own_fault_is_no_answer(tmp_path: Path) -> None:
+def test_row_faults_do_not_count_as_answers_between_environment_faults(tmp_path: Path) -> None:
     outcomes = run(tmp_path, *[BUSY, FILTERED] * 10)
     assert isinstance(outcomes[-1], Stopped) and len(outcomes) == 6
 
 
 @pytest.mark.parametrize("max_failed", [0, 2])
-def test_failures_above_the_bound_stop(max_failed: int, tmp_path: Path) -> None:
+def test_failures_above_the_limit_stop(max_failed: int, tmp_path: Path) -> None:
     outcomes = run(tmp_path, *[GOOD, FILTERED] * 10, max_failed=max_failed)
     failed = [outcome for outcome in outcomes if isinstance(outcome, RowFault)]
     assert len(failed) == max_failed + 1 and len(outcomes) == 2 * len(failed)
@@ -259,7 +257,7 @@ def test_failures_above_the_bound_stop(max_failed: int, tmp_path: Path) -> None:
 def test_failures_before_a_restart_of_the_actor_count(tmp_path: Path) -> None:
     run(tmp_path, FILTERED, FILTERED, GOOD, max_failed=2)
     outcomes = run(tmp_path, FILTERED, FILTERED, GOOD, GOOD, FILTERED, GOOD, max_failed=2)
-    # The third failure stops: row 5 is not asked.
+    # The third failure stops the actor, so row 5 does not run.
     assert {o.id for o in outcomes if isinstance(o, RowFault)} == {"0", "1", "4"}
     assert {o.id for o in outcomes if isinstance(o, Answered)} == {"2", "3"}
 
@@ -275,7 +273,7 @@ def test_failures_of_an_earlier_attempt_count(tmp_path: Path) -> None:
     assert [o.id for o in outcomes if isinstance(o, RowFault)] == ["0"] and len(outcomes) == 1
 
 
-def test_failures_that_an_attempt_forgot_are_asked_again(tmp_path: Path) -> None:
+def test_failures_that_an_attempt_forgot_are_retried(tmp_path: Path) -> None:
     run(tmp_path, FILTERED, FILTERED, max_failed=1)
     outcomes = run(tmp_path, GOOD, GOOD, max_failed=0, since=position(tmp_path))
     assert [o for o in outcomes if isinstance(o, Answered)] == [answered(0), answered(1)]
@@ -291,7 +289,7 @@ def test_a_row_at_which_the_engine_keeps_dying_is_left_to_the_next_attempt(tmp_p
     die(tmp_path, "0")
     Journal(tmp_path, writer="beside").append(to_entry(EngineDied(["0", "1"])))
     outcomes = [o for o in run(tmp_path, BUSY, GOOD, GOOD) if not isinstance(o, EngineDied)]
-    left = EnvironmentFault("0", "the engine died 3 times at this row")
+    left = EnvironmentFault("0", "the engine died 3 times while this row was in flight")
     assert outcomes == [answered(2), left, answered(1)]
 
 

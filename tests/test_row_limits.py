@@ -1,4 +1,4 @@
-"""Tests the limit of useless and missing rows, and how a stage says what it lacks."""
+"""Tests the limit on useless, failed and dropped rows, and how a stage reports them."""
 
 import json
 import shlex
@@ -49,27 +49,27 @@ def row(number: int, text: str = "") -> Answered:
 def run(
     work: Work, monkeypatch: pytest.MonkeyPatch, outcomes: list[Outcome], count: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Runs rows 0 to `count`; an attempt gets these outcomes. Returns results and rows asked."""
+    """Runs `count` rows in an attempt with these outcomes. Returns results and ids of rows run."""
     asked: list[str] = []
 
-    def execute(_: Work, found: Any, pending: list[Any], *__: Any) -> None:
+    def execute(_: Work, recorded: Any, pending: list[Any], *__: Any) -> None:
         asked.extend(row["id"] for row in pending)
         journal = work.journal("rows", f"attempt{len(list(work.scratch.glob('rows/*')))}")
         for outcome in outcomes:
             journal.append(to_entry(outcome))
-        found.follow()
+        recorded.follow()
 
     monkeypatch.setattr(rows, "_execute", execute)
     ids = [{"id": str(number)} for number in range(count)]
     return rows.run_rows(work, ids, None, MODELS, empty), asked  # type: ignore[arg-type]
 
 
-def test_a_pass_has_models_of_one_engine_with_as_many_actors_and_rows_in_flight(
+def test_models_with_equal_engines_actors_and_rows_in_flight_share_a_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def execute(_: Work, found: Any, pending: list[Any], __: Any, members: list[Model]) -> None:
+    def execute(_: Work, recorded: Any, pending: list[Any], __: Any, members: list[Model]) -> None:
         passes.append([model.name for model in members])
-        found.results |= {row["id"]: row for row in pending}
+        recorded.results |= {row["id"]: row for row in pending}
 
     passes: list[list[str]] = []
     monkeypatch.setattr(rows, "_execute", execute)
@@ -126,7 +126,7 @@ def test_useless_results_above_the_limit_are_asked_again(
 def test_useless_results_of_a_row_are_counted_over_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The count tells the log of answers that the row asks for another answer."""
+    """The count makes a retry a new request; the answer log would repeat the useless answer."""
     work = work_on(tmp_path)
     for _ in range(2):
         with pytest.raises(Permanent, match="every row failed"):
@@ -183,7 +183,7 @@ def test_a_notice_is_for_the_attempt_that_wrote_it(tmp_path: Path) -> None:
 def test_a_row_that_stays_unanswered_can_be_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The line names a setting that, used as it is, drops the row."""
+    """The setting that the error line names drops the row."""
     work, odd = work_on(tmp_path), EnvironmentFault("0", "status 400: something odd")
     sound: list[Outcome] = [row(n, "text") for n in range(1, 20)]
     with pytest.raises(Permanent) as raised:
@@ -215,7 +215,7 @@ def test_rows_given_up_count_against_the_limit(
         run(work, monkeypatch, [row(n, "text") for n in range(2, 20)], 20)
 
 
-# What a stage finds to be of no use
+# Results that a stage counts as useless
 
 
 def engine(*answers: str | Reply) -> SimpleNamespace:
@@ -235,21 +235,21 @@ def prompts(count: int) -> list[dict[str, Any]]:
     return [{"id": f"p{n}", **names} for n in range(count)]
 
 
-def test_empty_answers_are_of_no_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_answers_are_useless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = engine("Eel.", Reply(" \u200b", "length"), Reply("", "stop"))
     faults = run_here(monkeypatch, model_pool, answers)
     work = work_on(tmp_path, prompts=prompts(3))
     work.models = {"m": MODELS[0]}
     Completions(models=["m"], prompts="prompts", max_tokens=24).run(work)
     assert [str(fault) for fault in faults] == [
-        "the answer is empty: all of max_tokens 24 went before any text, perhaps to reasoning; "
+        "the answer is empty: max_tokens (24) was used up before any text, perhaps by reasoning; "
         "raise max_tokens",
         "the answer is empty",
     ]
     assert (work.counts["answers"], work.counts["empty"], work.counts["truncated"]) == (3, 2, 1)
 
 
-def test_a_dialogue_that_begins_with_an_empty_answer_is_of_no_use(
+def test_a_dialogue_that_begins_with_an_empty_answer_is_useless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = engine("", "Why?", "Eel.", "Cod.", "Why?", "")
@@ -261,7 +261,7 @@ def test_a_dialogue_that_begins_with_an_empty_answer_is_of_no_use(
     assert (work.counts["answers"], work.counts["empty"]) == (4, 2)
 
 
-def test_unparsable_scores_are_of_no_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unparsable_scores_are_useless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = run_here(monkeypatch, feedback, engine("7", "no idea"))
     answers = [{"model": "m", "text": text, "finish_reason": "stop"} for text in ("Eel.", "Cod.")]
     work = work_on(tmp_path, answers=[row | {"completions": answers} for row in prompts(1)])
@@ -272,7 +272,7 @@ def test_unparsable_scores_are_of_no_use(tmp_path: Path, monkeypatch: pytest.Mon
     ]
 
 
-def test_unparsable_scores_of_dialogues_are_of_no_use(
+def test_unparsable_scores_of_dialogues_are_useless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults = run_here(monkeypatch, cleaning, engine("10", "no idea"))

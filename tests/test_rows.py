@@ -64,7 +64,7 @@ def entries(work: Work) -> list[dict[str, Any]]:
 
 
 def note(path: str, **event: Any) -> None:
-    """Appends a line to the diary that processes share; short appends do not mix."""
+    """Appends a line to the diary that processes share; short appends do not interleave."""
     with open(path, "ab", buffering=0) as file:
         file.write(json.dumps({"at": time.monotonic(), **event}).encode() + b"\n")
 
@@ -193,7 +193,7 @@ def test_a_waiting_row_starts_as_soon_as_one_ends(run: Mixed) -> None:
 
 
 def test_log_probabilities_are_those_of_the_model(run: Mixed, tiny_model: Path) -> None:
-    """transformers gives the same ones, but for the rounding of bf16."""
+    """They match those of transformers up to bf16 rounding."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -219,7 +219,7 @@ def test_a_bad_row_fails_alone_and_is_counted_with_its_reason(run: Mixed) -> Non
     assert example.startswith("too long: prompt of ") and "context of 512" in example
 
 
-def test_answers_with_a_schema_follow_it_even_of_a_random_model(run: Mixed) -> None:
+def test_answers_follow_their_schema_even_from_a_random_model(run: Mixed) -> None:
     answers = {r["id"]: r["messages"][-1]["content"] for r in run.results}
     for number in range(8):
         schema = GUIDED[number % 2]["schema"]
@@ -261,7 +261,7 @@ def test_a_second_attempt_asks_nothing_again(run: Mixed) -> None:
 
 
 async def where(row: dict[str, Any], ask: Any) -> dict[str, Any]:
-    """Tells on which engine and in which process the row runs, and the memory in use there."""
+    """Returns the process and the engine that run the row, and the memory of that process."""
     reply = await ask([user("Go on.")], max_tokens=SHORT)
     engine = ask._engine
     is_watched = "step" in vars(engine._engine)
@@ -279,10 +279,10 @@ def resident() -> int:
     return total
 
 
-def test_the_next_stage_asks_the_running_engine_and_the_process_takes_another(
+def test_the_next_stage_reuses_the_running_engine_or_replaces_it_in_its_process(
     run: Mixed, tmp_path: Path
 ) -> None:
-    """The engines have a KV cache of 1 GiB each, so that two at once would be seen."""
+    """Each engine has a KV cache of 1 GiB, so the process's memory would show two at once."""
     engines, settings = run.work.engines, run.model.settings
     stages = [
         Model("cool", settings.model_copy(update={"temperature": 0.1})),
@@ -299,9 +299,8 @@ def test_the_next_stage_asks_the_running_engine_and_the_process_takes_another(
     assert longer["memory"] < same["memory"] + 2**29
     before = resident()
     engines.close()
-    with contextlib.suppress(
-        psutil.NoSuchProcess
-    ):  # a zombie has exited too; Ray has yet to notice
+    # A zombie has exited too, but Ray has not reaped it yet.
+    with contextlib.suppress(psutil.NoSuchProcess):
         assert psutil.Process(same["pid"]).status() == psutil.STATUS_ZOMBIE
     assert resident() < before - 2**30
 
@@ -347,7 +346,7 @@ RULES = Model("rules", RulesSettings())
 
 
 async def kills_the_engine(row: dict[str, Any], ask: Any) -> dict[str, Any]:
-    """Fails as if a step of the engine raised with this row's request in it."""
+    """Fails row "bad" as if an engine step with its request had raised."""
     if row["id"] == "bad":
         await asyncio.sleep(0.2)
         raise EngineDead("a step raised")
@@ -355,10 +354,10 @@ async def kills_the_engine(row: dict[str, Any], ask: Any) -> dict[str, Any]:
     return {"id": row["id"]}
 
 
-def test_a_row_that_always_kills_its_engine_is_left_alone(tmp_path: Path) -> None:
+def test_a_row_that_always_kills_its_engine_is_left_unanswered(tmp_path: Path) -> None:
     rows = [{"id": i} for i in ("r00", "r01", "bad", *(f"r{i:02d}" for i in range(2, 10)))]
     work = work_in(tmp_path)
-    reason = "the engine died 3 times at this row"
+    reason = "the engine died 3 times while this row was in flight"
     with pytest.raises(Permanent, match=f"1 row was not answered .row 'bad': {reason}"):
         run_rows(work, rows, kills_the_engine, [RULES])
     answered = {entry["id"] for entry in entries(work) if "row" in entry}
@@ -376,7 +375,7 @@ async def stumbles(row: dict[str, Any], judge: Any) -> dict[str, Any]:
     return {"id": row["id"]}
 
 
-def test_a_temporary_failure_is_asked_again_by_the_next_attempt(tmp_path: Path) -> None:
+def test_a_temporary_failure_is_retried_by_the_next_attempt(tmp_path: Path) -> None:
     paths = {"diary": str(tmp_path / "diary"), "open": str(tmp_path / "open")}
     rows = [{"id": name, **paths} for name in "abc"]
     first, second = work_in(tmp_path / "artifact"), work_in(tmp_path / "artifact")

@@ -38,7 +38,7 @@ TEXTS = {
 
 
 class Stop(Exception):
-    """Carries what an engine was given."""
+    """Ends a call, and carries the tokens that the engine was given."""
 
 
 @cache
@@ -103,12 +103,12 @@ def test_training_evaluation_and_serving_use_the_same_tokens(
     messages = conversation(TEXTS[text])
     row, pair = sft_row(chat, messages), dpo_row(chat, messages)
     prompt = pair["prompt_ids"]
-    asked = prompt + pair["chosen_ids"]
-    assert asked == row["input_ids"][: len(asked)]
-    assert pair["chosen_ids"] == row["labels"][len(prompt) : len(asked)]
+    tokens = prompt + pair["chosen_ids"]
+    assert tokens == row["input_ids"][: len(tokens)]
+    assert pair["chosen_ids"] == row["labels"][len(prompt) : len(tokens)]
     assert prompt == evaluated_prompt(chat, messages[:-1], monkeypatch)
     assert prompt == served_prompt(chat, messages[:-1])
-    # No text is a control token: there are as many as in an ordinary conversation.
+    # No text becomes a control token: there are as many as in an ordinary conversation.
     ends = sft_row(chat, conversation("x"))["input_ids"].count(chat.stop_token_id)
     assert row["input_ids"].count(chat.stop_token_id) == ends
 
@@ -139,7 +139,7 @@ def test_a_saved_model_is_read_back_with_the_same_tokens(family: str, tmp_path: 
 
 
 def test_a_model_saved_by_an_earlier_version_is_read_back_with_the_same_tokens() -> None:
-    """They saved Zephyr's template with `true` or `false` in place of `add_bos`."""
+    """Such versions saved Zephyr's template with `true` or `false` in place of `add_bos`."""
     tokenizer = FAMILIES["zephyr"]()
     rows = [conversation(text) for text in TEXTS.values()]
     before = [ChatFormat.of(tokenizer).render(row) for row in rows]
@@ -151,7 +151,7 @@ def test_a_model_saved_by_an_earlier_version_is_read_back_with_the_same_tokens()
 def test_a_template_that_writes_tokens_by_name_is_saved_with_the_tokens_it_wrote(
     tmp_path: Path,
 ) -> None:
-    """The saved tokenizer ends with the token that ends an answer, not with its former end."""
+    """The saved `eos_token` is the token that ends an answer, not the former `eos_token`."""
     from transformers import AutoTokenizer
 
     tokenizer = FAMILIES["llama3"]()

@@ -71,7 +71,7 @@ def compared(judge: ScoringJudge, first: str, second: str) -> Row:
 
 @pytest.fixture(scope="session")
 def reward_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes a random classifier with one label, and a template of its own."""
+    """Returns the folder of a random classifier with one label and its own chat template."""
     folder = tmp_path_factory.mktemp("reward_model")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = OWN
@@ -123,8 +123,8 @@ def test_likelihoods_are_those_of_plain_transformers_by_hand(tiny_model: Path) -
         with torch.inference_mode():
             probabilities = model(torch.tensor([prompt + answer])).logits[0].softmax(-1)
         logs = [
-            probabilities[len(prompt) + place - 1, token].log()
-            for place, token in enumerate(answer)
+            probabilities[len(prompt) + position - 1, token].log()
+            for position, token in enumerate(answer)
         ]
         return float(sum(logs)) / len(text)
 
@@ -154,7 +154,7 @@ def test_rows_in_flight_share_passes_of_a_bounded_number_of_tokens(reward_model:
 
 
 def test_equal_conversations_in_flight_share_a_pass(reward_model: Path) -> None:
-    """Also if the row that asked first is cancelled."""
+    """This holds even if the row that came first is cancelled."""
     judge = RewardJudge(RewardSettings(weights=str(reward_model)))
     given, forward = [], judge.forward
 
@@ -178,7 +178,7 @@ def test_equal_conversations_in_flight_share_a_pass(reward_model: Path) -> None:
 
 
 def test_a_failed_pass_is_shared_once(reward_model: Path) -> None:
-    """A later request for the same conversation has a pass of its own."""
+    """A later request for the same conversation gets its own pass."""
     judge = RewardJudge(RewardSettings(weights=str(reward_model)))
     forward = judge.forward
 
@@ -235,7 +235,7 @@ def test_a_conversation_above_the_context_fails_its_row_alone(reward_model: Path
 
 
 @pytest.mark.parametrize("total", [math.nan, math.inf])
-def test_a_total_that_is_no_number_fails_its_row(reward_model: Path, total: float) -> None:
+def test_a_total_that_is_not_finite_fails_its_row(reward_model: Path, total: float) -> None:
     judge = RewardJudge(RewardSettings(weights=str(reward_model)))
     judge.forward = lambda conversations: [total] * len(conversations)  # type: ignore[method-assign]
     with pytest.raises(RowError, match=f"the judge's forward pass returned {total}") as error:
@@ -245,9 +245,9 @@ def test_a_total_that_is_no_number_fails_its_row(reward_model: Path, total: floa
         compared(judge, "a cat", "a dog")
 
 
-def test_a_failed_pass_leaves_its_rows_and_the_next_ones_are_scored(reward_model: Path) -> None:
+def test_a_failed_pass_fails_only_its_own_rows(reward_model: Path) -> None:
     judge = RewardJudge(RewardSettings(weights=str(reward_model)))
-    judge.pass_tokens = 1  # each row has a pass
+    judge.pass_tokens = 1  # one row per pass
     forward, failures = judge.forward, [RuntimeError("CUDA out of memory")]
 
     def fails_once(conversations: list[Encoded]) -> list[float]:
@@ -333,7 +333,7 @@ def test_the_plan_counts_no_reply_and_fp32_weights_on_a_cpu(reward_model: Path) 
 def test_a_trained_reward_model_chooses_as_it_learned(
     reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trained to prefer thanks, all rewards below 0; pairs from its feedback, on other texts."""
+    """A model trained to prefer thanks, with rewards below 0, prefers them in new texts too."""
     folder = Path(shutil.copytree(reward_model, tmp_path / "model"))
     learn(folder, "Thanks, {}.", "Go away, {}.", WORDS[::2])
     rows = [
@@ -361,7 +361,7 @@ def completion(text: str) -> Row:
 
 
 def learn(folder: Path, good: str, bad: str, words: list[str]) -> None:
-    """Trains a reward model on pairs, with the loss of Bradley and Terry."""
+    """Trains a reward model with the Bradley-Terry loss; pulls rewards of good answers to -5."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = LlamaForSequenceClassification.from_pretrained(folder)
     texts = [conversation(form.format(word)) for form in (good, bad) for word in words]

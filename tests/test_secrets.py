@@ -1,5 +1,5 @@
-"""Tests that no secret leaves the program: canaries in every channel, through every command that
-can fail cheaply; then everything printed and written is searched for them."""
+"""Tests that no secret leaves the program: puts canaries into every channel, runs every command
+that can fail cheaply, and searches everything printed and written for canaries."""
 
 import asyncio
 import base64
@@ -64,7 +64,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in CANARIES.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(masking, "_remembered", set())  # without the words of other tests
+    monkeypatch.setattr(masking, "_remembered", set())  # without the secrets of other tests
     (tmp_path / "seeds.jsonl").write_text('{"instruction": "Name a blue thing."}\n')
     (tmp_path / "small.yaml").write_text(RECIPE.format(url="http://127.0.0.1:9/v1"))
     monkeypatch.chdir(tmp_path)
@@ -127,7 +127,7 @@ LINES = {
 
 @pytest.mark.parametrize("case", LINES)
 @pytest.mark.parametrize("command", ["plan", "submit"])
-def test_what_a_recipe_may_not_hold(
+def test_a_refused_recipe_prints_no_secret(
     folder: Path, capfd: pytest.CaptureFixture, command: str, case: str
 ) -> None:
     sets, expected = LINES[case]
@@ -148,7 +148,9 @@ PROFILES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", PROFILES)
-def test_what_a_profile_may_not_hold(folder: Path, capfd: pytest.CaptureFixture, case: str) -> None:
+def test_a_refused_profile_prints_no_secret(
+    folder: Path, capfd: pytest.CaptureFixture, case: str
+) -> None:
     change, expected = PROFILES[case]
     write_profile(folder, **change)
     assert cli.main(["status"]) == 2
@@ -289,7 +291,7 @@ def test_an_endpoint_that_quotes_the_key(
     search(folder, output.out, output.err)
 
 
-def test_an_exception_that_nobody_foresaw(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_exception_is_masked(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def program(row: dict[str, Any], ask: Any) -> dict[str, Any]:
         raise ValueError(f"Invalid header value b'Bearer {CANARIES['HF_TOKEN']}\\n'")
 
@@ -328,7 +330,7 @@ def test_a_traceback_of_a_thread_is_masked(folder: Path) -> None:
     search(folder, done.stderr)
 
 
-def test_what_mlflow_stores(
+def test_mlflow_stores_no_secret(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -350,7 +352,7 @@ def test_what_mlflow_stores(
     [logged] = (folder / "mlartifacts").rglob("manifest.json")
     assert '"model": "***"' in logged.read_text()
     with monkeypatch.context() as patch:
-        # The reason is masked also where no record factory is installed.
+        # The reason is masked even if no log record factory is installed.
         patch.setattr(logging, "_logRecordFactory", logging.LogRecord)
         with tracking.suppress_errors():
             raise ValueError(f"wrong key {key}")

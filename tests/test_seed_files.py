@@ -1,4 +1,4 @@
-"""Tests the seed files: counts, schema, distance between the files, demonstrations that hold."""
+"""Tests the seed files: counts, schema, near-duplicates, and constraints of demonstrations."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from zephyr_ray.models.repetition import loops
 from zephyr_ray.text.prompts import Prompts
 
 SEEDS = Path(__file__).parents[1] / "configs" / "seeds"
-NEAR = 0.7  # ROUGE-L F from which two instructions count as near duplicates
+NEAR = 0.7  # minimum ROUGE-L F of near-duplicate instructions
 CATEGORIES = {
     *("advice", "classify", "compare", "describe", "explain", "greeting"),
     *("howto", "list", "maths", "rewrite", "story", "suggest"),
@@ -43,20 +43,20 @@ def test_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "prefix", "optional"), [(TRAIN, "seed", {"constraint"}), (HELDOUT, "heldout", set())]
+    ("tasks", "prefix", "optional"), [(TRAIN, "seed", {"constraint"}), (HELDOUT, "heldout", set())]
 )
-def test_schema(found: list[dict], prefix: str, optional: set[str]) -> None:
-    assert [row["id"] for row in found] == [f"{prefix}-{n + 1:03}" for n in range(len(found))]
-    for row in found:
+def test_schema(tasks: list[dict], prefix: str, optional: set[str]) -> None:
+    assert [row["id"] for row in tasks] == [f"{prefix}-{n + 1:03}" for n in range(len(tasks))]
+    for row in tasks:
         assert row.keys() - optional == {"id", "instruction", "category"}
         assert 4 <= len(words(row["instruction"])) <= 20, row
         assert row["instruction"] == row["instruction"].strip()
-    assert {row["category"] for row in found} == CATEGORIES
+    assert {row["category"] for row in tasks} == CATEGORIES
 
 
 def test_no_instruction_is_a_near_duplicate_of_another_in_any_file() -> None:
     texts = [row["instruction"] for row in TRAIN + HELDOUT + DEMONSTRATIONS]
-    # Over two word lists this similarity is the F measure of their longest common subsequence.
+    # On word lists, the normalized Indel similarity is ROUGE-L F.
     likeness = cdist(
         [words(text) for text in texts],
         [words(text) for text in texts],
@@ -78,7 +78,7 @@ def test_seed_constraints_are_valid_and_not_asked_for_in_the_instruction() -> No
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_prompts_made_of_the_seed_tasks_have_constraints_of_every_kind(
+def test_prompts_made_from_the_seed_tasks_have_constraints_of_every_kind(
     seed: int, tmp_path: Path
 ) -> None:
     work = replace(work_on(tmp_path), files={"seeds": SEEDS / "train.jsonl"})

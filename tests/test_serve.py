@@ -66,7 +66,7 @@ def test_the_template_is_applied_once(service: Service, tiny_model: Path) -> Non
 
 
 def test_the_tokens_are_those_of_training(service: Service, tiny_model: Path) -> None:
-    """With vLLM's own template, the line breaks would merge, and <|im_end|> would end the turn."""
+    """If vLLM applied the template, line breaks would merge, and <|im_end|> would end the turn."""
     from transformers import AutoTokenizer
 
     from zephyr_ray.chat import ChatFormat
@@ -183,7 +183,7 @@ def test_the_prompt_alone_is_echoed_with_its_logprobs(service: Service) -> None:
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
     ],
 )
-def test_what_the_engine_refuses_is_refused_in_its_words(
+def test_a_request_that_the_engine_refuses_gets_its_message(
     change: dict[str, Any], words: str, service: Service
 ) -> None:
     asked = {"model": "dpo", "prompt": "a", "max_tokens": 2, **change}
@@ -273,7 +273,7 @@ def test_page_and_health_need_no_key(service: Service) -> None:
         ({"n": 9}, 400, "n: "),
         ({"messages": [{"role": "user", "content": "long " * 300}]}, 400, "context length"),
         ({"stream_options": {"include_usage": True}}, 400, "stream"),
-        # The engine refuses these, and the error quotes its words.
+        # The engine refuses this, and the error quotes its message.
         ({"top_logprobs": 2}, 400, "`logprobs` must be set to true."),
     ],
 )
@@ -368,8 +368,8 @@ def is_valid(schema: type[Body], body: dict[str, Any]) -> bool:
 
 
 def bodies(path: str) -> st.SearchStrategy[tuple[str, bytes]]:
-    """Draws bodies of one route: a valid one with other valid fields, with any fields, and mere
-    bytes."""
+    """Draws bodies for one route: a valid body with changed fields, whether valid or not; deeply
+    nested JSON; and arbitrary bytes."""
     schema, valid = BODIES[path]
     names = sorted({*schema.model_fields, *schema.without_effect, *valid, "zzz"})
     pairs = [
@@ -415,7 +415,7 @@ def test_head_is_answered_without_a_body(service: Service) -> None:
     assert (reply.status_code, reply.content) == (200, b"")
 
 
-def test_a_page_from_elsewhere_cannot_vote(service: Service) -> None:
+def test_a_page_of_another_origin_cannot_vote(service: Service) -> None:
     folder = service.run / "votes"
     before = {path: path.read_bytes() for path in folder.glob("*")}
     vote = {"messages": QUESTION, "left": SIDE, "right": SIDE, "vote": "left"}
@@ -429,9 +429,9 @@ def test_a_page_from_elsewhere_cannot_vote(service: Service) -> None:
 # --- cancelled requests, votes, judge, chat -------------------------------------------------------
 
 CANCELLED = 8
-"""Clients that hang up."""
+"""Number of clients that hang up."""
 STABLE_READS = 5
-"""Equal reads of a counter after which the engine counts as idle."""
+"""Consecutive equal reads of a counter after which the engine counts as idle."""
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -458,7 +458,7 @@ def test_a_client_that_hangs_up_frees_its_slot(stream: bool, service: Service) -
 
 
 def generated_tokens(service: Service) -> float:
-    """Waits until the engine is idle and returns its own count, from Ray's Prometheus endpoint."""
+    """Waits until the engine is idle; returns its token count from Ray's Prometheus endpoint."""
     [address] = re.findall(r"metrics +(http://\S+)", service.log.read_text())
     counts: list[float] = []
     deadline = time.monotonic() + 120
@@ -510,7 +510,7 @@ def test_a_vote_is_a_row_that_preferences_reads(service: Service, tmp_path: Path
     assert (pair["chosen"], pair["rejected"]) == ([*asked, better], [*asked, worse])
 
 
-def test_the_served_judge_says_what_the_judge_says(
+def test_the_served_judge_returns_what_the_judge_returns(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [
@@ -549,7 +549,7 @@ def test_the_judge_scores_an_answer_to_a_prompt_without_a_constraint(service: Se
     rows = [{"prompt": "Name a pet.", "completion": answer} for answer in answers]
     reply = service.post("/judge/score", {"requests": rows})
     assert reply.status_code == 200, reply.text
-    # Two checks: it ended by itself, and it does not repeat itself; a score is 1 + 9 × their share.
+    # Score: 1 + 9 × share of checks passed (the answer ends on its own; it does not repeat itself).
     assert [result["score"] for result in reply.json()["results"]] == [10, 5.5]
 
 

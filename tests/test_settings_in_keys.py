@@ -1,7 +1,7 @@
-"""Tests which settings of every stage kind and engine are in the content key: one table.
+"""Tests which settings of every stage kind and engine are in the content key.
 
-What changes the result is in the key, or a stale artifact would be reused. How the work runs is
-not, or a machine with more memory would repeat the work.
+Settings that change the result are in the key, or a stale artifact would be reused. Settings that
+only affect how the work runs are not, or a machine with more memory would repeat the work.
 """
 
 import json
@@ -193,7 +193,7 @@ IN_KEY: dict[str, dict[str, Any]] = {
         "exclude": {"source": ["truthful_qa"]},
     },
 }
-"""By kind: the settings that decide the result, each with another value than the recipe's."""
+"""Settings that change the result, by kind, each with a value that differs from the recipe's."""
 HOW_IT_SCORES = {
     "max_failed": 0.5,
     "zero": 1,
@@ -296,7 +296,7 @@ def keys(folder: Path, *overrides: str) -> dict[str, str]:
 
 
 def in_key(folder: Path, stage: str, prefix: str, values: dict[str, Any]) -> dict[str, bool]:
-    """Returns whether the key of a stage changes, by the setting that gets another value."""
+    """Returns, by setting, whether the new value changes the key of a stage."""
     before = keys(folder)[stage]
     return {
         name: keys(folder, f"{prefix}.{name}={json.dumps(value)}")[stage] != before
@@ -304,15 +304,15 @@ def in_key(folder: Path, stage: str, prefix: str, values: dict[str, Any]) -> dic
     }
 
 
-def table(known: dict[str, Any], unknown: dict[str, Any]) -> dict[str, bool]:
-    return dict.fromkeys(known, True) | dict.fromkeys(unknown, False)
+def table(hashed: dict[str, Any], unhashed: dict[str, Any]) -> dict[str, bool]:
+    return dict.fromkeys(hashed, True) | dict.fromkeys(unhashed, False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_settings_of_a_stage(kind: str, folder: Path) -> None:
-    known, unknown = IN_KEY[kind], NOT_IN_KEY.get(kind, {})
-    assert {*known, *unknown} == set(KINDS[kind].model_fields)
-    assert in_key(folder, kind, kind, known | unknown) == table(known, unknown)
+    hashed, unhashed = IN_KEY[kind], NOT_IN_KEY.get(kind, {})
+    assert {*hashed, *unhashed} == set(KINDS[kind].model_fields)
+    assert in_key(folder, kind, kind, hashed | unhashed) == table(hashed, unhashed)
 
 
 def test_settings_of_adapters(folder: Path) -> None:
@@ -335,10 +335,10 @@ def uses(engine: str, use: str) -> bool:
     ],
 )
 def test_settings_of_an_engine(engine: str, stage: str, stages: str, folder: Path) -> None:
-    known, unknown = MODEL_IN_KEY[engine], MODEL_NOT_IN_KEY[engine]
-    assert {"engine", *known, *unknown} == set(ENGINES[engine].model_fields)
+    hashed, unhashed = MODEL_IN_KEY[engine], MODEL_NOT_IN_KEY[engine]
+    assert {"engine", *hashed, *unhashed} == set(ENGINES[engine].model_fields)
     write_model(folder, MODEL[engine], stages)
-    assert in_key(folder, stage, "models.x", known | unknown) == table(known, unknown)
+    assert in_key(folder, stage, "models.x", hashed | unhashed) == table(hashed, unhashed)
 
 
 def write_model(folder: Path, model: dict[str, Any], stages: str) -> None:
@@ -347,9 +347,7 @@ def write_model(folder: Path, model: dict[str, Any], stages: str) -> None:
 
 
 @pytest.mark.parametrize("engine", [e for e in ENGINES if uses(e, "weights")])
-def test_training_depends_on_the_weights_that_it_starts_from_alone(
-    engine: str, folder: Path
-) -> None:
+def test_training_depends_only_on_the_weights_of_its_model(engine: str, folder: Path) -> None:
     values = MODEL_IN_KEY[engine] | MODEL_NOT_IN_KEY[engine]
     write_model(folder, MODEL[engine], TRAINS)
     expected = dict.fromkeys(values, False) | {"weights": True}
@@ -357,7 +355,7 @@ def test_training_depends_on_the_weights_that_it_starts_from_alone(
 
 
 def test_an_engine_is_in_the_key(folder: Path) -> None:
-    # An endpoint and a served judge at one address, and rules.
+    # An endpoint and a served judge at the same address, and rules.
     made = []
     for engine in ("openai", "service", "rules"):
         write_model(folder, MODEL[engine] | {"engine": engine}, JUDGES)
@@ -393,29 +391,29 @@ def test_a_kind_and_its_version(kind: str, folder: Path, monkeypatch: pytest.Mon
     assert len({before, raised, keys(folder)[kind]}) == 3
 
 
-def test_members_of_a_pool_by_name_and_place(folder: Path) -> None:
+def test_names_and_order_of_a_pool_are_in_the_key(folder: Path) -> None:
     pools = (["a", "b"], ["b", "a"], ["again", "b"], ["a"], ["again"])
     made = {keys(folder, f"completions.models={json.dumps(p)}")["completions"] for p in pools}
     assert len(made) == len(pools)
 
 
-def test_the_name_of_one_model_is_in_no_key(folder: Path) -> None:
+def test_the_name_of_a_single_model_is_in_no_key(folder: Path) -> None:
     assert keys(folder, "self_refine.model=again") == keys(folder)
 
 
 @pytest.mark.parametrize(
     ("setting", "stage", "stages"), [("weights", "asks", ASKS), ("relevance", "judges", JUDGES)]
 )
-def test_folders_of_weights_by_content_not_place(
+def test_folders_of_weights_are_hashed_by_content_not_path(
     setting: str, stage: str, stages: str, folder: Path
 ) -> None:
-    place = folder / "tiny"
-    place.mkdir()
-    (place / "config.json").write_text('{"model_type": "bert"}')
+    weights = folder / "tiny"
+    weights.mkdir()
+    (weights / "config.json").write_text('{"model_type": "bert"}')
     engine = {"weights": "vllm", "relevance": "rules"}[setting]
     write_model(folder, MODEL[engine] | {setting: "tiny"}, stages)
     before = keys(folder)[stage]
-    shutil.copytree(place, folder / "copy")
+    shutil.copytree(weights, folder / "copy")
     assert keys(folder, f"models.x.{setting}=copy")[stage] == before
-    (place / "config.json").write_text('{"model_type": "bert", "hidden_size": 2}')
+    (weights / "config.json").write_text('{"model_type": "bert", "hidden_size": 2}')
     assert keys(folder)[stage] != before

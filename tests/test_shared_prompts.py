@@ -1,4 +1,4 @@
-"""Tests pairs in one row, each prompt once, against TRL's padded batches. No Ray, no engine."""
+"""Compares rows that hold each pair's prompt once with TRL's padded batches."""
 
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,13 @@ def pair(prompt: int, chosen: int, rejected: int) -> dict[str, Any]:
     }
 
 
-# Among them answers of one token, and prompts of one token.
+# Some prompts and answers have one token.
 PAIRS = [pair(7, 5, 9), pair(5, 1, 4), pair(1, 3, 2), pair(4, 6, 1), pair(1, 1, 1)]
 
 
 @pytest.fixture(params=["Llama", "Mistral", "Qwen2", "Mistral with a window"])
 def start(request: pytest.FixtureRequest) -> Any:
-    """Returns a function that makes the start model, with transformers' attention or with ours."""
+    """Returns a function that makes the initial model, with transformers' or our attention."""
     import torch
     import transformers
 
@@ -76,7 +76,7 @@ def step(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> A
     from zephyr_ray.train.worker import adapter_config
 
     class Theirs(DPOTrainer):
-        """With rows that are tokens and have reference log-probabilities."""
+        """Takes rows that are tokenized and have reference log-probabilities."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
@@ -172,7 +172,7 @@ def test_a_row_holds_the_prompt_once_and_its_last_token_before_each_answer() -> 
 def test_a_row_has_no_padding() -> None:
     from zephyr_ray.train.pairs import shared_prompts
 
-    # Prompt without its last token, chosen and rejected of every pair.
+    # Tokens per pair: prompt + chosen + rejected - 1.
     assert shared_prompts(PAIRS)["input_ids"].shape == (1, 20 + 9 + 5 + 10 + 2)
 
 

@@ -1,4 +1,4 @@
-"""Tests words of scripts without spaces, of marks and of other widths, wherever words count."""
+"""Tests word splitting for scripts without spaces, combining marks and full-width letters."""
 
 import json
 import re
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
         ("ＡＢＣ　ｶﾞ", ["abc", "ガ"]),
         ("cafe\u0301", ["café"]),
         ("It's 1️⃣ ❤️‍🔥 don’t", ["it's", "1", "don't"]),
-        ("🎉 😀", ["🎉", "😀"]),  # without any word, characters
+        ("🎉 😀", ["🎉", "😀"]),  # characters, if there is no word
     ],
 )
 def test_words_of_every_script(text: str, expected: list[str]) -> None:
@@ -61,7 +61,7 @@ def test_nearly_equal_sentences_are_near_duplicates(a: str, b: str) -> None:
 
 
 @pytest.mark.parametrize(("a", "b"), DIFFERENT.values(), ids=DIFFERENT)
-def test_different_sentences_are_no_near_duplicates(a: str, b: str) -> None:
+def test_different_sentences_are_not_near_duplicates(a: str, b: str) -> None:
     assert SimilarityIndex([a]).nearest(b) < NEAR
 
 
@@ -104,8 +104,8 @@ def test_constraints_count_and_find_words_of_every_script(
     assert holds(constraint, text, "")[0] == holding
 
 
-def test_a_loop_of_letters_without_spaces_is_longer_than_one_of_words() -> None:
+def test_a_loop_in_a_script_without_spaces_needs_several_letters_per_word() -> None:
     assert loops("我喜欢吃苹果。" * 4)
-    # The name of a country three times is no loop.
+    # Three occurrences of a country's name are not a loop.
     country = "中华人民共和国"
     assert not loops(f"{country}成立。{country}的首都。{country}的人口。")

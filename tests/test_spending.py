@@ -1,4 +1,4 @@
-"""Tests what a request is counted to cost, and that the budget is not passed."""
+"""Tests how the cost of a request is counted, and that the budget is not exceeded."""
 
 import asyncio
 from contextlib import suppress
@@ -21,7 +21,7 @@ from zephyr_ray.messages import user
 from zephyr_ray.models.contract import REQUESTS, STOPPING, Sampling, StopRun
 
 TARIFFS = {"m": Tariff("a", price=Price(1e6, 1e5, 5e5)), "n": Tariff("b", price=Price(1e6, 1e6, 0))}
-"""Prices in dollars per token: 1 for input, 0.1 for output, 0.5 for cached input."""
+"""Dollars per (input, output, cached input) token: 1, 0.1 and 0.5 for m; 1, 1 and 0 for n."""
 
 
 def governor(folder: Path, run: str = "run", budget: float | None = None) -> Governor:
@@ -43,7 +43,7 @@ def test_costs_are_those_of_the_tokens_used(tmp_path: Path) -> None:
     settle(running, reserve(running, Usage(100, 50)), Usage(10, 4, cached=6))
     settle(running, reserve(running, Usage(100, 50)), Usage(1, 0))
     settle(running, reserve(running, Usage(100, 50), "n", "t"), Usage(2, 3))
-    # 4 new and 6 cached input tokens, and 4 output tokens; 1 input token.
+    # One request: 4 new and 6 cached input tokens, 4 output tokens; the other: 1 input token.
     m = Spent(requests=2, input_tokens=11, cached_tokens=6, output_tokens=4, dollars=8.4)
     n = Spent(requests=1, input_tokens=2, output_tokens=3, dollars=5.0)
     for ledger in (running._ledger, Ledger(tmp_path)):
@@ -73,7 +73,7 @@ def test_a_request_in_flight_at_a_kill_may_be_paid_twice(tmp_path: Path) -> None
         repeated_requests=2,
     )
     assert again._ledger.spent("s") == {"m": lost} and again._ledger.max_dollars == 211
-    # A later run learns what one of them cost, from a batch for example.
+    # A later run learns the cost of one of them, for example from a batch.
     settle(again, tickets[2], Usage(3, 0))
     for ledger in (again._ledger, Ledger(tmp_path, "next")):
         assert ledger.max_dollars == 109 and ledger.spent()["m"].repeated_requests == 1
@@ -146,7 +146,7 @@ def test_the_budget_is_for_all_runs_and_can_be_raised(tmp_path: Path) -> None:
 
 
 def pay(folder: Path, *replies: Answer, **settings: Any) -> tuple[Spent, list[dict[str, Any]]]:
-    """Asks once under a budget; returns what was spent and the requests."""
+    """Sends one metered request; returns what was spent and the bodies of all attempts."""
     running = governor(folder)
 
     async def main(url: str) -> None:
@@ -235,16 +235,16 @@ def test_a_request_that_was_not_sent_costs_nothing(
     assert running._ledger.spent() == {"m": Spent()}
 
 
-def test_a_request_that_could_pass_the_budget_stops_the_run(tmp_path: Path) -> None:
+def test_a_request_that_could_exceed_the_budget_stops_the_run(tmp_path: Path) -> None:
     async def main() -> None:
         await Meter(governor(tmp_path, budget=2), "s", "m").reserve(Usage(2, 1))
 
-    with pytest.raises(StopRun, match=r"up to \$2.10, \$0.00 are spent; raise budget_usd, then"):
+    with pytest.raises(StopRun, match=r"up to \$2.10, and \$0.00 has been spent; raise budget_usd"):
         asyncio.run(main())
 
 
 def test_a_request_that_waits_when_the_stage_stops_is_not_sent(tmp_path: Path) -> None:
-    """The reservation, if it still comes, is given back."""
+    """A reservation that is granted later is given back."""
 
     async def main() -> float:
         running = governor(tmp_path, budget=100)
@@ -311,8 +311,8 @@ BODY = {"max_tokens": 1, "messages": []}
 
 
 def test_a_request_is_reserved_once_it_has_a_slot(tmp_path: Path) -> None:
-    """Otherwise it would be sent later than the limits per minute assume. The slot is free as soon
-    as the reply is here, before the cost is settled."""
+    """Otherwise it would be sent later than the limits per minute assume. The slot is freed when
+    the reply arrives, before the cost is settled."""
 
     async def main() -> None:
         running = governor(tmp_path)
@@ -380,7 +380,7 @@ def test_no_tokenizer_counts_more_tokens_than_are_reserved(text: str, tiny_model
 
 
 def test_the_most_that_a_request_can_cost() -> None:
-    """Each choice may be as long as the limit, and the dearer input price counts."""
+    """Each choice may reach the token limit, and the higher input price applies."""
     one, three = ({"messages": [], "max_tokens": 7, "n": n} for n in (1, 3))
     size = len('{"messages": [], "max_tokens": 7, "n": 3}')
     assert most_tokens(three, "m") == Usage(size + 256, 21)

@@ -1,5 +1,5 @@
-"""Training is the same however a step is split over workers and forward passes. Plain processes
-with DeepSpeed, no Ray."""
+"""Tests that training is the same however a step is split over workers and forward passes. Uses
+plain processes with DeepSpeed, without Ray."""
 
 import os
 import pickle
@@ -37,7 +37,7 @@ STAGES = {"sft": (Sft, {"packing": False}), "dpo": (Dpo, {"nll_weight": 0.5, "be
 
 
 def dialogue(number: int) -> dict[str, Any]:
-    """Returns a dialogue of about the same length for any number: two exceed a micro-batch."""
+    """Returns a dialogue. All have about the same length, so no micro-batch holds two."""
     pick = random.Random(number)
     words = pick.choices(train_once.WORDS, k=8), pick.choices(train_once.WORDS, k=8 + number % 4)
     texts = [" ".join(part) for part in words]
@@ -63,7 +63,7 @@ def rows(kind: str) -> list[dict[str, Any]]:
 
 
 def train(job: Job, processes: int) -> None:
-    """Runs the job in processes of their own."""
+    """Runs the job in this many new processes."""
     job.scratch.mkdir(exist_ok=True)
     (job.folder / "job").write_bytes(pickle.dumps(job))
     root = Path(__file__).resolve().parents[1]
@@ -87,7 +87,7 @@ def dealer(stage: Any, weights: str, scratch: Path, capacity: int, workers: int)
 def make(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
-    """Returns a function that makes the job of a training with its data."""
+    """Returns a function that makes a training job with its data."""
     kind, settings = STAGES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     work = train_once.work_for(folder, tiny_model, rows(request.param))
@@ -117,14 +117,14 @@ def whole(make: Any) -> Job:
 
 
 def steps(job: Job) -> list[dict[str, float]]:
-    """Returns metrics of every step; those of its last attempt, if it was repeated."""
+    """Returns the metrics of every step; for a repeated step, those of its last attempt."""
     entries = {entry["step"]: entry for entry in read_jsonl(job.scratch / "steps" / "rank0.jsonl")}
     return [entries[number] for number in sorted(entries)]
 
 
 def check_same(job: Job, expected: Job) -> None:
-    """Compares losses, norms of the gradients, metrics and weights. Some metrics are differences of
-    large numbers."""
+    """Compares losses, gradient norms, metrics and weights. Absolute tolerances are needed because
+    some metrics are differences of large numbers."""
     from safetensors.torch import load_file
 
     for step, other in zip(steps(job), steps(expected), strict=True):
@@ -141,18 +141,18 @@ def check_same(job: Job, expected: Job) -> None:
 
 
 def test_two_workers_train_as_one(make: Any, whole: Job) -> None:
-    """Two workers share five rows in three passes, of which one is empty."""
+    """Two workers share five rows in three passes each, so one pass is empty."""
     zero = 3 if whole.settings.kind == "sft" else 2
     job = make("two", zero=zero, workers=2)
-    of_two = dealer(job.settings, job.weights, job.scratch, job.settings.micro_batch, workers=2)
-    dealt = [micro_batches(job.order, 5, of_two, rank) for rank in (0, 1)]
-    assert {len(part.rows) for of in dealt for step in of for part in step} == {0, 1}
+    for_two = dealer(job.settings, job.weights, job.scratch, job.settings.micro_batch, workers=2)
+    dealt = [micro_batches(job.order, 5, for_two, rank) for rank in (0, 1)]
+    assert {len(part.rows) for worker in dealt for step in worker for part in step} == {0, 1}
     train(job, processes=2)
     check_same(job, whole)
 
 
-def test_a_resumed_training_goes_on_with_another_number_of_passes(make: Any, whole: Job) -> None:
-    """Four steps of five passes, of which the last is after the checkpoint; then one pass each."""
+def test_training_can_resume_with_another_number_of_passes(make: Any, whole: Job) -> None:
+    """Runs four steps of five passes, one of them after the checkpoint; then one pass per step."""
     train(make("resumed", steps=4, zero=2), processes=1)
     job = make("resumed", one_pass=True, zero=2)
     assert (job.checkpoints / "last_checkpoint").read_text() == "checkpoint-3"

@@ -1,4 +1,4 @@
-"""Tests intervals and errors against closed forms, the book's formulas, simulated coverage."""
+"""Tests intervals and errors against closed forms, published formulas and simulated coverage."""
 
 import warnings
 from statistics import NormalDist
@@ -24,9 +24,9 @@ def test_interval_is_the_normal_one_on_many_values() -> None:
     assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.05 * half)
 
 
-def test_two_prompts_can_be_worked_out_by_hand() -> None:
-    # Means of two draws from {0, 1}: 0 and 1 each with chance 1/4, so 95% reaches both ends,
-    # and the middle 40% is 0.5 alone.
+def test_interval_of_two_prompts_by_hand() -> None:
+    # Means of two draws from {0, 1}: 0 and 1 have probability 1/4 each, so 95% of the means
+    # reach both ends, and the middle 40% are all 0.5.
     assert bootstrap([0, 1], seed=0) == (0.5, 0.0, 1.0)
     assert bootstrap([0, 1], seed=0, level=0.4) == (0.5, 0.5, 0.5)
 
@@ -51,7 +51,7 @@ def test_same_as_the_book() -> None:
     values = np.random.default_rng(3).exponential(size=40)
     _, low, high = bootstrap(values, seed=0)
     assert (low, high) == pytest.approx(by_the_book(values), abs=0.02)
-    # The sample is skewed: the percentile interval is elsewhere.
+    # The sample is skewed, so the percentile interval differs.
     draws = np.random.default_rng(1).integers(40, size=(20_000, 40))
     percentile = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
     assert (low, high) != pytest.approx(percentile, abs=0.02)
@@ -148,7 +148,7 @@ def test_same_seed_same_interval() -> None:
     assert bootstrap(values, seed=4) != bootstrap(values, seed=5)
 
 
-def test_drawing_in_chunks_is_the_same_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_in_chunks_gives_the_same_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=300)
     whole = bootstrap(values, seed=0)
     monkeypatch.setattr("zephyr_ray.judge.statistics.CHUNK", 300 * 999)
@@ -160,7 +160,7 @@ def test_no_prompts_is_an_error() -> None:
         bootstrap([], seed=0)
 
 
-def test_pairing_takes_out_how_hard_a_prompt_is() -> None:
+def test_pairing_cancels_the_difficulty_of_prompts() -> None:
     hard = np.random.default_rng(0).normal(0, 10, 200)
     mean, low, high = paired_difference(hard + 1, hard, seed=0)
     assert (mean, low, high) == pytest.approx((1, 1, 1))

@@ -1,4 +1,4 @@
-"""Artifacts: keys, the manifest as the mark of wholeness, damage, journals, lock and links."""
+"""Tests artifacts: keys, manifests that mark them as complete, damage, journals, lock, links."""
 
 import errno
 import json
@@ -48,8 +48,8 @@ def made(storage: Path) -> Store:
     return store
 
 
-def test_a_key_does_not_change_with_time_or_order() -> None:
-    # Keys must outlive this program: the value is SHA-256 of the canonical JSON, worked out apart.
+def test_a_key_does_not_change_between_versions_or_with_order() -> None:
+    # Later versions must compute the same keys, so the expected one comes from sha256sum.
     text = '{"kind":"sft","settings":{"epochs":1.0,"lora":null,"model":"größe"},"version":1}'
     digest = subprocess.run(["sha256sum"], input=text.encode(), capture_output=True).stdout
     assert content_key(PARTS) == digest[:16].decode()
@@ -162,7 +162,7 @@ def test_a_broken_manifest_is_damage(manifest: str, tmp_path: Path) -> None:
         store.find("text", "k")
 
 
-def test_a_file_is_written_whole_or_not_at_all(
+def test_a_file_is_written_completely_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.json"
@@ -184,7 +184,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_journal_passes_over_a_half_written_line(tmp_path: Path) -> None:
+def test_journal_skips_a_half_written_line(tmp_path: Path) -> None:
     Journal(tmp_path, "w").append({"id": 1, "text": "größe"})
     with (tmp_path / "w.jsonl").open("ab") as file:
         file.write(b'{"id": 2, "text": "gr\xc3')  # the kill
@@ -193,7 +193,7 @@ def test_journal_passes_over_a_half_written_line(tmp_path: Path) -> None:
     assert [e["id"] for e in Journal(tmp_path).read_new()] == [1, 3]
 
 
-def test_journal_tells_what_is_new_since_the_last_call(tmp_path: Path) -> None:
+def test_journal_returns_what_is_new_since_the_last_call(tmp_path: Path) -> None:
     reader, writer = Journal(tmp_path), Journal(tmp_path, "w")
     assert list(reader.read_new()) == []
     writer.append({"id": 1})
@@ -229,7 +229,7 @@ def test_a_kill_while_the_clock_is_saved_loses_no_attempt(tmp_path: Path) -> Non
 
 
 def wait_for_inode(path: Path, other: int) -> int:
-    """Waits until the path is another file; returns its number."""
+    """Waits until the path is another file; returns its inode number."""
     deadline = time.monotonic() + 30
     while not path.exists() or path.stat().st_ino == other:
         assert time.monotonic() < deadline, "the file was written in place"
@@ -344,7 +344,7 @@ def test_read_jsonl_names_the_line(third: str, says: str, tmp_path: Path) -> Non
         next(rows)
 
 
-def test_rows_survive_line_separators_of_unicode(tmp_path: Path) -> None:
+def test_rows_survive_unicode_line_separators(tmp_path: Path) -> None:
     rows = [{"text": "a\u2028b\x85c\nd"}, {"text": "größe"}]
     assert write_rows(tmp_path, rows) == 2
     assert list(read_jsonl(tmp_path / "rows.jsonl")) == rows
@@ -370,7 +370,7 @@ def test_a_count_that_is_not_a_number_is_read_back(tmp_path: Path) -> None:
 
 
 def run_judged_by(folder: Path, judge: dict[str, Any]) -> Path:
-    """Returns a run compared by an earlier version; each model has settings of all engines."""
+    """Returns a run of an earlier version, which stored settings of all engines per model."""
     others = {"weights": "", "base_url": None, "temperature": 0.7, "gpus": 0.0, "relevance": None}
     manifest = {
         **{
@@ -406,8 +406,8 @@ def test_the_judge_of_a_run_is_that_of_its_comparison(tmp_path: Path) -> None:
         manifest = {"kind": name, "key": "k", "files": {}, "settings": settings, "models": weak}
         (run / "data" / name / "manifest.json").write_text(json.dumps(manifest))
         (run / "data" / name / "result.json").write_text("{}")
-    found = judge_of(run)
-    assert found and found.name == "judge"
+    judge = judge_of(run)
+    assert judge and judge.name == "judge"
 
 
 def test_the_judge_of_a_run_keeps_its_questions(tmp_path: Path) -> None:

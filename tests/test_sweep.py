@@ -63,7 +63,7 @@ def reads(recipe: Recipe, stage: str) -> dict[str, list[str]]:
 
 
 def values(recipe: Recipe, setting: str) -> dict[str, Any]:
-    """Returns a setting of all stages that have it."""
+    """Returns the values of a setting, by stage, for stages that have it."""
     settings = {name: stage.model_dump() for name, stage in recipe.stages.items()}
     return {name: dump[setting] for name, dump in settings.items() if setting in dump}
 
@@ -115,7 +115,7 @@ def test_a_model_with_swept_weights_and_a_pool_of_it_are_copied(path: Path) -> N
     assert "student" not in recipe.models and "prompts" in recipe.stages
 
 
-def test_several_settings_are_all_their_combinations(path: Path) -> None:
+def test_several_settings_give_all_combinations(path: Path) -> None:
     recipe = swept(path, "{pairs.rejected: [random, lowest], dpo.epochs: [1, 3]}")
     assert [name for name in recipe.stages if name.startswith(("pairs", "dpo"))] == [
         *("pairs-rejected-random", "pairs-rejected-lowest"),
@@ -126,7 +126,7 @@ def test_several_settings_are_all_their_combinations(path: Path) -> None:
     assert len(reads(recipe, "winrate")["answers"]) == 1 + 4
 
 
-def test_a_setting_of_two_stages_is_named_with_its_stage(path: Path) -> None:
+def test_a_setting_swept_in_two_stages_is_named_with_its_stage(path: Path) -> None:
     recipe = swept(path, "{sft.epochs: [1], dpo.epochs: [2]}")
     assert "dpo-sft.epochs-1-dpo.epochs-2" in recipe.stages and "sft-sft.epochs-1" in recipe.stages
 
@@ -235,7 +235,7 @@ def test_an_override_may_name_one_swept_setting(path: Path) -> None:
     assert names == ["dpo-beta-0.1-epochs-2", "dpo-beta-0.5-epochs-2"]
 
 
-# The overrides, and a pattern of the error line.
+# By mistake: the overrides, and a pattern that the error line matches.
 REFUSED = {
     "no mapping": (["sweep=[dpo.beta]"], "recipe.yaml: sweep: not a mapping but list"),
     "no setting": (["sweep={dpo: [1]}"], "sweep: dpo: not a setting of a stage; write stage.set"),

@@ -23,14 +23,14 @@ BETAS = {name: Variant("dpo", {"dpo.beta": float(name.split("-")[2])}) for name 
 
 
 def training(root: Path, name: str, final: float) -> Artifact:
-    """Returns a training of 30 steps whose last three have the loss `final` on average."""
+    """Returns a training of 30 steps whose last three losses average `final`."""
     losses = [2.0] * 27 + [final - 0.1, final + 0.2, final - 0.1]
     steps = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
     return write(make(root, name, "dpo", settings={"beta": 0.1}), "metrics.jsonl", steps)
 
 
 def pairwise(root: Path, rates: dict[str, float]) -> Artifact:
-    """Returns a comparison with these win rates, ± 0.05, and half as many passes, ± 0.03."""
+    """Returns a comparison with these win rates ± 0.05, and pass rates of half that ± 0.03."""
     models = {
         model: {
             **{"win_rate": rate, "low": rate - 0.05, "high": rate + 0.05},
@@ -66,7 +66,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def sweep_rows(html: str) -> list[list[str]]:
-    """Returns the cells of the chapter's table, without its head."""
+    """Returns the cells of the chapter's table, without its header row."""
     chapter = html.partition('<section id="sweep">')[2].partition("</section>")[0]
     rows = re.findall(r"<tr>(.*?)</tr>", chapter.partition("<tbody>")[2], re.DOTALL)
     return [[words(c).strip() for c in re.findall(r"<t[hd].*?</t[hd]>", r, re.S)] for r in rows]
@@ -111,7 +111,7 @@ def draw_trend(*points: tuple[str | float, Interval]) -> str:
 
 
 def places(*settings: str | float) -> list[float]:
-    """Returns where the values of a setting are on the axis, from 0, the first, to 1, the last."""
+    """Returns each value's position on the axis, from 0 (the first value) to 1 (the last)."""
     svg = draw_trend(*((at, Interval(0.5, 0.4, 0.6)) for at in settings))
     x = [float(x) for x in re.findall(r'text-anchor: middle[^>]* x="([\d.]+)"', svg)]
     first, last = x[0], x[len(settings) - 1]
@@ -119,7 +119,7 @@ def places(*settings: str | float) -> list[float]:
 
 
 def test_intervals_are_drawn_from_end_to_end() -> None:
-    """The axis would otherwise end near the values."""
+    """Otherwise the axis would end near the point estimates."""
     svg = draw_trend((1, Interval(0.5, 0.1, 0.7)), (2, Interval(0.6, 0.4, 0.9)))
     ticks = [float(text) for text in re.findall(r"text-anchor: end[^>]*>([\d.]+)<", svg)]
     assert min(ticks) <= 0.2 and max(ticks) >= 0.8
@@ -202,7 +202,7 @@ def test_two_settings_have_a_plot_each_with_a_series_per_other_value() -> None:
     }
 
 
-def test_outcomes_of_the_variants_of_one_comparison_are_one_column() -> None:
+def test_outcomes_of_one_swept_comparison_share_a_column() -> None:
     variants = {
         f"{stage}-{value}": Variant(stage, {"sft.epochs": value})
         for stage in ("dpo", "winrate")
@@ -214,7 +214,7 @@ def test_outcomes_of_the_variants_of_one_comparison_are_one_column() -> None:
     assert [(row[0], row[2].value) for row in table.rows] == [("dpo-1", 0.5), ("dpo-2", 0.6)]
 
 
-def test_equal_outcomes_of_two_stages_are_told_apart() -> None:
+def test_the_same_outcome_of_two_stages_has_two_columns() -> None:
     variants = {
         f"{stage}-{value}": Variant(stage, {"sft.epochs": value})
         for stage in ("sft", "dpo")
@@ -227,7 +227,7 @@ def test_equal_outcomes_of_two_stages_are_told_apart() -> None:
     assert [row[2:] for row in table.rows] == [(0.0, None), (1.0, None), (None, 2.0), (None, 3.0)]
 
 
-def test_a_clear_winner_is_no_chance() -> None:
+def test_a_clear_winner_is_not_called_chance() -> None:
     rates = dict(zip(BETAS, (0.1, 0.9, 0.2), strict=True))
     section = sweep_section(BETAS, {"winrate": bars(rates)})
     assert section
@@ -279,7 +279,7 @@ def test_figures_of_a_released_model_are_set_beside_each_variant(tmp_path: Path)
 
 
 def test_findings_of_variants_are_in_the_order_of_the_sweep() -> None:
-    """Those of other stages are listed from the last to the first."""
+    """Findings of other stages are listed from the last stage to the first."""
     sections = {name: Section((), f"About {name}.") for name in ("sft", *BETAS, "winrate")}
     findings = collect_findings(sections, {name: variant.of for name, variant in BETAS.items()})
     assert [finding.name for finding in findings] == ["winrate", *BETAS, "sft"]

@@ -1,4 +1,5 @@
-"""Tests row programs of text stages with a scripted model, and the rest by hand computation."""
+"""Tests row programs of text stages with a scripted model, and other parts against hand-computed
+values."""
 
 import asyncio
 import json
@@ -158,7 +159,7 @@ def test_complete_without_a_principle_has_no_system_prompt() -> None:
     ("a", "b", "score"),
     [
         ("the cat sat down", "the cat sat down", 1.0),
-        ("The cat, sat down!", "the CAT sat down", 1.0),  # words only, in small letters
+        ("The cat, sat down!", "the CAT sat down", 1.0),  # words only, in lower case
         ("the cat sat", "the dog sat", 2 / 3),  # LCS "the sat": 2·2/(3+3)
         ("a b c d", "d c b a", 0.25),  # LCS is one word: 2·1/(4+4)
         ("a b c d e f", "a b", 0.5),  # 2·2/(6+2)
@@ -196,7 +197,7 @@ def test_rouge_l_equals_the_textbook_algorithm() -> None:
 
 
 def test_diversity_of_three_texts_by_hand() -> None:
-    # Words: write a poem | write a song | name three birds: 9 words, 7 kinds; 6 pairs, 5 kinds.
+    # write a poem | write a song | name three birds: 9 words, 7 distinct; 6 bigrams, 5 distinct.
     figures = diversity(["Write a poem.", "Write a song.", "Name three birds."])
     assert figures["distinct_1"] == 7 / 9
     assert figures["distinct_2"] == 5 / 6
@@ -309,7 +310,7 @@ def test_constrained_is_the_share_of_prompts_with_a_constraint(tmp_path: Path) -
     tasks = [*TASKS, *({**task, "constraint": own} for task in TASKS[:10])]
     prompts = drawn(tmp_path / "a", Prompts(seeds="seeds.jsonl", constrained=0.25), *tasks)
     count = sum(constraint is not None for _, constraint in prompts[:400])
-    # 100 are expected, with a spread of sqrt(400 · 1/4 · 3/4) = 9; four of them.
+    # 100 are expected, with a standard deviation of sqrt(400 · 1/4 · 3/4) = 9; allow four.
     assert 65 < count < 135
     assert [constraint for _, constraint in prompts[400:]] == [own] * 10
     every = drawn(tmp_path / "b", Prompts(seeds="seeds.jsonl"), *tasks)
@@ -317,7 +318,7 @@ def test_constrained_is_the_share_of_prompts_with_a_constraint(tmp_path: Path) -
 
 
 class Inventor:
-    """A model that lists dissimilar tasks; `requests` holds what it was asked."""
+    """A model that lists dissimilar tasks; `requests` holds the prompts it got."""
 
     def __init__(self) -> None:
         self.requests: list[str] = []
@@ -348,7 +349,7 @@ def self_instruct(
 
 def test_self_instruct_makes_count_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests, rows, counts = self_instruct(tmp_path / "a", monkeypatch, count=50)
-    # One round of 24 rows with two requests for eight tasks each, beside 20 seeds.
+    # One round has 24 rows with two requests each, and each reply lists eight tasks.
     assert len(requests) == 48 and counts["generated"] == 384
     assert len({instruction for instruction, _, _ in rows}) == len(rows) == 50
     assert (counts["new"], counts["surplus"], counts["short_of_count"]) == (30, 354, 0)
@@ -377,7 +378,7 @@ USABLE = {
     "Draw a tree with leaves": "not for a text model",
     "Describe the Picture of a tree": "not for a text model",
     "Explain how a drawing is made": None,
-    "写一首关于大海的短诗": None,  # a letter is a word
+    "写一首关于大海的短诗": None,  # each character is a word
     "写诗": "length",
     "go on and on as we say " * 3: "repeats itself",
     "Tell me about the sea today": "near duplicate",
@@ -500,8 +501,8 @@ def test_clean_keeps_the_casing_that_a_constraint_demands(tmp_path: Path) -> Non
     ]
 
 
-def test_clean_corrects_no_capital_whose_correction_breaks_the_constraint(tmp_path: Path) -> None:
-    # A small letter after a closing quote makes it one sentence, a capital makes it two.
+def test_clean_keeps_casing_whose_correction_breaks_the_constraint(tmp_path: Path) -> None:
+    # After a closing quote, a lower-case letter continues the sentence; a capital starts another.
     said = 'She said "Go home!" i think.'
     rows = [
         dialogue("one", "Who said it?", said, constraint={"kind": "one_sentence"}),
@@ -516,7 +517,7 @@ def test_clean_corrects_no_capital_whose_correction_breaks_the_constraint(tmp_pa
     assert work.counts["true-cased"] == 2
 
 
-def test_clean_of_everything_is_an_error(tmp_path: Path) -> None:
+def test_clean_that_drops_every_dialogue_is_an_error(tmp_path: Path) -> None:
     work = work_on(tmp_path, dialogues=[dialogue("d", "Q?", BAD)])
     with pytest.raises(
         Permanent, match=r"every dialogue was dropped \(1 unhelpful assistant\); increase"
@@ -529,7 +530,7 @@ def test_clean_of_everything_is_an_error(tmp_path: Path) -> None:
 
 def test_only_judged_answers_are_feedback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_rows(_: Any, requests: list[dict[str, Any]], *__: Any) -> list[dict[str, Any]]:
-        """Judges three answers of four; the second call fails."""
+        """Judges three of four answers; the second call fails."""
         assert [row["id"] for row in requests] == ["p/0", "p/1", "p/2", "p/3"]
         judged = {"reason": "", "checks": None}
         scores = {"p/0": 8.0, "p/2": None, "p/3": 3.0}
@@ -557,7 +558,8 @@ def test_feedback_without_a_readable_score_has_no_mean(
     stage.run(work)
     assert work.counts == {"unparsable": 1, "answers": 1, "rows": 1}
     section = stage.section(Artifact(work.folder, Manifest(kind="feedback", key="k", files={})))
-    assert section and section.chapters[0].blocks == (Text("No answer of 1 has a readable score."),)
+    assert section
+    assert section.chapters[0].blocks == (Text("None of 1 answers has a readable score."),)
 
 
 def rated(name: str, *answers: tuple[str, float | None]) -> dict[str, Any]:
@@ -653,7 +655,7 @@ def test_rejected_random_is_any_other_and_follows_the_seed(tmp_path: Path) -> No
     assert runs[0] == runs[1] != runs[2]
     counts = Counter(runs[0])
     assert set(counts) == {("cat", "dog"), ("cat", "cow"), ("cat", "emu")}
-    # 100 each are expected, with a spread of sqrt(300 · 1/3 · 2/3) = 8; four of them.
+    # 100 each are expected, with a standard deviation of sqrt(300 · 1/3 · 2/3) = 8; allow four.
     assert min(counts.values()) > 67
 
 
@@ -669,7 +671,7 @@ def test_kept_ties_favor_no_answer(tmp_path: Path) -> None:
     rows = [rated(f"p{n}", ("cat", 9), ("dog", 9)) for n in range(200)]
     pairs, _ = pairs_of(tmp_path, rows, ties="keep")
     assert len(pairs) == 200
-    # Half of them, with a spread of 7.
+    # 100 are expected, with a standard deviation of 7; allow four.
     assert 72 < Counter(pairs)[("cat", "dog")] < 128
 
 
@@ -761,7 +763,7 @@ def test_feedback_without_rows_is_an_error_that_says_so(tmp_path: Path) -> None:
         pairs_of(tmp_path, [])
 
 
-def test_no_pair_for_want_of_scores_does_not_advise_on_min_chosen(tmp_path: Path) -> None:
+def test_no_pair_for_lack_of_scores_does_not_advise_on_min_chosen(tmp_path: Path) -> None:
     with pytest.raises(Permanent, match="fewer than two scored answers: 1.; use a judge whose"):
         pairs_of(tmp_path, [rated("p", ("cat", None), ("dog", None))])
 
@@ -857,24 +859,24 @@ def test_votes_of_an_earlier_version_are_not_passed_over(named: str, tmp_path: P
     [
         ("[1]", "line 1: not a vote: it is not a JSON object; correct or remove it"),
         ('{"id": "v1", "prom', "has no votes"),
-        ('{"id": "v1", "prompt": "Q"}', "needs a text in 'instruction'"),
+        ('{"id": "v1", "prompt": "Q"}', "needs text in 'instruction'"),
         ("", "has no votes"),
         (json.dumps({**VOTE, "completions": VOTE["completions"][:1]}), "needs two answers"),
         (json.dumps({**VOTE, "completions": VOTE["completions"] * 2}), "needs two answers"),
         (json.dumps({**VOTE, "context": "Hello."}), "a 'context' that is not a list"),
-        (json.dumps({**VOTE, "instruction": None}), "needs a text in 'instruction'"),
+        (json.dumps({**VOTE, "instruction": None}), "needs text in 'instruction'"),
         (json.dumps({**VOTE, "constraint": "json"}), "a 'constraint' that is neither"),
         (json.dumps({**VOTE, "blind": "yes"}), "a 'blind' that is neither"),
         (
             json.dumps({**VOTE, "completions": [{"text": "a", "score": 1}] * 2}),
-            "needs a text in 'model' of both",
+            "needs text in 'model' of both",
         ),
         (
             json.dumps({**VOTE, "completions": [{**a, "score": "1"} for a in VOTE["completions"]]}),
             "needs a number in 'score' of both",
         ),
         (json.dumps({**VOTE, "context": None}), "a 'context' that is not a list"),
-        (json.dumps({**VOTE, "id": 1}), "needs a text in 'id'"),
+        (json.dumps({**VOTE, "id": 1}), "needs text in 'id'"),
     ],
 )
 def test_a_file_without_votes_is_one_line(line: str, says: str, tmp_path: Path) -> None:

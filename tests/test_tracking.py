@@ -1,4 +1,4 @@
-"""MLflow: one parent run, nested runs, a resumed pipeline, logged models; on real SQLite."""
+"""Tests MLflow tracking on real SQLite: parent and nested runs, resumes, data sets, models."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from zephyr_ray.tracking.pipeline_run import Tracking
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Creates one database for the module, which takes seconds; each test has its own recipe."""
+    """Shares one database, because creating it takes seconds; each test has its own recipe."""
     return tmp_path_factory.mktemp("runs")
 
 
@@ -58,7 +58,7 @@ def test_stage_run_is_nested_under_the_parent(storage: Path) -> None:
     assert tracking.client.get_run(tracking.run_id).data.params == {"seed": "0"}
 
 
-def test_resumed_pipeline_goes_on_in_its_runs(storage: Path) -> None:
+def test_resumed_pipeline_continues_its_runs(storage: Path) -> None:
     first = Tracking.open(storage, "resumed", "k0", {"actors": 1})
     stage = first.start_stage("sft", "sft", "k1", {})
     stage.fail("killed")
@@ -77,7 +77,7 @@ def test_another_recipe_key_is_another_run(storage: Path) -> None:
     assert Tracking.open(storage, "other", "k1", {}).run_id != first.run_id
 
 
-def test_step_metrics_stand_beside_params_in_one_run(storage: Path, tmp_path: Path) -> None:
+def test_step_metrics_and_params_are_in_one_run(storage: Path, tmp_path: Path) -> None:
     tracking = Tracking.open(storage, "steps", "k0", {})
     stage = tracking.start_stage("dpo", "dpo", "k1", {"beta": 0.1})
     for step in range(250):
@@ -91,10 +91,10 @@ def test_step_metrics_stand_beside_params_in_one_run(storage: Path, tmp_path: Pa
     assert run.info.status == "FINISHED"
 
 
-def test_numbers_are_sent_every_two_seconds_or_hundred(
+def test_metrics_are_sent_every_two_seconds_or_hundred_values(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a step of training does not wait for MLflow."""
+    """So that training steps do not wait for MLflow."""
     stage = Tracking.open(storage, "batches", "k0", {}).start_stage("dpo", "dpo", "k1", {})
     now, sent = 1000.0, []
     monkeypatch.setattr(
@@ -195,7 +195,7 @@ def test_model_is_an_input_of_the_run_that_reads_it(
 def test_figures_of_models_are_metrics_of_the_models(
     storage: Path, artifact: Artifact, pairs: Artifact
 ) -> None:
-    """As the reused model was trained by a run of another recipe, it is recorded first."""
+    """The reused model was trained by a run of another recipe, so it is recorded first."""
     tracking = Tracking.open(storage, "figures", "k0", {})
     tracking.record_cached("sft", artifact)
     counts = {"dropped/long": 3, "win_rate/base": 0.5, "win_rate/sft": 0.745, "turn/1/sft": 7}
@@ -224,7 +224,7 @@ def test_experiment_opens_on_its_runs_unless_a_person_chose_another_kind(storage
     assert tracking.page == runs
 
     def kind_after(kind: str) -> str:
-        """Returns the kind of an experiment of this kind after a pipeline used it."""
+        """Returns the kind that an experiment of this kind has after a pipeline used it."""
         tags = {"mlflow.experimentKind": kind} if kind else {}
         client.create_experiment(f"kind {kind}", tags=tags)
         Tracking.open(storage, f"kind {kind}", "k0", {})
@@ -267,7 +267,7 @@ def test_names_and_values_beyond_the_limits_are_cut(storage: Path, tmp_path: Pat
 
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Returns the seconds that MLflow would have waited between its tries."""
+    """Skips MLflow's waits between attempts, and returns their seconds."""
     seconds: list[float] = []
     monkeypatch.setattr("time.sleep", seconds.append)
     return seconds
@@ -289,7 +289,7 @@ def test_unreachable_server_is_one_clear_line_soon(
 
 
 @pytest.mark.parametrize("name", ["a#b", "a b", "a+b&c=d", "é中"])
-def test_the_database_is_in_the_storage_of_any_name(name: str, tmp_path: Path) -> None:
+def test_the_database_is_in_the_storage_whatever_its_name(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     Tracking.open(tmp_path / name, "demo", "key", {}).finish()
     assert (tmp_path / name / "mlflow.db").is_file()
@@ -315,7 +315,7 @@ def test_database_that_cannot_be_opened_is_one_clear_line_soon(
     assert slept == []
 
 
-def test_hiccup_in_mid_run_warns_once_and_loses_no_metric(
+def test_hiccup_during_a_run_warns_once_and_loses_no_metric(
     storage: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracking = Tracking.open(storage, "hiccup", "k0", {})

@@ -1,4 +1,4 @@
-"""Training on real Ray Train workers with a real DeepSpeed engine, on a tiny random model."""
+"""Tests training of a tiny random model on real Ray Train workers with real DeepSpeed."""
 
 import json
 import math
@@ -27,7 +27,7 @@ from zephyr_ray.train.sft import IGNORED, Sft
 from zephyr_ray.train.workers import train
 
 STEPS = 24
-"""48 dialogues × 2 epochs / 4."""
+"""48 dialogues × 2 epochs / a global batch of 4."""
 DPO = {
     "workers": 2,
     "micro_batch": 256,
@@ -121,7 +121,7 @@ def by_hand(one_worker: Work, tiny_model: Path) -> tuple[list[float], Any]:
         return losses, model(torch.arange(3, 60)[None]).logits
 
 
-def test_training_is_what_plain_pytorch_does(
+def test_losses_are_those_of_plain_pytorch(
     one_worker: Work, by_hand: tuple[list[float], Any]
 ) -> None:
     assert losses(one_worker) == pytest.approx(by_hand[0], abs=2e-4)
@@ -174,7 +174,7 @@ def test_counts_steps_and_the_mask_are_recorded(one_worker: Work) -> None:
     assert one_worker.progress.done == one_worker.progress.total == STEPS
 
 
-def test_killed_driver_goes_on_from_a_checkpoint(
+def test_killed_driver_resumes_from_a_checkpoint(
     zero_3: Work, tiny_model: Path, tmp_path: Path
 ) -> None:
     root = Path(__file__).resolve().parents[1]
@@ -193,7 +193,7 @@ def test_killed_driver_goes_on_from_a_checkpoint(
     time.sleep(2)  # Ray's own processes end after their driver
     before = max(row["step"] for row in read_jsonl(raw))
     assert 5 <= before < STEPS, "the kill came too late to prove anything"
-    (scratch / "checkpoints" / "checkpoint-999").mkdir()  # half written, never reported
+    (scratch / "checkpoints" / "checkpoint-999").mkdir()  # partly written, never reported
     subprocess.run(program, env=env, cwd=tmp_path, check=True)
     steps = [row["step"] for row in read_jsonl(raw)]
     assert steps.count(1) == 1 and set(steps) == set(range(1, STEPS + 1))

@@ -49,7 +49,7 @@ def test_order_fills_whole_steps_and_shows_every_row() -> None:
     assert len(rows) == 8 and set(rows) == set(range(6))
 
 
-def test_every_epoch_shows_every_row_in_an_order_of_its_own() -> None:
+def test_every_epoch_shows_every_row_in_its_own_order() -> None:
     epochs = order(seed=0)
     assert [sorted(epoch) for epoch in epochs] == [list(range(20))] * 3
     assert len({tuple(epoch) for epoch in [*epochs, list(range(20))]}) == 4
@@ -59,7 +59,7 @@ def test_the_seed_determines_the_order() -> None:
     assert order(seed=1) == order(seed=1) != order(seed=2)
 
 
-def test_the_end_of_an_answer_that_was_cut_off_is_not_trained(chat: ChatFormat, work: Work) -> None:
+def test_the_end_token_of_a_cut_off_answer_is_not_trained(chat: ChatFormat, work: Work) -> None:
     rows = [{"id": "r", "messages": talk("a", "b", "a", "b"), "finish": ["length", "stop"]}]
     [row] = prepare(Sft(model="base", data="data", packing=False), work, rows)
     ends = [label for label in row["labels"] if label == chat.stop_token_id]
@@ -130,14 +130,14 @@ def test_packed_dialogues_do_not_attend_to_each_other(
     objective = stage.objective()
     inputs = objective.inputs(objective.collator(pad_token_id=0, model=model)([row]))
     with torch.no_grad():
-        # Without a cache, as in training: with one, transformers takes the row for a single text.
+        # No KV cache, as in training: with one, transformers treats the row as a single text.
         packed = model(**inputs, use_cache=False).logits[0]
         dialogues = torch.tensor(row["input_ids"]).split(row["seq_lengths"])
         alone = torch.cat([model(ids[None]).logits[0] for ids in dialogues])
     assert len(dialogues) == 3 and (packed - alone).abs().max() < 1e-4
 
 
-def test_an_answer_that_was_cut_off_has_no_end_in_dpo(chat: ChatFormat) -> None:
+def test_a_cut_off_answer_has_no_end_token_in_dpo(chat: ChatFormat) -> None:
     ask, reply = talk("a", "b c")
     prompt, whole = answer(chat, [ask, reply | {"finish_reason": "stop"}])
     assert answer(chat, [ask, reply | {"finish_reason": "length"}]) == (prompt, whole[:-1])
@@ -150,7 +150,7 @@ def test_dpo_trains_the_last_answer_of_a_conversation(chat: ChatFormat) -> None:
     assert chat.tokenizer.decode(trained) == "last<|im_end|>"
 
 
-def test_the_start_of_long_answers_is_kept_beside_the_prompt(chat: ChatFormat, work: Work) -> None:
+def test_long_answers_are_cut_at_the_end_to_keep_the_prompt(chat: ChatFormat, work: Work) -> None:
     prompt, chosen = answer(chat, talk("ask", "one two three four five six"))
     _, rejected = answer(chat, talk("ask", "nine ten"))
     room = 3
@@ -179,7 +179,7 @@ def test_a_prompt_that_leaves_no_room_is_dropped(chat: ChatFormat, work: Work) -
     assert work.examples == {"dropped/prompt_fills_max_length": ["p"]}
 
 
-def test_data_of_which_most_is_cut_away_stops_the_stage(chat: ChatFormat, work: Work) -> None:
+def test_a_stage_stops_if_most_rows_are_truncated_to_nothing(chat: ChatFormat, work: Work) -> None:
     long = "stone " * 60
     rows = [{"id": f"r{n}", "messages": talk(long if n else "a", "b")} for n in range(3)]
     stage = Sft(model="base", data="data", max_length=32)
@@ -304,7 +304,7 @@ def test_answers_that_are_equal_once_truncated_are_dropped(
         ),
     ],
 )
-def test_settings_that_cannot_go_together(settings: dict[str, Any], says: str) -> None:
+def test_incompatible_settings_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(Permanent, match=says):
         Sft(model="base", data="data", **settings).check({}, {})
 

@@ -1,4 +1,4 @@
-"""Tests the one line about workers that ran out of memory or died, with real Ray workers."""
+"""Tests retries after worker deaths, and the error lines for deaths and lack of memory."""
 
 import subprocess
 import sys
@@ -34,9 +34,9 @@ from zephyr_ray.train.sft import Sft
         (KeyError("memory"), False, False),
     ],
 )
-def test_the_cause_is_found_in_every_wrapping(error: Exception, memory: bool, dead: bool) -> None:
-    of_one_worker = WorkerGroupError("", {0: KeyError("collateral"), 3: error})
-    for wrapped in (error, of_one_worker, ControllerError(error), ControllerError(of_one_worker)):
+def test_the_cause_is_found_in_every_wrapper(error: Exception, memory: bool, dead: bool) -> None:
+    group_error = WorkerGroupError("", {0: KeyError("collateral"), 3: error})
+    for wrapped in (error, group_error, ControllerError(error), ControllerError(group_error)):
         assert (ran_out_of_memory(wrapped), died(wrapped)) == (memory, dead)
 
 
@@ -53,7 +53,7 @@ def test_the_kernels_counter_is_read() -> None:
         ({"workers": 2, "micro_batch": 2048}, "lower workers or max_length, set"),
     ],
 )
-def test_only_settings_that_can_be_lowered_are_named(
+def test_only_settings_that_can_still_save_memory_are_named(
     settings: dict[str, Any], savings: str
 ) -> None:
     stage = Sft(model="m", data="d", **settings)
@@ -61,7 +61,7 @@ def test_only_settings_that_can_be_lowered_are_named(
 
 
 class Trainer:
-    """A trainer whose attempts end with the given errors, and then with success."""
+    """A trainer that raises the given errors, one per attempt, and then succeeds."""
 
     def __init__(self, errors: list[Exception]):
         self.errors, self.attempts = errors, 0
@@ -81,7 +81,7 @@ class Trainer:
         ([ActorDiedError(), WorkerGroupError("", {0: MemoryError()})], 2, "ran out of memory"),
     ],
 )
-def test_only_a_failure_that_can_pass_is_tried_again(
+def test_only_failures_that_may_be_temporary_are_retried(
     errors: list[Exception],
     attempts: int,
     says: str | None,
@@ -99,11 +99,10 @@ def test_only_a_failure_that_can_pass_is_tried_again(
 @pytest.mark.parametrize(
     "file", ["checkpoints/checkpoint_manager_snapshot.json", "reference/0.jsonl"]
 )
-def test_failures_count_only_while_nothing_is_added(
+def test_progress_resets_the_count_of_failures(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Workers that are lost eight times, the third and the fifth time after a checkpoint or a
-    row."""
+    """Workers die eight times; the third and fifth attempt add a checkpoint or a row first."""
     kept = tmp_path / "scratch" / file
     kept.parent.mkdir(parents=True)
     trainer = Trainer([ActorDiedError()] * 9)
@@ -120,7 +119,7 @@ def test_failures_count_only_while_nothing_is_added(
     assert trainer.attempts == 8
 
 
-def test_a_kill_by_the_kernel_is_not_tried_again(
+def test_a_kill_by_the_kernel_is_not_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills, trainer = iter([4, 5]), Trainer([ActorDiedError()])

@@ -1,5 +1,5 @@
-"""The parts of a training worker, each alone: losses, objectives, arguments, reference, saving. No
-Ray, no engine."""
+"""Tests the parts of a training worker separately, without running Ray or DeepSpeed: losses,
+objectives, arguments, reference, saving."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def job(folder: Path, **settings: Any) -> Job:
 
 
 def output() -> SimpleNamespace:
-    """Returns the output layer of two pairs of up to three tokens: two chosen, two rejected."""
+    """Returns what the model computes for two chosen and two rejected answers of up to 3 tokens."""
     import torch
 
     mask = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 1, 0], [0, 1, 0]]).bool()
@@ -54,7 +54,7 @@ def reference() -> dict[str, Any]:
     }
 
 
-# By hand, from `output` and `reference`: log-ratios of the chosen answers are +1 and -1, of the
+# From `output` and `reference` by hand: log-ratios of the chosen answers are +1 and -1, of the
 # rejected ones -1 and +0.5; β is 0.1.
 DPO_LOSSES = [math.log(1 + math.exp(-0.1 * 2)), math.log(1 + math.exp(0.1 * 1.5))]
 CHOSEN_NLL = [6 / 3, 4 / 2]
@@ -67,7 +67,7 @@ def dpo_losses(**settings: Any) -> tuple[list[float], dict[str, list[float]]]:
 
 
 def selected(terms: Any) -> list[float]:
-    """Returns the terms of a metric's mean; the trainer must sum and count the same ones."""
+    """Returns the terms of a metric's mean; asserts that the trainer sums and counts the same."""
     kept: list[float] = terms.values.tolist()
     if terms.mask is not None:
         kept = terms.values[terms.mask].tolist()
@@ -75,7 +75,7 @@ def selected(terms: Any) -> list[float]:
     return kept
 
 
-def test_sft_trains_the_likelihood_of_every_trained_token() -> None:
+def test_sft_loss_is_the_negative_log_likelihood_of_each_trained_token() -> None:
     losses, metrics = Sft(model="base", data="data").objective().losses(output(), {})
     assert losses[output().label_mask].tolist() == [1, 2, 3, 1, 3, 4, 5, 2]
     assert not losses[~output().label_mask].any()
@@ -115,9 +115,7 @@ def model(family: str) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(("family", "ids"), [("doge", [[5, 6], [7, 0]]), ("llama", [[5, 6, 7]])])
-def test_rows_that_are_not_packed_are_padded_only_without_segments(
-    family: str, ids: list[list[int]]
-) -> None:
+def test_unpacked_rows_are_padded_only_without_segments(family: str, ids: list[list[int]]) -> None:
     collate = Sft(model="base", data="data", packing=False).objective().collator(0, model(family))
     rows = [{"input_ids": [5, 6], "labels": [5, 6]}, {"input_ids": [7], "labels": [7]}]
     assert collate(rows)["input_ids"].tolist() == ids
@@ -163,7 +161,7 @@ def test_the_settings_of_lora_reach_the_adapters() -> None:
 def test_precision_is_deepspeeds_autocast(precision: str, enabled: bool, tmp_path: Path) -> None:
     arguments = trainer_arguments(job(tmp_path, precision=precision), passes=1)
     assert arguments["deepspeed"]["torch_autocast"] == {"enabled": enabled, "dtype": "bfloat16"}
-    assert arguments["bf16"] is False  # the trainer's own would round the weights
+    assert arguments["bf16"] is False  # the trainer's mixed precision would round the weights
 
 
 def test_finished_pairs_are_not_computed_again(tmp_path: Path) -> None:
@@ -178,7 +176,7 @@ def test_finished_pairs_are_not_computed_again(tmp_path: Path) -> None:
     [
         (["mp_rank_00_model"], 0, 1),
         (["mp_rank_00_model", *(f"zero_pp_rank_{n}_mp_rank_00_optim" for n in (0, 1))], 2, 2),
-        ([f"zero_pp_rank_0_mp_rank_00_{what}" for what in ("model", "optim")], 3, 1),
+        ([f"zero_pp_rank_0_mp_rank_00_{part}" for part in ("model", "optim")], 3, 1),
     ],
 )
 def test_files_of_a_checkpoint_say_how_it_was_written(
@@ -259,7 +257,7 @@ def test_a_weight_that_is_not_finite_is_not_saved(monkeypatch: pytest.MonkeyPatc
         accelerator=SimpleNamespace(get_state_dict=lambda model: state), model_wrapped=None
     )
     with pytest.raises(Permanent, match=r"1 weights .* \(the first: broken\); lower learning_rate"):
-        save(SimpleNamespace(), trainer)  # which has no folder to write to
+        save(SimpleNamespace(), trainer)  # the job has no folder to write to
 
 
 def test_rank_0_writes_the_steps(tmp_path: Path) -> None:
@@ -319,7 +317,7 @@ def test_saved_model_ends_and_pads_as_it_was_trained(tiny_model: Path, tmp_path:
         assert (config["eos_token_id"], config["pad_token_id"]) == (2, 0)
 
 
-def test_start_weights_of_qlora_are_asked_for_in_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_qlora_loads_its_start_weights_in_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     import torch

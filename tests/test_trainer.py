@@ -1,4 +1,4 @@
-"""Our trainer against TRL's own on one batch: equal losses and metrics. No Ray, no engine."""
+"""Tests our trainer without Ray and DeepSpeed; its losses and metrics equal TRL's."""
 
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def start(request: pytest.FixtureRequest, tiny_model: Path) -> Any:
 
 @pytest.fixture
 def common(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Returns arguments of both trainers."""
+    """Returns the arguments that both trainers get."""
     import trl.trainer.utils
     from transformers import AutoTokenizer
     from trl.trainer.sft_config import SFTConfig
@@ -88,7 +88,7 @@ def plain(model: Any) -> Any:
     return model
 
 
-def trained(stage: Any, start: Any, common: dict[str, Any], rows: list[dict[str, Any]]) -> Any:
+def our_trainer(stage: Any, start: Any, common: dict[str, Any], rows: list[dict[str, Any]]) -> Any:
     from zephyr_ray.train.trainer import Trainer
     from zephyr_ray.train.worker import adapter_config
 
@@ -105,8 +105,8 @@ def trained(stage: Any, start: Any, common: dict[str, Any], rows: list[dict[str,
 
 
 def step(trainer: Any, rows: list[dict[str, Any]], terms: Any, passes: int = 1) -> dict[str, float]:
-    """Returns loss and metrics of one of a step's forward passes. `terms` are those of the step's
-    loss; None if TRL averages over the pass."""
+    """Returns the loss and metrics of one of a step's forward passes. `terms` counts the terms of
+    the step's loss; None if TRL averages over the pass."""
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = passes
     batch = trainer.data_collator(rows)
@@ -121,13 +121,13 @@ def step(trainer: Any, rows: list[dict[str, Any]], terms: Any, passes: int = 1) 
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_sft_is_that_of_trl(packing: bool, start: Any, common: dict[str, Any]) -> None:
+def test_sft_equals_trls(packing: bool, start: Any, common: dict[str, Any]) -> None:
     import torch
     from datasets import Dataset
     from trl.trainer.sft_trainer import SFTTrainer
 
     rows = DIALOGUES if packing else UNPACKED
-    ours = trained(Sft(model="base", data="data", packing=packing), start, common, rows)
+    ours = our_trainer(Sft(model="base", data="data", packing=packing), start, common, rows)
     common["args"].padding_free = packing
     theirs = SFTTrainer(
         plain(start()),
@@ -135,24 +135,24 @@ def test_sft_is_that_of_trl(packing: bool, start: Any, common: dict[str, Any]) -
         train_dataset=Dataset.from_list(rows),
         processing_class=common["tokenizer"],
     )
-    tokens = torch.tensor(19)  # of the whole step
+    tokens = torch.tensor(19)  # loss terms in both passes of the step
     assert step(ours, rows, tokens, 2) == pytest.approx(step(theirs, rows, tokens, 2), abs=1e-5)
 
 
-def test_dpo_is_that_of_trl(start: Any, common: dict[str, Any], tmp_path: Path) -> None:
+def test_dpo_equals_trls(start: Any, common: dict[str, Any], tmp_path: Path) -> None:
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
     class Theirs(DPOTrainer):
-        """With rows that are tokens and carry the reference's scores."""
+        """Reads rows that are tokenized and have reference log-probabilities."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
         _precompute_ref_logps = _prepare_dataset
 
-    ours = trained(Dpo(model="base", data="data", beta=0.3), start, common, PAIRS)
+    ours = our_trainer(Dpo(model="base", data="data", beta=0.3), start, common, PAIRS)
     args = DPOConfig(
         str(tmp_path),
         use_cpu=True,
@@ -174,7 +174,7 @@ def test_dpo_is_that_of_trl(start: Any, common: dict[str, Any], tmp_path: Path) 
 def test_metrics_of_a_step_are_gathered_once(
     start: Any, common: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = trained(Dpo(model="base", data="data"), start, common, PAIRS)
+    trainer = our_trainer(Dpo(model="base", data="data"), start, common, PAIRS)
     gathered: list[Any] = []
     gather = trainer.accelerator.gather
     monkeypatch.setattr(
@@ -202,7 +202,7 @@ def test_dropout_is_off_in_dpo(
 ) -> None:
     from torch.nn import Dropout
 
-    trainer = trained(stage(model="base", data="data", lora=LORA), start, common, rows)
+    trainer = our_trainer(stage(model="base", data="data", lora=LORA), start, common, rows)
     modules = [module for module in trainer.model.modules() if isinstance(module, Dropout)]
     assert modules and {module.p for module in modules} == {p}
 
@@ -242,7 +242,7 @@ def test_an_empty_micro_batch_trains_nothing(
     from zephyr_ray.train.batches import MicroBatch
     from zephyr_ray.train.trainer import Batches
 
-    trainer = trained(stage(model="base", data="data"), start, common, rows)
+    trainer = our_trainer(stage(model="base", data="data"), start, common, rows)
     trainer.model.train()
     parts = [MicroBatch([1, 0], 1.0), MicroBatch([], 0)]
     full, empty = Batches(rows, parts, trainer.data_collator)
@@ -264,7 +264,7 @@ def test_the_share_of_real_tokens_is_logged_if_batches_are_padded(
     from zephyr_ray.train import objectives
 
     monkeypatch.setattr(objectives, "FAMILIES", ())
-    trainer = trained(Sft(model="base", data="data", packing=False), start, common, UNPACKED)
+    trainer = our_trainer(Sft(model="base", data="data", packing=False), start, common, UNPACKED)
     trainer.model.train()
     for rows in (UNPACKED, UNPACKED[:1]):
         batch = trainer.data_collator(rows) | {"weight": 0.5}

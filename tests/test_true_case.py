@@ -136,12 +136,12 @@ VARIABLES = [
 
 
 @pytest.mark.parametrize("text", STYLES + MARKED + ABBREVIATIONS + CODE + VARIABLES)
-def test_what_is_not_prose_stays_as_it_is(text: str) -> None:
+def test_text_that_is_not_plain_prose_is_unchanged(text: str) -> None:
     assert true_case(text) == text
 
 
 @pytest.mark.parametrize("introduction", ["Sure! Here it is:\n", "Here it is. Look.\n"])
-def test_every_stretch_of_our_own_code_stays_as_it_is(introduction: str) -> None:
+def test_excerpts_of_our_own_code_are_unchanged(introduction: str) -> None:
     for path in sorted((Path(__file__).parents[1] / "zephyr_ray").rglob("*.py"))[::4]:
         lines = path.read_text().splitlines()
         for start in range(0, len(lines), 7):
@@ -161,7 +161,7 @@ def test_a_mask_keeps_length_and_line_breaks() -> None:
      "for : ", ". select x ", "```\n", "a,", "  \n", "\t", " ", "\n", " \t", "# ",
      "# for a ", "a # "],
 )  # fmt: skip
-def test_the_time_grows_with_the_length_not_its_square(text: str) -> None:
+def test_the_time_is_linear_in_the_length(text: str) -> None:
     start = time.process_time()
     many = text * (100_000 // len(text))
     true_case(f"Aa. {many} b")

@@ -1,4 +1,4 @@
-"""Tests the score of a turn: which replies give one, second questions, and what the judge sees."""
+"""Tests the score of a turn: how replies are read, when the judge is asked again, what it sees."""
 
 import asyncio
 from typing import Any
@@ -60,14 +60,14 @@ def test_an_answer_does_not_grade_itself() -> None:
     assert judged(ask, "I deserve [[10]].")["score"] == 2
 
 
-def test_a_reply_that_cannot_be_read_is_asked_for_once_more_with_the_fault() -> None:
+def test_after_an_unreadable_reply_the_judge_is_asked_once_more_with_the_fault() -> None:
     ask = Scripted("Rating: [[11]]", "Rating: [[7]]")
     assert judged(ask) == {"score": 7.0, "reason": "Rating: [[7]]", "asked_again": 1}
     assert "\"rating\" is '11', not a number from 1 to 10" in questions(ask)[1]
     assert ask.requests[1][0][1] == {"role": "assistant", "content": "Rating: [[11]]"}
 
 
-def test_a_second_reply_that_cannot_be_read_is_no_score() -> None:
+def test_a_second_unreadable_reply_gives_no_score() -> None:
     ask = Scripted("Good.", "Very good.")
     judgement = judged(ask)
     assert judgement["score"] is None and judgement["asked_again"] == 1

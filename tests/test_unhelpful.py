@@ -1,4 +1,4 @@
-"""Tests which answers deny having emotions, opinions or experiences, in the assistant's voice."""
+"""Tests which answers are the assistant's denial of having emotions, opinions or experiences."""
 
 import time
 
@@ -195,12 +195,12 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("text", DENIALS)
-def test_an_assistant_that_denies_what_people_have_is_unhelpful(text: str) -> None:
+def test_an_assistant_that_denies_having_feelings_or_opinions_is_unhelpful(text: str) -> None:
     assert is_unhelpful(text)
 
 
 @pytest.mark.parametrize("text", OTHERS)
-def test_other_voices_and_single_matters_are_not_unhelpful(text: str) -> None:
+def test_other_speakers_and_other_statements_are_not_unhelpful(text: str) -> None:
     assert not is_unhelpful(text)
 
 
@@ -222,7 +222,7 @@ def test_other_voices_and_single_matters_are_not_unhelpful(text: str) -> None:
         "read: ",
     ],
 )
-def test_the_time_grows_with_the_length_not_its_square(text: str) -> None:
+def test_the_time_is_linear_in_the_length(text: str) -> None:
     many = text * (100_000 // len(text))
     start = time.process_time()
     is_unhelpful("As an AI, " + many)
@@ -256,10 +256,10 @@ def test_a_long_text_without_a_topic_is_not_searched() -> None:
 def test_single_quotation_marks_are_at_most_400_characters_apart(
     length: int, is_quoted: bool
 ) -> None:
-    said = ". I have no feelings."
-    quoted = "x" * (length - len(said)) + said
+    denial = ". I have no feelings."
+    quoted = "x" * (length - len(denial)) + denial
     assert is_unhelpful(f"He read '{quoted}' aloud.") is not is_quoted
 
 
-def test_a_topic_with_a_part_in_bold_is_one() -> None:
+def test_a_topic_with_a_part_in_bold_is_recognized() -> None:
     assert is_unhelpful("As an AI, I have no **fee**lings.")

@@ -1,5 +1,5 @@
-"""Validation on held-out rows while a model trains: the split, the figures, and that training does
-not notice it. Training runs in plain processes, without Ray."""
+"""Tests validation on held-out rows during training: the split, the metrics, and that validation
+does not affect training. Training runs in plain processes, without Ray."""
 
 import math
 import os
@@ -172,20 +172,20 @@ def test_a_prompt_is_on_one_side_however_it_is_written() -> None:
     assert sides == {True, False}
 
 
-def test_a_share_is_about_that_share_and_part_of_a_larger_one() -> None:
+def test_a_held_out_set_has_about_its_share_and_is_part_of_a_larger_one() -> None:
     rows = [asking(f"Question {n}") for n in range(2000)]
     small, large = ({n for n in range(2000) if is_held_out(rows[n], p)} for p in (0.1, 0.3))
     assert 150 < len(small) < 250 and 520 < len(large) < 680 and small < large
 
 
 def test_the_side_of_a_prompt_never_changes() -> None:
-    """Artifacts of earlier versions hold out the same rows."""
+    """Artifacts of earlier versions held out the same rows."""
     held_out = [n for n in range(20) if is_held_out(asking(f"Question {n}"), 0.3)]
-    # First bytes of sha256sum of "question N" up to 0.3 × 256: 25, 55, 28, 35, 46, 43.
+    # The first bytes of sha256("question N") below 0.3 × 256 are 25, 55, 28, 35, 46, 43.
     assert held_out == [1, 8, 11, 13, 18, 19]
 
 
-def test_a_share_is_not_trained_on(tiny_model: Path, tmp_path: Path) -> None:
+def test_held_out_rows_are_not_trained_on(tiny_model: Path, tmp_path: Path) -> None:
     rows = [asking(f"Question {n % 40}?", n) for n in range(80)]
     work = work_for(tmp_path, tiny_model, rows, [])
     stage = Sft(model="base", data="data", validation=0.3, packing=False, max_length=64)
@@ -198,8 +198,8 @@ def test_a_share_is_not_trained_on(tiny_model: Path, tmp_path: Path) -> None:
     assert work.counts["validation/trained_tokens"] == 24 * 2  # "x" and its end
 
 
-def test_reference_log_probs_of_an_earlier_stage_are_those_of_its_rows(tmp_path: Path) -> None:
-    """Rows of two stages may have the same ids."""
+def test_reference_log_probs_are_not_used_for_rows_of_another_stage(tmp_path: Path) -> None:
+    """Its rows may have the same ids as the rows that the log-probabilities belong to."""
 
     def reference(validation: Any) -> Path | None:
         stage = Dpo(model="base", data="data", validation=validation)
@@ -253,8 +253,8 @@ stages:
     [
         ("data", "validation: 'data' is what the stage trains on; name other data, or write a"),
         ("same", "validation: 'same' is what the stage trains on; name other data, or write a"),
-        ("0.0", "validation: 0 is no share; write a number between 0 and 1, or the name of a"),
-        ("1", "validation: 1 is no share; write a number between 0 and 1, or the name of a"),
+        ("0.0", "validation: 0 is not a share; write a number between 0 and 1, or the name of a"),
+        ("1", "validation: 1 is not a share; write a number between 0 and 1, or the name of a"),
         ("pairs", "stage 'sft' reads 'pairs', which makes pairs; name a stage that makes dialogu"),
         ("base", "stage 'sft' reads 'base', which is a model; name a stage that makes dialogues"),
         ("dat", "stage 'sft' reads 'dat', which is neither a stage nor a model of this recipe"),
@@ -351,8 +351,8 @@ def test_validation_is_in_the_counts_and_in_the_table(
 
 @pytest.fixture(scope="module")
 def sft_runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Job]:
-    """Runs the same training without validation, and with it, killed after its first checkpoint
-    and resumed."""
+    """Trains once without validation, and once with it, killed after the first checkpoint and
+    resumed."""
     rows = train_once.dialogues(55)
     jobs = []
     for held_out in (None, "held_out"):
@@ -383,8 +383,8 @@ def test_sft_is_validated_like_plain_transformers(
         )
 
 
-def test_training_does_not_notice_validation(sft_runs: tuple[Job, Job]) -> None:
-    """Its adapters have dropout, so a random number that validation drew would show."""
+def test_validation_does_not_affect_training(sft_runs: tuple[Job, Job]) -> None:
+    """The adapters use dropout, so random numbers drawn by validation would change the losses."""
     without, with_validation = sft_runs
     before, after = ({e["step"]: e["loss"] for e in entries(job) if e["step"]} for job in sft_runs)
     assert len(before) == 12 and after == before
@@ -401,7 +401,7 @@ def test_a_resumed_run_has_every_validation_point(sft_runs: tuple[Job, Job]) -> 
 def test_dpo_is_validated_like_plain_transformers_on_two_workers(
     tiny_model: Path, chat: ChatFormat, tmp_path: Path
 ) -> None:
-    """With ZeRO-3, and five pairs in a forward pass each: one worker has an empty batch."""
+    """Uses ZeRO-3 and one pair per forward pass; for the fifth, one worker has an empty batch."""
     pairs = train_once.pairs(17)
     rows, held_out = pairs[:12], pairs[12:]
     work = work_for(tmp_path, tiny_model, rows, held_out)
@@ -411,9 +411,9 @@ def test_dpo_is_validated_like_plain_transformers_on_two_workers(
     assert {step for step, figures in measured.items() if figures} == {0, 2, 3}
     for step, folder in ((0, tiny_model), (3, job.folder / "model")):
         expected = dpo_by_hand(tiny_model, folder, chat, held_out)
-        if step == 0:  # margins of 0, of which rounding decides the sign
+        if step == 0:  # margins are 0, so rounding decides their sign
             del expected["rewards/accuracies"]
         got = {name: measured[step][name] for name in expected}
-        # A log-probability near 262 has fp32 neighbors 3e-5 apart.
+        # Log-probabilities are near -262, where fp32 numbers are 3e-5 apart.
         assert got == pytest.approx(expected, abs=1e-5, rel=1e-6)
     assert abs(measured[3]["rewards/margins"]) > 1e-3

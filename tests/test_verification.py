@@ -1,4 +1,4 @@
-"""Which bytes of artifacts a plan and a use read; a changed byte is found before its use."""
+"""Tests which artifact bytes a plan and a use read, and that a changed byte is found before use."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from zephyr_ray.models.weights import fingerprint, resolve
 from zephyr_ray.store import Store, write_rows
 
 SIZE = 3 << 20
-"""Bytes of the weights, above the size from which files are remembered."""
+"""Bytes of the weights; above the size from which digests are remembered."""
 
 
 @pytest.fixture(autouse=True)
 def node(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable:
-    """Makes this a node that has read nothing yet, and again when called."""
+    """Acts as a node that has read nothing yet; returns a function that switches to another."""
 
     def new_node() -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -49,7 +49,7 @@ def model(store: Store) -> Path:
 
 
 def megabytes_read(action: Callable[[], object]) -> int:
-    """Counts with the kernel what this process reads, in whole MB."""
+    """Returns the MiB that this process reads during the action, by the kernel's counter."""
 
     def total() -> int:
         [line] = [x for x in Path("/proc/self/io").read_text().splitlines() if "rchar" in x]
@@ -61,7 +61,7 @@ def megabytes_read(action: Callable[[], object]) -> int:
 
 
 def flip(path: Path, at: int = 0) -> None:
-    """Changes one byte, and puts the file's time back."""
+    """Changes one byte, and restores the file's mtime."""
     before = path.stat()
     with path.open("r+b") as file:
         file.seek(at)
@@ -90,7 +90,7 @@ def test_a_plan_finds_a_change_that_this_node_can_see(store: Store) -> None:
         store.find("sft", "k")
 
 
-def test_a_change_behind_an_unchanged_time_is_found_before_use(
+def test_a_change_that_keeps_the_mtime_is_found_before_use(
     store: Store, node: Callable, tmp_path: Path
 ) -> None:
     link = tmp_path / "runs" / "mine" / "models" / "sft"
@@ -110,7 +110,7 @@ def test_a_change_behind_an_unchanged_time_is_found_before_use(
         Store(store.storage, read_all=True).find("sft", "k")
 
 
-def test_when_asked_a_plan_reads_everything(store: Store) -> None:
+def test_a_plan_with_read_all_reads_everything(store: Store) -> None:
     everything = Store(store.storage, read_all=True)
     assert megabytes_read(lambda: everything.find("sft", "k")) == 3
 
@@ -133,7 +133,7 @@ def test_a_copied_storage_costs_one_read(store: Store, tmp_path: Path) -> None:
     assert megabytes_read(lambda: copy.find("sft", "k")) == 0
 
 
-def test_a_file_is_read_only_when_a_later_change_would_have_another_time(
+def test_a_file_is_not_hashed_until_a_later_change_would_have_another_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ages: list[float] = []

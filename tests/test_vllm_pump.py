@@ -1,4 +1,4 @@
-"""Tests how answers of vLLM's steps reach the rows that wait for them, with steps played here."""
+"""Tests how answers from vLLM's steps reach the rows that wait for them, with a fake engine."""
 
 import asyncio
 import itertools
@@ -13,7 +13,7 @@ from zephyr_ray.models.contract import REQUESTS, STOPPING
 
 
 class Steps:
-    """Finishes one request per step; the first step, just after its row was cancelled."""
+    """Finishes one request per step; cancels the row of the first just before its answer."""
 
     def __init__(self) -> None:
         self.rows: list[asyncio.Task[Any]] = []
@@ -39,7 +39,7 @@ class Steps:
 
 
 class Batches(Steps):
-    """Finishes the oldest two requests at each step, and records how many there were."""
+    """Finishes the oldest two requests per step, and records how many were in flight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Batches(Steps):
 
 
 def engine_of(steps: Steps) -> VllmEngine:
-    """Returns an engine that takes these steps."""
+    """Returns an engine that runs these steps instead of vLLM's."""
     engine = object.__new__(VllmEngine)
     engine.__dict__.update(_engine=steps, _waiting={}, _listeners={}, _pump=None)
     engine._numbers = itertools.count(1)

@@ -1,4 +1,4 @@
-"""Tests the arguments of a vLLM engine on no GPU, a share of one, one, and several."""
+"""Tests the arguments of a vLLM engine on no GPU, a fraction of a GPU, one, and several."""
 
 from pathlib import Path
 
@@ -53,17 +53,17 @@ def recipe(folder: Path, gpus: float) -> Path:
 
 
 @pytest.mark.parametrize("gpus", [1.5, 2.5, -1])
-def test_gpus_that_cannot_be_shared_are_one_line(gpus: float, tmp_path: Path) -> None:
+def test_an_invalid_number_of_gpus_is_one_line(gpus: float, tmp_path: Path) -> None:
     with pytest.raises(Permanent) as error:
         load(recipe(tmp_path, gpus), KINDS)
-    said = str(error.value)
-    assert "model 'base': setting 'gpus': " in said and f"(got {gpus})" in said
-    assert "\n" not in said
+    line = str(error.value)
+    assert "model 'base': setting 'gpus': " in line and f"(got {gpus})" in line
+    assert "\n" not in line
     if gpus > 0:
-        assert "must be a fraction of one GPU or a whole number" in said
+        assert "must be a fraction of one GPU or a whole number" in line
 
 
 @pytest.mark.parametrize("gpus", [0, 0.25, 1, 2, 4.0])
-def test_shares_of_one_gpu_and_whole_gpus_are_taken(gpus: float, tmp_path: Path) -> None:
+def test_fractions_of_a_gpu_and_whole_gpus_are_accepted(gpus: float, tmp_path: Path) -> None:
     base = load(recipe(tmp_path, gpus), KINDS).models["base"]
     assert base.settings.gpus_per_actor == gpus

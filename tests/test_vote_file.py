@@ -1,4 +1,4 @@
-"""Votes as the service stores them, and as a recipe reads them."""
+"""Tests how the service stores votes and how a recipe reads them."""
 
 import json
 from pathlib import Path
@@ -71,8 +71,8 @@ def test_a_cut_off_answer_before_the_voted_ones_stays_cut_off(tmp_path: Path) ->
     assert ends == [None, "length", "length", "stop", None]
 
 
-def test_a_voted_answer_from_a_client_that_does_not_say_has_ended(tmp_path: Path) -> None:
-    """As an earlier answer does; only null, which the page sends, means that the reader stopped."""
+def test_a_voted_answer_without_a_finish_reason_ended_on_its_own(tmp_path: Path) -> None:
+    """Only null, which the page sends, means that the reader stopped the answer."""
     sides = {side: {"model": "dpo", "text": "An owl."} for side in ("left", "right")}
     VoteFile(tmp_path).add(
         parse(VoteRequest, json.dumps({**BODY, **sides, "vote": "left"}).encode())
@@ -93,7 +93,7 @@ def test_a_vote_after_a_half_written_line_keeps_its_own_line(tmp_path: Path) -> 
 
 
 def test_gateways_of_one_run_share_no_file(tmp_path: Path) -> None:
-    """Appends of two hosts to one file overwrite each other on NFS."""
+    """On NFS, appends from two hosts to one file overwrite each other."""
     old, new = VoteFile(tmp_path / "votes"), VoteFile(tmp_path / "votes")
     ids = [gateway.add(vote(choice)) for choice in ("left", "tie") for gateway in (old, new)]
     assert len(list((tmp_path / "votes").iterdir())) == 2
@@ -139,7 +139,7 @@ def test_a_withdrawal_whose_vote_is_in_no_file_is_counted(tmp_path: Path) -> Non
     assert dropped == [("withdrawal without its vote", "v1")]
 
 
-def test_with_every_vote_taken_back_there_are_none(tmp_path: Path) -> None:
+def test_a_folder_whose_votes_were_all_taken_back_has_none(tmp_path: Path) -> None:
     votes = VoteFile(tmp_path)
     votes.withdraw(votes.add(vote("left")))
     with pytest.raises(Permanent, match="has no votes"):

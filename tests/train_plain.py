@@ -1,4 +1,4 @@
-"""Runs pickled training jobs without Ray: as a plain process, or as one of torchrun's."""
+"""Runs pickled training jobs without Ray, as a plain process or as a torchrun worker."""
 
 import pickle
 import sys

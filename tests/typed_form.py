@@ -37,7 +37,7 @@ def changes(document: dict[str, Any]) -> list[str]:
 
 
 def canonical(quantity: str) -> str:
-    """Writes a quantity like k8s.io/apimachinery/pkg/api/resource."""
+    """Writes a quantity as k8s.io/apimachinery/pkg/api/resource does."""
     number, unit = re.fullmatch(r"([0-9.]+)(m|[kMGT]|[KMGT]i|)", quantity).groups()  # type: ignore[union-attr]
     binary, decimal = ["", "Ki", "Mi", "Gi", "Ti", "Pi"], ["m", "", "k", "M", "G", "T", "P"]
     if unit.endswith("i"):

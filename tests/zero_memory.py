@@ -31,7 +31,7 @@ def settings(zero: int, offload: str = "none") -> Sft:
 
 
 def peak_bytes(work: Any) -> int:
-    """Returns the peak bytes in PyTorch's CPU allocator during `work`, above those before it."""
+    """Returns the peak bytes that `work` adds in PyTorch's CPU allocator."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -89,7 +89,7 @@ def measure(zero: int, offload: str) -> dict[str, int]:
         model = LlamaForCausalLM(LlamaConfig(**MODEL, use_cache=False))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    ids = torch.arange(8)[None]  # few tokens, so that activations do not count
+    ids = torch.arange(8)[None]  # few tokens, so that activations are negligible
 
     def step() -> None:
         engine.backward(engine(ids, labels=ids).loss)

@@ -4,5 +4,5 @@ from zephyr_ray import masking
 
 __version__ = "0.1.0"
 
-# Here, because no process that imports the package, such as an actor of Ray, may lack it.
+# On import, so that every process that uses the package, such as a Ray actor, masks secrets.
 masking.install()

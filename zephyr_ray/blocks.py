@@ -16,7 +16,7 @@ from zephyr_ray.store import numbered_jsonl
 log = logging.getLogger("zephyr_ray")
 
 BLOCK_LINES = 1000
-"""Lines per block: few enough for the memory of a process, and to balance the load."""
+"""Lines per block: few enough to fit in the memory of a process and to balance the load."""
 FEW_BLOCKS = 8
 """Maximum blocks that run in the driver: another process takes seconds to start."""
 
@@ -55,7 +55,7 @@ def run_blocks(
     import ray
 
     connect()
-    # Put into the object store, because Ray limits the size of what a function refers to.
+    # In the object store, because Ray limits the size of the objects that a function captures.
     stored = ray.put(function)
 
     def run(item: dict[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compare_arguments(commands: "argparse._SubParsersAction[ArgumentParser]") -> None:
-    compare = commands.add_parser("compare", help="put runs on one page, with what differs")
+    compare = commands.add_parser("compare", help="compare runs on one page")
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
     output = compare.add_mutually_exclusive_group()
     output.add_argument(
@@ -76,7 +76,7 @@ def _compare_arguments(commands: "argparse._SubParsersAction[ArgumentParser]") -
     output.add_argument(
         "--markdown",
         action="store_true",
-        help="print the figures as Markdown tables instead, also those of one run",
+        help="print the figures as Markdown tables instead; also works for one run",
     )
 
 

@@ -4,9 +4,9 @@
 - ShareGPT: [{"from": "human", "value": "Hi."}, …]
 - either as a Parquet struct of lists: {"role": ["user", …], "content": ["Hi.", …]}
 - one message alone: {"role": "assistant", "content": "Hello."}
-- content as parts of text: [{"type": "text", "text": "Hi."}]
+- content as text parts: [{"type": "text", "text": "Hi."}]
 - either in an object: {"messages": […]} or {"conversations": […]}
-- any of these as JSON or Python text, or as JSON text of such a text
+- any of these as a JSON or Python literal, or as a JSON string that contains one
 - Anthropic HH: "\\n\\nHuman: Hi.\\n\\nAssistant: Hello."; guanaco: "### Human: Hi.### Assistant: …"
 """
 
@@ -39,7 +39,7 @@ TRANSCRIPTS = {
 }
 """Separators of turns, by how a transcript starts."""
 WRAPPERS = ("messages", "conversations")
-"""Keys of an object that holds a conversation."""
+"""Keys under which an object holds a conversation."""
 _OTHER_TEXT = re.compile(
     r"(?:<[|\uff5c]?(?:s|bos|bos_token|begin_of_text|begin\u2581of\u2581sentence|endoftext)"
     r"[|\uff5c]?>|\[gMASK\]|\s)*"
@@ -49,13 +49,13 @@ _OTHER_TEXT = re.compile(
     r"|(?:### ?Instruction:|Below is an instruction that describes a task).*\s### ?Response:)",
     re.DOTALL | re.IGNORECASE,
 )
-"""Matches the start of a conversation that a chat template wrote, or of a form in which it is not
-certain where turns end."""
+"""Matches the start of a conversation that a chat template wrote, or of a format whose turns cannot
+be split reliably."""
 _START = r"(?:<\|im_start\|>|<start_of_turn>|<\|start_header_id\|>|<\|start_of_turn_token\|><\|)"
 _ROLE = r"(?:system|developer|user|assistant|model|chatbot)"
 _IN_PROSE = r"(?<![ \t\"'`(])"
-"""Matches where no control token is mentioned in a sentence: a template writes it without a space
-or quote before it."""
+"""Excludes control tokens that a sentence mentions: a template writes no space, quote or
+parenthesis before a token."""
 _TURN = re.compile(_IN_PROSE + _START + _ROLE + r"(?:[\s<]|_token\|>|\Z)", re.IGNORECASE)
 """Matches the start of a turn that a chat template wrote."""
 _PARTS = [
@@ -74,8 +74,8 @@ _PARTS = [
     )
 ]
 """Labels of questions and of answers, or the start and the end of a turn; a text with both is a
-conversation. A label alone on its line also occurs in a prompt that quotes a dialogue, so it counts
-only after an empty line. Each is searched alone, because a search for one after the other takes
+conversation. A label without ### also occurs in a prompt that quotes a dialogue, so it counts only
+after an empty line. The two are searched separately, because one pattern with both would take
 quadratic time."""
 _KEYS_TEXT = [
     [re.compile(rf"['\"]{key}\\*['\"]\s*:") for key in pair]
@@ -195,7 +195,7 @@ def _holds(text: str, alternatives: list[list[re.Pattern[str]]]) -> bool:
 
 
 def _parse_literal(text: str) -> list[Message]:
-    """Returns the messages of a text that has the keys of messages."""
+    """Returns the messages in a JSON or Python literal."""
     value = _literal(text)
     if isinstance(value, tuple):
         value = list(value)
@@ -216,9 +216,9 @@ def _wrapper(value: dict[str, Any]) -> str | None:
 
 
 def _turns(parts: list[str]) -> list[Message]:
-    """Returns the messages of a transcript, split into labels and texts."""
+    """Returns the messages of a transcript; `parts` alternates labels and texts."""
     if len(parts) > 2 and parts[-2] == "Assistant" and not parts[-1].strip():
-        parts = parts[:-2]  # a prompt ends with the label of its answer
+        parts = parts[:-2]  # a prompt ends with the label of the answer to write
     return [
         {"role": ROLES[label.lower()], "content": text.strip()}
         for label, text in zip(parts[::2], parts[1::2], strict=True)
@@ -270,7 +270,7 @@ def _part(part: Any) -> str:
 
 
 def _keys(entry: dict[str, Any]) -> tuple[str, str] | None:
-    """Returns the keys of role and text; Arrow gives every message the keys of all others."""
+    """Returns the keys of role and text; skips null roles, which Arrow adds to messages."""
     return next((k for k in KEYS if entry.get(k[0]) is not None and k[1] in entry), None)
 
 

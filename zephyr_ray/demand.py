@@ -8,7 +8,7 @@ _FEWER_ACTORS = "lower the actors of its models, or use a smaller model"
 
 @dataclass(frozen=True)
 class Calls:
-    """Upper bounds of the requests to one model: calls, and tokens of prompts and of answers."""
+    """Upper bounds on the requests to one model: calls, and tokens of prompts and of answers."""
 
     calls: float
     tokens_in: float
@@ -30,7 +30,7 @@ class Footprint:
     """Bytes that a stage needs."""
 
     memory: float = 0
-    """Host memory at once, on the machine that runs it."""
+    """Peak host memory on the machine that runs it."""
     artifact: float = 0
     """Storage for its artifact."""
     scratch: float = 0

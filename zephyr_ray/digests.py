@@ -48,7 +48,7 @@ def file_digest(path: Path) -> str:
 
 
 def read_digest(path: Path) -> tuple[Stamp, str]:
-    """Reads the file and remembers its digest."""
+    """Reads the file; returns its stamp and digest, which are remembered if the file is large."""
     before = stamp(path)
     # A change within the resolution of file times would not be visible in the stamp.
     resolution = TICK_SECONDS if before.ctime_ns % 10**9 else COARSE_SECONDS

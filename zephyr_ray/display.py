@@ -1,6 +1,6 @@
 """Shows the live table of a run: each stage waiting, cached, running, done or failed.
 
-Without a terminal each change is a line, from which `read_line` builds the same table elsewhere.
+Without a terminal, prints a line per change; `read_line` builds the table from these lines.
 """
 
 import logging
@@ -100,7 +100,7 @@ class Display:
 
     def _print_line(self, text: str) -> None:
         self._last_line_at = time.monotonic()
-        # One line per change: a reader must find its end.
+        # On one line, because `read_line` parses single lines.
         line = f"{time.strftime('%H:%M:%S')} {' '.join(text.split())}"
         CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -167,7 +167,7 @@ def _progress_text(progress: Progress) -> str:
 
 
 def summarize(artifact: Artifact) -> str:
-    """Returns what the artifact has and what it lacks: 95 rows · 5 failed (too long 5) · 12 s."""
+    """Returns an artifact's counts and time: 95 rows · 5 failed (too long 5) · 12 s."""
     manifest = artifact.manifest
     counts = manifest.counts
     parts = [f"{int(counts['rows'])} rows"] if "rows" in counts else []

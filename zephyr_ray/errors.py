@@ -1,7 +1,7 @@
 """Defines the two kinds of failure. The type tells the caller whether to retry.
 
-Their messages quote clients' exceptions and settings, and reach terminals, logs, journals and
-MLflow; so each is masked when it is made.
+Messages can quote clients' exceptions and settings, and reach terminals, logs, journals and
+MLflow; so secrets in them are masked on construction.
 """
 
 import difflib
@@ -19,13 +19,13 @@ class Permanent(Exception):
 
 
 class RowError(Permanent):
-    """A failure of one row itself: too long, refused for its content, or not readable. The row is
+    """A failure caused by one row: too long, refused for its content, or unreadable. The row is
     dropped and counted; the stage continues."""
 
     def __init__(self, message: object = "", cause: str = "unusable"):
         super().__init__(message)
         self.cause = cause
-        """The cause in a word or two, by which failed rows are counted."""
+        """The cause in a word or two; failed rows are counted by cause."""
 
 
 class Temporary(Exception):

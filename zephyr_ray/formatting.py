@@ -1,6 +1,6 @@
 """Formats numbers, durations, sizes and models for people.
 
-Everything that a person reads is rounded here, by `rounded`, and only when it is shown.
+All displayed numbers are rounded by `rounded`, and only for display.
 """
 
 import json
@@ -37,7 +37,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Formats a number with `digits` significant digits, but all those before the decimal point:
+    """Formats a number with `digits` significant digits, but keeps all before the decimal point:
     0.6931 as 0.693, 12.0 as 12, 0.0000123 as 1.23e-5."""
     if not 0 < abs(value) < LARGEST:
         return number(value, 0)

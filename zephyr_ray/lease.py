@@ -58,7 +58,7 @@ class Holder:
         return f"{who}renewed {duration(max(0, self.idle))} ago"
 
     def owner(self) -> Owner | None:
-        """Returns the owner, or the last one; None while it is being written."""
+        """Returns the present or last owner; None while the file is being written."""
         try:
             return Owner.model_validate_json(self.text)
         except ValidationError:
@@ -66,8 +66,9 @@ class Holder:
 
 
 class Lease:
-    """The lock of `what`, kept in `folder`, for the attempt of the RayJob `job`, if any, that began
-    at `attempt`; `poll` is the seconds between two checks of its owner."""
+    """The lock of `what`, kept in `folder`. `job` and `attempt` are the name of the RayJob, if any,
+    and the time at which this attempt of it began; `poll` is the seconds between two checks of the
+    owner."""
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class Lease:
                 path.rename(path.with_suffix(RELEASED))
 
     def check(self) -> None:
-        """Raises Temporary if another owner has taken over, or if the storage does not tell."""
+        """Raises Temporary if another owner has taken over, or if the storage cannot be read."""
         try:
             held = self._is_held()
         except OSError as error:
@@ -243,8 +244,8 @@ class Lease:
 def interruptible() -> Iterator[Callable[[], None]]:
     """Yields a function with which another thread raises KeyboardInterrupt in the main thread.
 
-    It sends a signal, because only that also ends a system call in which the main thread waits. The
-    signal is not that of Ctrl-C, which shells ignore in background jobs.
+    It sends a signal, because only a signal also interrupts a system call of the main thread. The
+    signal is not SIGINT (Ctrl-C), which shells make background jobs ignore.
     """
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
     try:

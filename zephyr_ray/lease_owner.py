@@ -9,10 +9,10 @@ from pydantic import BaseModel, Field
 
 JOB_VARIABLE, ATTEMPT_VARIABLE = "ZEPHYR_JOB", "ZEPHYR_ATTEMPT"
 """Environment variables with the name of the RayJob that this process belongs to, and with the time
-at which this attempt of it began, in RFC 3339. Restarts by the entry point are one attempt."""
+at which this attempt of it began, in RFC 3339. Restarts by the entry point keep the attempt."""
 SKEW_SECONDS = 60
 """Maximum difference between the clocks of two heads: attempts that began this close are not
-ordered. The operator takes longer to give up a head."""
+ordered. The operator takes longer to give up on a head."""
 
 
 class Owner(BaseModel):
@@ -60,7 +60,7 @@ class Owner(BaseModel):
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return False
-        except PermissionError:  # another user's
+        except PermissionError:  # another user's process
             return None
         started = _start_time(self.pid)
         return None if started is None else started == self.started
@@ -71,7 +71,7 @@ def now(resolution: str) -> str:
 
 
 def machine() -> str:
-    """Returns what identifies this host, its boot and the pid namespace; empty if unknown."""
+    """Returns an identifier of this host, its boot and the pid namespace; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"

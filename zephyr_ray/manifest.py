@@ -52,7 +52,8 @@ class Manifest(BaseModel):
 
     def figures_of(self, model: str) -> dict[str, int | float]:
         """Returns the figures that the stage measured of a model, from the counts named
-        <figure>/<model>. Counts with examples are of rows, such as shortened prompts."""
+        <figure>/<model>. Counts with examples, such as shortened prompts, are numbers of rows
+        and are omitted."""
         return {
             name.removesuffix(f"/{model}"): value
             for name, value in self.counts.items()

@@ -2,7 +2,8 @@
 
 A secret is recognized by its form or by its value:
 
-- user and password in a URL, a query parameter or assignment such as `api_key=…`, a bearer token;
+- user and password in a URL, a query parameter or assignment such as `api_key=…`, a bearer token or
+  basic credentials;
 - the value of an environment variable whose name ends in KEY, KEYS, TOKEN, PASSWORD or SECRET, the
   password in a URL that any environment variable holds, and whatever was passed to `remember`.
 """
@@ -31,8 +32,8 @@ _USER = re.compile(r"[^/?#@:]*:\d*[^\d/@]")
 _PORT_AND_PATH = re.compile(r"[^/?#@:]*:\d*/[^@]*@")
 _URL_WITH_SPACE = re.compile(r"\s*[\w+.-]+:/{1,2}[^\s/?#@:]*:[^\s@]*\s[^@]*@")
 _WORD = re.compile(r"\S+")
-# The start of user and password in an address without a scheme, and its end; not the digest of an
-# image.
+# The start and the end of user and password in an address without a scheme; the digest of an image
+# does not match.
 _LOGIN_START = re.compile(r"(?<![\w.%+/-])[\w.%+-]+:(?!\d*/|['\"])")
 _LOGIN_END = re.compile(r"@(?=[\w\[])(?!sha\d+:)")
 _PARAMETER = r"[\w.-]{0,40}(?:key|token|passw(?:or)?d|secret|signature|credential)|auth|sig|pwd"

@@ -75,11 +75,11 @@ def is_same_text(a: str, b: str) -> bool:
 
 
 def empty_answer(text: str, finish_reason: str | None, max_tokens: int) -> RowError | None:
-    """Returns the fault of an answer in which nothing is visible; None if something is."""
+    """Returns the fault of an answer without visible text; None if it has some."""
     if visible(text):
         return None
     if finish_reason == "length":
-        why = f"all of max_tokens {max_tokens} went before any text, perhaps to reasoning"
+        why = f"max_tokens ({max_tokens}) was used up before any text, perhaps by reasoning"
         return RowError(f"the answer is empty: {why}; raise max_tokens", "empty")
     return RowError("the answer is empty", "empty")
 
@@ -106,8 +106,8 @@ def with_facts(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _facts(messages: list[Message], role: str, fact: str, values: list[str]) -> list[Message]:
-    """Returns the messages with one fact of each message of a role. If there are fewer values
-    than messages, they belong to the last ones: the turns before a chosen answer had no facts."""
+    """Returns the messages with one fact added to each message of a role. Fewer values
+    than messages belong to the last ones: the turns before a chosen answer had no facts."""
     indices = [index for index, message in enumerate(messages) if message["role"] == role]
     facts = dict(zip(indices[-len(values) :] if values else [], values, strict=False))
     return [

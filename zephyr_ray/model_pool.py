@@ -47,7 +47,7 @@ def _check_names(value: Any) -> Any:
 
 
 Distinct = AfterValidator(_check_distinct)
-"""Marks a list of models of which each is named once."""
+"""Marks a list of models in which each name occurs once."""
 Names = Annotated[str | list[str], BeforeValidator(_check_names)]
 """A setting that is the name of one model, or a list of names: a pool."""
 
@@ -179,9 +179,9 @@ class _Share:
     def move(self, results: dict[str, Row]) -> int:
         """Records the models that the row turned out to be too long for; returns their number."""
         answered = [(r["member"], results[r["id"]]) for r in self.requests() if r["id"] in results]
-        found = {member: r["too_long"] for member, r in answered if "too_long" in r}
-        self.too_long_for |= found
-        return len(found)
+        too_long = {member: r["too_long"] for member, r in answered if "too_long" in r}
+        self.too_long_for |= too_long
+        return len(too_long)
 
     def results(self, results: dict[str, Row]) -> list[Row]:
         """Returns the results of the row; `results` are those of all requests, by their ids."""

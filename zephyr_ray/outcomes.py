@@ -1,7 +1,7 @@
-"""Defines the outcomes of rows, and an actor's notices, as typed entries of a journal.
+"""Defines the outcomes of rows, and the notices of actors, as typed journal entries.
 
-The type carries the policy: an answer is kept, a row fault drops the row, and an environment fault
-(server, network, engine, our own code) leaves the row to the next attempt.
+The type determines the policy: an answer is kept, a row fault drops the row, and an environment
+fault (server, network, engine, our own code) leaves the row to the next attempt.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Notice:
-    """A line of an actor for the console, which is attached to another process."""
+    """An actor's message for the console, which belongs to another process."""
 
     notice: str
 
@@ -67,7 +67,7 @@ def to_entry(outcome: Outcome) -> dict[str, Any]:
 
 
 def from_entry(entry: dict[str, Any]) -> Outcome | None:
-    """Returns the outcome in a journal entry; None if its format is unknown, so that its row is
-    asked again."""
+    """Returns the outcome in a journal entry; None if its format is unknown, so that its row
+    runs again."""
     outcome = _BY_FIELDS.get(frozenset(entry))
     return outcome(**entry) if outcome else None

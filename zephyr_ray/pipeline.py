@@ -54,12 +54,12 @@ STAGES = (
     "zephyr_ray.text.published:Published",
     "zephyr_ray.text.outputs:Outputs",
 )
-"""The kinds of stages. A new kind is one file and one line here."""
+"""The stage kinds. A new kind is one file and one line here."""
 KINDS: dict[str, type[Stage]] = {stage.kind: stage for stage in map(resolve_name, STAGES)}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 a failure that a retry can help, 2 user error, 130
+    """Returns the exit code: 0 done, 1 a failure that a retry may fix, 2 user error, 130
     interrupted. Raises unexpected errors."""
     parser = ArgumentParser("zephyr_ray.pipeline", description="Run a recipe.")
     parser.add_argument("recipe", nargs="?", type=Path, help="a recipe file (default: quickstart)")

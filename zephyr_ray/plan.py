@@ -21,8 +21,8 @@ class Step:
     name: str
     stage: Stage
     identity: dict[str, Any]
-    """Inputs that the key hashes; the manifest keeps them, so that a later plan can name
-    changes."""
+    """Inputs that the key hashes; the manifest keeps them, so that a later plan can say
+    what changed."""
     key: str
     artifact: Artifact | None
     """The cached artifact; None if the stage must run."""
@@ -91,7 +91,7 @@ def _read_identity(recipe: Recipe, ref: str, mark: Reads, keys: dict[str, str]) 
 def _rerun_reason(recipe: Recipe, store: Store, step: Step, earlier: dict[str, Step]) -> str:
     """Returns why a stage must run, as text for the plan."""
     if (store.folder(step.stage.kind, step.key) / SCRATCH).exists():
-        return "was interrupted, continues"
+        return "was interrupted; will resume"
     pending = [read for read in recipe.stages_read(step.stage) if not earlier[read].artifact]
     if pending:
         return f"reads {', '.join(pending)}, which must run first"

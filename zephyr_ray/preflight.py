@@ -50,8 +50,8 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
 
 
 def check_settings(recipe: Recipe, steps: list[Step]) -> None:
-    """Raises Permanent if the settings of a stage that is to run do not fit its models, or if a
-    model without a price is to run under a budget."""
+    """Raises Permanent if the settings of a pending stage do not fit its models, or if the recipe
+    has a budget and a pending stage uses a metered model without a price."""
     check_budget(recipe, steps)
     for step in steps:
         if step.artifact is None:
@@ -62,7 +62,7 @@ def check_settings(recipe: Recipe, steps: list[Step]) -> None:
 
 
 def check_budget(recipe: Recipe, steps: list[Step]) -> None:
-    """Raises Permanent if the recipe has a budget, and a model that is to run has no price."""
+    """Raises Permanent if the recipe has a budget and a pending metered model has no price."""
     if recipe.budget_usd is None:
         return
     pending = [step.stage for step in steps if step.artifact is None]
@@ -70,14 +70,14 @@ def check_budget(recipe: Recipe, steps: list[Step]) -> None:
         tariff = model.settings.tariff()
         if model.settings.metered and (tariff is None or tariff.price is None):
             raise Permanent(
-                f"model '{name}' has no price, without which budget_usd cannot be kept; set "
+                f"model '{name}' has no price, so budget_usd cannot be enforced; set "
                 f"models.{name}.price to its dollars per million tokens, as [input, output]"
             )
 
 
 def _check_settings(step: Step, models: dict[str, RecipeModel]) -> None:
-    """Raises Permanent if a stage's settings do not fit its models. Of a model that is not on this
-    machine, only its config is checked."""
+    """Raises Permanent if a stage's settings do not fit its models. For a model that is not on
+    this machine, checks only its config."""
     try:
         _check_answers_fit(step.stage, models)
         step.stage.check_models(models)
@@ -86,8 +86,8 @@ def _check_settings(step: Step, models: dict[str, RecipeModel]) -> None:
 
 
 def check_files(recipe: Recipe, absolute: bool = True) -> None:
-    """Checks the files of every stage, cached or not, and the stages that it reads. Without
-    `absolute`, skips stages whose files have absolute paths, which are on the cluster."""
+    """Checks the files of every stage, cached or not, and the stages that it reads. If not
+    `absolute`, skips stages with files at absolute paths, because those are on the cluster."""
     for name, stage in recipe.stages.items():
         files = recipe.files(stage)
         if not absolute and any(Path(getattr(stage, field)).is_absolute() for field in files):

@@ -46,7 +46,7 @@ VARIANTS = {
         "Finish by giving your certainty as a percentage; use a low one if you are guessing.",
     ),
 }
-"""System prompts by principle, by the names that UltraFeedback's data uses."""
+"""System prompts by principle; the principles have the names that UltraFeedback's data uses."""
 _CHAT = {
     "helpfulness": 0.6,
     "truthfulness": 0.2,
@@ -63,7 +63,7 @@ PROPORTIONS = {
     "ultrachat": _CHAT,
 }
 """Shares of the principles by the `source` of a prompt, as in the table of UltraFeedback's README.
-Its data names the parts of FLAN, such as flan_v2_cot."""
+The data names each part of FLAN, such as flan_v2_cot."""
 OTHER = _CHAT
 """Shares for prompts of any other source: those of UltraChat and ShareGPT."""
 
@@ -77,8 +77,8 @@ class Principle:
 
 
 def draw(seed: int, row: dict[str, Any]) -> Principle:
-    """Draws the principle of one answer; `row` is a request of a `ModelPool`. It depends on the
-    prompt, the model and the number of the answer, not on the other models of the pool."""
+    """Draws the principle of one answer; `row` is a request of a `ModelPool`. The draw depends
+    on the seed, prompt, model and answer number, not on the other models of the pool."""
     source = str(row.get("source"))
     shares = PROPORTIONS.get("flan" if source.startswith("flan") else source, OTHER)
     key = [seed, row["prompt"], row["member"], row["sample"]]
@@ -97,7 +97,7 @@ def principle_table(completions: Iterable[dict[str, Any]]) -> list[Block]:
     block if no answer has a principle."""
     by_principle: dict[str, list[dict[str, Any]]] = {}
     for completion in completions:
-        # Answers of earlier versions and of votes have no principle.
+        # Answers from earlier versions and from votes have no principle.
         if name := completion.get("principle"):
             by_principle.setdefault(name, []).append(completion)
     total = sum(map(len, by_principle.values()))

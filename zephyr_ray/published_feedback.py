@@ -7,7 +7,7 @@
   each with `answer`, `model` and `rank` (1 is the best)
 - answers with `text` and `score`, as in our own feedback (docs/03)
 
-A value that is repaired or cannot be used is kept in the answer's `stated`, and counted.
+The original of a repaired or unusable value is kept in the answer's `stated`, and counted.
 """
 
 import math
@@ -46,7 +46,7 @@ def _feedback(row: Row) -> Row:
     if not completions:
         raise Unreadable(NO_ANSWERS)
     ranks = [c["rank"] for c in completions if c.get("rank")]
-    # A score from a rank cannot be compared with the judge's.
+    # Only if no answer has a score: a score from a rank cannot be compared with a judge's.
     if ranks and all(c["score"] is None for c in completions):
         for completion in completions:
             if completion.get("rank"):
@@ -63,7 +63,7 @@ def _feedback(row: Row) -> Row:
 
 
 def _remarks(row: Row) -> Iterator[str]:
-    """Yields the names of the values that were repaired or are missing in the answers of a row."""
+    """Yields a name to count for each repaired, unreadable or missing value in a row's answers."""
     for completion in row["completions"]:
         stated = completion.get("stated", {})
         for name, value in stated.items():
@@ -158,9 +158,9 @@ def _aspects(annotations: Any, stated: Row) -> Row:
 
 
 def _read(name: str, raw: Any, stated: Row, least: float, most: float = math.inf) -> float | None:
-    """Returns a number, which may be given as text; None if `raw` is None. A value that is not a
-    number from `least` to `most` also gives None, and is kept in `stated` under its name; as text
-    if it is neither a truth value nor a number that can be stored."""
+    """Returns a number, which may be given as text; None if `raw` is None. Also returns None for a
+    value that is not a number from `least` to `most`, and keeps it in `stated` under its name:
+    text, Booleans and numbers that can be stored unchanged, anything else as text."""
     if raw is None:
         return None
     value = number(raw)

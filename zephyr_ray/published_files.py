@@ -21,13 +21,14 @@ SPLIT_WORDS = re.compile("train|test|valid|eval|dev")
 
 def data_files(path: Path, split: str) -> list[Path]:
     """Returns the data files that `files:` names, sorted by name. Raises Permanent if there are
-    none, none of the split, or several formats."""
+    none, none of the split, or files of several formats."""
     # In a folder, a .json file may be metadata, such as those of `Dataset.save_to_disk`.
     if path.is_file() and path.suffix in (*FORMATS, ".json"):
         return [path]
     if path.is_file():
         raise Permanent(
-            f"{path} has another format; convert it to JSONL (an object per line), Parquet or Arrow"
+            f"{path} has an unsupported format; convert it to JSONL (one object per line), Parquet "
+            "or Arrow"
         )
     matches = (p for p in path.rglob("*") if p.is_file() and p.suffix in FORMATS)
     files = sorted(p for p in matches if not re.search(r"(^|/)\.", str(p.relative_to(path))))
@@ -48,9 +49,9 @@ def data_files(path: Path, split: str) -> list[Path]:
 
 
 def first_rows(path: Path) -> Iterable[Row]:
-    """Returns the first rows of a file; for a file without rows, one row whose columns are all
-    None. Raises Permanent if the file is not valid, or if one of JSON has no rows, because its
-    columns are then unknown."""
+    """Returns the first rows of a file (of a JSON file all, read on demand); for a file without
+    rows, one row whose columns are all None. Raises Permanent if the file is not valid, or if it
+    is a JSON file without rows, because its columns are then unknown."""
     if path.suffix in (".json", ".jsonl"):
         lines = (row for _, row in located_rows(path))
         if (first := next(lines, None)) is None:
@@ -83,7 +84,7 @@ def _first(names: list[str], batches: Iterable[Any]) -> list[Row]:
 
 
 def located_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yields all rows of a file of JSON or Parquet, each with its location for error lines. A .json
+    """Yields all rows of a JSON or Parquet file, each with its location for error lines. A .json
     file may hold a list, like AlpacaEval's, or JSON Lines. Raises Permanent if a row is not an
     object."""
     if path.suffix == ".parquet":

@@ -16,8 +16,8 @@ Row = dict[str, Any]
 LARGEST = 1e100
 """Maximum absolute value of a number; sums of larger ones may overflow."""
 INTEGER_END = 2**63
-"""Absolute value from which an integer is stored as a float, because most readers of JSON take
-integers of 64 bits."""
+"""Integers of at least this absolute value are stored as floats, because most JSON readers take
+only 64-bit integers."""
 
 TIE = "scores tie"
 CONTRADICTION = "scores contradict the choice"
@@ -65,7 +65,7 @@ class Conversion:
     convert: Callable[[Row], Row]
     """Returns our row from a published one. Raises Unreadable if it cannot be used."""
     remarks: Callable[[Row], Iterable[str]] = lambda row: ()
-    """Returns the names of what is counted in one of our rows."""
+    """Returns the names of the counts to which one of our rows adds."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ class Unusable:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
-        """The first row of each reason."""
+        """First row by reason."""
 
     def add(self, reason: Unreadable, row: str, row_id: Any) -> None:
         self._counts[str(reason)] += 1
@@ -224,7 +224,7 @@ def is_empty(prompt: Any) -> bool:
 
 
 def number(value: Any) -> float | None:
-    """Returns a number, which may be text; None if it is not a number, or one beyond LARGEST."""
+    """Returns a number, which may be given as text; None if it is not one or exceeds LARGEST."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -26,7 +26,7 @@ OUT_OF_MEMORY = ("out of memory", "running low on memory", "can't allocate memor
 
 
 def blames_memory(error: BaseException) -> bool:
-    """Returns whether an error of a remote process says that memory was short."""
+    """Returns whether an error of a remote process says that it ran out of memory."""
     return any(part in str(error).lower() for part in OUT_OF_MEMORY)
 
 
@@ -91,7 +91,7 @@ def connect(cpus: int | None = None) -> None:
 
     `cpus` overrides the number of CPUs of a cluster started here.
     """
-    # Silences Ray's C++ logs, whose alarming lines about actors would stand in the live table.
+    # Silences Ray's C++ logs, whose alarming lines about actors would appear in the live table.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
     from ray.data import DataContext
@@ -108,7 +108,7 @@ def connect(cpus: int | None = None) -> None:
     check_cluster()
     try:
         ray.init(**options)
-    except Exception as error:  # Ray raises no narrower class
+    except Exception as error:  # Ray raises no more specific class
         reason = " ".join(str(error).split())[:300]
         if address:
             raise Temporary(f"cannot join Ray at {address}: {reason}; check RAY_ADDRESS") from error

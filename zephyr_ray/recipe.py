@@ -24,7 +24,7 @@ SEED_LIMIT = 2**32
 RECIPE_SETTINGS = {
     *("name", "storage", "seed", "hardware", "models", "stages", "sweep", "budget_usd"),
 }
-"""The settings of a recipe itself."""
+"""Top-level settings of a recipe."""
 RESERVED_FOLDERS = ("store", "mlartifacts", "answers", "spending")
 """Subfolders of the storage folder that no recipe may use as its name."""
 
@@ -37,8 +37,8 @@ class Hardware(Strict):
     tflops: float | None = Field(None, gt=0)
     """Sustained training throughput per GPU in TFLOP/s, not its peak."""
     rows_per_second: dict[str, float] = {}
-    """Measured rows (sequences, pairs or rows) per second, by stage, summed over the stage's
-    workers. For a swept stage the rate applies to each copy."""
+    """Measured throughput by stage: rows, sequences or pairs per second, summed over the stage's
+    workers. For a swept stage, the rate applies to each copy."""
 
 
 @dataclass(frozen=True)

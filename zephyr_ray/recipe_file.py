@@ -18,7 +18,7 @@ SECRET_SETTING = re.compile(
     r"(^|\.)((api|access)[-_]?key|passw(or)?d|secret|(auth|access|bearer)[-_]?token|authorization)$",
     re.IGNORECASE,
 )
-"""Matches the path of a setting that a person would write a secret into."""
+"""Matches the path of a setting in which a user might write a secret."""
 NOT_SECRET = ("prompt_cache_key",)
 """Parameters of OpenAI's API whose names only look secret."""
 
@@ -46,9 +46,9 @@ def read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Path]]:
 
 
 def refuse_secrets(value: Any, where: str, instead: str, setting: str = "") -> None:
-    """Raises Permanent if a recipe or profile holds a secret, because these files are stored: a URL
-    with credentials, a query in a base_url, or a string in a setting such as `password`. The error
-    never quotes it; `instead` is the fix."""
+    """Raises Permanent if a recipe or profile, which is stored, holds a secret: a URL with
+    credentials, a query in a base_url, or a string in a setting such as `password`. The error
+    never quotes the secret; `instead` is the fix."""
     if isinstance(value, dict | list):
         for name, part in value.items() if isinstance(value, dict) else enumerate(value):
             refuse_secrets(part, where, instead, f"{setting}.{name}".removeprefix("."))
@@ -170,7 +170,7 @@ def _names(raw: dict[str, Any], section: str) -> dict[Any, Any]:
 
 
 def _hint(raw: dict[str, Any], path: list[str], depth: int) -> str:
-    """Returns the fix of an override to a `path` that the recipe lacks at `depth`."""
+    """Returns the fix for an override of a `path` that the recipe lacks at `depth`."""
     models = _names(raw, "models")
     if depth == 0 and path[0] in models:
         return f"; write models.{'.'.join(path)}=…"
@@ -184,12 +184,12 @@ def _hint(raw: dict[str, Any], path: list[str], depth: int) -> str:
 
 
 class _NoSpace(yaml.constructor.ConstructorError):
-    """The error of `{a:1}`, which YAML reads as a key "a:1" without a value."""
+    """The error for `{a:1}`, which YAML reads as a key "a:1" without a value."""
 
 
 class _UniqueKeys(yaml.SafeLoader):
     """A loader that rejects duplicate keys, of which YAML would silently keep the last, and keys
-    that a forgotten space made."""
+    that result from a missing space."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

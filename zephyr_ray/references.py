@@ -74,7 +74,7 @@ class References:
         if mark.what == "weights" and "weights" not in settings.uses:
             raise Permanent(
                 f"{where}: model '{ref}' has no weights (engine {settings.engine}); name one "
-                "that has"
+                "that has weights"
             )
         if mark.what == "model" and "model" not in settings.uses:
             raise Permanent(

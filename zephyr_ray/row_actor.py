@@ -34,11 +34,11 @@ log = logging.getLogger("zephyr_ray")
 Row = dict[str, Any]
 Program = Callable[[Row, Any], Awaitable[Row]]
 Flaw = Callable[[Row], RowError | None]
-"""Returns the fault of a result that is of no use, such as an empty answer; else None."""
+"""Returns the fault of a useless result, such as an empty answer; None if the result is usable."""
 
 ROW_DEATHS = 3
-"""Leave a row to the next attempt after this many engine crashes while it was in flight. No row
-is dropped for them, because a broken GPU crashes the engine at any row."""
+"""Leave a row to the next attempt after this many engine crashes while it was in flight. The row
+is not dropped, because a broken GPU crashes the engine whatever the row."""
 FAULTS_IN_SUCCESSION = 3
 """Stop after this many environment faults without an answer between them."""
 
@@ -49,13 +49,13 @@ def start_engine(settings: ModelSettings, seed: int) -> Engine:
 
 
 def no_flaw(row: Row) -> RowError | None:
-    """Returns None: every result is sound."""
+    """Returns None: every result is usable."""
     return None
 
 
 class RowActor:
-    """Runs blocks of rows, as JSON, of one pass. Writes one outcome per row to the journal; stops
-    once more than `max_failed` rows of the stage failed."""
+    """Runs blocks of JSON rows of one pass. Writes one outcome per row to the journal; stops once
+    more than `max_failed` rows of the stage failed."""
 
     def __init__(
         self,
@@ -70,8 +70,8 @@ class RowActor:
         useless: Mapping[str, int] | None = None,
         start: Callable[[ModelSettings, int], Engine] = start_engine,
     ):
-        """`failed` are rows that failed in earlier attempts, and `useless` the number of results
-        of each row that were of no use; `since` is the journal's position at the start of this
+        """`failed` are rows that failed in earlier attempts, and `useless` the number of useless
+        results so far by row; `since` is the journal's position at the start of this
         attempt. `start` returns an engine, new or running."""
         self._program, self._members, self._max_failed = program, members, max_failed
         self._flaw, self._useless = flaw, useless or {}
@@ -100,9 +100,9 @@ class RowActor:
         self._in_flight: set[str] = set()
 
     def close(self) -> None:
-        """Sends no more warnings to this pass."""
+        """Stops sending warnings to this pass."""
         log.removeHandler(self._notices)
-        del self._notices  # refers to this object, which the collector would not find once frozen
+        del self._notices  # breaks a reference cycle, which gc skips once frozen
 
     async def __call__(self, batch: dict[str, Any]) -> None:
         for model in self._members.values():
@@ -116,15 +116,15 @@ class RowActor:
         # Other blocks may read about more crashes while this one runs.
         deaths = {row["id"]: self._deaths[row["id"]] for row in pending}
         await self._run_all([row for row in pending if not deaths[row["id"]]])
-        # Rows in flight at a crash are retried one at a time, so that only the cause is left.
+        # One at a time, so that only rows that crash the engine themselves reach ROW_DEATHS.
         for row in pending:
             if deaths[row["id"]] >= ROW_DEATHS:
-                reason = f"the engine died {ROW_DEATHS} times at this row"
+                reason = f"the engine died {ROW_DEATHS} times while this row was in flight"
                 self._leave(row, reason)
             elif deaths[row["id"]]:
                 async with self._alone:
                     await self._run_all([row])
-        # After its last block, the driver reads the outcomes of a pass, maybe on another machine.
+        # The driver, perhaps on another machine, reads a pass's outcomes after the last block.
         await asyncio.to_thread(self._journal.sync)
 
     async def _run_all(self, rows: list[Row]) -> None:
@@ -133,7 +133,7 @@ class RowActor:
 
         async def run_next() -> None:
             async with self._row_slots:
-                # One task for many rows: starting the next row costs no turn of the event loop.
+                # One task for many rows: starting the next row takes no turn of the event loop.
                 for row in waiting:
                     if not self._stopped.is_set():
                         await self._run(row)
@@ -193,7 +193,7 @@ class RowActor:
             self._stopped.set()
 
     def _leave(self, row: Row, reason: str) -> None:
-        """Leaves a row to the next run; stops if nothing works any more."""
+        """Leaves a row to the next run; stops after FAULTS_IN_SUCCESSION without an answer."""
         self._write(EnvironmentFault(row["id"], reason))
         self._faults_since_answer += 1
         if self._faults_since_answer == FAULTS_IN_SUCCESSION:
@@ -213,14 +213,14 @@ class RowActor:
         """Returns the row's `ask`. With several models, the row names its own in "member"."""
         name = row.get("member") or next(iter(self._members))
         if number := self._useless.get(row["id"]):
-            # Otherwise the log of answers would return the useless one again.
+            # Otherwise the answer log would return the useless answer again.
             row = {**row, "sample": [row.get("sample", row["id"]), f"retry {number}"]}
         return self._engine.ask_for(self._members[name], row)
 
 
 class _Notices(logging.Handler):
-    """A log handler that sends warnings to the console. Omits tracebacks, whose rows have an
-    outcome that says why."""
+    """A log handler that sends warnings to the console. Omits records with a traceback; the
+    outcome of their row gives the reason."""
 
     def __init__(self, write: Callable[[Outcome], None]):
         super().__init__(logging.WARNING)

@@ -28,9 +28,9 @@ from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Journal
 
 console = logging.getLogger("zephyr_ray.rows")
-"""Shows the notices of actors; not their own logger, which would send them again."""
+"""Shows notices from actors. Their own logger is not used, because it would send them again."""
 NAMED_ROWS = 5
-"""Maximum rows that an error line names."""
+"""Maximum rows named in an error line."""
 EXCEPTION_LINE = re.compile(r"\w[\w.]*(Error|Exception): ")
 
 
@@ -40,13 +40,13 @@ def run_rows(
     """Returns the program's results in the order of `rows`; failed rows are counted and omitted.
 
     Each row has an "id"; within a stage, rows with the same "id" are the same row. With several
-    models, a row names its own in "member". Its "sample", by default its "id", tells its requests
-    apart from equal ones in the log of answers. `flaw` names the fault of a result that is of no
-    use; such a result is returned, but counts as failed against the limit. Raises Permanent if a
-    row has no outcome of its own, because its environment failed or its model cannot be used, or if
-    more rows failed than `work.max_failed` allows; the next attempt then retries the failed rows. A
-    stage that calls this function again passes its earlier rows too, so that the limit applies to
-    all rows of the stage.
+    models, each row names its model in "member". Its "sample", by default its "id", distinguishes
+    its requests from identical ones in the answer log. `flaw` returns the fault of an unusable
+    result; such a result is returned too, but counts as failed. Raises Permanent if a row could not
+    be finished because its environment failed or its model cannot be used, or if more rows failed
+    than `work.max_failed` allows; the next attempt then retries the failed rows. A stage that calls
+    this function again passes its earlier rows too, so that the limit applies to all rows of the
+    stage.
     """
     outcomes = _Outcomes(
         work.journal("rows"), rows=len(rows), max_failed=work.allowed(len(rows)), flaw=flaw
@@ -89,20 +89,20 @@ class _Outcomes:
 
     journal: Journal
     rows: int = 0
-    """Number of all rows."""
+    """Total number of rows."""
     max_failed: int = 0
     """Maximum number of failed rows."""
     flaw: Flaw = no_flaw
     results: dict[str, Row] = field(default_factory=dict)
     flawed: dict[str, RowFault] = field(default_factory=dict)
-    """The faults of `results` that are of no use."""
+    """Faults of the unusable `results`."""
     useless: Counter[str] = field(default_factory=Counter)
-    """Number of results of each row that were of no use, over all attempts."""
+    """Number of unusable results per row, over all attempts."""
     row_faults: dict[str, RowFault] = field(default_factory=dict)
     environment_faults: dict[str, str] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
-    """Lines for the console that were not shown yet."""
+    """Console lines not yet shown."""
 
     @property
     def count(self) -> int:
@@ -157,8 +157,8 @@ class _Outcomes:
             self.flawed.clear()
 
     def check_failures(self, work: Work) -> None:
-        """Counts failed rows by cause, with examples. Raises Permanent if they are too many, or too
-        many with those that `flaw` faults."""
+        """Counts failed rows by cause, with examples. Raises Permanent if too many rows failed,
+        including those with unusable results."""
         missing = list(self.row_faults.values())
         counted = Counter(fault.cause for fault in missing)
         work.counts |= {"failed/rows": len(missing)}
@@ -206,7 +206,7 @@ def _execute(
         since=outcomes.journal.position,
     )
     blocks = min(len(rows), actors * settings.blocks_per_actor)
-    # Enough blocks for the rows in flight of each actor, and one more.
+    # Per actor: enough blocks for its rows in flight, and one more.
     in_flight = min(blocks, actors * (1 + math.ceil(settings.rows_in_flight * blocks / len(rows))))
     dataset = ray.data.from_items(
         [{"row": json.dumps(row)} for row in rows], override_num_blocks=blocks
@@ -216,7 +216,8 @@ def _execute(
         batch_size=None,
         compute=ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=in_flight),
         num_cpus=0,
-        # Without its node the driver is lost too, so no block is sent again while its rows run.
+        # On the driver's node: it is lost only with the driver, so Ray never resends a block
+        # whose rows are still running.
         scheduling_strategy=OnNode(ray.get_runtime_context().get_node_id(), soft=True),
         max_restarts=ENGINE_DEATHS,
         max_task_retries=-1,
@@ -254,8 +255,8 @@ def _execute(
 
 
 def _describe_unanswered(stage: str, faults: dict[str, str]) -> str:
-    """Returns the error line about rows that the environment left without an answer; `faults` are
-    the reasons by row."""
+    """Returns the error line about rows left unanswered by faults of their environment; `faults`
+    holds the reasons by row."""
     row_id, reason = next(iter(faults.items()))
     ids = json.dumps(list(faults)[:NAMED_ROWS], ensure_ascii=False)
     rows = "1 row was" if len(faults) == 1 else f"{len(faults)} rows were"

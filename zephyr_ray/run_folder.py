@@ -13,7 +13,7 @@ from zephyr_ray.store import STORE, Artifact, write_atomically
 
 STAGES_FILE = "stages.json"
 """File with the stages of the recipe in order. Manifests cannot hold the order, because runs share
-artifacts; their times do not give it, because a stage may be made again after later ones."""
+artifacts; their times do not give it, because a stage may be rerun after later ones."""
 
 
 def models_of(run: Path) -> dict[str, str]:
@@ -40,7 +40,7 @@ def models_of(run: Path) -> dict[str, str]:
 
 
 def judge_of(run: Path) -> Model | None:
-    """Returns the judge of the run's comparison; None without one, or if a service was the judge.
+    """Returns the judge of the run's comparison; None if it has none, or if a service judged it.
 
     Raises Permanent if its settings are no longer valid.
     """
@@ -129,8 +129,8 @@ def link_artifact(run: Path, stage: str, view: tuple[str, str], artifact: Path) 
 
 
 def unlink_stale(run: Path, current: dict[str, Path]) -> None:
-    """Removes links other than to the current artifacts, whose folders are given by the path of the
-    link in the run's folder; the artifacts stay."""
+    """Removes links that do not point to current artifacts; `current` holds the artifacts' folders
+    by the path of the link in the run's folder. Artifacts are kept."""
     for link in [run / "report.html", *run.glob("models/*"), *run.glob("data/*")]:
         folder = current.get(str(link.relative_to(run)))
         if link.is_symlink() and folder not in (link.resolve(), link.resolve().parent):
@@ -138,8 +138,8 @@ def unlink_stale(run: Path, current: dict[str, Path]) -> None:
 
 
 def linked_artifact(run: Path, stage: str, view: str) -> Path | None:
-    """Returns the folder of the artifact that the run links for a stage, which may have been
-    deleted; None if there is no link."""
+    """Returns the folder of the artifact that the stage's link points to; None if there is no link.
+    The folder may have been deleted."""
     links = [run / v.format(name=stage) for v in (view, "data/{name}", "models/{name}")]
     link = next((link for link in links if link.is_symlink()), None)
     if link is None:

@@ -40,7 +40,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Pair:
-    """Names a row of differences: numbers with a sign are those of `a` minus those of `b`."""
+    """Names a row of differences: its signed numbers are the values of `a` minus those of `b`."""
 
     a: str
     b: str
@@ -83,15 +83,15 @@ class Bars:
     line: float | None = None
     """A value to compare the bars with."""
     figure: str = ""
-    """Name of the counts that the bars show: figure/name of the bar; empty if there are none."""
+    """First part of the names of the counts shown, figure/bar name; empty if there are none."""
     series: tuple[str, ...] = ()
-    """A name per bar; bars of one name have one color. Empty if each bar has its own color."""
+    """A series per bar; bars of one series share a color. Empty if each bar has its own color."""
     differences: tuple[tuple[str, str, Interval], ...] = ()
     """Paired differences between bars: the first minus the second."""
 
     @property
     def paired(self) -> dict[tuple[str, str], tuple[float, float]]:
-        """The ends of the intervals of the differences, both ways round."""
+        """The ends of the intervals of the differences, in both directions."""
         ends = {(a, b): (d.low, d.high) for a, b, d in self.differences}
         return ends | {(b, a): (-high, -low) for (a, b), (low, high) in ends.items()}
 
@@ -134,7 +134,7 @@ class Histogram:
     title: str
     scores: tuple[float, ...]
     highest: int = 10
-    """The best score on a scale from 1; scores outside of it are on another scale."""
+    """Best score on a scale from 1; scores outside this range are taken to be on another scale."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Sample:
 
     prompt: str
     answers: tuple[Answer, ...]
-    """If they have outcomes, the first is what the others were compared with."""
+    """If they have outcomes, the first is the baseline that the others were compared with."""
     kind: str = ""
     """Kind of the prompt, such as its constraint or category, to filter by; empty if none."""
 
@@ -204,7 +204,7 @@ class Chapter:
     place: Place
     blocks: tuple[Block, ...]
     intro: str = ""
-    """Explanation for all stages; of several under one title, the first is shown."""
+    """Explanation for all stages; if chapters share a title, the first explanation is shown."""
 
 
 @dataclass(frozen=True)

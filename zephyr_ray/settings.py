@@ -1,4 +1,4 @@
-"""Defines settings as recipes write them: strict, frozen, with marks on fields that name something.
+"""Defines the settings of recipes: strict and frozen, with fields marked by what they name.
 
 An annotation states what a field names, so that checks and plans need no code per kind:
 
@@ -34,7 +34,7 @@ class Reads:
     form: str | None = None
     """The form that a judge must support."""
     forms_in: str | None = None
-    """The stage's setting that names such a form, or lists them."""
+    """The stage's setting that holds one such form or a list of them."""
 
     @property
     def is_model(self) -> bool:
@@ -55,14 +55,14 @@ class Reads:
 FILE = "file"
 """Marks the path of a file or folder beside the recipe; the content key hashes its content."""
 DATASET = "dataset"
-"""Marks a published data set: a hub id, or an address."""
+"""Marks a published data set: a hub id, or an address such as s3://bucket/folder."""
 WEIGHTS = "weights"
 """Marks weights: a packaged name, a hub id, a folder, or a stage that trains a model."""
 OPERATIONAL = "operational"
 """Marks a setting that does not change the result; it is not in the content key."""
 ADDED = "added"
-"""Marks a setting that older artifacts were made without; at its default, it is not in the content
-key, so that their keys stay valid."""
+"""Marks a setting that did not exist when older artifacts were made; at its default, it is not in
+the content key, so that their keys stay valid."""
 
 
 class Strict(BaseModel):
@@ -75,7 +75,7 @@ T = TypeVar("T", bound=Strict)
 
 
 def marked(settings: Strict, mark: type[Reads] | str) -> list[tuple[str, Any, list[str]]]:
-    """Returns the fields with a mark as (field, mark, values): the values that are text."""
+    """Returns (field, mark, values) per field with the mark; `values` holds only text values."""
     fields = []
     for name, field in type(settings).model_fields.items():
         # An optional field keeps its Annotated metadata on the field or inside the union.
@@ -133,8 +133,8 @@ def typed(cls: type[T], settings: Any, where: str) -> T:
 
 
 def _names_beside(kind: Any, path: Sequence[str | int]) -> Iterable[str]:
-    """Returns the names of the settings at the level of the one at `path` in a value of a type;
-    none if they are not known."""
+    """Returns the names of the settings at the same level as `path` in a value of type `kind`; none
+    if they are not known."""
     if isinstance(kind, type) and issubclass(kind, Strict):
         fields = kind.model_fields
         if len(path) == 1:

@@ -1,4 +1,4 @@
-"""Starts the governor of requests to models with limits or prices, and shows what a run pays."""
+"""Starts the governor of requests to models with limits or prices, and shows the cost of a run."""
 
 import time
 import uuid
@@ -16,7 +16,7 @@ from zephyr_ray.stage import Progress
 
 CALLS_AT_ONCE = 10_000
 """Maximum concurrent calls to the governor: more than actors times models, because settlements must
-not queue behind the reservations that wait for them."""
+not queue behind the reservations waiting for them."""
 LOOK_SECONDS, LOG_SECONDS = 1.0, 10.0
 """Minimum seconds between two queries of the cost, and between two entries in MLflow."""
 REPLY_SECONDS, LAST_REPLY_SECONDS = 5.0, 300.0
@@ -28,7 +28,7 @@ class Spending:
     """The spending of a run. If no model has limits or a price, there is no governor."""
 
     def __init__(self, recipe: Recipe, storage: Path, steps: list[Step]):
-        """Starts the governor of the steps that are still to run."""
+        """Starts the governor for the steps that are still to run."""
         self._budget, self._governor = recipe.budget_usd, None
         self._tariffs = {
             name: tariff
@@ -72,7 +72,7 @@ class StageSpending:
         self._progress, self._log = progress, log
         self._looked = self._logged = 0.0
         self._before: float | None = None
-        """Dollars that earlier runs of the stage paid."""
+        """Dollars that earlier runs spent on the stage."""
 
     def tick(self, end: bool = False) -> None:
         """Updates the progress line, and MLflow if that is due or the stage ends."""

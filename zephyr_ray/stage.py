@@ -119,8 +119,8 @@ class Work:
         return max(1, int(round(self.max_failed * rows, 6))) if self.max_failed else 0
 
     def check_dropped(self, rows: int, sound: Collection[str] = ()) -> None:
-        """Raises Permanent if more of the rows were dropped than `max_failed` allows; `sound` are
-        rules that drop sound rows, which no limit applies to."""
+        """Raises Permanent if more of the rows were dropped than `max_failed` allows; `sound`
+        names rules that drop sound rows, which do not count."""
         rules = {
             name.removeprefix("dropped/"): count
             for name, count in self.counts.items()
@@ -145,13 +145,13 @@ class Stage(Strict):
     makes: ClassVar[str]
     """Type of its artifact, as `Reads` names it."""
     trains_model: ClassVar[bool] = False
-    """Whether the artifact is a model, which other stages may name like those of the recipe."""
+    """Whether the artifact is a model, which other stages may name like a model of the recipe."""
     by_people: ClassVar[bool] = False
     """Whether people, not a judge, scored the answers in the artifact."""
     version: ClassVar[int] = 1
     """Part of the content key; raise it if the same settings give another result."""
     unit: ClassVar[str] = "rows"
-    """Name of the rows that its throughput counts, in the plural."""
+    """Plural noun for what its throughput counts."""
     view: ClassVar[tuple[str, str]] = ("data/{name}", "")
     """Path of the link in the run's folder, and its target in the artifact's folder."""
     limits: ClassVar[str] = ""
@@ -161,7 +161,7 @@ class Stage(Strict):
 
     def identity(self) -> dict[str, Any]:
         """Returns the settings that the content key hashes, before names and files are resolved. A
-        kind overrides it if a setting selects texts of this package, whose hash takes its place."""
+        kind overrides it if a setting selects texts of this package; their hash replaces it."""
         return self.model_dump(mode="json", exclude=not_in_key(self))
 
     def run(self, work: Work) -> None:
@@ -172,13 +172,13 @@ class Stage(Strict):
         """Raises Permanent if the stage cannot use a file (by setting) or a stage that it reads."""
 
     def expected(self, rows: dict[str, int]) -> int | None:
-        """Returns the expected rows of the artifact, from the rows of the stages it reads; None if
-        unknown."""
+        """Returns the expected number of rows of the artifact, from those of the stages it reads;
+        None if unknown."""
         return next(iter(rows.values()), None)
 
     def rows_of_files(self, files: dict[str, Path]) -> int | None:
-        """Returns the rows that the stage makes of its files (by setting) alone; None if
-        unknown."""
+        """Returns the number of rows that the stage makes from its files (by setting) alone; None
+        if unknown."""
         return None
 
     def answer_bounds(self) -> tuple[float, int]:
@@ -227,7 +227,7 @@ class Stage(Strict):
 
 
 class BoundedStage(Stage):
-    """Stops if too many of its rows are missing or useless for faults of their own."""
+    """Stops if too many of its rows are missing or unusable because of faults of their own."""
 
     max_failed: Annotated[float, OPERATIONAL] = Field(MAX_FAILED, ge=0, le=1)
     """Maximum share of the rows that may fail, but at least one row unless it is 0; above it, the
@@ -238,5 +238,5 @@ class RowStage(BoundedStage):
     """Runs a row program."""
 
     give_up: Annotated[list[str], OPERATIONAL] = []
-    """Ids of rows to drop without asking for them again; they count as failed. For a row to which
-    an endpoint always gives the same unusable reply."""
+    """Ids of rows to drop without further requests; they count as failed. For rows to which an
+    endpoint always gives the same unusable reply."""

@@ -7,7 +7,7 @@
 
 A folder without a manifest is unfinished work; a restart resumes from its journals and checkpoints.
 Keys hash inputs, never outputs, because generation is not deterministic: kind and version, settings
-(except operational ones), contents of files, models' settings, and keys of what is read.
+(except operational ones), contents of files, models' settings, and keys of the artifacts read.
 """
 
 import errno
@@ -32,7 +32,7 @@ from zephyr_ray.manifest import MANIFEST, Manifest, read_manifest
 from zephyr_ray.verification import corrupted, describe, is_unchanged, matches_when_read, verify
 
 STORE, LEASE = "store", ".lease"
-"""Folder of all artifacts, below the storage folder; folder of the lock, below that one."""
+"""Folder of all artifacts, in the storage folder, and the folder of the lock inside it."""
 SCRATCH = "scratch"
 """Folder for journals and checkpoints of unfinished work; not part of the artifact."""
 ROWS = "rows.jsonl"
@@ -69,8 +69,8 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 def numbered_jsonl(
     path: Path, start: int = 0, first: int = 1, lines: int | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the rows of a JSONL file, each with its line number; by default all, otherwise those
-    of `lines` lines from line `first` on, which begins at byte `start`. Raises Permanent if the
+    """Yields the rows of a JSONL file, each with its line number. Reads all lines by default;
+    otherwise `lines` lines from line `first`, which begins at byte `start`. Raises Permanent if the
     file or a line cannot be read."""
     try:
         file = path.open("rb")
@@ -133,7 +133,7 @@ class Journal:
 
     @property
     def position(self) -> dict[Path, int]:
-        """Bytes of each file that have been read."""
+        """Bytes read so far, per file."""
         return dict(self._read)
 
     def append(self, entry: dict[str, Any]) -> None:
@@ -141,12 +141,12 @@ class Journal:
         append_line(self._file, entry)
 
     def sync(self) -> None:
-        """Flushes entries to the storage: NFS shows other machines late what was not flushed."""
+        """Flushes entries to the storage; on NFS, other machines see unflushed entries late."""
         assert self._file is not None
         os.fsync(self._file.fileno())
 
     def read_new(self, of_others: bool = False) -> Iterator[dict[str, Any]]:
-        """Yields the entries since the last call, of all writers or of all others."""
+        """Yields the entries since the last call, from all writers or from all others."""
         for path in sorted(self.folder.glob("*.jsonl")):
             if of_others and self._file and self._file.name == str(path):
                 continue

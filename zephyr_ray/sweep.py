@@ -95,7 +95,7 @@ class Point:
 
 
 def expand(recipe: Unexpanded, sweep: Any) -> Expanded:
-    """Returns the recipe's stages and models, copied as `sweep` demands. Raises Permanent if the
+    """Returns the recipe's stages and models, copied as `sweep` specifies. Raises Permanent if the
     sweep cannot be used."""
     axes = _axes(recipe, mapping(sweep, recipe.where))
     count = math.prod(len(axis.values) for axis in axes)
@@ -149,7 +149,7 @@ def _point(recipe: Unexpanded, axes: list[Axis], labels: tuple[str, ...]) -> Poi
 
 
 def _reach(name: str, reads: dict[str, list[str]]) -> set[str]:
-    """Returns the name and all that it reads, directly or not."""
+    """Returns the name and all that it reads, directly or indirectly."""
     pending, reached = [name], set[str]()
     while pending:
         name = pending.pop()
@@ -164,8 +164,8 @@ def _collects(stage: Stage, field: str, mark: Reads) -> bool:
 
 
 def _copy_stage(point: Point, original: str, same: list[Point]) -> Stage:
-    """Returns a stage that reads the copies at its point; where it collects, at all points `same`
-    that give this copy of it."""
+    """Returns a stage that reads the copies at its point; its lists of stages collect the copies at
+    all points in `same`, which give the same copy of the stage."""
     stage = point.stages[original]
     reads: dict[str, Any] = {}
     for field, mark, values in marked(stage, Reads):
@@ -218,8 +218,8 @@ def _axes(recipe: Unexpanded, sweep: dict[Any, Any]) -> list[Axis]:
 def _values(
     recipe: Unexpanded, stage: str, setting: str, swept: dict[str, list[Any]]
 ) -> dict[str, Any]:
-    """Returns the values of a setting by their texts; `swept` are all swept settings of the
-    stage."""
+    """Returns the values of a setting by their texts; `swept` holds all swept settings of
+    the stage."""
     where = f"{recipe.where}: {stage}.{setting}"
     others = {name: values[0] for name, values in swept.items()}
     values: dict[str, Any] = {}

@@ -60,7 +60,7 @@ class Remote:
 
         key = os.environ.get(KEY_VARIABLE, "").strip()
         if key and not re.fullmatch("[!-~]+", key):
-            raise Permanent(f"{KEY_VARIABLE} holds a character that no key has; set the key alone")
+            raise Permanent(f"{KEY_VARIABLE} holds a character that no key has; set only the key")
         self._errors, self._address = openai, address
         base = address.rstrip("/").removesuffix("/v1")
         try:

@@ -1,8 +1,9 @@
 """Compares the files of an artifact with its manifest: in a plan, before use, and on request.
 
-A plan reads no byte of a file that has the size and the time in the manifest. Each node reads a
-file's bytes once, before it uses them, and again if the file's times change; `digests` remembers
-that. An artifact's file is therefore opened through `Artifact.file` or `weights.resolve`.
+A plan reads a file only if its time differs from the manifest's or from what the node remembers.
+Before use, each node reads a large file once, and again if its times change (`digests` remembers
+it); small files are read each time. So an artifact's file is opened only through `Artifact.file` or
+`weights.resolve`.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Checks the varlen kernel of PyTorch against attention in fp64, and times both."""
+"""Checks PyTorch's varlen kernel against attention in fp64, and times it beside SDPA in bf16."""
 
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +66,7 @@ def errors(segments: Segments, device: str) -> tuple[dict[str, float], dict[str,
 
 
 def milliseconds(work: Callable[[], Any], repeats: int = 20) -> float:
-    """Returns the median time of `work` on the GPU."""
+    """Returns the median time of `work` on the GPU, in milliseconds."""
     for _ in range(3):
         work()
     times = []
@@ -81,7 +81,7 @@ def milliseconds(work: Callable[[], Any], repeats: int = 20) -> float:
 
 
 def forward_and_backward(attention: Callable[..., Tensor], segments: Segments) -> float:
-    """Returns the milliseconds of both passes in bf16."""
+    """Returns the milliseconds of a forward and a backward pass in bf16."""
     tokens = int(segments.query_ends[-1])
     inputs = [
         torch.randn(1, heads, tokens, HEAD, device="cuda", dtype=torch.bfloat16, requires_grad=True)

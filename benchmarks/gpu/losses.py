@@ -61,7 +61,7 @@ def compare_losses(
     precisions: tuple[str, ...] = ("bf16", "fp32"),
     patch: Callable[[], None] = unchanged,
 ) -> None:
-    """Prints the largest differences from the losses of the process on the CPU."""
+    """Prints the largest differences from the CPU process's losses."""
     import torch
 
     on_cpu.wait(timeout=60)

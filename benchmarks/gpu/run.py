@@ -1,9 +1,9 @@
-"""Measures training on one GPU within a time budget: zephyr_ray against TRL. README.md in this
-folder says how it is run.
+"""Measures training on one GPU within a time budget: zephyr_ray against TRL. See README.md in this
+folder.
 
     python -m benchmarks.gpu.run --out FOLDER --budget 480
 
-Without a GPU it rehearses the same code with a tiny model.
+Without a GPU it runs the same code with a tiny model.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 # torch.cuda.is_available must not initialize CUDA before the processes are forked.
 os.environ |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "HF_HUB_OFFLINE": "1"}
-# A machine without a network has the loopback interface only.
+# A machine without a network has only the loopback interface.
 os.environ |= {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
 
@@ -73,7 +73,7 @@ def import_libraries() -> None:
 
 
 def start_cpu_losses(work: Path) -> subprocess.Popen[bytes]:
-    """Starts the training on the CPU in fp32 that a later section compares with."""
+    """Starts the fp32 training on the CPU with which a later section compares losses."""
     program = [sys.executable, "-m", "benchmarks.gpu.losses", str(work / "cpu"), "fp32"]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"}
     with (work / "cpu.log").open("wb") as log:
@@ -90,7 +90,7 @@ def machine(report: Report, isolated: Isolated) -> None:
 
     libraries = (torch, transformers, trl, deepspeed, accelerate, peft, triton)
     versions = {library.__name__: library.__version__ for library in libraries}
-    card = "no GPU: a rehearsal with a tiny model"
+    card = "no GPU: a trial with a tiny model"
     if GPU:
         query = [
             "nvidia-smi",
@@ -109,7 +109,7 @@ def check_attention(report: Report, isolated: Isolated) -> None:
 
 def ceilings() -> dict[str, float]:
     """Measures the two limits of the card: TFLOP/s of a bf16 product of random matrices, and TB/s
-    of a copy, reads and writes counted."""
+    of a copy, counting reads and writes."""
     if not GPU:
         return {}
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -125,5 +125,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=480, help="seconds")
     parser.add_argument("--only", default="", help="regular expression of the sections to run")
-    parser.add_argument("--bitsandbytes", default="", help="folder that pip installed it in")
+    parser.add_argument("--bitsandbytes", default="", help="folder where pip installed it")
     main(**vars(parser.parse_args()))

@@ -1,4 +1,4 @@
-"""Changes to our models and to PyTorch that a run compares: `patch` of `contestants.ours`."""
+"""Changes our models or PyTorch, for comparison: each is a `patch` of `contestants.ours`."""
 
 import sys
 from collections.abc import Callable
@@ -14,7 +14,7 @@ def compiled_parts() -> None:
 
 
 def expandable_segments() -> None:
-    """Lets PyTorch's allocator grow its segments instead of reserving others."""
+    """Lets PyTorch's allocator grow its segments instead of reserving new ones."""
     import torch
 
     torch._C._accelerator_setAllocatorSettings("expandable_segments:True")

@@ -1,4 +1,4 @@
-"""Lists the trainings that a run measures, each in a process of its own, in order of value."""
+"""Lists the trainings that a run measures, each in its own process, in order of importance."""
 
 import tempfile
 from functools import partial
@@ -27,7 +27,7 @@ from zephyr_ray.train.sft import Sft
 GPU = torch.cuda.is_available()
 SIZE = BILLION if GPU else TINY
 LIMIT = 90
-"""Seconds after which one training is given up."""
+"""Maximum seconds per training; a longer one is killed."""
 
 
 class Trainings:
@@ -70,7 +70,7 @@ class Trainings:
         ]
 
     def others(self, bitsandbytes: str) -> list[tuple[str, Any]]:
-        """Returns trainings with other settings of ours."""
+        """Returns our trainings with other settings."""
         micro, lora = SIZE.micro, {"r": 16, "dropout": 0.0}
         sft, dpo = self.sft, self.dpo
         saving = {"zero": 3, "gradient_checkpointing": True}
@@ -91,7 +91,7 @@ class Trainings:
             ("DPO ours, LoRA", partial(dpo, 2 * micro, lora=lora)),
             ("SFT ours, micro-batch for one row", partial(sft, 1)),
             ("SFT ours, ZeRO 3, checkpointing", partial(sft, micro, **saving)),
-            # Compilers may take the limit of a section, so they are last.
+            # Compilation may use up a training's time limit, so these are last.
             ("SFT ours, compiled parts", partial(sft, micro, patch=switches.compiled_parts)),
             ("DPO ours, compiled parts", partial(dpo, 2 * micro, patch=switches.compiled_parts)),
             ("SFT ours, compiled layers", partial(sft, micro, patch=switches.compiled_layers)),
@@ -123,7 +123,7 @@ class Trainings:
         packages: str = "",
         **settings: Any,
     ) -> None:
-        """Measures ours, with micro-batches of the tokens of `micro` rows of maximum length."""
+        """Measures our training, with as many tokens per micro-batch as `micro` rows can have."""
         stage = kind(
             model="m",
             data="d",
@@ -157,7 +157,7 @@ class Trainings:
         self._largest(contestants.trl_dpo, self.pairs, micro, precompute, checkpointing)
 
     def _largest(self, train: Any, rows: Any, micro: int, *flags: bool) -> None:
-        """Measures the largest micro-batch of `micro`, half of it, … that fits."""
+        """Measures TRL with `micro` rows per micro-batch, halved until they fit in memory."""
         while True:
             try:
                 measured = self.isolated.run(
@@ -184,7 +184,7 @@ class Trainings:
 
 
 def planned(stage: Any, size: Size) -> memory.Memory:
-    """Returns what the planner expects on one GPU."""
+    """Returns the planner's memory estimate for one GPU."""
     from zephyr_ray.models.shapes import shape_of
 
     shape = shape_of({"model_type": "llama", **size.model})

@@ -1,4 +1,4 @@
-"""The chat format of a model: turns conversations into tokens, with a loss mask that is proven."""
+"""The chat format of a model: turns conversations into tokens, with a verified loss mask."""
 
 from zephyr_ray.chat.format import ChatFormat, Messages, pad_token_id
 from zephyr_ray.chat.own import OwnFormat

@@ -9,7 +9,7 @@ from zephyr_ray.chat.pieces import by_pieces
 from zephyr_ray.errors import Permanent, RowError
 
 MARK = "\ufdd0"
-"""A noncharacter that marks a control token as typed; the encoder removes it again."""
+"""A noncharacter that marks a control token typed in a message; the encoder removes it again."""
 NEUTRAL = "\x01"
 """A character that merges with no text after it."""
 
@@ -50,8 +50,8 @@ class Encoder:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = False
-        # Control tokens are matched before the normalizer, which then removes the marks, so that
-        # typed ones become ordinary text.
+        # Control tokens are matched before the normalizer runs; it then removes the marks, so that
+        # typed control tokens become ordinary text.
         flags = ("lstrip", "rstrip", "single_word")
         backend.add_special_tokens(
             [
@@ -85,7 +85,7 @@ class Encoder:
         return text.replace(MARK, "")
 
     def find_control(self, text: str, start: int) -> re.Match[str] | None:
-        """Returns the first control token from `start` on."""
+        """Returns the first control token at or after `start`."""
         return self._whole.search(text, start)
 
     def has_control(self, ids: list[int], text: str) -> bool:
@@ -110,7 +110,7 @@ class Encoder:
         """Returns the ids of a lead and of the answer that follows it.
 
         They are tokenized together, as in the template, unless a token would span both (an answer
-        that starts with whitespace): generation starts after the lead.
+        that starts with whitespace), because generation starts after the lead.
         """
         # No token spans a control token, so only the text after the last one is tokenized twice.
         start, last = 0, after

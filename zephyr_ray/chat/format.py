@@ -94,7 +94,7 @@ class ChatFormat:
 
     @property
     def name(self) -> str:
-        """Names the template, and says if it replaces another one of the tokenizer."""
+        """Returns the template's name, with a note if it replaces the tokenizer's own."""
         name = self._template.name
         if name == OWN or not self.tokenizer.chat_template or self._writes_the_same():
             return name
@@ -111,7 +111,7 @@ class ChatFormat:
 
     @property
     def vocabulary_size(self) -> int:
-        """Returns the number of token IDs, from 0, that the tokenizer has."""
+        """Returns the tokenizer's largest token id plus 1."""
         return max(self.tokenizer.get_vocab().values()) + 1
 
     def render(self, messages: Messages) -> tuple[list[int], list[bool]]:
@@ -133,7 +133,7 @@ class ChatFormat:
         try:
             turns, rest = self._turns(messages, ask=True)
         except RowError:
-            # The template does not show where answers begin, or it refuses and this raises again.
+            # The template does not show where answers begin, or it refuses and this raises too.
             return self._encoder.encode(self._write(messages, ask=True))
         ids, _ = self._join(turns)
         return ids + self._encoder.encode(rest, after=turns[-1].end if turns else "")

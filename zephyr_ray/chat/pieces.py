@@ -9,11 +9,11 @@ from typing import Any
 
 _LEFT = string.ascii_letters + string.digits + ".,:;!?'\")"
 _BREAKS = re.compile(f" (?<=[{_LEFT}] )(?=[A-Za-z])")
-"""Matches what stands between two pieces: a single space between a character that ends a word and a
+"""Matches the boundary of two pieces: a single space between a character that ends a word and a
 letter. The last characters of control tokens are not in _LEFT, because some tokenizers insert
 another space after such tokens."""
 _SPANNING = re.compile(f"[{_LEFT}][Ġ▁]")
-"""Matches in a token that spans two pieces. Vocabularies write a space as one of these letters."""
+"""Matches within a token that spans two pieces. Vocabularies write a space as Ġ or ▁."""
 _MOST_PIECES, _LONGEST_PIECE = 2**18, 40
 """Maximum pieces that are remembered (about 60 MB), and their maximum characters."""
 _PROBE = "".join(f"{left} {right}x" for left in _LEFT for right in "aZ")
@@ -26,10 +26,10 @@ def by_pieces(backend: Any, control: list[str], encode: Encode) -> Encode:
     """Returns a function that encodes a text as `encode` does, but faster; `encode` itself if its
     tokens may depend on more than one piece.
 
-    `backend` is the tokenizer that `encode` runs. No token spans two pieces if none does in the
-    vocabulary, because BPE merges only tokens into tokens. The rest of a tokenizer (normalizer,
-    pre-tokenizer) looks at classes of characters, so a probe of all of them and of the control
-    tokens shows whether it depends on more than one piece.
+    `backend` is the tokenizer that `encode` runs. No token spans two pieces if no entry of the
+    vocabulary does, because BPE merges only tokens into tokens. The rest of a tokenizer
+    (normalizer, pre-tokenizer) looks at classes of characters, so a probe of all of them and of the
+    control tokens shows whether it depends on more than one piece.
     """
     is_bpe = type(backend.model).__name__ == "BPE" and not backend.model.dropout
     added = backend.get_added_tokens_decoder().values()

@@ -77,8 +77,8 @@ class ChatTemplate:
         """Returns the turns of a conversation, and the text after the last answer.
 
         Raises RowError if the template refuses the conversation, omits a message, or does not show
-        where answers begin and end. `find_control` returns the first control token from a position
-        on.
+        where answers begin and end. `find_control` returns the first control token at or after
+        a position.
         """
         text, start = self.write(messages, ask), 0
         turns: list[Turn] = []

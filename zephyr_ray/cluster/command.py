@@ -34,11 +34,11 @@ from zephyr_ray.masking import masked
 from zephyr_ray.recipe import Recipe
 
 CLEAN_UP_PAUSES = (1.0, 4.0, 16.0)
-"""Seconds between the tries to delete a job that was created only in part."""
+"""Seconds between attempts to delete a job that was created only in part."""
 
 
 def connect_kube(path: Path) -> Kube:
-    """Connects to the profile's cluster; to the kubeconfig's if the default profile is missing."""
+    """Connects to the profile's cluster, or the kubeconfig's if the default profile is missing."""
     if path == profile.DEFAULT and not path.exists():
         return Kube()
     loaded = profile.load(path)
@@ -66,7 +66,7 @@ def submit(
 
 
 def show_objects(path: Path, raw: dict[str, Any], recipe: Recipe, loaded: profile.Profile) -> int:
-    """Prints as YAML what `submit` would create, without a request. The ConfigMap lacks its owner,
+    """Prints as YAML what `submit` would create; sends no request. The ConfigMap lacks its owner,
     because the API server chooses the owner's uid."""
     name = job_name(recipe.name)
     files = bundle.bundle(raw, recipe, loaded.storage.folder, path)

@@ -27,14 +27,14 @@ TMP, SMALL_TMP, HOME_SIZE = "50Gi", "1Gi", "10Gi"
 """Maximum sizes of /tmp (in Ray's pods it holds Ray's logs and spilled objects) and of HOME."""
 WAIT_SECONDS = 900
 """Maximum seconds that a job waits for the storage's lease. The driver of a job that exceeded its
-deadline holds the lease while its head runs (HEAD_SECONDS), and after that until it expires."""
+deadline holds the lease while its head runs (HEAD_SECONDS), and then until the lease expires."""
 RETRY = """export ZEPHYR_ATTEMPT=`date -u +%FT%TZ`; n=0; until "$@"; do code=$?; n=$((n+1)); \
 if [ $code = 2 ] || [ $n -gt {limit} ]; then exit $code; fi; sleep $((n*30)); done"""
 """Shell program that repeats its arguments until they succeed, return exit code 2 (user error) or
 exceed the retry limit; the chart has the same program. The operator's own retries would repeat user
 errors too, each time on a new cluster. ZEPHYR_ATTEMPT is set once, so that the storage's lock
-counts all repetitions as one attempt, and a program that restarts on a lost node is not taken for a
-newer one. It has backticks, because Kubernetes expands "$(" in arguments."""
+counts all repetitions as one attempt and does not mistake a program that restarts on a lost node
+for a newer attempt. It has backticks, because Kubernetes expands "$(" in arguments."""
 HEAD_SECONDS = 600
 """Default seconds that the head stays up after the run."""
 SUFFIX_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -100,8 +100,8 @@ def ray_job(name: str, profile: Profile) -> dict[str, Any]:
 
 def _cleanup(profile: Profile) -> dict[str, Any]:
     """Returns the fields that delete the pods after the job: the workers, which hold the GPUs, at
-    once, and the head later. Kueue requires the complete cluster to be deleted together, so it
-    allows no separate rules."""
+    once, and the head later. Kueue requires all pods of the cluster to be deleted together, so
+    it allows no separate rules."""
     seconds = profile.ttl_seconds
     if profile.queue:
         return {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": seconds or 0}

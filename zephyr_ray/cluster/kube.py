@@ -35,8 +35,8 @@ class Missing(Permanent):
 
 
 class Refused(Permanent):
-    """The base of refusals that may pass: a server that has just started refuses valid credentials
-    until its caches are full."""
+    """Base of refusals that may be temporary: a server that has just started refuses valid
+    credentials until its caches are full."""
 
 
 class Unauthorized(Refused):
@@ -48,7 +48,7 @@ class Forbidden(Refused):
 
 
 class NoRayJobs(Refused):
-    """404: the server has no RayJobs."""
+    """404: the server has no RayJobs API."""
 
 
 class Gone(Temporary):
@@ -167,7 +167,7 @@ class Kube:
             with self._typed_errors(path):
                 client = self._client
                 response = self._send(client, method, path, **request)
-                # A service behind the API server's proxy asks for its own credentials.
+                # Behind the API server's proxy, a 401 is about the service's own credentials.
                 if response.status == 401 and "/proxy/" not in path:
                     response.close()
                     self._renew(client)
@@ -221,7 +221,7 @@ class Kube:
                 raise self._error(error.status, error.body or "", path) from None
             raise Permanent(f"{self.host}: {one_line(error.reason)}") from None
         except urllib3.exceptions.HTTPError as error:
-            # Every other failure of TLS may pass, such as a connection that a restart cuts off.
+            # Other TLS failures may be temporary, such as a connection that a restart cuts off.
             cause = getattr(error, "reason", None)
             if any(isinstance(c, ssl.SSLCertVerificationError) for c in getattr(cause, "args", ())):
                 raise Permanent(

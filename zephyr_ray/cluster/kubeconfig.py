@@ -1,7 +1,7 @@
 """Reads the kubeconfig, or the credentials of this pod, into the settings of a connection.
 
-The client quotes complete users of the kubeconfig in some messages, logs a plugin's failure instead
-of raising, and notices other mistakes only in a request; so the files are checked here first.
+The client quotes complete user entries in some messages, logs a plugin's failure instead of
+raising, and notices other mistakes only in a request; so the files are checked here first.
 """
 
 import base64
@@ -32,7 +32,7 @@ SECRET_FILES = {
     "client-key": "client-key-data",
     "client-certificate": "client-certificate-data",
 }
-"""Settings of a user that are paths of files, each with the one that holds the content itself."""
+"""User settings that are file paths, each with the setting that holds the content itself."""
 PROXY_SCHEMES = (*SCHEMES, "socks4", "socks4a", "socks5", "socks5h")
 
 
@@ -210,7 +210,7 @@ def _check_certificates(configuration: "Configuration") -> None:
 
 def _check_address(purpose: str, address: object, schemes: tuple[str, ...]) -> None:
     """Raises Permanent if an address has no host, an invalid port or none of `schemes`. The error
-    omits all before the last "@", because a malformed password may contain any character."""
+    omits everything before the last "@", because a malformed password may contain any character."""
     if not isinstance(address, str):
         raise Permanent(f"{purpose} is not text; write it like {schemes[-1]}://HOST:PORT")
     scheme, mark, _ = address.partition("://")

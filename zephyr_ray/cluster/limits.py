@@ -11,7 +11,7 @@ from zephyr_ray.cluster.profile import Group, Profile, Workers, quantity
 from zephyr_ray.formatting import gib
 
 SCOPES = {"NotTerminating", "NotBestEffort"}
-"""Scopes of quotas that count these pods, which have no deadline, and whose requests are stated."""
+"""Scopes of quotas that count these pods, which have no deadline and state their requests."""
 OPERATORS_CONTAINER = {"cpu": "200m", "memory": "256Mi"}
 """Requests and limits of the init container that the operator adds to workers."""
 QUEUES = "kueue.x-k8s.io"
@@ -44,7 +44,7 @@ def requests(group: Workers) -> dict[str, str]:
 
 
 def check_quotas(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
-    """Checks that each quota has room for the run, and asks for nothing that its pods lack."""
+    """Checks that each quota has room for the run and requires no amount that its pods omit."""
     defaults = {
         key
         for limits in kube.items(kube.path("limitranges"))
@@ -82,7 +82,7 @@ def check_quotas(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
 
 
 def _needs(profile: Profile) -> dict[str, float]:
-    """Returns what the run takes of each resource that a quota may name."""
+    """Returns the run's total of each resource that a quota may name."""
     needs: dict[str, float] = {}
     for pods in pods_of(profile):
         amounts = {kind: quantity(text) for kind, text in pods.amounts.items()} | {"pods": 1}

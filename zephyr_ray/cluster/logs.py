@@ -133,7 +133,7 @@ class _Progress:
         for line in lines:
             time, _, text = line.partition(" ")
             second = _second(time)
-            if not second:  # a message of the node in place of a line of the log
+            if not second:  # a message from the node instead of a log line
                 yield line
                 continue
             if repeats[time]:

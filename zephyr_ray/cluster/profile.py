@@ -80,7 +80,7 @@ def _address(address: str) -> str:
 
 
 class Toleration(Strict):
-    """Holds a Kubernetes toleration."""
+    """A Kubernetes toleration."""
 
     key: str | None = None
     operator: Literal["Equal", "Exists"] = "Equal"

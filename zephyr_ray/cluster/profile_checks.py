@@ -22,8 +22,8 @@ NOT_PULLED = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")
 
 
 def check_nodes(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
-    """Checks that the nodes could hold the pods of each kind, and then all together, if they were
-    empty."""
+    """Checks that the nodes, if empty, could hold the pods of each kind, and then all pods
+    together."""
     nodes, run = kube.items("/api/v1/nodes"), pods_of(profile)
     fitting = True
     for pods in run:
@@ -63,7 +63,7 @@ def check_nodes(kube: Kube, profile: Profile) -> Iterator[CheckResult]:
 
 
 def _left_over(nodes: list[dict[str, Any]], run: list[Pods]) -> int:
-    """Returns how many pods find no node if the largest choose first."""
+    """Returns how many pods fit on no node if the largest are placed first."""
     left = 0
     free = [{kind: _allocatable(n, kind) for p in run for kind in p.amounts} for n in nodes]
     needs = [(p, {kind: quantity(amount) for kind, amount in p.amounts.items()}) for p in run]
@@ -87,7 +87,7 @@ def _number_on(node: dict[str, Any], pods: Pods) -> int:
 
 
 def _obstacle(node: dict[str, Any], pods: Pods) -> str:
-    """Returns what keeps the pods off the node whatever its size; empty if nothing does."""
+    """Returns what keeps the pods off the node regardless of its size; empty if nothing does."""
     labels, spec = node["metadata"].get("labels") or {}, node.get("spec") or {}
     selector = pods.placement.node_selector if pods.placement else {}
     tolerations = pods.placement.tolerations if pods.placement else []

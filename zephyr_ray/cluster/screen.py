@@ -17,8 +17,8 @@ def show(line: str) -> None:
 
 @contextmanager
 def live_table() -> Iterator[Callable[[str], None]]:
-    """Yields a function that shows a line of the job's log: on a terminal the lines about stages
-    change the table, and others are printed above it."""
+    """Yields a function that shows a line of the job's log. On a terminal, lines about stages
+    update the table, and other lines are printed above it."""
     if not (sys.stdout.isatty() and CONSOLE.is_terminal):
         yield show
         return
@@ -28,7 +28,7 @@ def live_table() -> Iterator[Callable[[str], None]]:
         if not read_line(rows, masked(line)):
             show(line)
 
-    # It also redirects what is printed meanwhile to the lines above the table.
+    # Live also moves whatever is printed meanwhile above the table.
     with Live(
         console=CONSOLE,
         get_renderable=lambda: stage_table(rows) if rows else "",

@@ -17,7 +17,7 @@ from zephyr_ray.masking import remember
 REQUEST_SECONDS = 10.0
 DASHBOARD_PORT = 8265
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
-"""Request that MLflow answers only for an account; it answers /health for anyone."""
+"""A request that needs credentials if MLflow requires them; /health never does."""
 ACCOUNT_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 UNREACHABLE = "error trying to reach service"
 """The API server's message when it cannot connect to an existing pod."""
@@ -71,7 +71,7 @@ def _is_public(kube: Kube, mlflow: str) -> bool:
             raise Permanent(message) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
-            raise Temporary(f"no answer to this machine: {reason}") from None
+            raise Temporary(f"not reachable from this machine: {reason}") from None
         return True
     port = address.port or {"http": 80, "https": 443}[address.scheme]
     scheme = "https:" if address.scheme == "https" else ""

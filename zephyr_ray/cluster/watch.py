@@ -12,15 +12,15 @@ from zephyr_ray.errors import Permanent, Temporary
 
 JOBS = "ray.io/v1/rayjobs"
 STARTING_SECONDS, RUNNING_SECONDS = 10, 60
-"""Seconds per watch, before the job runs and while it runs; `follow` reports start problems
-between watches."""
+"""Seconds per watch, before the job runs and while it runs; between watches, start problems are
+reported."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before the first retry, doubled per retry up to the maximum."""
 REFUSED_SECONDS = 120.0
 """Seconds for which refusals are tolerated while a job is followed: an API server refuses valid
 credentials just after its start, and a token may expire before its file is rewritten."""
 OF_NODES = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox")
-"""Reasons of events with which a node reports why a pod does not start; its status says only
+"""Reasons of the events that tell why a pod does not start on its node; the pod's status says only
 ContainerCreating."""
 EXIT_STOPPED, EXIT_DEADLINE, EXIT_USER_ERROR = 130, 124, 2
 """Exit codes: stopped or deleted (as for Ctrl-C), deadline exceeded (as `timeout`), invalid
@@ -100,8 +100,8 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
     """Yields the states of an existing job until the job ends. Yields the state again after each
     watch, even if unchanged.
 
-    Retries after every Temporary error, and after refusals. Raises Permanent if the server has
-    refused for REFUSED_SECONDS.
+    Retries after Temporary errors and refusals. Raises Permanent if the server refuses for longer
+    than REFUSED_SECONDS.
     """
     pause, lost, refused_since = FIRST_PAUSE, False, None
     # If the first request finds no job, it was deleted before its state was known.
@@ -141,7 +141,7 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
                 refused_since = time.monotonic()
             elif time.monotonic() - refused_since > REFUSED_SECONDS:
                 raise Permanent(
-                    f"{error}; {name} keeps running; see it again with zephyr logs {name} --follow"
+                    f"{error}; {name} keeps running; reconnect with zephyr logs {name} --follow"
                 ) from None
             if not lost:
                 say(f"{error}; retrying while the job keeps running")
@@ -151,8 +151,8 @@ def states(kube: Kube, name: str, say: Callable[[str], None]) -> Iterator[State]
 
 
 def start_problems(kube: Kube, state: State) -> list[str]:
-    """Returns what delays a job that is not running: warnings of the operator, such as pods that
-    a quota or a policy refuses, and pods that cannot start."""
+    """Returns why a job is not running yet: the operator's warnings, such as pods refused by a
+    quota or a policy, and pods that cannot start."""
     try:
         # The submitter's Job has the name of the RayJob; refused Ray pods appear on the RayCluster.
         names = [name for name in (state.name, state.cluster) if name]
@@ -175,8 +175,8 @@ def start_problems(kube: Kube, state: State) -> list[str]:
 
 
 def _delays(event: dict[str, Any], state: State) -> bool:
-    """Returns whether a warning matters to the attempt that starts. The operator deletes what an
-    earlier attempt left, and reports a failure even if the object is already gone."""
+    """Returns whether a warning concerns the attempt that is starting. The operator deletes the
+    objects of an earlier attempt, and warns even if one is already gone."""
     if not str(event.get("reason", "")).startswith("FailedToDelete"):
         return True
     deletes = state.deployment_status in ("Retrying", "Suspending")
@@ -184,7 +184,7 @@ def _delays(event: dict[str, Any], state: State) -> bool:
 
 
 def _event_line(event: dict[str, Any]) -> str:
-    # Each try to create a pod has another random name, which would make the same cause look new.
+    # Each attempt to create a pod uses a new random name, so the same cause would look new.
     message = re.sub(r'(pods "[^"]*-)[^"-]*"', r'\1…"', str(event.get("message", "")))
     return f"{event.get('reason', '')}: {message}"
 

@@ -26,7 +26,7 @@ def compare(folders: Sequence[Path], out: Path, kinds: dict[str, type[Stage]]) -
     if out.suffix != ".html":
         raise Permanent(f"--out {out}: the page is HTML; name a file that ends with .html")
     if len(folders) == 1:
-        raise Permanent("one run has nothing to be compared with; name another one")
+        raise Permanent("a comparison needs at least two runs; name another one")
     runs = read_runs(folders, kinds)
     differences = find_differences(runs)
     outcome = verdict(runs, differences)
@@ -52,7 +52,7 @@ def compare(folders: Sequence[Path], out: Path, kinds: dict[str, type[Stage]]) -
 
 
 def print_markdown(folders: Sequence[Path], kinds: dict[str, type[Stage]]) -> int:
-    """Prints the figures of one or more runs that have intervals as Markdown tables, for a README.
+    """Prints the figures with intervals of one or more runs as Markdown tables, for a README.
     Returns the exit code; raises Permanent if a user must change something."""
     runs = read_runs(folders, kinds)
     tables = list(_short_tables(compare_figures(runs)))
@@ -80,7 +80,7 @@ def _select(table: Table, columns: Sequence[int]) -> Table:
 
 
 def _short_tables(blocks: Sequence[Block]) -> Iterator[Table]:
-    """Yields the tables; of those with a title, only columns of names and of intervals."""
+    """Yields tables with only text and interval columns; skips titled tables without intervals."""
     for block in blocks:
         if not isinstance(block, Table):
             continue

@@ -10,9 +10,9 @@ from zephyr_ray.formatting import setting_value
 from zephyr_ray.manifest import Manifest
 
 DIGEST = 8
-"""Characters of the hash of a file's content that are shown."""
+"""Number of characters shown of the hash of a file's content."""
 MOST_NAMES = 3
-"""Maximum stages that are listed by name for one difference."""
+"""Maximum stages listed by name per difference."""
 Settings = dict[str, Any]
 Specs = dict[str, tuple[Settings, Settings]]
 """Settings and hashed settings by model."""
@@ -26,7 +26,7 @@ class Difference:
     """The stages that have it, or the model."""
     setting: str
     values: tuple[str | None, ...]
-    """Values by run; None if the run does not have it."""
+    """Values by run; None if the run lacks the setting."""
 
     @property
     def where(self) -> str:
@@ -36,8 +36,8 @@ class Difference:
 
 
 def find_differences(runs: Sequence[Run]) -> list[Difference]:
-    """Returns the settings of stages that several runs have, and of their models, in which they
-    differ. Settings that cannot change a result are left out."""
+    """Returns the settings that differ in stages or models that several runs have. Leaves out
+    settings that cannot change a result."""
     grouped: dict[tuple[str, tuple[str | None, ...]], list[str]] = {}
     for name in stages_of(runs):
         manifests = [
@@ -63,7 +63,7 @@ def find_differences(runs: Sequence[Run]) -> list[Difference]:
 
 
 def _differing(settings: Sequence[Settings | None]) -> Iterator[tuple[str, tuple[str | None, ...]]]:
-    """Yields each setting with different values, and its values; None where a run lacks it."""
+    """Yields each setting whose values differ, and its values by run; None if a run lacks it."""
     flat = [None if s is None else dict(_flatten(s)) for s in settings]
     present = [s for s in flat if s is not None]
     for name in dict.fromkeys(name for s in present for name in s):
@@ -98,7 +98,7 @@ def _kind(manifest: Manifest) -> Settings:
 
 
 def _hashed(settings: Settings, hashed: Settings) -> Settings:
-    """Returns the settings that the content key hashes; files also have a part of their hash."""
+    """Returns the settings that the content key hashes; file names include part of a hash."""
     return {
         name: _with_digest(value, hashed[name])
         for name, value in settings.items()
@@ -107,8 +107,7 @@ def _hashed(settings: Settings, hashed: Settings) -> Settings:
 
 
 def _with_digest(value: Any, hashed: Any) -> Any:
-    """Returns the name of a file with a part of the hash of its content, other values as they
-    are."""
+    """Returns a file's name with the start of its content's hash; other values unchanged."""
     is_hash = isinstance(hashed, str) and len(hashed) in (16, 64) and hashed != value
     if isinstance(value, str) and is_hash and Path(value).suffix:
         return f"{Path(value).name} ({hashed[:DIGEST]})"
@@ -117,7 +116,7 @@ def _with_digest(value: Any, hashed: Any) -> Any:
 
 def _models(run: Run) -> Specs:
     """Returns the settings of each model that the run's stages read, and those that a key hashes.
-    Only the weights count of a model that is trained and never asked."""
+    For a model that is trained but never answers or judges, only the weights are compared."""
     folders = {f"{a.manifest.kind}-{a.key}": name for name, a in run.artifacts.items()}
     specs: Specs = {}
     for artifact in run.artifacts.values():
@@ -130,7 +129,7 @@ def _models(run: Run) -> Specs:
 
 
 def _hashed_models(manifest: Manifest) -> Iterator[tuple[str, Settings]]:
-    """Yields what the content key hashed of each model that was asked."""
+    """Yields each model that answered or judged, with its settings that the content key hashed."""
     for setting, value in (manifest.identity or {}).get("settings", {}).items():
         name = manifest.settings.get(setting)
         pairs = value if isinstance(value, list) and isinstance(name, list) else [[name, value]]
@@ -141,7 +140,7 @@ def _hashed_models(manifest: Manifest) -> Iterator[tuple[str, Settings]]:
 
 
 def _stage_of(value: Any, folders: dict[str, str]) -> Any:
-    """Returns the stage that made the model in a folder, other values as they are."""
+    """Returns the stage that made the model in a folder; other values unchanged."""
     if not isinstance(value, str):
         return value
     return folders.get(Path(value).parent.name, value)

@@ -1,6 +1,6 @@
 """Gathers the figures of runs side by side, from what their stages contribute to a report.
 
-So a new kind of measurement needs no change here.
+A new kind of measurement therefore needs no change here.
 """
 
 from collections import Counter
@@ -25,28 +25,28 @@ from zephyr_ray.section import (
 RUN = "Run"
 """Heading of the column that names the run."""
 ALL = "all"
-"""Name in place of the runs if one artifact is part of all of them."""
+"""Label in place of a run's if all runs share the artifact."""
 
 Row = tuple[Cell, ...]
 Name = tuple[str, int]
-"""Name of a row or column, and how many before it have the same, such as the rows of several tasks
-for the same two models."""
+"""Name of a row or column, and the number of earlier ones with the same name, such as rows of
+several tasks for the same two models."""
 
 
 @dataclass
 class _Merged:
-    """Tables of one stage with one title."""
+    """The tables of one stage that have the same title, merged."""
 
     columns: dict[Name, Column] = field(default_factory=dict)
-    """Columns without the first."""
+    """All columns but the first."""
     rows: dict[Name, dict[str, dict[Name, Cell]]] = field(default_factory=dict)
-    """Cells by column, by run, by row."""
+    """Cells by row, run and column."""
     pairs: set[Pair] = field(default_factory=set)
     """Names of rows of differences, in the direction of the first run that has them."""
 
     def align(self, row: Row, columns: Sequence[Column]) -> Row:
-        """Returns a row of differences in the direction that its pair already has, and any other
-        row as it is."""
+        """Returns a row of differences, reversed if an earlier run has the opposite pair; any other
+        row unchanged."""
         pair, *cells = row
         if not isinstance(pair, Pair):
             return row
@@ -71,7 +71,7 @@ def compare_figures(runs: Sequence[Run]) -> list[Block]:
 
 
 def compare_curves(runs: Sequence[Run]) -> list[Curves]:
-    """Returns the curves of stages that several runs have and trained differently."""
+    """Returns the curves that several runs have, except those of artifacts that all share."""
     curves: dict[str, list[tuple[str, tuple[tuple[float, float], ...]]]] = {}
     for stage in stages_of(runs):
         for label, blocks in _contributed(runs, stage, Place.PROCESS).items():
@@ -83,8 +83,8 @@ def compare_curves(runs: Sequence[Run]) -> list[Curves]:
 
 
 def _contributed(runs: Sequence[Run], stage: str, last: Place) -> dict[str, list[Block]]:
-    """Returns the blocks of a stage in chapters up to a place, by run. If all runs have the same
-    artifact, it is there once."""
+    """Returns the blocks of a stage in chapters up to a place, by run, or once under ALL if all
+    runs share the artifact."""
     blocks = {
         run.label: [
             block
@@ -101,7 +101,7 @@ def _contributed(runs: Sequence[Run], stage: str, last: Place) -> dict[str, list
 
 
 def _bars(stage: str, contributed: dict[str, list[Block]]) -> Iterator[Bars]:
-    """Yields the bars of one title as one plot, with the runs of a name next to each other."""
+    """Yields one plot per title; bars with the same name are next to each other, one per run."""
     merged: dict[str, dict[str, dict[str, Interval]]] = {}
     lines: dict[str, float | None] = {}
     for label, blocks in contributed.items():
@@ -125,7 +125,7 @@ def _bars(stage: str, contributed: dict[str, list[Block]]) -> Iterator[Bars]:
 
 
 def _tables(stage: str, contributed: dict[str, list[Block]]) -> Iterator[Table]:
-    """Yields the tables of one title as one table, with the runs of a row below each other."""
+    """Yields one table per title; rows with the same name are below each other, one per run."""
     merged: dict[str, _Merged] = {}
     firsts: dict[str, Table] = {}
     for label, blocks in contributed.items():

@@ -61,7 +61,7 @@ def differences_table(runs: Sequence[Run], differences: Sequence[Difference]) ->
 
 
 def stages_table(runs: Sequence[Run], differences: Sequence[Difference]) -> Table:
-    """Returns whether the runs share each stage, and its time and cost in each."""
+    """Returns a table of the stages: whether the runs share each, and its time and cost by run."""
     made = [[artifact.manifest for artifact in run.artifacts.values()] for run in runs]
     paid = any(paid_dollars(m.counts) for manifests in made for m in manifests)
 

@@ -15,16 +15,16 @@ from zephyr_ray.store import Artifact
 
 @dataclass(frozen=True)
 class Run:
-    """A run, by the artifacts that its folder links."""
+    """A run: the artifacts that its folder links to."""
 
     label: str
-    """Name on the page, which no other run has."""
+    """Unique name on the page."""
     artifacts: dict[str, Artifact]
     """Artifacts by stage, in the order of `artifacts_of`."""
     sections: dict[str, Section]
     """Contributions of the artifacts to a report, by stage."""
     originals: dict[str, str]
-    """Names of the stages before the recipe's sweep; empty if an earlier version made the run."""
+    """Name of each stage before the recipe's sweep; empty if an earlier version made the run."""
 
     @property
     def headline(self) -> str:
@@ -79,8 +79,8 @@ def _read_run(folder: Path, label: str, kinds: dict[str, type[Stage]]) -> Run:
 
 
 def _section(artifact: Artifact, kinds: dict[str, type[Stage]]) -> Section | None:
-    """Returns what an artifact contributes to a report; None if another version of this package
-    made it by a kind that this one does not have."""
+    """Returns what an artifact contributes to a report; None if this version of the package does
+    not have its kind."""
     manifest = artifact.manifest
     stage = kinds.get(manifest.kind)
     if stage is None:
@@ -91,8 +91,8 @@ def _section(artifact: Artifact, kinds: dict[str, type[Stage]]) -> Section | Non
 
 
 def _label(folders: Sequence[Path]) -> list[str]:
-    """Returns the last names in the paths that are all different, such as a and b for a/quickstart
-    and b/quickstart; the paths if there are none."""
+    """Returns the last components of the paths that are all different, such as a and b for
+    a/quickstart and b/quickstart; the paths if there are none."""
     parts = [Path(os.path.abspath(folder)).parts[::-1] for folder in folders]
     names = (list(names) for names in zip(*parts, strict=False))
     paths = [str(folder) for folder in folders]

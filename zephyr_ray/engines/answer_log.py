@@ -119,7 +119,7 @@ class AnswerLog:
 
 
 def _fields(reply: Reply) -> dict[str, Any]:
-    """Returns the fields of an entry; without log-probabilities, those of earlier versions."""
+    """Returns the fields of an entry; without log-probabilities, the same as earlier versions."""
     return {name: value for name, value in vars(reply).items() if value != ()}
 
 

@@ -49,7 +49,7 @@ class BatchApi:
         async def call() -> str:
             from aiohttp import FormData
 
-            form = FormData({"purpose": "batch"})  # is used up by a request
+            form = FormData({"purpose": "batch"})  # a form can be sent only once
             form.add_field("file", content, filename="requests.jsonl")
             return await self._post("/files", data=form)
 
@@ -116,7 +116,7 @@ class BatchApi:
         return await self._patiently(call)
 
     async def _post(self, path: str, **request: Any) -> str:
-        """Returns the id of what was created."""
+        """Returns the id of the object that the request created."""
         made = self._object(await self._endpoint.call("POST", path, **request))
         if not isinstance(made.get("id"), str):
             raise Unavailable(f"{self._name}: the reply to POST {path} has no id")

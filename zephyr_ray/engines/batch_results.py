@@ -23,7 +23,7 @@ class QueueFull(Unavailable):
 
 
 class AnswersLost(StopRun):
-    """The answers of a batch were paid for, but the endpoint has them no more."""
+    """The answers of a batch were paid for, but the endpoint no longer has them."""
 
 
 def used_tokens(line: Json) -> Usage | None:

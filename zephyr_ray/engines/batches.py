@@ -38,7 +38,7 @@ from zephyr_ray.store import Journal
 MOST_LINES, MOST_BYTES = 50_000, 150_000_000
 """Maximum requests and bytes per batch; OpenAI takes 200 MB."""
 QUIET_SECONDS = 5
-"""A batch is sent once no request has arrived for this many seconds."""
+"""Seconds without a new request after which a batch is sent."""
 TRIES = 3
 """Maximum batches per request, if batches expire or lines have server errors."""
 
@@ -179,7 +179,7 @@ class Batches:
                 batch.id = await self._api.create(file)
                 results = await self._finish(batch)
             except Unavailable as error:
-                # The batch may be under way, and its requests would be paid twice if sent again.
+                # The batch may be under way; sending its requests again would pay for them twice.
                 raise Temporary(f"{error}; run again to collect the batch") from None
         except Exception as error:
             results = [error] * len(lines)
@@ -221,9 +221,9 @@ class Batches:
 
     def _unknown(self, what: str) -> StopRun:
         return StopRun(
-            f"{self._name}: does not know {what}, which an earlier run sent; use the key of that "
-            f"run, or, if no batch of the model is under way, delete {self._journal.folder} to "
-            "send the requests again"
+            f"{self._name}: does not know {what}, which an earlier run sent; use the API key "
+            "of that run, or, if no batch of the model is under way, delete "
+            f"{self._journal.folder} to send the requests again"
         )
 
     async def _wait(self, batch: str, counts: list[int]) -> tuple[list[Result], list[Usage | None]]:
@@ -236,7 +236,7 @@ class Batches:
             raise self._unknown(f"batch {batch}")
         if state["status"] == "failed":
             return [read_failure(state, where, lines)] * lines, [FREE] * lines
-        found: dict[str, Json] = {}
+        by_id: dict[str, Json] = {}
         for content in ("error", "output"):  # if a line is in both, its answer counts
             file = state.get(f"{content}_file_id")
             objects = await self._api.download(file) if file else []
@@ -246,8 +246,8 @@ class Batches:
                     "deleted; run again to send, and pay for, its requests again"
                 )
                 return [lost] * lines, [None] * lines
-            found |= {str(line.get("custom_id")): line for line in objects or ()}
-        in_order = [found.get(str(number), {}) for number in range(lines)]
+            by_id |= {str(line.get("custom_id")): line for line in objects or ()}
+        in_order = [by_id.get(str(number), {}) for number in range(lines)]
         results = [
             read_result(line, state, where, count)
             for line, count in zip(in_order, counts, strict=True)

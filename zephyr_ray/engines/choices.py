@@ -14,10 +14,10 @@ from zephyr_ray.messages import Message
 from zephyr_ray.models.contract import Reply, Sampling
 
 JOIN_SECONDS = 0.005
-"""Seconds that a request waits for identical ones. Rows of one prompt start together, and again
-after a common answer."""
+"""Seconds that a request waits for identical ones. Rows of one prompt send their first requests at
+the same time, and again after an answer that they share."""
 MOST_CHOICES = 8
-"""Maximum choices per request; no endpoint that takes several takes fewer."""
+"""Maximum choices per request; endpoints that accept several accept at least this many."""
 
 Outcome = Reply | RowError | Unavailable
 """The answer of a choice, or the error of a choice without an answer."""

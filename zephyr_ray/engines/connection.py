@@ -19,7 +19,7 @@ PAUSES = (1, 2)
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy that an environment variable states."""
+    """A proxy set by an environment variable."""
 
     variable: str
     url: str
@@ -55,7 +55,7 @@ def sync_client(base_url: str, key: str, **options: Any) -> "OpenAI":
     import openai
 
     proxy = find_proxy(base_url)
-    # OpenAI's own would read all proxy variables, even those that NO_PROXY makes unnecessary.
+    # OpenAI's own HTTP client would read all proxy variables, even those that NO_PROXY overrides.
     http_client = openai.DefaultHttpx2Client(
         proxy=proxy.url if proxy else None, trust_env=False, verify=httpx2.create_ssl_context()
     )
@@ -67,8 +67,8 @@ def check_reachable(client: "OpenAI", key_variable: str | None) -> None:
     password are refused.
 
     Asks for the list of models, which is free. Almost any reply will do: some endpoints have no
-    such list, and a restricted key may get status 403 for it. Refused are status 401, 402 and 407,
-    a web page instead of the list, and a redirect to another address.
+    such list, and a restricted key may get status 403 for it. Only status 401, 402 and 407, a web
+    page instead of the list, and a redirect to another address are errors.
     """
     import httpx2
     import openai
@@ -116,7 +116,7 @@ def check_is_api(reply: "Response", address: str) -> None:
     target = reply.headers.get("location", "")
     if 300 <= reply.status_code < 400 and target:
         to = reply.url.join(target).copy_with(query=None)
-        # Some frameworks only add a slash at the end, and not to the other paths.
+        # Some frameworks redirect /models to the same path with a slash, but no other path.
         if str(to).rstrip("/") != str(reply.url.copy_with(query=None)).rstrip("/"):
             raise Permanent(f"{address}: redirects to {to}; set base_url to the API itself")
     if reply.status_code == 200 and "html" in reply.headers.get("content-type", ""):

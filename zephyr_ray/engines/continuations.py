@@ -1,6 +1,6 @@
 """Computes log-probabilities of given continuations with vLLM, for multiple-choice questions.
 
-The continuations of one context are requests of one step, which share the blocks of the context
+The requests for the continuations of one context are sent together and share the context's blocks
 through vLLM's prefix cache. vLLM computes the logits of every prompt token that is not cached."""
 
 import asyncio
@@ -18,15 +18,15 @@ BLOCK_TOKENS = 32
 """Tokens per block of a CPU engine's KV cache, the fewest that vLLM supports there; its default of
 128 would not share short contexts."""
 LONG_CONTEXT = 4 * BLOCK_TOKENS
-"""Tokens from which a context is computed first, without logits."""
+"""Minimum tokens of a context that is computed first, without logits."""
 
 Scored = tuple[float, bool]
 """Sum of the log-probabilities of a continuation's tokens, and whether each is the most likely."""
 
 
 class ContinuationSettings(VllmSettings):
-    """Settings of a model that scores continuations. It runs in fp32 on a CPU, because bf16 moves
-    log-probabilities by more than the gap between some choices, and in bf16 on a GPU."""
+    """Settings of a model that scores continuations. It runs in bf16 on a GPU, and in fp32
+    on a CPU, because bf16 moves log-probabilities by more than the gap between some choices."""
 
     continuations: Literal[True] = True
     """Distinguishes these settings from those of an engine that answers prompts with the same
@@ -110,8 +110,8 @@ class ContinuationEngine(VllmEngine):
                     skip_reading_prefix_cache=skip_cache,
                 ),
             )
-            # Tokens that were in the cache have no logits. The cache may hold the start of a
-            # continuation, if another one starts alike.
+            # Cached tokens have no logits, and the cache may hold the start of this continuation if
+            # another one starts with the same tokens.
             if output.num_cached_tokens < len(context):
                 break
         values = [

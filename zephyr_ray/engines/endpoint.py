@@ -104,14 +104,14 @@ class EndpointSettings(ModelSettings):
         return remember(key)
 
     def client(self) -> "HttpClient":
-        """Returns an HTTP client that sends the headers of OpenAI's. That one takes longer for a
-        request than all the rest of a row."""
+        """Returns an HTTP client that sends the headers of OpenAI's client, but needs less time per
+        request; OpenAI's would need more than everything else that a row does."""
         from zephyr_ray.engines.http_client import HttpClient
 
-        with sync_client(self.base_url, self.api_key()) as like:
+        with sync_client(self.base_url, self.api_key()) as openai:
             headers = {
                 name: value
-                for name, value in (like.default_headers | like.auth_headers).items()
+                for name, value in (openai.default_headers | openai.auth_headers).items()
                 # The others describe OpenAI's client, or the body.
                 if isinstance(value, str) and not name.startswith(("X-Stainless", "Content-Type"))
             }

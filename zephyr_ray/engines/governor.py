@@ -58,7 +58,7 @@ class Governor:
         self._next_look = 0.0
 
     async def reserve(self, stage: str, model: str, requests: list[Usage]) -> list[str | Refused]:
-        """Waits until the first of these requests, each of at most so many tokens, may be sent.
+        """Waits until the first request may be sent; `requests` holds the maximum tokens of each.
         Returns its ticket and those of the following ones that may be sent at once. A ticket is
         Refused if its request could exceed the budget whatever the requests in flight cost."""
         tickets: list[str | Refused] = []

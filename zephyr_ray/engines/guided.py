@@ -54,7 +54,7 @@ def _size(schema: Schema) -> tuple[int, int]:
 
 
 def _values(schema: Schema) -> list[str]:
-    """Returns the JSON of all values if there are few, otherwise an empty list."""
+    """Returns the JSON of all values of an enum, const, integer or boolean; else an empty list."""
     values: Any = []
     if "enum" in schema or "const" in schema:
         values = schema.get("enum", [schema.get("const")])

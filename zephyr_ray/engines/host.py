@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("zephyr_ray")
 
 GRACE_SECONDS, END_SECONDS = 10, 60
-"""Seconds after which an actor that Ray is killing is killed here, and after which it is left: a
-process that a driver holds in the kernel cannot be killed."""
+"""Seconds to wait for an actor that Ray is killing before it is killed here, and before it is given
+up: a process that a device driver holds in the kernel cannot be killed."""
 
 
 class RowRunner(Protocol):
@@ -27,7 +27,7 @@ class RowRunner(Protocol):
     def __call__(self, batch: dict[str, Any]) -> Awaitable[Any]: ...
 
     def close(self) -> None:
-        """Releases what outlives the pass; the engine stays."""
+        """Releases resources that would outlive the pass; keeps the engine."""
 
 
 def identify(settings: ModelSettings, seed: int) -> str:
@@ -71,7 +71,7 @@ class EngineHost:
             except Exception:
                 if is_first:
                     raise
-                log.exception("the engine did not start in the place of another")
+                log.exception("the engine did not start in a process that had run another")
                 os._exit(1)  # Ray starts a new process, which may succeed
             # All rows would wait while the collector visits the objects of imported libraries.
             gc.collect()
@@ -79,7 +79,7 @@ class EngineHost:
         return self._engine
 
     async def processes(self) -> tuple[str, list[tuple[int, float]]]:
-        """Returns the node, and the process and its children by number and time of creation."""
+        """Returns the node id, and the PID and creation time of the process and its children."""
         import psutil
         import ray
 
@@ -116,8 +116,8 @@ class Dispatcher:
 
 def end_processes(tree: list[tuple[int, float]]) -> None:
     """Stops an actor that Ray is killing, with its children, and returns once all have exited, so
-    that their memory is free, or after END_SECONDS. The processes of this machine are given by
-    number and time of creation, the actor first.
+    that their memory is free, or after END_SECONDS. `tree` lists the PIDs and creation times of
+    these processes on this machine, the actor first.
 
     The actor has GRACE_SECONDS to exit by itself: if it were killed before Ray does that, Ray would
     report a crash to the console.
@@ -139,12 +139,12 @@ def _kill(processes: list[tuple[int, float]]) -> None:
 
 
 def _find(process: tuple[int, float]) -> Any:
-    """Returns the process with this number and time of creation; None if it exited."""
+    """Returns the process with this PID and creation time; None if it exited."""
     import psutil
 
     pid, created = process
     with suppress(psutil.NoSuchProcess):
-        found = psutil.Process(pid)
-        if found.create_time() == created and found.status() != psutil.STATUS_ZOMBIE:
-            return found
+        current = psutil.Process(pid)
+        if current.create_time() == created and current.status() != psutil.STATUS_ZOMBIE:
+            return current
     return None

@@ -47,7 +47,7 @@ class HttpClient:
             address = URL(proxy)
             self._options["proxy"] = address.with_user(None)
             if address.user is not None:
-                # A proxy reads its login in a request for http, but before a connection for https.
+                # For http, the login is part of each request; for https, of the CONNECT request.
                 part = "proxy_headers" if base_url.startswith("https:") else "headers"
                 login = aiohttp.encode_basic_auth(address.user, address.password or "")
                 own = self._options.get(part, {})
@@ -58,7 +58,7 @@ class HttpClient:
         """Returns the reply, whatever its status; `request` are aiohttp's `json`, `data` or
         `params`. Raises an error of NO_REPLY if there is no complete one."""
         session = self._session = self._session or self._open()
-        # The headers are not the session's, because that sends its own to the proxy, key and all.
+        # Per request: aiohttp would also send a session's headers, with the key, to the proxy.
         async with session.request(method, self._url(path), **self._options, **request) as reply:
             return HttpReply(reply.status, reply.headers, await reply.text(errors="replace"))
 
@@ -80,6 +80,6 @@ class HttpClient:
 
 
 def _close(session: aiohttp.ClientSession) -> None:
-    """Closes the connections without an event loop, which the first step of the coroutine does."""
+    """Closes the connections without an event loop: the first step of the coroutine does it."""
     with suppress(StopIteration):
         session.close().send(None)

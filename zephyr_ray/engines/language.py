@@ -64,8 +64,8 @@ class LanguageEngine:
 
 
 class RowAsk:
-    """The `ask` of one row: applies its model's sampling settings and demonstrations, and takes
-    answers that the model's log has from there.
+    """The `ask` of one row: applies its model's sampling settings and demonstrations, and reuses
+    answers in the model's log.
 
     Equal requests of rows with the same "sample", by default the row's "id", are the same request.
     """
@@ -76,7 +76,7 @@ class RowAsk:
         self._name, self._meter, self._wordings = model.name, model.meter, model.wordings
         self._sample = row.get("sample", row.get("id"))
         self._equal = Counter[str]()
-        """Number of equal requests so far, by their key as the first one."""
+        """Number of equal requests so far, by the key of the first."""
         kind = (row.get("constraint") or {}).get("kind")
         self._demonstrations = demonstrations.turns(model.demonstrations, kind)
 

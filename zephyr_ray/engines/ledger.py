@@ -1,11 +1,11 @@
-"""Records what the runs of a recipe paid; no cost goes unrecorded if a process is killed.
+"""Records what the runs of a recipe paid; no cost goes unrecorded even if a process is killed.
 
     <storage>/spending/<recipe>/<run>.jsonl
 
 Each request has two entries: a reservation of its maximum cost before it is sent, and afterwards a
 settlement with the usage that the server reports. If the usage is not reported, or no reply
 arrives, the reserved amount is taken as the cost. The same holds if the process is killed before
-the settlement; that request is sent again and may be paid twice.
+the settlement; that request is sent again and may be paid for twice.
 """
 
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ class Spent:
     """Upper bound on the dollars paid for `unknown_requests`."""
     repeated_requests: int = 0
     """Part of `unknown_requests`: requests in flight when a process was killed, which may be paid
-    twice."""
+    for twice."""
 
     @property
     def max_dollars(self) -> float:

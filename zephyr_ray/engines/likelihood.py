@@ -42,7 +42,7 @@ class LikelihoodSettings(ScoringSettings):
 
 
 class LikelihoodJudge(ScoringJudge):
-    """A running language model that reads answers."""
+    """A running language model that scores answers."""
 
     def __init__(self, settings: LikelihoodSettings):
         from transformers import AutoModelForCausalLM

@@ -11,7 +11,7 @@ LOWEST, HIGHEST = -1e6, 1e-3
 """Range of a log-probability; OpenAI states -9999 for a token that is very unlikely, and rounding
 may give a little more than 0."""
 MOST_TOKENS = 100
-"""Maximum first tokens to read; OpenAI returns at most 20."""
+"""Maximum alternatives of the first token to read; OpenAI returns at most 20."""
 
 
 def read_first_tokens(choice: dict[str, Any]) -> TopLogprobs:

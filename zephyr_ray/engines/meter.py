@@ -1,5 +1,5 @@
 """Holds back a request until it has a slot and, if its model has limits or a price, until the
-governor of the run agrees."""
+governor of the run admits it."""
 
 import asyncio
 import json
@@ -26,8 +26,8 @@ GATEWAY_TIMEOUTS = (504, 524)
 
 
 class Meter:
-    """The governor's view of one model in one stage. Calls of rows that wait are grouped, because
-    each call of an actor costs more CPU time than a request."""
+    """A client of the governor for one model in one stage. Groups the calls of waiting rows,
+    because each call of an actor costs more CPU time than a request."""
 
     def __init__(self, governor: Any, stage: str, model: str):
         """`governor` is a `Governor`, or the Ray actor that holds it."""
@@ -60,9 +60,9 @@ class Meter:
         ticket = call.result()
         if isinstance(ticket, Refused):
             raise StopRun(
-                f"the next request to model '{self.model}' could exceed budget_usd: it costs up to "
-                f"{dollars(ticket.request)}, {dollars(ticket.spent)} are spent; raise budget_usd, "
-                "then run again"
+                f"the next request to model '{self.model}' could exceed budget_usd: it may cost up "
+                f"to {dollars(ticket.request)}, and {dollars(ticket.spent)} has been spent; raise "
+                "budget_usd, then run again"
             )
         return str(ticket)
 
@@ -109,7 +109,7 @@ class Attempt:
         return self
 
     def replied(self, status: int, text: str) -> None:
-        """Gives the slot to another request."""
+        """Records the reply, and gives the slot to another request."""
         self._reply = status, text
         self._free_slot()
 
@@ -131,8 +131,8 @@ class Attempt:
         return Settlement(usage)
 
     def _usage(self) -> Usage | None:
-        """Returns the tokens that a request cost which was sent, None if that is unknown; an error
-        of the server costs nothing."""
+        """Returns the tokens to pay for after a request was sent; None if unknown, as after a
+        gateway's timeout. Other error replies cost nothing."""
         if self._reply is None:
             return None
         status, text = self._reply

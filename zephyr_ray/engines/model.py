@@ -16,7 +16,7 @@ from zephyr_ray.settings import WEIGHTS, marked
 from zephyr_ray.store import Artifact, content_key, digest
 
 IN_REQUEST = {"temperature", "top_p", "demonstrations", "questions", "context"}
-"""Settings that the log of answers does not hash, because each request states them, or fails."""
+"""Settings that the log's identity omits: each request states them, or fails above `context`."""
 
 
 def check_start(name: str, settings: ModelSettings, weights: dict[str, str]) -> None:
@@ -43,7 +43,7 @@ class Model:
     wordings: dict[str, str] = field(default_factory=dict)
     """Other wordings of a judge's questions, by their names."""
     answers: AnswerLog | None = None
-    """The log of its answers; None keeps none."""
+    """The log of its answers; None if none is kept."""
     meter: Meter | None = None
     """The meter that admits its requests; None if they have neither limits nor a price."""
 
@@ -115,7 +115,7 @@ class RecipeModel:
 
     def limit(self) -> int | None:
         """Returns the maximum tokens of prompt and answer together, None if unknown. Raises
-        Permanent if a setting is above what the model has."""
+        Permanent if a setting exceeds the model's limit."""
         try:
             return self.settings.limit(self.shape())
         except Permanent as error:

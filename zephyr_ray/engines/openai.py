@@ -38,7 +38,7 @@ ADAPTABLE = {
 """Other names of the parameters that the engine sends, to try if the endpoint refuses one; a
 refused parameter without another name is left out."""
 OPTIONAL = ("response_format", "n")
-"""Parameters that no recipe states: left out after an error about their value, too."""
+"""Parameters that only improve a request: left out even if just their value is refused."""
 FORMATS = {
     *("response_format", "structured_outputs", "grammar", "json_schema", "tools"),
     *("guided_json", "guided_choice", "guided_regex", "guided_grammar"),
@@ -46,7 +46,7 @@ FORMATS = {
 """Parameters of a recipe that state the format of answers, as endpoints and servers name them; they
 take the place of a judge form's schema."""
 BATCH_PRICE = 0.5
-"""Price of a request in a batch, as a share of its price alone."""
+"""Price of a request in a batch, as a fraction of its price outside one."""
 BATCH_LASTS = 26 * 3600
 """Maximum seconds of a batch: the 24 hours that it has, and time to send and collect it."""
 UNSUPPORTED = re.compile(
@@ -56,7 +56,7 @@ UNSUPPORTED = re.compile(
     r"|mutually exclusive|cannot be (specified|used|set|combined)",
     re.IGNORECASE,
 )
-"""Matches an error about a parameter itself, and not about its value."""
+"""Matches an error about a parameter itself, not about its value."""
 
 
 class OpenAISettings(EndpointSettings, LanguageSettings):
@@ -186,7 +186,7 @@ class OpenAIEngine(LanguageEngine):
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
-        # The API takes only schemas of objects.
+        # The API accepts only schemas of objects.
         is_object = sampling.schema is not None and sampling.schema.get("type") == "object"
         if is_object and not self._extra.keys() & FORMATS:
             form = {"name": "answer", "strict": True, "schema": sampling.schema}

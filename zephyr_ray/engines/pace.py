@@ -8,22 +8,22 @@ from collections import deque
 from zephyr_ray.engines.tariff import Tariff, Usage
 
 SHARE, TOKEN_SHARE = 0.985, 0.99
-"""Shares of the request and token limits to use. The rest covers lateness that is made up
-for, delays of requests on their way to the server, and errors in the expected tokens."""
+"""Shares of the request and token limits to use. The rest covers catching up, delays of requests on
+their way to the server, and errors in the expected tokens."""
 CATCH_UP = 0.25
-"""Maximum seconds of lateness that are made up for. A limit below one per second has none, because
-a server may check each interval."""
+"""Maximum seconds of delay that later requests make up for; 0 for limits below one unit per second,
+because a server may check each interval."""
 WINDOW = 60.3
-"""Seconds over which tokens are summed: a minute, and the delay of requests on their way."""
+"""Seconds over which tokens are summed: a minute, plus the delay of requests on their way."""
 LOWER, RAISE_SECONDS = 0.8, 300.0
-"""Factor of the pace after a rate limit, and seconds in which it grows from 0 to the recipe's."""
+"""Factor on the pace per rate limit, and seconds in which the pace grows from 0 to the recipe's."""
 REACTION_SECONDS = 5.0
-"""Minimum seconds between two such factors: requests in flight were sent at the earlier pace."""
+"""Minimum seconds between reductions, because requests in flight were sent at the earlier pace."""
 LEAST = 0.05
 """Minimum share of the recipe's pace."""
 LONGEST_PAUSE = 600
-"""Maximum seconds that a rate limit pauses all requests. After one that lasts longer, the rows that
-meet it are left to the next run, which stops the stage."""
+"""Maximum seconds that a rate limit pauses all requests. Rows that get a longer one are left to the
+next run; enough of them stop the stage."""
 LEARNED, REMEMBERED = 10, 500
 """Requests after which the expected tokens of a request depend only on what earlier ones used, and
 number of recent requests in that average."""
@@ -37,7 +37,7 @@ class Pace:
         """Seconds per unit."""
         self._catch_up = CATCH_UP if per_minute >= 60 else 0.0
         self._next = 0.0
-        """Time at which the units taken so far have passed."""
+        """Time from which more units may be taken."""
 
     def delay(self, now: float) -> float:
         """Returns the seconds until more units may be taken."""
@@ -111,7 +111,7 @@ class Account:
         self._tokens = Tokens(min(tokens)) if tokens else None
         self._paused_until = 0.0
         self._factor, self._changed = 1.0, -REACTION_SECONDS
-        """Factor of the pace after the last rate limit, and the time of that."""
+        """Factor of the pace after the last rate limit, and the time of that limit."""
 
     def delay(self, now: float, most: Usage) -> float:
         """Returns the seconds until a request that uses at most these tokens may be sent."""

@@ -38,10 +38,10 @@ def capacity(settings: ModelSettings) -> int:
     return max(1, min(cpus, sum(_places(node.get("GPU", 0), gpus) for node in nodes)))
 
 
-def _places(there: float, gpus: float) -> int:
-    """Returns how many actors fit the GPUs of a node: the GPUs of an actor are on one node, and a
-    fraction is of one GPU."""
-    return int(there // gpus) if gpus >= 1 else int(there) * int(1 / gpus)
+def _places(node_gpus: float, gpus: float) -> int:
+    """Returns how many actors fit on a node: the GPUs of an actor are on one node, and a fraction
+    is part of a single GPU."""
+    return int(node_gpus // gpus) if gpus >= 1 else int(node_gpus) * int(1 / gpus)
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -124,10 +124,10 @@ class EnginePool:
         return sorted(self._hosts.keys() - used, key=next_use, reverse=True)
 
     def _free_gpus(self, name: str, gpus: float, count: int) -> None:
-        """Stops idle processes until `count` actors with `gpus` GPUs each have a place beside the
+        """Stops idle processes until `count` actors with `gpus` GPUs each fit beside the
         others; otherwise Ray would wait forever."""
-        per_node = [there for node in _nodes() if (there := node.get("GPU", 0))]
-        # Idle processes may leave some GPUs on each node, and not enough on any.
+        per_node = [total for node in _nodes() if (total := node.get("GPU", 0))]
+        # Idle processes may leave some GPUs on each node, but not enough on any.
         needs_node = gpus > 1 and len(per_node) > 1
         for idle in self._idle({name}):
             held = sum(g for other, (_, g) in self._engines.items() if other != name)

@@ -261,7 +261,7 @@ def read_answer(data: dict[str, Any], where: str) -> Reply:
     if not isinstance(text, str) or end is None:
         has = "text" if isinstance(text, str) else "no text"
         raise Unavailable(f"{where}: the reply has {has} and finish_reason {finish_reason}")
-    # Half a surrogate pair, as of a cut emoji, is valid JSON, but can be neither sent nor stored.
+    # Half a surrogate pair, from a cut emoji, is valid JSON, but can be neither sent nor stored.
     text = text.encode(errors="replace").decode()
     usage = data.get("usage")
     tokens = usage if isinstance(usage, dict) else {}

@@ -1,7 +1,7 @@
 """Judges answers with a reward model: a sequence classifier with one output.
 
-The score is the model's raw output for the conversation in the model's own chat format. Its scale
-is the model's own: rewards are comparable with each other, not with scores of other judges."""
+The score is the model's raw output for the conversation in the model's own chat format. Rewards
+are comparable with each other, not with the scores of other judges."""
 
 from itertools import count
 from pathlib import Path
@@ -63,7 +63,7 @@ class RewardJudge(ScoringJudge):
 
 def use_exact_head(model: Any) -> None:
     """Runs the last linear layer in fp32. In bf16, rewards between 4 and 8 would be multiples of
-    1/32, and often tie."""
+    1/32, and would often tie."""
     head = getattr(model, "score", None)
     if head is not None:
         head.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))

@@ -47,8 +47,8 @@ class ScoringSettings(ModelSettings):
     gpus: Annotated[float, OPERATIONAL] = Field(0, ge=0, le=1)
     """GPUs per actor; a fraction shares one. The model runs in bf16 on a GPU, in fp32 on a CPU."""
     concurrency: Annotated[int, OPERATIONAL] = Field(256, ge=1)
-    """Maximum rows in flight per actor. More rows need less padding, because more of them have
-    similar lengths."""
+    """Maximum rows in flight per actor. With more rows, passes hold conversations of more similar
+    lengths and need less padding."""
 
     @property
     def gpus_per_actor(self) -> float:
@@ -139,16 +139,16 @@ class ScoringJudge(JudgeEngine):
         total = await self._run(encoded)
         if not math.isfinite(total):
             raise RowError(
-                f"the judge's forward pass returned {total}; use weights without such numbers, or "
-                "another model",
+                f"the judge's forward pass returned {total}; check the weights for infinite "
+                "numbers and NaN, or use another model",
                 "not a number",
             )
         score, reason = self.score(total, text)
         return {"score": score, "reason": reason, "checks": {}}
 
     async def _run(self, encoded: Encoded) -> float:
-        """Returns the result of a forward pass. Equal conversations in flight share one, such as
-        the answer of a baseline that several models are compared with."""
+        """Returns the result of a forward pass. Identical conversations in flight share one pass,
+        such as the answer of a baseline that several models are compared with."""
         key = (*encoded.ids, encoded.answer)
         future = self._in_flight.get(key)
         if future is None:
@@ -192,8 +192,8 @@ def passes(waiting: list[tuple[Encoded, T]], tokens: int) -> Iterator[list[tuple
 
 
 def load(auto: Any, folder: Path, device: str) -> Any:
-    """Returns the model in this folder, ready for passes; `auto` is a class of transformers. Raises
-    Permanent if weights are missing in the folder, because transformers would make them random."""
+    """Returns the model in this folder, ready for passes; `auto` is an Auto class of transformers.
+    Raises Permanent if weights are missing; transformers would initialize them randomly."""
     import torch
 
     if device == "cpu":

@@ -9,7 +9,7 @@ from zephyr_ray.errors import RowError
 from zephyr_ray.judges import FORMS
 
 REFUSED = "judge_refused"
-"""Code of the service's error if the judge cannot judge this row."""
+"""Error code of the service for a row that the judge cannot judge."""
 
 
 class ServiceSettings(EndpointSettings):

@@ -33,11 +33,11 @@ PER_ANSWER = {
 }
 """Settings that may differ between models that share one running engine."""
 ROWS_PER_REQUEST = 1.5
-"""Rows in flight per request in flight: the others prepare a request or wait for a slot. Without
-them, slots would be free while rows are prepared and stored, and at the end of a pass over rows
+"""Rows in flight per request slot: the extra rows prepare a request or wait for a slot. Without
+them, slots would be idle while rows are prepared and stored, and at the end of a pass over rows
 with several requests."""
 BLOCKS_IN_FLIGHT = 2
-"""Minimum blocks of rows in flight per actor, so that none idles between two."""
+"""Minimum blocks of rows in flight per actor, so that no actor idles between two blocks."""
 
 
 class Engine(Protocol):
@@ -67,7 +67,7 @@ class ModelSettings(Strict):
     """Settings of one model of the recipe."""
 
     uses: ClassVar[frozenset[str]]
-    """Uses that a stage may make of the model: "weights" (train), "model" (answer), "judge"."""
+    """What a stage may use the model for: "weights" (train), "model" (answer), "judge"."""
     calls_counted: ClassVar[bool] = True
     """Whether the plan counts calls; False for an engine that runs no model."""
     metered: ClassVar[bool] = False
@@ -77,7 +77,7 @@ class ModelSettings(Strict):
     served: ClassVar[bool] = True
     """Whether `zephyr serve` may host it as the judge."""
     limits: ClassVar[str] = ""
-    """A known limit of what it answers or judges, as a sentence for cards."""
+    """A known limitation of its answers or judgements, as a sentence for cards."""
     serve_cpus: ClassVar[int] = 1
     """CPUs that Serve reserves for the engine as a judge."""
 
@@ -99,7 +99,7 @@ class ModelSettings(Strict):
 
     @property
     def blocks_per_actor(self) -> int:
-        """Blocks of rows per actor; small ones balance the load of actors."""
+        """Blocks of rows per actor; with more and smaller blocks, actors have more equal loads."""
         return 4
 
     def start(self, seed: int) -> Engine:
@@ -147,7 +147,7 @@ class ModelSettings(Strict):
         return calls
 
     def dollars(self, calls: Calls) -> float | None:
-        """Returns the price of the calls in dollars; None if no price is set."""
+        """Returns the cost of the calls in dollars; None if no price is set."""
         return None
 
     def tariff(self) -> Tariff | None:

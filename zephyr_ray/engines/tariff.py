@@ -51,7 +51,7 @@ class Tariff:
     """The limits and the price of the calls of a model."""
 
     account: str
-    """Name of the account that has the limits; its models share them."""
+    """Name of the account whose models share the limits."""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     price: Price | None = None
@@ -66,10 +66,10 @@ def read_usage(reply: Any) -> Usage | None:
         return None
     details = usage.get("prompt_tokens_details")
     cached = _count(details, "cached_tokens") if isinstance(details, dict) else 0
-    given, output = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-    if given is None or output is None:
+    prompt, output = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    if prompt is None or output is None:
         return None
-    return Usage(given, output, min(cached or 0, given))
+    return Usage(prompt, output, min(cached or 0, prompt))
 
 
 def _count(counts: dict[str, Any], name: str) -> int | None:

@@ -136,7 +136,7 @@ def engine_arguments(folder: Path, context: int, gpus: float, seed: int) -> dict
 
 
 class VllmEngine(LanguageEngine):
-    """A model on this process's devices. `weights` is anything that `weights.resolve` takes.
+    """A model on this process's devices. `weights` is anything that `weights.resolve` accepts.
 
     `seed` seeds the engine. A seed per request would make vLLM sample over the complete vocabulary
     for each request separately, and on a CPU it breaks requests with chunked prefill.
@@ -150,7 +150,7 @@ class VllmEngine(LanguageEngine):
         seed: int,
         arguments: dict[str, Any] | None = None,
     ):
-        """`arguments` of vLLM's engine replace those of `engine_arguments`."""
+        """`arguments` override those of `engine_arguments`."""
         folder = resolve(weights)
         if not gpus:
             os.environ.update(CPU_ENVIRONMENT)
@@ -178,8 +178,8 @@ class VllmEngine(LanguageEngine):
         sampling: Sampling,
         listener: Callable[[str], None] | None = None,
     ) -> Reply:
-        """Answers one request; `listener` gets the text so far after every step. An answer with a
-        schema always follows it."""
+        """Answers one request; `listener` gets the text so far after every step. If `sampling` has
+        a schema, the answer follows it."""
         prompt = self.format.prompt(messages)
         if len(prompt) + sampling.max_tokens > self.context:
             raise RowError(
@@ -270,8 +270,8 @@ class VllmEngine(LanguageEngine):
 
 
 def _first_tokens(logprobs: Any) -> TopLogprobs:
-    """Returns the first tokens in vLLM's log-probabilities, which it computes before it applies the
-    temperature and the grammar of a schema."""
+    """Returns the candidates for the first token with their log-probabilities, which vLLM computes
+    before it applies the temperature and the grammar of a schema."""
     tokens = logprobs[0].values() if logprobs else ()
     return tuple((token.decoded_token or "", token.logprob) for token in tokens)
 

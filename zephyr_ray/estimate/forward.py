@@ -34,8 +34,9 @@ def estimate(
     row_tokens: float | None,
     rate: float | None,
 ) -> ForwardEstimate:
-    """Returns the estimate. `rows` are the rows that the stage reads, `row_tokens` the mean tokens
-    per row if known, and `rate` the rows per second over all workers, measured or stated."""
+    """Returns the estimate. `rows` is the number of rows that the stage reads, `row_tokens` the
+    mean tokens per row if known, and `rate` the rows per second over all workers, measured or
+    stated."""
     needed = memory.forward_memory(stage, shape)
     gib = hardware.gpu_memory_gib if hardware and stage.gpus_per_worker else None
     longest: float = stage.max_length * stage.sequences_per_row

@@ -1,4 +1,4 @@
-"""Prints the estimate below the plan's table: a few lines per stage that is still to do."""
+"""Prints the estimate below the plan's table: a few lines per stage that has yet to run."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ from zephyr_ray.train.settings import TrainingSettings, WorkerSettings
 from zephyr_ray.train.worker_count import WorkerCount
 
 MEASURED = "as measured"
-"""Part of the source of a rate of an earlier run, which is over all of the stage's time."""
+"""Marks a rate measured in an earlier run, over all of the stage's time, including validation."""
 CHARACTERS = 4.0
 """Approximate characters of English text per token."""
 UNKNOWN_TIME = "  time    unknown; set hardware: {gpu_memory_gib: …, tflops: …}"
@@ -77,7 +77,7 @@ def estimate_lines(recipe: Recipe, store: Store, steps: list[Step]) -> list[str]
         spent = spent_before(store.storage, recipe.name)
         line = f"budget: {dollars(recipe.budget_usd)}, of which {dollars(spent)} are spent"
         exceeds = spent + cost > recipe.budget_usd
-        lines.append(line + "; the estimate exceeds what is left" * exceeds)
+        lines.append(line + "; the estimate exceeds the remaining budget" * exceeds)
     return lines
 
 
@@ -91,10 +91,10 @@ def _worker_lines(
     if shape is None:
         return [_no_estimate(step.name, weights)]
     rate, source = _rate(recipe, store, step)
-    lines = _training_lines if isinstance(stage, TrainingSettings) else _forward_lines
+    describe = _training_lines if isinstance(stage, TrainingSettings) else _forward_lines
     tokens = row_tokens.get(stage.data)
     title = f"{step.name}: {weights}, {shape.parameters:,} parameters"
-    first, *others = lines(stage, shape, recipe.hardware, rows, tokens, rate, source)
+    first, *others = describe(stage, shape, recipe.hardware, rows, tokens, rate, source)
     return [title + first, *others]
 
 
@@ -110,8 +110,8 @@ def _training_lines(
     """Returns the end of the title, and the other lines."""
     count, held_out = stage.split(rows)
     estimate = training.estimate(stage, shape, hardware, count, tokens, rate)
-    trained = estimate.trained != shape.parameters
-    lines = [f", {estimate.trained:,} trained" if trained else ""]
+    is_partial = estimate.trained != shape.parameters
+    lines = [f", {estimate.trained:,} trained" if is_partial else ""]
     lines.append(f"  memory  {_memory(estimate.memory, stage)}")
     if estimate.capacity is not None:
         lines.append(f"  {_fit(estimate, stage)}")
@@ -137,7 +137,7 @@ def _training_lines(
 
 
 def _basis(slowest: float, workers: WorkerCount, hardware: Hardware | None) -> str:
-    """Returns what hours of the fewest workers rest on, and the hours of the most."""
+    """Returns the speed that the hours assume; if workers are elastic, also the shortest time."""
     basis = f"at {hardware.tflops:g} TFLOP/s per GPU"  # type: ignore[union-attr]
     if workers.is_elastic:
         fastest = hours(slowest * workers.least / workers.most)

@@ -51,9 +51,9 @@ def estimate(
     row_tokens: float | None,
     rate: float | None,
 ) -> TrainingEstimate:
-    """Returns the estimate. `rows` are the rows that the stage reads, `row_tokens` the mean tokens
-    per row if known, and `rate` the sequences or pairs per second over all workers, measured or
-    stated."""
+    """Returns the estimate. `rows` is the number of rows that the stage reads, `row_tokens` the
+    mean tokens per row if known, and `rate` the sequences or pairs per second over all workers,
+    measured or stated."""
     capacity = _capacity(stage, hardware)
     largest = None if capacity is None else memory.largest_micro_batch(stage, shape, capacity)
     needed = memory.worker_memory(stage, shape)
@@ -90,8 +90,8 @@ def estimate(
 
 
 def validation(stage: TrainingSettings, steps: int, rows: int, held_out: int) -> tuple[int, float]:
-    """Returns how often the held-out rows are measured, and what that costs as a share of training
-    on the rows: a forward pass is 2 of the FLOPs per parameter and token."""
+    """Returns how often the held-out rows are evaluated, and what that costs as a share of
+    training: a forward pass costs 2 FLOPs per parameter and token."""
     times = 1 + math.ceil(steps / stage.validate_every)
     per_token = 4 if stage.lora else 6
     return times, times * held_out * 2 / (stage.epochs * rows * per_token)

@@ -35,8 +35,8 @@ def write_card(
     note: str,
     results: list[tuple[str, str, float]],
 ) -> None:
-    """Writes README.md. `steps` end with the artifact itself; `front_matter` holds the fields that
-    its files need there; `note` describes the files; `results` are a model's metrics as (stage,
+    """Writes README.md. The last of `steps` made the artifact; `front_matter` holds the fields that
+    describe its files; `note` is text about the files; `results` are a model's metrics as (stage,
     metric, value)."""
     last, manifest = steps[-1], steps[-1].manifest
     artifact_type = "model" if last.stage.trains_model else last.stage.makes

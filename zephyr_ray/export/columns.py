@@ -1,16 +1,16 @@
 """Finds the types of a data set's columns for its card.
 
 If the card does not state them, `datasets` takes the types from the first 10 MB of a file and fails
-if a later row differs, for example a score of 7.5 after whole numbers.
+if a later row differs, for example a score of 7.5 after integers.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
 Type = Any
-"""None for null only, a type's name, [the type of the items], or {field: type}."""
+"""None if all values are null; else a type's name, [the type of the items], or {field: type}."""
 MIXED = "json"
-"""The type of values that differ: `datasets` keeps them as JSON and returns them unchanged."""
+"""The type of a column with values of different types, which `datasets` keeps as JSON."""
 
 
 def column_types(rows: Iterable[dict[str, Any]]) -> dict[str, Type]:
@@ -43,7 +43,7 @@ def _type(value: Any) -> Type:
 
 
 def _merge(one: Type, other: Type) -> Type:
-    """Returns a type that holds the values of both."""
+    """Returns a type that can hold the values of both."""
     if one == other or other is None:
         return one
     if one is None:

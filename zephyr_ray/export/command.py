@@ -20,8 +20,8 @@ from zephyr_ray.store import ROWS, Artifact
 
 FORMAT = "Load it with `datasets.load_dataset`."
 OTHER_FORMS = {"completions": write_model_outputs}
-"""Writers of a type of artifact in another form, beside its data; each returns a sentence about it
-for the card."""
+"""By type of artifact, a function that also writes its data in another format and returns a
+sentence about those files for the card."""
 
 
 def export(
@@ -87,7 +87,7 @@ def _write(
 def _results(
     run: Path, model: Step, kinds: dict[str, type[Stage]]
 ) -> Iterator[tuple[str, str, float]]:
-    """Yields what the run's stages measured of a model: stage, metric and value."""
+    """Yields the results of the run's stages for a model: stage, metric and value."""
     for link in sorted((run / "data").glob("*")):
         folder = link.resolve()
         if not (folder / "result.json").is_file():

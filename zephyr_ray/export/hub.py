@@ -24,16 +24,16 @@ def create_repository(name: str, what: str) -> None:
     if not HUB_ID.fullmatch(name):
         raise Permanent(f"--push {name}: not the name of a repository; write owner/name")
     if not os.environ.get(TOKEN):
-        raise Permanent(f"--push needs {TOKEN}, which is not set; set it to a token that may write")
+        raise Permanent(f"--push needs {TOKEN}, which is not set; set a token with write access")
     with _errors(name):
         api = HfApi(token=os.environ[TOKEN])
         api.create_repo(name, repo_type=what, private=True, exist_ok=True)
 
 
 def push(folder: Path, name: str, what: str) -> str:
-    """Uploads the folder to the repository and returns its address. Files of the repository that
-    are not in the folder stay. Raises Permanent if the hub refuses or fails, with the command that
-    uploads the folder later."""
+    """Uploads the folder to the repository and returns its address. Keeps files of the
+    repository that are not in the folder. Raises Permanent if the hub refuses or fails, with the
+    command that uploads the folder later."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=os.environ[TOKEN])
@@ -62,7 +62,7 @@ def _errors(name: str) -> Iterator[None]:
         status = error.response.status_code
         if status == 401:
             raise Permanent(
-                f"{failed}: the hub does not know the token in {TOKEN}; set a valid one"
+                f"{failed}: the hub rejects the token in {TOKEN}; set a valid one"
             ) from None
         if status in (403, 404):
             raise Permanent(

@@ -15,7 +15,7 @@ OWN = "apache-2.0"
 TEXTS = {"Apache License": "apache-2.0", "MIT License": "mit"}
 """Identifiers of licenses by the first words of their texts."""
 OTHER = "other"
-"""Identifier of a license file with another text."""
+"""Identifier of a license with another text."""
 
 
 def license_of_model(weights: str) -> str:
@@ -28,7 +28,7 @@ def license_of_model(weights: str) -> str:
 
 
 def license_of_dataset(name: str) -> str:
-    """Returns the license of a data set of the hub; an address states none."""
+    """Returns the license of a data set on the hub; UNKNOWN if the name is not a hub id."""
     return _on_hub(name, "dataset")
 
 

@@ -47,11 +47,11 @@ def read_lineage(artifact: Path, kinds: dict[str, type[Stage]]) -> list[Step]:
         manifest = read_manifest(folder)
         missing = []
         for name, key in manifest.reads.items():
-            found = next((f for f in folder.parent.glob(f"*-{key}") if _is_complete(f)), None)
-            if found is None:
+            source = next((f for f in folder.parent.glob(f"*-{key}") if _is_complete(f)), None)
+            if source is None:
                 missing.append(name)
             elif key not in steps:
-                visit(found)
+                visit(source)
         names = {n: steps[key].name for n, key in manifest.reads.items() if key in steps}
         taken = {step.name for step in steps.values()}
         name = manifest.name or manifest.kind
@@ -70,23 +70,23 @@ def read_lineage(artifact: Path, kinds: dict[str, type[Stage]]) -> list[Step]:
 def sources(steps: list[Step], shipped: Path) -> list[Source]:
     """Returns the inputs of the steps that no stage made, once each. `shipped` is the folder of
     recipes and seed files that this package contains."""
-    found: dict[tuple[str, str], Source] = {}
+    unique: dict[tuple[str, str], Source] = {}
     names = {step.name for step in steps}
     for step in steps:
         for source in _sources(step, names, shipped):
-            found.setdefault((source.what, source.name), source)
-    return list(found.values())
+            unique.setdefault((source.what, source.name), source)
+    return list(unique.values())
 
 
 def _sources(step: Step, names: set[str], shipped: Path) -> Iterator[Source]:
-    digests = (step.manifest.identity or {}).get("settings", {})
+    hashed = (step.manifest.identity or {}).get("settings", {})
     for _, _, values in marked(step.stage, DATASET):
         for value in values:
             yield Source("data set", value, licenses.license_of_dataset(value))
     for name, _, values in marked(step.stage, FILE):
         for value in values:
-            yield Source("file", value, licenses.license_of_file(digests.get(name), shipped))
-    read = dict(_model_identities(step.stage, digests))
+            yield Source("file", value, licenses.license_of_file(hashed.get(name), shipped))
+    model_identities = dict(_model_identities(step.stage, hashed))
     for name, model in step.models.items():
         weights = [value for _, _, values in marked(model, WEIGHTS) for value in values]
         for value in weights:
@@ -97,13 +97,13 @@ def _sources(step: Step, names: set[str], shipped: Path) -> Iterator[Source]:
             parts = [str(spec[part]) for part in ("model", "base_url") if spec.get(part)]
             yield Source("model", masked(" at ".join(parts)) or name, "terms of its provider")
         for setting, _, values in marked(model, FILE):
-            digest = read.get(name, {}).get(setting)
+            digest = model_identities.get(name, {}).get(setting)
             for value in values:
                 yield Source("file", public(value), licenses.license_of_file(digest, shipped))
 
 
 def public(value: Any) -> Any:
-    """Returns a setting for a card, in which an absolute path, which is private, is its name."""
+    """Returns a setting for a card: an absolute path, which is private, is cut to its last part."""
     if isinstance(value, dict):
         return {name: public(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -113,7 +113,7 @@ def public(value: Any) -> Any:
 
 
 def _model_identities(stage: Stage, identities: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields the name of each model that was asked, and what the content key hashed for it."""
+    """Yields the name of each model that the stage read, and what the content key hashed for it."""
     for setting, mark, values in marked(stage, Reads):
         identity = identities.get(setting)
         named = identity if isinstance(identity, list) else [(v, identity) for v in values]

@@ -1,4 +1,4 @@
-"""Writes completions in the form of AlpacaEval's model outputs, one file per model."""
+"""Writes completions in the format of AlpacaEval's model outputs, one file per model."""
 
 import json
 import re
@@ -10,14 +10,14 @@ from zephyr_ray.store import ROWS, Artifact, read_jsonl
 
 NAME = "model_outputs"
 NOTE = (
-    "`model_outputs` has the first answer of each model to each prompt, without its system prompt, "
-    "in the form of AlpacaEval."
+    "`model_outputs` has each model's first answer to each prompt, in AlpacaEval's format; system "
+    "prompts are left out."
 )
 
 
 def write_model_outputs(artifact: Artifact, folder: Path) -> str:
     """Writes model_outputs.json, or model_outputs/<model>.json if several models answered. Returns
-    the sentence of the card about them."""
+    the card's sentence about them."""
     files: dict[str, TextIO] = {}
     names: dict[str, str] = {}
     (folder / NAME).mkdir()

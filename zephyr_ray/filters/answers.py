@@ -27,8 +27,8 @@ def find_refusal(passage: Passage) -> Fault | None:
 
 
 def find_low_score(passage: Passage, *, min_score: float) -> Fault | None:
-    """Finds an answer with a low score or none. An answer that follows an answer has no question,
-    and needs no score."""
+    """Finds an answer whose score is low or missing. An answer directly after another answer has no
+    question, and needs no score."""
     fix = "lower min_score or increase the number of prompts"
     if passage.tasks and passage.score is None:
         return Fault("answer not scored", fix)

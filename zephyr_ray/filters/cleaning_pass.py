@@ -37,7 +37,7 @@ class CleaningPass:
     filters: Sequence[Filter]
     scores: Scores
     similarity: float | None
-    """Minimum similarity of near duplicates; None if they stay."""
+    """Minimum similarity of near duplicates; None to keep them."""
 
     def run(self, tally: Tally, finish: Callable[[int], None]) -> Iterator[Row]:
         """Yields the cleaned rows in the order of the file, and fills the tally. Calls `finish`

@@ -2,8 +2,8 @@
 
 The rule is GPT-3's (arXiv 2005.14165, appendix C): texts are compared ignoring case, punctuation
 and whitespace; the length of a sequence is the 5th percentile of the lengths of a set's questions
-in words, at least 8 and at most 13. A set's question with fewer words matches only if it equals a
-complete text of the passage, or one of its questions without the constraint.
+in words, at least 8 and at most 13. A question of the set with fewer words matches only if it
+equals a complete text of the passage, or one of the passage's questions without the constraint.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Contamination:
 
 
 class _Sequences:
-    """The sequences of words in a set's questions, as hashes, which take 8 bytes each."""
+    """The word sequences in a set's questions, as hashes of 8 bytes each."""
 
     def __init__(self, questions: list[list[str]]):
         lengths = sorted(map(len, questions)) or [0]

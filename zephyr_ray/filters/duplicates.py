@@ -8,7 +8,7 @@ from rensa import RMinHash, RMinHashDeduplicator
 from zephyr_ray.filters.grams import grams, normal_words
 
 HASHES, SEED = 128, 0
-"""Values per sketch, which give an estimate a standard deviation of at most 0.045; their seed."""
+"""Hashes per sketch, so that an estimate has a standard deviation of at most 0.045; their seed."""
 BANDS = 32
 """Number of bands, of four values each. Two texts with similarity 0.5 share a band with probability
 0.87; with 0.7, nearly always. The library's default for a threshold of 0.8 is 8 bands, which miss
@@ -18,8 +18,7 @@ SHINGLE = 3
 
 
 def sketch(text: str) -> RMinHash:
-    """Returns the MinHash sketch of a text's shingles; a text with fewer words
-    than a shingle is one."""
+    """Returns the MinHash sketch of a text's shingles; a shorter text is one shingle."""
     words = normal_words(text)
     minhash = RMinHash(HASHES, SEED)
     minhash.update(list(grams(words, min(SHINGLE, max(1, len(words))))))
@@ -27,7 +26,7 @@ def sketch(text: str) -> RMinHash:
 
 
 class ExactDuplicates:
-    """Texts that were added before."""
+    """Digests of the texts that were added."""
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
@@ -58,7 +57,7 @@ class NearDuplicates:
         others = [int(earlier) for earlier, _, its in near if not own or its != own]
         if others:
             return min(others)  # the index has no order
-        # The index does not store a text near an earlier one of its group, which represents both.
+        # The index ignores a text that resembles one of its group; the earlier one represents both.
         self._index.add(f"{number} {own}", minhash)
         return None
 

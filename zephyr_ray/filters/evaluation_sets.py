@@ -17,7 +17,7 @@ MAX_BYTES = 50_000_000
 """Maximum bytes of all files; the validation set of HellaSwag, the largest of those above, has 12
 MB."""
 FIELDS = ("turns", "prompt", "instruction", "ctx", "question", "stem", "content")
-"""Fields that hold a question, the first one present; the last two are those of an object inside
+"""Fields that may hold a question, in order of priority; the last two are for an object inside
 another field."""
 NAMED = "name the column prompt, instruction, question, ctx or turns"
 
@@ -48,7 +48,7 @@ def _files(path: Path) -> list[Path]:
             raise Permanent(f"{file} is neither a .jsonl nor a .json file; convert or remove it")
     if (size := sum(file.stat().st_size for file in files)) > MAX_BYTES:
         raise Permanent(
-            f"{path} has {size} bytes, more than {MAX_BYTES}; keep only the splits to be evaluated"
+            f"{path} has {size} bytes, more than {MAX_BYTES}; keep only the splits you evaluate"
         )
     return files
 
@@ -67,21 +67,21 @@ def _questions(value: Any, where: str) -> list[str]:
     """Returns the questions in the first known field of an example, which may hold a text, an
     object with a known field, or a list of these, such as turns or messages. Raises Permanent if
     there are none."""
-    found, pending = list[str](), [value]
+    texts, pending = list[str](), [value]
     while pending:
         match pending.pop(0):
             case str(text) if text.strip():
-                found.append(text)
+                texts.append(text)
             case list(parts):
                 pending = [part for part in parts if _is_asked(part)] + pending
             case dict(fields) if names := [name for name in FIELDS if name in fields]:
                 pending.insert(0, fields[names[0]])
-    if not found:
+    if not texts:
         raise Permanent(f"{where}: no question; {NAMED}")
-    return found
+    return texts
 
 
 def _is_asked(part: Any) -> bool:
-    """Returns whether a part of a list is a question: anything but a message whose role is not
-    the user."""
+    """Returns whether a part of a list may be a question: a message of the user, or anything that
+    is not a message."""
     return not isinstance(part, dict) or part.get("role", "user") == "user"

@@ -8,9 +8,9 @@ from zephyr_ray.models.similarity import split_words
 
 
 def normal_words(text: str) -> list[str]:
-    """Returns the words of a text in one form: without case, punctuation, invisible characters and
-    differences of Unicode compatibility, such as full-width letters."""
-    # For the splitter, an underscore is a letter.
+    """Returns the words of a text, casefolded, without punctuation and invisible characters, and
+    in NFKC form, which unifies variants of a character such as full-width letters."""
+    # The splitter treats an underscore as a letter.
     return split_words(unicodedata.normalize("NFKC", visible(text)).casefold().replace("_", " "))
 
 

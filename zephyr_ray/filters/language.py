@@ -12,15 +12,15 @@ OTHER, UNKNOWN = "other language", "language not detected"
 CHARACTERS = 400
 """Characters read from the start of a prompt and of an answer; more would only cost time."""
 LETTER_BYTES = 60
-"""Minimum UTF-8 bytes of letters for a judgement: the detector guesses at shorter texts, but needs
-fewer letters of scripts other than Latin, which have more bytes."""
+"""Minimum UTF-8 bytes of letters; on shorter texts the detector guesses. The unit is bytes because
+fewer letters are enough in scripts other than Latin, whose letters have more bytes."""
 SURE = 0.9
-"""Minimum probability of a language for a judgement."""
+"""Minimum probability of the detected language."""
 
 
 def find_language(passage: Passage, *, languages: Sequence[str]) -> Fault | None:
-    """Finds a passage in another language. Reads prompt and answer together, because each may be
-    short, and without code and quotations."""
+    """Finds a passage in another language. Joins prompt and answer, because each may be short, and
+    ignores code and quotations."""
     texts = (passage.prompt, passage.answer or "")
     sample = "\n".join(mask_marked(text[:CHARACTERS]).replace(FILLER, " ") for text in texts)
     letters = "".join(filter(str.isalpha, sample))

@@ -16,7 +16,7 @@ Scores = Mapping[str, float | None]
 
 
 class RowType(Protocol):
-    """The handling of rows of one type of artifact."""
+    """How rows of one type of artifact are cleaned and identified."""
 
     noun: str
     """Name of a row in error lines."""
@@ -150,7 +150,7 @@ ROW_TYPES: dict[str, RowType] = {
     "prompts": Prompts(),
     "pairs": Pairs(),
 }
-"""By type of artifact."""
+"""Row types by type of artifact."""
 
 
 def score_id(row: Row, exchange: Exchange) -> str:

@@ -17,10 +17,10 @@ from zephyr_ray.section import (
 
 INTRO = (
     "What each rule removed or changed, with up to three examples. A dialogue ends before its "
-    "first exchange that breaks a rule; one that breaks several counts under the first of them."
+    "first exchange that breaks a rule; an exchange that breaks several counts under the first."
 )
 KEPT = ("true-cased", UNKNOWN)
-"""Counts of texts that were changed, or could not be judged."""
+"""Counts of kept texts: those true-cased, and those whose language was not detected."""
 
 
 def cleaning_section(manifest: Manifest) -> Section | None:
@@ -47,7 +47,7 @@ def cleaning_section(manifest: Manifest) -> Section | None:
 
 def _sample(rule: str, example: Any) -> Sample:
     """Returns an example as its text before and after cleaning. Examples of earlier versions lack
-    parts."""
+    fields."""
     before, after = str(example), "(nothing)"
     why: tuple[str, ...] = ()
     if isinstance(example, list):

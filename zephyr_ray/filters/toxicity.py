@@ -12,7 +12,7 @@ MAX_BYTES, MAX_WORDS = 1_000_000, 10
 
 
 class ToxicWords:
-    """Finds passages with a listed word or phrase in any text, as whole words."""
+    """Finds passages with a listed word or phrase, in whole words; ignores the rejected answer."""
 
     def __init__(self, phrases: list[list[str]]):
         self._phrases = {" ".join(words) for words in phrases}

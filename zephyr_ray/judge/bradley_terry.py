@@ -1,4 +1,4 @@
-"""Rates models from comparisons of their answers, two at a time (Bradley and Terry 1952).
+"""Rates models from pairwise comparisons of their answers (Bradley and Terry 1952).
 
 The probability that model a wins against b is σ(a − b). The ratings are fitted as a logistic
 regression on differences of one-hot vectors, with the first model's share of the win as the
@@ -80,7 +80,7 @@ class Ratings:
         return self._estimate(contrast)
 
     def style_effects(self) -> list[Estimate]:
-        """Returns the points that one standard deviation of each difference in style is worth."""
+        """Returns the points that the root mean square of each difference in style is worth."""
         return [self._estimate(row) for row in np.eye(len(self.coefficients))[len(self.rated) :]]
 
     def rank(self, model: str) -> tuple[int, int, int]:
@@ -149,11 +149,11 @@ def _comparable(comparisons: Sequence[Comparison], models: Sequence[str]) -> lis
     groups: dict[int, list[str]] = {}
     for model, label in zip(models, labels, strict=True):
         groups.setdefault(label, []).append(model)
-    return max(groups.values(), key=len)  # of equal ones the first, which the first model is in
+    return max(groups.values(), key=len)  # of equal sizes the first
 
 
 def _wins(comparisons: Sequence[Comparison]) -> set[tuple[str, str]]:
-    """Returns the pairs of models of which the first has won some share against the second."""
+    """Returns the pairs of models whose first has won some share against the second."""
     won = {(c.first, c.second) for c in comparisons if c.share > 0}
     return won | {(c.second, c.first) for c in comparisons if c.share < 1}
 
@@ -171,7 +171,7 @@ def _reason(model: str, group: Collection[str], comparisons: Sequence[Comparison
 
 
 def _reachable(start: Collection[str], wins: set[tuple[str, str]]) -> set[str]:
-    """Returns the models against which a chain of wins leads from those of `start`."""
+    """Returns `start` and all models that a chain of wins from them reaches."""
     reached, pending = set(start), list(start)
     while pending:
         winner = pending.pop()
@@ -210,8 +210,8 @@ def _check_style(design: np.ndarray, shares: np.ndarray, styles: int) -> np.ndar
 
 
 def _is_separated(design: np.ndarray, shares: np.ndarray) -> bool:
-    """Returns whether some coefficients predict every verdict, so that no finite ones fit best
-    (Albert and Anderson 1984)."""
+    """Returns whether some coefficients predict every verdict, so that the fit has no finite
+    solution (Albert and Anderson 1984)."""
     from scipy.optimize import linprog
 
     signed = design * np.where(shares == 1, 1, np.where(shares == 0, -1, 0))[:, None]
@@ -230,19 +230,19 @@ def _is_separated(design: np.ndarray, shares: np.ndarray) -> bool:
 def _fit(
     design: np.ndarray, shares: np.ndarray, clusters: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the coefficients of a logistic regression and their covariance by clusters."""
+    """Returns the coefficients of a logistic regression and their cluster-robust covariance."""
     from statsmodels.genmod.families import Binomial
     from statsmodels.genmod.generalized_linear_model import GLM
     from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
-    # A share as the outcome gives the same estimates and sums of scores by cluster as two rows with
-    # the shares as weights, which the covariance by clusters does not support.
+    # Shares as outcomes give the same estimates and cluster sums of scores as two weighted rows per
+    # comparison; the cluster-robust covariance does not support weights.
     model = GLM(shares, design, family=Binomial())
     options: dict[str, Any] = {"maxiter": 200, "tol": 1e-12}
     if len(set(clusters)) > 1:
         options |= {"cov_type": "cluster", "cov_kwds": {"groups": clusters}}
     with warnings.catch_warnings():
-        # It also warns if all are ties, whose ratings are well defined.
+        # It also warns if all verdicts are ties, although the ratings are then well defined.
         warnings.simplefilter("ignore", PerfectSeparationWarning)
         result = model.fit(**options)
     return np.asarray(result.params), np.asarray(result.cov_params())

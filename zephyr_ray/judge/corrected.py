@@ -1,4 +1,4 @@
-"""Corrects the win rates of a comparison by people's votes on the chat page."""
+"""Corrects the win rates of a comparison with people's votes on the chat page."""
 
 import json
 from dataclasses import asdict
@@ -20,7 +20,7 @@ from zephyr_ray.store import Artifact, write_atomically
 
 class Corrected(RowStage):
     """Has the judge of a `pairwise` stage judge the pairs that people voted on, in the same form,
-    and corrects the win rate of each model by the votes.
+    and corrects the win rate of each model with the votes.
 
     Writes the corrected rates (judge/correction.py) and the judge's agreement with people to
     result.json, and one row per judged vote.
@@ -38,7 +38,7 @@ class Corrected(RowStage):
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         if not reads[self.votes].by_people:
-            raise Permanent(f"'{self.votes}' has no votes of people; name a stage of kind votes")
+            raise Permanent(f"'{self.votes}' has no human votes; name a stage of kind votes")
         judge = dict(reads[self.winrate])["judge"]
         if judge != self.judge:
             raise Permanent(
@@ -82,7 +82,7 @@ def correct(winrate: Artifact, votes: list[Voted]) -> dict[str, Any]:
     """Computes the content of result.json from the artifact of a comparison."""
     compared = json.loads(winrate.file("result.json").read_text(encoding="utf-8"))
     decided = [vote for vote in votes if vote.decided]
-    chosen = {
+    by_side = {
         "all": decided,
         "left": [vote for vote in decided if vote.label == 1],
         "right": [vote for vote in decided if vote.label == 0],
@@ -97,7 +97,7 @@ def correct(winrate: Artifact, votes: list[Voted]) -> dict[str, Any]:
         "not_blind": sum(not vote.blind for vote in votes),
         "agreement": {
             side: {"votes": len(group), **_as_dict(share([vote.agreement for vote in group]))}
-            for side, group in chosen.items()
+            for side, group in by_side.items()
         },
         "left_share": {"votes": len(blind), **_as_dict(share([v.label for v in blind]))},
         "models": {

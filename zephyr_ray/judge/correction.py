@@ -1,7 +1,7 @@
-"""Corrects a judge's win rate by people's labels: PPI++ and the two-parameter correction.
+"""Corrects a judge's win rate with people's labels: PPI++ and the two-parameter correction.
 
-A verdict is the judge's share of a win, a label the people's: 1 a win, 0 a loss, ½ a tie. All
-rates are cut to [0, 1].
+Verdicts of the judge and labels of people are shares of a win: 1 a win, 0 a loss, ½ a tie. All
+rates are clipped to [0, 1].
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from zephyr_ray.judge.statistics import Z
 
 ENOUGH_LABELS = 50
-"""Labels below which a correction is called unreliable."""
+"""Number of labels below which a correction is called unreliable."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class PredictionPowered(Rate):
-    """A rate by PPI++."""
+    """A rate corrected by PPI++."""
 
     weight: float
     """λ*, the weight of the judge: 0 uses the labels alone."""
@@ -34,19 +34,20 @@ class PredictionPowered(Rate):
 
 @dataclass(frozen=True)
 class TwoParameter:
-    """A correction by how often the judge agrees with people."""
+    """A correction based on how often the judge agrees with people."""
 
     q0: float | None
     """Judge's share for the baseline where people prefer the baseline; None without such labels."""
     q1: float | None
     """Judge's share for the model where people prefer the model; None without such labels."""
     corrected: Rate | None
-    """None if q0 + q1 is not above 1 beyond chance: the verdicts then say nothing about people."""
+    """None if q0 or q1 is None, there are no verdicts, or q0 + q1 is not above 1 beyond chance:
+    the verdicts then say too little about what people prefer."""
 
 
 def share(values: ArrayLike) -> Rate | None:
-    """Returns the mean of verdicts with the interval of Agresti and Coull (1998), which stays
-    honest for few verdicts and for shares near 0 and 1. Returns None without verdicts."""
+    """Returns the mean of verdicts with the interval of Agresti and Coull (1998), which keeps
+    its coverage for few verdicts and for shares near 0 and 1. Returns None without verdicts."""
     array = np.asarray(values, dtype=np.float64)
     if not array.size:
         return None
@@ -69,20 +70,20 @@ def prediction_powered(
     variance = float(np.concatenate([g, f]).var(ddof=1))
     best = covariance / ((1 + y.size / f.size) * variance) if variance else 0.0
     weight = min(1.0, max(0.0, best))
-    rest = y - weight * g
-    rate = float(weight * f.mean() + rest.mean())
-    margin = Z * float(weight**2 * f.var() / f.size + rest.var() / y.size) ** 0.5
+    residuals = y - weight * g
+    rate = float(weight * f.mean() + residuals.mean())
+    margin = Z * float(weight**2 * f.var() / f.size + residuals.var() / y.size) ** 0.5
     corrected = _rate(rate, rate, margin)
     return PredictionPowered(corrected.rate, corrected.low, corrected.high, weight)
 
 
 def two_parameter(verdicts: ArrayLike, where_won: ArrayLike, where_lost: ArrayLike) -> TwoParameter:
-    """Corrects the mean verdict p by q1 and q0, the judge's agreement with people where they prefer
-    the model and where they prefer the baseline: θ = (p + q0 − 1) / (q0 + q1 − 1).
+    """Corrects the mean verdict p with q1 and q0, the judge's agreement with people where they
+    prefer the model and where they prefer the baseline: θ = (p + q0 − 1) / (q0 + q1 − 1).
 
     `where_won` and `where_lost` are the judge's verdicts for the model in these two cases. The
     interval is that of Lee et al. (2025, arXiv 2511.21140), after Lang and Reiczigel (2014): the
-    formula at shares with pseudo-verdicts, moved by their second-order bias.
+    formula on shares that include pseudo-verdicts, shifted by its second-order bias.
     """
     f, won = np.asarray(verdicts, dtype=np.float64), np.asarray(where_won, dtype=np.float64)
     agreed = 1 - np.asarray(where_lost, dtype=np.float64)
@@ -114,5 +115,5 @@ def _with_pseudo_verdicts(values: np.ndarray, count: float) -> tuple[float, floa
 
 
 def _rate(rate: float, middle: float, margin: float) -> Rate:
-    cut = [min(1.0, max(0.0, value)) for value in (rate, middle - margin, middle + margin)]
-    return Rate(*cut)
+    clipped = [min(1.0, max(0.0, value)) for value in (rate, middle - margin, middle + margin)]
+    return Rate(*clipped)

@@ -34,11 +34,11 @@ def _intro(result: Result) -> str:
     return (
         f"People compared answers on the chat page, and “{result['judge']}” judged the same "
         f"{result['votes']} pairs. Both corrections combine its verdicts on the held-out prompts "
-        f"with what people chose; every model is against “{result['baseline']}”, and brackets are "
-        "95% intervals. PPI++ uses the votes between the two models, and assumes that their "
+        f"with what people chose; every model is compared with “{result['baseline']}”; brackets "
+        "are 95% intervals. PPI++ uses the votes between the two models, and assumes that their "
         "prompts are like the held-out ones. The two-parameter correction uses all decided votes, "
-        "also between other models, and assumes that the judge agrees with people as often on the "
-        "held-out prompts as on these."
+        "including those between other models, and assumes that the judge agrees with people as "
+        "often on the held-out prompts as on these."
     )
 
 
@@ -95,7 +95,7 @@ def _agreement(result: Result) -> Table:
 
 
 def _about_votes(result: Result, left_out: dict[str, int]) -> Iterator[str]:
-    """Yields what limits the labels themselves."""
+    """Yields limits of the votes themselves."""
     if result["ties"]:
         yield (
             f"Ties: {result['ties']} of {result['votes']} votes. Only PPI++ uses them; the "
@@ -108,7 +108,7 @@ def _about_votes(result: Result, left_out: dict[str, int]) -> Iterator[str]:
         )
     if left_out:
         causes = ", ".join(f"{cause} {count}" for cause, count in left_out.items())
-        yield f"Votes without a verdict of the judge, which are left out: {causes}."
+        yield f"Votes left out because they have no verdict from the judge: {causes}."
     share = result["left_share"]
     if "rate" in share:
         findings = {
@@ -129,7 +129,7 @@ def _about_models(result: Result) -> Iterator[str]:
     for model, figures in result["models"].items():
         votes, decided = figures["votes"], figures["decided_votes"]
         if figures["verdicts"] < 2:
-            yield f"No correction for {model}: its comparison has no two readable verdicts."
+            yield f"No correction for {model}: its comparison has fewer than two readable verdicts."
             continue
         if not figures["prediction_powered"]:
             yield (
@@ -153,9 +153,9 @@ def _about_models(result: Result) -> Iterator[str]:
 def _why(two_parameter: Result) -> str:
     q0, q1 = two_parameter["q0"], two_parameter["q1"]
     if q1 is None:
-        return "in no decided vote did people prefer its answer"
+        return "people preferred its answer in no decided vote"
     if q0 is None:
-        return "in no decided vote did people prefer the other answer"
+        return "people preferred the other answer in no decided vote"
     return (
         f"q₀ + q₁ is {number(q0 + q1)}, not above 1 beyond chance; the verdicts say too little "
         "about what people prefer"
@@ -169,10 +169,10 @@ def _headline(result: Result) -> str:
     alone = figures["judge"]
     judge = f"the judge alone says {_words(alone, 'win_rate')}" if figures["verdicts"] else ""
     if not powered:
-        text = f"No people's votes correct the win rate of {model} against {baseline}"
+        text = f"No human votes correct the win rate of {model} against {baseline}"
         return f"{text}; {judge}." if judge else f"{text}."
     text = (
-        f"Corrected by {_count(figures['votes'])} of people (PPI++), {model} has a win rate of "
+        f"Corrected with {_count(figures['votes'])} of people (PPI++), {model} has a win rate of "
         f"{_words(powered)} against {baseline}; {judge}."
     )
     few = figures["votes"] < ENOUGH_LABELS

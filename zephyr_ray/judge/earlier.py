@@ -1,4 +1,4 @@
-"""Reads results of earlier versions: figures that they lack are computed from their rows."""
+"""Completes results of earlier versions: computes the figures that they lack from their rows."""
 
 from math import comb
 from typing import Any
@@ -14,8 +14,8 @@ Result = dict[str, Any]
 def complete(result: Result, rows: list[Row], seed: int) -> Result:
     """Returns a result with all figures and differences; figures that it has stay as they are.
 
-    Old rows have verdicts and answers, but no checks and no orders, so figures of those stay
-    unknown.
+    Old rows have verdicts and answers, but no checks and no orders, so figures about those
+    stay unknown.
     """
     names = {name for figure in FIGURES for name in figure.names}
     complete_models = all(names <= figures.keys() for figures in result["models"].values())

@@ -33,7 +33,7 @@ class Figure:
     compared: bool = False
     """Whether it compares with the baseline; the baseline then has no value."""
     behind: bool = False
-    """Whether it says how a win rate came about: it then has its column in a table of its own."""
+    """Whether it explains how the win rate came about; its column is then in a separate table."""
     interval: bool = False
     """Whether its first three values are (rate, low, high), or None for each."""
     plot: str = ""
@@ -160,7 +160,7 @@ FIGURES = (
         names=("flips",),
         compute=measures.flips,
         heading="Flips",
-        help="prompts where another answer won when the order of the answers changed.",
+        help="prompts where a different answer won after the order of the answers was swapped.",
         compared=True,
         behind=True,
     ),
@@ -175,8 +175,8 @@ FIGURES = (
         names=("first_position", "first_position_low", "first_position_high", "orders_read"),
         compute=measures.first_position,
         heading="First position",
-        help="share of the win that went to the answer shown first; 0.50 is no preference for a "
-        "position. Both orders are asked, so a preference for a position cancels in the win rate.",
+        help="share of the win that went to the answer shown first; 0.50 means no preference for a "
+        "position. Both orders are judged, so such a preference cancels out in the win rate.",
         compared=True,
         behind=True,
         interval=True,
@@ -185,8 +185,8 @@ FIGURES = (
         names=("length_bias",),
         compute=measures.longer_wins,
         heading="Longer wins",
-        help="share of decided verdicts that went to the longer answer; 0.50 is no preference for "
-        "length.",
+        help="share of decided verdicts that went to the longer answer; 0.50 means no preference "
+        "for length.",
         compared=True,
         behind=True,
     ),

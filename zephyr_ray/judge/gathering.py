@@ -29,7 +29,7 @@ class Gathered:
         """Yields a row to judge for each model and each prompt that it and the baseline answered.
 
         The model's answer is `first`, so a verdict of 1 is its win. The baseline is compared with
-        itself too: its answers are checked like all others.
+        itself too, so that its answers are checked like all others.
         """
         baseline = next(iter(self.answers.values()))
         for model, answers in self.answers.items():
@@ -110,8 +110,8 @@ def gather(work: Work, stages: list[str]) -> Gathered:
 
 
 def describe(answer: Row, other: Row) -> Row:
-    """Returns the facts of a model's answer, and of the baseline's, that figures are computed
-    from; lengths are pairs."""
+    """Returns facts about a model's answer, from which figures are computed; lengths are (the
+    answer's, the other answer's)."""
     texts = answer["text"], other["text"]
     return {
         "words": [len(spaced(text).split()) for text in texts],

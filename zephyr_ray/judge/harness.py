@@ -1,5 +1,5 @@
 """Builds questions and computes metrics with lm-eval: its task files, prompts, token boundaries,
-metrics and standard errors. The log-probabilities come from elsewhere."""
+metrics and standard errors. The log-probabilities come from engines/continuations.py."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ OWN_TASK = {
         for name in ("acc", "acc_norm")
     ],
 }
-"""The task file of a user's own questions, in the form of ARC's."""
+"""The task definition of a user's own questions, in the format of ARC's."""
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
@@ -53,7 +53,7 @@ class Question:
 
     def choices(self) -> list[str]:
         """Returns the texts that distinguish the requests: their continuations or, if the contexts
-        differ, the ends of these."""
+        differ, the last lines of the contexts."""
         contexts, continuations = zip(*(r.args for r in self.requests), strict=True)
         if len(set(contexts)) == 1:
             return [c.strip() for c in continuations]
@@ -88,7 +88,7 @@ class Asked:
 
     def standard_error(self, values: list[float]) -> float | None:
         """Returns lm-eval's standard error of the mean of one value per question; None if a task
-        has a single one."""
+        has a single question."""
         by_task: dict[str, list[float]] = {}
         for question, value in zip(self.questions, values, strict=True):
             by_task.setdefault(question.task.task_name, []).append(value)
@@ -100,8 +100,8 @@ class Asked:
 
 
 class _Task(ConfigurableTask):
-    """A task whose data set is read by our reader. Where the source lacks a split that the task
-    file names, another takes its place; worked examples never include the question itself."""
+    """A task whose data set is read by a `Reader`. If the source lacks a split that the task file
+    names, another replaces it; worked examples never include the question itself."""
 
     def __init__(self, config: dict[str, Any]):
         self._read: Reader = config["metadata"].pop("reader")
@@ -217,7 +217,7 @@ class Tokens(TemplateLM):
         super().__init__()
         self.tokenizer = tokenizer
         self._prefix = tokenizer.decode(self.prefix_token_id)
-        # The choices of a question have the same context.
+        # Caches the context, which the choices of a question usually share.
         self._encode = lru_cache(maxsize=2)(tokenizer.encode)
 
     def pairs(self, question: Question) -> list[tuple[list[int], list[int]]]:

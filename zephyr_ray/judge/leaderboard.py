@@ -26,7 +26,7 @@ class Leaderboard(Stage):
     """Rates the models of `pairwise` stages, whose baselines may differ, and writes result.json.
 
     The baseline of the first stage is the anchor, with a rating of 1000. With `style_control`,
-    ratings are those of answers of equal length and Markdown; the others are there too.
+    ratings are those of answers of equal length and Markdown; those without control are kept too.
     """
 
     kind = "leaderboard"
@@ -136,7 +136,7 @@ def _figures(ratings: Ratings, uncontrolled: Ratings | None, model: str) -> Resu
 
 
 def _pairs(ratings: Ratings, comparisons: list[Comparison], order: list[str]) -> Iterator[Result]:
-    """Yields what is known of each pair of models: verdicts, a's share of the wins (None without
+    """Yields the figures of each pair of models: verdicts, a's share of the wins (None without
     verdicts), and the difference of their ratings, a minus b (None if one has none)."""
     shares: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for c in comparisons:

@@ -23,9 +23,9 @@ from zephyr_ray.store import Artifact
 Result = dict[str, Any]
 """The content of result.json, or a part of it."""
 SCALE = (
-    "Rating: Bradley-Terry, a tie counts one half, on the Elo scale: 100 points more are an "
-    "expected win rate of 0.64, 200 points 0.76. Brackets are 95% intervals, with all comparisons "
-    "on one prompt as one cluster."
+    "Rating: Bradley-Terry, a tie counts one half, on the Elo scale: a lead of 100 points is an "
+    "expected win rate of 0.64, a lead of 200 points 0.76. Brackets are 95% intervals, with all "
+    "comparisons on one prompt as one cluster."
 )
 RANKS = (
     "Rank: in parentheses, the ranks that the 95% intervals of the differences between ratings "
@@ -40,10 +40,10 @@ CONTROLLED = (
     "together with them, for this judge and these answers."
 )
 EFFECTS = (
-    "Points that one standard deviation of the difference is worth to the answer with more of it. "
+    "Points that the root mean square of the difference is worth to the answer with more of it. "
     "Length is (a − b) / (a + b) in characters; the others are counts per character."
 )
-MATRIX = "The share of their comparisons that the row's model won against the column's."
+MATRIX = "Share of the comparisons with the column's model that the row's model won."
 
 
 def leaderboard_section(artifact: Artifact) -> Section:

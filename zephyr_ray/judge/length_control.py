@@ -27,7 +27,7 @@ LENGTH_PREDICTS_ALL = "the difference in length alone predicts every verdict"
 
 
 def obstacle(verdicts: ArrayLike, differences: ArrayLike, prompts: Sequence[Any]) -> str:
-    """Returns the reason why no length-controlled rate can be estimated; empty if one can.
+    """Returns why no length-controlled rate can be estimated; empty if one can be.
 
     `differences` are lengths of the model's answers minus lengths of the baseline's. The estimates
     of β exist only if no length separates wins from losses (Albert and Anderson 1984).

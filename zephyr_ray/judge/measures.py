@@ -51,13 +51,13 @@ def flipped(row: Row) -> bool:
 
 def win_differences(by_model: dict[str, list[Row]], seed: int) -> list[dict[str, Any]]:
     """Computes the difference in win rate of each pair of models, over the prompts with verdicts
-    on both: the one with the higher rate minus the other, or of equal rates the later one. The best
-    model's differences come first."""
+    on both: the model with the higher rate minus the other; at equal rates, the later minus the
+    earlier. The best model's differences come first."""
     verdicts = {
         model: {row["prompt_id"]: row["verdict"] for row in parsed(rows)}
         for model, rows in by_model.items()
     }
-    rates = {model: fmean(of.values()) for model, of in reversed(verdicts.items()) if of}
+    rates = {model: fmean(own.values()) for model, own in reversed(verdicts.items()) if own}
     differences = []
     for a, b in combinations(sorted(rates, key=lambda model: -rates[model]), 2):
         if both := [prompt for prompt in verdicts[a] if prompt in verdicts[b]]:
@@ -126,12 +126,12 @@ def unparsable(rows: list[Row], seed: int) -> tuple[int]:
 
 
 def first_position(rows: list[Row], seed: int) -> tuple[Any, ...]:
-    """Returns the mean share of the win that the answer shown first has, its interval over prompts,
-    and the number of questions that it is computed from."""
+    """Returns the mean share of the win that went to the answer shown first, its interval over
+    prompts, and the number of questions that it is computed from."""
     shares: list[float] = []
     prompts: list[str] = []
     for row in rows:
-        # The model's answer stands first in the first question, second in the other.
+        # The model's answer is shown first in the first question, second in the other.
         for place, share in enumerate(row.get("orders") or []):
             if share is not None:
                 shares.append(1 - share if place else share)
@@ -157,7 +157,7 @@ def on_topic(rows: list[Row], seed: int) -> tuple[float | None]:
 
 
 def share(name: str) -> Callable[[list[Row], int], tuple[float]]:
-    """Returns a function that computes the share of rows of which a fact is true."""
+    """Returns a function that computes the share of rows for which a fact is true."""
     return lambda rows, seed: (sum(row[name] for row in rows) / len(rows),)
 
 

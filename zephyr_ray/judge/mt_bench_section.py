@@ -62,7 +62,7 @@ def headline(result: Result) -> str:
         return f"{last} has no readable judgement of its two-turn answers."
     what = f"a win rate against {result['baseline']}" if result["baseline"] else "a score"
     text = (
-        f"{last} has {what} of {_words(overall)}{'' if result['baseline'] else ' of 10'} on "
+        f"{last} has {what} of {_words(overall)}{'' if result['baseline'] else ' out of 10'} on "
         f"{result['questions']} two-turn questions"
     )
     if omitted := figures["asked"] - figures["read"]:
@@ -134,7 +134,7 @@ def _figures(result: Result) -> Table:
     help_ = [
         f"Missing: {missing}.",
         "Unparsable: judgements whose reply could not be read, after a second request that named "
-        "the fault. Neither is a score, and the means leave both out.",
+        "the fault. The means exclude missing and unparsable turns.",
     ]
     if result["baseline"]:
         columns += [Column("Wins / ties / losses", 0), Column("Flips", 0)]
@@ -160,7 +160,7 @@ def _categories(result: Result) -> Table:
     )
     help_ = (
         "Intervals over few questions are too narrow: that of two questions is their range, and "
-        "one question has none. Compare models by their total."
+        "one question has none. Compare models by their overall mean."
     )
     return Table(columns, rows, "By category", (help_,))
 
@@ -222,7 +222,7 @@ def _words(estimate: Estimate, form: Callable[[float], str] = number) -> str:
 
 
 def _doubt(estimate: Estimate, even: float) -> str:
-    """Returns the end of a sentence about an interval that includes no difference."""
+    """Returns the end of a sentence about an interval; empty if it excludes `even`."""
     if direction(estimate["low"], estimate["high"], even):
         return ""
     return ", which cannot be distinguished from no difference"

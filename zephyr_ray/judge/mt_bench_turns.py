@@ -9,7 +9,7 @@ from zephyr_ray.messages import visible
 from zephyr_ray.stage import Stage, Work
 
 SCORE, COMPARISON = "turn_score", "brackets"
-"""Forms that score one answer, and that compare two."""
+"""The form that scores one answer, and the form that compares two."""
 CONTEXT = "Compare the answers to the second question; those to the first are their context."
 
 
@@ -92,7 +92,7 @@ def gather(work: Work, stages: list[str]) -> TwoTurns:
             question = {name: row[name] for name in ("category", "turns", "reference")}
             if gathered.questions.setdefault(row["id"], question) != question:
                 raise Permanent(
-                    f"stage '{work.name}': '{stage}' has another question {row['id']} than "
+                    f"stage '{work.name}': question {row['id']} of '{stage}' differs from that of "
                     f"'{stages[0]}'; give both the same questions"
                 )
             for own in row["completions"]:
@@ -101,8 +101,8 @@ def gather(work: Work, stages: list[str]) -> TwoTurns:
 
 
 def _can_be_judged(answers: list[Row | None]) -> bool:
-    """Returns whether no answer is missing, and two are not both empty; an empty one alone has a
-    score."""
+    """Returns whether no answer is missing, and two answers are not both empty; a single empty
+    answer can be scored."""
     texts = [answer["text"] for answer in answers if answer]
     return len(texts) == len(answers) and (len(texts) == 1 or any(map(visible, texts)))
 
@@ -129,5 +129,5 @@ def _reference(question: Row, turn: int) -> str | None:
 def _numbered(texts: list[str]) -> str:
     """Returns the texts of both turns as one."""
     names = ("First", "Second")
-    kinds = [f"{name} turn:\n{text}" for name, text in zip(names, texts, strict=True)]
-    return "\n\n".join(kinds)
+    labeled = [f"{name} turn:\n{text}" for name, text in zip(names, texts, strict=True)]
+    return "\n\n".join(labeled)

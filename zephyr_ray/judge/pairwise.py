@@ -29,7 +29,7 @@ from zephyr_ray.stage import PROMPT_TOKENS, RowStage, Stage, Work
 from zephyr_ray.store import Artifact, write_atomically
 
 FIRST_FORM = "pairwise"
-"""The form whose wording the stage's version stands for in its key, as in earlier versions."""
+"""The default form. Content keys omit its wording; if you change it, raise the stage's version."""
 
 
 class Pairwise(RowStage):

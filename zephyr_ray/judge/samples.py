@@ -5,7 +5,7 @@ from hashlib import sha256
 from typing import Any
 
 NOT_HAND_PICKED = "Not hand-picked: the {rows} whose ids have the smallest SHA-256 hashes."
-"""Explanation of the choice below a report's heading."""
+"""Explains the choice, below a heading in the report."""
 
 
 def blind_sample(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

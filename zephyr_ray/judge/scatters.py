@@ -34,8 +34,8 @@ def scatters(rows: list[dict[str, Any]], baseline: str) -> Iterator[Scatter]:
 
 
 def _binned(points: dict[str, list[Point]]) -> tuple[tuple[str, tuple[Point, ...]], ...]:
-    """Returns the median of x and the mean of y, for parts of equal size in the order of x. Omits
-    models with answers for one point only."""
+    """Sorts each model's points by x, splits them into parts of equal size, and returns the median
+    x and the mean y of each part. Omits models with fewer than two parts."""
     series = []
     for model, pairs in points.items():
         ordered, count = sorted(pairs), min(MOST, len(pairs) // FEWEST)

@@ -57,7 +57,7 @@ def pairwise_section(artifact: Artifact) -> Section:
             f"“{result['baseline']}”.",
             soft=True,
         )
-        # Without a number, because the page joins the chapters of several stages by title.
+        # The title has no number, because the page joins the chapters of several stages by title.
         chapters.append(Chapter("Samples", Place.SAMPLES, (explanation, *samples)))
     return Section(tuple(chapters), wording.headline(result))
 
@@ -142,7 +142,7 @@ def _table(
     help: str,
     title: str = "",
 ) -> Table:
-    """Returns a table of some first columns, then a column per figure."""
+    """Returns a table with the given first columns, then a column per figure."""
     return Table(
         (*first, *(Column(f.heading, f.digits, signed=f.signed) for f, _ in figures)),
         tuple(zip(*first_cells, *(cells for _, cells in figures), strict=True)),
@@ -152,7 +152,7 @@ def _table(
 
 
 def _differences(result: Result) -> Iterator[Block]:
-    for listed, name, of in wording.DIFFERENCES:
+    for listed, name, figure in wording.DIFFERENCES:
         rows = tuple(
             (
                 Pair(d["a"], d["b"]),
@@ -163,7 +163,7 @@ def _differences(result: Result) -> Iterator[Block]:
         )
         if rows:
             columns = (Column("Models"), Column("Difference", 3, signed=True), Column("Interval"))
-            yield Table(columns, rows, f"Differences in {of}, on the same prompts")
+            yield Table(columns, rows, f"Differences in {figure}, on the same prompts")
     if note := wording.control_note(result):
         yield Text(note)
     elif result["differences"]:

@@ -36,9 +36,9 @@ class Voted:
         return self.models in ((model, other), (other, model))
 
     def seen_from(self, model: str, baseline: str) -> tuple[float, float]:
-        """Returns (label, verdict) as shares of the win for `model`'s answer, or against the
-        baseline's; if neither or only one model gave both answers, for the left one, whose side
-        was drawn at random."""
+        """Returns (label, verdict) as shares of the win for `model`'s answer, or else for the
+        answer compared with the baseline's. If neither model gave an answer, or one gave both, they
+        are for the left answer, whose side was drawn at random."""
         left, right = self.models
         if left != right and (right == model or left == baseline):
             return 1 - self.label, 1 - self.verdict
@@ -54,7 +54,7 @@ def pair_of(vote: Row, form: str) -> Row:
         "form": form,
         "answers": [left, right],
         "label": label,
-        # Pages of earlier versions showed the names, and did not say so.
+        # Pages of earlier versions showed the models' names, and did not write "blind".
         "blind": vote.get("blind", False),
     }
 

@@ -1,4 +1,4 @@
-"""Words every sentence about the result of a comparison."""
+"""Writes every sentence about the result of a comparison."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +22,7 @@ DIFFERENCES = (
     ("differences", "pass_difference", "checks passed"),
 )
 """Lists of differences between models in result.json, the name of their value, and the figure that
-differs; the first that is known decides."""
+differs; the first known value is used."""
 ENOUGH_QUESTIONS = 10
 """Questions below which a headline warns that intervals are too narrow."""
 
@@ -33,9 +33,9 @@ def direction(low: float, high: float, even: float = 0.0) -> int:
 
 
 def few_questions(questions: int) -> str:
-    """Returns the last sentence of a headline about so many questions; empty if they are enough."""
+    """Returns a warning to end a headline with; empty if there are enough questions."""
     few = questions < ENOUGH_QUESTIONS
-    return " The intervals are too narrow, because the questions are few." if few else ""
+    return " The intervals are too narrow, because there are few questions." if few else ""
 
 
 def certainty(difference: dict[str, Any]) -> str:
@@ -49,9 +49,9 @@ def control_note(result: dict[str, Any]) -> str:
     control, (_, last) = result["control"], _subjects(result)
     if not control or not last:
         return ""
-    if (found := _against(result, last, control)) is None:
+    if (effect_of_dpo := _against(result, last, control)) is None:
         return f"{last} and {control} have no verdicts in common, so the DPO term is not isolated."
-    difference, sign = found
+    difference, sign = effect_of_dpo
     _, effect = EFFECTS[sign]
     return f"{last} against {control}, the control: {difference}: {effect}."
 
@@ -59,8 +59,8 @@ def control_note(result: dict[str, Any]) -> str:
 def headline(result: dict[str, Any]) -> str:
     """Says which model to ship and how sure that is, in at most two sentences.
 
-    `result` is the content of result.json. Its subject is the model with the highest win rate, or
-    of equal ones the last.
+    `result` is the content of result.json. The headline is about the model with the highest
+    win rate; among equal ones, the last.
     """
     models, baseline = result["models"], result["baseline"]
     subject, last = _subjects(result)
@@ -71,8 +71,8 @@ def headline(result: dict[str, Any]) -> str:
     text += f"{_lead(result, subject)}."
     facts = []
     control = result["control"]
-    if found := _against(result, last, control):
-        difference, sign = found
+    if effect_of_dpo := _against(result, last, control):
+        difference, sign = effect_of_dpo
         effect, _ = EFFECTS[sign]
         of = f" of {last}" if last != subject else ""
         facts.append(f"against {control}, the DPO term{of} {effect}: {difference}")
@@ -99,7 +99,7 @@ def length_notes(result: dict[str, Any]) -> Iterator[str]:
             yield (
                 f"Warning: length control moves the win rate of {model} from "
                 f"{number(figures['win_rate'])} to {number(figures['length_controlled'])}. Either "
-                "length decided many verdicts, or the estimate at equal length fails."
+                "length decided many verdicts, or the estimate at equal length is unreliable."
             )
 
 
@@ -107,7 +107,7 @@ def _subjects(result: dict[str, Any]) -> tuple[str, str]:
     """Returns the model with the highest win rate, and the last trained model; empty for none."""
     models, baseline, control = result["models"], result["baseline"], result["control"]
     trained = [model for model in models if model not in (baseline, control)]
-    # The last model is the one whose differences were taken, if rules judged.
+    # If rules judged, "differences" are those of the last model.
     order = [d["a"] for d in result["differences"] if d["a"] in trained] + trained[::-1]
     last = next(iter(order), "")
     candidates = [model for model in (*order, control) if models.get(model, {}).get("prompts")]
@@ -138,7 +138,7 @@ def _verdict(model: str, figures: dict[str, Any], baseline: str) -> str:
 
 
 def _win_rate(figures: dict[str, Any], baseline: str) -> str:
-    """Words the win rate, the prompts that it leaves out, and the rate at equal length."""
+    """Describes the win rate, the prompts that it leaves out, and the rate at equal length."""
     unread = figures.get("parse_failures", 0)
     readable, omitted = read(figures), left_out(figures)
     prompts = readable + omitted
@@ -181,11 +181,11 @@ def _moves_far(figures: dict[str, Any]) -> bool:
 
 
 def _against(result: dict[str, Any], model: str, control: str | None) -> tuple[str, int] | None:
-    """Words a model's difference from the control, in the win rate or else in the checks passed,
+    """Describes a model's difference from the control, in win rate or else in checks passed,
     and returns its `direction` too; None if neither is known."""
     figures = result["models"].get(model, {})
     if control == result["baseline"] and figures.get("win_rate") is not None:
-        # Half of the win is no difference from the baseline.
+        # A win rate of one half is no difference from the baseline.
         ends = (figures[name] - 0.5 for name in ("win_rate", "low", "high"))
         return _worded(DIFFERENCES[0][2], *ends)
     for listed, name, figure in DIFFERENCES:

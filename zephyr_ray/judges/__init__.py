@@ -57,7 +57,7 @@ async def judge(
     wordings: Mapping[str, str] | None = None,
 ) -> Judgement:
     """Returns the judgement of a language model by a form, with the number of questions that were
-    `asked_again`, if any. `wordings` replace those of questions, by name."""
+    `asked_again`, if any. `wordings` replace those of the forms' questions, by name."""
     inquiry = Inquiry(ask, wordings)
     judgement = await FORMS[form].judge(row, answers, inquiry)
     return judgement | ({"asked_again": inquiry.repeated} if inquiry.repeated else {})
@@ -75,7 +75,7 @@ def form_identity(form: str) -> list[str]:
 
 
 def reply_tokens(form: str) -> int:
-    """Returns the maximum tokens per reply of a judge by a form, about one answer if the form
-    judges any number."""
+    """Returns the maximum tokens per reply in a form; for a form that judges any number of
+    answers, the maximum for one answer."""
     calls = FORMS[form].calls(1, 0, 0)
     return int(calls.tokens_out / calls.calls)

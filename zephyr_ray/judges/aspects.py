@@ -100,8 +100,8 @@ class Aspects:
 
 
 def mean_rating(aspects: dict[str, Any] | None) -> float | None:
-    """Returns the mean of an answer's ratings without those that do not apply; None if none does,
-    or without aspects."""
+    """Returns the mean of an answer's ratings without those that do not apply; None if none
+    applies or there are no aspects."""
     ratings = [a["rating"] for a in (aspects or {}).values() if a["rating"] is not None]
     return sum(ratings) / len(ratings) if ratings else None
 

@@ -1,4 +1,4 @@
-"""Compares two answers in both orders: what the forms for `pairwise` share."""
+"""Compares two answers in both orders: the base of the forms for `pairwise`."""
 
 from typing import ClassVar
 
@@ -17,9 +17,9 @@ class Comparison:
     """A form for two answers: `{"verdict": 0 to 1 or None, "orders": […], "reason": text,
     "scores": None}`. Subclasses ask about one order.
 
-    The verdict is the first answer's share of the win, 0.5 a tie: the mean of its shares in the two
-    `orders`, as the first and as the second answer that the judge sees. A judge that prefers the
-    same place in both orders is marked by `flip`. A share is None if the reply cannot be parsed;
+    The verdict is the first answer's share of the win (0.5 is a tie): the mean of its shares in the
+    two `orders`, as the first and as the second answer that the judge sees. `flip` marks a judge
+    that preferred the same position in both orders. A share is None if the reply cannot be parsed;
     then the verdict is too. Answers that look the same tie without a question, and have no orders.
     """
 

@@ -11,7 +11,7 @@ from zephyr_ray.judges.score import HIGHEST, Score
 
 
 class Critique(Score):
-    """The form for one answer: as `Score`, with the critique as the reason."""
+    """The form for one answer: like `Score`, with the critique as the reason."""
 
     name: ClassVar[str] = "critique"
     questions: ClassVar[tuple[Question, ...]] = (Question.shipped("critique"),)

@@ -20,7 +20,7 @@ QUESTION_TOKENS = 128
 
 
 def unreadable(judgement: Judgement) -> RowError | None:
-    """Returns the fault of a judgement with a reply that cannot be parsed; None if it has none."""
+    """Returns the fault of a judgement with a reply that cannot be parsed; None if all could be."""
     if "unparsable" in judgement:
         texts = judgement["unparsable"]
         return RowError(shorten("; ".join(texts)), "unparsable") if texts else None
@@ -78,14 +78,14 @@ class RatingForm(Form, Protocol):
     """The best score; the worst is 1."""
 
     def calls(self, judgements: float, prompt: int, answer: int, answers: float = 1) -> Calls:
-        """Returns the same for judgements of `answers` answers together."""
+        """Returns the same calls and tokens, for judgements of `answers` answers each."""
 
     def ratings(self, judgement: Judgement) -> list[dict[str, Rating]]:
         """Returns the ratings by name, per answer; those that cannot be parsed are omitted."""
 
     def columns(self, judgement: Judgement) -> list[dict[str, Any]]:
         """Returns the columns of each answer in an artifact of feedback: `score`, `reason`,
-        `checks`, and those of the form."""
+        `checks`, and the form's own."""
 
     def words(self, columns: dict[str, Any]) -> list[str]:
         """Returns what the judge wrote about an answer, from its columns, for the report."""

@@ -105,7 +105,7 @@ class Inquiry:
     ) -> tuple[Verdict, Reply]:
         values = {"reply": form.text, **values}
         messages = [user(question.fill(values, self._wordings.get(question.name)))]
-        reply = await self._hear(messages, form)
+        reply = await self._request(messages, form)
         verdict = read(reply, form)
         if verdict.says is not None:
             return verdict, reply
@@ -123,11 +123,11 @@ class Inquiry:
             form = replace(form, max_tokens=MORE_ROOM * form.max_tokens)
         # The first reply stands if the longer conversation fails, for example exceeds the context.
         with suppress(RowError):
-            reply = await self._hear(messages, form)
+            reply = await self._request(messages, form)
             verdict = read(reply, form)
         return verdict, reply
 
-    async def _hear(self, messages: list[Message], form: Format) -> Reply:
+    async def _request(self, messages: list[Message], form: Format) -> Reply:
         return await self._ask(
             messages,
             max_tokens=form.max_tokens,

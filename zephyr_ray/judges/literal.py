@@ -34,7 +34,7 @@ class Literal:
 
 
 def literals(text: str) -> Iterator[Literal]:
-    """Yields the outermost lists and objects, in order; brackets of prose or code are skipped.
+    """Yields the outermost lists and objects, in order; brackets in prose or code are skipped.
 
     Reads what models write: both kinds of quotes, raw line breaks in strings, trailing commas and
     bare words. Takes time proportional to the text's length.

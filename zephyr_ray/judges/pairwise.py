@@ -10,12 +10,12 @@ from zephyr_ray.judges.verdict import Verdict, last_word
 
 NAMES = ("model_1", "model_2")
 WINNER = "model_with_rank_1"
-"""The only key of a reply that an engine holds to the schema. A list of ranks could not be the root
-of a schema, and could give both models one rank."""
+"""The only key of a reply if the engine enforces the schema. A list of ranks could not be the root
+of a schema, and could give both models the same rank."""
 
 
 class Ranking(Comparison):
-    """The form in which the judge ranks two outputs; neither can be a tie in one order."""
+    """The form in which the judge ranks two outputs; a single order cannot be a tie."""
 
     name: ClassVar[str] = "pairwise"
     questions: ClassVar[tuple[Question, ...]] = (Question.shipped("pairwise"),)

@@ -13,7 +13,7 @@ from zephyr_ray.models.contract import TopLogprobs
 
 LABELS = ("A", "B")
 SHOWN = 3
-"""Tokens of a reply without a label that its reason shows."""
+"""Number of tokens that the reason shows if a reply has no label."""
 
 
 class Token(Comparison):

@@ -13,14 +13,14 @@ from zephyr_ray.judges.verdict import Verdict, last_word
 OPEN = Question.shipped("turn_score")
 """The question about an answer without a reference."""
 REFERENCED = Question.shipped("turn_score/reference")
-"""The question about an answer that has a right one, which the judge is shown."""
+"""The question about an answer with a reference, which the judge is shown."""
 
 
 class TurnScore:
     """The form for one answer: `{"score": 1-10 or None, "reason": text}`.
 
     The prompt of the row is the last question, after the earlier turns if there are any. The row
-    may have a `reference`: right answers to show to the judge.
+    may have a `reference`: correct answers to show to the judge.
     """
 
     name: ClassVar[str] = "turn_score"
@@ -29,8 +29,8 @@ class TurnScore:
     reply: ClassVar[Format] = Format(
         f"[[n]], where n is a whole number from 1 (worst) to {HIGHEST} (best)",
         max_tokens=512,
-        # Endpoints take only schemas of objects, so they ignore this one, and their judges reply in
-        # MT-Bench's form. vLLM, whose judge may be weak, holds it to the object.
+        # Endpoints accept only schemas of objects, so they ignore this one, and their judges reply
+        # as in MT-Bench. vLLM, whose judge may be weak, enforces the object.
         schema={
             "anyOf": [object_schema(explanation={"type": "string"}, rating=whole_numbers(HIGHEST))]
         },

@@ -43,8 +43,8 @@ class _Span:
 
 
 def last_word(text: str, read: Read, judged: str = "", cut: bool = False) -> Verdict:
-    """Returns the verdict of a reply; it says None if the reply has no clear one. Rules of all
-    forms:
+    """Returns the verdict of a reply; it says None if the reply has no clear one. Rules for
+    all forms:
 
     - Thinking does not count; a reply cut off in its thinking has no verdict.
     - A value inside unbalanced brackets does not count. Neither does a quote from `judged`, the
@@ -65,7 +65,7 @@ def last_word(text: str, read: Read, judged: str = "", cut: bool = False) -> Ver
     if _is_enclosed(text[last.end :]):
         return Verdict(None, fault="its brackets do not match")
     disagree = any(s.verdict.says != last.verdict.says for s in spans)
-    # A quote in other words still says the same.
+    # A paraphrased quote still states the same verdict.
     may_be_quote = any(v.says == last.verdict.says for v in quotable)
     if (disagree or may_be_quote or cut) and not _ends_reply(text, begin, last):
         return Verdict(None, fault="it does not end with its only verdict")
@@ -114,7 +114,8 @@ def _verdicts(value: Any, read: Read) -> Iterator[Verdict]:
 
 
 def _is_quoted(text: str, begin: int, span: _Span, judged: str, quotable: set[Verdict]) -> bool:
-    """Returns whether a verdict is a quote, which may have other spaces or quotation marks."""
+    """Returns whether a verdict is a quote, perhaps with other whitespace or quotation marks. A
+    complete reply is not one."""
     if span.verdict not in quotable and text[span.start : span.end] not in judged:
         return False
     return bool(re.search(r"\w", text[begin : span.start] + text[span.end :]))

@@ -67,7 +67,7 @@ def check_trains(folder: Path, max_length: int) -> None:
 
 
 def check_reads(folder: Path) -> None:
-    """Raises Permanent if the model in this folder cannot tell how likely an answer is."""
+    """Raises Permanent if the model in this folder cannot compute the likelihood of an answer."""
     check_answers(folder)
     _check_causal(folder, read_config(folder), "run")
     load_chat_format(folder)
@@ -86,7 +86,7 @@ def check_rewards(folder: Path) -> None:
             f"weights folder {folder}: a {architectures[0]} is not a sequence classifier; name a "
             "reward model, such as a …ForSequenceClassification with one label"
         )
-    # transformers does not write the labels of a model that has two, its default.
+    # transformers omits the labels of a model with two, its default, from config.json.
     labels = len(config.get("id2label") or ("LABEL_0", "LABEL_1"))
     if labels != 1:
         raise Permanent(

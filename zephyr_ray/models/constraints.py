@@ -11,7 +11,7 @@ from typing import Any
 from zephyr_ray.errors import Permanent
 from zephyr_ray.models.constraint_kinds import KINDS, ConstraintResult, has_word, words
 
-# `language` is excluded, because a detector only guesses on a short text.
+# `language` is excluded, because language detectors are unreliable on short texts.
 DEFAULT_KINDS = [name for name in KINDS if name != "language"]
 
 MAX_COUNT, MAX_CHARACTERS = 9_999, 200
@@ -64,7 +64,7 @@ def phrase(rng: random.Random, constraint: dict[str, Any]) -> str:
 def draw(
     rng: random.Random, instruction: str, kinds: list[str] | None = None
 ) -> tuple[dict[str, Any], str]:
-    """Returns a random constraint, by default of DEFAULT_KINDS, and a sentence asking for it."""
+    """Returns a random constraint, by default from DEFAULT_KINDS, and a sentence asking for it."""
     name = rng.choice(DEFAULT_KINDS if kinds is None else kinds)
     if name not in KINDS:
         raise Permanent(f"unknown constraint kind {name!r}; known kinds: {', '.join(KINDS)}")

@@ -10,21 +10,22 @@ from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.messages import Message
 
 STOPPING: ContextVar[asyncio.Event | None] = ContextVar("STOPPING", default=None)
-"""Set once the stage of the row in this context stops: then no request is sent or retried."""
+"""An event that is set once the stage of the row in this context stops; then no request is sent or
+retried."""
 REQUESTS: ContextVar[asyncio.Semaphore | None] = ContextVar("REQUESTS", default=None)
-"""Limits the requests in flight of the pass in this context."""
+"""Limits the requests in flight in the pass over rows that this context belongs to."""
 STOPPED = "the stage stopped before the request was sent"
 
 
 def check_stopping() -> None:
-    """Raises Temporary if the stage of the row in this context stops."""
+    """Raises Temporary if the stage of the row in this context is stopping."""
     if (stopping := STOPPING.get()) and stopping.is_set():
         raise Temporary(STOPPED)
 
 
 async def begin_waiting_requests() -> None:
-    """Waits until requests that waited for a slot have begun. In the first turn of the event loop,
-    rows that got a reply free their slots; in the second, waiting requests take them."""
+    """Waits until requests that waited for a slot have begun. In the first iteration of the event
+    loop, rows that got a reply free their slots; in the second, waiting requests take them."""
     for _ in range(2):
         await asyncio.sleep(0)
 
@@ -63,13 +64,13 @@ class Sampling:
     max_tokens: int
     """Maximum tokens of the answer."""
     schema: dict[str, Any] | None = None
-    """JSON schema of the answer, for engines that can hold a model to it; None for any text."""
+    """JSON schema of the answer, for engines that can enforce it; None for any text."""
     top_logprobs: int | None = None
     """Number of most likely first tokens to return with the answer; None for none."""
 
 
 class Ask(Protocol):
-    """The model of one row, as its row program gets it.
+    """The model of one row, as passed to its row program.
 
     Raises RowError if this row is at fault, StopRun if no row can be answered, and Temporary if
     the next run should ask again.

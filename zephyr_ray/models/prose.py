@@ -38,7 +38,7 @@ _CODE_LOOK = re.compile(
     # At the start of a line: a comment, a quotation, a shell's prompt, a key, an indent.
     r"|^[ \t]*(?:[#$%;@]|--|\" |\"\"\"|'''|(?:[a-z_][\w.-]*|\"[^\"\n]*\"):(?:[ \t]|$))"
     r"|^(?: {2,}|\t+)(?![-*•] |\d+[.)] )\S"
-    # A comment behind a statement, or a loop behind a comment.
+    # A comment after a statement, or a loop after a comment.
     r"|^[a-z_][\w.]*+:? # |^[^#\n]*+#[^\n]*?\bfor +\w+(?:, *\w+)* +in\b"
     rf"|(?:^|[.!?:]\s+)(?:{_STATEMENT})|^for\s+\w+(?:,\s*\w+)*\s+(?:in|from)\b"
     r"|^(?:for|while|if|elif|try|except|finally|with|do|switch|match|case|until)\b[^.!?\n]*:[ \t]*$"
@@ -51,16 +51,16 @@ _ITEM = re.compile(r"(?:[-*•+]|\d+[.)])\s")
 
 
 def mask(text: str) -> str:
-    """Replaces all that is not prose with FILLER; keeps the length and line breaks of the text.
+    """Replaces everything that is not prose with FILLER; keeps the text's length and line breaks.
 
-    Lines without a blank line between them are code if one of them looks like code, because wrong
-    capitals in code cost more than missing ones in prose.
+    A block of lines without a blank line counts as code if any of them looks like code, because
+    wrong capitals in code are worse than missing ones in prose.
     """
     return _mask_blocks(_CODE_LOOK.search, mask_marked(text))
 
 
 def mask_marked(text: str) -> str:
-    """Masks only verse and what is marked as other than prose; code without marks stays."""
+    """Masks only verse and text marked as something other than prose; unmarked code stays."""
     return _mask_blocks(_is_verse, _INLINE.sub(fill, _DISPLAYED.sub(fill, text)))
 
 
@@ -73,11 +73,11 @@ def fill(match: re.Match[str]) -> str:
 
 
 def _is_verse(block: str) -> bool:
-    """Returns whether the lines are short, and most do not end a sentence or several begin with a
-    lowercase letter."""
+    """Returns whether all lines are short, and either most do not end a sentence or at least two
+    begin with a lowercase letter."""
     lines = [line.strip() for line in block.splitlines() if line.strip(f" \t{FILLER}")]
     if len(lines) < 3 or any(len(line) > VERSE_LINE or _ITEM.match(line) for line in lines):
         return False
-    small = sum(line[:1].islower() for line in lines)
+    lowercase = sum(line[:1].islower() for line in lines)
     ended = sum(line.endswith((".", "!", "?", ":")) for line in lines)
-    return small > 1 or 2 * ended < len(lines)
+    return lowercase > 1 or 2 * ended < len(lines)

@@ -5,7 +5,7 @@ import re
 from zephyr_ray.models.prose import mask_marked
 
 START = 400
-"""Characters at the start of an answer in which a refusal is looked for: later ones are advice or
+"""Characters at the start of an answer to search for a refusal; "I cannot" further on is advice or
 part of a story."""
 _SPELLINGS = [
     (r"[’‘]", "'"),
@@ -21,8 +21,8 @@ _CANNOT = (
     r"|not comfortable|not going)(?: to| with)?|do not feel comfortable|am (?:afraid|sorry)"
     r"(?:,? but)?(?: that)? I (?:cannot|will not|am (?:unable|not able) to))"
 )
-# Only what refusals decline to do: "cannot find an error" may be an answer, and "cannot give an
-# exact number" the beginning of one.
+# Only verbs that refusals use: "cannot find an error" may be an answer, and "cannot give an exact
+# number" may begin one.
 _COMPLY = (
     r"(?:to )?(?:help(?! (?:but|\w+ing)\b)|assist|fulfill?|comply|provid(?:e|ing)|support(?:ing)?"
     r"|generat(?:e|ing)|creat(?:e|ing)|writ(?:e|ing)|produc(?:e|ing)|engag(?:e|ing)"
@@ -46,7 +46,7 @@ _REFUSAL = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 SENTENCES = 2
-"""Sentences at the start of an answer that may refuse; the first may be an apology or praise."""
+"""Sentences at the start of an answer to check; the first may be an apology or praise."""
 
 
 def is_refusal(text: str) -> bool:

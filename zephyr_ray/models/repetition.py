@@ -8,9 +8,9 @@ from zephyr_ray.models.constraint_kinds import words
 from zephyr_ray.models.spacing import is_unspaced
 
 LOOP_WORDS, LOOP_TIMES, LOOP_UNITS = 6, 3, 12
-"""Words per run; minimum occurrences of a line or of a run (overlaps count); minimum occurrences of
-a unit of 1-4 letters without a gap. Two occurrences are no loop, because an answer may repeat the
-request first."""
+"""Words per run; minimum occurrences of a line or run in a loop (overlaps count); minimum
+consecutive occurrences of a unit of 1-4 letters in a loop. Two occurrences are not a loop, because
+an answer may repeat the request first."""
 WORD_LETTERS = 2
 """Letters that count as one word, in scripts without spaces between words."""
 

@@ -1,4 +1,4 @@
-"""Detects answers that go on with another turn of the conversation."""
+"""Detects answers that continue with another turn of the conversation."""
 
 import re
 
@@ -9,11 +9,11 @@ _MARKERS = re.compile(
     r"|^[ \t]*(?:Human|User|Assistant):",
     re.MULTILINE,
 )
-"""Markers of the chat formats of Zephyr, ChatML, Llama, Gemma and Mistral, of Alpaca and Vicuna,
-and the names of speakers at the start of a line."""
+"""Markers of the chat formats Zephyr, ChatML, Llama, Gemma, Mistral, Alpaca and Vicuna, and speaker
+names at the start of a line."""
 
 
 def leaks_role(text: str) -> bool:
-    """Returns whether an answer contains a marker of a role. A dialogue that the prompt asked for
-    counts too, if its speakers have these names."""
+    """Returns whether an answer contains a role marker. A dialogue that the prompt asked for counts
+    too, if its speakers have these names."""
     return _MARKERS.search(text) is not None

@@ -23,8 +23,8 @@ def split_words(text: str) -> list[str]:
 
 
 class SimilarityIndex:
-    """An index that returns the most similar of many texts. ROUGE-L F = 2·LCS/(m+n) is the
-    normalized Indel similarity."""
+    """Measures how similar a text is to the most similar of many texts. ROUGE-L F = 2·LCS/(m+n)
+    is the normalized Indel similarity."""
 
     def __init__(self, texts: list[str]):
         self._words = [split_words(text) for text in texts]
@@ -66,8 +66,8 @@ def diversity(texts: list[str]) -> dict[str, float]:
 
 
 def _nearest_others(tokens: list[list[str]]) -> list[float]:
-    """Returns the ROUGE-L of each text to its nearest other one, among at most `COMPARED` evenly
-    spaced texts and within their first `COMPARED_WORDS` words, since time grows with the square."""
+    """Returns the ROUGE-L of each text to its nearest neighbor, among at most `COMPARED` evenly
+    spaced texts and within their first `COMPARED_WORDS` words, because the time is quadratic."""
     if len(tokens) < 2:
         return [0.0]
     # One character per word: strings are compared several times as fast as lists.

@@ -6,11 +6,11 @@ import regex
 
 _LETTER = r"[\p{L}\p{N}_]"
 WORD = rf"{_LETTER}(?:{_LETTER}|[\p{{Mn}}\p{{Mc}}\u200c\u200d--\p{{VS}}])*"
-"""A word in a text from `spaced`: marks and joiners, such as vowels of Hindi, are part of it; the
+"""A word in a text from `spaced`: marks and joiners, such as Hindi vowel signs, are part of it; the
 variation selectors of emoji are not. Needs `regex.V1`."""
 
-# Unicode's line breaking classes name the letters that need no space between words, such as those
-# of Chinese, Japanese, Thai, Lao, Khmer and Burmese.
+# Unicode's line-breaking classes identify the letters of scripts without spaces between words, such
+# as those of Chinese, Japanese, Thai, Lao, Khmer and Burmese.
 _UNSPACED = regex.compile(
     r"(?=[\p{L}\p{N}])[\p{lb=SA}\p{lb=ID}\p{lb=CJ}\p{lb=NS}\p{lb=AK}\p{lb=AS}]\p{M}*"
 )

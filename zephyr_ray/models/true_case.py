@@ -4,8 +4,9 @@ import re
 
 from zephyr_ray.models.prose import FILLER, fill, mask
 
-# Words whose mark does not end a sentence. Some are also words of their own: "sun" counts only with
-# a capital, and "no" only before a number. After a name with a mark ("Yahoo! was"), a verb goes on.
+# Words whose punctuation mark does not end a sentence. Some abbreviations are also ordinary words:
+# "Sun." counts only with a capital, and "no." only before a number. A name with a mark counts only
+# before a verb ("Yahoo! was").
 _NO_END = re.compile(
     r"\b(?:(?i:etc|vs|approx|resp|incl|al|cf|figs?|min|max|est|inc|corp|ltd|co|dept|vol|sec|ie|eg"
     r"|st|mt|dr|mrs?|ms|prof|gen|rep|sen|rev|jr|sr|ave|blvd|univ|jan|feb|apr|jun|jul|aug|sept?|oct"
@@ -14,9 +15,9 @@ _NO_END = re.compile(
     r"|\b[A-Z][\w'’]*+[!?] (?:is|are|was|were|has|have|had|does|did|will|would|can|could|may|might"
     r"|must|shall|should)\b"
 )
-# The lowercase first letter of a sentence. A word that is a sentence by itself may be a name in a
-# list; "iPhone" and addresses are right as they are; a single letter may be a variable, and before
-# the full stop it is an abbreviation ("e.g. this").
+# The lowercase first letter of a sentence, except in a one-word sentence, which may be a name in a
+# list; "iPhone" and addresses, which are right as they are; a single letter, which may be a
+# variable; and after a single letter with a period, which is an abbreviation ("e.g. this").
 _SENTENCE_START = re.compile(
     rf"(?:\A|(?<=[a-z{FILLER}]{{2}}[.!?][ \n])"
     r"(?=[a-z'’-]+[,:;]* ))(?![b-z]\b)[a-z](?=[a-z'’-]*[,.!?:;]*(?:\s|\Z))"
@@ -33,7 +34,7 @@ _FIRST_PERSON = (
     r"|sometimes|personally|actually|once|already|currently)"
 )
 _PRONOUN = re.compile(rf"(?<![\w'’./$-])i(?=['’](?:m|ve|ll|d)\b|\s+{_FIRST_PERSON}\b)")
-# If the letter is a variable once, it is one everywhere in the text.
+# If "i" is a variable once, it is treated as one everywhere in the text.
 _VARIABLE = re.compile(
     r"(?<![\w'’.])i(?:\s*[+*/=<>^)\]]|\s*-\s?(?:\d|th\b)|,\s*j\b"
     r"|\s+(?:in|is|and|to|from|of|times|goes|equals|ranges|be)\b)"
@@ -45,7 +46,7 @@ _VARIABLE = re.compile(
 def true_case(text: str) -> str:
     """Returns the text with capitals at the start of sentences and for the word "I" in its prose.
 
-    Prose without any capital, or all in capitals, is a style and stays as it is.
+    Leaves prose without any capitals, or all in capitals, as it is, because that is a style.
     """
     prose = mask(text)
     if prose == prose.lower() or prose == prose.upper():

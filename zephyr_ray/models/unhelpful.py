@@ -1,7 +1,7 @@
 """Detects answers in which an assistant denies having emotions, opinions or experiences.
 
-They count as unhelpful, as in Zephyr's paper, because assistants give them even to questions of
-fact. Only statements in the assistant's own voice count; quotations, letters, verse, reported
+They count as unhelpful, as in Zephyr's paper, because assistants give them even to factual
+questions. Only statements in the assistant's own voice count; quotations, letters, verse, reported
 speech and role play do not.
 """
 
@@ -166,7 +166,7 @@ _INTRODUCED = re.compile(
     re.IGNORECASE,
 )
 _DIALOGUE_TAG = re.compile(
-    # A lookahead, so that tags which overlap are all found.
+    # A lookahead, so that all overlapping tags are found.
     r"(?=\b(?:said|thought|replied|answered|whispered|muttered|cried|admitted|insisted|wrote) "
     r"(?:the|he|she|it|[A-Z])|\b(?:he|she|it|they|the \w+|[A-Z]\w+) "
     r"(?:said|thought|replied|answered|whispered|muttered|cried|admitted|insisted|wrote)\b)"
@@ -216,7 +216,7 @@ def _mask_quotes(text: str) -> str:
 def _denies(sentence: str, denials: _Denials) -> bool:
     if not (matches := denials.find(sentence)):
         return False
-    # Searched once per sentence, because it may have many denials.
+    # Searched once per sentence, because a sentence may have many denials.
     machine, others = _MACHINE.search(sentence), _OTHERS.search(sentence)
     introduced, says_i = _INTRODUCED.match(sentence), re.search(r"\bI\b", sentence)
     last_tag = max((tag.start() for tag in _DIALOGUE_TAG.finditer(sentence)), default=-1)

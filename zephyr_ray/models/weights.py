@@ -49,7 +49,7 @@ def find_local(weights: str) -> Path | None:
 
         try:
             folder = Path(snapshot_download(weights, local_files_only=True))
-        except Exception:  # no copy, or no hub id
+        except Exception:  # no copy, or not a hub id
             return None
     complete = all(
         any(folder.glob(name)) for name in ("config.json", "*.safetensors", "tokenizer*")
@@ -58,7 +58,7 @@ def find_local(weights: str) -> Path | None:
 
 
 def fingerprint(weights: str) -> str:
-    """Returns what identifies these weights in a content key: equal only for the same model.
+    """Returns the identifier of these weights in a content key; it differs between models.
 
     A folder needs only a config.json here; `resolve` checks the rest."""
     if package := PACKAGED.get(weights):
@@ -115,7 +115,7 @@ def _from_hub(weights: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    # A short request first: a download retries for minutes if the hub is not reachable.
+    # A short request first, because a download retries for minutes if the hub is unreachable.
     try:
         HfApi().model_info(weights, timeout=5)
         reason = None

@@ -1,4 +1,4 @@
-"""Arranges what the stages contribute into the chapters of the page, and draws their plots."""
+"""Arranges the contributions of stages into the chapters of the page, and draws their plots."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -34,12 +34,12 @@ class PageChapter:
 
     @property
     def has_samples(self) -> bool:
-        """Whether it is about samples; examples in other chapters are folded."""
+        """Whether the chapter is about samples; samples in other chapters are collapsed."""
         return self.place == Place.SAMPLES
 
     @property
     def filters(self) -> Filters | None:
-        """The filters of its samples; None if it is not about samples, or has only one."""
+        """Filters of its samples; None if it is not about samples or has fewer than two."""
         runs = (run for part in self.parts.values() for run in part)
         samples: list[Sample] = [
             block for name, blocks in runs if name == "sample" for block in blocks
@@ -90,5 +90,5 @@ def arrange(sections: dict[str, Section], originals: Mapping[str, str]) -> list[
 
 
 def _kind(block: Block) -> str:
-    """Returns the name of a block's type; plots that share a grid have one name."""
+    """Returns the name of a block's type; large plots share a name and a grid."""
     return "large" if isinstance(block, Bars | Radar | Scatter) else type(block).__name__.lower()

@@ -9,22 +9,22 @@ COLUMNS = (
     Column("Model"),
     Column("Requests", 0),
     Column("Input tokens", 0),
-    Column("of them cached", 0),
+    Column("Cached input tokens", 0),
     Column("Output tokens", 0),
     Column("Dollars", 4),
     Column("Requests of unknown cost", 0),
-    Column("Dollars, at most", 4),
-    Column("Sent again", 0),
+    Column("Their maximum dollars", 4),
+    Column("Requests sent again", 0),
 )
 NAMES = (
     *("requests", "input_tokens", "cached_tokens", "output_tokens", "dollars"),
     *("unknown_requests", "unknown_dollars", "repeated_requests"),
 )
 HELP = (
-    "Tokens are those that the endpoint reported, for all attempts, retries included.",
+    "Token counts are those that the endpoint reported, for all attempts, including retries.",
     "The cost of a request is unknown if its reply did not arrive or did not state its tokens; its "
-    "maximum cost is taken instead. Requests in flight when a process was killed were sent again, "
-    "and may be paid twice.",
+    "maximum cost is counted instead. Requests in flight when a process was killed were sent "
+    "again, and may be paid for twice.",
 )
 
 

@@ -1,7 +1,7 @@
 """Builds the report's chapter on diversity, per text artifact and over the turns of dialogues.
 
-The turns matter because refinement narrows the data: every follow-up question is made from the one
-before it.
+The turns matter because refinement narrows the data: every follow-up question is made from the
+previous one.
 """
 
 import json
@@ -21,17 +21,18 @@ SAMPLED = 500
 TURNS = 8
 """Maximum turns in a plot."""
 INTRO = (
-    f"Measured on up to {SAMPLED} evenly spaced rows of each artifact. A narrower set has fewer "
-    "distinct n-grams, nearer texts, and fewer bits in the first words of its texts. Shares of "
-    "distinct n-grams also fall as texts become longer or more, so compare like with like."
+    f"Measured on up to {SAMPLED} evenly spaced rows of each artifact. A less diverse set "
+    "has fewer distinct n-grams, a higher ROUGE-L to the nearest text, and a lower entropy of "
+    "first words. Shares of distinct n-grams also fall as texts become longer or more numerous, so "
+    "compare like with like."
 )
 FIGURES = {
     "distinct_1": Column("distinct words", 3),
     "distinct_2": Column("distinct pairs of words", 3),
     "nearest_mean": Column("ROUGE-L to nearest, mean", 3),
     "nearest_max": Column("maximum", 3),
-    "openings": Column("first words", 0),
-    "openings_bits": Column("bits", 2),
+    "openings": Column("distinct first words", 0),
+    "openings_bits": Column("entropy of first words, bits", 2),
 }
 """Columns by the name of their figure in `diversity`."""
 Row = dict[str, Any]

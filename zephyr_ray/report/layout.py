@@ -40,13 +40,13 @@ class Layout:
     rows: list[list[Item]]
     lines: list[Line]
     middles: dict[Item, float]
-    """Distances from the left edge of the picture."""
+    """Distance of each item's middle from the left edge of the picture."""
     width: float
 
 
 def lay_out(reads: Mapping[str, Sequence[str]], most: int, box: float, lane: float) -> Layout:
-    """Lays out boxes, at most `most` per row. `reads` has the boxes that each is made from, which
-    must come before it; `box` and `lane` are widths with the space beside them."""
+    """Lays out boxes, at most `most` per row. `reads` has, per box, the boxes that it is made from,
+    which must come before it; `box` and `lane` are widths, including the space beside them."""
     row_of = _assign_rows(reads, most)
     lines = list(_lines(reads, row_of))
     rows: list[list[Item]] = [[] for _ in range(max(row_of.values(), default=-1) + 1)]

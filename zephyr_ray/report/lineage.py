@@ -1,4 +1,4 @@
-"""Draws the pipeline: a box per stage with its time, cost and rows, below what it was made from."""
+"""Draws the pipeline: a box per stage with its time, cost and rows, below its source stages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ LONGEST_NAME = 19
 
 @dataclass(frozen=True)
 class Picture:
-    """A layout, and how high its boxes are."""
+    """A layout, and the height of its boxes in pixels."""
 
     layout: Layout
     box: int
@@ -46,7 +46,7 @@ class Picture:
         return Markup(f'<path d="M{x:.0f} {y}v{self.box}"/>')
 
     def draw_box(self, item: Item, stage: StageSummary, share: float) -> Markup:
-        """Draws a stage; `share` is how dark it is, from 0 to 1."""
+        """Draws a stage; `share` is how dark its box is, from 0 to 1."""
         middle, top = self.place(item)
         left = middle - BOX / 2
         rows = f"{number(stage.rows)} rows" if stage.rows is not None else ""
@@ -80,7 +80,7 @@ class Picture:
 
 
 def draw_pipeline(stages: Sequence[StageSummary], most: int) -> Markup:
-    """Draws the stages in rows of at most `most` boxes. Each box links to its stage's row."""
+    """Draws the stages, at most `most` per row. Each box links to a row of the page's table."""
     by_name: dict[str, StageSummary] = {}
     reads: dict[str, list[str]] = {}
     for stage in stages:
@@ -99,7 +99,7 @@ def draw_pipeline(stages: Sequence[StageSummary], most: int) -> Markup:
     ]
     return Markup(
         '<svg class="pipeline" viewBox="0 0 {w:.0f} {h}" width="{w:.0f}" height="{h}" role="group" '
-        'aria-label="{n} stages, each below what it was made from">'
+        'aria-label="{n} stages, each below the stages it was made from">'
         '<g class="lines" aria-hidden="true">{lines}</g>{boxes}</svg>'
     ).format(
         w=layout.width,

@@ -1,6 +1,6 @@
 "use strict";
 
-// Filters of samples. Without scripts they stay hidden, and all samples are shown.
+// Filters for samples. Without JavaScript they stay hidden, and all samples are shown.
 for (const filters of document.querySelectorAll(".filters")) {
   const samples = [...filters.closest("section").querySelectorAll(".sample")];
   const fields = [...filters.querySelectorAll("input, select")];
@@ -14,7 +14,7 @@ for (const filters of document.querySelectorAll(".filters")) {
       const answers = [...sample.querySelectorAll(".answer")];
       const compares = answers.some((answer) => answer.dataset.outcome);
       for (const answer of answers) {
-        // A model is shown beside the answer that it was compared with, the first.
+        // The selected model's answer is shown beside the first, with which it was compared.
         const isOther = wanted.model && answer.dataset.model !== wanted.model;
         answer.hidden = isOther && !(compares && answer === answers[0]);
       }
@@ -43,7 +43,7 @@ for (const filters of document.querySelectorAll(".filters")) {
   update();
 }
 
-// Boxes that scroll sideways can be reached and scrolled with the keyboard.
+// Makes boxes that scroll sideways focusable, so that the keyboard can scroll them.
 const reach = () => {
   for (const box of document.querySelectorAll(".scroll")) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;

@@ -60,7 +60,7 @@ class Report(Stage):
                 section = replace(section, chapters=(*section.chapters, chapter))
             if section:
                 contributed[name] = section
-        # The last section, because the page opens with its headline. No stage has an empty name.
+        # Added last, because the page opens with the last headline. No stage has an empty name.
         about_the_run = [
             sweep_section(work.variants, contributed),
             diversity_section(work.stages, work.inputs),
@@ -108,7 +108,7 @@ def _count(stages: int) -> str:
 
 
 def _cost(paid: float, manifests: list[Manifest]) -> str:
-    """Says what was paid, and for which endpoints that is not known because they have no price."""
+    """Returns the cost as text, with the endpoints whose cost is unknown for lack of a price."""
     unpriced = {
         name
         for manifest in manifests
@@ -117,7 +117,7 @@ def _cost(paid: float, manifests: list[Manifest]) -> str:
         if f"{PAID}{name}/dollars" not in manifest.counts
     }
     if unpriced:
-        unknown = f"not recorded for {', '.join(sorted(unpriced))}, without a price"
+        unknown = f"unknown for {', '.join(sorted(unpriced))} (no price set)"
         return f"{dollars(paid)}, {unknown}" if paid else unknown
     return dollars(paid) if paid else "nothing was paid"
 

@@ -20,7 +20,7 @@ def released_chapter(artifact: Artifact, section: Section, released: Figures) ->
         for block in chapter.blocks
         if isinstance(block, Bars) and block.figure
     ]
-    intervals = {f"{of.figure}/{model}": bar for of in bars for model, bar in of.bars}
+    intervals = {f"{b.figure}/{model}": interval for b in bars for model, interval in b.bars}
     counts = artifact.manifest.counts
     columns = (Column("Figure"), Column("This run", digits=3), Column("Released", digits=3))
     rows = tuple(
@@ -43,7 +43,7 @@ def _orders(bars: list[Bars], released: Figures) -> Iterator[str]:
             low, high = paired.get((better, worse), (a.low - b.high, a.high - b.low))
             verdict = SAME if low > 0 else DIFFERENT if high < 0 else OPEN
             pairs[verdict].append(f"{better} above {worse}")
-        orders = ". ".join(f"{verdict}: {', '.join(of)}" for verdict, of in pairs.items() if of)
+        orders = ". ".join(f"{verdict}: {', '.join(p)}" for verdict, p in pairs.items() if p)
         if orders:
             rule = f"their difference in {figure} may be 0" if paired else "intervals overlap"
             note = f"Two models are not distinguished if {rule}."

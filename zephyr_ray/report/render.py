@@ -1,4 +1,4 @@
-"""Renders the page from its parts: one file that loads nothing."""
+"""Renders the page from its parts, as one file that makes no requests."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ from zephyr_ray.section import Cell, Column, Interval, Pair, Place, Section
 
 FOLDER = Path(__file__).parent
 WIDE, NARROW = 6, 2
-"""Maximum boxes per row of the pipeline, on a screen and on a phone."""
+"""Maximum boxes per row of the pipeline, on a wide screen and on a phone."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def render(
 
 
 def content_policy(script: str) -> str:
-    """Returns the content security policy of a page that runs this script: no other script and no
-    request."""
+    """Returns the content security policy of a page that runs this script; it allows no other
+    script and no request."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "

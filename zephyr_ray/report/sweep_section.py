@@ -1,6 +1,6 @@
-"""Builds what a sweep contributes to the report: the outcomes of its variants, by their settings.
+"""Builds a sweep's section of the report: the outcomes of its variants, by their settings.
 
-Outcomes come from what the stages contribute: bars with the name of a variant, and the ends of a
+Outcomes come from the sections of the stages: bars named after a variant, and the ends of a
 variant's curves. So a new kind of measurement needs no change here.
 """
 
@@ -26,13 +26,13 @@ from zephyr_ray.stage import Variant, original_name
 
 Variants = dict[str, Variant]
 INTRO = (
-    "Each variant is the recipe with these values of the swept settings; what does not depend on "
-    "them was made once and is shared. The chapters below explain the values and their intervals."
+    "Each variant is the recipe with these values of the swept settings; stages that do not depend "
+    "on them ran once and are shared. The chapters below explain the values and their intervals."
 )
 BEST = "The best of several variants looks better than it is; confirm it on other prompts."
 ENDS = (
-    "Final values are means over the last tenth of the steps, measured on the training data; those "
-    "of validation are measured with the trained model."
+    "Final values are means over the last tenth of the steps, measured on the training data; final "
+    "validation values are measured with the trained model."
 )
 
 
@@ -42,13 +42,13 @@ class Outcome:
 
     title: str
     of_training: bool = False
-    """Whether it is the end of a curve."""
+    """Whether it is the final value of a curve."""
     line: float | None = None
     """A value to compare it with."""
     values: dict[str, float | Interval] = field(default_factory=dict)
     """Values by variant."""
     paired: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
-    """Ends of the intervals of paired differences."""
+    """Ends of the intervals of paired differences, by (first, second) variant."""
 
 
 def sweep_section(variants: Variants, sections: dict[str, Section]) -> Section | None:
@@ -82,8 +82,8 @@ def sweep_section(variants: Variants, sections: dict[str, Section]) -> Section |
 
 
 def _outcomes(variants: Variants, sections: dict[str, Section]) -> list[Outcome]:
-    """Returns the outcomes in the order of the stages. The variants of one stage measure the same;
-    equal titles of other stages are told apart by the stage."""
+    """Returns the outcomes in the order of the stages. Variants of one stage share outcomes;
+    if stages have outcomes of the same title, the stage is added to it."""
     outcomes: dict[tuple[str, str], Outcome] = {}
     for stage, section in sections.items():
         original = original_name(stage, variants)
@@ -97,7 +97,7 @@ def _outcomes(variants: Variants, sections: dict[str, Section]) -> list[Outcome]
     for (original, title), outcome in outcomes.items():
         if titles[title] > 1:
             outcome.title = f"{title} ({original})"
-    # A sweep is made for the results that bars compare, so they come before training.
+    # The results that bars compare are the purpose of a sweep, so they precede training values.
     return sorted(outcomes.values(), key=lambda outcome: outcome.of_training)
 
 
@@ -122,7 +122,7 @@ def _text(variant: Variant, key: str) -> str | None:
 
 def _trend(variants: Variants, key: str, outcome: Outcome) -> Trend | None:
     """Returns an outcome over the values of one setting, one series per combination of the others;
-    None if there are no two values."""
+    None if it has fewer than two values."""
     series: dict[str, list[tuple[str | float, Interval]]] = {}
     for name, value in outcome.values.items():
         variant = variants[name]
@@ -142,8 +142,8 @@ def _trend(variants: Variants, key: str, outcome: Outcome) -> Trend | None:
 
 
 def _headline(outcomes: list[Outcome]) -> str:
-    """Names the variant with the highest first outcome; empty if that has no intervals, or only one
-    variant."""
+    """Names the variant with the highest first outcome; empty if fewer than two variants have
+    intervals."""
     first = outcomes[0]
     others = {n: v for n, v in first.values.items() if isinstance(v, Interval)}
     if len(others) < 2:

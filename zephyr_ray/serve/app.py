@@ -240,8 +240,8 @@ def _judge_deployment(judge: Model) -> "Application":
 
 
 def _adapter_rank(adapter: Path) -> int:
-    """Returns an adapter's rank, rounded up to one that vLLM supports. Raises Permanent if the
-    adapter has none or a larger one."""
+    """Returns an adapter's rank, rounded up to one that vLLM supports. Raises Permanent if
+    it is missing or above vLLM's maximum."""
     try:
         rank = int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
         return next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 APPLICATION_NAME = "zephyr"
 RAY_SETTINGS = {
-    # The first saves threads and copies per token; the next two undo what it also turns on: a port
-    # on every replica, and a log that is written only every thousand lines.
+    # The first saves threads and copies per token; the next two undo its side effects: a port on
+    # every replica, and a log that is written only every thousand lines.
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",

@@ -217,7 +217,7 @@ def _refusal(error: Exception) -> RequestError | None:
 
 
 def _failure_in(chunk: Any) -> RequestError | None:
-    """Returns the error that the model's server sent in place of an answer or an event."""
+    """Returns the error that the model server sent instead of an answer or an event."""
     event = chunk[0] if isinstance(chunk, list) else chunk
     if isinstance(event, str) and event.startswith('data: {"error"'):
         return _as_request_error(json.loads(event.removeprefix("data: "))["error"])

@@ -1,4 +1,4 @@
-"""Defines the ingress deployment: handlers of page, OpenAI-compatible routes, votes and judge."""
+"""Defines the ingress deployment: handlers for page, OpenAI-compatible routes, votes and judge."""
 
 import asyncio
 import logging
@@ -34,7 +34,8 @@ log = logging.getLogger("zephyr_ray.serve")
 T = TypeVar("T")
 PAGE = Path(__file__).with_name("page.html")
 STATUS_SECONDS = 2.0
-"""Seconds for which /health reuses the replicas' state, as anyone may call it without limit."""
+"""Seconds for which /health reuses the replicas' state, because callers need no key and have no
+rate limit."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Serves the evaluation's judge as a deployment: same engine, questions and judgements."""
+"""Serves the evaluation's judge as a deployment, with the same engine, questions and judgements."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ class NoForm(Permanent):
 
 
 class JudgeService:
-    """Judges answers by a form of `judges.FORMS`; many at a time."""
+    """Judges answers in a form of `judges.FORMS`, many concurrently."""
 
     def __init__(self, model: Model):
         self._model, self._engine = model, model.settings.start(seed=0)

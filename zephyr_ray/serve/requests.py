@@ -54,7 +54,7 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     without_effect: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Values that change nothing here, such as OpenAI's defaults, by name of unknown field."""
+    """Values that change nothing here, such as OpenAI's defaults, by the unknown field's name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -191,8 +191,8 @@ class CompletionRequest(SampledRequest):
 
 
 def end_of(finish_reason: str | None) -> str:
-    """Returns "stop" if the model ended the answer, else "length", also for one that the reader
-    stopped."""
+    """Returns "stop" if the model ended the answer, otherwise "length", even if the user stopped
+    it."""
     return "stop" if finish_reason == "stop" else "length"
 
 
@@ -200,12 +200,12 @@ class VotedAnswer(Body):
     model: ModelName
     text: Text
     finish_reason: str | None = "stop"
-    """If missing, the answer counts as ended, as an earlier one does; null means that the reader
+    """If missing, the answer counts as complete, as earlier answers do; null means that the user
     stopped it."""
 
 
 class VotedMessage(ChatMessage):
-    """A message before the voted answers; an assistant's may say how it ended."""
+    """A message before the voted answers; `finish_reason` says how an assistant's message ended."""
 
     finish_reason: str | None = None
 
@@ -240,7 +240,7 @@ class JudgedPrompt(Body):
     order_seed: Text | None = None
     """Seeds the order of answers that are judged together; by default, the prompt does."""
     reference: Text | None = None
-    """A right answer to show to the judge."""
+    """A correct answer to show to the judge."""
 
     @field_validator("constraint")
     @classmethod

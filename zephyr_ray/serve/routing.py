@@ -42,7 +42,7 @@ def build_app(routes: list[tuple[str, str, Handler]], keys: Keys) -> FastAPI:
 
 
 def check_origin(request: Request) -> None:
-    """Raises RequestError 403 if a browser sends the request for a page of another origin.
+    """Raises RequestError 403 if a browser sends the request on behalf of another origin's page.
 
     Any page in a browser on this machine can send requests to a service without keys, and votes
     become training data. Clients other than browsers send neither Origin nor Sec-Fetch-Site.

@@ -1,4 +1,4 @@
-"""Stores human votes between two answers as feedback rows, and which of them were taken back."""
+"""Stores human votes between two answers as feedback rows, and records which were taken back."""
 
 import os
 import threading
@@ -20,9 +20,9 @@ class UnknownVote(Exception):
 
 class VoteFile:
     """Appends votes to a new JSONL file in `folder`, each in a single write, so that no earlier
-    vote is lost if the process is killed. Each gateway has its own file, because appends of two
-    hosts overwrite each other on NFS. A vote is never deleted; a line that takes it back follows,
-    in any of the files.
+    vote is lost if the process is killed. Each gateway has its own file, because appends from two
+    hosts overwrite each other on NFS. A vote is never deleted: taking it back appends a line, in
+    any of the files.
     """
 
     def __init__(self, folder: Path):

@@ -54,16 +54,16 @@ class Clean(RowStage):
     min_score: float = 10.0
     """Minimum score of an answer, on the judge's scale; unused without a judge."""
     apart_from: Annotated[str | None, Reads("prompts")] = None
-    """Held-out prompts. A question that is a near duplicate of one of them is bad; the teacher's
-    follow-up questions may repeat them."""
+    """Held-out prompts. A question that is a near duplicate of one of them is bad; even the
+    teacher's follow-up questions may repeat them."""
     evaluation_sets: Annotated[str | None, FILE, ADDED] = None
     """A JSONL or JSON file with the questions of an evaluation set, or a folder with one such file
     per set. A text that shares a sequence of 8 to 13 words with one of them is bad."""
     near_duplicates: Annotated[float | None, ADDED] = Field(None, ge=0.5, le=1)
-    """Estimated Jaccard similarity of shingles of three words from which a row is a near duplicate
-    of an earlier one; None keeps near duplicates."""
+    """Minimum estimated Jaccard similarity, over shingles of three words, at which a row is a near
+    duplicate of an earlier one; None keeps near duplicates."""
     languages: Annotated[list[str], ADDED] = []
-    """Allowed languages, such as en; none allows all. Texts too short to tell are kept."""
+    """Allowed languages, such as en; none allows all. Texts too short to identify are kept."""
     min_words: Annotated[int | None, ADDED] = Field(None, ge=1)
     max_words: Annotated[int | None, ADDED] = Field(None, ge=1)
     """Minimum and maximum words per answer, or per prompt in a stage that cleans prompts."""

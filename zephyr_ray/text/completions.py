@@ -22,7 +22,7 @@ class Completions(RowStage):
 
     The models are ranked for each prompt by rendezvous hashing, and the first ones answer; once all
     have answered, they answer again in the same order. With `principles`, each answer is sampled
-    under a principle as its system prompt, which training never sees.
+    with a principle as its system prompt, which training never sees.
     """
 
     kind = "completions"

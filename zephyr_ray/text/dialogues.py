@@ -77,7 +77,8 @@ class SelfRefine(RowStage):
 
 
 def _flaw(row: dict[str, Any], *, max_tokens: int) -> RowError | None:
-    """Returns the fault of a dialogue whose first answer is empty; a later one only ends it."""
+    """Returns the fault of a dialogue whose first answer is empty. A later one is no fault: the
+    `clean` stage cuts the dialogue before it."""
     first = answers(with_facts(row)["messages"])[0]
     return empty_answer(first["content"], first.get("finish_reason"), max_tokens)
 

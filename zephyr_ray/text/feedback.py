@@ -32,7 +32,7 @@ from zephyr_ray.store import Artifact, write_atomically
 Row = dict[str, Any]
 
 FIRST_FORM = "score"
-"""The form whose requests are named by the completion alone, as in journals of earlier versions."""
+"""The form whose request ids are completion ids alone, as in journals of earlier versions."""
 NOT_JUDGED: Row = {"score": None, "reason": "not judged", "checks": {}}
 """Columns of an answer that the first form did not judge."""
 SELF_CHECK = "self_check.json"
@@ -53,8 +53,8 @@ class Feedback(RowStage):
     forms: Annotated[list[str], ADDED] = Field([FIRST_FORM], min_length=1)
     """Forms of judgement: `score`, `aspects`, `critique`."""
     rated_again: Annotated[float, ADDED] = Field(0.05, ge=0, le=1)
-    """Share of the prompts whose answers a form that rates them together rates again in another
-    order, to check the judge."""
+    """Share of the prompts whose answers are rated again in another order, to check the judge; only
+    in forms that rate the answers to a prompt together."""
     seed: int = 0
 
     @field_validator("forms")
@@ -102,7 +102,7 @@ class Feedback(RowStage):
                 if together:
                     yield _request(row, form, f"{row['id']}/{form}", answers)
                     if len(answers) > 1 and row["id"] in sample:
-                        # The form orders both lists alike, so every answer changes its place.
+                        # The form shuffles both lists alike, so every answer changes position.
                         moved = [*answers[1:], answers[0]]
                         again = _request(row, form, f"{row['id']}/{form}/again", moved)
                         yield again | {"again": True, "sample": 1}
@@ -196,7 +196,7 @@ class Feedback(RowStage):
         highest = RATING_FORMS[self.forms[0]].highest
         blocks: list[Block] = [Histogram(model, tuple(s), highest) for model, s in scores.items()]
         if not scores:
-            blocks = [Text(f"No answer of {number(len(completions))} has a readable score.")]
+            blocks = [Text(f"None of {number(len(completions))} answers has a readable score.")]
         elif unscored := sum(completion["score"] is None for completion in completions):
             note = f"{number(unscored)} answers have no readable score."
             blocks.insert(0, Text(note, soft=True))
@@ -232,8 +232,8 @@ def _answers(row: Row) -> list[tuple[str, Row]]:
 def _request(row: Row, form: str, id: str, answers: list[tuple[str, Row]]) -> Row:
     ids, completions = zip(*answers, strict=True)
     judged = {"answers": list(ids), "completions": list(completions)}
-    # All requests have the same sample, so that an answer keeps its judgement if a larger pool
-    # moves it in the row, which changes the ids.
+    # All first requests have the same sample, so that an answer keeps its judgement if a larger
+    # pool moves it in the row, which changes the ids.
     request = {"id": id, "sample": 0, "order_seed": row["id"], "form": form, "again": False}
     return {**row, **request, **judged}
 
@@ -245,7 +245,7 @@ def _rated(request: Row, judgement: Row) -> list[Rated]:
 
 
 def _hash(text: str) -> str:
-    """Returns a key to draw a sample by, which does not depend on the other texts."""
+    """Returns a sort key for drawing a sample; it does not depend on the other texts."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Reads a model's published answers, in the form of AlpacaEval's model outputs, as completions.
+"""Reads a model's published answers, in AlpacaEval's model_outputs format, as completions.
 
 The file is a list of objects (or JSONL, or Parquet) with `instruction`, `output` and `generator`,
 the model's name; `finish_reason` and `tokens`, which `zephyr export` adds, are optional.
@@ -62,7 +62,7 @@ class Outputs(BoundedStage):
         completions: dict[str, Row] = {}
         for text, same in asked.items():
             for number, prompt in enumerate(same):
-                # Prompts with one text get its answers in order; the last one serves the rest.
+                # Prompts with one text get its answers in order; the last answer serves the rest.
                 if own := answers.get(text, []):
                     completions[prompt["id"]] = _completion(own[min(number, len(own) - 1)])
                 else:
@@ -83,17 +83,18 @@ def read_outputs(path: Path) -> list[Row]:
     """Returns the rows of a file. Raises Permanent if one lacks a field, or if several models wrote
     the answers."""
     if path.suffix not in FORMATS:
-        raise Permanent(f"{path} is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file; convert it")
+        formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise Permanent(f"{path} is not a {formats} file; convert it")
     rows: list[Row] = []
     for where, row in located_rows(path):
         for field in FIELDS:
-            # An answer may be empty, but neither a question nor a name.
+            # An answer may be empty; an instruction or a name may not.
             if not isinstance(row.get(field), str) or not (field == "output" or row[field].strip()):
                 raise Permanent(f'{where}: "{field}" is not a text; correct it')
         if rows and row["generator"] != rows[0]["generator"]:
             raise Permanent(
-                f"{where}: the generator is '{row['generator']}', that of the rows before it "
-                f"'{rows[0]['generator']}'; write one file per generator"
+                f"{where}: the generator is '{row['generator']}', but "
+                f"'{rows[0]['generator']}' in the rows before it; write one file per generator"
             )
         rows.append(row)
     if not rows:

@@ -164,11 +164,11 @@ def widest_pair(answers: list[Completion], predicted: dict[str, float]) -> list[
 def as_published(scored: list[Completion], seed: int) -> tuple[Completion, list[Completion]]:
     """Returns the chosen answer and the rejected one, if there is one, as UltraFeedback-binarized
     drew them for Zephyr-7B: chosen is the first answer with the highest score; rejected is drawn at
-    random from all answers until it differs from chosen. The generator is seeded for each row; the
-    seed was 42.
+    random from all answers until it differs from chosen. The random generator is seeded for each
+    row; the published seed was 42.
 
     Source: create_dataset.py of HuggingFaceH4/ultrafeedback_binarized at commit 04348d9. The
-    current revision of that data set seeds the generator once for all rows instead.
+    current revision of that data set seeds it once for all rows instead.
     """
 
     def identity(completion: Completion) -> tuple[float, str, str]:
@@ -216,8 +216,8 @@ def _answer(completion: dict[str, Any]) -> Message:
 
 
 class Chosen(Stage):
-    """Turns the chosen answers of pairs into dialogues. Plain SFT on them is the
-    control that shows how much of a gain comes from DPO."""
+    """Turns the chosen answers of pairs into dialogues. Plain SFT on them is the control that
+    shows how much of a gain comes from DPO."""
 
     kind = "chosen"
     makes = "dialogues"

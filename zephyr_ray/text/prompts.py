@@ -124,7 +124,7 @@ class SelfInstruct(Tasks, RowStage):
     version = 3
 
     model: Annotated[Names, Reads("model")]
-    """The teacher, or a list of teachers, of which each request goes to one."""
+    """The teacher, or a list of teachers; each row of requests goes to one of them."""
     count: int = Field(ge=1)
     apart_from: Annotated[str | None, Reads("prompts")] = None
     """Held-out prompts: tasks that are exact or near duplicates of one are dropped."""
@@ -207,7 +207,7 @@ class SelfInstruct(Tasks, RowStage):
         held_out: SimilarityIndex,
         work: Work,
     ) -> bool:
-        """Returns whether the task passes every filter, and counts the one that it fails."""
+        """Returns whether the task passes every filter; counts it under the first that it fails."""
         instruction = task["instruction"]
         if not MIN_WORDS <= len(spaced(instruction).split()) <= MAX_WORDS:
             work.drop("length", instruction)
@@ -260,8 +260,8 @@ def read_list(text: str, complete: bool) -> list[str]:
 
 
 def read_tasks(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields rows with the fields `FIELDS`, of which only `instruction` is needed. Raises Permanent
-    with the line number if one is invalid."""
+    """Yields the tasks of a file; of `FIELDS`, only `instruction` is required. Raises Permanent
+    with the line number if a task is invalid."""
     number = 0
     for number, row in numbered_jsonl(path):
         instruction = row.get("instruction")

@@ -71,14 +71,14 @@ class Published(BoundedStage):
     revision: str | None = None
     """A branch, tag or commit of the hub data set."""
     columns: dict[str, str] = {}
-    """Column names in the data, by our names for them."""
+    """Maps our column names to those in the data."""
     limit: int | None = Field(None, ge=1)
     """Maximum usable rows, from the start of the data."""
     ties: Annotated[Literal["keep", "drop"], ADDED] = "keep"
     """Treatment of pairs whose scores tie or contradict the choice; they are counted."""
     exclude: Annotated[dict[str, list[str]], ADDED] = {}
-    """Values of columns of the data whose rows are left out, such as {source: [truthful_qa]}; they
-    are counted."""
+    """Drops and counts rows that have one of these values in a column of the data, such as
+    {source: [truthful_qa]}."""
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         if (self.dataset is None) == (self.files is None):
@@ -145,7 +145,7 @@ class Published(BoundedStage):
         return [f"{column} is {v}" for column, values in self.exclude.items() for v in values]
 
     def _exclusion(self, raw: Row) -> str | None:
-        """Returns the rule of `exclude` that leaves out a row, if there is one."""
+        """Returns the rule of `exclude` that drops a row, or None."""
         for column, values in self.exclude.items():
             value = raw.get(column)
             for v in value if isinstance(value, list) else [value]:

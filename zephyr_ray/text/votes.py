@@ -99,7 +99,7 @@ def _fault(row: Any) -> str | None:
         return "is not a JSON object"
     for name in ("id", "prompt", "instruction"):
         if not isinstance(row.get(name), str):
-            return f"needs a text in '{name}'"
+            return f"needs text in '{name}'"
     if not isinstance(row.get("constraint"), dict | None):
         return "has a 'constraint' that is neither an object nor null"
     if not isinstance(row.get("context", []), list):
@@ -112,7 +112,7 @@ def _fault(row: Any) -> str | None:
     for answer in answers:
         for name in ("model", "text", "finish_reason"):
             if not isinstance(answer, dict) or not isinstance(answer.get(name), str):
-                return f"needs a text in '{name}' of both 'completions'"
+                return f"needs text in '{name}' of both 'completions'"
         if not isinstance(answer.get("score"), int | float):
             return "needs a number in 'score' of both 'completions'"
     return None

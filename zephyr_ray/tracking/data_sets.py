@@ -16,7 +16,7 @@ TYPES = {
     list: "array",
     dict: "object",
 }
-"""MLflow's names of the types of JSON values."""
+"""MLflow's names for the types of JSON values."""
 
 
 def to_input(name: str, artifact: Artifact, role: str) -> "DatasetInput":

@@ -81,7 +81,7 @@ class Experiment:
 
 @contextmanager
 def readable_errors(storage: Path) -> Iterator[None]:
-    """Raises Permanent with one line in place of an error of MLflow."""
+    """Converts an MLflow error to Permanent with a one-line message."""
     server = os.environ.get("MLFLOW_TRACKING_URI")
     try:
         yield

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 KEY = "zephyr.key"
-"""Tag that holds the key of the artifact of a run or model."""
+"""Tag that holds the artifact key of a run or model."""
 
 
 def create_model(

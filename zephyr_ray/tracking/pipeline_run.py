@@ -43,8 +43,8 @@ class Tracking:
 
     @property
     def page(self) -> str:
-        """Path of the experiment in MLflow's UI. It names the kind of page, because MLflow 3.17
-        opens traces instead of runs whatever kind the experiment has."""
+        """Path of the experiment in MLflow's UI. Sets `workflowType`, because MLflow 3.17 otherwise
+        shows traces instead of runs, whatever the experiment's kind."""
         return f"/#/experiments/{self.experiment.id}/runs?workflowType=machine_learning"
 
     def start_stage(
@@ -55,8 +55,8 @@ class Tracking:
         params: dict[str, Any],
         reads: Collection[str] = (),
     ) -> StageRun:
-        """Resumes or creates the nested run of this stage key; `reads` names stages whose artifacts
-        it reads."""
+        """Resumes or creates the nested run of this stage key; `reads` names the stages whose
+        artifacts the stage reads."""
         return StageRun(self._parent, name, kind, key, params, reads)
 
     def record_cached(self, name: str, artifact: Artifact) -> None:

@@ -162,8 +162,8 @@ class StageRun:
             self._client.log_text(self.run_id, first, "samples.jsonl")
 
     def _log_figures_of_models(self, artifact: Artifact) -> None:
-        """Logs what the stage measured of models of this pipeline as metrics of those models, and
-        of the runs that trained them, so that runs and models can be sorted by it."""
+        """Logs figures that the stage measured for this pipeline's models as metrics of the models
+        and of the runs that trained them, so that MLflow can sort both by them."""
         artifacts = self._parent.artifacts
         models = [n for n, a in artifacts.items() if n != self._name and a.model_folder.is_dir()]
         data_set = self._name, artifact.key

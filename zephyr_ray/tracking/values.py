@@ -25,8 +25,8 @@ def to_metrics(
     model_id: str | None = None,
     dataset: tuple[str, str] | tuple[None, None] = (None, None),
 ) -> "list[Metric]":
-    """Returns the numbers among the values as metrics of one step, optionally of a logged model and
-    of the data set, by name and digest, that they were measured on."""
+    """Returns the numbers among the values as metrics of one step, optionally with the logged model
+    that they belong to and the data set (name, digest) that they were measured on."""
     from mlflow.entities import Metric
 
     now, (name, digest) = int(time.time() * 1000), dataset

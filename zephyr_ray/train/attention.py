@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 SEGMENTED = "segmented"
 """Name of this attention in a model's configuration."""
 GROUPED = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-"""Argument for fewer heads of keys than of queries; PyTorch 2.11 accepts these without it."""
+"""Argument that enables grouped-query attention; PyTorch 2.11 needs none."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Segments:
     most_queries: int
     most_keys: int
     key_rows: Tensor | None = None
-    """Position in the row of every key; None if the keys are the row's, in its order."""
+    """Position of each key in the row; None if the keys are the row's tokens in order."""
 
     def select(self, states: Tensor) -> Tensor:
         """Returns the keys or values of all segments, one segment after the other."""
@@ -52,7 +52,7 @@ def attend(
     window: int | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Returns the attention of one row, of the query's shape.
+    """Returns the attention output of one row, in the query's shape.
 
     Shapes are (1, heads, tokens, head size), with fewer heads of keys and values in grouped-query
     attention. `window` is the maximum number of keys per query.
@@ -133,7 +133,7 @@ def _causal(queries: int, keys: int, window: int | None, device: torch.device) -
 
 
 def _varlen_runs(query: Tensor, value: Tensor, dropout: float) -> bool:
-    """Returns whether PyTorch's kernel for segments (FlashAttention) computes this attention."""
+    """Returns whether PyTorch's kernel for segments (FlashAttention) supports this attention."""
     size = query.shape[-1]
     half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
     return half and size == value.shape[-1] and size <= 256 and size % 8 == 0 and not dropout
@@ -155,7 +155,7 @@ def _forward(
     key_rows: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Computes the attention of one layer of a model; without segments, as transformers' "sdpa"."""
+    """Computes the attention of one layer; without segments, uses transformers' "sdpa"."""
     if cu_seq_lens_q is None or cu_seq_lens_k is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **others

@@ -48,7 +48,7 @@ class Dealer:
         dealt: list[list[list[int]]] = [[] for _ in range(self.workers)]
         for number in range(passes):
             pass_batches = micro_batches[number * self.workers : (number + 1) * self.workers]
-            # The worker with the most tokens of one pass gets the fewest of the next.
+            # The worker with the most tokens in one pass gets the fewest in the next.
             if number % 2:
                 pass_batches.reverse()
             for worker, micro_batch in zip(dealt, pass_batches, strict=True):
@@ -56,9 +56,8 @@ class Dealer:
         return dealt
 
     def _split(self, rows: Sequence[int], count: int) -> list[list[int]]:
-        """Splits the rows into `count` micro-batches. Padded: consecutive slices of the rows sorted
-        by length. Otherwise: each row, longest first, goes to the micro-batch with the fewest
-        tokens."""
+        """Splits the rows into `count` micro-batches. If padded, slices the rows sorted by length;
+        otherwise puts each row, longest first, into the micro-batch with the fewest tokens."""
         longest_first = sorted(rows, key=lambda row: -self.lengths[row])
         if self.padded:
             size, longer = divmod(len(rows), count)

@@ -1,4 +1,4 @@
-"""Connects a training loop to what started it: reports checkpoints to it, and finds the last one.
+"""Connects a training loop to the program that started it: reports and finds checkpoints.
 
 Rank, world size and barriers are those of torch.distributed, whose process group exists before the
 loop starts.
@@ -18,7 +18,7 @@ class Context(Protocol):
     """Interface between a training loop and the program that started it."""
 
     def report(self, step: int, checkpoint: Path | None) -> None:
-        """Reports that this worker finished the step, and wrote its part of the checkpoint.
+        """Reports that this worker finished the step and wrote its part of any checkpoint.
 
         Returns when all workers have reported.
         """
@@ -56,8 +56,7 @@ class ProcessContext:
     checkpoints: Path
 
     def __post_init__(self) -> None:
-        """Joins the process group that torchrun's environment variables name, else one of its
-        own."""
+        """Joins the process group in torchrun's environment variables, else creates its own."""
         import torch
 
         if "RANK" not in os.environ:

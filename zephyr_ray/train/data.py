@@ -1,7 +1,7 @@
 """Stores tokenized rows on disk, where every worker maps them into memory instead of loading them.
 
 <folder>/00000.npy …     tokens of a block of rows, int32: per row, its columns one after another
-<folder>/00000.json …    what happened to the rows of the block; written after its tokens
+<folder>/00000.json …    summary of the block's rows; written after its tokens
 <folder>/index.npz       tokens per row and column, rows per block; written last
 <folder>/packing.npz     rows per sequence, if rows are packed
 """
@@ -22,7 +22,7 @@ Array = NDArray[np.int32]
 ID = "id"
 """Column with the row's id: its bytes in UTF-8."""
 NOT_READ = ("labels", ID)
-"""Columns that are no tokens of a forward pass."""
+"""Columns that do not count as tokens of a forward pass."""
 INDEX, PACKING = "index.npz", "packing.npz"
 
 
@@ -54,7 +54,7 @@ class Shard:
         return self.folder / f"{self.number:05}.json"
 
     def write(self, rows: list[Tokens]) -> None:
-        """Writes the tokens; no reader sees, and no crash leaves, a partial file."""
+        """Writes the tokens atomically, and flushes them to disk."""
         values = [np.array(ids, np.int32) for row in rows for ids in row.values()]
         part = self.tokens.with_suffix(f".{os.getpid()}")
         with part.open("wb") as file:
@@ -80,7 +80,7 @@ def save_arrays(path: Path, **arrays: Any) -> None:
 
 
 class TokenRows:
-    """The rows of a folder, in the order of their file. A row is read when it is asked for."""
+    """The rows of a folder, in the order of their file. A row is read on access."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -118,13 +118,13 @@ class TokenRows:
         return ids
 
     def _shard(self, number: int) -> Array:
-        # Mapped anew each time, because a mapped file keeps its file descriptor.
+        # Mapped anew each time, because a mapping keeps its file descriptor open.
         tokens: Array = np.load(Shard(self.folder, number).tokens, mmap_mode="r")
         return tokens
 
 
 class WithColumns:
-    """A data set with further columns, which are in memory."""
+    """A data set with additional columns in memory."""
 
     def __init__(self, data: Data, columns: dict[str, list[Any]]):
         self._data, self._columns = data, columns

@@ -32,8 +32,8 @@ class Dpo(PairStage, TrainingStage, LossSettings):
     epochs: float = Field(3, gt=0)
     global_batch: int = Field(32, ge=1)
     reference: Annotated[str | None, ADDED, Reads("log_probs")] = None
-    """Stage with the reference log-probabilities, which stages with other settings share; by
-    default they are computed before training."""
+    """Stage that computes the reference log-probabilities, so that several dpo stages can share
+    them; by default this stage computes its own before training."""
 
     @property
     def reference_flops(self) -> int:
@@ -46,14 +46,14 @@ class Dpo(PairStage, TrainingStage, LossSettings):
             self._check_reference(reads[self.reference])
 
     def _check_reference(self, reference: Stage) -> None:
-        """Raises Permanent if the reference's numbers are not those of this stage's start model."""
+        """Raises Permanent if this stage would compute other reference log-probabilities."""
         assert isinstance(reference, PairStage)
         for name in ("model", "data", "max_length", "precision"):
             theirs, ours = getattr(reference, name), getattr(self, name)
             if theirs != ours:
                 raise Permanent(
-                    f"reference '{self.reference}' has {name} {theirs}, this stage {ours}; give "
-                    "both the same"
+                    f"reference '{self.reference}' has {name} {theirs}, this stage has {ours}; "
+                    f"give both the same {name}"
                 )
         if reference.is_quantized() != self.is_quantized():
             quantized = str(self.is_quantized()).lower()

@@ -21,7 +21,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def died(error: BaseException) -> bool:
-    """Returns whether a process died, which the kernel may have killed."""
+    """Returns whether a worker process died, perhaps killed by the kernel."""
     from ray.exceptions import RayActorError
 
     return any(isinstance(cause, RayActorError) for cause in _causes(error))

@@ -16,8 +16,8 @@ def is_held_out(row: Row, share: float) -> bool:
     this share (0 to 1) of the prompts.
 
     Depends only on the words of the first question, without case, spacing and punctuation. So no
-    prompt is on both sides, sft and dpo hold out the same prompts, and a larger share holds out
-    those of a smaller one.
+    prompt is in both sets, sft and dpo hold out the same prompts, and a larger share includes the
+    prompts of a smaller one.
     """
     messages = row["messages"] if "messages" in row else row["chosen"]
     prompt = next((m["content"] for m in messages if m["role"] == "user"), "")
@@ -26,7 +26,7 @@ def is_held_out(row: Row, share: float) -> bool:
 
 
 def check_sides(work: Work, source: str, share: float) -> None:
-    """Raises Permanent if the share leaves no row of an input on one side."""
+    """Raises Permanent if the share leaves no row of an input to train or to validate on."""
     empty = {True: "validate", False: "train"}
     for row in read_jsonl(work.inputs[source].file(ROWS)):
         empty.pop(is_held_out(row, share), None)

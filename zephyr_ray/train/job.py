@@ -41,12 +41,12 @@ class Job(WorkerJob):
     order: list[int]
     """Row numbers of scratch/data in training order: steps × global_batch of them."""
     reference: Path | None = None
-    """File with reference log-probabilities by the id of the row. Workers compute missing ones."""
+    """File with reference log-probabilities by row id. Workers compute missing ones."""
 
     @property
     def validation(self) -> "Job":
-        """The job's held-out rows: a folder like the job's own, in scratch."""
-        # Rows of another stage may have the ids of other pairs.
+        """The same job for the held-out rows, whose folder is scratch/validation."""
+        # In another stage's rows, the same ids may belong to other pairs.
         reference = None if isinstance(self.settings.validation, str) else self.reference
         return replace(self, folder=self.scratch / "validation", reference=reference)
 

@@ -1,4 +1,4 @@
-"""Changes how a model computes what is between its matrix products, not what it computes."""
+"""Makes a model's norms, rotary positions and activations take less time and memory."""
 
 import importlib.util
 from typing import Any
@@ -13,14 +13,14 @@ LIKE_LLAMA = (
     "qwen3",
     "smollm3",
 )
-"""Model types whose layers have two norms, each read by matrix products only."""
+"""Model types whose layers have two norms, whose outputs only matrix products read."""
 
 
 def round_norms(model: Any) -> None:
     """Makes the norms of a model of LIKE_LLAMA round their output to autocast's dtype.
 
-    Autocast rounds it anyway, but for each matrix product that reads it: three times for queries,
-    keys and values, each with a copy of its own for the backward pass.
+    Autocast would round it in each matrix product that reads it: three times for queries, keys and
+    values, each time with another copy for the backward pass.
     """
     import torch
 
@@ -38,7 +38,7 @@ def round_norms(model: Any) -> None:
 
 def use_liger(model: Any) -> None:
     """Computes norms, rotary positions and the MLP's activation of a model of LIKE_LLAMA with
-    Liger's kernels, if there is a GPU and the package."""
+    Liger's kernels, if it is not quantized, there is a GPU and the package is installed."""
     import torch
 
     quantized = getattr(model, "is_quantized", False)

@@ -37,11 +37,11 @@ PAIR_LOSSES = {
     "discopop": PairLoss(),
     "simpo": PairLoss(smoothing=True, reference=False),
 }
-"""Losses by the names of TRL's DPOTrainer, and CPOTrainer's `simpo`; `losses` has a function of
-each name. Missing are `aot` and `aot_unpaired`, which sort the pairs of a forward pass, so that the
-loss would change with `micro_batch`, and `sft`, a mean over its tokens, which `nll` replaces."""
+"""Losses by their names in TRL's DPOTrainer, and CPOTrainer's `simpo`; `losses` has a function of
+each name. Left out are `aot` and `aot_unpaired`, which sort the pairs of a forward pass, so the
+loss would depend on `micro_batch`, and `sft`, a mean over its tokens, which `nll` replaces."""
 NLL = "nll"
-"""The name in `loss` for `nll_weight`."""
+"""Name in `loss` that sets `nll_weight`."""
 
 
 def _by_name(loss: Any) -> Any:
@@ -81,7 +81,7 @@ class LossSettings(Strict):
     label_smoothing: Annotated[float, ADDED] = Field(0.0, ge=0, lt=0.5)
     """Assumed share of pairs whose answers are swapped."""
     simpo_gamma: Annotated[float, ADDED] = Field(0.5, ge=0)
-    """Margin that `simpo` demands of rewards: beta × log-probability per token, in nats."""
+    """Target reward margin of `simpo`; a reward is beta × log-probability per token, in nats."""
     nll_weight: float = Field(0.0, ge=0)
     """Weight of the chosen answer's negative log-likelihood per token, added to the loss; `nll` in
     `loss` is the same setting."""
@@ -90,7 +90,7 @@ class LossSettings(Strict):
     @classmethod
     def _move_nll(cls, settings: Any) -> Any:
         """Moves a weight of `nll` to `nll_weight`, so that equal losses have equal content keys; a
-        weight that is not allowed stays, for the check of `loss`."""
+        weight that is not positive stays, and the validation of `loss` rejects it."""
         loss = settings.get("loss") if isinstance(settings, dict) else None
         if not isinstance(loss, dict) or len(loss) < 2 or "nll_weight" in settings:
             return settings

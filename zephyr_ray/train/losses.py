@@ -3,10 +3,10 @@
 Logarithms are natural, so losses are in nats; the trainer takes the mean over the global batch.
 Imports PyTorch: import this module only in a worker.
 
-The functions of chosen and rejected answers are those of `loss_settings.PAIR_LOSSES`, by the same
-names. Each returns the loss of every pair, of shape (pairs,). In their docstrings, w and l are the
-log-ratios of the chosen and the rejected answers, Δ = w - l, |y| is the number of an answer's
-tokens, β is `settings.beta` and ε is `settings.label_smoothing`.
+Each loss in `loss_settings.PAIR_LOSSES` is a function of the same name, which returns the loss of
+every pair, of shape (pairs,). In their docstrings, w and l are the log-ratios of the chosen and the
+rejected answers, Δ = w - l, |y| is the number of an answer's tokens, β is `settings.beta` and ε is
+`settings.label_smoothing`.
 """
 
 import math

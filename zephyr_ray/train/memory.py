@@ -23,7 +23,7 @@ TILE_BYTES_GPU, TILE_BYTES_CPU = 2, 31
 """Bytes per logit of a tile: TRL's GPU kernel works in place; its CPU code holds the tile in bf16,
 seven intermediate results in fp32 and a mask (trl.kernels.chunked_logprob)."""
 GRAIN = 256
-"""Tokens by which a proposed `micro_batch` is raised."""
+"""Tokens between two proposed values of `micro_batch`."""
 FOUR_BITS = 0.5 + 4 / 64
 """Bytes per weight in NF4: four bits, and an fp32 scale per 64 weights."""
 
@@ -148,7 +148,7 @@ def activations(settings: TrainingSettings, shape: Shape, tokens: int) -> float:
     if quantized:
         layer += 6 * f  # 4-bit matrices return fp32
     elif settings.gpus_per_worker and shape.family in LIKE_LLAMA:
-        # Liger's kernels recompute what a norm scales and what an activation returns.
+        # Liger's kernels recompute the normalized input of a norm and the output of an activation.
         layer -= 8 * h + (2 if is_bf16 else 4) * f
     rounded = _rounded_weights(settings, shape) if is_bf16 else 0
     if not settings.gradient_checkpointing:

@@ -35,11 +35,11 @@ FAMILIES = (
     "starcoder2",
 )
 """Model types that attend per segment, each proven by a test. Others may pass a mask or a window
-that this attention would not see (doge, qwen2_moe), or connect tokens by other layers (lfm2)."""
+that this attention would ignore (doge, qwen2_moe), or mix tokens in other layers (lfm2)."""
 
 
 def load_model(weights: str, quantized: bool = False, adapted: bool = False) -> Any:
-    """Loads the initial weights in fp32, or in 4 bits for QLoRA; `adapted` if it gets adapters.
+    """Loads the initial weights in fp32, or in 4 bits for QLoRA; `adapted` models get adapters.
 
     Most families attend per segment of a row (`FAMILIES`); others attend with a mask over
     the row, which transformers derives from positions that restart.
@@ -54,7 +54,7 @@ def load_model(weights: str, quantized: bool = False, adapted: bool = False) -> 
         **(four_bits() if quantized else {}),
     )
     use_segments(model)
-    if not (adapted or quantized):  # these compute in fp32, so would convert the output back
+    if not (adapted or quantized):  # these would convert the output back to fp32
         round_norms(model)
     use_liger(model)
     return model

@@ -67,7 +67,7 @@ class Objective(ABC):
     @abstractmethod
     def pads(self, config: Any) -> bool:
         """Returns whether batches are padded for a model with this configuration; else a batch is
-        one row, in which each sequence attends to itself."""
+        one row, in which each sequence attends only to itself."""
 
     def lengths(self, data: Data, padded: bool) -> list[int]:
         """Returns the tokens of each row of the data in a batch."""
@@ -75,13 +75,13 @@ class Objective(ABC):
         return lengths
 
     def dealer(self, config: Any, data: Data, capacity: int, workers: int) -> Dealer:
-        """Returns what deals rows of the data to micro-batches of at most `capacity` tokens."""
+        """Returns the dealer of the data's rows to micro-batches of at most `capacity` tokens."""
         padded = self.pads(config)
         return Dealer(self.lengths(data, padded), capacity, workers, padded)
 
     @abstractmethod
     def collator(self, pad_token_id: int, model: Any) -> Any:
-        """Returns the function that makes a batch of rows for the model."""
+        """Returns the function that makes the model's batch from rows."""
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Returns the arguments of the model; `labels` are -100 at untrained positions."""
@@ -161,7 +161,7 @@ class DpoObjective(Objective):
     def tokens(self, batch: Batch) -> Tensor:
         if "answers" not in batch:
             return super().tokens(batch)
-        # A sequence's last token is no input.
+        # The last token of a sequence is not an input.
         tokens: Tensor = batch["cu_seq_lens_k"][-1] + 2 * len(batch["answers"])
         return tokens
 

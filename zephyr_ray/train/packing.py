@@ -11,11 +11,11 @@ import numpy as np
 from zephyr_ray.train.data import PACKING, Array, Data, TokenRows, save_arrays
 
 BATCH = 1000
-"""Rows that are packed together, as TRL's `pack_dataset` does."""
+"""Rows that are packed at a time, as in TRL's `pack_dataset`."""
 
 
 def pack(lengths: Array, max_length: int, seed: int) -> list[list[int]]:
-    """Returns the rows of each sequence: those of `Dataset.shuffle(seed)` and then TRL's
+    """Returns the rows of each sequence, the same as `Dataset.shuffle(seed)` followed by TRL's
     `pack_dataset` with the strategy "bfd"."""
     order = np.random.default_rng(seed).permutation(len(lengths))
     batches = (order[start : start + BATCH] for start in range(0, len(order), BATCH))

@@ -1,4 +1,4 @@
-"""Defines what stages that read preference pairs share: their tokens."""
+"""Tokenizes preference pairs, for all stages that read them."""
 
 from collections import Counter
 from typing import Annotated

@@ -1,7 +1,7 @@
 """Writes the pairs of a micro-batch into one row, each prompt once.
 
-Chosen and rejected answer share their prompt, so a pair is prompt, chosen branch, rejected branch:
-the positions of both branches continue the prompt's, and no branch attends to the other. Imports
+Both answers share the prompt, so a pair is written as prompt, chosen branch, rejected branch: the
+positions of both branches continue the prompt's, and no branch attends to the other. Imports
 PyTorch: import this module only in a worker.
 """
 
@@ -48,7 +48,7 @@ def pair_lengths(data: Data, padded: bool) -> list[int]:
         return lengths
     rows = map(data.__getitem__, range(len(data)))
     answers = ((row["chosen_ids"], row["rejected_ids"]) for row in rows)
-    # Both sequences of a pair are as long as the longer one.
+    # Padding makes both sequences of a pair as long as the longer one.
     return [
         2 * (length - min(map(len, both))) for length, both in zip(lengths, answers, strict=True)
     ]
@@ -64,9 +64,9 @@ def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def why_not_shared(config: Any) -> str:
-    """Returns why a pair in one row would not give the numbers of two sequences; "" if it does.
+    """Returns why a pair in one row would give other results than two sequences; "" if it does not.
 
-    A mixture of experts balances its load over the tokens of a forward pass, prompts counted twice.
+    A mixture of experts balances its load over all tokens, in which a prompt must count twice.
     """
     if config.model_type not in FAMILIES:
         return "does not attend per segment"
@@ -78,7 +78,7 @@ def why_not_shared(config: Any) -> str:
 def shared_prompts(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns the batch of rows with `prompt_ids`, `chosen_ids` and `rejected_ids`.
 
-    Each branch begins with the prompt's last token, because it predicts the branch's first
+    Each branch begins with the prompt's last token, because that predicts the answer's first
     token. `answers` and `answer_at` have shape (pairs, 2, longest answer): which tokens exist, and
     their positions in the row.
     """

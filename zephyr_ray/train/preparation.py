@@ -1,7 +1,7 @@
 """Prepares rows for training: tokenizes them in parallel on Ray Data, block by block.
 
-The driver holds lengths and counts only. What a block contains does not depend on how many run at
-once, and a finished block is kept after a kill, so that the result is the same.
+The driver holds only lengths and counts. A block's content does not depend on how many run at
+once, and finished blocks survive a kill, so a restart gives the same result.
 """
 
 import json
@@ -30,7 +30,7 @@ Raises RowError if the row is bad, CutAway if it is sound but nothing of it is l
 
 
 class CutAway(Exception):
-    """Raised for a sound row of which max_length leaves nothing to train; names the rule."""
+    """Raised if max_length leaves nothing to train on in a sound row; the message is the rule."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Prepared:
     """Counts and examples over all blocks."""
 
     read: int = 0
-    """Rows that were taken, with bad and dropped ones."""
+    """Rows that were taken, including bad and dropped ones."""
     counts: dict[str, float] = field(default_factory=dict)
     """Counts for the manifest; `dropped/<rule>` of dropped rows."""
     examples: dict[str, list[Any]] = field(default_factory=dict)
@@ -112,7 +112,7 @@ def prepare_rows(preparation: Preparation, progress: Progress) -> Prepared:
     prepared, rows_per_shard = Prepared(), list[int]()
     lengths = [np.zeros((0, len(preparation.columns) + 1), np.int32)]
     for block in blocks:
-        # Blocks end in any order, and are counted in the order of the file.
+        # Blocks finish in any order, but are counted in file order.
         while block.number in pending and block.number not in ahead:
             result = next(results)
             ahead[result.number] = result

@@ -17,7 +17,7 @@ from zephyr_ray.train.workers import run_workers
 
 INTRO = (
     "Log-probabilities of the answers under the model that DPO starts from, summed over their "
-    "tokens; the margin is that of the chosen answer minus that of the rejected one."
+    "tokens; the margin is the chosen answer's minus the rejected one's."
 )
 
 
@@ -32,7 +32,7 @@ class Reference(PairStage):
     offload: Annotated[Literal["none", "all"], OPERATIONAL] = "none"
     """Whether the weights are kept in CPU memory, not on the GPU (zero 3)."""
     quantized: bool = False
-    """Initial weights in 4 bits, as dpo's lora.quantized has them."""
+    """Loads the initial weights in 4 bits, as dpo does with lora.quantized."""
 
     def is_quantized(self) -> bool:
         return self.quantized

@@ -40,7 +40,7 @@ class Reporter(TrainerCallback):
         engine = self.trainer.model_wrapped
         refuse_other_engines(engine, self.job.settings.zero)
         if args.world_size == 1 and self.job.settings.zero == 0:
-            # It would copy all gradients twice, to average them over one worker.
+            # DeepSpeed would copy all gradients twice, to average them over one worker.
             engine.enable_backward_allreduce = False
         if self.validation and state.global_step == 0:
             self._write(0, self.validation.measure())
@@ -98,8 +98,8 @@ def refuse_other_engines(engine: Any, zero: int) -> None:
 
 
 def last_checkpoint(job: Job, context: Context) -> Path | None:
-    """Returns the last checkpoint that all workers reported, rewritten for their present number,
-    and removes all others, which may be half written. Runs on every worker."""
+    """Returns the last checkpoint that all workers reported, rewritten for the present number of
+    workers, and removes all others, which may be half written. Runs on every worker."""
     rank, workers = torch.distributed.get_rank(), torch.distributed.get_world_size()
     last = context.last_checkpoint()
     if last and written_by(last)[0] != (2 if job.settings.zero == 1 else job.settings.zero):

@@ -24,10 +24,10 @@ from torch import Tensor
 from zephyr_ray.store import write_atomically
 
 SUB_GROUP = 1_000_000_000
-"""Maximum elements per worker of parameters that ZeRO-3 updates at once (DeepSpeed's
-sub_group_size)."""
+"""Elements per worker at which ZeRO-3 ends a group of parameters that it updates at once
+(DeepSpeed's sub_group_size)."""
 ALIGNMENT = 2
-"""Elements per worker that the length of a flat group is a multiple of (DeepSpeed's
+"""The length of a flat group is a multiple of this many elements per worker (DeepSpeed's
 nccl_start_alignment_factor)."""
 State = dict[Any, Any]
 Shapes = dict[str, torch.Size]
@@ -45,9 +45,9 @@ class Split:
     size: int
     """Elements, over all workers."""
     old: int
-    """Elements per old worker, the last ones padding."""
+    """Elements per old worker, including padding at the end."""
     new: int
-    """Elements per new worker, the last ones padding."""
+    """Elements per new worker, including padding at the end."""
 
     def part(self, flats: list[Tensor], rank: int) -> Tensor:
         """Returns the elements of a new worker, cut from the flat tensors of all old workers."""
@@ -102,7 +102,7 @@ def rewrite(old: Path, new: Path, rank: int, workers: int) -> None:
     states = [optimizer["optimizer_state_dict"] for optimizer in optimizers]
     if models := _load_all(old, part, "model"):
         state, shapes = _parameters(states, models[0]["param_shapes"], rank, workers)
-        # Parameters that are not trained are not in it: transformers leaves them out for adapters.
+        # The shapes lack frozen parameters: transformers leaves them out if it trains adapters.
         model = models[0] | {"param_shapes": shapes, "dp_world_size": workers}
         _save(model, new / part.format(rank, "model"))
     else:
@@ -143,7 +143,7 @@ def _parameters(
 ) -> tuple[State, list[Shapes]]:
     """Returns a worker's optimizer state of ZeRO stage 3, and its parameters' shapes by sub-group.
 
-    Stage 3 divides each group of the optimizer into sub-groups, of which each has flat tensors.
+    Stage 3 divides each group of the optimizer into sub-groups, each with its own flat tensors.
     """
     splits = {}
     for group, sub_group in enumerate(shapes):
@@ -195,9 +195,9 @@ def _adam(
     old: list[State], groups: list[list[Split]], numbers: list[list[int]], rank: int
 ) -> State:
     """Returns the state of PyTorch's optimizer for the flat tensors of one worker: moments are
-    split as the weights are, the step is the same everywhere.
+    split like the weights; the step count is the same on all workers.
 
-    `numbers`: the flat tensors of each group of the optimizer.
+    `numbers`: indices of the flat tensors in each group of the optimizer.
     """
     state: State = {}
     for number, group in enumerate(groups):
@@ -229,7 +229,7 @@ def _add_random_states(checkpoint: Path, workers: int) -> None:
 
 
 def _load_all(folder: Path, name: str, what: str) -> list[State]:
-    """Returns the files of all workers in their order."""
+    """Returns the files of all workers by rank."""
     count = len(list(folder.glob(name.format("*", what))))
     return [_load(folder / name.format(rank, what)) for rank in range(count)]
 

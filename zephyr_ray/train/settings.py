@@ -56,12 +56,12 @@ class WorkerSettings(BoundedStage):
     gradients, 3 also weights."""
     workers: Annotated[WorkerCount, OPERATIONAL] = WorkerCount.fixed(1)
     """Number of workers, or `{least: …, most: …}`: as many as the cluster has room for. When one is
-    lost or added, training continues from the last checkpoint with those that there are."""
+    lost or added, training continues from the last checkpoint with the new number."""
     cpus_per_worker: Annotated[int, OPERATIONAL] = Field(1, ge=1)
     """CPUs per worker; without a GPU also its number of threads."""
     gpus_per_worker: Annotated[int, OPERATIONAL] = Field(0, ge=0, le=1)
     micro_batch: Annotated[int, OPERATIONAL] = Field(8192, ge=1)
-    """Maximum tokens per forward pass on one worker, padding included; at least those of a row."""
+    """Maximum tokens per forward pass on one worker, padding included; at least the longest row."""
     offload: Annotated[Literal["none", "optimizer", "all"], OPERATIONAL] = "none"
     """Part of a worker's share kept in CPU memory, not on the GPU: the optimizer state (zero 1 to
     3), or also the weights (zero 3)."""
@@ -83,7 +83,7 @@ class WorkerSettings(BoundedStage):
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         row = self.longest_row
         if self.micro_batch < row:
-            # Less than the smallest max_length can only be a number of rows.
+            # A value below the smallest max_length is probably meant as a number of rows.
             rows = self.micro_batch if self.micro_batch < 16 else 1
             count = f"{rows} rows" if rows > 1 else "one row"
             raise Permanent(
@@ -210,8 +210,8 @@ class TrainingSettings(WorkerSettings):
     def _check_validation(self, reads: dict[str, Stage]) -> None:
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             raise Permanent(
-                f"validation: {self.validation:g} is no share; write a number between 0 and 1, or "
-                "the name of a stage"
+                f"validation: {self.validation:g} is not a share; write a number between 0 and 1, "
+                "or the name of a stage"
             )
         if isinstance(self.validation, str) and reads[self.validation] == reads[self.data]:
             raise Permanent(
@@ -229,7 +229,7 @@ class TrainingSettings(WorkerSettings):
 
     @property
     def step_tokens(self) -> int:
-        """Maximum tokens of a step on one worker, of the fewest workers."""
+        """Maximum tokens per step on one worker, with the fewest workers."""
         return math.ceil(self.global_batch / self.workers.least) * self.longest_row
 
     @property

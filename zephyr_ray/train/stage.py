@@ -43,10 +43,13 @@ REWARDS = (
     "held-out quality."
 )
 HELD_OUT = "Validation is measured on held-out rows, with the model as it is after the step."
-TIES = " Rewards against the start model are 0 at step 0, where accuracy is 0 but for rounding."
+TIES = (
+    " At step 0, rewards relative to the start model are 0 and tie, so accuracy is 0 unless "
+    "rounding breaks ties."
+)
 CUT_AWAY = ("truncated_to_nothing", "prompt_fills_max_length", "same_or_empty_answers")
-"""Rules that drop a row because max_length leaves nothing to train of it. Some long rows are
-ordinary, so `max_failed` does not limit them, but half of the rows must be left."""
+"""Rules that drop a row because max_length leaves nothing to train on in it. Some long rows are
+normal, so `max_failed` does not limit them, but half of the rows must be left."""
 MASK = "Which tokens the loss counts, as the training stage saw them."
 
 
@@ -67,8 +70,8 @@ class WorkerStage(WorkerSettings):
         is taken.
 
         A row that raises RowError is dropped and counted. Raises Permanent if `bad_rows` is "stop",
-        if more rows are bad than `max_failed` allows, if max_length leaves nothing to train of more
-        than half of the rows, or if no row is left.
+        if more rows are bad than `max_failed` allows, if max_length leaves nothing to train on in
+        more than half of the rows, or if no row is left.
         """
         preparation = Preparation(
             path=work.inputs[self.data].file(ROWS),
@@ -95,7 +98,7 @@ class WorkerStage(WorkerSettings):
         return data
 
     def _check_cut_away(self, work: Work, rows: int) -> None:
-        """Raises Permanent if max_length leaves nothing to train of more than half of the rows."""
+        """Raises Permanent if max_length leaves nothing to train on in over half of the rows."""
         counts = {rule: work.counts.get(f"dropped/{rule}", 0) for rule in CUT_AWAY}
         cut = {rule: count for rule, count in counts.items() if count}
         if sum(cut.values()) > rows / 2:

@@ -21,7 +21,7 @@ from zephyr_ray.train.objectives import Batch, Metrics, Objective, Terms
 
 
 class Batches:
-    """The batches of one worker, made of rows when they are read. Each has the item `weight`."""
+    """The batches of one worker, made from rows on access. Each has the item `weight`."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Trainer(SFTTrainer):
         )
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> Tensor | int:
-        """Returns the terms of a step's mean loss over all workers: trained tokens, or rows."""
+        """Counts the terms of a step's mean loss over all workers: trained tokens, or rows."""
         tokens = super()._get_num_items_in_batch(batch_samples, device)
         return self.global_batch if tokens is None else tokens
 
@@ -111,7 +111,7 @@ class Trainer(SFTTrainer):
         num_items_in_batch: Any = None,
     ) -> Tensor:
         """Returns this forward pass's part of the step's mean loss over `num_items_in_batch` terms,
-        times the workers, over which DeepSpeed averages gradients."""
+        times the number of workers, because DeepSpeed averages gradients over them."""
         weight, workers = inputs.pop("weight"), self.accelerator.num_processes
         output = model(**self.objective.inputs(inputs), use_cache=False, fused_lm_head=True)
         losses, metrics = self.objective.losses(output, inputs)
@@ -132,16 +132,16 @@ class Trainer(SFTTrainer):
         self._recorded.append(([*metrics], sums))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs the metrics of the forward passes since the last time, over all workers, and the
+        """Logs the metrics of the forward passes since the last call, over all workers, and the
         tokens seen since the start."""
         if self._recorded:
             names = self._recorded[0][0]
-            passed = torch.stack([sums for _, sums in self._recorded]).sum(dim=0)
+            total = torch.stack([sums for _, sums in self._recorded]).sum(dim=0)
             self._recorded.clear()
-            sums, counts = self.accelerator.gather(passed[None]).sum(dim=0).unbind(dim=-1)
+            sums, counts = self.accelerator.gather(total[None]).sum(dim=0).unbind(dim=-1)
             for name, mean in zip(names, (sums / counts.clamp(min=1)).tolist(), strict=False):
                 self._metrics["train"][name].append(mean)
-            # The history is part of a checkpoint, so a resumed run counts on.
+            # The history is part of a checkpoint, so a resumed run continues the count.
             before = self.state.log_history[-1]["num_tokens"] if self.state.log_history else 0
             self._metrics["train"]["num_tokens"] = [before + sums[-1].item()]
         super().log(logs, start_time)

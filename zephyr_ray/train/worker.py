@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def run_worker(config: dict[str, Any]) -> None:
     """Runs one Ray Train worker.
 
-    The message of a permanent error goes to a file, because Ray wraps the exception, which ends the
-    other workers: they would wait for this one.
+    The message of a permanent error goes to a file, because Ray wraps the exception. It is raised
+    too, to end the other workers, which would wait for this one.
     """
     job: WorkerJob = config["job"]
     try:
@@ -41,7 +41,7 @@ def run_worker(config: dict[str, Any]) -> None:
 
 
 def train_and_save(job: Job, context: Context) -> None:
-    """Trains from the last checkpoint on and writes model/. Needs torch.distributed's process
+    """Trains from the last checkpoint and writes model/. Needs torch.distributed's process
     group."""
     trainer = make_trainer(job, context)
     # After make_trainer, which prepares the process before it imports transformers.
@@ -53,8 +53,8 @@ def train_and_save(job: Job, context: Context) -> None:
 
 
 def score(job: WorkerJob) -> None:
-    """Computes the log-probabilities of all pairs, into a journal. Needs torch.distributed's
-    process group."""
+    """Writes the log-probabilities of all pairs to a journal. Needs torch.distributed's process
+    group."""
     prepare_worker(job.settings.cpus_per_worker)
     data = TokenRows(job.scratch / "data")
     compute_log_probs(job, data, range(len(data)))
@@ -146,7 +146,7 @@ def trainer_arguments(job: Job, passes: int) -> dict[str, Any]:
         "save_steps": settings.checkpoint_every,
         "report_to": "none",
         "disable_tqdm": True,
-        # A process of its own makes the batches of the next step while the GPU computes this one.
+        # A separate process makes the batches of the next step while the GPU computes this one.
         "dataloader_num_workers": int(has_gpu),
         "dataloader_prefetch_factor": max(2, min(passes, 16)) if has_gpu else None,
         "dataloader_pin_memory": has_gpu,

@@ -8,11 +8,11 @@ from zephyr_ray.settings import Strict
 
 
 class WorkerCount(Strict):
-    """How many workers run a stage: as many as there is room for. A recipe may state one number
-    instead of a range."""
+    """Number of workers of a stage: as many in the range as the cluster has room for. A recipe may
+    state one number instead of a range."""
 
     least: int = Field(ge=1)
-    """Workers below which the stage waits."""
+    """Minimum workers; with fewer, the stage waits."""
     most: int = Field(ge=1)
     """Maximum workers."""
 

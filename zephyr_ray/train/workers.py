@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 3
 """Maximum attempts in a row that add no checkpoint and no row to a stage."""
 RESIZE_SECONDS = 300
-"""Seconds between two looks for room for more workers; each addition costs the steps since the last
+"""Seconds between two checks for room for more workers; adding some costs the steps since the last
 checkpoint."""
 STEPS = "metrics.jsonl"
 GROWING_SEGMENTS = {"env_vars": {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}}
@@ -82,7 +82,7 @@ def run_workers(
 
 
 def _fit(name: str, job: WorkerJob) -> None:
-    """Runs what is missing of the job; retries if a worker fails. Raises Permanent if memory is
+    """Runs the rest of the job; retries if a worker fails. Raises Permanent if memory is
     short, because a retry would end in the same way, or if workers died in the last attempt."""
     attempt, kept = 0, _kept(job)
     from ray.exceptions import RayError
@@ -114,8 +114,8 @@ def _fit(name: str, job: WorkerJob) -> None:
 
 
 def _kept(job: WorkerJob) -> tuple[int, bytes]:
-    """Returns what changes when a job keeps progress for its next attempt: the bytes of journals of
-    log-probabilities, and Ray's list of checkpoints."""
+    """Returns what changes when a job saves progress for its next attempt: the total size of the
+    journals of log-probabilities, and Ray's list of checkpoints."""
     journals = (job.scratch / JOURNAL).glob("*.jsonl")
     state = _run_state(job)
     checkpoints = state.read_bytes() if state.exists() else b""
@@ -174,7 +174,7 @@ def _followed(
     """Passes the journal's entries to `note` while the context is open."""
     finished = threading.Event()
 
-    # Also those of a killed attempt, which may not have sent its last ones to MLflow.
+    # Includes entries of a killed attempt, which may not have sent its last ones to MLflow.
     for entry in journal.read_new():
         note(entry)
     work.progress.resumed = work.progress.done

@@ -11,7 +11,7 @@ an older release, gets its default. Every template starts with this. */}}
 {{- end }}
 {{- end -}}
 
-{{/* Recurses into maps. A null removes a worker group, a key of one, or a user ID. */}}
+{{/* Recurses into maps. A null removes a worker group, a key of a group, or a user ID. */}}
 {{- define "zephyr.complete" -}}
 {{- $values := .values }}
 {{- range $key, $value := $values }}
@@ -153,7 +153,7 @@ http://{{ include "zephyr.mlflowName" . }}.{{ .Release.Namespace }}.svc:5000
 {{- end }}
 {{- end -}}
 
-{{/* Quotes one word for a shell, and splits $(NAME), which the kubelet would expand before it. */}}
+{{/* Quotes one word for a shell, and splits $(NAME), which the kubelet would otherwise expand. */}}
 {{- define "zephyr.quote" -}}
 '{{ . | replace "'" "'\"'\"'" | replace "$(" "$'\"(\"'" }}'
 {{- end -}}

@@ -1,7 +1,7 @@
 {{/* Defines the labels and rules that network policies share. */}}
 
-{{/* Labels of a pod: those that select its component, and its part if `zephyr submit` has it too.
-Called with (dict "root" $ "component" "pipeline"). */}}
+{{/* Labels of a pod: those that select its component, and its part if `zephyr submit` also creates such
+pods. Called with (dict "root" $ "component" "pipeline"). */}}
 {{- define "zephyr.podLabels" -}}
 {{ include "zephyr.selector" . }}
 {{- if has .component (list "pipeline" "submitter") }}
@@ -9,8 +9,8 @@ zephyr-ray/part: {{ .component }}
 {{- end }}
 {{- end -}}
 
-{{/* Labels by which policies select a component. Jobs and their submitters are those of the namespace:
-this release's and those of `zephyr submit`, which knows no release. */}}
+{{/* Labels by which policies select a component. For jobs and their submitters, they match all in the
+namespace: this release's, and those of `zephyr submit`, which carry no release name. */}}
 {{- define "zephyr.policySelector" -}}
 {{- if has .component (list "pipeline" "submitter") -}}
 zephyr-ray/part: {{ .component }}
@@ -39,7 +39,7 @@ zephyr-ray/part: {{ .component }}
       kubernetes.io/metadata.name: {{ . | quote }}
 {{- end -}}
 
-{{/* A rule of egress to a component. Called with (dict "root" $ "component" "mlflow" "port" 5000). */}}
+{{/* An egress rule to a component. Called with (dict "root" $ "component" "mlflow" "port" 5000). */}}
 {{- define "zephyr.egressTo" -}}
 - to:
     {{- include "zephyr.peer" . | nindent 4 }}

@@ -18,16 +18,16 @@ annotations:
 {{- include "zephyr.metadata" (dict "root" .root "name" .name "labels" $labels) -}}
 {{- end -}}
 
-{{/* Metadata of a claim, which `helm uninstall` leaves unless `keep` is off. Called with
+{{/* Metadata of a claim, which `helm uninstall` leaves if `keep` is true. Called with
 (dict "root" $ "name" … "keep" true). */}}
 {{- define "zephyr.claimMetadata" -}}
 {{- $annotations := ternary (dict "helm.sh/resource-policy" "keep") dict .keep -}}
 {{- include "zephyr.metadata" (dict "root" .root "name" .name "annotations" $annotations) -}}
 {{- end -}}
 
-{{/* Annotations of what a head's pod needs to start. With GCS fault tolerance, the operator starts such
-a pod after `helm uninstall`, to delete the cluster's keys in Redis; without these objects it would
-wait for five minutes and leave the keys. */}}
+{{/* Annotations of the objects that a head pod needs to start. With GCS fault tolerance, the operator
+starts such a pod after `helm uninstall`, to delete the cluster's keys in Redis; without these objects
+the operator would wait five minutes for the pod and leave the keys. */}}
 {{- define "zephyr.keptForCleanup" -}}
 {{- if .Values.ray.gcsFaultTolerance.enabled }}
 helm.sh/resource-policy: keep

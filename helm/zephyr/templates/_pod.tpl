@@ -1,6 +1,6 @@
 {{/* Completes a pod with the chart's settings for all pods and with those of its part: ray.head, a
 worker group, pipeline.submitter or mlflow. `pod` is the part's own YAML; its first container is the
-main one and stays first, because the operator takes that one for Ray's. Called with
+main one and stays first, because the operator assumes that it is Ray's. Called with
 (dict "root" $ "at" "ray.head" "part" .Values.ray.head "pod" …). */}}
 {{- define "zephyr.pod" -}}
 {{- $values := .root.Values -}}
@@ -42,8 +42,8 @@ main one and stays first, because the operator takes that one for Ray's. Called 
 {{- end -}}
 {{- end -}}
 
-{{- /* Users' containers get what Pod Security `restricted` asks for, unless they state it (not by
-`merge`, which takes false for missing). The operator would add empty resources. */ -}}
+{{- /* Users' containers get the settings that Pod Security `restricted` requires, unless they have
+their own (`merge` would overwrite a false one). The operator would add empty resources. */ -}}
 {{- $users := dict -}}
 {{- range $extra := list "initContainers" "sidecars" -}}
 {{- range get $part $extra | default list -}}
@@ -62,7 +62,8 @@ main one and stays first, because the operator takes that one for Ray's. Called 
 {{- toYaml $pod -}}
 {{- end -}}
 
-{{/* Appends the list part[extra] to to[key]. The API server rejects two entries with the same `by`. */}}
+{{/* Appends the list part[extra] to to[key]. Fails if two entries have the same `by`, because the API
+server would reject them. */}}
 {{- define "zephyr.append" -}}
 {{- with get .part .extra -}}
 {{- $all := concat (get $.to $.key | default list) . -}}
@@ -78,16 +79,16 @@ main one and stays first, because the operator takes that one for Ray's. Called 
 {{- end -}}
 {{- end -}}
 
-{{/* Brings settings into the form in which the operator writes them back (see zephyr.quantity), and
+{{/* Normalizes settings to the form in which the operator writes them back (see zephyr.quantity), and
 checks their quantities. Recurses into maps and lists. Called with (dict "at" "ray.head" "value" …). */}}
 {{- define "zephyr.typed" -}}
 {{- $at := .at -}}
 {{- $map := .value -}}
-{{- /* Zero is the same as nothing here, unlike in fields whose Go type is a pointer. */ -}}
+{{- /* In these fields zero means unset, unlike in fields whose Go type is a pointer. */ -}}
 {{- $zero := list "chapAuthDiscovery" "chapAuthSession" "failureThreshold" "hostPort" "initialDelaySeconds" "limits" "partition" "periodSeconds" "readOnly" "requests" "sslEnabled" "stdin" "stdinOnce" "successThreshold" "timeoutSeconds" "tty" -}}
-{{- /* Names and texts of users. */ -}}
+{{- /* Fields whose names and texts users choose; these stay as they are. */ -}}
 {{- $texts := list "annotations" "httpHeaders" "labels" "matchLabels" "nodeSelector" "options" "podAnnotations" "podLabels" "userAnnotations" "volumeAttributes" -}}
-{{- /* Fields that are written also when they are missing. */ -}}
+{{- /* Values that the operator writes back in these fields even if they are missing. */ -}}
 {{- $always := dict "azureDisk" (dict "fsType" "ext4" "readOnly" false) "fileKeyRef" (dict "optional" false) "grpc" (dict "service" "") "iscsi" (dict "iscsiInterface" "default") "rbd" (dict "keyring" "/etc/ceph/keyring" "pool" "rbd" "user" "admin") "resourceFieldRef" (dict "divisor" "0") "scaleIO" (dict "fsType" "xfs" "storageMode" "ThinProvisioned") "volumeClaimTemplate" (dict "metadata" dict) -}}
 {{- if kindIs "slice" $map -}}
 {{- range $number, $value := $map -}}

@@ -65,9 +65,9 @@
 {{- if not (kindIs "float64" .) }}{{ . }}{{ else if eq (floor .) . }}{{ int64 . }}{{ else }}{{ printf "%.3f" . }}{{ end -}}
 {{- end -}}
 
-{{/* A quantity as Kubernetes writes it, a quoted string: "1Gi" of 1024Mi, "500m" of 0.5. In any other
+{{/* A quantity as Kubernetes writes it, a quoted string: "1Gi" for 1024Mi, "500m" for 0.5. In any other
 form, the operator's first update of a RayJob or RayService would change the list of worker groups and
-take it over from Helm, and the next upgrade would conflict. */}}
+take ownership of it from Helm, and the next upgrade would conflict. */}}
 {{- define "zephyr.quantity" -}}
 {{- $number := include "zephyr.millis" . | int64 -}}
 {{- $base := ternary 1024 1000 (and (hasSuffix "i" (toString .)) (eq (mod $number 1000) 0)) -}}

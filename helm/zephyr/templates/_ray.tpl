@@ -1,4 +1,4 @@
-{{/* The Ray cluster spec of RayCluster, RayJob and RayService: a head without tasks, and worker
+{{/* The Ray cluster spec of RayCluster, RayJob and RayService: a head that runs no tasks, and worker
 groups. Called with (dict "root" $ "component" "cluster" "spec" .Values.cluster), and with "live", the
 existing object, if the autoscaler may have changed its groups. */}}
 {{- define "zephyr.raySpec" -}}

@@ -1,5 +1,5 @@
 {{/* Rules that the schema cannot express. Each fails with one line before the install; the operator
-would report it only afterwards, as an event. */}}
+would report the error only afterwards, as an event. */}}
 {{- define "zephyr.rules" -}}
 {{- $v := .Values -}}
 {{- include "zephyr.refuseSecrets" . }}
@@ -34,7 +34,7 @@ would report it only afterwards, as an event. */}}
 {{- if and $ft.enabled (not $ft.redisAddress) }}
 {{- fail "ray.gcsFaultTolerance.enabled needs an address; set ray.gcsFaultTolerance.redisAddress, such as redis:6379" }}
 {{- end }}
-{{- /* Ray's head would not start with it. */}}
+{{- /* Ray's head would not start without the port. */}}
 {{- if and $ft.redisAddress (not (regexMatch ":[0-9]+$" $ft.redisAddress)) }}
 {{- fail (printf "ray.gcsFaultTolerance.redisAddress %s has no port; write it like %s:6379" $ft.redisAddress $ft.redisAddress) }}
 {{- end }}

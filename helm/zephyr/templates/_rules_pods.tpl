@@ -35,8 +35,8 @@
 {{- end }}
 {{- end -}}
 
-{{/* Refuses labels by which the operator's services and the chart select, and annotations that the
-operator obeys. The schema cannot: Helm reports the names that it refuses at another setting. */}}
+{{/* Rejects labels by which the operator's services and the chart select pods, and annotations that the
+operator obeys. Not in the schema, because Helm would report a rejected name under another setting. */}}
 {{- define "zephyr.reservedNames" -}}
 {{- $at := .at -}}
 {{- $selecting := "^app\\.kubernetes\\.io/(name|created-by|instance|component|part-of)$" -}}

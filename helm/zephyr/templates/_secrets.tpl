@@ -1,5 +1,5 @@
 {{/* Rejects secrets in the values: they would be readable in pod specs and in Helm's release. The
-lines name the setting and never quote its value. */}}
+error lines name the setting and never quote its value. */}}
 {{- define "zephyr.refuseSecrets" -}}
 {{- $v := .Values -}}
 {{- include "zephyr.refuseCredentials" (dict "at" "" "value" (omit $v "recipes")) }}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE_LINE = 0.2
-"""Height of a further line of a title in inches."""
+"""Height of each additional title line in inches."""
 
 
 def draw_interval_bars(block: Bars, colors: dict[str, str]) -> Markup:

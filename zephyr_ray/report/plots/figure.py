@@ -20,7 +20,7 @@ COLORS = ("#4477aa", "#ee6677", "#228833", "#b8860b", "#3a9fbf", "#aa3377", "#80
 INK = "#010203"
 """Placeholder that becomes `currentColor`."""
 SMALL, LARGE = 3.7, 4.6
-"""Widths of a figure in inches: three or two of them are side by side on a screen."""
+"""Widths of a figure in inches: three small or two large ones fit side by side on a screen."""
 LEGEND_ROW = 0.2
 """Height of a row of a legend in inches."""
 NEEDLESS = (
@@ -31,9 +31,9 @@ NEEDLESS = (
     r'<path d="[^"]*" style="fill: none"/>',
     r"\n *(?=<)",
 )
-"""Parts of a figure that the page does without."""
+"""Parts of a figure that the page does not need."""
 LETTERS = 11.5
-"""Letters of a title per inch."""
+"""Characters of a title per inch."""
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "zephyr_ray",
@@ -97,8 +97,8 @@ def shorten_name(name: str, limit: int = 24) -> str:
 
 
 def _inline(svg: str, label: str) -> Markup:
-    """Removes prologue, fixed size, and everything that the page sets or that is invisible, which
-    is most of the file; adds the label."""
+    """Removes the prologue, the fixed size, the styles that the page sets and everything invisible,
+    which is most of the file; adds the label."""
     head, rest = svg[svg.index("<svg") :].replace(INK, "currentColor").split(">", 1)
     for needless in NEEDLESS:
         rest = re.sub(needless, "", rest, flags=re.DOTALL)
@@ -114,6 +114,6 @@ def _inline(svg: str, label: str) -> Markup:
 
 
 def _shorten(coordinates: str) -> str:
-    """Rounds coordinates to a tenth of a point, less than can be seen, on one line."""
+    """Rounds coordinates to a tenth of a point, which looks the same, and joins their lines."""
     rounded = re.sub(r"\d+\.\d{2,}", lambda m: f"{float(m[0]):.1f}".removesuffix(".0"), coordinates)
     return rounded.replace("\n", " ")

@@ -24,8 +24,8 @@ class Bins:
 
     @staticmethod
     def of(histograms: Sequence[Histogram]) -> "Bins":
-        """Returns one bin per whole number if all scores are from 1 to the highest; halves round
-        up. Scores on another scale get ten bins from the lowest to the highest of them."""
+        """Returns one bin per whole number if all scores are from 1 to the best possible; halves
+        round up. Scores on another scale get ten bins between the lowest and the highest score."""
         scores = [score for block in histograms for score in block.scores]
         low, high = min(scores, default=1), max(scores, default=1)
         best = max((block.highest for block in histograms), default=1)

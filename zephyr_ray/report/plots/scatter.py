@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Points = tuple[tuple[float, float], ...]
 POINT = 6.0
-"""Diameter of a point."""
+"""Diameter of a dot in typographic points."""
 
 
 def draw_scatter(block: Scatter, colors: dict[str, str]) -> Markup:
@@ -43,8 +43,8 @@ def draw_scatter(block: Scatter, colors: dict[str, str]) -> Markup:
 
 
 def _dots(points: Points, color: str) -> "PathPatch":
-    """Returns one path of a dot per point: a tenth of the size of one element per point. A line of
-    no length with round ends is a dot."""
+    """Returns one path for all dots, a tenth of the size of one element per dot. A zero-length line
+    with round ends is a dot."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
