@@ -1,5 +1,5 @@
 """Compares training with TRL's on a CPU: SFT and DPO of SmolLM2-135M on rows with the lengths of
-UltraChat and UltraFeedback, each training in its own process.
+UltraChat and UltraFeedback, each run in its own process.
 
     flock LOCK .venv/bin/python -m benchmarks.train --out FOLDER
 
@@ -46,13 +46,13 @@ SIZE = Size(
 )
 COMMON = {"model": "m", "data": "d", "zero": 0, "epochs": 2, "checkpoint_every": 10_000}
 LIMIT = 1800
-"""Maximum seconds per training; a longer one is killed."""
+"""Maximum seconds per training run; a longer one is killed."""
 
 
 def main(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     report, isolated = Report(out, budget=20 * LIMIT), Isolated(out / "log.txt")
-    for name, micro, train in trainings(resolve(MODEL), Path(tempfile.mkdtemp())):
+    for name, micro, train in training_runs(resolve(MODEL), Path(tempfile.mkdtemp())):
 
         def measure(train: Any = train, micro: str = micro) -> None:
             report.training(isolated.run(train, timeout=LIMIT), micro)
@@ -63,13 +63,13 @@ def main(out: Path) -> None:
 
 def compare_workers(report: Report, isolated: Isolated, model: Path) -> None:
     """Measures SFT on one core and on two workers with one core each, and the share of perfect
-    scaling; also two one-worker trainings at the same time, which share only the machine, so
+    scaling; also two one-worker runs at the same time, which share only the machine, so
     communication does not explain their slowdown."""
 
-    def train(*trainings: int) -> float:
-        """Returns the mean seconds per step of concurrent trainings, given their worker counts."""
+    def train(*worker_counts: int) -> float:
+        """Returns the mean seconds per step of concurrent runs with these worker counts."""
         ranks = []
-        for workers in trainings:
+        for workers in worker_counts:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{probe.getsockname()[1]}"}
@@ -85,7 +85,7 @@ def compare_workers(report: Report, isolated: Isolated, model: Path) -> None:
     report.line(
         "SFT on one core per worker",
         **{"one worker, s": one, "two workers, s": two, "share of perfect scaling": one / two / 2},
-        **{"two trainings apart, s": apart, "share that the machine allows": one / apart},
+        **{"two separate runs, s": apart, "share that the machine allows": one / apart},
     )
 
 
@@ -103,8 +103,8 @@ def train_as(environment: dict[str, str], model: Path) -> contestants.Measured:
     return contestants.ours(SIZE, model, stage, rows, Path(tempfile.mkdtemp()))
 
 
-def trainings(model: Path, work: Path) -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    """Yields names, micro-batches and trainings."""
+def training_runs(model: Path, work: Path) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """Yields the name, the micro-batch and the function of each training run."""
     rows = {
         "sft": dialogues(SIZE, SIZE.steps * SIZE.sft_batch * SIZE.sft_length),
         "dpo": pairs(SIZE, SIZE.steps * SIZE.dpo_batch),

@@ -1,8 +1,9 @@
-"""Runs a recipe's stages in this process, without Ray, MLflow or a progress display:
+"""Runs a recipe's stages in this process, without Ray, MLflow or a progress display; stop before
+the first stage that needs Ray, such as training, with --until:
 
     python tests/recipe_here.py RECIPE --until STAGE --set name=value …
 
-Rows run on `RowActor` with the journals, the answer log and the ledger of a complete run.
+`RowActor` processes the rows and writes the same journals, answer log and ledger as a run on Ray.
 """
 
 import argparse

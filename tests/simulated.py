@@ -32,8 +32,8 @@ def simulate(main: Coroutine[Any, Any, Any]) -> Any:
         loop.close()
 
 
-async def reserve_one(governor: Governor, model: str, most: Usage) -> Any:
-    [ticket] = await governor.reserve("s", model, [most])
+async def reserve_one(governor: Governor, model: str, max_usage: Usage) -> Any:
+    [ticket] = await governor.reserve("s", model, [max_usage])
     return ticket
 
 

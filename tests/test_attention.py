@@ -35,9 +35,9 @@ def segments(queries: list[int], keys: list[int], key_rows: list[int] | None) ->
 
     from zephyr_ray.train.attention import Segments
 
-    ends = [torch.tensor([0, *sizes]).cumsum(0).int() for sizes in (queries, keys)]
+    offsets = [torch.tensor([0, *sizes]).cumsum(0).int() for sizes in (queries, keys)]
     rows = None if key_rows is None else torch.tensor(key_rows)
-    return Segments(*ends, most_queries=max(queries), most_keys=max(keys), key_rows=rows)
+    return Segments(*offsets, max_queries=max(queries), max_keys=max(keys), key_rows=rows)
 
 
 @pytest.mark.parametrize("window", [None, 2])
@@ -64,10 +64,10 @@ def kernel(
     query: Any,
     key: Any,
     value: Any,
-    query_ends: Any,
-    key_ends: Any,
-    most_queries: int,
-    most_keys: int,
+    query_offsets: Any,
+    key_offsets: Any,
+    max_queries: int,
+    max_keys: int,
     *,
     scale: float,
     window_size: tuple[int, int],
@@ -76,19 +76,23 @@ def kernel(
     """Reimplements `torch.nn.attention.varlen.varlen_attn` on the CPU, from its documentation."""
     import torch
 
-    assert most_queries == query_ends.diff().max() and most_keys == key_ends.diff().max()
-    assert enable_gqa and window_size[1] == 0 and query_ends.dtype == key_ends.dtype == torch.int32
+    assert max_queries == query_offsets.diff().max() and max_keys == key_offsets.diff().max()
+    assert (
+        enable_gqa
+        and window_size[1] == 0
+        and query_offsets.dtype == key_offsets.dtype == torch.int32
+    )
     output = torch.empty_like(query)
-    for number in range(len(query_ends) - 1):
-        first, last = query_ends[number : number + 2].tolist()
-        start, end = key_ends[number : number + 2].tolist()
+    for number in range(len(query_offsets) - 1):
+        first, last = query_offsets[number : number + 2].tolist()
+        start, end = key_offsets[number : number + 2].tolist()
         for at in range(first, last):
-            diagonal = end - (last - 1 - at)
-            left = start if window_size[0] < 0 else max(start, diagonal - 1 - window_size[0])
+            visible_end = end - (last - 1 - at)
+            left = start if window_size[0] < 0 else max(start, visible_end - 1 - window_size[0])
             for head in range(query.shape[1]):
                 group = head * key.shape[1] // query.shape[1]
-                weights = (scale * key[left:diagonal, group] @ query[at, head]).softmax(0)
-                output[at, head] = weights @ value[left:diagonal, group]
+                weights = (scale * key[left:visible_end, group] @ query[at, head]).softmax(0)
+                output[at, head] = weights @ value[left:visible_end, group]
     return output
 
 

@@ -7,7 +7,7 @@ from chart_tools import Document, merged, template, values_errors
 
 SIZE = "is not a size; write it like 512Mi, 10Gi or 1.5T"
 CPU = "is not a number of CPUs; write it like 500m, 0.5 or 4"
-AMOUNT = "is not a quantity that the chart can write; write it like 500m, 2 or 16Gi"
+AMOUNT = "is not a quantity that the chart accepts; write it like 500m, 2 or 16Gi"
 LARGE, ZERO = "is too large; lower it", "is zero; raise it"
 
 
@@ -46,7 +46,9 @@ def refusal(*settings: tuple[str, Any]) -> str:
         ("workerGroups.cpu.resources.memory", "9Pi", LARGE),
     ],
 )
-def test_a_bad_quantity_of_the_chart_is_named(path: str, value: Any, problem: str) -> None:
+def test_an_error_names_the_chart_setting_with_a_bad_quantity(
+    path: str, value: Any, problem: str
+) -> None:
     assert refusal((path, value)) == f"{path}: '{value}' {problem}"
 
 
@@ -64,20 +66,22 @@ def test_a_bad_quantity_of_the_chart_is_named(path: str, value: Any, problem: st
         ("extraEnv.0.valueFrom.resourceFieldRef.divisor", "-1", AMOUNT),
     ],
 )
-def test_a_bad_quantity_in_a_field_of_a_pod_is_named(path: str, value: str, problem: str) -> None:
+def test_an_error_names_the_pod_field_with_a_bad_quantity(
+    path: str, value: str, problem: str
+) -> None:
     setting = path.partition(".")[0]
-    needed = (
+    required_fields = (
         {"name": "a"} if setting in ("extraEnv", "extraVolumes") else {"name": "a", "image": "i"}
     )
-    given = nested(path.partition(".0.")[2], value)
+    bad_field = nested(path.partition(".0.")[2], value)
     if setting == "extraEnv":
-        given["valueFrom"]["resourceFieldRef"]["resource"] = "limits.cpu"
-    line = refusal((f"ray.head.{setting}", [needed | given]))
+        bad_field["valueFrom"]["resourceFieldRef"]["resource"] = "limits.cpu"
+    line = refusal((f"ray.head.{setting}", [required_fields | bad_field]))
     assert line == f"ray.head.{path.replace('.0.', '[0].')}: '{value}' {problem}"
 
 
 @pytest.mark.parametrize("value", ["8Pi", "0.001", "1.5T", "134217728"])
 def test_other_sizes_are_accepted(value: str) -> None:
-    """The first two are at the limits of what the chart can write."""
+    """8Pi is near the largest quantity that the chart accepts; 0.001 is the smallest."""
     values = {"mlflow": {"auth": {"existingSecret": "s"}}, "ray": {"tmpSize": value}}
     assert template(given=values).returncode == 0

@@ -1,4 +1,5 @@
-"""Tests that the Kueue queues in the overlay and in the docs are large enough for their jobs."""
+"""Tests that the overlay's Kueue queue is large enough for its job, and that the docs state what
+the multi-node job requests."""
 
 import re
 

@@ -536,7 +536,11 @@ def test_a_folder_with_only_a_config_is_enough_for_a_plan(
 @pytest.mark.parametrize(
     ("gigabytes", "line"),
     [
-        (600, "fits 279 GiB of free memory per worker; micro_batch 8192, maximum 8192 tokens (the"),
+        (
+            600,
+            "fits 279 GiB of free memory per worker; micro_batch 8192; even a worker's full share "
+            "of the global batch (8192 tokens) fits",
+        ),
         (
             240,
             "does not fit 111 GiB of free memory per worker: lower micro_batch to 5120, workers or",

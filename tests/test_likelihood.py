@@ -295,9 +295,12 @@ def test_the_section(tmp_path: Path) -> None:
     manifest = Manifest(kind="likelihood", key="k", files={}, counts={"shortened/y/after": 3.0})
     section = likelihood_section(Artifact(tmp_path, manifest))
     assert section.headline == headline(result)
-    assert headline(result).startswith("Alignment tax, after minus before: +0.500 [+0.100, +0.900]")
+    assert headline(result).startswith(
+        "Accuracy of after minus that of before (the alignment tax, if negative): "
+        "+0.500 [+0.100, +0.900]"
+    )
     few = " The intervals are too narrow, because there are few questions."
-    assert headline(result).endswith(f"(mean of x, y): it gains accuracy.{few}")
+    assert headline(result).endswith(f"(mean of x, y): training gains accuracy.{few}")
     *_, differences = [b for b in section.chapters[0].blocks if isinstance(b, Table)]
     assert {row[0] for row in differences.rows} == {Pair("after", "before")}
     assert headline({**result, "models": ["before"], "tax": []}) == (
@@ -305,7 +308,9 @@ def test_the_section(tmp_path: Path) -> None:
         f"y 0.750 [0.500, 1.000] on 4 questions.{few}"
     )
     enough = {name: facts | {"questions": 10} for name, facts in tasks.items()}
-    assert headline({**result, "tasks": enough}).endswith("(mean of x, y): it gains accuracy.")
+    assert headline({**result, "tasks": enough}).endswith(
+        "(mean of x, y): training gains accuracy."
+    )
     [chapter] = section.chapters
     tables = [block for block in chapter.blocks if isinstance(block, Table)]
     interval = Interval(0.75, 0.5, 1.0)
@@ -317,8 +322,8 @@ def test_the_section(tmp_path: Path) -> None:
     assert isinstance(remarks, Text)
     for part in (
         "x: 4 of 9 questions.",
-        "x: worked examples are from the validation split",
-        "y: 3 prompts were longer than the context of after",
+        "x: few-shot examples are from the validation split",
+        "y, after: 3 questions had prompts that exceeded the context",
     ):
         assert part in remarks.text
     assert "y: 4 of" not in remarks.text
@@ -351,7 +356,7 @@ def test_wrong_settings_are_one_line_errors(old: str, new: str, error: str, tmp_
 
 
 def test_a_stage_without_questions_is_refused() -> None:
-    with pytest.raises(Permanent, match="both missing"):
+    with pytest.raises(Permanent, match="neither 'tasks' nor 'questions'"):
         Likelihood(models=["a"]).check({}, {})
 
 

@@ -326,7 +326,7 @@ def test_each_rate_has_its_own_interval(full: str) -> None:
 
 def test_an_answer_without_a_score_is_counted_but_not_drawn(full: str) -> None:
     [sft] = [label for label in labels(full) if label.startswith("sft: ")]
-    assert "1 was given 0 times" in sft and "9 was given 3 times" in sft
+    assert "score 1: 0" in sft and "score 9: 3" in sft
     assert "3 answers have no readable score." in full
 
 
@@ -396,7 +396,7 @@ def test_the_section_of_a_new_stage_kind_is_drawn(tmp_path: Path) -> None:
     assert "<script" not in without_script(html) and html.count("&lt;script") == 2
     bars, histogram, curve = labels(html)[:3]
     assert bars == "Bars: x 0.75 from 0.45 to 0.90"
-    assert "3 was given 1 times" in histogram and "8 was given 2 times" in histogram
+    assert "scores around 3: 1" in histogram and "scores around 8: 2" in histogram
     assert curve == "toy · height over 2 steps: from 2 to 4"
 
 

@@ -216,7 +216,7 @@ def test_an_answer_that_begins_with_line_breaks_trains_as_in_sft(
 
 BAD_PAIRS = {
     "two different prompts": (talk("ask", "one"), talk("other", "two")),
-    "a pair must end with an assistant message": (talk("ask"), talk("ask")),
+    "chosen and rejected must each end with an assistant message": (talk("ask"), talk("ask")),
     "a message is not valid Unicode: it has half a surrogate pair": (
         talk("ask", "one\ud800"),
         talk("ask", "two"),

@@ -2,8 +2,8 @@
 
 A plan reads a file only if its time differs from the manifest's or from what the node remembers.
 Before use, each node reads a large file once, and again if its times change (`digests` remembers
-it); small files are read each time. So an artifact's file is opened only through `Artifact.file` or
-`weights.resolve`.
+it); small files are read each time. Open an artifact's file only through `Artifact.file` or
+`weights.resolve`, which verify it.
 """
 
 from collections.abc import Callable
@@ -41,14 +41,14 @@ def matches_when_read(path: Path, entry: File) -> bool:
 def verify(
     folder: Path,
     manifest: Manifest,
-    below: str = "",
+    subpath: str = "",
     intact: Callable[[Path, File], bool] = matches,
 ) -> None:
-    """Raises Permanent if an artifact's file `below`, or a file below that folder, is missing, has
-    another size, or is not `intact`."""
+    """Raises Permanent if a file of the artifact at or under `subpath` is missing, has another
+    size, or fails `intact`."""
     for name, entry in manifest.files.items():
         path = folder / name
-        if not Path(name).is_relative_to(below):
+        if not Path(name).is_relative_to(subpath):
             continue
         try:
             if stamp(path).size != entry.bytes or not intact(path, entry):

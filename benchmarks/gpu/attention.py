@@ -13,8 +13,8 @@ HEADS, KEY_HEADS, HEAD = 16, 4, 128
 
 def documents(lengths: list[int], device: str) -> Segments:
     """Returns the segments of packed dialogues."""
-    ends = torch.tensor([0, *lengths], device=device).cumsum(0).int()
-    return Segments(ends, ends, max(lengths), max(lengths))
+    offsets = torch.tensor([0, *lengths], device=device).cumsum(0).int()
+    return Segments(offsets, offsets, max(lengths), max(lengths))
 
 
 def shared(pairs: list[tuple[int, int, int]], device: str) -> Segments:
@@ -41,7 +41,7 @@ def shared(pairs: list[tuple[int, int, int]], device: str) -> Segments:
 def errors(segments: Segments, device: str) -> tuple[dict[str, float], dict[str, float]]:
     """Returns ‖x − reference‖ / ‖reference‖ of the output and the gradients, of `attend` in bf16
     and of SDPA per segment in bf16; the reference is SDPA per segment in fp64."""
-    tokens = int(segments.query_ends[-1])
+    tokens = int(segments.query_offsets[-1])
     inputs = [
         torch.randn(1, heads, tokens, HEAD, device=device, dtype=torch.bfloat16)
         for heads in (HEADS, KEY_HEADS, KEY_HEADS)
@@ -82,7 +82,7 @@ def milliseconds(work: Callable[[], Any], repeats: int = 20) -> float:
 
 def forward_and_backward(attention: Callable[..., Tensor], segments: Segments) -> float:
     """Returns the milliseconds of a forward and a backward pass in bf16."""
-    tokens = int(segments.query_ends[-1])
+    tokens = int(segments.query_offsets[-1])
     inputs = [
         torch.randn(1, heads, tokens, HEAD, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         for heads in (HEADS, KEY_HEADS, KEY_HEADS)
@@ -94,7 +94,7 @@ def forward_and_backward(attention: Callable[..., Tensor], segments: Segments) -
 def dense(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
     """Attends with one mask over all documents of the row, as transformers' "sdpa" does."""
     at = torch.arange(query.shape[2], device=query.device, dtype=torch.int32)
-    document = torch.bucketize(at, segments.query_ends, right=True)
+    document = torch.bucketize(at, segments.query_offsets, right=True)
     mask = (document[:, None] == document) & (at[:, None] >= at)
     key, value = (states.repeat_interleave(HEADS // KEY_HEADS, dim=1) for states in (key, value))
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)

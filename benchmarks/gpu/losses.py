@@ -1,4 +1,5 @@
-"""Trains a tiny model for 20 steps, to compare losses in bf16 on a GPU with fp32 on a CPU.
+"""Trains a small model for 20 steps, to compare a GPU's losses in bf16 and fp32 with a
+CPU's in fp32.
 
 python -m benchmarks.gpu.losses FOLDER fp32
 """
@@ -56,15 +57,16 @@ def losses(
 def compare_losses(
     report: Any,
     isolated: Any,
-    on_cpu: subprocess.Popen[bytes],
+    cpu_training: subprocess.Popen[bytes],
     work: Path,
     precisions: tuple[str, ...] = ("bf16", "fp32"),
     patch: Callable[[], None] = unchanged,
 ) -> None:
-    """Prints the largest differences from the CPU process's losses."""
+    """Trains on the GPU; reports the largest and the first difference from the CPU's losses, per
+    stage kind and precision."""
     import torch
 
-    on_cpu.wait(timeout=60)
+    cpu_training.wait(timeout=60)
     expected = json.loads((work / "cpu" / "losses.json").read_text(encoding="utf-8"))
     gpus = int(torch.cuda.is_available())
     for kind in ("sft", "dpo"):
@@ -76,9 +78,9 @@ def compare_losses(
                 f"{kind}, {len(actual)} steps, {precision} against fp32 on the CPU",
                 kernels=patch.__name__,
                 largest_difference=max(differences),
-                first=differences[0],
-                loss_from=expected[kind][0],
-                loss_to=expected[kind][-1],
+                first_difference=differences[0],
+                cpu_first_loss=expected[kind][0],
+                cpu_last_loss=expected[kind][-1],
             )
 
 

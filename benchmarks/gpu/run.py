@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.gpu import attention
 from benchmarks.gpu.losses import compare_losses
-from benchmarks.gpu.trainings import GPU, SIZE, Trainings
+from benchmarks.gpu.training_runs import GPU, SIZE, TrainingRuns
 from benchmarks.isolated import Isolated
 from benchmarks.report import Report
 from benchmarks.workload import parameters
@@ -39,30 +39,30 @@ def main(out: Path, budget: float, bitsandbytes: str, only: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     report = Report(out, budget)
     work = Path(tempfile.mkdtemp())
-    losses = start_cpu_losses(work)
+    cpu_training = start_cpu_training(work)
     import_libraries()
     isolated = Isolated(out / "log.txt")
-    trainings = Trainings(report, isolated, work)
-    compare = partial(compare_losses, report, isolated, losses, work)
+    training_runs = TrainingRuns(report, isolated, work)
+    compare_with_cpu = partial(compare_losses, report, isolated, cpu_training, work)
     report.section("machine", lambda: machine(report, isolated))
-    report.section("model", trainings.write_inputs)
+    report.section("model", training_runs.write_inputs)
     sections: list[tuple[str, Callable[[], Any]]] = [
         ("ceilings", lambda: report.line("ceilings", **isolated.run(ceilings, timeout=60))),
         ("attention", lambda: check_attention(report, isolated)),
-        *trainings.compared(),
-        *trainings.changed(),
-        ("losses", compare),
-        *trainings.others(bitsandbytes),
+        *training_runs.against_trl(),
+        *training_runs.with_expandable_segments(),
+        ("losses", compare_with_cpu),
+        *training_runs.with_other_settings(bitsandbytes),
     ]
     for name, measure in sections:
         if re.search(only, name):
             report.section(name, measure)
-    losses.kill()
+    cpu_training.kill()
     shutil.rmtree(work, ignore_errors=True)
 
 
 def import_libraries() -> None:
-    """Imports what all processes need before they are forked."""
+    """Imports, before any fork, the libraries that every process needs."""
     import datasets  # noqa: F401
     import deepspeed  # noqa: F401
     import peft  # noqa: F401
@@ -72,8 +72,8 @@ def import_libraries() -> None:
     import zephyr_ray.train.trainer  # noqa: F401
 
 
-def start_cpu_losses(work: Path) -> subprocess.Popen[bytes]:
-    """Starts the fp32 training on the CPU with which a later section compares losses."""
+def start_cpu_training(work: Path) -> subprocess.Popen[bytes]:
+    """Starts fp32 training on the CPU; a later section compares the GPU's losses with it."""
     program = [sys.executable, "-m", "benchmarks.gpu.losses", str(work / "cpu"), "fp32"]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"}
     with (work / "cpu.log").open("wb") as log:
@@ -90,7 +90,7 @@ def machine(report: Report, isolated: Isolated) -> None:
 
     libraries = (torch, transformers, trl, deepspeed, accelerate, peft, triton)
     versions = {library.__name__: library.__version__ for library in libraries}
-    card = "no GPU: a trial with a tiny model"
+    card = "no GPU, smoke test with a tiny model"
     if GPU:
         query = [
             "nvidia-smi",

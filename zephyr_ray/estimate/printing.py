@@ -151,10 +151,11 @@ def _fit(estimate: training.TrainingEstimate, stage: TrainingSettings) -> str:
         room += " of free memory" + (" per worker" if stage.workers.most > 1 else "")
     if not estimate.fits:
         return f"does not fit {room}: {estimate.advice}"
-    largest = f"{estimate.largest_micro_batch} tokens"
-    if estimate.largest_micro_batch == stage.step_tokens:
-        largest += " (the global batch per worker)"
-    return f"fits {room}; micro_batch {stage.micro_batch}, maximum {largest}"
+    tokens = estimate.largest_micro_batch
+    largest = f"up to {tokens} tokens fit"
+    if tokens == stage.step_tokens:
+        largest = f"even a worker's full share of the global batch ({tokens} tokens) fits"
+    return f"fits {room}; micro_batch {stage.micro_batch}; {largest}"
 
 
 def _validation(

@@ -15,7 +15,7 @@ OWN = "apache-2.0"
 TEXTS = {"Apache License": "apache-2.0", "MIT License": "mit"}
 """Identifiers of licenses by the first words of their texts."""
 OTHER = "other"
-"""Identifier of a license with another text."""
+"""Identifier if a LICENSE file starts with none of `TEXTS`."""
 
 
 def license_of_model(weights: str) -> str:
@@ -50,8 +50,8 @@ def license_of_folder(folder: Path) -> str:
 
 
 def license_of_file(digest: Any, shipped: Path) -> str:
-    """Returns the license of the file with this SHA-256, which is known only if the file is in the
-    folder of recipes that this package contains."""
+    """Returns the license of the file with this SHA-256: OWN if a JSONL file in `shipped`, the
+    package's folder of recipes and seed files, has it, else UNKNOWN."""
     files = shipped.rglob("*.jsonl")
     return OWN if any(known_digest(path) == digest for path in files) else UNKNOWN
 

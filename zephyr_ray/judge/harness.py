@@ -21,7 +21,7 @@ from zephyr_ray.errors import Permanent
 from zephyr_ray.judge.question_sets import TASKS, Reader, Row
 
 SHOTS_SEED = 1234
-"""Seed that draws worked examples, as in lm-eval."""
+"""Seed that draws few-shot examples, as in lm-eval."""
 OWN_TASK = {
     "output_type": "multiple_choice",
     "test_split": "test",
@@ -77,7 +77,7 @@ class Asked:
     split: str
     """The split that the questions are from."""
     shots_from: str | None
-    """The split that worked examples are from; None without any."""
+    """The split that few-shot examples are from; None without any."""
     stored: int
     """Number of questions before the limit is applied."""
 
@@ -101,7 +101,7 @@ class Asked:
 
 class _Task(ConfigurableTask):
     """A task whose data set is read by a `Reader`. If the source lacks a split that the task file
-    names, another replaces it; worked examples never include the question itself."""
+    names, another replaces it; few-shot examples never include the question itself."""
 
     def __init__(self, config: dict[str, Any]):
         self._read: Reader = config["metadata"].pop("reader")
@@ -139,7 +139,7 @@ class _Task(ConfigurableTask):
 
     @property
     def shots_split(self) -> str | None:
-        """The split that worked examples are from; None without any."""
+        """The split that few-shot examples are from; None without any."""
         if not self.config.num_fewshot:
             return None
         return str(self.fewshot_cfg.split or self.config.training_split)
@@ -191,8 +191,8 @@ def _ask(name: str, tasks: list[_Task], shots: int, limit: int | None) -> Asked:
         available = len(task.sampler.df) - (task.shots_split == task.asked_split)
         if shots > available:
             raise Permanent(
-                f"task '{name}': {task.task_name} has {available} rows for {shots} worked examples "
-                f"in its {task.shots_split} split; lower shots"
+                f"task '{name}': {task.task_name} has {available} rows for {shots} few-shot "
+                f"examples in its {task.shots_split} split; lower shots"
             )
         task.set_fewshot_seed(SHOTS_SEED)
         task.build_all_requests(limit=limit)

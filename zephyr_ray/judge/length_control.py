@@ -17,9 +17,10 @@ from zephyr_ray.judge.statistics import LEVEL
 
 MIN_PROMPTS = 30
 """Minimum number of prompts; with fewer, clustered standard errors are too small."""
-POINTS, SHARE = 0.1, 0.25
-"""AlpacaEval's limits: a move is far if it exceeds both POINTS and SHARE times the raw rate's
-distance to the end (0 or 1) that it moves towards."""
+FAR_ABSOLUTE, FAR_RELATIVE = 0.1, 0.25
+"""AlpacaEval's warning thresholds: length control moves a win rate far if the change exceeds both
+FAR_ABSOLUTE and FAR_RELATIVE × the distance from the raw rate to the bound (0 or 1) in that
+direction."""
 
 ALWAYS_LONGER = "the model's answer is always the longer one"
 ALWAYS_SHORTER = "the model's answer is always the shorter one"
@@ -47,8 +48,8 @@ def obstacle(verdicts: ArrayLike, differences: ArrayLike, prompts: Sequence[Any]
     return ""
 
 
-def may_be_length(obstacle: str) -> bool:
-    """Returns whether length alone may have decided the verdicts, given the `obstacle` that
+def length_may_explain_verdicts(obstacle: str) -> bool:
+    """Returns whether length alone may explain the verdicts, given the `obstacle` that
     prevented a length-controlled rate."""
     return obstacle in (ALWAYS_LONGER, ALWAYS_SHORTER, LENGTH_PREDICTS_ALL)
 
@@ -86,6 +87,6 @@ def design(differences: NDArray[np.float64]) -> NDArray[np.float64]:
 def moves_far(raw: float, controlled: float) -> bool:
     """Returns whether length control moves a rate so far that AlpacaEval warns: the estimate may be
     unreliable, or length decided the raw rate."""
-    lowest = min(raw - SHARE * raw, raw - POINTS)
-    highest = max(raw + SHARE * (1 - raw), raw + POINTS)
+    lowest = min(raw - FAR_RELATIVE * raw, raw - FAR_ABSOLUTE)
+    highest = max(raw + FAR_RELATIVE * (1 - raw), raw + FAR_ABSOLUTE)
     return not lowest <= controlled <= highest

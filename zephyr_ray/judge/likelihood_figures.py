@@ -1,5 +1,5 @@
-"""Computes the figures that likelihood stages report: metrics with their uncertainty, and the
-alignment tax, which is their difference between models."""
+"""Computes the figures that likelihood stages report: metrics with their uncertainty, and
+their differences between models (the alignment tax, if negative)."""
 
 from collections.abc import Callable
 from math import fsum, sqrt
@@ -36,7 +36,7 @@ def tax(
     answers: dict[str, list[Row]], models: list[str], tasks: dict[str, Any], seed: int
 ) -> list[dict[str, Any]]:
     """Returns, for each later model, its metric minus that of the first: per task, over the same
-    questions, and the mean over tasks. A negative difference is the cost of training."""
+    questions, and the mean over tasks. A negative difference is the alignment tax."""
     before, *later = models
     differences = []
     for after in later:

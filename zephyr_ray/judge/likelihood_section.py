@@ -25,11 +25,17 @@ Result = dict[str, Any]
 
 INTRO = (
     "The choice with the highest likelihood counts as the answer (acc); acc_norm divides the "
-    "log-probability by the choice's length in characters; TruthfulQA's mc2 is the probability of "
-    "the true choices. lm-eval {lm_eval} builds the prompts, without a chat format, and "
-    "computes the metrics. Intervals (95%) are by bootstrap over questions."
+    "log-probability by the choice's length in characters; TruthfulQA's mc2 is the normalized "
+    "total probability of the true choices. lm-eval {lm_eval} builds the prompts, without a chat "
+    "template, and computes the metrics. Intervals (95%) are by bootstrap over questions."
 )
 AVERAGE = "mean over tasks"
+FINDINGS = {
+    1: "training gains accuracy",
+    0: "no change can be shown, because the interval includes 0",
+    -1: "training costs accuracy",
+}
+"""Wording of a difference in accuracy, by `direction`."""
 
 
 def likelihood_section(artifact: Artifact) -> Section:
@@ -47,29 +53,30 @@ def likelihood_section(artifact: Artifact) -> Section:
 
 
 def headline(result: Result) -> str:
-    """Says what the last model gained or lost relative to the first."""
+    """Says what the last model gained or lost relative to the first; for a single model, its value
+    per task."""
     averages = [t for t in result["tax"] if t["task"] is None]
     tasks = result["tasks"]
     few = few_questions(min(facts["questions"] for facts in tasks.values()))
     if averages:
         last = averages[-1]
         amount = with_interval(last["difference"], last["low"], last["high"], signed)
-        findings = {-1: "it costs accuracy", 0: "no tax can be shown", 1: "it gains accuracy"}
-        finding = findings[direction(last["low"], last["high"])]
+        finding = FINDINGS[direction(last["low"], last["high"])]
         return (
-            f"Alignment tax, {last['after']} minus {last['before']}: {amount} "
-            f"({'mean of ' if len(tasks) > 1 else ''}{', '.join(tasks)}): {finding}.{few}"
+            f"Accuracy of {last['after']} minus that of {last['before']} (the alignment tax, if "
+            f"negative): {amount} ({'mean of ' if len(tasks) > 1 else ''}{', '.join(tasks)}): "
+            f"{finding}.{few}"
         )
     model = result["models"][0]
     values = (
-        f"{task} {_words(result['results'][task][facts['metric']][model])} on "
+        f"{task} {_format_value(result['results'][task][facts['metric']][model])} on "
         f"{number(facts['questions'])} questions"
         for task, facts in tasks.items()
     )
     return f"Multiple choice by likelihood, {model}: {', '.join(values)}.{few}"
 
 
-def _words(value: dict[str, Any]) -> str:
+def _format_value(value: dict[str, Any]) -> str:
     return with_interval(value["value"], value["low"], value["high"], partial(number, digits=3))
 
 
@@ -96,7 +103,7 @@ def _values(result: Result) -> Table:
     for model in models:
         columns += [Column(model, 3), Column(f"{model}, stderr", 4)]
     help = (
-        "Shots: worked examples before each question.",
+        "Shots: few-shot examples per question.",
         "stderr: lm-eval's standard error of the value to its left.",
     )
     return Table(tuple(columns), tuple(rows), help=help)
@@ -129,7 +136,11 @@ def _tax(result: Result) -> list[Table]:
         "questions; the metric is the one that the bars show.",
         "Changed: questions whose metric differs between the two models.",
     )
-    return [Table(columns, rows, "Alignment tax", help)]
+    return [
+        Table(
+            columns, rows, "Differences from the first model (the alignment tax, if negative)", help
+        )
+    ]
 
 
 def _remarks(result: Result, counts: dict[str, float]) -> list[Text]:
@@ -140,15 +151,16 @@ def _remarks(result: Result, counts: dict[str, float]) -> list[Text]:
             remarks.append(f"{task}: {facts['questions']} of {facts['of']} questions.")
         if facts["shots"] and facts["shots_from"] not in ("train", "dev"):
             remarks.append(
-                f"{task}: worked examples are from the {facts['shots_from']} split, because the "
+                f"{task}: few-shot examples are from the {facts['shots_from']} split, because the "
                 "source has no training split."
             )
         prefix = f"shortened/{task}/"
         for name, count in counts.items():
             if name.startswith(prefix):
+                questions = "1 question" if count == 1 else f"{int(count)} questions"
                 remarks.append(
-                    f"{task}: {int(count)} prompts were longer than the context of "
-                    f"{name.removeprefix(prefix)} and were truncated at the start."
+                    f"{task}, {name.removeprefix(prefix)}: {questions} had prompts that exceeded "
+                    "the context and were truncated at the start."
                 )
     return [Text(" ".join(remarks), soft=True)] if remarks else []
 

@@ -1,7 +1,8 @@
-"""Computes what a comparison measures from the judged rows of one model.
+"""Computes the metrics of a comparison from its judged rows.
 
-A row is a judgement with the facts of both answers (gathering.describe). Each measure takes the
-rows and the seed of its bootstrap, and returns its values as a tuple.
+A row is a judgement with the lengths of both answers and flags of the model's answer
+(gathering.describe). Each metric takes the rows of one model and the seed of its bootstrap, and
+returns its values as a tuple.
 """
 
 from collections import Counter
@@ -42,7 +43,7 @@ def passed(row: Row) -> bool | None:
 
 
 def flipped(row: Row) -> bool:
-    """Returns whether another answer won when the order of the answers changed."""
+    """Returns whether swapping the order of the two answers changed the winner."""
     orders = row.get("orders") or []
     if len(orders) < 2 or None in orders:
         return bool(row.get("flip"))
@@ -112,7 +113,8 @@ def length_control_move(rows: list[Row], seed: int) -> tuple[float | None]:
 
 
 def tally(rows: list[Row], seed: int) -> tuple[int, int, int]:
-    """Returns wins, ties and losses; a fraction over a half is a win."""
+    """Returns the numbers of wins, ties and losses; a verdict above 0.5 is a win, one of 0.5 a
+    tie."""
     signs = Counter((row["verdict"] > 0.5) - (row["verdict"] < 0.5) for row in parsed(rows))
     return signs[1], signs[0], signs[-1]
 
@@ -157,7 +159,7 @@ def on_topic(rows: list[Row], seed: int) -> tuple[float | None]:
 
 
 def share(name: str) -> Callable[[list[Row], int], tuple[float]]:
-    """Returns a function that computes the share of rows for which a fact is true."""
+    """Returns a function that computes the share of rows for which a flag is true."""
     return lambda rows, seed: (sum(row[name] for row in rows) / len(rows),)
 
 

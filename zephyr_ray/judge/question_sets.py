@@ -36,7 +36,8 @@ class Task:
     """Hub id of its data set."""
     questions: int
     shots: int = 0
-    """Worked examples before each question, as on the Open LLM Leaderboard."""
+    """Default number of few-shot examples per question: the Open LLM Leaderboard's, or 0 for tasks
+    not on it."""
     metric: str = "acc"
     """The metric that the Open LLM Leaderboard reports."""
     group: bool = False

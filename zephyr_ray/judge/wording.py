@@ -5,7 +5,7 @@ from typing import Any
 
 from zephyr_ray.formatting import number, percent, signed, with_interval
 from zephyr_ray.judge.figures import left_out, read
-from zephyr_ray.judge.length_control import MIN_PROMPTS, may_be_length, moves_far
+from zephyr_ray.judge.length_control import MIN_PROMPTS, length_may_explain_verdicts, moves_far
 
 EFFECTS = {
     1: ("helps", "the DPO term improves on plain SFT with the same answers"),
@@ -128,7 +128,8 @@ def _verdict(model: str, figures: dict[str, Any], baseline: str) -> str:
     if outcome == 0:
         return f"No model is clearly better than {baseline}: the best, {model}, has "
     if figures.get("length_controlled") is None:
-        is_better = not may_be_length(figures.get("length_control_obstacle") or "")
+        obstacle = figures.get("length_control_obstacle") or ""
+        is_better = not length_may_explain_verdicts(obstacle)
     else:
         ends = figures["length_controlled_low"], figures["length_controlled_high"]
         is_better = direction(*ends, even=0.5) > 0

@@ -14,6 +14,6 @@ names at the start of a line."""
 
 
 def leaks_role(text: str) -> bool:
-    """Returns whether an answer contains a role marker. A dialogue that the prompt asked for counts
-    too, if its speakers have these names."""
+    """Returns whether an answer contains a role marker. Known false positive: a dialogue that the
+    prompt asked for, if its speakers are called Human, User or Assistant."""
     return _MARKERS.search(text) is not None

@@ -26,7 +26,7 @@ from zephyr_ray.store import numbered_jsonl
 IN_CONTEXT, MACHINE_MADE = 8, 2
 """Maximum tasks shown per request, and maximum machine-made ones among them (Self-Instruct)."""
 CHAIN = 2
-"""Requests per row; each also shows tasks from the replies to earlier ones."""
+"""Requests per chain; each after the first also shows tasks from earlier replies."""
 NEW_TASKS = 8
 """Tasks asked for per request."""
 LIST_TOKENS = 128
@@ -41,10 +41,10 @@ IMPOSSIBLE = re.compile(
 FIELDS = {"id", "instruction", "constraint", "category"}
 """Fields of a task in a file; `category` is for its author and is not read."""
 YIELD = 3
-"""Expected new tasks kept per row, a low estimate."""
+"""Expected new tasks kept per chain, a low estimate."""
 MIN_ROWS = 24
-"""Minimum rows per round: another round waits for its slowest row, while rows in one batch cost
-little more than a single row."""
+"""Minimum rows (chains) per round: another round waits for its slowest chain, while chains in one
+batch cost little more than a single chain."""
 MAX_ROUNDS = 4
 """Maximum rounds; after them the stage may have fewer prompts than `count`."""
 
@@ -115,8 +115,8 @@ class Prompts(Tasks):
 
 class SelfInstruct(Tasks, RowStage):
     """Makes `count` prompts: the seed tasks, then new tasks that a model writes in their style. A
-    new task is kept if it differs from all tasks already kept and from the `apart_from`
-    prompts."""
+    new task is kept if it passes the filters of `_usable`: length, form, feasibility, repetition,
+    and similarity to kept tasks and to the `apart_from` prompts."""
 
     kind = "self_instruct"
     makes = "prompts"
@@ -124,7 +124,7 @@ class SelfInstruct(Tasks, RowStage):
     version = 3
 
     model: Annotated[Names, Reads("model")]
-    """The teacher, or a list of teachers; each row of requests goes to one of them."""
+    """The teacher, or a list of teachers; each chain of requests goes to one of them."""
     count: int = Field(ge=1)
     apart_from: Annotated[str | None, Reads("prompts")] = None
     """Held-out prompts: tasks that are exact or near duplicates of one are dropped."""
@@ -135,7 +135,9 @@ class SelfInstruct(Tasks, RowStage):
         rng = random.Random(self.seed)
         held_out = self._held_out(work)
         tasks = [
-            t for t in read_tasks(work.files["seeds"]) if not self._drop_held_out(t, held_out, work)
+            t
+            for t in read_tasks(work.files["seeds"])
+            if not self._repeats_held_out(t, held_out, work)
         ]
         seeds = [t["instruction"] for t in tasks]
         if not seeds:
@@ -192,8 +194,10 @@ class SelfInstruct(Tasks, RowStage):
         rows = work.inputs[self.apart_from].rows() if self.apart_from else []
         return SimilarityIndex([row["instruction"] for row in rows])
 
-    def _drop_held_out(self, task: dict[str, Any], held_out: SimilarityIndex, work: Work) -> bool:
-        """Returns whether the task repeats a held-out prompt, and counts it if so."""
+    def _repeats_held_out(
+        self, task: dict[str, Any], held_out: SimilarityIndex, work: Work
+    ) -> bool:
+        """Returns whether the task repeats a held-out prompt; if so, counts it as dropped."""
         nearest = held_out.nearest(task["instruction"], self.max_similarity)
         if nearest > self.max_similarity:
             rule = "held-out, exact" if nearest == 1.0 else "held-out, near"
@@ -220,7 +224,7 @@ class SelfInstruct(Tasks, RowStage):
         elif accepted.nearest(instruction, self.max_similarity) > self.max_similarity:
             work.drop("near duplicate", instruction)
         else:
-            return not self._drop_held_out(task, held_out, work)
+            return not self._repeats_held_out(task, held_out, work)
         return False
 
 

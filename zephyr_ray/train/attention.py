@@ -29,12 +29,12 @@ class Segments:
     """Segments of a row. Each is a run of queries and the run of keys that they attend to, causally
     and aligned at the end: the last query attends to all keys."""
 
-    query_ends: Tensor
+    query_offsets: Tensor
     """Cumulative numbers of queries, int32, from 0."""
-    key_ends: Tensor
+    key_offsets: Tensor
     """Cumulative numbers of keys, int32, from 0."""
-    most_queries: int
-    most_keys: int
+    max_queries: int
+    max_keys: int
     key_rows: Tensor | None = None
     """Position of each key in the row; None if the keys are the row's tokens in order."""
 
@@ -81,10 +81,10 @@ def attend_varlen(
         query,
         key,
         value,
-        segments.query_ends,
-        segments.key_ends,
-        segments.most_queries,
-        segments.most_keys,
+        segments.query_offsets,
+        segments.key_offsets,
+        segments.max_queries,
+        segments.max_keys,
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
         **GROUPED,
@@ -102,7 +102,7 @@ def attend_sdpa(
     dropout: float = 0.0,
 ) -> Tensor:
     """Computes `attend` with one call per segment, on any device and in any precision."""
-    queries, keys = segments.query_ends.diff().tolist(), segments.key_ends.diff().tolist()
+    queries, keys = segments.query_offsets.diff().tolist(), segments.key_offsets.diff().tolist()
     parts = (
         query.split(queries, dim=2),
         segments.select(key).split(keys, dim=2),

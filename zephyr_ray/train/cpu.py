@@ -16,7 +16,8 @@ def prepare_worker(threads: int) -> None:
 
     if not torch.cuda.is_available():
         torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate sets the number again
+        # Without this, accelerate would override the thread count.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         keep_freed_memory()
         let_deepspeed_run_on_cpu()
         use_small_tiles()
@@ -38,8 +39,8 @@ def keep_freed_memory() -> None:
 def let_deepspeed_run_on_cpu() -> None:
     """Makes Hugging Face's libraries use DeepSpeed without an accelerator.
 
-    By default they ignore it. Patches private names of the pinned versions;
-    `reporter.refuse_other_engines` detects a version in which they have moved.
+    By default they ignore DeepSpeed on a machine without an accelerator. Patches private names of
+    the pinned versions; `reporter.refuse_other_engines` fails if DeepSpeed is still ignored.
     """
     os.environ["DS_ACCELERATOR"] = "cpu"
     import trl.trainer.utils
@@ -53,7 +54,8 @@ def let_deepspeed_run_on_cpu() -> None:
         return (backend, kind) if backend else ("gloo", DistributedType.MULTI_CPU)
 
     PartialState._prepare_backend = with_gloo
-    # Skip a collective for inference only, which g++ would take a minute to compile.
+    # Skip building a shared-memory collective that only inference uses; compiling it with g++ takes
+    # a minute.
     comm: Any = importlib.import_module("deepspeed.comm.torch")
     comm.build_shm_op = lambda: None
     # TRL skips untrained positions in the output layer only if it believes that Triton runs here.
@@ -62,7 +64,7 @@ def let_deepspeed_run_on_cpu() -> None:
 
 def use_small_tiles() -> None:
     """Makes TRL compute the output layer in tiles of CPU_TILE. Patches names of the pinned
-    version, which `tests/test_planner_constants.py` reads."""
+    TRL; `tests/test_planner_constants.py` fails if they move."""
     import trl.kernels.chunked_logprob
     import trl.trainer.utils
 

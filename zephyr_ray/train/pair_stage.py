@@ -9,7 +9,7 @@ from zephyr_ray.chat import ChatFormat, Messages
 from zephyr_ray.errors import RowError
 from zephyr_ray.settings import Reads
 from zephyr_ray.train.data import Tokens
-from zephyr_ray.train.preparation import CutAway, Row
+from zephyr_ray.train.preparation import NothingToTrain, Row
 from zephyr_ray.train.stage import WorkerStage
 
 
@@ -32,11 +32,11 @@ class PairStage(WorkerStage):
             raise RowError("two different prompts")
         room = self.max_length - len(prompt)
         if room <= 0:
-            raise CutAway("prompt_fills_max_length")
+            raise NothingToTrain("prompt_fills_max_length")
         counts["truncated"] += len(chosen) > room or len(rejected) > room
         chosen, rejected = chosen[:room], rejected[:room]
         if chosen == rejected or not (chosen and rejected):
-            raise CutAway("same_or_empty_answers")
+            raise NothingToTrain("same_or_empty_answers")
         counts["tokens"] += 2 * len(prompt) + len(chosen) + len(rejected)
         counts["trained_tokens"] += len(chosen) + len(rejected)
         return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
@@ -45,10 +45,11 @@ class PairStage(WorkerStage):
 def answer(chat: ChatFormat, messages: Messages) -> tuple[list[int], list[int]]:
     """Returns the tokens of the prompt, and of the last answer with its end token.
 
-    A truncated answer has no end token, because it does not end on its own.
+    If generation stopped at its token limit (`finish_reason` is `length`), the end token is left
+    out.
     """
     if not messages or messages[-1]["role"] != "assistant":
-        raise RowError("a pair must end with an assistant message")
+        raise RowError("chosen and rejected must each end with an assistant message")
     ids, trained = chat.render(messages)
     last = chat.answers(ids, trained)[-1]
     end = last.stop - (messages[-1].get("finish_reason") == "length")

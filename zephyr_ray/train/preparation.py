@@ -26,11 +26,11 @@ from zephyr_ray.train.model import load_chat
 Row = dict[str, Any]
 Tokenize = Callable[[ChatFormat, Row, Counter[str]], Tokens]
 """Returns the tokens of a row by column, the same columns for every row, and adds to the counts.
-Raises RowError if the row is bad, CutAway if it is sound but nothing of it is left."""
+Raises RowError if the row is bad, NothingToTrain if it is sound but has nothing to train on."""
 
 
-class CutAway(Exception):
-    """Raised if max_length leaves nothing to train on in a sound row; the message is the rule."""
+class NothingToTrain(Exception):
+    """Raised if a sound row has nothing to train on; the message is the name of the rule."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _tokenize(preparation: Preparation, row: Row, summary: Summary) -> Tokens | 
         summary.first_bad = summary.first_bad or bad
         summary.drops.append(("bad_rows", f"{row['id']}: {error}"))
         return None
-    except CutAway as rule:
+    except NothingToTrain as rule:
         summary.drops.append((str(rule), row["id"]))
         return None
     return {**tokens, ID: list(row["id"].encode(errors="replace"))}

@@ -12,7 +12,7 @@ from zephyr_ray.settings import ADDED, Reads
 from zephyr_ray.stage import Work
 from zephyr_ray.train.data import Data, Tokens
 from zephyr_ray.train.packing import open_data, pack, write_packing
-from zephyr_ray.train.preparation import CutAway, Row
+from zephyr_ray.train.preparation import NothingToTrain, Row
 from zephyr_ray.train.settings import Schedule
 from zephyr_ray.train.stage import TrainingStage
 
@@ -67,13 +67,13 @@ class Sft(TrainingStage):
         ids, trained = chat.render(row["messages"])
         labels, read, count = [IGNORED] * len(ids), ids[: self.max_length], 0
         for span, answer in zip(chat.answers(ids, trained), answers(row["messages"]), strict=True):
-            # A truncated answer does not end on its own, so its end token is not trained.
+            # If generation stopped at its token limit, the answer's end token is not trained.
             stop = span.stop - (answer.get("finish_reason") == "length")
             labels[span.start : stop] = ids[span.start : stop]
             count += max(0, min(stop, len(read)) - span.start)
         counts["truncated"] += len(read) < len(ids)
         if not count:
-            raise CutAway("truncated_to_nothing")
+            raise NothingToTrain("truncated_to_nothing")
         counts["tokens"] += len(read)
         counts["trained_tokens"] += count
         return {"input_ids": read, "labels": labels[: len(read)]}

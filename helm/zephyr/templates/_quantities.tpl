@@ -7,7 +7,7 @@
 {{- $fraction := "[0-9]+([.][0-9]{1,3})?" -}}
 {{- $bytes := "([KMGTPE]i|[kMGTPE])?" -}}
 {{- $pattern := get (dict "cpu" (printf "%s|[0-9]+m" $fraction) "size" (print $fraction $bytes) "amount" (printf "%s%s|[0-9]+m" $fraction $bytes)) .kind -}}
-{{- $like := get (dict "cpu" "a number of CPUs; write it like 500m, 0.5 or 4" "size" "a size; write it like 512Mi, 10Gi or 1.5T" "amount" "a quantity that the chart can write; write it like 500m, 2 or 16Gi") .kind -}}
+{{- $like := get (dict "cpu" "a number of CPUs; write it like 500m, 0.5 or 4" "size" "a size; write it like 512Mi, 10Gi or 1.5T" "amount" "a quantity that the chart accepts; write it like 500m, 2 or 16Gi") .kind -}}
 {{- if not (regexMatch (printf "^(%s)$" $pattern) $text) -}}
 {{- fail (printf "%s: '%s' is not %s" .at $text $like) -}}
 {{- end -}}

@@ -1,4 +1,4 @@
-"""Lists the trainings that a run measures, each in its own process, in order of importance."""
+"""Lists the training runs that are measured, each in its own process, in order of importance."""
 
 import tempfile
 from functools import partial
@@ -27,11 +27,11 @@ from zephyr_ray.train.sft import Sft
 GPU = torch.cuda.is_available()
 SIZE = BILLION if GPU else TINY
 LIMIT = 90
-"""Maximum seconds per training; a longer one is killed."""
+"""Maximum seconds per training run; a longer one is killed."""
 
 
-class Trainings:
-    """The trainings of one run."""
+class TrainingRuns:
+    """The training runs of one benchmark."""
 
     def __init__(self, report: Report, isolated: Isolated, work: Path):
         self.report, self.isolated, self.work = report, isolated, work
@@ -42,8 +42,8 @@ class Trainings:
         self.dialogues = dialogues(SIZE, SIZE.steps * SIZE.sft_batch * SIZE.sft_length)
         self.pairs = pairs(SIZE, SIZE.steps * SIZE.dpo_batch)
 
-    def compared(self) -> list[tuple[str, Any]]:
-        """Returns the trainings for the comparison with TRL, and profiles."""
+    def against_trl(self) -> list[tuple[str, Any]]:
+        """Returns the runs that compare us with TRL, and two profiled runs of ours."""
         micro = SIZE.micro
         return [
             ("SFT ours, packed", partial(self.sft, micro)),
@@ -57,8 +57,9 @@ class Trainings:
             ("DPO ours, profiled", partial(self.dpo, 2 * micro, profile="profile_dpo.txt")),
         ]
 
-    def changed(self) -> list[tuple[str, Any]]:
-        """Returns our trainings with changes to the model's kernels or PyTorch's allocator."""
+    def with_expandable_segments(self) -> list[tuple[str, Any]]:
+        """Returns our runs with PyTorch's expandable segments, also with larger micro-batches and a
+        larger global batch."""
         sft, dpo, micro = self.sft, self.dpo, SIZE.micro
         growing = switches.expandable_segments
         return [
@@ -66,11 +67,15 @@ class Trainings:
             ("SFT ours, twice the micro-batch", partial(sft, 2 * micro, patch=growing)),
             ("DPO ours, twice the micro-batch", partial(dpo, 4 * micro, patch=growing)),
             ("SFT ours, four times the micro-batch", partial(sft, 4 * micro, patch=growing)),
-            ("SFT ours, also twice the step", partial(self.twice_the_step, 4 * micro, growing)),
+            (
+                "SFT ours, also twice the global batch",
+                partial(self.double_global_batch, 4 * micro, growing),
+            ),
         ]
 
-    def others(self, bitsandbytes: str) -> list[tuple[str, Any]]:
-        """Returns our trainings with other settings."""
+    def with_other_settings(self, bitsandbytes: str) -> list[tuple[str, Any]]:
+        """Returns our runs with ZeRO-3, LoRA, QLoRA, checkpointing, other micro-batches, the
+        longest pairs, and compiled parts or layers."""
         micro, lora = SIZE.micro, {"r": 16, "dropout": 0.0}
         sft, dpo = self.sft, self.dpo
         saving = {"zero": 3, "gradient_checkpointing": True}
@@ -91,7 +96,7 @@ class Trainings:
             ("DPO ours, LoRA", partial(dpo, 2 * micro, lora=lora)),
             ("SFT ours, micro-batch for one row", partial(sft, 1)),
             ("SFT ours, ZeRO 3, checkpointing", partial(sft, micro, **saving)),
-            # Compilation may use up a training's time limit, so these are last.
+            # Compilation may use up a run's time limit, so these are last.
             ("SFT ours, compiled parts", partial(sft, micro, patch=switches.compiled_parts)),
             ("DPO ours, compiled parts", partial(dpo, 2 * micro, patch=switches.compiled_parts)),
             ("SFT ours, compiled layers", partial(sft, micro, patch=switches.compiled_layers)),
@@ -103,7 +108,7 @@ class Trainings:
     def dpo(self, micro: int, **others: Any) -> None:
         self._ours(Dpo, self.pairs, micro, SIZE.dpo_batch, SIZE.dpo_length, **others)
 
-    def twice_the_step(self, micro: int, patch: Any) -> None:
+    def double_global_batch(self, micro: int, patch: Any) -> None:
         batch = 2 * SIZE.sft_batch
         self._ours(Sft, self.dialogues, micro, batch, SIZE.sft_length, patch=patch)
 
@@ -123,7 +128,7 @@ class Trainings:
         packages: str = "",
         **settings: Any,
     ) -> None:
-        """Measures our training, with as many tokens per micro-batch as `micro` rows can have."""
+        """Measures a run of ours, with as many tokens per micro-batch as `micro` rows can have."""
         stage = kind(
             model="m",
             data="d",
