@@ -2,9 +2,7 @@
 
 import math
 import os
-import pickle
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 import train_once
+from train_processes import train
 
 from zephyr_ray.store import read_jsonl
 from zephyr_ray.train.job import Job
@@ -56,28 +55,6 @@ def make_job(folder: Path, model: Path, count: int, **settings: Any) -> Job:
     return Job(settings=stage, weights=str(model), folder=work.folder, order=order)
 
 
-def train(jobs: list[Job], workers: int, folder: Path) -> None:
-    """Runs the jobs one after the other; each worker is a process."""
-    files = []
-    for number, job in enumerate(jobs):
-        settings = job.settings.model_copy(update={"workers": workers})
-        files.append(folder / f"job-{number}-{workers}")
-        files[-1].write_bytes(pickle.dumps(Job(**{**vars(job), "settings": settings})))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    root = Path(__file__).resolve().parents[1]
-    env = {**os.environ, "PYTHONPATH": str(root), "WORLD_SIZE": str(workers)}
-    env["OMP_NUM_THREADS"] = "1"
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    program = [sys.executable, str(root / "tests" / "train_plain.py"), *map(str, files)]
-    processes = [
-        subprocess.Popen(program, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(workers)
-    ]
-    assert [process.wait() for process in processes] == [0] * workers
-
-
 def copied(job: Job, folder: Path) -> Job:
     shutil.copytree(job.folder, folder)
     shutil.rmtree(folder / "scratch" / "steps")
@@ -102,11 +79,11 @@ def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dic
         name: {2: make_job(folder / name, model, 20, **SHORT, **case)}
         for name, case in CASES.items()
     }
-    train([long, *(job[2] for job in jobs.values())], 2, folder)
+    train(long, *(job[2] for job in jobs.values()), workers=2)
     for workers in (1, 4):
         for name, job in jobs.items():
             job[workers] = copied(job[2], folder / f"{name}-{workers}")
-        train([job[workers] for job in jobs.values()], workers, folder)
+        train(*(job[workers] for job in jobs.values()), workers=workers)
     return jobs | {"long": {2: long}}
 
 
@@ -242,7 +219,7 @@ def test_training_continues_with_the_remaining_workers(
     program = [sys.executable, str(root / "tests" / "elastic_once.py")]
     program += [str(tmp_path), str(model), str(LONG)]
     env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"}
-    subprocess.run(program, env=env, check=True, timeout=300)
+    subprocess.run(program, env=env, check=True, timeout=900)
     rows = list(read_jsonl(tmp_path / "made" / "scratch" / "steps" / "rank0.jsonl"))
     two, alone = ([row["step"] for row in rows if row["workers"] == count] for count in (2, 1))
     assert two == [*range(1, two[-1] + 1)]

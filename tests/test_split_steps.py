@@ -1,17 +1,13 @@
 """Tests that training is the same however a step is split over workers and forward passes. Uses
-plain processes with DeepSpeed, without Ray."""
+processes with DeepSpeed, without Ray."""
 
-import os
-import pickle
 import random
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import train_once
+from train_processes import train
 
 from zephyr_ray.store import read_jsonl
 from zephyr_ray.train.batches import Dealer, micro_batches
@@ -62,21 +58,6 @@ def rows(kind: str) -> list[dict[str, Any]]:
     ]
 
 
-def train(job: Job, processes: int) -> None:
-    """Runs the job in this many new processes."""
-    job.scratch.mkdir(exist_ok=True)
-    (job.folder / "job").write_bytes(pickle.dumps(job))
-    root = Path(__file__).resolve().parents[1]
-    program = [sys.executable, str(root / "tests" / "train_plain.py"), str(job.folder / "job")]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "WORLD_SIZE": f"{processes}"}
-    ranks = [env | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in range(processes)]
-    running = [subprocess.Popen(program, env=env) for env in ranks]
-    assert [process.wait(timeout=120) for process in running] == [0] * processes
-
-
 def dealer(stage: Any, weights: str, scratch: Path, capacity: int, workers: int) -> Dealer:
     data = open_data(scratch / "data")
     made: Dealer = stage.objective().dealer(load_config(weights), data, capacity, workers)
@@ -112,7 +93,7 @@ def make(
 def whole(make: Any) -> Job:
     """Trains with one worker and one forward pass per step."""
     job: Job = make("whole", one_pass=True, zero=2)
-    train(job, processes=1)
+    train(job)
     return job
 
 
@@ -147,16 +128,16 @@ def test_two_workers_train_as_one(make: Any, whole: Job) -> None:
     for_two = dealer(job.settings, job.weights, job.scratch, job.settings.micro_batch, workers=2)
     dealt = [micro_batches(job.order, 5, for_two, rank) for rank in (0, 1)]
     assert {len(part.rows) for worker in dealt for step in worker for part in step} == {0, 1}
-    train(job, processes=2)
+    train(job, workers=2)
     check_same(job, whole)
 
 
 def test_training_can_resume_with_another_number_of_passes(make: Any, whole: Job) -> None:
     """Runs four steps of five passes, one of them after the checkpoint; then one pass per step."""
-    train(make("resumed", steps=4, zero=2), processes=1)
+    train(make("resumed", steps=4, zero=2))
     job = make("resumed", one_pass=True, zero=2)
     assert (job.checkpoints / "last_checkpoint").read_text() == "checkpoint-3"
-    train(job, processes=1)
+    train(job)
     numbers = [entry["step"] for entry in read_jsonl(job.scratch / "steps" / "rank0.jsonl")]
     assert numbers == [1, 2, 3, 4, 4, 5, 6]
     check_same(job, whole)

@@ -1,13 +1,8 @@
-"""Tests training of a tiny random model on real Ray Train workers with real DeepSpeed."""
+"""Tests training of a tiny random model with real DeepSpeed, on Ray Train workers and without."""
 
 import json
 import math
-import os
-import pickle
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +10,8 @@ from typing import Any
 
 import pytest
 import train_once
+import train_processes
+from train_processes import in_place_of_ray, train_until_checkpoint
 
 from zephyr_ray.blocks import FEW_BLOCKS
 from zephyr_ray.errors import Permanent
@@ -43,13 +40,21 @@ Runner = Callable[..., Work]
 
 
 @pytest.fixture(scope="module")
-def sft(ray_cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    return lambda **settings: train_once.sft(tmp_path_factory.mktemp("sft"), tiny_model, **settings)
+def one_worker(
+    ray_cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Work:
+    return train_once.sft(tmp_path_factory.mktemp("ray"), tiny_model, workers=1, zero=0)
 
 
 @pytest.fixture(scope="module")
-def one_worker(sft: Runner) -> Work:
-    return sft(workers=1, zero=0)
+def sft(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """Returns a function that trains without Ray."""
+
+    def run(**settings: Any) -> Work:
+        with in_place_of_ray():
+            return train_once.sft(tmp_path_factory.mktemp("sft"), tiny_model, **settings)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -174,33 +179,6 @@ def test_counts_steps_and_the_mask_are_recorded(one_worker: Work) -> None:
     assert one_worker.progress.done == one_worker.progress.total == STEPS
 
 
-def test_killed_driver_resumes_from_a_checkpoint(
-    zero_3: Work, tiny_model: Path, tmp_path: Path
-) -> None:
-    root = Path(__file__).resolve().parents[1]
-    env = {**os.environ, "PYTHONPATH": str(root), "RAY_AUTH_MODE": "disabled"}
-    program = [sys.executable, str(Path(train_once.__file__)), str(tmp_path), str(tiny_model)]
-    scratch = tmp_path / "made" / "scratch"
-    state = scratch / "checkpoints" / "checkpoint_manager_snapshot.json"
-    first = subprocess.Popen(program, env=env, cwd=tmp_path)
-    while first.poll() is None and "checkpoint-" not in (
-        state.read_text() if state.exists() else ""
-    ):
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    raw = scratch / "steps" / "rank0.jsonl"
-    time.sleep(2)  # Ray's own processes end after their driver
-    before = max(row["step"] for row in read_jsonl(raw))
-    assert 5 <= before < STEPS, "the kill came too late to prove anything"
-    (scratch / "checkpoints" / "checkpoint-999").mkdir()  # partly written, never reported
-    subprocess.run(program, env=env, cwd=tmp_path, check=True)
-    steps = [row["step"] for row in read_jsonl(raw)]
-    assert steps.count(1) == 1 and set(steps) == set(range(1, STEPS + 1))
-    resumed = [row["loss"] for row in read_jsonl(tmp_path / "made" / "metrics.jsonl")]
-    assert resumed == pytest.approx(losses(zero_3), abs=1e-5)
-
-
 def test_a_plain_process_trains_like_a_ray_worker_and_resumes(
     one_worker: Work, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -209,16 +187,8 @@ def test_a_plain_process_trains_like_a_ray_worker_and_resumes(
     job = Job(settings=settings, weights=str(tiny_model), folder=tmp_path, order=order)
     job.scratch.mkdir()
     (job.scratch / "data").symlink_to(one_worker.scratch / "data")
-    (tmp_path / "job").write_bytes(pickle.dumps(job))
-    root = Path(__file__).resolve().parents[1]
-    program = [sys.executable, str(root / "tests" / "train_plain.py"), str(tmp_path / "job")]
-    env = {**os.environ, "PYTHONPATH": str(root)}
-    first = subprocess.Popen(program, env=env)
-    while first.poll() is None and not (job.checkpoints / "last_checkpoint").exists():
-        time.sleep(0.01)
-    first.kill()
-    first.wait()
-    subprocess.run(program, env=env, check=True)
+    train_until_checkpoint(job)
+    train_processes.train(job)
     entries = list(read_jsonl(job.scratch / "steps" / "rank0.jsonl"))
     assert [entry["step"] for entry in entries].count(1) == 1, "it started from step 1 again"
     resumed = {entry["step"]: entry["loss"] for entry in entries}
@@ -280,18 +250,22 @@ def test_rows_that_fill_the_last_step_are_counted(dpo: Work) -> None:
     assert (dpo.counts["steps"], dpo.counts["repeated_to_fill_the_last_step"]) == (11, 2)
 
 
+def no_configuration() -> None:
+    pass
+
+
 def test_ignored_deepspeed_configuration_is_refused(one_worker: Work, tiny_model: Path) -> None:
     settings = Sft(model="base", data="data", zero=2, **train_once.SFT)
-    settings.__dict__["deepspeed"] = lambda: None  # the trainer gets no configuration
+    settings.__dict__["deepspeed"] = no_configuration
     work = Work("plain", one_worker.folder.with_name("plain"), 0, {}, {}, {})
     work.scratch.mkdir(parents=True)
     (work.scratch / "data").symlink_to(one_worker.scratch / "data")
     job = Job(settings=settings, weights=str(tiny_model), folder=work.folder, order=[0, 1, 2, 3])
-    with pytest.raises(Permanent, match="not on DeepSpeed"):
+    with in_place_of_ray(), pytest.raises(Permanent, match="not on DeepSpeed"):
         train(work, job)
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(600)
 def test_a_permanent_error_of_one_worker_ends_the_others(
     ray_cluster: None, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,13 +289,13 @@ def test_a_permanent_error_of_one_worker_ends_the_others(
 
 
 def test_a_sharded_reference_equals_an_unsharded_one(
-    dpo: Work, ray_cluster: None, tiny_model: Path, tmp_path: Path
+    dpo: Work, tiny_model: Path, tmp_path: Path
 ) -> None:
     """ZeRO-3 with optimizer state and weights in CPU memory."""
     settings = {"workers": 2, "zero": 3, "offload": "all", "micro_batch": 256, "global_batch": 10}
-    split = train_once.dpo(
-        tmp_path, tiny_model, **settings, epochs=1, max_length=128, precision="fp32"
-    )
+    settings |= {"epochs": 1, "max_length": 128, "precision": "fp32"}
+    with in_place_of_ray():
+        split = train_once.dpo(tmp_path, tiny_model, **settings)
     sharded = {row["row"]: row for row in split.journal("reference").read_new()}
     unsharded = {row["row"]: row for row in dpo.journal("reference").read_new()}
     for side in ("chosen", "rejected"):

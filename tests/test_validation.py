@@ -2,18 +2,14 @@
 does not affect training. Training runs in plain processes, without Ray."""
 
 import math
-import os
-import pickle
 import re
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import train_once
+from train_processes import train, train_until_checkpoint
 
 from zephyr_ray.chat import ChatFormat
 from zephyr_ray.errors import Permanent
@@ -72,23 +68,6 @@ def job_of(stage: Sft | Dpo, work: Work) -> Job:
         patch.setattr(training, "train", lambda work, job: jobs.append(job))
         stage.run(work)
     return jobs[0]
-
-
-def program(job: Job) -> list[str]:
-    """Returns the command that trains without Ray."""
-    path = job.folder / "job"
-    path.write_bytes(pickle.dumps(job))
-    workers = job.settings.workers.least
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
-    return [
-        sys.executable,
-        *(torchrun if workers > 1 else []),
-        str(ROOT / "tests" / "train_plain.py"),
-        str(path),
-    ]
-
-
-ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def entries(job: Job) -> list[dict[str, Any]]:
@@ -360,13 +339,9 @@ def sft_runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
         stage = Sft(model="base", data="data", validation=held_out, **SFT)
         jobs.append(job_of(stage, work))
     without, with_validation = jobs
-    subprocess.run(program(without), env=ENV, check=True)
-    first = subprocess.Popen(program(with_validation), env=ENV)
-    while first.poll() is None and not (with_validation.checkpoints / "last_checkpoint").exists():
-        time.sleep(0.01)
-    first.kill()
-    first.wait()
-    subprocess.run(program(with_validation), env=ENV, check=True)
+    train(without)
+    train_until_checkpoint(with_validation)
+    train(with_validation)
     return without, with_validation
 
 
@@ -406,7 +381,7 @@ def test_dpo_is_validated_like_plain_transformers_on_two_workers(
     rows, held_out = pairs[:12], pairs[12:]
     work = work_for(tmp_path, tiny_model, rows, held_out)
     job = job_of(Dpo(model="base", data="data", validation="held_out", **DPO), work)
-    subprocess.run(program(job), env=ENV, check=True)
+    train(job, workers=2)
     measured = {entry["step"]: validation(entry) for entry in entries(job)}
     assert {step for step, figures in measured.items() if figures} == {0, 2, 3}
     for step, folder in ((0, tiny_model), (3, job.folder / "model")):

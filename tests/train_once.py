@@ -1,10 +1,8 @@
-"""Runs a small training stage. Tests call it, and one runs it as a program in order to kill it."""
+"""Runs small training stages."""
 
 import json
-import os
 import random
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -105,11 +103,3 @@ def dpo(folder: Path, model: Path, **settings: Any) -> Work:
     work = work_for(folder, model, pairs(12))
     Dpo(model="base", data="data", **settings).run(work)
     return work
-
-
-if __name__ == "__main__":
-    import ray
-
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    sft(Path(sys.argv[1]), Path(sys.argv[2]), workers=2, zero=3)
