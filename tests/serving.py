@@ -21,7 +21,7 @@ from zephyr_ray.engines.rules import RulesSettings
 from zephyr_ray.engines.vllm import VllmSettings
 
 KEY, OTHER = "first-of-the-keys", "second-of-the-keys"
-READY_SECONDS = 300
+READY_SECONDS = 600
 CONTEXT = 256
 
 

@@ -207,7 +207,7 @@ def test_chat_answers_what_is_piped_in(tmp_path: Path, tiny_model: Path) -> None
         input="\n".join(questions) + "\n",
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the conversation continues without this message") == 1

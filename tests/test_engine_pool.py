@@ -99,7 +99,7 @@ def test_a_killed_driver_leaves_no_engine(ray_cluster: None) -> None:
 
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "-c", DRIVER, address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr
     deadline = time.monotonic() + 30
     while not is_gone(int(done.stdout)):

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
-DASHBOARD_SECONDS = 180
+DASHBOARD_SECONDS = 400
 
 RECIPE = """
 name: job
@@ -141,7 +141,7 @@ def test_a_submitted_job_makes_its_artifacts_on_the_cluster(
             env=environment(cluster.folder),
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=900,
         )
         # On a loaded machine, the dashboard answers long before its agent accepts jobs.
         not_yet = re.search("No available agent|Failed to connect", done.stderr)
@@ -184,7 +184,7 @@ def test_without_an_address_a_run_starts_its_own_cluster(
         env=environment(cluster.folder),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     assert set(manifests(tmp_path / "own")) == {"prompts", "answers"}

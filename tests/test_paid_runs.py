@@ -96,7 +96,7 @@ def kill_midway(folder: Path, server: Endpoint) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(server.bodies) < KILL_AT or "The answer was:" not in str(server.bodies[-1]):
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-RUN_SECONDS = 900
+RUN_SECONDS = 1800
 pytestmark = pytest.mark.timeout(3000)  # one fixture makes all runs
 
 RECIPE = """
