@@ -534,27 +534,39 @@ def test_a_folder_with_only_a_config_is_enough_for_a_plan(
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "line"),
+    ("gigabytes", "micro_batch", "line"),
     [
         (
             600,
+            8192,
             "fits 279 GiB of free memory per worker; micro_batch 8192; even a worker's full share "
             "of the global batch (8192 tokens) fits",
         ),
         (
             240,
+            8192,
             "does not fit 111 GiB of free memory per worker: lower micro_batch to 5120, workers or",
+        ),
+        (
+            240,
+            4096,
+            "fits 111 GiB of free memory per worker; micro_batch 4096; up to 5120 tokens fit",
         ),
     ],
 )
 def test_training_without_a_gpu_is_planned_for_the_free_memory(
-    gigabytes: float, line: str, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+    gigabytes: float,
+    micro_batch: int,
+    line: str,
+    recipe_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     free = SimpleNamespace(available=gigabytes * 1e9)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    assert line in "\n".join(planned_lines(recipe_file, "sft.gpus_per_worker=0"))
+    settings = ("sft.gpus_per_worker=0", f"sft.micro_batch={micro_batch}")
+    assert line in "\n".join(planned_lines(recipe_file, *settings))
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # a cluster has its own memory
-    assert "of free memory" not in "\n".join(planned_lines(recipe_file, "sft.gpus_per_worker=0"))
+    assert "of free memory" not in "\n".join(planned_lines(recipe_file, *settings))
 
 
 def test_an_engine_that_does_not_fit_says_so(recipe_file: Path) -> None:

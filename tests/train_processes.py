@@ -22,12 +22,14 @@ FORKSERVER.set_forkserver_preload(["deepspeed", "zephyr_ray.train.trainer"])
 
 
 def start(*jobs: WorkerJob, workers: int = 1) -> list[ForkServerProcess]:
-    """Starts the workers, which run the jobs one after the other."""
+    """Starts the workers, which run the jobs one after the other. A single one gets no process
+    group, as in a plain process."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{server.getsockname()[1]}"}
     world["WORLD_SIZE"] = f"{workers}"
     ranks = [world | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in range(workers)]
-    started = [FORKSERVER.Process(target=_run, args=(jobs, rank)) for rank in ranks]
+    ranks = ranks if workers > 1 else [{}]
+    started = [FORKSERVER.Process(target=_run, args=(jobs, rank), daemon=True) for rank in ranks]
     for process in started:
         process.start()
     return started
@@ -35,22 +37,20 @@ def start(*jobs: WorkerJob, workers: int = 1) -> list[ForkServerProcess]:
 
 def train(*jobs: WorkerJob, workers: int = 1) -> None:
     """Runs the jobs to their ends."""
-    started = start(*jobs, workers=workers)
-    for process in started:
-        process.join(LIMIT)
-        process.kill()
-    refused = any(job.refusal.exists() for job in jobs)
-    assert refused or [process.exitcode for process in started] == [0] * workers
+    assert _exit_codes(jobs, workers) == [0] * workers
 
 
 def train_until_checkpoint(job: Job) -> None:
     """Kills the training after it has recorded its first checkpoint."""
+    recorded, deadline = job.checkpoints / "last_checkpoint", time.monotonic() + LIMIT
     [process] = start(job)
-    while process.is_alive() and not (job.checkpoints / "last_checkpoint").exists():
-        time.sleep(0.01)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL, "the training ended before the kill"
+    try:
+        while process.is_alive() and not recorded.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.join()
+    assert recorded.exists() and process.exitcode == -signal.SIGKILL, "not killed in mid-training"
 
 
 @contextmanager
@@ -58,10 +58,29 @@ def in_place_of_ray() -> Iterator[None]:
     """Makes stages train in these processes, as many as a stage has workers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers, "connect", lambda: None)
-        patch.setattr(
-            workers, "_fit", lambda _, job: train(job, workers=job.settings.workers.least)
-        )
+        patch.setattr(workers, "_fit", lambda _, job: _fit(job))
         yield
+
+
+def _fit(job: WorkerJob) -> None:
+    count = job.settings.workers.least
+    assert _exit_codes((job,), count) == [0] * count or job.refusal.exists()
+
+
+def _exit_codes(jobs: tuple[WorkerJob, ...], count: int) -> list[int | None]:
+    """Runs the jobs until all workers have ended, one has failed, or LIMIT."""
+    started, deadline = start(*jobs, workers=count), time.monotonic() + LIMIT
+    try:
+        while any(process.is_alive() for process in started) and time.monotonic() < deadline:
+            # The others would wait for a worker that has failed.
+            if any(process.exitcode for process in started):
+                break
+            time.sleep(0.02)
+        return [process.exitcode for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
 
 
 def _run(jobs: tuple[WorkerJob, ...], environment: dict[str, str]) -> None:

@@ -47,7 +47,7 @@ TIES = (
     " At step 0, rewards relative to the start model are 0 and tie, so accuracy is 0 unless "
     "rounding breaks ties."
 )
-CUT_AWAY = ("truncated_to_nothing", "prompt_fills_max_length", "same_or_empty_answers")
+NOTHING_TO_TRAIN = ("truncated_to_nothing", "prompt_fills_max_length", "same_or_empty_answers")
 """Rules that drop a row because max_length leaves nothing to train on in it. Some long rows are
 normal, so `max_failed` does not limit them, but half of the rows must be left."""
 MASK = "Which tokens the loss counts, as the training stage saw them."
@@ -89,7 +89,7 @@ class WorkerStage(WorkerSettings):
         data = TokenRows(preparation.folder)
         if prepared.first_bad and not len(data):
             raise Permanent(f"{prepared.first_bad}; no row is left to train on")
-        work.check_dropped(prepared.read, sound=CUT_AWAY)
+        work.check_dropped(prepared.read, sound=NOTHING_TO_TRAIN)
         self._check_cut_away(work, prepared.read)
         if not len(data):
             raise Permanent(
@@ -99,7 +99,7 @@ class WorkerStage(WorkerSettings):
 
     def _check_cut_away(self, work: Work, rows: int) -> None:
         """Raises Permanent if max_length leaves nothing to train on in over half of the rows."""
-        counts = {rule: work.counts.get(f"dropped/{rule}", 0) for rule in CUT_AWAY}
+        counts = {rule: work.counts.get(f"dropped/{rule}", 0) for rule in NOTHING_TO_TRAIN}
         cut = {rule: count for rule, count in counts.items() if count}
         if sum(cut.values()) > rows / 2:
             example = work.examples[f"dropped/{max(cut, key=cut.__getitem__)}"][0]
