@@ -256,7 +256,8 @@ def test_votes_that_cannot_be_judged_are_left_out_and_counted(
     assert left_out == {"left_out/later turn or system prompt": 1, "left_out/both answers empty": 1}
     assert (counts["unparsable"], counts["rows"], result(artifact)["votes"]) == (1, 6, 5)
     says = texts(artifact)
-    assert "left out: later turn or system prompt 1, both answers empty 1, unparsable 1" in says
+    causes = "later turn or system prompt 1, both answers empty 1, unparsable 1"
+    assert f"left out because they have no verdict from the judge: {causes}" in says
 
 
 @pytest.mark.parametrize(

@@ -326,7 +326,7 @@ def test_each_rate_has_its_own_interval(full: str) -> None:
 
 def test_an_answer_without_a_score_is_counted_but_not_drawn(full: str) -> None:
     [sft] = [label for label in labels(full) if label.startswith("sft: ")]
-    assert "score 1: 0" in sft and "score 9: 3" in sft
+    assert "scores around 1: 0" in sft and "scores around 9: 3" in sft
     assert "3 answers have no readable score." in full
 
 

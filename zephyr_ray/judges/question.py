@@ -11,8 +11,8 @@ from zephyr_ray.recipe_file import read_yaml
 
 SHIPPED = Path(__file__).with_name("questions.yaml")
 """The wording of all shipped forms. If you change that of `score` or `pairwise`, raise the versions
-of the stages that judge: `feedback`, `clean` and `pairwise`. Content keys hash the wording of other
-forms (`judges.form_identity`)."""
+of the stages that judge: `feedback`, `clean` and `pairwise`. Content keys hash that of other forms
+(`judges.form_identity`)."""
 
 
 @dataclass(frozen=True)

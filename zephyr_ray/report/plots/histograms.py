@@ -52,9 +52,7 @@ def draw_histogram(block: Histogram, bins: Bins, top_count: int, color: str) -> 
     times, names = bins.count(block.scores), bins.names()
     mean = number(sum(block.scores) / len(block.scores), 1 if bins.width >= 1 else 2)
     small = max(map(len, names)) > 2
-    whole = (bins.low, bins.width) == (0.5, 1) and all(s == round(s) for s in block.scores)
-    prefix = "score" if whole else "scores around"
-    counted = ", ".join(f"{prefix} {n}: {c}" for n, c in zip(names, times, strict=True))
+    counted = ", ".join(f"scores around {n}: {c}" for n, c in zip(names, times, strict=True))
     label = f"{block.title}: {counted}"
 
     def paint(axes: "Axes") -> None:
