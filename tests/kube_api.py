@@ -1,5 +1,5 @@
-"""Fakes the Kubernetes API over HTTP: objects, watches, logs and proxies in memory, and faults on
-demand. It checks tokens, access and name conflicts; a test's `operator` stands in for KubeRay."""
+"""Fakes the Kubernetes API over HTTP: objects, watches, logs and proxies in memory, with injected
+faults. Checks tokens, access and name conflicts; a test's `operator` stands in for KubeRay."""
 
 import json
 import re

@@ -109,7 +109,7 @@ def test_a_lead_that_length_explains_is_no_reason_to_ship(rate: float, says: str
 
 
 def test_prompts_without_a_verdict_are_not_in_the_rate() -> None:
-    """Of 10 prompts, two were not answered by both models, and one has an unparsable reply."""
+    """Two of 10 prompts were not answered by both models, and one has an unparsable reply."""
     counts = {"prompts": 10, "asked": 10, "left_out": 3, "parse_failures": 1}
     assert (
         "on 7 held-out prompts (of 10, 2 not answered by both and 1 without a readable verdict)"

@@ -21,6 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import train_once
+from train_processes import in_place_of_ray
+
+from zephyr_ray import pipeline
+from zephyr_ray.recipe import load
+from zephyr_ray.store import read_jsonl
 
 RUN_SECONDS = 1800
 pytestmark = pytest.mark.timeout(3000)  # one fixture makes all runs
@@ -342,6 +348,22 @@ def test_metrics_of_a_resumed_training_have_every_step_once(seen: Seen) -> None:
     [folder] = seen.program.storage.glob("store/sft-*")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 11))
+
+
+def test_losses_after_a_kill_are_those_of_an_uninterrupted_training(
+    seen: Seen, tiny_model: Path, tmp_path: Path
+) -> None:
+    recipe = load(seen.program.recipe, pipeline.KINDS)
+    [killed] = seen.program.storage.glob("store/sft-*")
+    work = train_once.work_for(tmp_path, tiny_model, read_rows(seen, "clean"))
+    work.inputs["clean"], work.seed = work.inputs["data"], recipe.seed
+    with in_place_of_ray():
+        recipe.stages["sft"].run(work)
+    whole, resumed = (
+        [row["loss"] for row in read_jsonl(folder / "metrics.jsonl")]
+        for folder in (work.folder, killed)
+    )
+    assert len(whole) == 10 and resumed == pytest.approx(whole, abs=1e-4)
 
 
 def test_every_artifact_is_complete_and_clean(seen: Seen) -> None:

@@ -67,7 +67,7 @@ class ModelSettings(Strict):
     """Settings of one model of the recipe."""
 
     uses: ClassVar[frozenset[str]]
-    """What a stage may use the model for: "weights" (train), "model" (answer), "judge"."""
+    """Uses that a stage may make of the model: "weights" (train), "model" (answer), "judge"."""
     calls_counted: ClassVar[bool] = True
     """Whether the plan counts calls; False for an engine that runs no model."""
     metered: ClassVar[bool] = False
