@@ -104,6 +104,12 @@ def test_the_plan_knows_the_price_and_rows_in_flight_of_batches() -> None:
     assert settings("http://a/v1", concurrency=9).concurrency == 9
 
 
+def test_batches_are_sent_by_one_actor() -> None:
+    with pytest.raises(ValueError, match="batch\n.*needs actors: 1; one actor sends"):
+        settings("http://a/v1", actors=2)
+    assert settings("http://a/v1", actors=2, batch=False).actors == 2
+
+
 class Killed(Temporary):
     pass
 

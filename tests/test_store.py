@@ -6,12 +6,14 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from zephyr_ray import clock as clock_module
 from zephyr_ray.clock import Clock
 from zephyr_ray.engines.model import RecipeModel
 from zephyr_ray.engines.rules import RulesSettings
@@ -228,6 +230,18 @@ def test_a_kill_while_the_clock_is_saved_loses_no_attempt(tmp_path: Path) -> Non
         assert json.loads(saves[-1])["attempts"] == attempt
 
 
+def test_the_clock_ticks_on_while_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(clock_module, "write_atomically", fail)
+    ticked = threading.Semaphore(0)
+    with Clock(tmp_path / "clock.json", ticked.release):
+        assert ticked.acquire(timeout=30) and ticked.acquire(timeout=30)
+
+
 def wait_for_inode(path: Path, other: int) -> int:
     """Waits until the path is another file; returns its inode number."""
     deadline = time.monotonic() + 30
@@ -248,6 +262,7 @@ def test_journal_has_several_writers(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
+import threading
 import time
 from pathlib import Path
 from zephyr_ray.store import Store

@@ -1,5 +1,6 @@
 """Measures the wall time of a stage over all its attempts."""
 
+import contextlib
 import json
 import threading
 import time
@@ -30,7 +31,9 @@ class Clock:
     def _follow(self) -> None:
         while not self._stop.wait(0.5):
             saved = {"seconds": self.seconds, "attempts": self.attempts}
-            write_atomically(self._path, json.dumps(saved))
+            # A disk that stays full also fails the stage, which reports it.
+            with contextlib.suppress(OSError):
+                write_atomically(self._path, json.dumps(saved))
             self._tick()
 
     def __enter__(self) -> "Clock":

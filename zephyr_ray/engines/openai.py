@@ -5,7 +5,14 @@ import re
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, NonNegativeFloat, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.engines.answer_log import AnswerLog
@@ -87,6 +94,14 @@ class OpenAISettings(EndpointSettings, LanguageSettings):
     def _leaves_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
         if reserved := sorted(RESERVED & value.keys()):
             raise ValueError(f"must not contain {', '.join(reserved)}")
+        return value
+
+    @field_validator("batch")
+    @classmethod
+    def _needs_one_actor(cls, value: bool, settings: ValidationInfo) -> bool:
+        # After a kill, each of several actors could create the batch of the same file.
+        if value and settings.data.get("actors", 1) > 1:
+            raise ValueError("needs actors: 1; one actor sends the requests of all rows")
         return value
 
     @model_validator(mode="before")
