@@ -49,7 +49,13 @@ class Chrome:
             start_new_session=True,
         )
         try:
-            self._socket = connect(self._page_address(), max_size=None, compression=None)
+            self._socket = connect(
+                self._page_address(),
+                max_size=None,
+                compression=None,
+                open_timeout=60,
+                ping_interval=None,  # a busy browser may answer late
+            )
             for domain in ("Page", "Runtime", "Log", "Network"):
                 self.command(f"{domain}.enable")
         except BaseException:
@@ -86,12 +92,14 @@ class Chrome:
                 return message["result"]
             self._note(message)
 
-    def open(self, url: str, timeout: float = 20) -> None:
+    def open(self, url: str, timeout: float = 120) -> None:
         """Opens an address and waits until it has loaded."""
         self._loaded = False
         if error := self.command("Page.navigate", url=url).get("errorText"):
             raise PageError(f"{url}: {error}")
-        self._until(lambda: self._loaded, f"{url} to load", timeout)
+        # The event of the first, empty page may come late.
+        complete = "location.href !== 'about:blank' && document.readyState === 'complete'"
+        self._until(lambda: self._loaded and self.eval(complete), f"{url} to load", timeout)
 
     def eval(self, expression: str) -> Any:
         """Returns the value of a JavaScript expression, awaiting it if it is a promise."""
@@ -103,7 +111,7 @@ class Chrome:
             raise PageError(details.get("exception", {}).get("description", details["text"]))
         return answer["result"].get("value")
 
-    def wait(self, expression: str, timeout: float = 20) -> None:
+    def wait(self, expression: str, timeout: float = 120) -> None:
         """Waits until a JavaScript expression is true."""
         self._until(lambda: self.eval(f"Boolean({expression})") is True, expression, timeout)
 
@@ -197,7 +205,8 @@ class Chrome:
     def _until(self, done: Callable[[], bool], what: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while not done():
-            if time.monotonic() > deadline:
+            # One more look after a pause of this process
+            if time.monotonic() > deadline and not done():
                 raise PageError(f"waited {timeout} s for {what}; problems: {self.problems}")
             time.sleep(0.05)
             self.command("Runtime.evaluate", expression="0")  # receives pending events

@@ -6,8 +6,29 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import train_once
+
+from zephyr_ray.train import worker, workers
+from zephyr_ray.train.context import RayContext
+
+HELD = 10
+"""Step after which two workers wait for the loss of a node; it has a checkpoint."""
+
+
+def run_held(config: dict[str, Any]) -> None:
+    """Runs a worker of two until step HELD; then waits until its node, or the other's, is lost."""
+    lost, report = config["job"].scratch / "lost", RayContext.report
+
+    def report_and_wait(context: RayContext, step: int, checkpoint: Path | None) -> None:
+        report(context, step, checkpoint)
+        while step == HELD and not lost.exists():
+            time.sleep(0.1)
+
+    RayContext.report = report_and_wait  # type: ignore[method-assign]
+    worker.run_worker(config)
+
 
 if __name__ == "__main__":
     os.environ |= {"RAY_AUTH_MODE": "disabled"}
@@ -27,7 +48,9 @@ if __name__ == "__main__":
         while not snapshot.exists() or "checkpoint-" not in snapshot.read_text():
             time.sleep(0.02)
         nodes.remove_node(second, allow_graceful=False)
+        (folder / "made" / "scratch" / "lost").touch()
 
+    workers.run_worker = run_held
     threading.Thread(target=lose_second_node, daemon=True).start()
     settings = {"workers": {"least": 1, "most": 2}, "zero": 3, "epochs": int(sys.argv[3])}
     train_once.sft(folder, Path(sys.argv[2]), **settings)

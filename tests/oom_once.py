@@ -21,8 +21,9 @@ MEBIBYTE = 2**20
 
 def hog(config: dict[str, Any]) -> None:
     held = []
-    while psutil.virtual_memory().available > 2e9:
-        held.append(bytearray(b"x") * (100 * MEBIBYTE))
+    while True:
+        if psutil.virtual_memory().available > 1e9:
+            held.append(bytearray(b"x") * (100 * MEBIBYTE))
         time.sleep(0.1)
 
 

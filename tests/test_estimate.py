@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import zero_memory
+from ports import free_port
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.engines.ledger import Ledger
@@ -243,7 +244,7 @@ def test_model_states_are_what_deepspeed_holds() -> None:
     root = Path(__file__).resolve().parents[1]
     env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     stages = ["1:none", "2:none", "3:none", "3:optimizer"]
-    program = [sys.executable, str(root / "tests" / "zero_memory.py"), "29671", *stages]
+    program = [sys.executable, str(root / "tests" / "zero_memory.py"), f"{free_port()}", *stages]
     out = subprocess.run(program, env=env, capture_output=True, text=True, check=True).stdout
     shape = shape_of(zero_memory.MODEL)
     measurements = [json.loads(line) for line in out.splitlines() if line.startswith("{")]

@@ -162,12 +162,12 @@ class Program:
 
     def _link_journals(self, over: threading.Event) -> None:
         while not over.wait(0.05):
-            for path in self.storage.glob("store/*/scratch/*/*.jsonl"):
-                link = self.preserved / path.relative_to(self.storage / "store")
-                if not link.exists():
-                    link.parent.mkdir(parents=True, exist_ok=True)
-                    # The stage may finish at this moment.
-                    with contextlib.suppress(FileNotFoundError):
+            # A stage may finish, and remove its folders, at this moment.
+            with contextlib.suppress(FileNotFoundError):
+                for path in self.storage.glob("store/*/scratch/*/*.jsonl"):
+                    link = self.preserved / path.relative_to(self.storage / "store")
+                    if not link.exists():
+                        link.parent.mkdir(parents=True, exist_ok=True)
                         os.link(path, link)
 
     def text(self, name: str) -> str:

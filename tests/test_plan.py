@@ -410,6 +410,7 @@ def test_missing_gpus_are_reported_before_missing_cpus(
         check(folder, "sft.workers=1000", "sft.gpus_per_worker=1", "sft.global_batch=1000")
 
 
+@pytest.mark.usefixtures("machine")
 def test_a_template_that_cannot_be_masked_is_found_before_the_work(folder: Path) -> None:
     template = "{% for m in messages %}<|turn|>{{ m['role'] + m['content'] }}<|end|>{% endfor %}"
     tokenizer = byte_level(["<|turn|>", "<|end|>"])
@@ -472,13 +473,13 @@ def test_the_largest_micro_batch_is_named(folder: Path, machine: Machine) -> Non
         check(folder, *changed, f"sft.micro_batch={int(words[0]) + 256}")
 
 
-def test_too_little_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Usage = namedtuple("Usage", "free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(50_000_000))
+def test_too_little_disk(folder: Path, machine: Machine) -> None:
+    machine.disk = 50_000_000
     with pytest.raises(Permanent, match=r"GB of disk below .*runs, 0.1 GB are free.*--set storage"):
         check(folder)
 
 
+@pytest.mark.usefixtures("machine")
 def test_a_missing_key_is_named_before_anything_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -512,6 +513,7 @@ def test_an_error_in_demonstrations_names_the_line(line: str, says: str, folder:
         check(folder, "models.base.demonstrations=shown.jsonl")
 
 
+@pytest.mark.usefixtures("machine")
 def test_a_misspelled_adapter_target_lists_the_modules_of_the_model(folder: Path) -> None:
     shapes = {"layers.0.attn.q_proj.weight": [2, 2], "layers.0.mlp.up_proj.weight": [2, 2]}
     safetensors(folder / "tiny" / "model.safetensors", **shapes)

