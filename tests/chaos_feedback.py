@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from serving import free_port
 
 from zephyr_ray.engines.ledger import Ledger, Spent, ledger_folder
 
@@ -35,23 +34,26 @@ PRICE = (1.0, 3.0, 0.5)
 @contextmanager
 def provider_process(faults: float) -> Iterator[str]:
     """Runs a provider in its own process; yields its address."""
-    port = free_port()
     program = str(Path(__file__).with_name("fake_provider.py"))
-    process = subprocess.Popen([sys.executable, program, "--port", str(port), f"--faults={faults}"])
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+    command = [sys.executable, program, f"--faults={faults}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            yield process.stdout.readline().strip().removesuffix("/v1")
+        finally:
+            process.kill()
 
 
 def bill(address: str) -> dict[str, Any]:
-    """Returns the provider's counts by model, or {} while it is starting."""
-    try:
-        with urllib.request.urlopen(f"{address}/bill", timeout=10) as response:
-            return dict(json.load(response))
-    except OSError:
-        return {}
+    """Returns the provider's counts by model."""
+    with urllib.request.urlopen(f"{address}/bill", timeout=120) as response:
+        return dict(json.load(response))
+
+
+def hold_after(address: str, answers: int) -> None:
+    """Lets the provider hold requests back after this many answers."""
+    request = urllib.request.Request(f"{address}/hold/{answers}", method="POST")
+    urllib.request.urlopen(request, timeout=120).close()
 
 
 @dataclass
@@ -87,13 +89,15 @@ class Run:
         assert self.start().wait() == 0
 
     def kill_after(self, answers: int) -> None:
-        """Kills a run once the provider has given this many answers."""
+        """Kills a run once the provider has given this many answers, after which it gives none."""
+        hold_after(self.address, answers)
         process = self.start()
         while sum(model["answers"] for model in bill(self.address).values()) < answers:
             assert process.poll() is None, "the run ended before it was killed"
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
+        hold_after(self.address, sys.maxsize)
 
     def rows(self, stage: str) -> bytes:
         return (self.storage / NAME / "data" / stage / "rows.jsonl").read_bytes()
@@ -159,6 +163,7 @@ def compare(
 def check_costs(run: Run, bills: dict[str, Any]) -> list[str]:
     """Compares the costs in the ledger with the provider's bill."""
     names = {settings["model"]: name for name, settings in models().items()}
+    assert bills.keys() == names.keys()
     lines = []
     for model, counted in sorted(bills.items()):
         spent = run.spent()[names[model]]

@@ -10,7 +10,7 @@ import yaml
 from kube_api import Api
 
 from zephyr_ray import cli
-from zephyr_ray.cluster import kube, logs, watch
+from zephyr_ray.cluster import logs, watch
 
 RECIPE = """
 name: small
@@ -55,7 +55,9 @@ def api() -> Iterator[Api]:
     api.objects["/apis/ray.io/v1"] = {"resources": [{"name": "rayclusters"}, {"name": "rayjobs"}]}
     yield api
     api.close()
-    assert not api.operator_error
+    for thread in api.operators:
+        thread.join(60)
+    assert not api.operator_error and not any(thread.is_alive() for thread in api.operators)
 
 
 @pytest.fixture
@@ -74,7 +76,6 @@ def here(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(watch, "STARTING_SECONDS", 1)
     monkeypatch.setattr(watch, "RUNNING_SECONDS", 1)
     monkeypatch.setattr(logs, "PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(kube, "READ_SECONDS", 3.0)
     return tmp_path
 
 

@@ -25,6 +25,8 @@ class Batches:
         self.files: dict[str, str] = {}
         self.refusal = 400
         """HTTP status of the refusal to create a batch whose file does not exist."""
+        self.held = False
+        """Whether no batch ends."""
         self.all: dict[str, Body] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -89,6 +91,8 @@ class Batches:
 
     async def _run(self, batch: Body, lines: list[Body], end: str) -> None:
         await asyncio.sleep(self._seconds)
+        while self.held:
+            await asyncio.sleep(0.01)
         if end not in ("completed", "expired", "cancelled"):
             data = [{"code": end, "message": f"The batch failed: {end}.", "line": None}]
             batch |= {"status": "failed", "errors": {"object": "list", "data": data}}

@@ -1,6 +1,7 @@
 """Fakes an OpenAI-compatible endpoint on 127.0.0.1, in a thread."""
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,6 +55,20 @@ class Endpoint:
     """Bodies of the POST requests."""
 
 
+class Server(ThreadingHTTPServer):
+    """A server at which many clients can connect at once, even while it is paused."""
+
+    request_queue_size = 128
+
+
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """Yields a port of 127.0.0.1 that refuses connections and that no other program can take."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield int(bound.getsockname()[1])
+
+
 @contextmanager
 def endpoint(reply: Callable[[int, dict[str, Any]], Answer]) -> Iterator[Endpoint]:
     lock = threading.Lock()
@@ -90,8 +105,7 @@ def endpoint(reply: Callable[[int, dict[str, Any]], Answer]) -> Iterator[Endpoin
             # Tests set a Content-Length above the body's to simulate a reply that breaks off.
             self.close_connection = "Content-Length" in answer.headers
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
     running = Endpoint(f"http://127.0.0.1:{server.server_port}/v1", reply)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:

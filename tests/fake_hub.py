@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from fake_endpoint import Server
 
 WRITES, READS = "token-that-writes", "token-that-reads"
 """The tokens that the hub knows."""
@@ -127,7 +129,7 @@ def hub() -> Iterator[Hub]:
             self.end_headers()
             self.wfile.write(content)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     running.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=partial(server.serve_forever, 0.05), daemon=True).start()
     try:

@@ -1,7 +1,9 @@
 """Fakes a provider of an OpenAI-compatible API: faults, rate limits, prices, batches, and a bill.
 
     with provider(Behavior(faults=0.1)) as server: ...        in this process
-    python tests/fake_provider.py --port 8900 --faults 0.1    in its own; GET /bill returns the bill
+    python tests/fake_provider.py --port 8900 --faults 0.1    in its own; prints its base URL
+
+There, GET /bill returns the bill, and POST /hold/N holds requests back after N answers.
 
 Answers at temperature 0 and faults are functions of the request and of how often it was sent, so
 they do not depend on the order in which requests arrive.
@@ -11,6 +13,7 @@ import argparse
 import asyncio
 import json
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -123,6 +126,8 @@ class Provider:
         self.batches = Batches(
             self._answer_line, behavior.batch_seconds, behavior.batch_ends, behavior.queue
         )
+        self._most = sys.maxsize
+        """Answers after which requests are held back."""
         self._sent: Counter[str] = Counter()
         self._limits = [
             (Limit(rate), by_tokens)
@@ -137,6 +142,7 @@ class Provider:
                 web.post("/v1/chat/completions", self._chat),
                 web.get("/v1/models", self._models),
                 web.get("/bill", self._show_bill),
+                web.post("/hold/{answers}", self._hold),
                 *self.batches.routes(),
             ]
         )
@@ -206,7 +212,10 @@ class Provider:
         return sum(a * p for a, p in zip(amounts, self.behavior.price, strict=True)) / 1e6
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        status, reply, fault = self.answer(await request.json())
+        body = await request.json()
+        while sum(bill.answers for bill in self.bills.values()) >= self._most:
+            await asyncio.sleep(0.01)
+        status, reply, fault = self.answer(body)
         if status == 200:
             slow = self.behavior.slow if fault == "slow" else 0
             await asyncio.sleep(self.behavior.latency + slow)
@@ -228,6 +237,10 @@ class Provider:
 
     async def _show_bill(self, request: web.Request) -> web.Response:
         return web.json_response({model: vars(bill) for model, bill in self.bills.items()})
+
+    async def _hold(self, request: web.Request) -> web.Response:
+        self._most = int(request.match_info["answers"])
+        return web.Response()
 
 
 def error(message: str, **more: Any) -> Body:
@@ -268,7 +281,7 @@ def provider(behavior: Behavior | None = None) -> Iterator[Provider]:
     try:
         yield running
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -276,7 +289,7 @@ def provider(behavior: Behavior | None = None) -> Iterator[Provider]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=int, default=0, help="by default, a free one")
     parser.add_argument("--faults", type=float, default=0.0)
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--rpm", type=float)
@@ -285,7 +298,9 @@ def main() -> None:
     port = options.pop("port")
 
     async def serve() -> None:
-        await _start(Provider(Behavior(**options)), port)
+        running = Provider(Behavior(**options))
+        await _start(running, port)
+        print(running.url, flush=True)
         await asyncio.Event().wait()
 
     asyncio.run(serve())

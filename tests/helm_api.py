@@ -9,13 +9,14 @@ import json
 import re
 import subprocess
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from chart_tools import ROOT, Document, tool
+from kube_api import Server
 
 KINDS = {
     "v1": ("ConfigMap", "PersistentVolumeClaim", "Pod", "Secret", "Service", "ServiceAccount"),
@@ -41,7 +42,7 @@ class HelmApi:
         """Objects by path."""
         self.owners: dict[str, str] = {}
         """Manager of the worker groups of a Ray object, by path."""
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self.server = Server(("127.0.0.1", 0), _Handler)
         self.server.api = self  # type: ignore[attr-defined]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 

@@ -3,6 +3,7 @@ faults. Checks tokens, access and name conflicts; a test's `operator` stands in 
 
 import json
 import re
+import select
 import socket
 import ssl
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 TOKEN = "token-of-the-laptop"
-HANG_SECONDS = 6.0
+HANG_SECONDS = 60.0
 COLLECTION = re.compile(r"/(api/v1|apis/[^/]+/[^/]+)(/namespaces/[^/]+)?/[a-z]+$")
 
 
@@ -28,7 +29,7 @@ class Fault:
     method: str
     pattern: str
     action: int | str
-    """An HTTP status, "hang" or "drop"."""
+    """An HTTP status, "hang" until the client gives up, or "drop"."""
     times: int = 1
     message: str = ""
     headers: dict[str, str] = field(default_factory=dict)
@@ -40,6 +41,11 @@ class Request:
     path: str
     query: dict[str, str]
     body: Any
+
+
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128
+    """Connections that may wait; the default, 5, is less than a busy machine lets pile up."""
 
 
 class Api:
@@ -60,7 +66,10 @@ class Api:
         """Handlers of proxied services, by 'service:port': (path, headers) to (status, text)."""
         self.operator: Callable[[Api, str], None] | None = None
         """Runs in its own thread for each created RayJob."""
+        self.operators: list[threading.Thread] = []
         self.operator_error: list[BaseException] = []
+        self.opened_logs: list[str] = []
+        """Pods whose log a client reads or has read; deleting such a pod loses no line."""
         self._changes: list[tuple[int, str, str, dict[str, Any]]] = []
         self.oldest = 0
         """Oldest version that is still known; watches from an older one get 410."""
@@ -71,7 +80,7 @@ class Api:
         """Paths of the requests that were refused while cold."""
         self._version = 100
         self.closing = False
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"api": self}))
+        server = Server(("127.0.0.1", 0), type("Bound", (_Handler,), {"api": self}))
         server.daemon_threads = True
         self._server = server
         if certificate:
@@ -130,15 +139,16 @@ class Api:
 
     def collect_garbage(self) -> None:
         """Deletes the objects whose owners do not exist."""
-        uids = {
-            document["metadata"].get("uid")
-            for document in self.objects.values()
-            if "metadata" in document
-        }
-        for path, document in list(self.objects.items()):
-            owners = document.get("metadata", {}).get("ownerReferences", [])
-            if owners and not any(owner["uid"] in uids for owner in owners):
-                self.put(path, document, "DELETED")
+        with self.changed:
+            uids = {
+                document["metadata"].get("uid")
+                for document in self.objects.values()
+                if "metadata" in document
+            }
+            for path, document in list(self.objects.items()):
+                owners = document.get("metadata", {}).get("ownerReferences", [])
+                if owners and not any(owner["uid"] in uids for owner in owners):
+                    self.put(path, document, "DELETED")
 
     def status(self, name: str, **status: Any) -> None:
         """Updates a RayJob's status like the operator."""
@@ -174,6 +184,7 @@ class Api:
     def wait_for(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
+            assert not self.closing, "the test ended before the client sent such a request"
             assert time.monotonic() < end, "the client sent no such request in time"
             time.sleep(0.01)
 
@@ -276,7 +287,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(403, f'{kind} is forbidden: User "me" cannot do that: {reason}')
         if fault := api.fault(self.command, path + ("?watch" if "watch" in query else "")):
             if fault.action == "hang":
-                time.sleep(HANG_SECONDS)
+                # Readable once the client has closed the connection.
+                select.select([self.connection], [], [], HANG_SECONDS)
             if fault.action in ("hang", "drop"):
                 self.close_connection = True
                 return self.connection.shutdown(socket.SHUT_RDWR)
@@ -330,9 +342,12 @@ class _Handler(BaseHTTPRequestHandler):
         api.collect_garbage()
         if api.fault("ANSWER", path):
             return self.connection.shutdown(socket.SHUT_RDWR)
-        self._answer(201, created)
+        # Before the answer, so that every operator is known when the client returns.
         if path.endswith("/rayjobs") and api.operator:
-            threading.Thread(target=self._operate, args=(name,), daemon=True).start()
+            thread = threading.Thread(target=self._operate, args=(name,), daemon=True)
+            api.operators.append(thread)
+            thread.start()
+        self._answer(201, created)
 
     def _operate(self, name: str) -> None:
         try:
@@ -379,6 +394,7 @@ class _Handler(BaseHTTPRequestHandler):
         api, path = self.api, f"/api/v1/namespaces/team/pods/{pod}"
         if path not in api.objects:
             return self._refuse(404, f'pods "{pod}" not found')
+        api.opened_logs.append(pod)
         self._start_stream()
         sent = 0
         while not api.closing:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_endpoint import GOOD, Answer, endpoint
+from fake_endpoint import GOOD, Answer, closed_port, endpoint
 from serving import free_port
 
 from zephyr_ray import cli
@@ -170,8 +170,9 @@ def test_an_address_without_a_scheme_is_one_line(capsys: pytest.CaptureFixture) 
 
 
 def test_a_service_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture) -> None:
-    address = f"http://127.0.0.1:{free_port()}"
-    assert cli.main(["chat", address]) == 2
+    with closed_port() as port:
+        address = f"http://127.0.0.1:{port}"
+        assert cli.main(["chat", address]) == 2
     line = f"error: cannot reach {address}; start zephyr serve or correct the address\n"
     assert capsys.readouterr().err == line
 

@@ -114,12 +114,13 @@ def test_a_refusal_of_the_engine_is_passed_on_without_a_retry(
 
 @pytest.mark.usefixtures("transport")
 def test_a_long_value_in_a_refusal_does_not_take_long_to_read() -> None:
-    message = "n must be 1." + " (value=" * 50_000
+    message = "n must be 1." + " (value=" * 150_000
     method = Method([f'data: {{"error": {{"message": "{message}", "code": 400}}}}'])
     start = time.process_time()
     with pytest.raises(RequestError) as caught:
         asyncio.run(dispatcher._first_chunk(method, {}, "dpo"))
-    assert message.startswith(str(caught.value)) and time.process_time() - start < 5
+    # Imports take about a second; a pattern that read to the end at every field, minutes.
+    assert message.startswith(str(caught.value)) and time.process_time() - start < 15
 
 
 @pytest.mark.usefixtures("transport")

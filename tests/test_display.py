@@ -34,11 +34,11 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def test_the_table_is_rebuilt_from_the_lines(
     lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(display, "QUIET_SECONDS", 0)
+    monkeypatch.setattr(display, "QUIET_SECONDS", -1)
+    clock = SimpleNamespace(monotonic=lambda: 100.0, strftime=time.strftime)
+    monkeypatch.setattr(display, "time", clock)
     all_steps = steps(seeds="prompts", talks="self_refine", answers="completions", dpo="dpo")
-    progress = Progress(
-        done=120, total=400, started=time.monotonic() - 60, note="4 failed, " * 9 + "x"
-    )
+    progress = Progress(done=120, total=400, started=40, note="4 failed, " * 9 + "x")
     with Display(all_steps) as shown:
         shown.set("seeds", "cached", "95 rows · 5 failed (too long 5) · 12 s")
         shown.set("talks", "done", "95 rows")

@@ -3,7 +3,7 @@
 import json
 import re
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from kube_api import TOKEN, Api, Fault
 
 from zephyr_ray import cli
 from zephyr_ray.cluster import kube, profile_checks
+from zephyr_ray.cluster.checks import CheckResult
 
 SEARCH = "/api/2.0/mlflow/experiments/search"
 
@@ -384,10 +385,6 @@ FAULTY: dict[str, tuple[Callable[[Api], None], str]] = {
         deleted("/apis/ray.io/v1/namespaces/team/rayclusters/demo"),
         r"– +Ray +no Ray cluster is running",
     ),
-    "timeout": (
-        lambda api: api.faults.append(Fault("GET", "persistentvolumeclaims", "hang")),
-        r"✗ +storage +cannot reach \S+ \(timed out\) +check the address and the VPN, then try",
-    ),
 }
 
 
@@ -411,6 +408,29 @@ def test_doctor_reports_the_fault_and_the_fix(
     more = {"no rayclusters": 2, "the head": 2, "group cpu": 3}
     expected = next((count for text, count in more.items() if text in line), 1)
     assert len(failures) == expected, output
+
+
+def test_a_check_that_times_out_is_a_failure(
+    api: Api,
+    here: Path,
+    wide: None,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check = profile_checks.check_storage
+
+    def check_storage(*arguments: Any) -> Iterator[CheckResult]:
+        with monkeypatch.context() as patch:  # only for the request that hangs
+            patch.setattr(kube, "READ_SECONDS", 0.3)
+            yield from check(*arguments)
+
+    monkeypatch.setattr(profile_checks, "check_storage", check_storage)
+    healthy(api)
+    api.faults = [Fault("GET", "persistentvolumeclaims", "hang")]
+    output = doctor_output(capsys, code=1)
+    line = r"✗ +storage +cannot reach \S+ \(timed out\) +check the address and the VPN, then try"
+    assert re.search(line, output), output
+    assert len(re.findall("^[✗–]", output, re.MULTILINE)) == 1, output
 
 
 def test_doctor_finds_the_operator_where_the_policies_admit_it(

@@ -6,10 +6,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_endpoint import GOOD, HTML, NO_CREDITS, Answer, Endpoint, completion, endpoint, error
+from fake_endpoint import (
+    GOOD,
+    HTML,
+    NO_CREDITS,
+    Answer,
+    Endpoint,
+    closed_port,
+    completion,
+    endpoint,
+    error,
+)
+from simulated import simulate
 
 from zephyr_ray.engines import endpoint as endpoints
 from zephyr_ray.engines.endpoint import RETRIES
@@ -31,6 +43,8 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoints, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(endpoints, "LONGEST_DELAY", 0.02)
+    # A late reply to the check before a run would count as a good one.
+    monkeypatch.setattr(endpoints, "PREFLIGHT_SECONDS", 60)
     for name in PROXIES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -101,19 +115,23 @@ def test_no_request_is_sent_or_retried_once_the_stage_stops() -> None:
     """The stage stops while the first request waits a minute for its next try."""
 
     async def main(server: Endpoint) -> None:
-        stopping = asyncio.Event()
+        stopping, loop = asyncio.Event(), asyncio.get_running_loop()
         STOPPING.set(stopping)
-        asyncio.get_running_loop().call_later(0.2, stopping.set)
+
+        def reply(number: int, body: dict[str, Any]) -> Answer:
+            loop.call_soon_threadsafe(loop.call_later, 0.2, stopping.set)
+            return Answer(429, "", {"Retry-After": "60"})
+
+        server.reply = reply
         engine = OpenAIEngine(OpenAISettings(model="peer", base_url=server.url))
         for reason in ("status 429", "the stage stopped before the request was sent"):
             with pytest.raises(Temporary, match=reason):
                 async with asyncio.timeout(30):
                     await engine.answer([user("Hello")], Sampling(0.7, 0.9, 8))
 
-    start = time.monotonic()
-    with endpoint(in_turn(Answer(429, "", {"Retry-After": "60"}))) as server:
+    with endpoint(in_turn(GOOD)) as server:
         asyncio.run(main(server))
-    assert time.monotonic() - start < 30 and len(server.bodies) == 1
+    assert len(server.bodies) == 1
 
 
 def test_waiting_requests_are_sent_before_rows_with_a_reply_continue() -> None:
@@ -168,34 +186,56 @@ def test_retries_are_announced_at_intervals(
     assert len(lines()) == 2
 
 
+def post_simulated(
+    monkeypatch: pytest.MonkeyPatch, reply: Callable[[float], HttpReply], times: int = 1
+) -> None:
+    """Posts requests at once on a simulated clock; `reply` gets the time of each try."""
+
+    class Client:
+        async def send(self, *_: Any, **__: Any) -> HttpReply:
+            return reply(asyncio.get_running_loop().time())
+
+    async def main() -> None:
+        clock = SimpleNamespace(monotonic=asyncio.get_running_loop().time)
+        monkeypatch.setattr(endpoints, "time", clock)
+        target = endpoints.Endpoint(OpenAISettings(model="p", base_url="http://a/v1"), "m")
+        target._client = Client()  # type: ignore[assignment]
+        await asyncio.sleep(1)  # the clock of a machine does not show 0
+        await asyncio.gather(*(target.post("/", {}, lambda *_: None) for _ in range(times)))
+
+    simulate(main())
+
+
 @pytest.mark.parametrize("delay", ["0", "0.1", "3600"])
 def test_the_wait_for_an_endpoint_that_answers_nothing_is_bounded(
     delay: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoints, "WAIT_SECONDS", 0.6)
-    start = time.monotonic()
-    with (
-        endpoint(in_turn(Answer(429, "", {"Retry-After": delay}))) as server,
-        pytest.raises(Temporary, match="status 429"),
-    ):
-        ask(server)
-    assert time.monotonic() - start < 30
-    assert len(server.bodies) == 1 if delay == "3600" else len(server.bodies) > 3
+    monkeypatch.setattr(endpoints, "WAIT_SECONDS", 10)
+    tries: list[float] = []
+
+    def reply(now: float) -> HttpReply:
+        assert now < 100
+        tries.append(now)
+        return HttpReply(429, {"retry-after": delay}, "")
+
+    with pytest.raises(Temporary, match="status 429"):
+        post_simulated(monkeypatch, reply)
+    assert len(tries) == 1 if delay == "3600" else 9.8 < tries[-1] - tries[0] <= 10
 
 
 def test_a_row_waits_while_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit of one answer per 0.4 s is no reason to give up after 2.5 s."""
     monkeypatch.setattr(endpoints, "WAIT_SECONDS", 2.5)
-    last = [0.0]
+    answers = [0.0]
 
-    def reply(number: int, body: dict[str, Any]) -> Answer:
-        if time.monotonic() - last[0] < 0.4:
-            return Answer(429, "")
-        last[0] = time.monotonic()
-        return GOOD
+    def reply(now: float) -> HttpReply:
+        if now - answers[-1] < 0.4:
+            return HttpReply(429, {}, "")
+        answers.append(now)
+        return HttpReply(200, {}, "{}")
 
-    with endpoint(reply) as server:
-        assert len(ask(server, times=8)) == 8
+    post_simulated(monkeypatch, reply, times=8)
+    assert len(answers) == 1 + 8 and answers[-1] - answers[1] > 2.5
 
 
 def test_a_redirect_is_not_followed() -> None:
@@ -479,10 +519,9 @@ def test_a_fault_that_fails_every_row_is_found_before_the_run(
 
 
 @pytest.fixture
-def closed_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+def port() -> Iterator[int]:
+    with closed_port() as closed:
+        yield closed
 
 
 @pytest.fixture
@@ -491,9 +530,9 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_pause")
-def test_a_dead_endpoint_is_one_line(closed_port: int) -> None:
+def test_a_dead_endpoint_is_one_line(port: int) -> None:
     with pytest.raises(Permanent, match="cannot connect to .*refused.*; start the server"):
-        preflight(f"http://127.0.0.1:{closed_port}/v1")
+        preflight(f"http://127.0.0.1:{port}/v1")
     with pytest.raises(Permanent, match="cannot connect to http://no-such-host.invalid/v1"):
         preflight("http://no-such-host.invalid/v1")
     with pytest.raises(Permanent, match="base_url is not a URL"):
@@ -536,9 +575,9 @@ def test_a_server_that_is_still_starting_is_waited_for(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("no_pause")
 def test_a_dead_proxy_is_named_without_its_password(
-    server: Endpoint, closed_port: int, monkeypatch: pytest.MonkeyPatch
+    server: Endpoint, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HTTP_PROXY", f"http://me:hunter2@127.0.0.1:{closed_port}")
+    monkeypatch.setenv("HTTP_PROXY", f"http://me:hunter2@127.0.0.1:{port}")
     with pytest.raises(
         Permanent, match="through the proxy of HTTP_PROXY .*; correct HTTP_PROXY"
     ) as e:
@@ -572,10 +611,10 @@ def test_a_proxy_variable_that_cannot_work_is_one_line(
 
 
 def test_a_proxy_without_a_scheme_is_used(
-    closed_port: int, server: Endpoint, monkeypatch: pytest.MonkeyPatch
+    port: int, server: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", server.url.removeprefix("http://").removesuffix("/v1"))
-    preflight(f"http://127.0.0.1:{closed_port}/v1")
+    preflight(f"http://127.0.0.1:{port}/v1")
 
 
 @pytest.mark.parametrize("key", ["sk-1\nsk-2", "sk-1\r\n\tx", "sk-ä", "Bearer sk-1", "sk\x00-1"])

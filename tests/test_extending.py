@@ -43,7 +43,9 @@ print(parse(judge_request(FORMS["safety"].fields), body).requests[0].completion.
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a copy of the package with all three toys in it."""
     folder = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(ROOT / "zephyr_ray", folder / "zephyr_ray")
+    # Other tests write compiled files meanwhile.
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "zephyr_ray", folder / "zephyr_ray", ignore=ignored)
     for toy in TOYS:
         subprocess.run(["git", "apply", str(toy)], cwd=folder, check=True)
     (folder / "recipe.yaml").write_text(RECIPE)

@@ -357,10 +357,13 @@ def test_no_refusals(answer: str | None) -> None:
 
 
 def test_repeated_openings_of_a_refusal_take_no_time() -> None:
-    start = time.process_time()
-    assert find_refusal(passage(answer="as an AI " * 50)) is None
+    seconds = []
+    for _ in range(3):  # the garbage collector may add its time to one
+        start = time.process_time()
+        assert find_refusal(passage(answer="as an AI " * 50)) is None
+        seconds.append(time.process_time() - start)
     # Takes less than 1 ms; a pattern that tried all combinations of openings took 3 s.
-    assert time.process_time() - start < 0.3
+    assert min(seconds) < 0.1
 
 
 # Near duplicates

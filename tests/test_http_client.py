@@ -10,6 +10,7 @@ import threading
 from typing import Any
 
 import pytest
+from fake_endpoint import closed_port
 
 from zephyr_ray.engines import http_client
 from zephyr_ray.engines.http_client import HttpClient, HttpReply
@@ -49,7 +50,7 @@ def reply(body: bytes, *headers: str) -> bytes:
 def post(address: str) -> HttpReply:
     async def main() -> HttpReply:
         engine = OpenAIEngine(OpenAISettings(model="m", base_url=address))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await engine._endpoint.call("POST", "/a", json={"b": 1})
 
     return asyncio.run(main())
@@ -115,7 +116,8 @@ def test_addresses_in_no_proxy_bypass_it(exempt: str, monkeypatch: pytest.Monkey
 def test_an_incomplete_reply_may_have_cost_something(
     sent: bytes | None, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_client, "TIMEOUT_SECONDS", 0.2)
+    if sent is None:
+        monkeypatch.setattr(http_client, "TIMEOUT_SECONDS", 0.2)
     peer = Peer(sent)
     with pytest.raises(Unavailable, match=says) as raised:
         post(peer.address)
@@ -132,13 +134,13 @@ def test_a_slow_reply_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("through", ["proxy", "directly"])
 def test_a_refused_connection_cost_nothing(through: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    if through == "proxy":
-        monkeypatch.setenv("HTTP_PROXY", address)
-        address = "http://other.example"
-    with pytest.raises(NotSent):
-        post(address)
+    with closed_port() as port:
+        address = f"http://127.0.0.1:{port}"
+        if through == "proxy":
+            monkeypatch.setenv("HTTP_PROXY", address)
+            address = "http://other.example"
+        with pytest.raises(NotSent):
+            post(address)
 
 
 @pytest.mark.parametrize("login", ["", "me:word@"])

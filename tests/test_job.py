@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 BIN = Path(sys.executable).parent
 DASHBOARD_SECONDS = 400
+STARTS = 3
 
 RECIPE = """
 name: job
@@ -36,16 +37,6 @@ class Cluster:
     folder: str
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 def environment(folder: str) -> dict[str, str]:
     """Returns an environment in which programs find the cluster in `folder` as the local one."""
     return {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")} | {
@@ -61,40 +52,50 @@ def environment(folder: str) -> dict[str, str]:
 def cluster() -> Iterator[Cluster]:
     """Runs `ray start --head --block` in its own process group until the module ends."""
     # Ray creates sockets in its folder, and socket paths must be short.
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="zr") as folder:
-        gcs, dashboard, listen, grpc, metrics = free_ports(5)
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="zr", ignore_cleanup_errors=True) as folder:
         log = Path(folder, "start.log")
-        command = [
-            *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
-            *("--node-ip-address=127.0.0.1", f"--port={gcs}"),
-            *("--include-dashboard=true", "--dashboard-host=127.0.0.1"),
-            *(f"--dashboard-port={dashboard}", "--num-cpus=4"),
-            f"--object-store-memory={256 * 1024**2}",
-            # Other clusters on this machine may use the default ports; jobs need the agent.
-            *(f"--dashboard-agent-listen-port={listen}", f"--dashboard-agent-grpc-port={grpc}"),
-            f"--metrics-export-port={metrics}",
-        ]
-        with log.open("wb") as output:
-            head = subprocess.Popen(
-                command,
-                env=environment(folder),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        head, url = _start(folder, log)
         try:
-            url = f"http://127.0.0.1:{dashboard}"
-            deadline = time.monotonic() + DASHBOARD_SECONDS
+            starts, deadline = 1, time.monotonic() + DASHBOARD_SECONDS
             while not _answers(f"{url}/api/jobs/"):
-                assert head.poll() is None and time.monotonic() < deadline, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                if head.poll() is not None:
+                    # Another program may take a port before Ray does.
+                    assert starts < STARTS, log.read_text()
+                    _end_group(head.pid)
+                    head, url = _start(folder, log)
+                    starts += 1
                 time.sleep(0.5)
             yield Cluster(url, folder)
         finally:
             head.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 head.wait(60)
-            finally:
-                _end_group(head.pid)
+            _end_group(head.pid)
+
+
+def _start(folder: str, log: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Starts the head on free ports; returns its process and the address of its dashboard."""
+    gcs, dashboard, listen, grpc, metrics = (free_port() for _ in range(5))
+    command = [
+        *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
+        *("--node-ip-address=127.0.0.1", f"--port={gcs}"),
+        *("--include-dashboard=true", "--dashboard-host=127.0.0.1"),
+        *(f"--dashboard-port={dashboard}", "--num-cpus=4"),
+        f"--object-store-memory={256 * 1024**2}",
+        # Other clusters on this machine may use the default ports; jobs need the agent.
+        *(f"--dashboard-agent-listen-port={listen}", f"--dashboard-agent-grpc-port={grpc}"),
+        f"--metrics-export-port={metrics}",
+    ]
+    with log.open("ab") as output:
+        head = subprocess.Popen(
+            command,
+            env=environment(folder),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return head, f"http://127.0.0.1:{dashboard}"
 
 
 def _answers(url: str) -> bool:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_process import run, run_here, work_on
 
@@ -75,6 +75,7 @@ def completions(names: str, **settings: Any) -> Completions:
     return Completions(models=list(names), prompts="prompts", **settings)
 
 
+@settings(deadline=None, database=None, derandomize=True)
 @given(seed=st.integers(0, 9), text=st.text(), names=NAMES, added=st.text(max_size=4))
 def test_a_new_model_keeps_the_order_of_the_others(
     seed: int, text: str, names: list[str], added: str

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 from fake_endpoint import completion
-from serving import free_port
 
+from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.openai import OpenAIEngine, OpenAISettings
 from zephyr_ray.engines.service import ServiceSettings
 from zephyr_ray.messages import user
@@ -34,10 +34,9 @@ def exchange(
         application.router.add_post(f"/v1{route}", answer)
         runner = web.AppRunner(application, shutdown_timeout=0)
         await runner.setup()
-        port = free_port()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         try:
-            return await call(f"http://127.0.0.1:{port}/v1")
+            return await call(f"http://127.0.0.1:{runner.addresses[0][1]}/v1")
         finally:
             await runner.cleanup()
 
@@ -66,6 +65,23 @@ def test_the_request_has_the_sampling_settings(sampling: Sampling) -> None:
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
     }
+
+
+def test_texts_of_files_that_utf8_cannot_encode_are_sent() -> None:
+    example = {
+        "constraint": {"kind": "json"},
+        "prompt": "A cat\ud83d",
+        "answer": "\ude00 \U0001f600",
+    }
+
+    async def call(address: str) -> Reply:
+        model = Model("m", OpenAISettings(model="peer", base_url=address), [example])
+        ask = model.settings.start(seed=0).ask_for(model, {"id": "r", **example})
+        return await ask([user("A dog\ud83d")], max_tokens=8)
+
+    reply, [(_, body)] = exchange("/chat/completions", completion(), call)
+    assert reply.text == "Good day."
+    assert [m["content"] for m in body["messages"]] == ["A cat?", "? \U0001f600", "A dog?"]
 
 
 def test_parameters_override_sampling_settings() -> None:

@@ -122,9 +122,9 @@ def test_only_an_assistant_may_have_no_content() -> None:
     ],
 )
 def test_every_number_and_list_is_bounded(field: str, value: Any) -> None:
-    began = time.monotonic()
+    began = time.thread_time()
     assert refused(ChatRequest, {**CHAT, field: value}).param == field
-    assert time.monotonic() - began < 5
+    assert time.thread_time() - began < 5
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_blocks_share_the_rows_in_flight(concurrency: int, tmp_path: Path) -> No
 @pytest.mark.parametrize("count", [1, 4])
 def test_concurrency_limits_the_requests_and_more_rows_wait(count: int, tmp_path: Path) -> None:
     """Each row sends two requests at the same time."""
-    lock, at_once = threading.Lock(), [0]
+    lock, full, at_once = threading.Lock(), threading.Event(), [0]
     started, most_rows, most_requests = set[str](), 0, 0
 
     def reply(*_: Any) -> Answer:
@@ -107,7 +107,11 @@ def test_concurrency_limits_the_requests_and_more_rows_wait(count: int, tmp_path
         with lock:
             at_once[0] += 1
             most_requests = max(most_requests, at_once[0])
-        time.sleep(0.05)
+            if most_requests == count:
+                full.set()
+        full.wait(60)
+        full.set()  # a limit that is too low costs the test one wait
+        time.sleep(0.05)  # one request too many would arrive
         with lock:
             at_once[0] -= 1
         return Answer(200, completion())

@@ -467,4 +467,4 @@ def test_shipped_recipes_have_no_credentials() -> None:
 def test_no_text_takes_long(text: str) -> None:
     started = time.process_time()
     masked(text * 40_000)
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 6

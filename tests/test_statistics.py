@@ -105,7 +105,7 @@ def test_prompts_with_equal_means_have_no_width() -> None:
     assert bootstrap(rounded, seed=0)[1:] == (np.mean(rounded),) * 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=40))
 def test_every_list_of_verdicts_has_an_interval_around_its_mean(verdicts: list[float]) -> None:
     with warnings.catch_warnings():

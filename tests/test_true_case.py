@@ -166,4 +166,4 @@ def test_the_time_is_linear_in_the_length(text: str) -> None:
     many = text * (100_000 // len(text))
     true_case(f"Aa. {many} b")
     true_case(f"Aa.\n{many}\nb")
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 8

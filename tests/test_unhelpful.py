@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from zephyr_ray.models import unhelpful
 from zephyr_ray.models.unhelpful import is_unhelpful
 
 DENIALS = [
@@ -228,7 +229,7 @@ def test_the_time_is_linear_in_the_length(text: str) -> None:
     is_unhelpful("As an AI, " + many)
     # A sentence without a topic is not searched.
     is_unhelpful("As an AI, " + many + "; feelings are not something I do")
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 8
 
 
 @pytest.mark.parametrize(
@@ -243,13 +244,14 @@ def test_the_time_is_linear_in_the_length(text: str) -> None:
 def test_many_denials_and_long_words_take_linear_time(text: str) -> None:
     start = time.process_time()
     is_unhelpful(text)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 8
 
 
-def test_a_long_text_without_a_topic_is_not_searched() -> None:
-    start = time.process_time()
-    assert not is_unhelpful("a " * 1_500_000)
-    assert time.process_time() - start < 4
+def test_a_text_without_a_topic_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[str] = []
+    monkeypatch.setattr(unhelpful, "mask_marked", lambda text: searched.append(text) or text)
+    assert not is_unhelpful("As an AI, I have no time.") and not searched
+    assert is_unhelpful("As an AI, I have no feelings.") and searched
 
 
 @pytest.mark.parametrize(("length", "is_quoted"), [(400, True), (401, False)])
