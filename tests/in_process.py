@@ -1,6 +1,7 @@
 """Runs stages in this process, without Ray or real engines, for cheap tests."""
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -61,8 +62,8 @@ def run_here(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType, engine: Any = None
 ) -> list[RowError]:
     """Replaces the module's `run_rows`. Rows run in order, on the models' own engines or on
-    `engine`, whose `ask_for(model, row)` gives each row its `ask`. Returns a list to which the
-    replacement appends the faults of unusable results."""
+    `engine`, whose `ask_for(model, row)` gives each row its `ask`; failed rows are left out.
+    Returns a list to which the replacement appends the faults of unusable results."""
     faults: list[RowError] = []
 
     def run_rows(
@@ -70,12 +71,13 @@ def run_here(
     ) -> list[dict[str, Any]]:
         engines = {m.name: (m, engine or m.settings.start(work.seed)) for m in models}
 
-        async def one(row: dict[str, Any]) -> dict[str, Any]:
-            model, started_engine = engines[row.get("member", models[0].name)]
-            return dict(await program(row, started_engine.ask_for(model, row)))
-
         async def all_rows() -> list[dict[str, Any]]:
-            return [await one(row) for row in rows]
+            finished = []
+            for row in rows:
+                model, started_engine = engines[row.get("member", models[0].name)]
+                with suppress(RowError):
+                    finished.append(dict(await program(row, started_engine.ask_for(model, row))))
+            return finished
 
         results = asyncio.run(all_rows())
         faults.extend(filter(None, map(flaw, results)) if flaw else ())

@@ -256,6 +256,15 @@ def test_model_states_are_what_deepspeed_holds() -> None:
         assert peak == pytest.approx(real["peak"], rel=0.1), real
 
 
+def test_checkpoints_of_adapters_leave_out_the_weights_under_them() -> None:
+    start: Any = SimpleNamespace(shape=lambda: shape_of(SMALL))
+    footprint = sft(lora={"r": 4, "targets": ["q_proj"]}).footprint({"m": start})
+    # Two checkpoints of fp32 weights and optimizer state, 16 bytes per parameter: 6 layers with
+    # adapters of rank 4 on 256 × 256.
+    assert footprint.scratch == 2 * 16 * 6 * 4 * (256 + 256)
+    assert sft().footprint({"m": start}).scratch == 2 * 16 * shape_of(SMALL).parameters
+
+
 def test_adamw_on_one_worker_is_sixteen_bytes_per_parameter() -> None:
     import torch
 

@@ -9,7 +9,7 @@ from in_process import run_here
 
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.rules import RulesSettings
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, RowError
 from zephyr_ray.judge import figures, measures, pairwise, section
 from zephyr_ray.judge.earlier import complete
 from zephyr_ray.judge.figures import Figure, summary
@@ -318,6 +318,25 @@ def blocks(artifact: Artifact, kind: type) -> list[Any]:
     chapters = section.pairwise_section(artifact).chapters
     every: list[Block] = [block for chapter in chapters for block in chapter.blocks]
     return [block for block in every if isinstance(block, kind)]
+
+
+def test_a_model_without_a_judged_answer_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`max_failed` may allow that its rows all failed."""
+
+    class Refusing:
+        def ask_for(self, model: Model, row: dict[str, Any]) -> Any:
+            if row["model"] == "dpo":
+                raise RowError("refused", "refused")
+            return RulesSettings().start(0).ask_for(model, row)
+
+    answers = {"base": ["Cod."], "sft": [BULLETS], "dpo": [BULLETS]}
+    artifact = compared(tmp_path, monkeypatch, answers, Refusing())
+    figures = result(artifact)
+    assert (list(figures["models"]), figures["differences"]) == (["base", "sft"], [])
+    shown = [[str(row[0]) for row in table.rows] for table in blocks(artifact, Table)]
+    assert ["base", "sft"] in shown, shown
 
 
 @pytest.fixture

@@ -377,6 +377,19 @@ def test_just_enough_of_everything_is_no_error(
         check(folder, "sft.cpus_per_worker=2")
 
 
+def test_the_checkpoints_of_an_interrupted_training_are_room_for_it(
+    folder: Path, machine: Machine
+) -> None:
+    machine.disk = DISK - 1
+    [sft] = (step for step in plan(folder).values() if step.name == "sft")
+    scratch = folder / "runs" / "store" / f"sft-{sft.key}" / "scratch" / "checkpoints"
+    scratch.mkdir(parents=True)
+    with pytest.raises(Permanent, match="dpo needs about 0.3 GB of disk"):
+        check(folder)
+    (scratch / "state.pt").write_bytes(b"1")
+    check(folder)
+
+
 @pytest.mark.parametrize(
     ("setting", "line"),
     [

@@ -3,14 +3,16 @@
 Runs without Ray."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import train_once
+from train_processes import train
 
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.manifest import Manifest
 from zephyr_ray.pipeline import KINDS
 from zephyr_ray.plan import make_plan
@@ -22,6 +24,7 @@ from zephyr_ray.section import Table
 from zephyr_ray.stage import Work
 from zephyr_ray.store import Artifact, Journal, Store, read_jsonl, write_rows
 from zephyr_ray.train import reference, reference_stage
+from zephyr_ray.train.context import ProcessContext
 from zephyr_ray.train.data import TokenRows
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.job import Job, WorkerJob
@@ -34,6 +37,20 @@ COUNT = 8
 def make_stage(kind: Any, **settings: Any) -> Any:
     shared = {"max_length": 128, "precision": "fp32", "zero": 2}
     return kind(model="base", data="data", **shared | settings)
+
+
+class BlindJournal(Journal):
+    def read_new(self, of_others: bool = False) -> Iterator[dict[str, Any]]:
+        return iter(())
+
+
+class LateContext(ProcessContext):
+    """A worker that, unless it is the first one, sees no file of another in time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if os.environ["RANK"] != "0":
+            reference.Journal = BlindJournal  # type: ignore[misc]
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +178,35 @@ def test_a_killed_pass_resumes_after_the_last_finished_pair(prepare: Any, tiny_m
     computed = compute_log_probs(task, second, range(COUNT))
     assert set(second.read) == set(range(COUNT)) - finished.keys()
     assert {row: computed[row] for row in finished} == finished and len(computed) == COUNT
+
+
+def test_workers_need_not_see_each_other_s_files(prepare: Any, tiny_model: Path) -> None:
+    """On NFS, new entries reach other machines late."""
+    work, data = prepare(make_stage(Dpo), "dpo")
+    expected = columns(add_reference_log_probs(job(make_stage(Dpo), work, tiny_model), data))
+    work, _ = prepare(stage := make_stage(Reference), "late")
+    for row in (0, 5):
+        chosen, rejected = expected[row]
+        entry = {"row": row, "id": data.ids()[row], "chosen": chosen, "rejected": rejected}
+        work.journal("reference", "earlier").append(entry)
+    train(WorkerJob(stage, str(tiny_model), work.folder), workers=2, context=LateContext)
+    entries = list(Journal(work.scratch / "reference").read_new())
+    assert sorted(entry["row"] for entry in entries) == list(range(COUNT))
+    for entry in entries:
+        computed = entry["chosen"], entry["rejected"]
+        assert computed == pytest.approx(expected[entry["row"]], rel=1e-6)
+
+
+def test_a_reference_without_some_pairs_is_no_artifact(
+    prepare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_here(work: Work, job: WorkerJob, journal: str, note: Any) -> None:
+        note({"row": 1, "id": "1", "chosen": -1.0, "rejected": -2.0})
+
+    monkeypatch.setattr(reference_stage, "run_workers", run_here)
+    work, _ = prepare(stage := make_stage(Reference), "short")
+    with pytest.raises(Temporary, match=f"{COUNT - 1} pairs have no log-probabilities"):
+        stage.run(work)
 
 
 def test_dpo_and_reference_keep_the_same_rows(prepare: Any) -> None:

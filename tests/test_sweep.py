@@ -390,3 +390,39 @@ def test_a_swept_recipe_runs_and_a_new_value_reuses_the_others(
     assert reported == [["pairs-ties-keep"], ["pairs-ties-drop", "pairs-ties-keep"]]
     html = (tmp_path / "runs" / "small" / "report.html").read_text()
     assert "pairs-ties-drop" in html and "pairs-ties-keep" in html
+
+
+def test_a_stage_of_the_same_content_as_another_is_made_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The report reads the files of both names, and refuses any that changed."""
+    made: list[str] = []
+    plain = KINDS["preferences"].run
+
+    def run(stage: Any, work: Any) -> None:
+        made.append(work.name)
+        plain(stage, work)
+        # No two runs of it give the same files.
+        (work.folder / "made").write_text(str(len(made)))
+
+    monkeypatch.setattr(KINDS["preferences"], "run", run)
+    votes = (
+        '{"id": "v", "prompt": "Name a fish.", "instruction": "Name a fish.", "constraint": null, '
+        '"completions": [{"model": "a", "text": "Eel.", "finish_reason": "stop", "score": 9}, '
+        '{"model": "b", "text": "Cat.", "finish_reason": "stop", "score": 1}]}'
+    )
+    (path.parent / "votes.jsonl").write_text(f"{votes}\n")
+    path.write_text(
+        "name: small\nsweep: {pairs.ties: [keep, drop]}\nstages:\n"
+        "  votes: {kind: votes, file: votes.jsonl}\n"
+        "  same: {kind: preferences, feedback: votes, ties: keep}\n"
+        "  pairs: {kind: preferences, feedback: votes}\n"
+        "  report: {kind: report, of: [same, pairs]}\n"
+    )
+    run_it = [str(path), "--set", f"storage={path.parent / 'runs'}"]
+    assert main([*run_it, "--plan"]) == 0
+    assert "is the same as same" in " ".join(capsys.readouterr().out.split())
+    assert main(run_it) == 0
+    assert made == ["same", "pairs-ties-drop"]
+    data = path.parent / "runs" / "small" / "data"
+    assert (data / "pairs-ties-keep").resolve() == (data / "same").resolve()

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fake_endpoint import GOOD, Answer, endpoint
 
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.manifest import Manifest
 from zephyr_ray.store import Artifact, content_key
 from zephyr_ray.tracking.pipeline_run import Tracking
@@ -281,11 +282,25 @@ def test_unreachable_server_is_one_clear_line_soon(
         port = probe.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
     with pytest.raises(
-        Permanent, match=rf"MLflow at http://127.0.0.1:{port}: .*; check MLFLOW_TRACKING_URI$"
+        Temporary, match=rf"MLflow at http://127.0.0.1:{port}: .*; check MLFLOW_TRACKING_URI$"
     ) as caught:
         Tracking.open(tmp_path, "away", "k0", {})
     assert sum(slept) < 5
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("slept")
+@pytest.mark.parametrize(
+    ("status", "kind"), [(500, Temporary), (503, Temporary), (401, Permanent), (404, Permanent)]
+)
+def test_a_run_is_tried_again_only_after_a_fault_of_the_mlflow_server(
+    status: int, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with endpoint(lambda number, body: GOOD) as server:
+        server.models = Answer(status, "no")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+        with pytest.raises(kind, match="cannot use MLflow at .*; check MLFLOW_TRACKING_URI$"):
+            Tracking.open(tmp_path, "away", "k0", {})
 
 
 @pytest.mark.parametrize("name", ["a#b", "a b", "a+b&c=d", "é中"])

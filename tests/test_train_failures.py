@@ -97,7 +97,12 @@ def test_only_failures_that_may_be_temporary_are_retried(
 
 
 @pytest.mark.parametrize(
-    "file", ["checkpoints/checkpoint_manager_snapshot.json", "reference/0.jsonl"]
+    "file",
+    [
+        "checkpoints/checkpoint_manager_snapshot.json",
+        "reference/0.jsonl",
+        "validation/scratch/reference/0.jsonl",
+    ],
 )
 def test_progress_resets_the_count_of_failures(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

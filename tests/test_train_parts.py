@@ -4,6 +4,7 @@ objectives, arguments, reference, saving."""
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +16,10 @@ from zephyr_ray.chat import CHATML, ChatFormat
 from zephyr_ray.errors import Permanent
 from zephyr_ray.store import Journal, read_jsonl
 from zephyr_ray.train import cpu, workers
+from zephyr_ray.train.context import RAY_RECORD, RECORD, remove_checkpoints
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.model import four_bits, load_model, save, write_model
-from zephyr_ray.train.reference import missing_rows
 from zephyr_ray.train.settings import Lora
 from zephyr_ray.train.sft import Sft
 from zephyr_ray.train.worker import adapter_config, trainer_arguments
@@ -157,18 +158,32 @@ def test_the_settings_of_lora_reach_the_adapters() -> None:
     assert made.target_modules == {"q_proj"}
 
 
+@pytest.mark.parametrize(("steps", "warmup", "slow"), [(1, 0.1, 0), (2, 0.9, 1), (10, 0.25, 3)])
+def test_the_last_step_is_never_warmup(
+    steps: int, warmup: float, slow: int, tmp_path: Path
+) -> None:
+    """The rate of the first step of warmup is 0, so a training of that step alone learns nothing."""
+    task = replace(job(tmp_path, global_batch=4, warmup=warmup), order=list(range(4 * steps)))
+    assert trainer_arguments(task, passes=1)["warmup_steps"] == slow
+
+
+def test_a_discarded_checkpoint_is_in_no_record(tmp_path: Path) -> None:
+    """A record of a missing checkpoint would stop every later start."""
+    for name in ("checkpoint-2", "checkpoint-4"):
+        (tmp_path / name).mkdir()
+    for record in (RAY_RECORD, RECORD):
+        (tmp_path / record).write_text("checkpoint-4")
+    remove_checkpoints(tmp_path, keep="checkpoint-4")
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", RAY_RECORD, RECORD}
+    remove_checkpoints(tmp_path, keep=None)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("precision", "enabled"), [("bf16", True), ("fp32", False)])
 def test_precision_is_deepspeeds_autocast(precision: str, enabled: bool, tmp_path: Path) -> None:
     arguments = trainer_arguments(job(tmp_path, precision=precision), passes=1)
     assert arguments["deepspeed"]["torch_autocast"] == {"enabled": enabled, "dtype": "bfloat16"}
     assert arguments["bf16"] is False  # the trainer's mixed precision would round the weights
-
-
-def test_finished_pairs_are_not_computed_again(tmp_path: Path) -> None:
-    assert missing_rows(tmp_path, range(4)) == [0, 1, 2, 3]
-    Journal(tmp_path, writer="rank1").append({"row": 1, "chosen": -1.0, "rejected": -2.0})
-    assert missing_rows(tmp_path, range(4)) == [0, 2, 3]
-    assert missing_rows(tmp_path, [1, 2]) == [2]
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,11 @@ def start(
     return started
 
 
-def train(*jobs: WorkerJob, workers: int = 1) -> None:
+def train(
+    *jobs: WorkerJob, workers: int = 1, context: type[ProcessContext] = ProcessContext
+) -> None:
     """Runs the jobs to their ends."""
-    assert _exit_codes(jobs, workers) == [0] * workers
+    assert _exit_codes(jobs, workers, context) == [0] * workers
 
 
 def train_until_checkpoint(job: Job) -> None:

@@ -44,6 +44,8 @@ class Execution:
         try:
             with Display(self.steps) as display:
                 for step in self.steps:
+                    if step.same_as:
+                        step.artifact = step.same_as.artifact
                     if step.artifact:
                         display.set(step.name, "cached", summarize(step.artifact))
                         tracking.record_cached(step.name, step.artifact)
@@ -102,6 +104,7 @@ class Execution:
             inputs={name: artifacts[name] for name in reads},
             stages={name: recipe.stages[name] for name in reads},
             variants=recipe.variants,
+            recipe=recipe.name,
             models=models,
             files=recipe.files(stage),
             log_metrics=stage_run.log_metrics,
@@ -147,7 +150,7 @@ class Execution:
         later one uses."""
         models = self.recipe.models_read(step.stage)
         queried = self._models_queried(step.stage, artifacts)
-        pending = [s for s in self.steps if s.artifact is None]
+        pending = [s for s in self.steps if s.must_run]
         self.engines.prepare(
             queried,
             [

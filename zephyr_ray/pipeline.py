@@ -121,7 +121,7 @@ def run(recipe: Recipe, store: Store, until: str | None = None, wait: float = 0)
         check_files(recipe)
         steps = make_plan(recipe, store, until)
         preflight(recipe, store, steps)
-        if any(recipe.models_read(step.stage) for step in steps if step.artifact is None):
+        if any(recipe.models_read(step.stage) for step in steps if step.must_run):
             connect()  # before any stage, in case Ray cannot start
         planned = make_plan(recipe, store) if until else steps
         view = store.storage / recipe.name
@@ -130,7 +130,7 @@ def run(recipe: Recipe, store: Store, until: str | None = None, wait: float = 0)
         write_stages(view, {name: original_name(name, recipe.variants) for name in recipe.stages})
         # Makes the next run close MLflow's run if this one is killed after the last manifest.
         unfinished, page = view / ".unfinished", ""
-        if unfinished.exists() or any(step.artifact is None for step in steps):
+        if unfinished.exists() or any(step.must_run for step in steps):
             unfinished.touch()
             page = Execution(recipe, store, steps, Spending(recipe, store.storage, steps)).run()
             unfinished.unlink()
@@ -151,7 +151,7 @@ def print_plan(recipe: Recipe, steps: list[Step]) -> None:
     for heading in ("stage", "kind", "state", "rows", "why"):
         table.add_column(heading, overflow="fold")
     for step in steps:
-        state = "[cyan]cached[/]" if step.artifact else "[yellow]to do[/]"
+        state = "[yellow]to do[/]" if step.must_run else "[cyan]cached[/]"
         bound = "" if step.artifact else "≤ "
         rows = "" if step.rows is None else f"{bound}{step.rows}"
         table.add_row(step.name, step.stage.kind, state, rows, Text(masked(step.reason)))

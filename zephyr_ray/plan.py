@@ -25,11 +25,17 @@ class Step:
     what changed."""
     key: str
     artifact: Artifact | None
-    """The cached artifact; None if the stage must run."""
+    """The artifact; None if it is not made yet."""
+    same_as: Step | None = None
+    """An earlier step of the same content that must run; this one shares its artifact."""
     reason: str = ""
     """Why the stage must run."""
     rows: int | None = None
     """Rows of the artifact, or expected rows; None if unknown."""
+
+    @property
+    def must_run(self) -> bool:
+        return self.artifact is None and self.same_as is None
 
     @property
     def link(self) -> str:
@@ -44,6 +50,7 @@ def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[St
             f"--until {until}: the recipe has no such stage; use one of {', '.join(recipe.stages)}"
         )
     steps: dict[str, Step] = {}
+    first: dict[tuple[str, str], Step] = {}
     for name, stage in recipe.stages.items():
         identity = _identity(recipe, stage, {n: s.key for n, s in steps.items()})
         key = content_key(identity)
@@ -51,7 +58,11 @@ def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[St
         if step.artifact:
             rows = step.artifact.manifest.counts.get("rows")
             step.rows = None if rows is None else int(rows)
+        elif same := first.get((stage.kind, key)):
+            step.same_as, step.rows = same, same.rows
+            step.reason = f"is the same as {same.name}"
         else:
+            first[stage.kind, key] = step
             step.reason = _rerun_reason(recipe, store, step, steps)
             known = {s.name: s.rows for s in steps.values() if s.rows is not None}
             reads = recipe.stages_read(stage)

@@ -22,7 +22,7 @@ TEXT_BYTES = 100e6
 def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
     """Raises Permanent if the user must change something before the remaining stages can run."""
     check_budget(recipe, steps)
-    pending = [step for step in steps if step.artifact is None]
+    pending = [step for step in steps if step.must_run]
     on_cluster = cluster_address() is not None
     if pending:
         check_cluster()
@@ -44,7 +44,9 @@ def preflight(recipe: Recipe, store: Store, steps: list[Step]) -> None:
         if not on_cluster:
             _check_memory(step.name, footprint)
         if footprint.artifact:
-            disk += footprint.artifact + TEXT_BYTES
+            # What an interrupted attempt holds is used or freed.
+            held = _bytes_in(store.folder(step.stage.kind, step.key))
+            disk += footprint.artifact + TEXT_BYTES - held
             _check_disk(store, step.name, disk + footprint.scratch)
     _check_disk(store, "the run", disk)
 
@@ -54,7 +56,7 @@ def check_settings(recipe: Recipe, steps: list[Step]) -> None:
     has a budget and a pending stage uses a metered model without a price."""
     check_budget(recipe, steps)
     for step in steps:
-        if step.artifact is None:
+        if step.must_run:
             models = recipe.models_read(step.stage)
             for model in models.values():
                 model.check_files()
@@ -65,7 +67,7 @@ def check_budget(recipe: Recipe, steps: list[Step]) -> None:
     """Raises Permanent if the recipe has a budget and a pending metered model has no price."""
     if recipe.budget_usd is None:
         return
-    pending = [step.stage for step in steps if step.artifact is None]
+    pending = [step.stage for step in steps if step.must_run]
     for name, model in (m for stage in pending for m in recipe.models_read(stage).items()):
         tariff = model.settings.tariff()
         if model.settings.metered and (tariff is None or tariff.price is None):
@@ -145,6 +147,10 @@ def _check_memory(name: str, footprint: Footprint) -> None:
             f"stage '{name}' needs about {number(needed / 1e9, 1)} GB of memory, "
             f"{number(free / 1e9, 1)} GB are free; {footprint.fix(free - RAY_BYTES)}"
         )
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
 
 
 def _check_disk(store: Store, name: str, needed: float) -> None:

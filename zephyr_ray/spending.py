@@ -33,7 +33,7 @@ class Spending:
         self._tariffs = {
             name: tariff
             for step in steps
-            if step.artifact is None
+            if step.must_run
             for name, model in recipe.models_read(step.stage).items()
             if (tariff := model.settings.tariff())
         }

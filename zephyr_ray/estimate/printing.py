@@ -48,7 +48,7 @@ def estimate_lines(recipe: Recipe, store: Store, steps: list[Step]) -> list[str]
     rows = {step.name: step.rows for step in steps if step.rows is not None}
     row_tokens = _row_tokens(recipe, steps)
     for step in steps:
-        if step.artifact:
+        if not step.must_run:
             continue
         if isinstance(step.stage, WorkerSettings):
             lines += _worker_lines(recipe, store, step, rows, row_tokens)

@@ -129,10 +129,11 @@ class Pairwise(RowStage):
         models, by_model = gathered.models, gathered.described(judged)
         baseline, last = models[self.baseline], models[self.answers[-1]]
         control = models.get(self.control or "")
+        of_last = by_model.get(last, [])
         differences = [
             {"a": last, "b": other, **difference}
             for other, rows in by_model.items()
-            if other != last and (difference := pass_difference(by_model[last], rows, self.seed))
+            if other != last and (difference := pass_difference(of_last, rows, self.seed))
         ]
         compared = {model: rows for model, rows in by_model.items() if model != baseline}
         return {

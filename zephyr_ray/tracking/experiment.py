@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zephyr_ray.errors import Permanent
+from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.tracking.values import batches, reason, to_params
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class Experiment:
 
 @contextmanager
 def readable_errors(storage: Path) -> Iterator[None]:
-    """Converts an MLflow error to Permanent with a one-line message."""
+    """Converts an MLflow error to one line: Temporary if a server may soon answer, else
+    Permanent."""
     server = os.environ.get("MLFLOW_TRACKING_URI")
     try:
         yield
@@ -92,7 +93,19 @@ def readable_errors(storage: Path) -> Iterator[None]:
         elif re.search("is locked|disk I/O", why):  # a storage without file locks
             fix = "set MLFLOW_TRACKING_URI to a server or to a file on a local disk"
         uri = server or _database(storage)
-        raise Permanent(f"cannot use MLflow at {uri}: {why}; {fix}") from None
+        kind = Temporary if server and _is_outage(error) else Permanent
+        raise kind(f"cannot use MLflow at {uri}: {why}; {fix}") from None
+
+
+def _is_outage(error: BaseException | None) -> bool:
+    """Returns whether a server could not be reached, or had an error of its own (status 5xx)."""
+    from requests.exceptions import ConnectionError, RetryError, Timeout
+
+    if error is None:
+        return False
+    is_own = re.search(r"failed with error code 5\d\d", str(error)) is not None
+    cause = error.__cause__ or error.__context__
+    return is_own or isinstance(error, ConnectionError | RetryError | Timeout) or _is_outage(cause)
 
 
 def _database(storage: Path) -> str:

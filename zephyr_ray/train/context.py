@@ -13,6 +13,11 @@ from typing import Protocol
 
 from zephyr_ray.store import write_atomically
 
+RAY_RECORD = "checkpoint_manager_snapshot.json"
+"""File in the folder of checkpoints in which Ray Train lists those that all workers reported."""
+RECORD = "last_checkpoint"
+"""File there with the name of the last checkpoint that all workers reported without Ray."""
+
 
 class Context(Protocol):
     """Interface between a training loop and the program that started it."""
@@ -68,27 +73,24 @@ class ProcessContext:
             backend = "nccl" if torch.cuda.is_available() else "gloo"
             torch.distributed.init_process_group(backend)
 
-    @property
-    def _record(self) -> Path:
-        """File with the name of the last checkpoint that all workers reported."""
-        return self.checkpoints / "last_checkpoint"
-
     def report(self, step: int, checkpoint: Path | None) -> None:
         import torch.distributed
 
         torch.distributed.barrier()
         if checkpoint and torch.distributed.get_rank() == 0:
-            write_atomically(self._record, checkpoint.name)
+            write_atomically(self.checkpoints / RECORD, checkpoint.name)
             remove_checkpoints(self.checkpoints, keep=checkpoint.name)
 
     def last_checkpoint(self) -> Path | None:
-        if not self._record.exists():
-            return None
-        return self.checkpoints / self._record.read_text(encoding="utf-8")
+        record = self.checkpoints / RECORD
+        return self.checkpoints / record.read_text(encoding="utf-8") if record.exists() else None
 
 
 def remove_checkpoints(folder: Path, keep: str | None) -> None:
-    """Removes all checkpoints in the folder except the one with the name `keep`."""
+    """Removes all checkpoints in the folder except the one with the name `keep`; if there is none,
+    first the records, which may name one."""
+    for record in () if keep else (RAY_RECORD, RECORD):
+        (folder / record).unlink(missing_ok=True)
     for path in folder.glob("checkpoint-*"):
         if path.name != keep:
             shutil.rmtree(path, ignore_errors=True)

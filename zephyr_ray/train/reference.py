@@ -9,7 +9,6 @@ again after a failure.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from zephyr_ray.store import Journal, read_jsonl
@@ -43,9 +42,12 @@ def compute_log_probs(job: WorkerJob, data: Any, rows: Iterable[int]) -> dict[in
 
     folder = job.scratch / JOURNAL
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    missing = missing_rows(folder, rows)
-    torch.distributed.barrier()  # no worker writes before all have read
-    if missing:
+    # The workers exchange entries, because on NFS they may see each other's files late.
+    exchange = torch.distributed.new_group(backend="gloo")
+    shared = [{entry["row"]: entry for entry in Journal(folder).read_new()}]
+    torch.distributed.broadcast_object_list(shared, group=exchange)
+    [entries] = shared
+    if missing := [row for row in rows if row not in entries]:
         journal = Journal(folder, writer=f"rank{rank}")
         padded = bool(why_not_shared(load_config(job.weights)))
         lengths = pair_lengths(data, padded)
@@ -53,15 +55,14 @@ def compute_log_probs(job: WorkerJob, data: Any, rows: Iterable[int]) -> dict[in
         batches = dealer.deal(missing, dealer.passes(missing))[rank]
         for row, chosen, rejected in _log_probs(job, data, batches):
             name = data[row]["id"]
-            journal.append({"row": row, "id": name, "chosen": chosen, "rejected": rejected})
-        torch.distributed.barrier()
-    return {entry["row"]: entry for entry in Journal(folder).read_new()}
-
-
-def missing_rows(folder: Path, rows: Iterable[int]) -> list[int]:
-    """Returns the rows without a log-probability in the journal."""
-    finished = {entry["row"] for entry in Journal(folder).read_new()}
-    return [row for row in rows if row not in finished]
+            entries[row] = {"row": row, "id": name, "chosen": chosen, "rejected": rejected}
+            journal.append(entries[row])
+        journal.sync()
+        parts: list[dict[int, dict[str, Any]]] = [{}] * world_size
+        torch.distributed.all_gather_object(parts, entries, group=exchange)
+        entries = {row: entry for part in parts for row, entry in part.items()}
+    torch.distributed.destroy_process_group(exchange)
+    return entries
 
 
 def _log_probs(

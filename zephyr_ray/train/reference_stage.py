@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from zephyr_ray.demand import Footprint
 from zephyr_ray.engines.model import RecipeModel
+from zephyr_ray.errors import Temporary
 from zephyr_ray.section import Chapter, Column, Place, Section, Table
 from zephyr_ray.settings import OPERATIONAL
 from zephyr_ray.stage import Work
@@ -48,6 +49,11 @@ class Reference(PairStage):
 
         work.progress.unit, work.progress.total = self.unit, int(work.counts["rows"])
         run_workers(work, WorkerJob(self, weights, work.folder), JOURNAL, note)
+        if len(entries) < work.progress.total:
+            raise Temporary(
+                f"{work.progress.total - len(entries)} pairs have no log-probabilities; the others "
+                "are kept"
+            )
         names = ("id", "chosen", "rejected")
         rows = [{name: entries[row][name] for name in names} for row in sorted(entries)]
         margins = [row["chosen"] - row["rejected"] for row in rows]

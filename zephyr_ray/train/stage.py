@@ -218,7 +218,8 @@ class TrainingStage(TrainingSettings, WorkerStage):
             memory=self.workers.least
             * (needed.host + (0 if self.gpus_per_worker else needed.total)),
             artifact=4 * shape.parameters,  # fp32
-            scratch=CHECKPOINTS * 16 * shape.parameters,  # fp32 weights and optimizer state
+            # fp32 weights and optimizer state; checkpoints leave out the weights under adapters
+            scratch=CHECKPOINTS * 16 * memory.trained_parameters(self, shape),
             fix=fix,
         )
 

@@ -131,7 +131,8 @@ def trainer_arguments(job: Job, passes: int) -> dict[str, Any]:
         "gradient_accumulation_steps": passes,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
-        "warmup_steps": math.ceil(settings.warmup * job.steps),
+        # A step of warmup has a lower rate, the first one 0: the last step is never one.
+        "warmup_steps": min(math.ceil(settings.warmup * job.steps), job.steps - 1),
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "optim": {"adamw": "adamw_torch_fused"}.get(settings.optimizer, settings.optimizer),

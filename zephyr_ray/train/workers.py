@@ -19,6 +19,7 @@ from zephyr_ray.formatting import number, percent
 from zephyr_ray.ray_cluster import connect
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Journal, write_rows
+from zephyr_ray.train.context import RAY_RECORD
 from zephyr_ray.train.failures import died, kernel_kills, ran_out_of_memory
 from zephyr_ray.train.job import VALIDATION, Job, WorkerJob
 from zephyr_ray.train.reference import JOURNAL
@@ -116,7 +117,8 @@ def _fit(name: str, job: WorkerJob) -> None:
 def _kept(job: WorkerJob) -> tuple[int, bytes]:
     """Returns what changes when a job saves progress for its next attempt: the total size of the
     journals of log-probabilities, and Ray's list of checkpoints."""
-    journals = (job.scratch / JOURNAL).glob("*.jsonl")
+    folders = job.scratch, job.scratch / "validation" / "scratch"
+    journals = [path for folder in folders for path in (folder / JOURNAL).glob("*.jsonl")]
     state = _run_state(job)
     checkpoints = state.read_bytes() if state.exists() else b""
     return sum(path.stat().st_size for path in journals), checkpoints
@@ -124,7 +126,7 @@ def _kept(job: WorkerJob) -> tuple[int, bytes]:
 
 def _run_state(job: WorkerJob) -> Path:
     """Returns the file in which Ray Train lists the reported checkpoints."""
-    return job.checkpoints / "checkpoint_manager_snapshot.json"
+    return job.checkpoints / RAY_RECORD
 
 
 def _trainer(job: WorkerJob) -> "TorchTrainer":
