@@ -90,6 +90,49 @@ def test_the_row_or_its_sample_and_the_seed_distinguish_equal_requests(
     assert ask(tmp_path, engine, row, "a", seed=seed) == (["0"] if same else ["1"])
 
 
+class Slow(LanguageEngine):
+    """An engine whose answers wait for `go`; its first one is an error if `fails`."""
+
+    def __init__(self, fails: bool):
+        self.go, self.requests, self._fails = asyncio.Event(), 0, fails
+
+    async def answer(self, messages: list[Message], sampling: Sampling) -> Reply:
+        self.requests += 1
+        await self.go.wait()
+        if self._fails:
+            raise Temporary("no reply")
+        return Reply("yes", "stop")
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["cancelled", "failed"])
+def test_rows_with_one_key_share_an_error_but_not_a_cancellation(
+    fails: bool, tmp_path: Path
+) -> None:
+    """The batch of a request that failed may be under way: sending it again would pay twice."""
+
+    async def main() -> tuple[list[Any], int]:
+        engine = Slow(fails)
+        model = Model("m", SETTINGS, answers=log_in(tmp_path))
+        rows = [
+            asyncio.create_task(
+                engine.ask_for(model, {"id": name, "sample": 0})([user("a")], max_tokens=8)
+            )
+            for name in "abc"
+        ]
+        await asyncio.sleep(0)
+        if not fails:
+            rows[0].cancel()
+        engine.go.set()
+        return await asyncio.gather(*rows, return_exceptions=True), engine.requests
+
+    outcomes, requests = asyncio.run(main())
+    if fails:
+        assert [str(outcome) for outcome in outcomes] == ["no reply"] * 3 and requests == 1
+    else:
+        assert isinstance(outcomes[0], asyncio.CancelledError) and requests == 2
+        assert [reply.text for reply in outcomes[1:]] == ["yes"] * 2
+
+
 ASKED = Sampling(0.7, 0.9, 8)
 
 

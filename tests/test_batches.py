@@ -13,9 +13,10 @@ import fake_batches
 import pytest
 from aiohttp import web
 from fake_provider import Behavior, Provider, error, provider
+from simulated import simulate
 
 from zephyr_ray.demand import Calls
-from zephyr_ray.engines import batch_api, batches
+from zephyr_ray.engines import batch_api, batches, choices
 from zephyr_ray.engines.answer_log import AnswerLog
 from zephyr_ray.engines.endpoint import Endpoint
 from zephyr_ray.engines.governor import Governor
@@ -35,6 +36,8 @@ QUESTIONS = ["Name a fish.", "Name a bird.", "Name a tree.", "Name a town.", "Na
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Rows without timers of their own reach a batch in the same iteration of the event loop.
+    monkeypatch.setattr(choices, "JOIN_SECONDS", 0)
     monkeypatch.setattr(batches, "QUIET_SECONDS", 0.03)
     monkeypatch.setattr(batch_api, "POLL_SECONDS", 0.03)
     monkeypatch.setattr(batch_api, "RETRY_SECONDS", 0.03)
@@ -143,12 +146,13 @@ class OwnJournal(Journal):
         *((OwnJournal, "append", number) for number in range(3)),
         (AnswerLog, "append", 0),
         (AnswerLog, "append", 3),
+        (AnswerLog, "append", 4),  # all answers are kept, so no request collects the batch
     ],
 )
 def test_a_batch_is_sent_once_whenever_the_run_is_killed(
     owner: type, name: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with provider(Behavior(batch_seconds=0.01)) as server:
+    with provider(Behavior(batch_seconds=0)) as server:  # it is over at the first poll
         with monkeypatch.context() as patch:
             patch.setattr(batches, "Journal", OwnJournal)
             patch.setattr(owner, name, after(number, getattr(owner, name)))
@@ -181,16 +185,17 @@ def test_a_batch_whose_creation_gets_no_reply_is_not_created_again(
     assert calls[1] == ("POST", "/batches") and sizes(server) == [5]
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("down", ["/batches", "/batches/batch_0", "/files/file-1/content"])
 def test_a_batch_is_not_sent_again_if_the_endpoint_is_down_afterwards(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    down: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, calls = Endpoint.call, []
+    """The reply to its creation, to a poll or to the download of its answers is lost."""
+    plain, lost = Endpoint.call, []
 
-    async def call(self: Endpoint, *args: Any, **kwargs: Any) -> Any:
-        calls.append(args)
-        response = await plain(self, *args, **kwargs)
-        if len(calls) == 1 + number:  # create, poll, download
+    async def call(self: Endpoint, method: str, path: str, **request: Any) -> Any:
+        response = await plain(self, method, path, **request)
+        if path == down:
+            lost.append(path)
             raise Unavailable("no reply")
         return response
 
@@ -200,8 +205,36 @@ def test_a_batch_is_not_sent_again_if_the_endpoint_is_down_afterwards(
             patch.setattr(Endpoint, "call", call)
             answers = run(server, tmp_path)
         assert all("run again to collect the batch" in str(answer) for answer in answers)
+        assert lost == [down]
         assert all(isinstance(answer, str) for answer in run(server, tmp_path))
     assert sizes(server) == [5]
+
+
+def test_a_batch_is_sent_once_no_request_has_come_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+
+    async def send(self: batches.Batches, lines: list[Any]) -> None:
+        sent.append(len(lines))
+        for line in lines:
+            line.choices.set_result([])
+
+    async def main() -> None:
+        sender = batches.Batches(
+            Endpoint(settings("http://a/v1"), "m"), AnswerLog(tmp_path, seed=0)
+        )
+
+        async def row(seconds: float) -> None:
+            await asyncio.sleep(seconds)
+            await sender.post({}, ["key"])
+
+        quiet = batches.QUIET_SECONDS
+        await asyncio.gather(*(row(count * quiet) for count in (0, 0.7, 1.4, 9)))
+
+    monkeypatch.setattr(batches.Batches, "_send", send)
+    simulate(main())
+    assert sent == [3, 1]
 
 
 def test_cancelling_a_row_keeps_the_other_answers_of_its_batch(tmp_path: Path) -> None:
@@ -218,7 +251,7 @@ def test_cancelling_a_row_keeps_the_other_answers_of_its_batch(tmp_path: Path) -
         )
         await asyncio.sleep(0)
         first.cancel()
-        return await asyncio.wait_for(second, 20)
+        return await asyncio.wait_for(second, 60)
 
     with provider(Behavior(batch_seconds=0.01)) as server:
         [reply] = asyncio.run(main(server))
@@ -241,14 +274,19 @@ def test_a_stage_that_stops_leaves_its_batch_to_the_next_run(tmp_path: Path) -> 
     async def main(server: Provider) -> Any:
         stopping = asyncio.Event()
         STOPPING.set(stopping)
-        asyncio.get_running_loop().call_later(0.2, stopping.set)
         model = Model("m", settings(server.url), answers=AnswerLog(tmp_path, seed=0))
         ask = model.settings.start(seed=0).ask_for(model, {"id": "r0"})
-        return await ask([user(QUESTIONS[0])], max_tokens=40)
+        answer = asyncio.create_task(ask([user(QUESTIONS[0])], max_tokens=40))
+        while not (server.batches.all or answer.done()):
+            await asyncio.sleep(0.01)
+        stopping.set()
+        return await asyncio.wait_for(answer, 60)
 
-    with provider(Behavior(batch_seconds=1)) as server:
+    with provider() as server:
+        server.batches.held = True
         with pytest.raises(Temporary, match="batch batch_0 is not over; run again to collect it"):
             asyncio.run(main(server))
+        server.batches.held = False
         assert isinstance(run(server, tmp_path, QUESTIONS[:1])[0], str)
     assert sizes(server) == [1]
 
@@ -337,10 +375,68 @@ def leave_batch(server: Provider, folder: Path, monkeypatch: pytest.MonkeyPatch)
         patch.setattr(Endpoint, "call", after(2, Endpoint.call))
         run(server, folder)
     batch = server.batches.all["batch_0"]
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while batch["status"] not in batch_api.OVER and time.monotonic() < until:
         time.sleep(0.01)
     return batch
+
+
+def test_a_batch_is_collected_after_batches_are_switched_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with provider() as server:
+        leave_batch(server, tmp_path, monkeypatch)
+        late = AnswerLog(tmp_path, seed=0)  # an actor that reads the log before another collects
+        late.refresh()
+        answers = run(server, tmp_path, [*QUESTIONS, "Name a road."], batch=False)
+        model = Model("m", settings(server.url, batch=False, actors=2), answers=late)
+        ask = model.settings.start(seed=0).ask_for(model, {"id": "r0"})
+        assert asyncio.run(ask([user(QUESTIONS[0])], max_tokens=40)).text == answers[0]
+        bills = server.bills
+        assert [bills[name].requests for name in ("peer (batch)", "peer")] == [5, 1]
+        assert sizes(server) == [5] and sum(bill.repeated for bill in bills.values()) == 0
+    # The batch costs half, as its reservations say.
+    assert paid(tmp_path).dollars == pytest.approx(sum(bill.dollars for bill in bills.values()))
+    assert (paid(tmp_path).requests, paid(tmp_path).unknown_requests) == (6, 0)
+
+
+def test_a_batch_in_doubt_is_not_created_after_batches_are_switched_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with provider() as server:
+        kill_before_the_batch(server, tmp_path, monkeypatch)
+        # Its file is gone, so the batch may be under way in another project.
+        assert all(isinstance(answer, StopRun) for answer in run(server, tmp_path, batch=False))
+        server.batches.files["file-0"] = ""
+        answers = run(server, tmp_path, QUESTIONS[:3], batch=False)
+        assert all(isinstance(answer, str) for answer in answers) and sizes(server) == []
+        # The file stays unused once batches are on again: three of its requests are answered.
+        assert run(server, tmp_path)[:3] == answers and sizes(server) == [2]
+        assert sum(bill.requests for bill in server.bills.values()) == 5
+    assert (paid(tmp_path).requests, paid(tmp_path).unknown_requests) == (5, 0)
+
+
+def test_without_batches_none_are_recorded(tmp_path: Path) -> None:
+    with provider() as server:
+        run(server, tmp_path, ["Hi"], batch=False)
+    assert not (tmp_path / batches.FOLDER).exists()
+
+
+def test_equal_requests_in_a_batch_of_an_earlier_version_have_one_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with provider() as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(Endpoint, "call", after(2, Endpoint.call))
+            run(server, tmp_path, ["Hi"] * 3, temperature=1)
+        [path] = (tmp_path / batches.FOLDER).iterdir()
+        entries = [json.loads(line) for line in path.read_text().split("\n") if line]
+        [keys] = entries[0]["lines"]
+        assert len(set(keys)) == 3
+        entries[0]["lines"] = [keys[:1] * 3]
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        collected, logged = (run(server, tmp_path, ["Hi"], temperature=1) for _ in range(2))
+        assert collected == logged and [body["n"] for body in server.bodies] == [3]
 
 
 def test_answers_whose_file_expired_are_paid_for_again_only_by_another_run(

@@ -63,7 +63,7 @@ def test_rows_that_share_with_a_cancelled_row_ask_for_themselves() -> None:
         rows = [asyncio.create_task(engine.answer([user("Hi")], SAMPLING)) for _ in range(3)]
         await asyncio.sleep(0)
         rows[0].cancel()
-        return await asyncio.wait_for(asyncio.gather(*rows, return_exceptions=True), 5)
+        return await asyncio.wait_for(asyncio.gather(*rows, return_exceptions=True), 60)
 
     with provider() as server:
         cancelled, *replies = asyncio.run(main(server.url))
@@ -183,6 +183,28 @@ def test_an_answer_is_in_the_log_before_its_cost_is_settled(tmp_path: Path) -> N
         answers = asyncio.run(main(server.url, None))
     assert len({answer.text for answer in answers}) == 2
     assert counts(server) == [2]
+
+
+def test_rows_with_one_key_share_one_answer(tmp_path: Path) -> None:
+    """As the rows of `feedback` do, whose sample is 0, if they show equal answers to one prompt."""
+
+    async def main(url: str) -> list[str]:
+        model = Model(
+            "m", OpenAISettings(model="peer", base_url=url), answers=AnswerLog(tmp_path, seed=0)
+        )
+        engine = model.settings.start(seed=0)
+
+        async def ask(name: str, sample: int) -> str:
+            row_ask = engine.ask_for(model, {"id": name, "sample": sample})
+            return (await row_ask([user("Hi")], max_tokens=40)).text
+
+        together = await asyncio.gather(ask("a", 0), ask("b", 0), ask("c", 1), ask("d", 0))
+        return [*together, await ask("e", 0)]
+
+    with provider() as server:
+        a, b, c, d, e = asyncio.run(main(server.url))
+    assert a == b == d == e != c
+    assert counts(server) == [2] and len(list(tmp_path.iterdir())) == 1
 
 
 # --- answers that follow a schema ----------------------------------------------------------------

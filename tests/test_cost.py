@@ -1,28 +1,38 @@
 """Tests how a run shows what it pays: progress line, MLflow, last line of a stage, report."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from zephyr_ray.display import summarize
-from zephyr_ray.engines.ledger import Spent
+from zephyr_ray.engines.ledger import Ledger, Spent, ledger_folder
+from zephyr_ray.engines.tariff import Usage
 from zephyr_ray.manifest import Manifest
 from zephyr_ray.report.cost_section import cost_section
+from zephyr_ray.report.page import Report
 from zephyr_ray.report.summary import summarize_stages
 from zephyr_ray.section import Table
 from zephyr_ray.spending import StageSpending
-from zephyr_ray.stage import Progress
+from zephyr_ray.stage import Progress, Stage, Work
 from zephyr_ray.store import Artifact
 
 
-def manifest(**models: Spent) -> Manifest:
+def manifest(recipe: str = "", **models: Spent) -> Manifest:
     counts = {
         f"paid/{model}/{name}": value
         for model, spent in models.items()
         for name, value in vars(spent).items()
     }
-    return Manifest(kind="feedback", key="k", files={}, counts={"rows": 5} | counts, seconds=12)
+    counts = {"rows": 5} | counts
+    return Manifest(kind="feedback", key="k", files={}, recipe=recipe, counts=counts, seconds=12)
+
+
+class Silent(Stage):
+    """A stage that contributes nothing to the report."""
+
+    makes = "nothing"
 
 
 JUDGE = Spent(3, 100, 40, 30, 1.25, 2, 0.5, 1)
@@ -34,7 +44,7 @@ def test_the_report_lists_the_cost_per_stage_and_model() -> None:
         "feedback": manifest(judge=JUDGE, idle=Spent()),
         "winrate": manifest(judge=Spent(1, 2, 0, 3, 0.25)),
     }
-    section = cost_section(stages)
+    section = cost_section(stages, {})
     assert section
     [table] = section.chapters[0].blocks
     assert isinstance(table, Table)
@@ -47,7 +57,38 @@ def test_the_report_lists_the_cost_per_stage_and_model() -> None:
 
 
 def test_a_report_without_paid_models_has_no_costs() -> None:
-    assert cost_section({"pairs": manifest(), "feedback": manifest(judge=Spent())}) is None
+    assert cost_section({"pairs": manifest(), "feedback": manifest(judge=Spent())}, {}) is None
+
+
+def test_the_report_lists_what_the_recipe_spent_on_other_stages(tmp_path: Path) -> None:
+    """A feedback stage of $15 was stopped; after a change of its settings, another one cost $1. An
+    artifact that another recipe made cost that recipe $2, after ours had paid $4 for its start."""
+    made = {
+        name: Artifact(
+            tmp_path / "store" / f"{name}-new", manifest(recipe, judge=Spent(1, 9, 0, 9, usd))
+        )
+        for name, recipe, usd in (("feedback", "quick", 1.0), ("answers", "theirs", 2.0))
+    }
+    ledger = Ledger(ledger_folder(tmp_path, "quick"), "run")
+    for stage, usd in (("feedback-old", 15.0), ("feedback-new", 1.0), ("answers-new", 4.0)):
+        ledger.settle(ledger.reserve(stage, "judge", 20), Usage(9, 9), usd)
+    Ledger(ledger_folder(tmp_path, "quick"), "killed").reserve("feedback-old", "judge", 0.5)
+    work = Work("page", tmp_path / "store" / "report-k", 0, made, {}, {}, recipe="quick")
+    work.stages.update(dict.fromkeys(made, Silent()))
+    work.folder.mkdir(parents=True)
+    Report(of=list(made)).run(work)
+    html = (work.folder / "report.html").read_text(encoding="utf-8")
+    assert "<dt>Cost</dt><dd>$22.50</dd>" in html
+    [table] = re.findall(
+        r"<table>(?:(?!<table>).)*?Requests of unknown cost.*?</table>", html, re.S
+    )
+    rows = re.findall("<tr>(.*?)</tr>", table, re.S)
+    assert [re.findall("<t[hd].*?>(.*?)</t[hd]>", row) for row in rows][1:] == [
+        ["feedback", "judge", "1", "9", "0", "9", "1.0000", "0", "0.0000", "0"],
+        ["answers", "judge", "1", "9", "0", "9", "2.0000", "0", "0.0000", "0"],
+        ["other stages", "judge", "2", "18", "0", "18", "19.0000", "1", "0.5000", "1"],
+        ["all", "", "4", "36", "0", "36", "22.0000", "1", "0.5000", "1"],
+    ]
 
 
 def test_costs_are_not_listed_with_other_counts() -> None:

@@ -16,6 +16,7 @@ from fake_hub import READS, WRITES, Hub, hub
 from zephyr_ray import cli
 from zephyr_ray.export import columns, data_folder, model_folder
 from zephyr_ray.export.licenses import license_of_folder
+from zephyr_ray.export.lineage import read_lineage, sources
 from zephyr_ray.pipeline import KINDS
 from zephyr_ray.plan import make_plan
 from zephyr_ray.recipe import load
@@ -69,14 +70,17 @@ def make_run(
     model: Path | None = None,
     rows: dict[str, list[dict[str, Any]]] | None = None,
 ) -> Path:
-    """Makes the artifacts of a recipe, as a run commits them, and returns the run's folder. `rows`
-    replaces ROWS for the stages that it names."""
+    """Makes the missing artifacts of a recipe, as a run commits them, and returns the run's folder.
+    `rows` replaces ROWS for the stages that it names."""
     (folder / "tasks.jsonl").write_text('{"instruction": "Say hello."}\n')
     (folder / "small.yaml").write_text(recipe)
     loaded, store = load(folder / "small.yaml", KINDS), Store(folder / "runs")
     view, artifacts = store.storage / loaded.name, {}
     for step in make_plan(loaded, store):
         stage, part = step.stage, store.folder(step.stage.kind, step.key)
+        if step.artifact:
+            artifacts[step.name] = step.artifact
+            continue
         part.mkdir(parents=True)
         if not stage.trains_model:
             write_rows(part, (rows or {}).get(step.name, ROWS))
@@ -200,6 +204,92 @@ def test_the_recipe_of_a_card_makes_the_same_artifacts(tmp_path: Path) -> None:
     ]
     assert "`zephyr run recipe.yaml --until scores`" in text
     assert "| model | `large at https://api.example.com/v1` | terms of its provider |" in text
+
+
+ENDPOINT = 'engine: openai, base_url: "https://api.example.com/v1"'
+BEFORE = f"""
+name: before
+models:
+  m: {{{ENDPOINT}, model: large}}
+  base: {{weights: me/base}}
+stages:
+  tasks: {{kind: prompts, seeds: tasks.jsonl}}
+  taught: {{kind: self_refine, model: m, prompts: tasks}}
+  sft: {{kind: sft, model: base, data: taught}}
+  dialogues: {{kind: self_refine, model: sft, prompts: tasks}}
+"""
+AFTER = f"""
+name: after
+models:
+  teacher: {{{ENDPOINT}, model: large}}
+  m: {{{ENDPOINT}, model: small}}
+  base: {{weights: me/base}}
+stages:
+  tasks: {{kind: prompts, seeds: tasks.jsonl}}
+  taught: {{kind: self_refine, model: teacher, prompts: tasks}}
+  first: {{kind: sft, model: base, data: taught}}
+  dialogues: {{kind: self_refine, model: first, prompts: tasks}}
+  sft: {{kind: sft, model: first, data: dialogues}}
+  more: {{kind: self_refine, model: sft, prompts: tasks}}
+  last: {{kind: sft, model: base, data: more}}
+  answers: {{kind: completions, models: [m, last], prompts: tasks}}
+  scores: {{kind: feedback, judge: m, completions: answers}}
+"""
+
+
+def test_a_card_tells_different_models_of_one_name_apart(tmp_path: Path) -> None:
+    """The names `m` and `sft` had other meanings when a part of the artifacts was made."""
+    make_run(tmp_path, BEFORE)
+    run = make_run(tmp_path, AFTER)
+    (tmp_path / "small.yaml").write_text(AFTER)
+    made = {s.key for s in make_plan(load(tmp_path / "small.yaml", KINDS), Store(run.parent))}
+    _, text = card(export(run, "scores"))
+    [recipe] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    steps = make_plan(load(tmp_path / "recipe.yaml", KINDS), Store(run.parent))
+    assert {step.key for step in steps} == made
+    models = yaml.safe_load(recipe)["models"]
+    assert {name: s.get("model") for name, s in models.items()} == {
+        **{"m-2": "large", "base": None, "m": "small"},
+    }
+
+
+@pytest.mark.parametrize("path", ["../../clients/acme/tasks.jsonl", "data/../../acme/tasks.jsonl"])
+def test_a_card_names_no_folder_outside_that_of_the_recipe(tmp_path: Path, path: str) -> None:
+    recipe = tmp_path / "own" / "recipes"
+    (recipe / "data").mkdir(parents=True)
+    seeds = recipe / path
+    seeds.resolve().parent.mkdir(parents=True)
+    seeds.write_text('{"instruction": "Say hello."}\n')
+    run = make_run(recipe, RECIPE.replace("seeds: tasks.jsonl", f"seeds: {path}"))
+    _, text = card(export(run, "scores"))
+    assert "seeds: tasks.jsonl\n" in text and "| file | `tasks.jsonl` | unknown |" in text
+    assert "acme" not in text
+
+
+def test_files_of_one_name_keep_their_licenses(tmp_path: Path) -> None:
+    shipped = tmp_path / "shipped"
+    for folder in ("shipped", "acme"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "tasks.jsonl").write_text(f'{{"instruction": "{folder}"}}\n')
+    (tmp_path / "own").mkdir()
+    run = make_run(
+        tmp_path / "own",
+        """
+name: small
+models: {judge: {engine: rules}, base: {weights: me/base}}
+stages:
+  ours: {kind: prompts, seeds: ../shipped/tasks.jsonl}
+  theirs: {kind: prompts, seeds: ../acme/tasks.jsonl}
+  answers: {kind: self_refine, model: base, prompts: ours}
+  sft: {kind: sft, model: base, data: answers}
+  scores: {kind: completions, models: [sft], prompts: theirs}
+""",
+    )
+    steps = read_lineage((run / "data" / "scores").resolve(), KINDS)
+    found = [s for s in sources(steps, shipped) if s.what == "file"]
+    licenses = [("tasks.jsonl", "apache-2.0"), ("tasks.jsonl", "unknown")]
+    assert sorted((s.name, s.license) for s in found) == licenses
 
 
 def test_a_model_card_states_sources_counts_results_and_limits(

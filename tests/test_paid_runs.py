@@ -30,6 +30,7 @@ from zephyr_ray.engines.ledger import Ledger
 from zephyr_ray.engines.meter import Meter
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.openai import OpenAISettings
+from zephyr_ray.formatting import dollars, number
 from zephyr_ray.messages import user
 from zephyr_ray.models.contract import StopRun
 from zephyr_ray.spending import CALLS_AT_ONCE
@@ -174,6 +175,20 @@ def test_a_killed_run_pays_for_no_answer_twice_and_keeps_to_its_budget(
     [tracked] = client.search_runs([experiment], "tags.`zephyr.stage` = 'dialogues'")
     shown = [tracked.data.metrics[name] for name in ("spent_usd", "stage_usd", "projected_usd")]
     assert shown == pytest.approx([spent.max_dollars] * 3)
+
+
+def test_a_report_states_what_was_paid_before_a_setting_changed(tmp_path: Path) -> None:
+    (tmp_path / "seeds.jsonl").write_text('{"instruction": "Name a thing."}\n')
+    with endpoint(Bill().reply) as server:
+        recipe = RECIPE.format(url=server.url, price=[2e4, 1e5])
+        (tmp_path / "paid.yaml").write_text(f"{recipe}  page: {{kind: report, of: [dialogues]}}\n")
+        assert run(tmp_path) == 0
+        assert run(tmp_path, **{"dialogues.max_tokens": 25}) == 0
+    [spent] = Ledger(tmp_path / "runs" / "spending" / "paid").spent().values()
+    html = (tmp_path / "runs" / "paid" / "report.html").read_text()
+    assert spent.requests == 2 * CALLS
+    assert f"<dt>Cost</dt><dd>{dollars(spent.max_dollars)}</dd>" in html
+    assert f"{number(spent.dollars, 4)}</td>" in html and "other stages" in html
 
 
 @ray.remote(num_cpus=0)

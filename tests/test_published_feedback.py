@@ -254,7 +254,7 @@ def test_values_that_are_not_scores_are_counted_by_cause(tmp_path: Path) -> None
     rows[0]["completions"][0]["overall_score"] = "about 4"
     rows[1]["completions"][3]["overall_score"] = 11
     rows[1]["completions"][2]["annotations"]["honesty"]["Rating"] = "0"
-    ranked = {"prompt": "So?", "answers": [{"answer": "a", "rank": 0}, {"answer": "b", "rank": 1}]}
+    ranked = {"prompt": "So?", "answers": [{"answer": "a", "rank": -1}, {"answer": "b", "rank": 1}]}
     file = write_jsonl(tmp_path / "raw.jsonl", rows)
     converted, work = read(file, tmp_path)
     assert [c["score"] for c in converted[0]["completions"]] == [None, 9, 3.5, 8]
@@ -274,6 +274,12 @@ def test_a_rank_is_not_used_as_a_score_if_an_answer_has_one(tmp_path: Path) -> N
     )
     assert [c["score"] for c in row["completions"]] == [None, 0.5]
     assert work.counts["unscored/unreadable score"] == 1
+
+
+def test_ranks_that_are_not_used_may_start_at_0() -> None:
+    answers = [{"text": "a", "score": 2, "rank": 0}, {"text": "b", "score": 1, "rank": 1}]
+    row = FEEDBACK.convert({"prompt": "So?", "completions": answers})
+    assert [c["score"] for c in row["completions"]] == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -321,6 +327,7 @@ def test_text_fields_with_other_values_are_omitted(value: Any, tmp_path: Path) -
 
 
 ANSWER = {"answer": "Yes.", "rank": 1}
+RANKS_FROM_0 = "a rank of 0 2.*number ranks from 1"
 
 
 @pytest.mark.parametrize(
@@ -330,6 +337,8 @@ ANSWER = {"answer": "Yes.", "rank": 1}
         ({"prompt": "So?", "answers": {"answer": ["Yes."], "rank": []}}, "no answers 2"),
         ({"prompt": "So?", "answers": ["Yes.", "No."]}, "not text 2.*as an object with text"),
         ({"prompt": "So?", "answers": [{"answer": "Yes."}]}, "without scores.*add a score or rank"),
+        ({"prompt": "So?", "answers": [{"answer": "No.", "rank": 0}, ANSWER]}, RANKS_FROM_0),
+        ({"prompt": "So?", "answers": [ANSWER, {"answer": "No.", "rank": "0"}]}, RANKS_FROM_0),
         ({"prompt": " ", "answers": [ANSWER]}, "empty prompt 2"),
         ({"prompt": "\n\nHuman: a\n\nAssistant: b", "answers": [ANSWER]}, "do not alternate 2"),
         ({"answers": [ANSWER]}, "no column 'prompt', which feedback need"),

@@ -40,6 +40,14 @@ def failed_choice(**why: Any) -> Answer:
     return Answer(200, reply)
 
 
+def part(text: Any) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+THINKING = {"type": "thinking", "thinking": [part("Hm.")]}
+"""A part of an answer of Mistral's reasoning models."""
+
+
 @pytest.mark.parametrize(
     ("answer", "text", "finish_reason"),
     [
@@ -48,6 +56,11 @@ def failed_choice(**why: Any) -> Answer:
         (choice("eos"), "Good day.", "stop"),
         (choice("MAX_TOKENS"), "Good day.", "length"),
         (choice("stop", content=""), "", "stop"),
+        (choice("length", content=None), "", "length"),
+        (choice("stop", content=None, reasoning="Hm."), "", "stop"),
+        (choice("stop", content=None, reasoning_content="Hm."), "", "stop"),
+        (choice("stop", content=[THINKING, part("Good "), part("day.")]), "Good day.", "stop"),
+        (choice("length", content=[THINKING]), "", "length"),
         (choice("stop", refusal=None), "Good day.", "stop"),
         (Answer(200, completion() | {"error": None}), "Good day.", "stop"),
         (Answer(200, json.dumps(completion()), content_type="text/plain"), "Good day.", "stop"),
@@ -189,8 +202,20 @@ def test_an_error_of_every_row_stops_the_run(answer: Answer, says: str) -> None:
         (choice(None), "has text and finish_reason none"),
         (choice("tool_calls", content=None), "no text and finish_reason tool_calls"),
         (choice("stop", content=None), "no text and finish_reason stop"),
-        (choice("length", content=None), "no text and finish_reason length"),
-        (choice("stop", content=["Good day."]), "no text"),
+        (choice("tool_calls", content=None, reasoning="Hm."), "no text and finish_reason tool"),
+        *(
+            (choice("stop", content=None, reasoning=reasoning), "no text and finish_reason stop")
+            for reasoning in ("", None, ["Hm."])
+        ),
+        *(
+            (choice("stop", content=content), "no text")
+            for content in (
+                ["Good day."],
+                [],
+                [part("Good day."), {"type": "image_url"}],
+                [part(1)],
+            )
+        ),
     ],
 )
 def test_a_temporary_error_is_retried(answer: Answer, says: str) -> None:
@@ -243,9 +268,11 @@ def test_the_delay_in_retry_after(value: str, seconds: float | None) -> None:
 
 
 def test_the_date_in_retry_after() -> None:
-    limit = refusal(Answer(429, "", {"Retry-After": formatdate(time.time() + 30, usegmt=True)}))
-    assert isinstance(limit, Unavailable)
-    assert limit.after == pytest.approx(30, abs=2)
+    began = time.time()
+    limit = refusal(Answer(429, "", {"Retry-After": formatdate(began + 30, usegmt=True)}))
+    assert isinstance(limit, Unavailable) and limit.after is not None
+    # The date states whole seconds.
+    assert 29 - (time.time() - began) <= limit.after <= 30
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ from zephyr_ray.engines.ledger import Ledger, Spent
 from zephyr_ray.engines.meter import METER, Attempt, Meter, most_tokens
 from zephyr_ray.engines.openai import OpenAIEngine, OpenAISettings
 from zephyr_ray.engines.replies import Unavailable
-from zephyr_ray.engines.tariff import Price, Tariff, Usage
+from zephyr_ray.engines.tariff import Price, Tariff, Usage, read_usage
 from zephyr_ray.errors import RowError, Temporary
 from zephyr_ray.messages import user
 from zephyr_ray.models.contract import REQUESTS, STOPPING, Sampling, StopRun
+from zephyr_ray.store import Journal
 
 TARIFFS = {"m": Tariff("a", price=Price(1e6, 1e5, 5e5)), "n": Tariff("b", price=Price(1e6, 1e6, 0))}
 """Dollars per (input, output, cached input) token: 1, 0.1 and 0.5 for m; 1, 1 and 0 for n."""
@@ -29,7 +30,7 @@ def governor(folder: Path, run: str = "run", budget: float | None = None) -> Gov
 
 
 def reserve(governor: Governor, most: Usage, model: str = "m", stage: str = "s") -> str:
-    [ticket] = asyncio.run(asyncio.wait_for(governor.reserve(stage, model, [most]), 5))
+    [ticket] = asyncio.run(asyncio.wait_for(governor.reserve(stage, model, [most]), 60))
     assert isinstance(ticket, str)
     return ticket
 
@@ -50,6 +51,46 @@ def test_costs_are_those_of_the_tokens_used(tmp_path: Path) -> None:
         assert ledger.spent("s") == {"m": m} and ledger.spent("t") == {"n": n}
         assert ledger.spent() == {"m": m, "n": n}
         assert ledger.max_dollars == pytest.approx(13.4)
+
+
+@pytest.mark.parametrize(
+    ("counts", "output"),
+    [
+        ({"total_tokens": 135}, 103),  # 94 tokens of reasoning are only in the total
+        ({"total_tokens": 41}, 9),
+        ({"total_tokens": 0}, 9),
+        ({"total_tokens": "135"}, 9),
+        ({}, 9),
+    ],
+)
+def test_tokens_that_only_the_total_includes_are_output(
+    counts: dict[str, Any], output: int
+) -> None:
+    usage = {"prompt_tokens": 32, "completion_tokens": 9, **counts}
+    assert read_usage({"usage": usage}) == Usage(32, output)
+
+
+def test_a_request_costs_what_its_model_cost_when_it_was_sent(tmp_path: Path) -> None:
+    """In the run that learns the cost, the model has another price, or another name."""
+    ticket, other = [reserve(governor(tmp_path, run), Usage(100, 50)) for run in ("a", "b")]
+    dearer = Governor(tmp_path, "dearer", {"m": Tariff("a", price=Price(2e6, 2e6, 2e6))})
+    settle(dearer, ticket, Usage(10, 4))
+    renamed = Governor(tmp_path, "renamed", {"k": TARIFFS["m"]})
+    settle(renamed, other, Usage(20, 0))
+    # 10 input tokens at 1 and 4 output tokens at 0.1; 20 input tokens at 1.
+    m = Spent(requests=2, input_tokens=30, output_tokens=4, dollars=30.4)
+    assert Ledger(tmp_path).spent() == {"m": m}
+
+
+def test_a_request_at_a_price_that_is_not_known_counts_at_its_reservation(tmp_path: Path) -> None:
+    """An earlier version recorded no price, and the model has another name."""
+    journal = Journal(tmp_path, "earlier")
+    for number in range(2):
+        journal.append({"reserve": f"earlier-{number}", "stage": "s", "model": "old", "usd": 7.0})
+    running = governor(tmp_path)
+    settle(running, "earlier-0", Usage(10, 4))
+    settle(running, "earlier-1", Usage())  # it was not sent
+    assert Ledger(tmp_path).spent() == {"old": Spent(unknown_requests=1, unknown_dollars=7.0)}
 
 
 def test_a_request_of_unknown_cost_counts_at_its_reservation(tmp_path: Path) -> None:
@@ -102,7 +143,7 @@ def test_a_request_waits_for_those_in_flight_before_it_is_refused(tmp_path: Path
         await settle_one(running, str(await done), Settlement(Usage(20, 0)))
         return await asyncio.wait_for(waiting, 5), running._ledger.max_dollars
 
-    assert asyncio.run(main()) == (Refused(50.0, 60.0), 50.0)
+    assert simulate(main()) == (Refused(50.0, 60.0), 50.0)
 
 
 def test_requests_that_may_be_sent_do_not_wait_for_others_of_their_group(tmp_path: Path) -> None:
@@ -260,7 +301,7 @@ def test_a_request_that_waits_when_the_stage_stops_is_not_sent(tmp_path: Path) -
         await asyncio.sleep(0.2)
         return running._ledger.max_dollars + running._ledger.reserved
 
-    assert asyncio.run(main()) == 30
+    assert simulate(main()) == 30
 
 
 def test_a_reservation_that_comes_as_its_row_is_cancelled_is_given_back(tmp_path: Path) -> None:
@@ -279,7 +320,7 @@ def test_a_reservation_that_comes_as_its_row_is_cancelled_is_given_back(tmp_path
         return running._ledger.reserved
 
     row: asyncio.Future[str]
-    assert asyncio.run(main()) == 0
+    assert simulate(main()) == 0
 
 
 def test_a_settlement_is_not_lost_if_its_row_is_cancelled(tmp_path: Path) -> None:
@@ -304,7 +345,7 @@ def test_a_settlement_is_not_lost_if_its_row_is_cancelled(tmp_path: Path) -> Non
         assert ends[1].cancelled()
         return running._ledger.max_dollars, running._ledger.reserved
 
-    assert asyncio.run(main()) == (60, 0)
+    assert simulate(main()) == (60, 0)
 
 
 BODY = {"max_tokens": 1, "messages": []}
@@ -328,7 +369,7 @@ def test_a_request_is_reserved_once_it_has_a_slot(tmp_path: Path) -> None:
             assert running._ledger.reserved == 2 * one
         await other.__aexit__(None, None, None)
 
-    asyncio.run(main())
+    simulate(main())
 
 
 @pytest.mark.parametrize(

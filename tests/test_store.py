@@ -21,6 +21,7 @@ from zephyr_ray.engines.vllm import VllmSettings
 from zephyr_ray.errors import Permanent, Temporary
 from zephyr_ray.manifest import File, Manifest, read_manifest
 from zephyr_ray.run_folder import judge_of, link_artifact
+from zephyr_ray.stage import Work
 from zephyr_ray.store import (
     MAX_PATH_BYTES,
     Journal,
@@ -86,6 +87,22 @@ def test_an_artifact_is_found_with_its_rows(tmp_path: Path) -> None:
     assert artifact.manifest.counts == {"rows": 2}
     assert set(artifact.manifest.files) == {"rows.jsonl", "model/weights"}
     assert artifact.manifest.files["model/weights"].bytes == 10
+
+
+def test_a_manifest_holds_texts_of_dropped_rows_that_utf8_cannot_encode(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    work = Work("text", store.folder("text", "k"), 0, {}, {}, {})
+    work.folder.mkdir()
+    work.drop("long", "r1\ud83d/0")
+    work.drop("long", {"id": "r2", "found": ["a \ude00 b", 1, None, ("\U0001f600",)]})
+    store.commit("text", "k", counts=work.counts, examples=work.examples)
+    artifact = store.find("text", "k")
+    assert artifact is not None and artifact.manifest.counts == {"dropped/long": 2}
+    assert artifact.manifest.examples["dropped/long"] == [
+        "r1?/0",
+        {"id": "r2", "found": ["a ? b", 1, None, ["\U0001f600"]]},
+    ]
 
 
 def test_scratch_outlives_a_commit_that_fails(

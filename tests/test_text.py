@@ -638,6 +638,16 @@ def test_rejected_delta_pairs_the_models_with_the_highest_and_the_lowest_mean(
     assert pairs == [("cow", "dog"), ("cow", "dog"), ("dog", "cow")]
 
 
+def test_rejected_delta_drops_a_row_whose_two_answers_are_empty(tmp_path: Path) -> None:
+    # Mean scores: cat 6, cow 5, emu 3; so p2 pairs the empty answers of cat and emu.
+    rows = [FOUR, rated("p2", ("cat", 3), ("cow", 3), ("emu", 4))]
+    for answer in (rows[1]["completions"][0], rows[1]["completions"][2]):
+        answer["text"] = ""
+    pairs, work = pairs_of(tmp_path, rows, rejected="delta")
+    assert pairs == [("cat", "emu")]
+    assert work.examples == {"dropped/all answers are empty": ["p2"]}
+
+
 def test_rejected_delta_pairs_two_answers_of_a_single_model(tmp_path: Path) -> None:
     row = rated("p1", ("cat", 3), ("dog", 8))
     for completion in row["completions"]:
@@ -681,6 +691,39 @@ def test_kept_ties_favor_no_answer(tmp_path: Path) -> None:
 def test_min_margin(margin: float, rejected: set[str], tmp_path: Path) -> None:
     pairs, _ = pairs_of(tmp_path, [FOUR], rejected="all", min_margin=margin)
     assert {text for _, text in pairs} == rejected
+
+
+def by_aspects(name: str, *answers: tuple[str, list[float]]) -> dict[str, Any]:
+    row = rated(name, *((text, None) for text, _ in answers))
+    for completion, (_, ratings) in zip(row["completions"], answers, strict=True):
+        completion["aspects"] = {str(n): {"rating": rating} for n, rating in enumerate(ratings)}
+    return row
+
+
+@pytest.mark.parametrize(
+    ("cat", "other", "settings"),
+    [
+        ([5, 4, 4], ("dog", [4, 3, 3]), {"min_margin": 1}),  # 13/3 and 10/3
+        ([4.1, 4.3], ("dog", [1, 1]), {"min_chosen": 4.2}),  # the mean is 4.199999999999999
+        ([1.65, 1.65], ("", [1.1, 2.2]), {"ties": "keep"}),  # 1.65 and 1.6500000000000001
+    ],
+)
+def test_numbers_that_differ_only_by_rounding_are_equal(
+    cat: list[float], other: tuple[str, list[float]], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    row = by_aspects("p1", ("cat", cat), other)
+    pairs, _ = pairs_of(tmp_path, [row], score="aspects", **settings)
+    assert pairs == [("cat", other[0])]
+
+
+def test_a_tie_but_for_rounding_is_dropped(tmp_path: Path) -> None:
+    rows = [
+        by_aspects("p1", ("cat", [3.3]), ("dog", [3.3, 3.3, 3.3])),  # the mean is below 3.3
+        by_aspects("p2", ("cat", [3.3]), ("dog", [3.2999])),
+    ]
+    pairs, work = pairs_of(tmp_path, rows, score="aspects")
+    assert pairs == [("cat", "dog")]
+    assert work.examples == {"dropped/tie or margin too small": ["p1"]}
 
 
 def test_min_chosen(tmp_path: Path) -> None:

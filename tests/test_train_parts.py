@@ -162,7 +162,7 @@ def test_the_settings_of_lora_reach_the_adapters() -> None:
 def test_the_last_step_is_never_warmup(
     steps: int, warmup: float, slow: int, tmp_path: Path
 ) -> None:
-    """The rate of the first step of warmup is 0, so a training of that step alone learns nothing."""
+    """The rate of the first step of warmup is 0; a training of that step alone learns nothing."""
     task = replace(job(tmp_path, global_batch=4, warmup=warmup), order=list(range(4 * steps)))
     assert trainer_arguments(task, passes=1)["warmup_steps"] == slow
 

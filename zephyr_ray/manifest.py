@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from zephyr_ray.messages import encodable
+
 MANIFEST = "manifest.json"
 
 
@@ -59,6 +61,16 @@ class Manifest(BaseModel):
             for name, value in self.counts.items()
             if name.endswith(f"/{model}") and name not in self.examples
         }
+
+
+def storable(value: Any) -> Any:
+    """Returns a JSON value with encodable texts. Examples of dropped rows come straight from the
+    data, whose ids may hold a lone surrogate."""
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, dict):
+        return {storable(name): storable(inner) for name, inner in value.items()}
+    return [storable(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def read_manifest(folder: Path) -> Manifest:

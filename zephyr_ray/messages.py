@@ -62,6 +62,12 @@ def exchanges(messages: list[Message]) -> Iterator[Exchange]:
             start = index + 1
 
 
+def encodable(text: str) -> str:
+    """Returns a text with a question mark for each lone surrogate: half of a pair, from a cut
+    emoji, is valid JSON, but can be neither sent nor stored."""
+    return text.encode(errors="replace").decode()
+
+
 def visible(text: str) -> str:
     """Returns a text as a reader sees it: without invisible characters, differences of Unicode
     normalization, and whitespace around it or at line ends."""

@@ -23,6 +23,7 @@ from zephyr_ray.published_rows import (
     NO_PROMPT,
     NO_TEXT,
     NOT_RATED,
+    RANK_0,
     Conversion,
     Row,
     is_empty,
@@ -45,9 +46,12 @@ def _feedback(row: Row) -> Row:
     completions = [_completion(answer, is_transcript) for answer in _records(row["completions"])]
     if not completions:
         raise Unreadable(NO_ANSWERS)
-    ranks = [c["rank"] for c in completions if c.get("rank")]
     # Only if no answer has a score: a score from a rank cannot be compared with a judge's.
-    if ranks and all(c["score"] is None for c in completions):
+    if all(c["score"] is None for c in completions):
+        # Ranks from 0 would leave the best answer without a score.
+        if any(number(c.get("stated", {}).get("rank")) == 0 for c in completions):
+            raise Unreadable(RANK_0)
+        ranks = [c["rank"] for c in completions if c.get("rank")]
         for completion in completions:
             if completion.get("rank"):
                 completion["score"] = max(ranks) + 1 - completion["rank"]

@@ -34,6 +34,7 @@ NO_PROMPT = "answers without a prompt"
 NO_ANSWERS = "no answers"
 NO_TEXT = "an answer that is not text"
 NOT_RATED = "answers without scores, ratings or ranks"
+RANK_0 = "a rank of 0"
 NO_TURNS = "turns that are not a list of texts"
 FIXES = {
     **conversations.FIXES,
@@ -48,6 +49,7 @@ FIXES = {
     NO_ANSWERS: "set columns: {completions: …} to the column of the answers",
     NO_TEXT: "write each answer as an object with text, model and score",
     NOT_RATED: "add a score or rank to each answer, or read the prompts with makes: prompts",
+    RANK_0: "number ranks from 1, which is the best",
     NO_TURNS: "set columns: {messages: …} to the column of the conversations",
     TIE: "set ties: keep",
     CONTRADICTION: "set ties: keep, or correct score_chosen and score_rejected in columns:",

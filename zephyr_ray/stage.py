@@ -76,6 +76,8 @@ class Work:
     """The stages that made `inputs`."""
     variants: dict[str, Variant] = field(default_factory=dict)
     """The recipe's stages and models that its sweep copied, by the name of the copy."""
+    recipe: str = ""
+    """Name of the recipe."""
     log_metrics: Callable[[dict[str, float], int], None] = lambda metrics, step: None
     """Logs metrics of a step to MLflow."""
     max_failed: float = MAX_FAILED
@@ -95,6 +97,11 @@ class Work:
         """Folder for journals and checkpoints; kept between attempts, removed once the manifest is
         written."""
         return self.folder / SCRATCH
+
+    @property
+    def storage(self) -> Path:
+        """The folder of the store that `folder` is in, of answers and of ledgers."""
+        return self.folder.parents[1]
 
     def journal(self, name: str, writer: str | None = None) -> Journal:
         return Journal(self.scratch / name, writer)

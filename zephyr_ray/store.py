@@ -28,7 +28,7 @@ from zephyr_ray.digests import known_digest
 from zephyr_ray.errors import Permanent
 from zephyr_ray.lease import Lease, interruptible
 from zephyr_ray.lease_owner import ATTEMPT_VARIABLE, JOB_VARIABLE
-from zephyr_ray.manifest import MANIFEST, Manifest, read_manifest
+from zephyr_ray.manifest import MANIFEST, Manifest, read_manifest, storable
 from zephyr_ray.verification import corrupted, describe, is_unchanged, matches_when_read, verify
 
 STORE, LEASE = "store", ".lease"
@@ -244,7 +244,7 @@ class Store:
             and path.name != MANIFEST
             and path.relative_to(folder).parts[0] != SCRATCH
         }
-        manifest = Manifest(kind=kind, key=key, files=files, **facts)
+        manifest = Manifest(kind=kind, key=key, files=files, **storable(facts))
         self.check_lock()
         write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=1))
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)

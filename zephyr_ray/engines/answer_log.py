@@ -9,6 +9,7 @@ equal requests apart. Neither the stage nor its other models are part of it, so 
 found after a stage's content key has changed.
 """
 
+import asyncio
 import hashlib
 import json
 import re
@@ -40,11 +41,15 @@ class AnswerLog:
     def __init__(self, folder: Path, seed: int):
         self.folder, self._seed = folder, seed
         self._file: Any = None
+        self._own = 0
+        """Number of the file of this process in `_paths`."""
         self._paths: list[Path] = []
         self._read: list[int] = []
         """Bytes of each file in `_paths` that have been indexed."""
         self._index: dict[int, int] = {}
         """Location of an entry (number of its file, offset) by the start of its key."""
+        self.in_flight: dict[str, asyncio.Future[Reply]] = {}
+        """Answers that this process waits for, by key."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return AnswerLog, (self.folder, self._seed)
@@ -72,8 +77,10 @@ class AnswerLog:
     def append(self, key: str, reply: Reply) -> None:
         """Writes an answer. Raises StopRun if the storage cannot be written."""
         self.open()
+        offset = self._file.tell() + 1  # after the line break that `append_line` begins with
         with self._stops():
             append_line(self._file, {"key": key, **_fields(reply)})
+        self._index[int(key[:_INDEX_DIGITS], 16)] = self._own << _OFFSET_BITS | offset
 
     def open(self) -> None:
         """Opens the file of this process, so that nothing is paid for an answer that cannot be
@@ -83,6 +90,9 @@ class AnswerLog:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 path = self.folder / f"{uuid.uuid4().hex[:12]}.jsonl"
                 self._file = path.open("ab", buffering=0)
+                self._own = len(self._paths)
+                self._paths.append(path)
+                self._read.append(0)
 
     @contextmanager
     def _stops(self) -> Iterator[None]:

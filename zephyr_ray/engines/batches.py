@@ -2,7 +2,8 @@
 
 A batch contains the requests of all rows that wait at the same time, so a stage whose rows send two
 requests in succession sends two batches. A journal on the storage, beside the answers of the model,
-lists what was sent, so that a restart collects a batch instead of sending it again:
+lists what was sent, so that a restart collects a batch instead of sending it again, even if it
+sends its other requests one by one:
 
     {"file": "file-1", "lines": [["<key>", …], …], "tickets": […]}   before the batch is created
     {"file": "file-1", "batch": "batch_1"}                           before it is waited for
@@ -37,6 +38,8 @@ from zephyr_ray.store import Journal
 
 MOST_LINES, MOST_BYTES = 50_000, 150_000_000
 """Maximum requests and bytes per batch; OpenAI takes 200 MB."""
+FOLDER = "batches"
+"""Folder of the journal, below that of the answers."""
 QUIET_SECONDS = 5
 """Seconds without a new request after which a batch is sent."""
 TRIES = 3
@@ -70,13 +73,39 @@ class _Batch:
     results: asyncio.Task[list[Result]] | None = None
 
 
-class Batches:
-    """Collects the requests of one process into batches."""
+def read_unfinished(answers: AnswerLog) -> dict[str, tuple[_Batch, int, int]]:
+    """Returns the requests in unfinished batches of earlier runs, by key: the batch, the number
+    of the line, and the number of the choice."""
+    if not (folder := answers.folder / FOLDER).is_dir():
+        return {}
+    # Each process writes to its own file, so the entries of a batch are in no order.
+    entries = list(Journal(folder).read_new())
+    ids = {entry["file"]: entry["batch"] for entry in entries if "batch" in entry}
+    over = {entry["file"] for entry in entries if "over" in entry}
+    batches = [
+        _Batch(entry["file"], entry["lines"], entry["tickets"], ids.get(entry["file"]))
+        for entry in entries
+        if "lines" in entry and entry["file"] not in over
+    ]
+    places: dict[str, tuple[_Batch, int, int]] = {}
+    for batch in batches:
+        for line, keys in enumerate(batch.keys):
+            for choice, key in enumerate(keys):
+                # If a version that sent equal requests wrote it: the log keeps the first answer.
+                places.setdefault(key, (batch, line, choice))
+    return places
 
-    def __init__(self, endpoint: Endpoint, answers: AnswerLog):
-        self._api, self._name, self._answers = BatchApi(endpoint), endpoint.name, answers
-        self._journal = Journal(answers.folder / "batches", writer=uuid.uuid4().hex[:12])
-        self._earlier = self._read_journal()
+
+class Batches:
+    """Collects the requests of one process into batches, and the batches of earlier runs."""
+
+    def __init__(self, endpoint: Endpoint, answers: AnswerLog, creates: bool = True):
+        """Several processes may collect the same batch, but only one may create batches."""
+        self._api, self._name, self._creates = BatchApi(endpoint), endpoint.name, creates
+        self.answers = answers
+        """The log that answers are written to."""
+        self._journal = Journal(answers.folder / FOLDER, writer=uuid.uuid4().hex[:12])
+        self._earlier = read_unfinished(answers)
         self._waiting: list[_Line] = []
         self._collector: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
@@ -85,25 +114,6 @@ class Batches:
         self._meter: Meter | None = None
         """The meter of the latest request that has one. Any meter can settle all requests, and the
         context that sends a batch may belong to a request without a meter."""
-
-    def _read_journal(self) -> dict[str, tuple[_Batch, int, int]]:
-        """Returns the requests in unfinished batches of earlier runs, by key: the batch, the number
-        of the line, and the number of the choice."""
-        # Each process writes to its own file, so the entries of a batch are in no order.
-        entries = list(self._journal.read_new())
-        ids = {entry["file"]: entry["batch"] for entry in entries if "batch" in entry}
-        over = {entry["file"] for entry in entries if "over" in entry}
-        batches = [
-            _Batch(entry["file"], entry["lines"], entry["tickets"], ids.get(entry["file"]))
-            for entry in entries
-            if "lines" in entry and entry["file"] not in over
-        ]
-        return {
-            key: (batch, line, choice)
-            for batch in batches
-            for line, keys in enumerate(batch.keys)
-            for choice, key in enumerate(keys)
-        }
 
     async def collect(self, key: str) -> Reply | None:
         """Returns the answer to a request that an earlier run sent; None if it must be sent again.
@@ -197,21 +207,31 @@ class Batches:
         """Waits for a batch; returns the results of its lines, with the answers in the log."""
         if batch.id is None:
             batch.id = await self._find_or_create(batch.file)
+        if batch.id is None:
+            await self._settle(batch.tickets, [FREE] * len(batch.tickets))
+            self._journal.append({"file": batch.file, "over": True})
+            return [Unavailable(f"{self._name}: no batch was created")] * len(batch.keys)
         self._journal.append({"file": batch.file, "batch": batch.id})
         results, usages = await self._wait(batch.id, list(map(len, batch.keys)))
+        # Before the answers are kept: a batch whose requests are all answered is not collected.
+        await self._settle(batch.tickets, usages)
         for keys, result in zip(batch.keys, results, strict=True):
             for key, outcome in zip(keys, result if isinstance(result, list) else (), strict=False):
-                if isinstance(outcome, Reply) and not self._answers.find(key):
-                    self._answers.append(key, outcome)
-        await self._settle(batch.tickets, usages)
+                if isinstance(outcome, Reply) and not self.answers.find(key):
+                    self.answers.append(key, outcome)
         self._journal.append({"file": batch.file, "over": True})
         return results
 
-    async def _find_or_create(self, file: str) -> str:
-        """Returns the id of the batch of a file that an earlier run uploaded. Raises StopRun if the
-        endpoint has neither, because the batch may be under way in another project."""
+    async def _find_or_create(self, file: str) -> str | None:
+        """Returns the id of the batch of a file that an earlier run uploaded; None if it has none,
+        and this process creates none. Raises StopRun if the endpoint has neither, because the batch
+        may be under way in another project."""
         if batch := await self._api.find(file):
             return batch
+        if not self._creates:
+            if await self._api.has_file(file):
+                return None
+            raise self._unknown(f"file {file}")
         try:
             return await self._api.create(file)
         except (Rejected, StopRun):

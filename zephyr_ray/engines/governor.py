@@ -87,7 +87,7 @@ class Governor:
         if not self._fits(spent + dollars):
             return None
         taken = account.take(_now(), most)
-        ticket = self._ledger.reserve(stage, model, dollars)
+        ticket = self._ledger.reserve(stage, model, dollars, tariff.price)
         self._taken[ticket] = account, taken
         return ticket
 
@@ -97,13 +97,13 @@ class Governor:
         return [self._settle(ticket, end) for ticket, end in ends]
 
     def _settle(self, ticket: str, end: Settlement) -> bool:
-        if not (model := self._ledger.model_of(ticket)):
+        if not (reservation := self._ledger.find(ticket)):
             return False
-        tariff = self._tariffs.get(model)
-        price = tariff and tariff.price
-        self._ledger.settle(
-            ticket, end.usage, price.dollars(end.usage) if price and end.usage else 0.0
-        )
+        tariff, usage = self._tariffs.get(reservation.model), end.usage
+        price = reservation.price or (tariff and tariff.price)
+        if usage and usage.tokens and reservation.dollars and not price:
+            usage = None  # an earlier run paid for it, at a price that is not known
+        self._ledger.settle(ticket, usage, price.dollars(usage) if price and usage else 0.0)
         if ticket in self._taken:  # otherwise it was sent before this process started
             account, taken = self._taken.pop(ticket)
             account.settle(taken, end.usage)

@@ -1,5 +1,6 @@
 """Defines what engines of language models share: sampling settings, and the `ask` of one row."""
 
+import asyncio
 from collections import Counter
 from dataclasses import replace
 from itertools import takewhile
@@ -13,7 +14,7 @@ from zephyr_ray.engines.answer_log import AnswerLog
 from zephyr_ray.engines.meter import METER
 from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.settings import ModelSettings
-from zephyr_ray.messages import Message, plain
+from zephyr_ray.messages import Message, encodable, plain
 from zephyr_ray.models.contract import Reply, Sampling, StopRun
 from zephyr_ray.models.shapes import Shape
 from zephyr_ray.settings import ADDED, FILE
@@ -98,7 +99,9 @@ class RowAsk:
             sampling = replace(sampling, temperature=1.0, top_p=1.0, top_logprobs=top_logprobs)
         system = list(takewhile(lambda m: m["role"] == "system", messages))
         examples = self._demonstrations if with_demonstrations else []
-        turns = plain([*system, *examples, *messages[len(system) :]])
+        shown = plain([*system, *examples, *messages[len(system) :]])
+        # Texts of files, such as seeds and demonstrations, may hold lone surrogates.
+        turns = [message | {"content": encodable(message["content"])} for message in shown]
         METER.set(self._meter)
         reply = await self._answer(turns, sampling)
         if _lacks_logprobs(reply, sampling):
@@ -112,11 +115,34 @@ class RowAsk:
         if self._log is None:
             return await self._engine.answer(turns, sampling)
         key = self._key(self._log, turns, sampling)
-        reply = self._log.find(key)
-        if reply is None or _lacks_logprobs(reply, sampling):
-            self._log.open()
-            reply = await self._engine.answer_into(self._log, key, turns, sampling)
-        return reply
+        while True:
+            reply = self._log.find(key)
+            if reply and not _lacks_logprobs(reply, sampling):
+                return reply
+            if (asked := self._log.in_flight.get(key)) is None:
+                return await self._send(self._log, key, turns, sampling)
+            await asyncio.wait({asked})
+            if not asked.cancelled():
+                return asked.result()
+
+    async def _send(
+        self, log: AnswerLog, key: str, turns: list[Message], sampling: Sampling
+    ) -> Reply:
+        """Sends a request; equal ones of other rows wait for its answer. They share its error too,
+        because its batch may be under way, but not its cancellation."""
+        log.open()
+        log.in_flight[key] = answer = asyncio.get_running_loop().create_future()
+        try:
+            reply = await self._engine.answer_into(log, key, turns, sampling)
+            answer.set_result(reply)
+            return reply
+        except Exception as error:
+            answer.set_exception(error)
+            answer.exception()  # marks it as retrieved: perhaps nobody waits for it
+            raise
+        finally:
+            answer.cancel()
+            del log.in_flight[key]
 
     def _key(self, log: AnswerLog, turns: list[Message], sampling: Sampling) -> str:
         """Returns the request's key in the log, which differs between equal requests."""

@@ -8,12 +8,12 @@ arrives, the reserved amount is taken as the cost. The same holds if the process
 the settlement; that request is sent again and may be paid for twice.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from zephyr_ray.engines.tariff import Usage
+from zephyr_ray.engines.tariff import Price, Usage
 from zephyr_ray.store import Journal
 
 SPENDING = "spending"
@@ -37,6 +37,13 @@ def spent_before(storage: Path, recipe: str) -> float:
     """Returns an upper bound on the dollars that earlier runs of a recipe paid."""
     folder = ledger_folder(storage, recipe)
     return Ledger(folder).max_dollars if folder.is_dir() else 0.0
+
+
+def spent_besides(storage: Path, recipe: str, stages: Collection[str]) -> dict[str, "Spent"]:
+    """Returns what the runs of a recipe spent, by model, except on these stages (names of their
+    artifacts' folders); nothing if there is no ledger."""
+    folder = ledger_folder(storage, recipe)
+    return Ledger(folder).spent(besides=stages) if folder.is_dir() else {}
 
 
 @dataclass
@@ -90,6 +97,8 @@ class Reservation:
     stage: str
     model: str
     dollars: float
+    price: Price | None
+    """The price of its tokens; None if it has none, or an earlier version wrote no price."""
 
 
 class Ledger:
@@ -117,8 +126,8 @@ class Ledger:
         """Upper bound on the dollars paid, without the requests in flight."""
         return self._orphaned + sum(spent.max_dollars for spent in self._spent.values())
 
-    def spent(self, stage: str | None = None) -> dict[str, Spent]:
-        """Returns what was spent, by model, for one stage or for all."""
+    def spent(self, stage: str | None = None, besides: Collection[str] = ()) -> dict[str, Spent]:
+        """Returns what was spent, by model, for one stage or for all, except those in `besides`."""
         parts = list(self._spent.items())
         parts += [
             (
@@ -130,19 +139,21 @@ class Ledger:
         ]
         by_model: dict[str, Spent] = {}
         for (entry_stage, model), spent in parts:
-            if stage in (None, entry_stage):
+            if stage in (None, entry_stage) and entry_stage not in besides:
                 by_model[model] = by_model.get(model, Spent()) + spent
         return by_model
 
-    def reserve(self, stage: str, model: str, dollars: float) -> str:
+    def reserve(self, stage: str, model: str, dollars: float, price: Price | None = None) -> str:
         """Writes a reservation; returns its ticket."""
         ticket = f"{self._run}-{self._count}"
-        self._write({"reserve": ticket, "stage": stage, "model": model, "usd": dollars})
+        entry = {"reserve": ticket, "stage": stage, "model": model, "usd": dollars}
+        # A later run, in which the model has another name or price, may learn what it cost.
+        self._write(entry | ({"price": astuple(price)} if price else {}))
         return ticket
 
-    def model_of(self, ticket: str) -> str:
-        """Returns the model of an open reservation, or an empty string if it is not open."""
-        return self._open[ticket].model if ticket in self._open else ""
+    def find(self, ticket: str) -> Reservation | None:
+        """Returns an open reservation; None if it is not open."""
+        return self._open.get(ticket)
 
     def in_flight(self) -> dict[str, str]:
         """Returns the models of this run's open reservations by their tickets."""
@@ -160,7 +171,8 @@ class Ledger:
 
     def _apply(self, entry: dict[str, Any]) -> None:
         if ticket := entry.get("reserve"):
-            self._open[ticket] = Reservation(entry["stage"], entry["model"], entry["usd"])
+            price = Price(*entry["price"]) if "price" in entry else None
+            self._open[ticket] = Reservation(entry["stage"], entry["model"], entry["usd"], price)
             self._add_open(ticket, entry["usd"])
             self._count += self._is_own(ticket)
             if early := self._early.pop(ticket, None):

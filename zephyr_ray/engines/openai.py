@@ -16,12 +16,13 @@ from pydantic import (
 
 from zephyr_ray.demand import Calls
 from zephyr_ray.engines.answer_log import AnswerLog
-from zephyr_ray.engines.batches import MOST_LINES, Batches
+from zephyr_ray.engines.batches import MOST_LINES, Batches, read_unfinished
 from zephyr_ray.engines.choices import JoinedRequests, Outcome, read_choices
 from zephyr_ray.engines.endpoint import Endpoint, EndpointSettings
-from zephyr_ray.engines.language import LanguageEngine, LanguageSettings
+from zephyr_ray.engines.language import LanguageEngine, LanguageSettings, RowAsk
 from zephyr_ray.engines.logprobs import LOGPROBS
 from zephyr_ray.engines.meter import most_tokens
+from zephyr_ray.engines.model import Model
 from zephyr_ray.engines.replies import Rejected, mentions
 from zephyr_ray.engines.settings import BLOCKS_IN_FLIGHT
 from zephyr_ray.engines.tariff import MILLION, Price, Tariff
@@ -160,6 +161,15 @@ class OpenAIEngine(LanguageEngine):
         self._changes: dict[str, str | None] = {}
         """New names of parameters that the endpoint refused, None for those left out."""
 
+    def ask_for(self, model: Model, row: dict[str, Any]) -> RowAsk:
+        if (log := model.answers) and self._log is None:
+            if self._is_batched or read_unfinished(log):
+                self._batches = Batches(self._endpoint, log, creates=self._is_batched)
+            # Another actor may have finished a batch after this one read the log.
+            log.refresh()
+            self._log = log
+        return super().ask_for(model, row)
+
     async def answer(self, messages: list[Message], sampling: Sampling) -> Reply:
         return await self._joined.answer(messages, sampling, key="")
 
@@ -167,10 +177,11 @@ class OpenAIEngine(LanguageEngine):
         self, log: AnswerLog, key: str, messages: list[Message], sampling: Sampling
     ) -> Reply:
         self._log = log
-        if self._is_batched and self._batches is None:
-            self._batches = Batches(self._endpoint, log)
-        earlier = await self._batches.collect(key) if self._batches else None
-        return earlier or await self._joined.answer(messages, sampling, key)
+        if self._batches:
+            self._batches.answers = log
+            if earlier := await self._batches.collect(key):
+                return earlier
+        return await self._joined.answer(messages, sampling, key)
 
     async def _request(
         self, messages: list[Message], sampling: Sampling, keys: list[str]
@@ -179,7 +190,7 @@ class OpenAIEngine(LanguageEngine):
         while True:
             body = self._body(messages, sampling, len(keys))
             try:
-                if self._batches:
+                if self._batches and self._is_batched:
                     return await self._batches.post(body, keys)
                 read = partial(self._read, keys)
                 return await self._endpoint.post("/chat/completions", body, read)

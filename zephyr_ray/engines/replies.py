@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from zephyr_ray.engines.content import read_text
 from zephyr_ray.engines.logprobs import LOGPROBS, read_first_tokens
 from zephyr_ray.errors import RowError, Temporary
 from zephyr_ray.formatting import duration, shorten
@@ -254,15 +255,11 @@ def read_answer(data: dict[str, Any], where: str) -> Reply:
         raise RowError(f"{where}: the answer was withheld ({finish_reason})", "content filter")
     if message.get("refusal"):
         raise RowError(f"{where}: refused: {shorten(str(message['refusal']))}", "refused")
-    text, end = message.get("content"), ENDS.get(finish_reason)
-    first_tokens = read_first_tokens(choice)
-    if text is None and first_tokens:
-        text = ""  # the tokens were spent on reasoning
-    if not isinstance(text, str) or end is None:
-        has = "text" if isinstance(text, str) else "no text"
+    end, first_tokens = ENDS.get(finish_reason), read_first_tokens(choice)
+    text = read_text(message, was_cut=end == "length" or bool(first_tokens))
+    if text is None or end is None:
+        has = "text" if text else "no text"
         raise Unavailable(f"{where}: the reply has {has} and finish_reason {finish_reason}")
-    # Half a surrogate pair, from a cut emoji, is valid JSON, but can be neither sent nor stored.
-    text = text.encode(errors="replace").decode()
     usage = data.get("usage")
     tokens = usage if isinstance(usage, dict) else {}
     prompt_tokens, own_tokens = _count(tokens, "prompt_tokens"), _count(tokens, "completion_tokens")

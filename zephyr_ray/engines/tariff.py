@@ -69,6 +69,8 @@ def read_usage(reply: Any) -> Usage | None:
     prompt, output = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     if prompt is None or output is None:
         return None
+    # Some servers state the tokens of reasoning only in the total.
+    output = max(output, (_count(usage, "total_tokens") or 0) - prompt)
     return Usage(prompt, output, min(cached or 0, prompt))
 
 

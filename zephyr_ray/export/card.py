@@ -1,6 +1,7 @@
 """Writes the card of a data set or model: README.md with YAML front matter, as hubs read it."""
 
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +73,49 @@ def write_card(
 
 def recipe_of(steps: list[Step]) -> dict[str, Any]:
     """Returns a recipe that makes the artifacts of the steps."""
-    names = {step.name for step in steps}
-    models = {
-        name: public(_settings(model))
-        for step in steps
-        for name, model in step.models.items()
-        if name not in names  # a stage that trains a model also names that model
-    }
-    stages = {
-        step.name: {"kind": step.manifest.kind, **public(_settings(step.stage))} for step in steps
-    }
+    models: dict[str, Any] = {}
+    stages: dict[str, Any] = {}
+    all_names, trained = _model_names(steps), {step.name for step in steps}
+    for step in steps:
+        names, settings = all_names[step.name], _settings(step.stage)
+        models |= {
+            names[name]: public(_settings(model))
+            for name, model in step.models.items()
+            if names[name] not in trained  # a stage that trains a model also names that model
+        }
+        for setting, mark, _ in marked(step.stage, Reads):
+            value = settings.get(setting) if mark.is_model else None
+            if isinstance(value, list):
+                settings[setting] = [names.get(name, name) for name in value]
+            elif value is not None:
+                settings[setting] = names.get(value, value)
+        stages[step.name] = {"kind": step.manifest.kind, **public(settings)}
     return {"name": steps[-1].manifest.recipe, "models": models, "stages": stages}
+
+
+def _model_names(steps: list[Step]) -> dict[str, dict[str, str]]:
+    """Returns the unique names of models in a card's recipe, by step and the name there. Artifacts
+    of several recipes may have been made by different models of one name."""
+    made = {step.manifest.key: step.name for step in steps}
+    taken: dict[str, Any] = dict.fromkeys(made.values())
+    names: dict[str, dict[str, str]] = {step.name: {} for step in steps}
+
+    def unique(name: str, settings: dict[str, Any]) -> str:
+        numbered = (f"{name}-{number}" for number in count(2))
+        return next(n for n in chain([name], numbered) if taken.setdefault(n, settings) == settings)
+
+    # The content key hashes the names in a list of models, so these are the last to be changed.
+    for step in sorted(steps, key=lambda step: not _lists_models(step)):
+        for name, model in step.models.items():
+            # A stage that trains a model also names that model.
+            trained = made.get(step.manifest.reads.get(name, ""))
+            names[step.name][name] = trained or unique(name, _settings(model))
+    return names
+
+
+def _lists_models(step: Step) -> bool:
+    fields = marked(step.stage, Reads)
+    return any(mark.is_model and isinstance(getattr(step.stage, f), list) for f, mark, _ in fields)
 
 
 def base_model(steps: list[Step]) -> str | None:

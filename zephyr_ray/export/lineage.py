@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -70,22 +71,20 @@ def read_lineage(artifact: Path, kinds: dict[str, type[Stage]]) -> list[Step]:
 def sources(steps: list[Step], shipped: Path) -> list[Source]:
     """Returns the inputs of the steps that no stage made, once each. `shipped` is the folder of
     recipes and seed files that this package contains."""
-    unique: dict[tuple[str, str], Source] = {}
     names = {step.name for step in steps}
-    for step in steps:
-        for source in _sources(step, names, shipped):
-            unique.setdefault((source.what, source.name), source)
-    return list(unique.values())
+    # The license is compared too, because files in different folders may share a name.
+    return list(dict.fromkeys(s for step in steps for s in _sources(step, names, shipped)))
 
 
 def _sources(step: Step, names: set[str], shipped: Path) -> Iterator[Source]:
     hashed = (step.manifest.identity or {}).get("settings", {})
     for _, _, values in marked(step.stage, DATASET):
         for value in values:
-            yield Source("data set", value, licenses.license_of_dataset(value))
+            yield Source("data set", public(value), licenses.license_of_dataset(value))
     for name, _, values in marked(step.stage, FILE):
         for value in values:
-            yield Source("file", value, licenses.license_of_file(hashed.get(name), shipped))
+            license_ = licenses.license_of_file(hashed.get(name), shipped)
+            yield Source("file", public(value), license_)
     model_identities = dict(_model_identities(step.stage, hashed))
     for name, model in step.models.items():
         weights = [value for _, _, values in marked(model, WEIGHTS) for value in values]
@@ -103,13 +102,15 @@ def _sources(step: Step, names: set[str], shipped: Path) -> Iterator[Source]:
 
 
 def public(value: Any) -> Any:
-    """Returns a setting for a card: an absolute path, which is private, is cut to its last part."""
+    """Returns a setting for a card. A path that is absolute or leads out of the recipe's folder
+    may name private folders, so it is cut to its last part."""
     if isinstance(value, dict):
         return {name: public(part) for name, part in value.items()}
     if isinstance(value, list):
         return [public(part) for part in value]
-    is_path = isinstance(value, str) and value.startswith(("/", "~"))
-    return Path(value).name if is_path else value
+    if isinstance(value, str) and normpath(value).startswith(("/", "~", "file:/", "../")):
+        return Path(value).name
+    return value
 
 
 def _model_identities(stage: Stage, identities: dict[str, Any]) -> Iterator[tuple[str, Any]]:

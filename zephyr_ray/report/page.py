@@ -7,7 +7,7 @@ from typing import Annotated
 
 from zephyr_ray import __version__
 from zephyr_ray.engines import ENGINES
-from zephyr_ray.engines.ledger import PAID
+from zephyr_ray.engines.ledger import PAID, Spent, spent_besides
 from zephyr_ray.errors import Permanent
 from zephyr_ray.formatting import describe_model, dollars, duration
 from zephyr_ray.manifest import Manifest
@@ -60,11 +60,12 @@ class Report(Stage):
                 section = replace(section, chapters=(*section.chapters, chapter))
             if section:
                 contributed[name] = section
+        others = _spent_on_others(work)
         # Added last, because the page opens with the last headline. No stage has an empty name.
         about_the_run = [
             sweep_section(work.variants, contributed),
             diversity_section(work.stages, work.inputs),
-            cost_section({name: artifact.manifest for name, artifact in work.inputs.items()}),
+            cost_section({name: a.manifest for name, a in work.inputs.items()}, others),
         ]
         if sections := [section for section in about_the_run if section]:
             chapters = tuple(chapter for section in sections for chapter in section.chapters)
@@ -73,7 +74,7 @@ class Report(Stage):
         page = render(
             title=self.title,
             findings=collect_findings(contributed, originals),
-            facts=collect_facts(work, stages),
+            facts=collect_facts(work, stages, sum(spent.max_dollars for spent in others.values())),
             stages=stages,
             chapters=arrange(contributed, originals),
         )
@@ -84,13 +85,13 @@ class Report(Stage):
         return 1
 
 
-def collect_facts(work: Work, stages: list[StageSummary]) -> list[Fact]:
+def collect_facts(work: Work, stages: list[StageSummary], paid_for_others: float) -> list[Fact]:
     """Returns the facts below the verdict: recipe, models, judge, cost, time and date. A fact that
-    is unknown is left out."""
+    is unknown is left out. `paid_for_others` is in dollars."""
     manifests = [artifact.manifest for artifact in work.inputs.values()]
     recipes = [manifest.recipe for manifest in manifests if manifest.recipe]
     judges = [m.models[j] for m in manifests if (j := str(m.settings.get("judge"))) in m.models]
-    paid = sum(stage.paid for stage in stages)
+    paid = sum(stage.paid for stage in stages) + paid_for_others
     made = date.today().isoformat()
     texts = {
         "Recipe": recipes[-1] if recipes else "",
@@ -101,6 +102,13 @@ def collect_facts(work: Work, stages: list[StageSummary]) -> list[Fact]:
         "Date": f"{made}, zephyr_ray {__version__}",
     }
     return [Fact(name, text) for name, text in texts.items() if text]
+
+
+def _spent_on_others(work: Work) -> dict[str, Spent]:
+    """Returns what the recipe's runs spent, by model, on stages that the report does not list."""
+    # An artifact that another recipe made lists what that recipe spent.
+    listed = {a.folder.name for a in work.inputs.values() if a.manifest.recipe == work.recipe}
+    return spent_besides(work.storage, work.recipe, listed)
 
 
 def _count(stages: int) -> str:

@@ -1,5 +1,6 @@
 """Binarizes feedback as Zephyr does: scored completions become (chosen, rejected) pairs."""
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
@@ -15,10 +16,14 @@ from zephyr_ray.store import ROWS, read_jsonl
 
 Completion = dict[str, Any]
 
+ROUNDING = 1e-12
+"""Difference, absolute and relative, up to which two numbers differ only by rounding: as floats,
+the means 13/3 and 10/3 differ by a little less than 1."""
 UNSCORED = "fewer than two scored answers"
+ALL_EMPTY = "all answers are empty"
 FIXES = {
     UNSCORED: "use a judge whose replies can be read, or more answers",
-    "all answers are empty": "increase max_tokens of the completions, or use another model",
+    ALL_EMPTY: "increase max_tokens of the completions, or use another model",
     "no answer good enough to choose": "lower min_chosen",
     "all answers are the same": "raise the models' temperature, or use more models",
     "an empty answer scored best": "use a judge that rates empty answers low, or other models",
@@ -112,7 +117,7 @@ class Preferences(Stage):
             work.drop(UNSCORED, row["id"])
             return
         if not any(visible(c["text"]) for c in scored):
-            work.drop("all answers are empty", row["id"])
+            work.drop(ALL_EMPTY, row["id"])
             return
         if self.rejected == "published":
             chosen, others = as_published(scored, self.seed)
@@ -122,19 +127,24 @@ class Preferences(Stage):
             rng.shuffle(scored)
             if predicted:
                 scored = widest_pair(scored, predicted)
+                if not any(visible(c["text"]) for c in scored):
+                    work.drop(ALL_EMPTY, row["id"])
+                    return
             chosen = max((c for c in scored if visible(c["text"])), key=lambda c: c["score"])
             others = scored
-        if self.min_chosen != 1 and chosen["score"] < self.min_chosen:
+        if self.min_chosen != 1 and _is_less(chosen["score"], self.min_chosen):
             work.drop("no answer good enough to choose", row["id"])
             return
         others = [c for c in others if not is_same_text(c["text"], chosen["text"])]
         if not others:
             work.drop("all answers are the same", row["id"])
             return
-        if not visible(chosen["text"]) or all(c["score"] > chosen["score"] for c in others):
+        if not visible(chosen["text"]) or all(
+            _is_less(chosen["score"], c["score"]) for c in others
+        ):
             work.drop("an empty answer scored best", row["id"])
             return
-        others = [c for c in others if self._far_enough(chosen["score"] - c["score"])]
+        others = [c for c in others if self._far_enough(chosen["score"], c["score"])]
         if not others:
             work.drop("tie or margin too small", row["id"])
             return
@@ -145,8 +155,14 @@ class Preferences(Stage):
         for number, rejected in enumerate(others):
             yield _pair(row, number, chosen, rejected)
 
-    def _far_enough(self, margin: float) -> bool:
-        return margin >= self.min_margin and (margin > 0 or self.ties == "keep")
+    def _far_enough(self, chosen: float, other: float) -> bool:
+        reaches = not _is_less(chosen, other + self.min_margin)
+        return reaches and (self.ties == "keep" or _is_less(other, chosen))
+
+
+def _is_less(a: float, b: float) -> bool:
+    """Returns whether a number is less than another one by more than rounding."""
+    return a < b and not math.isclose(a, b, rel_tol=ROUNDING, abs_tol=ROUNDING)
 
 
 def widest_pair(answers: list[Completion], predicted: dict[str, float]) -> list[Completion]:
