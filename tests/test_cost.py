@@ -29,6 +29,15 @@ def manifest(recipe: str = "", **models: Spent) -> Manifest:
     return Manifest(kind="feedback", key="k", files={}, recipe=recipe, counts=counts, seconds=12)
 
 
+def cost_rows(html: str) -> list[list[str]]:
+    """Returns the cells of the table of costs, without its headings."""
+    [table] = re.findall(
+        r"<table>(?:(?!<table>).)*?Requests of unknown cost.*?</table>", html, re.S
+    )
+    rows = re.findall("<tr>(.*?)</tr>", table, re.S)
+    return [re.findall("<t[hd].*?>(.*?)</t[hd]>", row) for row in rows][1:]
+
+
 class Silent(Stage):
     """A stage that contributes nothing to the report."""
 
@@ -79,16 +88,25 @@ def test_the_report_lists_what_the_recipe_spent_on_other_stages(tmp_path: Path) 
     Report(of=list(made)).run(work)
     html = (work.folder / "report.html").read_text(encoding="utf-8")
     assert "<dt>Cost</dt><dd>$22.50</dd>" in html
-    [table] = re.findall(
-        r"<table>(?:(?!<table>).)*?Requests of unknown cost.*?</table>", html, re.S
-    )
-    rows = re.findall("<tr>(.*?)</tr>", table, re.S)
-    assert [re.findall("<t[hd].*?>(.*?)</t[hd]>", row) for row in rows][1:] == [
+    assert cost_rows(html) == [
         ["feedback", "judge", "1", "9", "0", "9", "1.0000", "0", "0.0000", "0"],
         ["answers", "judge", "1", "9", "0", "9", "2.0000", "0", "0.0000", "0"],
         ["other stages", "judge", "2", "18", "0", "18", "19.0000", "1", "0.5000", "1"],
         ["all", "", "4", "36", "0", "36", "22.0000", "1", "0.5000", "1"],
     ]
+
+
+def test_an_artifact_of_two_names_was_paid_for_once(tmp_path: Path) -> None:
+    artifact = Artifact(tmp_path / "store" / "feedback-k", manifest(judge=JUDGE))
+    made = {"feedback": artifact, "same": artifact}
+    work = Work("page", tmp_path / "store" / "report-k", 0, made, {}, {})
+    work.stages.update(dict.fromkeys(made, Silent()))
+    work.folder.mkdir(parents=True)
+    Report(of=list(made)).run(work)
+    html = (work.folder / "report.html").read_text(encoding="utf-8")
+    assert "<dt>Cost</dt><dd>$1.75</dd>" in html
+    assert "<dt>Time</dt><dd>12 s, 2 stages</dd>" in html
+    assert [row[:2] for row in cost_rows(html)] == [["feedback", "judge"]]
 
 
 def test_costs_are_not_listed_with_other_counts() -> None:

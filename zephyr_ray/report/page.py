@@ -21,6 +21,7 @@ from zephyr_ray.report.sweep_section import sweep_section
 from zephyr_ray.section import Section
 from zephyr_ray.settings import ADDED, Reads
 from zephyr_ray.stage import Stage, Work, original_name
+from zephyr_ray.store import Artifact
 
 MOST_NAMES = 6
 """Maximum models that the page names below its verdict."""
@@ -60,12 +61,12 @@ class Report(Stage):
                 section = replace(section, chapters=(*section.chapters, chapter))
             if section:
                 contributed[name] = section
-        others = _spent_on_others(work)
+        others, distinct = _spent_on_others(work), _distinct(work.inputs)
         # Added last, because the page opens with the last headline. No stage has an empty name.
         about_the_run = [
             sweep_section(work.variants, contributed),
             diversity_section(work.stages, work.inputs),
-            cost_section({name: a.manifest for name, a in work.inputs.items()}, others),
+            cost_section({name: a.manifest for name, a in distinct.items()}, others),
         ]
         if sections := [section for section in about_the_run if section]:
             chapters = tuple(chapter for section in sections for chapter in section.chapters)
@@ -91,17 +92,27 @@ def collect_facts(work: Work, stages: list[StageSummary], paid_for_others: float
     manifests = [artifact.manifest for artifact in work.inputs.values()]
     recipes = [manifest.recipe for manifest in manifests if manifest.recipe]
     judges = [m.models[j] for m in manifests if (j := str(m.settings.get("judge"))) in m.models]
-    paid = sum(stage.paid for stage in stages) + paid_for_others
+    distinct = _distinct(work.inputs)
+    made_once = [stage for stage in stages if stage.name in distinct]
+    paid = sum(stage.paid for stage in made_once) + paid_for_others
     made = date.today().isoformat()
     texts = {
         "Recipe": recipes[-1] if recipes else "",
         "Models": _models(work),
         "Judge": "; ".join(dict.fromkeys(map(describe_model, judges))),
         "Cost": _cost(paid, manifests),
-        "Time": f"{duration(sum(stage.seconds for stage in stages))}, {_count(len(stages))}",
+        "Time": f"{duration(sum(stage.seconds for stage in made_once))}, {_count(len(stages))}",
         "Date": f"{made}, zephyr_ray {__version__}",
     }
     return [Fact(name, text) for name, text in texts.items() if text]
+
+
+def _distinct(inputs: dict[str, Artifact]) -> dict[str, Artifact]:
+    """Returns each artifact once, by the first name; stages of the same content share theirs."""
+    names: dict[Path, str] = {}
+    for name, artifact in inputs.items():
+        names.setdefault(artifact.folder, name)
+    return {name: inputs[name] for name in names.values()}
 
 
 def _spent_on_others(work: Work) -> dict[str, Spent]:
