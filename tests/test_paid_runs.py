@@ -140,7 +140,9 @@ def test_a_killed_run_pays_for_no_answer_twice_and_keeps_to_its_budget(
         kill_midway(tmp_path, server)
         kept = kept_answers(tmp_path)
         bill.gate.set()
+        deadline = time.monotonic() + 300
         while len(bill.served) < len(server.bodies):
+            assert time.monotonic() < deadline, "a request is not answered"
             time.sleep(0.01)
         finished = sum("row" in entry for entry in entries(tmp_path, "store/*/scratch/rows"))
         assert len(kept) > CALLS * finished  # some rows have only their first answers

@@ -13,6 +13,7 @@ import train_once
 from train_processes import train
 
 from zephyr_ray.store import read_jsonl
+from zephyr_ray.train.checkpoints import written_by
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.sft import Sft
 
@@ -182,7 +183,7 @@ def test_a_kill_during_rewriting_keeps_the_checkpoint(
 
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(runs[case][2].checkpoints / "checkpoint-2", checkpoint)
-    written, before = resharding.written_by(checkpoint), state(checkpoint / "global_step2")
+    written, before = written_by(checkpoint), state(checkpoint / "global_step2")
 
     def killed(state: Any, path: Path) -> None:
         path.write_bytes(b"half")
@@ -191,13 +192,13 @@ def test_a_kill_during_rewriting_keeps_the_checkpoint(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(resharding, "_save", killed)
         resharding.fit_to_workers(checkpoint, 0, 1, lambda: None)
-    assert resharding.written_by(checkpoint) == written == (written[0], 2)
+    assert written_by(checkpoint) == written == (written[0], 2)
     assert state(checkpoint / "global_step2") == before
     resharding.fit_to_workers(checkpoint, 0, 2, lambda: None)
     assert [path.name for path in checkpoint.glob("global_step*")] == ["global_step2"]
     resharding.fit_to_workers(checkpoint, 0, 1, lambda: None)
     assert [path.name for path in checkpoint.glob("global_step*")] == ["global_step2-1"]
-    assert resharding.written_by(checkpoint) == (written[0], 1)
+    assert written_by(checkpoint) == (written[0], 1)
 
 
 def test_every_worker_has_a_random_state(runs: dict[str, dict[int, Job]]) -> None:

@@ -1,5 +1,6 @@
 """Tests retries after worker deaths, and the error lines for deaths and lack of memory."""
 
+import json
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from ray.train import ControllerError, WorkerGroupError
 
 from zephyr_ray.errors import Permanent
 from zephyr_ray.train import workers
+from zephyr_ray.train.checkpoints import RAY_RECORD
 from zephyr_ray.train.failures import died, kernel_kills, ran_out_of_memory
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.sft import Sft
@@ -114,7 +116,7 @@ def test_progress_resets_the_count_of_failures(
 
     def fit() -> None:
         if trainer.attempts + 1 in (3, 5):
-            kept.write_text("1" * trainer.attempts)
+            kept.write_text(json.dumps({"attempts": trainer.attempts * "1"}))
         trainer.fit()
 
     monkeypatch.setattr(workers, "_trainer", lambda job: SimpleNamespace(fit=fit))
@@ -122,6 +124,36 @@ def test_progress_resets_the_count_of_failures(
     with pytest.raises(Permanent, match="workers died 3 times"):
         workers._fit("s", job)
     assert trainer.attempts == 8
+
+
+@pytest.mark.parametrize(
+    ("files", "zero", "resumes"),
+    [
+        (["zero_pp_rank_0_mp_rank_00_optim", "zero_pp_rank_0_mp_rank_00_model"], 3, True),
+        (["zero_pp_rank_0_mp_rank_00_optim", "zero_pp_rank_0_mp_rank_00_model"], 2, False),
+        (["bf16_zero_pp_rank_0_mp_rank_00_optim", "mp_rank_00_model"], 1, True),
+        ([], 0, False),  # the folder is gone
+    ],
+)
+def test_ray_starts_without_a_checkpoint_that_cannot_be_resumed(
+    files: list[str], zero: int, resumes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray holds what its record lists in memory, and would delete a new checkpoint of that name."""
+    job = Job(settings=Sft(model="m", data="d", zero=zero), weights="w", folder=tmp_path, order=[])
+    job.checkpoints.mkdir(parents=True)
+    record = {"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint-5", "metrics": {}}}
+    (job.checkpoints / RAY_RECORD).write_text(json.dumps(record))
+    if files:
+        checkpoint = job.checkpoints / "checkpoint-5"
+        (checkpoint / "global_step5").mkdir(parents=True)
+        (checkpoint / "latest").write_text("global_step5")
+        for name in files:
+            (checkpoint / "global_step5" / f"{name}_states.pt").touch()
+    seen: list[set[str]] = []
+    fit = SimpleNamespace(fit=lambda: seen.append({p.name for p in job.checkpoints.iterdir()}))
+    monkeypatch.setattr(workers, "_trainer", lambda job: fit)
+    workers._fit("s", job)
+    assert seen == [{"checkpoint-5", RAY_RECORD} if resumes else set()]
 
 
 def test_a_kill_by_the_kernel_is_not_retried(

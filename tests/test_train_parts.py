@@ -16,7 +16,7 @@ from zephyr_ray.chat import CHATML, ChatFormat
 from zephyr_ray.errors import Permanent
 from zephyr_ray.store import Journal, read_jsonl
 from zephyr_ray.train import cpu, workers
-from zephyr_ray.train.context import RAY_RECORD, RECORD, remove_checkpoints
+from zephyr_ray.train.checkpoints import RAY_RECORD, RECORD, remove_checkpoints, written_by
 from zephyr_ray.train.dpo import Dpo
 from zephyr_ray.train.job import Job
 from zephyr_ray.train.model import four_bits, load_model, save, write_model
@@ -197,8 +197,6 @@ def test_precision_is_deepspeeds_autocast(precision: str, enabled: bool, tmp_pat
 def test_files_of_a_checkpoint_say_how_it_was_written(
     files: list[str], zero: int, workers: int, tmp_path: Path
 ) -> None:
-    from zephyr_ray.train.resharding import written_by
-
     (tmp_path / "latest").write_text("global_step5")
     (tmp_path / "global_step5").mkdir()
     for name in files:

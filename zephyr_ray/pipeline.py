@@ -151,7 +151,7 @@ def print_plan(recipe: Recipe, steps: list[Step]) -> None:
     for heading in ("stage", "kind", "state", "rows", "why"):
         table.add_column(heading, overflow="fold")
     for step in steps:
-        state = "[yellow]to do[/]" if step.must_run else "[cyan]cached[/]"
+        state = "[cyan]cached[/]" if step.artifact else "[yellow]to do[/]"
         bound = "" if step.artifact else "≤ "
         rows = "" if step.rows is None else f"{bound}{step.rows}"
         table.add_row(step.name, step.stage.kind, state, rows, Text(masked(step.reason)))

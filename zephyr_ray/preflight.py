@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from zephyr_ray.demand import RAY_BYTES, Footprint
@@ -150,7 +151,12 @@ def _check_memory(name: str, footprint: Footprint) -> None:
 
 
 def _bytes_in(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+    size = 0
+    for path in folder.rglob("*"):
+        # A worker of a killed run may still remove a checkpoint.
+        with suppress(FileNotFoundError):
+            size += 0 if path.is_dir() else path.lstat().st_size
+    return size
 
 
 def _check_disk(store: Store, name: str, needed: float) -> None:

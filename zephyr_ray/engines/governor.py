@@ -103,7 +103,10 @@ class Governor:
         price = reservation.price or (tariff and tariff.price)
         if usage and usage.tokens and reservation.dollars and not price:
             usage = None  # an earlier run paid for it, at a price that is not known
-        self._ledger.settle(ticket, usage, price.dollars(usage) if price and usage else 0.0)
+        dollars = price.dollars(usage) if price and usage else 0.0
+        if not reservation.price:  # an earlier version's, for which today's price may be too high
+            dollars = min(dollars, reservation.dollars)
+        self._ledger.settle(ticket, usage, dollars)
         if ticket in self._taken:  # otherwise it was sent before this process started
             account, taken = self._taken.pop(ticket)
             account.settle(taken, end.usage)

@@ -5,18 +5,13 @@ loop starts.
 """
 
 import os
-import shutil
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from zephyr_ray.store import write_atomically
-
-RAY_RECORD = "checkpoint_manager_snapshot.json"
-"""File in the folder of checkpoints in which Ray Train lists those that all workers reported."""
-RECORD = "last_checkpoint"
-"""File there with the name of the last checkpoint that all workers reported without Ray."""
+from zephyr_ray.train.checkpoints import RECORD, remove_checkpoints
 
 
 class Context(Protocol):
@@ -84,16 +79,6 @@ class ProcessContext:
     def last_checkpoint(self) -> Path | None:
         record = self.checkpoints / RECORD
         return self.checkpoints / record.read_text(encoding="utf-8") if record.exists() else None
-
-
-def remove_checkpoints(folder: Path, keep: str | None) -> None:
-    """Removes all checkpoints in the folder except the one with the name `keep`; if there is none,
-    first the records, which may name one."""
-    for record in () if keep else (RAY_RECORD, RECORD):
-        (folder / record).unlink(missing_ok=True)
-    for path in folder.glob("checkpoint-*"):
-        if path.name != keep:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _free_port() -> int:

@@ -43,9 +43,8 @@ def compute_log_probs(job: WorkerJob, data: Any, rows: Iterable[int]) -> dict[in
     folder = job.scratch / JOURNAL
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     # The workers exchange entries, because on NFS they may see each other's files late.
-    exchange = torch.distributed.new_group(backend="gloo")
     shared = [{entry["row"]: entry for entry in Journal(folder).read_new()}]
-    torch.distributed.broadcast_object_list(shared, group=exchange)
+    torch.distributed.broadcast_object_list(shared)
     [entries] = shared
     if missing := [row for row in rows if row not in entries]:
         journal = Journal(folder, writer=f"rank{rank}")
@@ -59,9 +58,8 @@ def compute_log_probs(job: WorkerJob, data: Any, rows: Iterable[int]) -> dict[in
             journal.append(entries[row])
         journal.sync()
         parts: list[dict[int, dict[str, Any]]] = [{}] * world_size
-        torch.distributed.all_gather_object(parts, entries, group=exchange)
+        torch.distributed.all_gather_object(parts, entries)
         entries = {row: entry for part in parts for row, entry in part.items()}
-    torch.distributed.destroy_process_group(exchange)
     return entries
 
 

@@ -15,9 +15,10 @@ from transformers import TrainerCallback
 from zephyr_ray.errors import Permanent
 from zephyr_ray.stage import log
 from zephyr_ray.store import Journal
-from zephyr_ray.train.context import Context, remove_checkpoints
-from zephyr_ray.train.job import Job
-from zephyr_ray.train.resharding import fit_to_workers, written_by
+from zephyr_ray.train.checkpoints import fits, remove_checkpoints
+from zephyr_ray.train.context import Context
+from zephyr_ray.train.job import UNFIT, Job
+from zephyr_ray.train.resharding import fit_to_workers
 from zephyr_ray.train.validation import Validation
 
 
@@ -102,9 +103,10 @@ def last_checkpoint(job: Job, context: Context) -> Path | None:
     workers, and removes all others, which may be half written. Runs on every worker."""
     rank, workers = torch.distributed.get_rank(), torch.distributed.get_world_size()
     last = context.last_checkpoint()
-    if last and written_by(last)[0] != (2 if job.settings.zero == 1 else job.settings.zero):
-        log.warning("the checkpoint was written at another ZeRO stage; training starts from step 1")
+    if last and not fits(last, job.settings.zero):
+        log.warning(UNFIT)
         last = None
+    torch.distributed.barrier()  # no worker removes files before all have read them
     if rank == 0:
         remove_checkpoints(job.checkpoints, keep=last.name if last else None)
     if last:

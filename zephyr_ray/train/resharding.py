@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from zephyr_ray.store import write_atomically
+from zephyr_ray.train.checkpoints import state_folder, written_by
 
 SUB_GROUP = 1_000_000_000
 """Elements per worker at which ZeRO-3 ends a group of parameters that it updates at once
@@ -62,21 +63,12 @@ class Split:
         return part
 
 
-def written_by(checkpoint: Path) -> tuple[int, int]:
-    """Returns the ZeRO stage (2 also for 1, which is written in the same way) and the number of
-    workers of a checkpoint. Without ZeRO (0), its state is not split: 1 worker."""
-    folder = _state_folder(checkpoint)
-    optimizers = len(list(folder.glob("*_optim_states.pt")))
-    models = len(list(folder.glob("zero_pp_rank_*_model_states.pt")))
-    return (3 if models else 2 if optimizers else 0), optimizers or 1
-
-
 def fit_to_workers(checkpoint: Path, rank: int, workers: int, barrier: Callable[[], None]) -> None:
     """Rewrites the checkpoint if another number of workers wrote it. Every worker calls this.
 
     A kill at any time leaves the old state or the new one valid: `latest` names it.
     """
-    old, (zero, writers) = _state_folder(checkpoint), written_by(checkpoint)
+    old, (zero, writers) = state_folder(checkpoint), written_by(checkpoint)
     barrier()  # no worker changes the folder before all have read it
     if rank == 0:
         _add_random_states(checkpoint, workers)
@@ -211,10 +203,6 @@ def _adam(
         for group, params in zip(old[0]["param_groups"], numbers, strict=True)
     ]
     return {"state": state, "param_groups": param_groups}
-
-
-def _state_folder(checkpoint: Path) -> Path:
-    return checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
 
 
 def _add_random_states(checkpoint: Path, workers: int) -> None:

@@ -19,9 +19,9 @@ from zephyr_ray.formatting import number, percent
 from zephyr_ray.ray_cluster import connect
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Journal, write_rows
-from zephyr_ray.train.context import RAY_RECORD
+from zephyr_ray.train.checkpoints import RAY_RECORD, fits, remove_checkpoints
 from zephyr_ray.train.failures import died, kernel_kills, ran_out_of_memory
-from zephyr_ray.train.job import VALIDATION, Job, WorkerJob
+from zephyr_ray.train.job import UNFIT, VALIDATION, Job, WorkerJob
 from zephyr_ray.train.reference import JOURNAL
 from zephyr_ray.train.worker import run_worker
 
@@ -92,7 +92,7 @@ def _fit(name: str, job: WorkerJob) -> None:
     savings = job.settings.memory_savings()
     while True:
         attempt += 1
-        _discard_torn_state(job)
+        _discard_useless_state(job)
         kills = kernel_kills()
         try:
             _trainer(job).fit()
@@ -156,17 +156,22 @@ def _trainer(job: WorkerJob) -> "TorchTrainer":
     )
 
 
-def _discard_torn_state(job: WorkerJob) -> None:
+def _discard_useless_state(job: WorkerJob) -> None:
     """Removes Ray's run state if its writer was killed halfway (Ray writes it in place, and could
-    not read it again)."""
+    not read it again), and with its checkpoints if the job cannot resume from the last one: Ray
+    would later delete a new checkpoint of the same name, or fail to delete the missing one."""
     state = _run_state(job)
     try:
-        json.loads(state.read_text(encoding="utf-8"))
+        last = json.loads(state.read_text(encoding="utf-8")).get("latest_checkpoint_result")
     except FileNotFoundError:
-        pass
+        return
     except ValueError:
         log.warning("the state of the interrupted run is half written; training starts from step 1")
         state.unlink()
+        return
+    if last and not fits(job.checkpoints / last["checkpoint_dir_name"], job.settings.zero):
+        log.warning(UNFIT)
+        remove_checkpoints(job.checkpoints, keep=None)
 
 
 @contextmanager
