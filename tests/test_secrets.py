@@ -188,7 +188,7 @@ def test_commands_that_fail(
     except SystemExit as exit:
         code = exit.code
     output = capfd.readouterr()
-    assert code == (0 if case == "plan" else 1 if case == "status" else 2)
+    assert code == (0 if case == "plan" else 1 if case in ("status", "tracking") else 2)
     search(folder, output.out, output.err)
 
 
