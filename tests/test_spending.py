@@ -82,6 +82,15 @@ def test_a_request_costs_what_its_model_cost_when_it_was_sent(tmp_path: Path) ->
     assert Ledger(tmp_path).spent() == {"m": m}
 
 
+def test_a_request_of_an_earlier_version_costs_at_most_its_reservation(tmp_path: Path) -> None:
+    """It recorded no price: a batch was reserved at half of today's."""
+    journal = Journal(tmp_path, "earlier")
+    journal.append({"reserve": "earlier-0", "stage": "s", "model": "m", "usd": 5.0})
+    settle(governor(tmp_path), "earlier-0", Usage(10, 4))  # 10.4 at today's price
+    m = Spent(requests=1, input_tokens=10, output_tokens=4, dollars=5.0)
+    assert Ledger(tmp_path).spent() == {"m": m}
+
+
 def test_a_request_at_a_price_that_is_not_known_counts_at_its_reservation(tmp_path: Path) -> None:
     """An earlier version recorded no price, and the model has another name."""
     journal = Journal(tmp_path, "earlier")
