@@ -1,5 +1,5 @@
 """Fakes the Kubernetes API over HTTP: objects, watches, logs and proxies in memory, with injected
-faults. Checks tokens, access and name conflicts; a test's `operator` stands in for KubeRay."""
+faults. It checks tokens, access and name conflicts. A test's `operator` acts as KubeRay."""
 
 import json
 import re

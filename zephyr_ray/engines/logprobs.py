@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from zephyr_ray.messages import encodable
 from zephyr_ray.models.contract import TopLogprobs
 
 LOGPROBS = re.compile(r"log[ _-]?prob", re.IGNORECASE)
@@ -36,6 +37,4 @@ def _token(entry: Any) -> tuple[str, float] | None:
     text, value = entry.get("token"), entry.get("logprob")
     if not isinstance(text, str) or isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    # Half a surrogate pair is valid JSON, but cannot be stored.
-    readable = text.encode(errors="replace").decode()
-    return (readable, float(value)) if LOWEST <= value <= HIGHEST else None
+    return (encodable(text), float(value)) if LOWEST <= value <= HIGHEST else None

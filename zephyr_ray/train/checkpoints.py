@@ -7,11 +7,17 @@ RAY_RECORD = "checkpoint_manager_snapshot.json"
 """File in which Ray Train lists the checkpoints that all workers reported."""
 RECORD = "last_checkpoint"
 """File with the name of the last checkpoint that all workers reported without Ray."""
+UNFIT = (
+    "the last checkpoint is missing or was written at another ZeRO stage; training starts from "
+    "step 1"
+)
+"""Warning if the last checkpoint does not fit."""
 
 
 def remove_checkpoints(folder: Path, keep: str | None) -> None:
-    """Removes all checkpoints in the folder except the one with the name `keep`; if there is none,
-    first the records, which may name one."""
+    """Removes all checkpoints in the folder except the one named `keep`. If it is None, removes
+    the records too."""
+    # Records first: a kill must not leave one that names a missing checkpoint.
     for record in () if keep else (RAY_RECORD, RECORD):
         (folder / record).unlink(missing_ok=True)
     for path in folder.glob("checkpoint-*"):

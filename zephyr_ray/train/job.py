@@ -5,11 +5,6 @@ from pathlib import Path
 
 from zephyr_ray.train.settings import TrainingSettings, WorkerSettings
 
-UNFIT = (
-    "the last checkpoint is missing or was written at another ZeRO stage; training starts from "
-    "step 1"
-)
-"""Warning if a job cannot resume."""
 VALIDATION = "validation/"
 """Prefix of counts and metrics of held-out rows."""
 

@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 from zephyr_ray.errors import Permanent
 from zephyr_ray.stage import log
 from zephyr_ray.store import Journal
-from zephyr_ray.train.checkpoints import fits, remove_checkpoints
+from zephyr_ray.train.checkpoints import UNFIT, fits, remove_checkpoints
 from zephyr_ray.train.context import Context
-from zephyr_ray.train.job import UNFIT, Job
+from zephyr_ray.train.job import Job
 from zephyr_ray.train.resharding import fit_to_workers
 from zephyr_ray.train.validation import Validation
 

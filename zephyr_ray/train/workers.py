@@ -19,9 +19,9 @@ from zephyr_ray.formatting import number, percent
 from zephyr_ray.ray_cluster import connect
 from zephyr_ray.stage import Work, log
 from zephyr_ray.store import Journal, write_rows
-from zephyr_ray.train.checkpoints import RAY_RECORD, fits, remove_checkpoints
+from zephyr_ray.train.checkpoints import RAY_RECORD, UNFIT, fits, remove_checkpoints
 from zephyr_ray.train.failures import died, kernel_kills, ran_out_of_memory
-from zephyr_ray.train.job import UNFIT, VALIDATION, Job, WorkerJob
+from zephyr_ray.train.job import VALIDATION, Job, WorkerJob
 from zephyr_ray.train.reference import JOURNAL
 from zephyr_ray.train.worker import run_worker
 
